@@ -1,0 +1,3 @@
+//! The `ovbd-vhost` daemon: arguments only.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! The `ovbd` image tool: arguments only.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The `ovbd-vhost` daemon: from command line to running device.

@@ -1,0 +1,1 @@
+//! One worker per virtqueue: pop, parse, plan, read, finish.

@@ -1,0 +1,31 @@
+//! Serves stacks of OverlayBD layers to virtual machines as vhost-user-blk devices.
+//!
+//! The modules are floors: a module may use only floors below its own, and a test
+//! (`tests/architecture.rs`) holds them to that. From the guest down to the bytes:
+//!
+//! | floor | module | one line |
+//! |---|---|---|
+//! | 8 | [`daemon`] | command line to running device: socket, signals, readiness |
+//! | 7 | [`vhost`] | vhost-user messages of one front-end start and stop queues |
+//! | 6 | [`engine`] | one worker per queue: pop, parse, plan, read, finish |
+//! | 6 | [`tool`] | what the `ovbd` image tool does: create, inspect, check, export |
+//! | 5 | [`virtio`] | what the guest says: memory, virtqueue, descriptor chain, block request |
+//! | 4 | [`image`] | layers merged into one disk, and which bytes make up a range of it |
+//! | 3 | [`source`] | a blob's bytes, made local |
+//! | 2 | [`codec`] | LZ4 and zstd blocks in and out |
+//! | 1 | [`format`](mod@format) | on-disk structures: bytes to structs and back, no I/O |
+//! | 0 | [`units`], [`scatter`] | sectors and bytes that cannot be mixed; a request's memory |
+//!
+//! `docs/architecture.md` follows one read through them.
+
+pub mod codec;
+pub mod daemon;
+pub mod engine;
+pub mod format;
+pub mod image;
+pub mod scatter;
+pub mod source;
+pub mod tool;
+pub mod units;
+pub mod vhost;
+pub mod virtio;

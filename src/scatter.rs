@@ -1,0 +1,197 @@
+//! The memory a read fills: pieces in order, each possibly memory a guest writes at the same time.
+//!
+//! A piece is a [`VolatileSlice`], never a `&mut [u8]`: a reference would promise the compiler that
+//! nobody else touches the bytes, and a guest may.
+
+use vm_memory::VolatileSlice;
+
+/// Pieces of memory, filled in order as if they were one buffer.
+#[derive(Debug, Default)]
+pub struct Scatter<'m> {
+    pieces: Vec<VolatileSlice<'m>>,
+    len: usize,
+}
+
+impl<'m> Scatter<'m> {
+    /// An empty list.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Appends a piece; empty pieces are skipped, so that every piece holds at least one byte.
+    pub fn push(&mut self, piece: VolatileSlice<'m>) {
+        if !piece.is_empty() {
+            self.len += piece.len();
+            self.pieces.push(piece);
+        }
+    }
+
+    /// Forgets the pieces and keeps the allocation.
+    pub fn clear(&mut self) {
+        self.pieces.clear();
+        self.len = 0;
+    }
+
+    /// Bytes in all pieces together.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is no byte to fill.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The pieces, in order.
+    pub fn pieces(&self) -> &[VolatileSlice<'m>] {
+        &self.pieces
+    }
+
+    /// Drops the last `count` bytes; with fewer than that, all of them.
+    pub fn truncate_by(&mut self, mut count: usize) {
+        while count > 0 {
+            let Some(last) = self.pieces.pop() else {
+                return;
+            };
+            let keep = last.len().saturating_sub(count);
+            let cut = last.len() - keep;
+            self.len -= cut;
+            count -= cut;
+            if let Ok(kept) = last.subslice(0, keep)
+                && keep > 0
+            {
+                self.pieces.push(kept);
+            }
+        }
+    }
+
+    /// A cursor at byte `position` of the whole.
+    pub fn cursor(&self, position: usize) -> Cursor<'_, 'm> {
+        let mut cursor = Cursor {
+            pieces: &self.pieces,
+            offset: 0,
+        };
+        cursor.skip(position);
+        cursor
+    }
+}
+
+/// A place in a [`Scatter`], moved forward by each write.
+///
+/// Writing past the end is a bug of the caller, who planned the read to fit: the surplus is dropped
+/// and debug builds stop.
+#[derive(Clone, Copy, Debug)]
+pub struct Cursor<'s, 'm> {
+    pieces: &'s [VolatileSlice<'m>],
+    offset: usize,
+}
+
+impl<'m> Cursor<'_, 'm> {
+    /// What is left of the current piece, or an empty slice list's `None` at the end.
+    fn rest(&self) -> Option<VolatileSlice<'m>> {
+        self.pieces.first()?.offset(self.offset).ok()
+    }
+
+    /// Moves forward by `count` bytes.
+    pub fn skip(&mut self, mut count: usize) {
+        while count > 0 {
+            let Some(first) = self.pieces.first() else {
+                debug_assert!(false, "cursor moved past the end of its scatter list");
+                return;
+            };
+            let left = first.len() - self.offset;
+            if count < left {
+                self.offset += count;
+                return;
+            }
+            count -= left;
+            self.pieces = &self.pieces[1..];
+            self.offset = 0;
+        }
+    }
+
+    /// The next `len` bytes as one piece, if they lie in one piece; moves past them if so.
+    pub fn take_contiguous(&mut self, len: usize) -> Option<VolatileSlice<'m>> {
+        let piece = self.rest()?.subslice(0, len).ok()?;
+        self.skip(len);
+        Some(piece)
+    }
+
+    /// Calls `each` with the pieces that make up the next `len` bytes and moves past them.
+    pub fn take(&mut self, mut len: usize, mut each: impl FnMut(VolatileSlice<'m>)) {
+        while len > 0 {
+            let Some(rest) = self.rest() else {
+                debug_assert!(false, "cursor moved past the end of its scatter list");
+                return;
+            };
+            let part = len.min(rest.len());
+            if let Ok(piece) = rest.subslice(0, part) {
+                each(piece);
+            }
+            self.skip(part);
+            len -= part;
+        }
+    }
+
+    /// Copies `bytes` in and moves past them.
+    pub fn write(&mut self, mut bytes: &[u8]) {
+        self.take(bytes.len(), |piece| {
+            let (now, later) = bytes.split_at(piece.len());
+            piece.copy_from(now);
+            bytes = later;
+        });
+    }
+
+    /// Fills the next `len` bytes with zeros and moves past them.
+    pub fn zero(&mut self, len: usize) {
+        const ZEROS: [u8; 4096] = [0; 4096];
+        self.take(len, |piece| {
+            let mut at = 0;
+            while at < piece.len() {
+                let part = ZEROS.len().min(piece.len() - at);
+                if let Ok(target) = piece.subslice(at, part) {
+                    target.copy_from(&ZEROS[..part]);
+                }
+                at += part;
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writes_cross_pieces_in_order() {
+        let (mut a, mut b, mut c) = ([0u8; 3], [0u8; 1], [0u8; 4]);
+        let mut scatter = Scatter::new();
+        for piece in [&mut a[..], &mut b[..], &mut c[..]] {
+            scatter.push(VolatileSlice::from(piece));
+        }
+        assert_eq!(scatter.len(), 8);
+        let mut cursor = scatter.cursor(1);
+        cursor.write(&[1, 2, 3, 4]);
+        assert!(
+            cursor.take_contiguous(4).is_none(),
+            "only three bytes are left"
+        );
+        assert_eq!(cursor.take_contiguous(3).map(|piece| piece.len()), Some(3));
+        drop(scatter);
+        assert_eq!((a, b, c), ([0, 1, 2], [3], [4, 0, 0, 0]));
+    }
+
+    #[test]
+    fn zero_and_truncate() {
+        let (mut a, mut b) = (vec![7u8; 9000], vec![7u8; 10]);
+        let mut scatter = Scatter::new();
+        scatter.push(VolatileSlice::from(&mut a[..]));
+        scatter.push(VolatileSlice::from(&mut b[..]));
+        scatter.truncate_by(11);
+        assert_eq!((scatter.len(), scatter.pieces().len()), (8999, 1));
+        scatter.cursor(1).zero(8998);
+        drop(scatter);
+        assert_eq!((a[0], a[8999], b[0]), (7, 7, 7));
+        assert!(a[1..8999].iter().all(|byte| *byte == 0));
+    }
+}

@@ -1,0 +1,1 @@
+//! Where a blob's bytes come from.

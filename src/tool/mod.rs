@@ -1,0 +1,1 @@
+//! What the `ovbd` image tool does.

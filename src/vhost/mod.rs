@@ -1,0 +1,1 @@
+//! vhost-user: the messages of one front-end start and stop queues.

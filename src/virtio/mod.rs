@@ -1,0 +1,1 @@
+//! What the guest says: its memory, virtqueues, descriptor chains and block requests.
