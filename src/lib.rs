@@ -15,6 +15,7 @@
 //! | 2 | [`codec`] | LZ4 and zstd blocks in and out |
 //! | 1 | [`format`](mod@format) | on-disk structures: bytes to structs and back, no I/O |
 //! | 0 | [`units`], [`scatter`] | sectors and bytes that cannot be mixed; a request's memory |
+//! | 0 | [`mapping`], [`sigbus`] | shared file mappings that survive the loss of their file |
 //!
 //! `docs/architecture.md` follows one read through them.
 
@@ -23,7 +24,9 @@ pub mod daemon;
 pub mod engine;
 pub mod format;
 pub mod image;
+pub mod mapping;
 pub mod scatter;
+pub mod sigbus;
 pub mod source;
 pub mod tool;
 pub mod units;

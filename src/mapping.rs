@@ -1,0 +1,181 @@
+//! Shared file mappings that survive the loss of their file.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::ptr::NonNull;
+
+use rustix::mm::{MapFlags, ProtFlags};
+use vm_memory::VolatileSlice;
+
+use crate::sigbus::Watch;
+
+/// A file range cannot be mapped.
+#[derive(Debug, thiserror::Error)]
+pub enum MapError {
+    /// The range is empty, or its end passes the last address.
+    #[error("{len} bytes at offset {offset} are no range that can be mapped")]
+    Range {
+        /// Where the range starts in its file, in bytes.
+        offset: u64,
+        /// Its length in bytes.
+        len: u64,
+    },
+    /// The file is shorter than the range.
+    #[error("file holds {actual} bytes, the range needs {needed}")]
+    Short {
+        /// Bytes the file must have.
+        needed: u64,
+        /// Bytes it has.
+        actual: u64,
+    },
+    /// The file cannot be examined.
+    #[error("file cannot be examined")]
+    Stat(#[source] std::io::Error),
+    /// The system refuses the mapping.
+    #[error("file cannot be mapped")]
+    Map(#[source] std::io::Error),
+    /// Too many mappings are watched already.
+    #[error("more mappings than the table of watched ranges holds")]
+    Full,
+}
+
+/// What a mapping may be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Reading only.
+    Read,
+    /// Reading and writing, seen by everybody who maps the file.
+    ReadWrite,
+}
+
+/// A shared mapping of a file range. It does not keep the file open.
+#[derive(Debug)]
+pub struct Mapping {
+    /// Held while mapped; dropped, in [`Mapping::drop`], before the range is unmapped.
+    watch: Option<Watch>,
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the mapping belongs to the process, not to a thread, and it is only handed out as
+// volatile slices, which make no promise about who else touches the bytes.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `len` bytes at `offset` of `file`, which must hold them now.
+    pub fn new(file: &File, offset: u64, len: u64, access: Access) -> Result<Mapping, MapError> {
+        let absurd = MapError::Range { offset, len };
+        let (Some(needed), Ok(size)) = (offset.checked_add(len), usize::try_from(len)) else {
+            return Err(absurd);
+        };
+        if size == 0 || isize::try_from(size).is_err() {
+            return Err(absurd);
+        }
+        let meta = file.metadata().map_err(MapError::Stat)?;
+        // A device has no length to check.
+        if meta.is_file() && meta.len() < needed {
+            return Err(MapError::Short {
+                needed,
+                actual: meta.len(),
+            });
+        }
+        let protection = match access {
+            Access::Read => ProtFlags::READ,
+            Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
+        };
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+        // SAFETY: no address is asked for, so no mapping of ours is replaced.
+        let start = unsafe {
+            rustix::mm::mmap(std::ptr::null_mut(), size, protection, flags, file, offset)
+        };
+        let start = start.map_err(|errno| MapError::Map(errno.into()))?;
+        let start = NonNull::new(start.cast()).ok_or(absurd)?;
+        // From here on, dropping `mapping` unmaps.
+        let mut mapping = Mapping {
+            watch: None,
+            start,
+            len: size,
+        };
+        mapping.watch = Some(Watch::new(start.as_ptr(), size).ok_or(MapError::Full)?);
+        Ok(mapping)
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Never true: an empty range cannot be mapped.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// `len` bytes at `offset`, if they lie in the mapping.
+    pub fn slice(&self, offset: usize, len: usize) -> Option<VolatileSlice<'_>> {
+        if offset.checked_add(len)? > self.len {
+            return None;
+        }
+        // SAFETY: the range lies in the mapping, which lives as long as `self`, from which the
+        // slice borrows. A file cut short under it does not take the addresses away (`sigbus`).
+        Some(unsafe { VolatileSlice::new(self.start.as_ptr().add(offset), len) })
+    }
+
+    /// Whether the file no longer held a page that was touched: what was read is not its content.
+    pub fn is_lost(&self) -> bool {
+        self.watch.as_ref().is_some_and(Watch::is_lost)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        self.watch = None;
+        // SAFETY: the range was mapped by `new`, nobody else unmaps it, and all slices of it
+        // borrow from `self`.
+        let unmapped = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.len) };
+        debug_assert!(unmapped.is_ok());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_cut_short_is_noticed_and_harms_nobody() {
+        let (file, other) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        file.set_len(16384).unwrap();
+        other.set_len(4096).unwrap();
+        let mapping = Mapping::new(&file, 4096, 12288, Access::ReadWrite).unwrap();
+        let healthy = Mapping::new(&other, 0, 4096, Access::Read).unwrap();
+        mapping.slice(0, 1).unwrap().copy_from(&[7u8]);
+        assert!(!mapping.is_lost());
+        file.set_len(4096).unwrap();
+        let mut byte = [1u8];
+        mapping.slice(8192, 1).unwrap().copy_to(&mut byte[..]);
+        assert_eq!(byte, [0]);
+        assert!(mapping.is_lost());
+        mapping.slice(0, 1).unwrap().copy_from(&[7u8]);
+        assert!(!healthy.is_lost());
+    }
+
+    #[test]
+    fn refuses_what_the_file_does_not_hold() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(8192).unwrap();
+        for (offset, len) in [
+            (0, 0),
+            (0, 8193),
+            (4096, 4097),
+            (u64::MAX, 1),
+            (0, u64::MAX),
+        ] {
+            assert!(
+                Mapping::new(&file, offset, len, Access::Read).is_err(),
+                "{offset}+{len}"
+            );
+        }
+        assert!(Mapping::new(&file, 4096, 4096, Access::Read).is_ok());
+    }
+}

@@ -1,0 +1,155 @@
+//! Descriptor chains (virtio 1.2, sections 2.7.5 and 2.7.6): from a head's number to the memory
+//! the driver lends us, in two lists, what we may read and what we may write.
+//!
+//! Each descriptor is read once and checked; the walk is bounded, so that a loop ends in an error.
+
+use vm_memory::{Bytes, GuestAddress, VolatileSlice};
+
+use virtio_queue::desc::split::Descriptor;
+
+use super::memory::Memory;
+use crate::scatter::Scatter;
+
+/// Most descriptors in one chain, direct and indirect together. The specification stops at the
+/// queue's size; Linux drivers go a little beyond it with indirect tables.
+pub const MAX_CHAIN: usize = 1024;
+
+const DESCRIPTOR: usize = size_of::<Descriptor>();
+
+/// What is wrong with a chain.
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ChainError {
+    /// `next` names a descriptor outside the table.
+    #[error("descriptor {next} is outside its table of {table}")]
+    Next {
+        /// The number found.
+        next: u16,
+        /// Entries in the table.
+        table: usize,
+    },
+    /// More descriptors than a chain may have, or a loop.
+    #[error("chain of more than {MAX_CHAIN} descriptors, or a loop")]
+    TooLong,
+    /// A descriptor names memory the guest does not have.
+    #[error("{len} bytes at guest {addr:#x} are not guest memory")]
+    Memory {
+        /// Guest address.
+        addr: u64,
+        /// Bytes.
+        len: u32,
+    },
+    /// An indirect table whose length is no multiple of 16, or zero, or past the bound.
+    #[error("indirect table of {len} bytes at guest {addr:#x}")]
+    Table {
+        /// Guest address.
+        addr: u64,
+        /// Bytes.
+        len: u32,
+    },
+    /// An indirect table inside an indirect table, or one that goes on with `next`, or one
+    /// that the driver did not negotiate.
+    #[error("indirect descriptor where none is allowed")]
+    Indirect,
+    /// A readable descriptor after a writable one.
+    #[error("readable descriptor after a writable one")]
+    Order,
+}
+
+/// The memory of one chain. Kept and refilled by its owner, so that a walk allocates nothing.
+#[derive(Debug, Default)]
+pub struct Chain<'m> {
+    /// What the driver wrote for us, in order.
+    pub readable: Scatter<'m>,
+    /// What we may write, in order.
+    pub writable: Scatter<'m>,
+    /// Guest ranges of `writable`, while writes are logged.
+    pub ranges: Vec<(GuestAddress, u32)>,
+}
+
+impl<'m> Chain<'m> {
+    /// Collects the chain that starts at descriptor `head` of `table`.
+    ///
+    /// On an error the lists hold what came before it: a status byte may be among it.
+    pub fn walk(
+        &mut self,
+        memory: &'m Memory,
+        table: VolatileSlice<'m>,
+        head: u16,
+        indirect: bool,
+    ) -> Result<(), ChainError> {
+        self.readable.clear();
+        self.writable.clear();
+        self.ranges.clear();
+        let mut left = MAX_CHAIN;
+        let last = self.walk_table(memory, table, head, &mut left)?;
+        let Some(descriptor) = last else {
+            return Ok(());
+        };
+        // Driver requirements of 2.7.5.3.1: negotiated, one level, and the end of its chain.
+        if !indirect || descriptor.has_next() {
+            return Err(ChainError::Indirect);
+        }
+        let (addr, len) = (descriptor.addr(), descriptor.len());
+        let bytes = len as usize;
+        let absurd = ChainError::Table { addr: addr.0, len };
+        if bytes == 0 || !bytes.is_multiple_of(DESCRIPTOR) || bytes / DESCRIPTOR > MAX_CHAIN {
+            return Err(absurd);
+        }
+        let table = memory
+            .slice(addr, bytes)
+            .ok_or(ChainError::Memory { addr: addr.0, len })?;
+        match self.walk_table(memory, table, 0, &mut left)? {
+            Some(_) => Err(ChainError::Indirect),
+            None => Ok(()),
+        }
+    }
+
+    /// Follows `next` within one table; returns an indirect descriptor that ends the walk.
+    fn walk_table(
+        &mut self,
+        memory: &'m Memory,
+        table: VolatileSlice<'m>,
+        head: u16,
+        left: &mut usize,
+    ) -> Result<Option<Descriptor>, ChainError> {
+        let mut index = head;
+        loop {
+            *left = left.checked_sub(1).ok_or(ChainError::TooLong)?;
+            // One read of all sixteen bytes: no field can change between check and use.
+            let descriptor: Descriptor =
+                table
+                    .read_obj(DESCRIPTOR * usize::from(index))
+                    .map_err(|_| ChainError::Next {
+                        next: index,
+                        table: table.len() / DESCRIPTOR,
+                    })?;
+            if descriptor.refers_to_indirect_table() {
+                return Ok(Some(descriptor));
+            }
+            self.add(memory, &descriptor)?;
+            if !descriptor.has_next() {
+                return Ok(None);
+            }
+            index = descriptor.next();
+        }
+    }
+
+    fn add(&mut self, memory: &'m Memory, descriptor: &Descriptor) -> Result<(), ChainError> {
+        let (addr, len) = (descriptor.addr(), descriptor.len());
+        let list = if descriptor.is_write_only() {
+            if memory.log().is_some() {
+                self.ranges.push((addr, len));
+            }
+            &mut self.writable
+        } else if self.writable.is_empty() {
+            &mut self.readable
+        } else {
+            return Err(ChainError::Order);
+        };
+        if memory.slices(addr, len as usize, |piece| list.push(piece)) {
+            Ok(())
+        } else {
+            Err(ChainError::Memory { addr: addr.0, len })
+        }
+    }
+}

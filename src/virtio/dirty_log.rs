@@ -1,0 +1,78 @@
+//! The dirty-page log of a live migration (vhost-user, "Migration"): one bit per 4096-byte page of
+//! guest address space, in memory shared with the front-end, set for every page we write.
+
+use std::fs::File;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use vm_memory::{GuestAddress, VolatileMemory};
+
+use crate::mapping::{Access, MapError, Mapping};
+
+/// Bytes of guest memory one bit stands for (VHOST_LOG_PAGE).
+const LOG_PAGE: u64 = 4096;
+
+/// A mapped log area.
+#[derive(Debug)]
+pub struct DirtyLog {
+    mapping: Mapping,
+}
+
+impl DirtyLog {
+    /// Maps `len` bytes at `offset` of the file a front-end sent with SET_LOG_BASE.
+    pub fn map(file: &File, offset: u64, len: u64) -> Result<Self, MapError> {
+        Ok(Self {
+            mapping: Mapping::new(file, offset, len, Access::ReadWrite)?,
+        })
+    }
+
+    /// Records that `[addr, addr + len)` was written. Pages the log does not cover are not
+    /// recorded: the front-end sized it for all the memory it migrates.
+    pub fn mark(&self, addr: GuestAddress, len: u64) {
+        let Some(last) = len.checked_sub(1) else {
+            return;
+        };
+        for page in addr.0 / LOG_PAGE..=addr.0.saturating_add(last) / LOG_PAGE {
+            let Ok(byte) = usize::try_from(page / 8) else {
+                return;
+            };
+            let Some(cell) = self.mapping.slice(byte, 1) else {
+                return;
+            };
+            let Ok(bits) = cell.get_atomic_ref::<AtomicU8>(0) else {
+                return;
+            };
+            bits.fetch_or(1 << (page % 8), Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn marks_every_page_touched_and_no_other() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4096 + 16).unwrap();
+        let log = DirtyLog::map(&file, 4096, 16).unwrap();
+        log.mark(GuestAddress(4095), 2);
+        log.mark(GuestAddress(9 * 4096), 4096);
+        log.mark(GuestAddress(20 * 4096), 0);
+        log.mark(GuestAddress(127 * 4096), u64::MAX);
+        let mut bits = [0u8; 16];
+        file.read_exact_at(&mut bits, 4096).unwrap();
+        assert_eq!(bits[..2], [0b11, 0b10]);
+        assert!(bits[2..15].iter().all(|byte| *byte == 0));
+        assert_eq!(bits[15], 0x80);
+    }
+
+    #[test]
+    fn refuses_a_log_the_file_does_not_hold() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(15).unwrap();
+        for (offset, len) in [(0, 16), (0, 0), (u64::MAX, 1)] {
+            assert!(DirtyLog::map(&file, offset, len).is_err());
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! The guest's memory: regions the front-end shares, and the way from a guest address to bytes.
+//!
+//! A [`Memory`] never changes: adding or removing a region makes a new one, and whoever still
+//! works on the old one keeps its mappings alive. The file descriptors are closed once mapped.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use vm_memory::{GuestAddress, VolatileSlice};
+
+use super::dirty_log::DirtyLog;
+use crate::mapping::{Access, MapError, Mapping};
+
+/// Why a region cannot be part of guest memory.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// Its end lies past the last address.
+    #[error("memory region at guest {guest:#x}, {len} bytes, passes the end of the address space")]
+    Overflow {
+        /// Guest address of the region.
+        guest: u64,
+        /// Its length in bytes.
+        len: u64,
+    },
+    /// Two regions claim one guest address.
+    #[error("memory region at guest {guest:#x}, {len} bytes, overlaps another")]
+    Overlap {
+        /// Guest address of the region.
+        guest: u64,
+        /// Its length in bytes.
+        len: u64,
+    },
+    /// Its file cannot be mapped.
+    #[error("memory region at guest {guest:#x}, {len} bytes")]
+    Map {
+        /// Guest address of the region.
+        guest: u64,
+        /// Its length in bytes.
+        len: u64,
+        /// What is wrong with the file.
+        source: MapError,
+    },
+    /// A region to remove is not there.
+    #[error("no memory region of {len} bytes at guest {guest:#x} to remove")]
+    Unknown {
+        /// Guest address of the region.
+        guest: u64,
+        /// Its length in bytes.
+        len: u64,
+    },
+}
+
+/// A region as a front-end describes it (vhost-user, "Memory region description").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegionInfo {
+    /// Guest physical address of the first byte.
+    pub guest: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// Address of the first byte in the front-end's own address space: ring addresses use these.
+    pub user: u64,
+    /// Where the region starts in its file.
+    pub file_offset: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Region {
+    info: RegionInfo,
+    mapping: Arc<Mapping>,
+}
+
+impl Region {
+    fn map(info: RegionInfo, file: &File) -> Result<Self, MemoryError> {
+        let RegionInfo {
+            guest,
+            len,
+            user,
+            file_offset,
+        } = info;
+        if guest.checked_add(len).is_none() || user.checked_add(len).is_none() {
+            return Err(MemoryError::Overflow { guest, len });
+        }
+        let mapping = Mapping::new(file, file_offset, len, Access::ReadWrite)
+            .map_err(|source| MemoryError::Map { guest, len, source })?;
+        Ok(Self {
+            info,
+            mapping: Arc::new(mapping),
+        })
+    }
+
+    /// The part of `[addr, addr + len)` that lies in this region, from `addr` on.
+    fn slice(&self, addr: u64, len: usize) -> Option<VolatileSlice<'_>> {
+        let offset = usize::try_from(addr.checked_sub(self.info.guest)?).ok()?;
+        let left = self.mapping.len().checked_sub(offset)?;
+        self.mapping.slice(offset, len.min(left))
+    }
+}
+
+/// All regions of a guest, sorted by address, and the log of what we write to them.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    regions: Vec<Region>,
+    log: Option<Arc<DirtyLog>>,
+}
+
+impl Memory {
+    /// This memory and one region more; the file is closed once mapped.
+    pub fn with_region(&self, info: RegionInfo, file: File) -> Result<Memory, MemoryError> {
+        let mut memory = self.clone();
+        let region = Region::map(info, &file)?;
+        let at = memory
+            .regions
+            .partition_point(|other| other.info.guest < info.guest);
+        let overlaps = |low: &Region, high: &Region| {
+            low.info.guest.saturating_add(low.info.len) > high.info.guest
+        };
+        if at > 0 && overlaps(&memory.regions[at - 1], &region)
+            || at < memory.regions.len() && overlaps(&region, &memory.regions[at])
+        {
+            return Err(MemoryError::Overlap {
+                guest: info.guest,
+                len: info.len,
+            });
+        }
+        memory.regions.insert(at, region);
+        Ok(memory)
+    }
+
+    /// This memory without the region of that guest address, length and front-end address.
+    pub fn without_region(&self, guest: u64, len: u64, user: u64) -> Result<Memory, MemoryError> {
+        let mut memory = self.clone();
+        let same = |region: &Region| {
+            (region.info.guest, region.info.len, region.info.user) == (guest, len, user)
+        };
+        match memory.regions.iter().position(same) {
+            Some(at) => {
+                memory.regions.remove(at);
+                Ok(memory)
+            }
+            None => Err(MemoryError::Unknown { guest, len }),
+        }
+    }
+
+    /// This memory with its writes recorded in `log`, or no longer recorded.
+    pub fn with_log(&self, log: Option<Arc<DirtyLog>>) -> Memory {
+        Memory {
+            regions: self.regions.clone(),
+            log,
+        }
+    }
+
+    /// Whether the front-end cut a file under us: what was read since is not the guest's.
+    pub fn is_lost(&self) -> bool {
+        self.regions.iter().any(|region| region.mapping.is_lost())
+    }
+
+    /// The number of regions.
+    pub fn region_count(&self) -> usize {
+        self.regions.len()
+    }
+
+    /// Where the front-end's address `user` lies in the guest.
+    pub fn user_to_guest(&self, user: u64) -> Option<GuestAddress> {
+        self.regions.iter().find_map(|region| {
+            let offset = user.checked_sub(region.info.user)?;
+            (offset < region.info.len).then(|| GuestAddress(region.info.guest + offset))
+        })
+    }
+
+    /// The longest piece of `[addr, addr + len)` from `addr` on that lies in one region.
+    fn piece(&self, addr: u64, len: usize) -> Option<VolatileSlice<'_>> {
+        let after = self
+            .regions
+            .partition_point(|region| region.info.guest <= addr);
+        let piece = self.regions.get(after.checked_sub(1)?)?.slice(addr, len)?;
+        (!piece.is_empty()).then_some(piece)
+    }
+
+    /// `len` bytes at `addr`, if they lie in one region.
+    pub fn slice(&self, addr: GuestAddress, len: usize) -> Option<VolatileSlice<'_>> {
+        self.piece(addr.0, len).filter(|piece| piece.len() == len)
+    }
+
+    /// Calls `each` with the pieces of `[addr, addr + len)`, which may cross into a neighbouring
+    /// region. Returns whether all of it is guest memory; if not, some pieces may have been seen.
+    #[must_use]
+    pub fn slices<'m>(
+        &'m self,
+        addr: GuestAddress,
+        len: usize,
+        mut each: impl FnMut(VolatileSlice<'m>),
+    ) -> bool {
+        let (mut at, mut left) = (addr.0, len);
+        while left > 0 {
+            let Some(piece) = self.piece(at, left) else {
+                return false;
+            };
+            each(piece);
+            left -= piece.len();
+            match at.checked_add(piece.len() as u64) {
+                Some(next) => at = next,
+                None => return left == 0,
+            }
+        }
+        true
+    }
+
+    /// The log that writes must be recorded in, while a migration runs.
+    pub fn log(&self) -> Option<&DirtyLog> {
+        self.log.as_deref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memfd(len: u64) -> File {
+        let fd = rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let file = File::from(fd);
+        file.set_len(len).unwrap();
+        file
+    }
+
+    fn region(guest: u64, len: u64) -> RegionInfo {
+        RegionInfo {
+            guest,
+            len,
+            user: guest + 0x7000_0000_0000,
+            file_offset: 0,
+        }
+    }
+
+    #[test]
+    fn slices_cross_neighbours_and_stop_at_holes() {
+        let memory = Memory::default()
+            .with_region(region(0x3000, 0x1000), memfd(0x1000))
+            .and_then(|memory| memory.with_region(region(0x1000, 0x2000), memfd(0x2000)))
+            .unwrap();
+        let mut lens = Vec::new();
+        assert!(memory.slices(GuestAddress(0x2ff0), 0x20, |piece| lens.push(piece.len())));
+        assert_eq!(lens, [0x10, 0x10]);
+        assert!(memory.slice(GuestAddress(0x2ff0), 0x20).is_none());
+        assert!(memory.slice(GuestAddress(0x3000), 0x1000).is_some());
+        for (addr, len) in [
+            (0xfff, 1),
+            (0x4000, 1),
+            (0x3fff, 2),
+            (u64::MAX, 2),
+            (0x1000, 1 << 40),
+        ] {
+            assert!(
+                !memory.slices(GuestAddress(addr), len, |_| ()),
+                "{addr:#x}+{len}"
+            );
+        }
+        assert_eq!(
+            memory.user_to_guest(0x7000_0000_3001),
+            Some(GuestAddress(0x3001))
+        );
+        assert_eq!(memory.user_to_guest(0x7000_0000_4000), None);
+    }
+
+    #[test]
+    fn refuses_what_does_not_fit() {
+        let memory = Memory::default()
+            .with_region(region(0x2000, 0x2000), memfd(0x2000))
+            .unwrap();
+        for guest in [0x1000, 0x2000, 0x3000] {
+            let error = memory
+                .with_region(region(guest, 0x2000), memfd(0x2000))
+                .unwrap_err();
+            assert!(matches!(error, MemoryError::Overlap { .. }), "{error}");
+        }
+        let short = Memory::default().with_region(region(0, 0x2000), memfd(0x1000));
+        assert!(matches!(
+            short,
+            Err(MemoryError::Map {
+                source: MapError::Short { .. },
+                ..
+            })
+        ));
+        let far = RegionInfo {
+            guest: u64::MAX - 1,
+            len: 0x1000,
+            user: 0,
+            file_offset: 0,
+        };
+        let far = Memory::default().with_region(far, memfd(0x1000));
+        assert!(matches!(far, Err(MemoryError::Overflow { .. })));
+        assert!(
+            memory
+                .without_region(0x2000, 0x1000, 0x7000_0000_2000)
+                .is_err()
+        );
+        let removed = memory
+            .without_region(0x2000, 0x2000, 0x7000_0000_2000)
+            .unwrap();
+        assert!(removed.slice(GuestAddress(0x2000), 1).is_none());
+        assert!(
+            memory.slice(GuestAddress(0x2000), 1).is_some(),
+            "the old view is unchanged"
+        );
+    }
+}

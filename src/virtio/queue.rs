@@ -1,0 +1,324 @@
+//! A running split virtqueue (virtio 1.2, section 2.7), the device's side.
+//!
+//! [`Queue::pop`] takes the next available chain and marks it in the in-flight region;
+//! [`Queue::finish`] puts its answer into the used ring; [`Queue::publish`] makes a batch of
+//! answers visible, clears their marks and says whether the driver wants an interrupt. To take a
+//! chain unmarked cannot be written.
+//!
+//! The guest writes the rings while we read them: each field is read once, indexes are checked
+//! against the queue's size, and what breaks the rules stops this queue ([`QueueError`]).
+
+use std::sync::atomic::{Ordering, fence};
+
+use virtio_bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::{Bytes, GuestAddress, VolatileSlice};
+
+use super::inflight::InflightQueue;
+use super::memory::Memory;
+
+/// Largest queue a split virtqueue can have.
+pub const MAX_QUEUE_SIZE: u16 = 32768;
+
+const DESCRIPTOR: usize = size_of::<Descriptor>();
+const USED_ELEM: usize = 8;
+/// `flags` and `idx` come before the entries of both rings.
+const RING_HEADER: usize = 4;
+const IDX_AT: usize = 2;
+
+/// Why a queue cannot start, or cannot go on.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum QueueError {
+    /// The size is not a power of two up to 32768.
+    #[error("queue size {0} is no power of two up to {MAX_QUEUE_SIZE}")]
+    Size(u16),
+    /// A ring lies outside guest memory or is misaligned.
+    #[error("{ring} at guest {addr:#x} does not lie in guest memory, aligned")]
+    Ring {
+        /// Which part of the queue.
+        ring: &'static str,
+        /// Its guest address.
+        addr: u64,
+    },
+    /// The driver's index is further ahead than the queue is long.
+    #[error("available index {available} is more than the queue's size past {next}")]
+    AvailableIndex {
+        /// The driver's index.
+        available: u16,
+        /// The next one to be served.
+        next: u16,
+    },
+    /// The driver offered a descriptor that is not in the table.
+    #[error("available ring names descriptor {head}, the table has {size}")]
+    Head {
+        /// The descriptor's number.
+        head: u16,
+        /// The queue's size.
+        size: u16,
+    },
+    /// The driver offered a chain that is still being processed.
+    #[error("available ring names descriptor {head}, which is in flight")]
+    InFlight {
+        /// The descriptor's number.
+        head: u16,
+    },
+}
+
+/// Where the three parts of a queue lie in the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingAddresses {
+    /// Descriptor table.
+    pub descriptors: GuestAddress,
+    /// Available ring (driver area).
+    pub available: GuestAddress,
+    /// Used ring (device area).
+    pub used: GuestAddress,
+    /// What the dirty log knows the used ring as, if writes to it are to be logged.
+    pub used_log: Option<GuestAddress>,
+}
+
+/// A virtqueue in operation.
+#[derive(Debug)]
+pub struct Queue<'m> {
+    memory: &'m Memory,
+    size: u16,
+    descriptors: VolatileSlice<'m>,
+    available: VolatileSlice<'m>,
+    used: VolatileSlice<'m>,
+    used_log: Option<GuestAddress>,
+    event_idx: bool,
+    next_available: u16,
+    /// The driver's index as last seen: what lies before it can be taken without another look.
+    seen_available: u16,
+    next_used: u16,
+    published_used: u16,
+    inflight: Option<InflightQueue<'m>>,
+    /// Heads an earlier process took and did not answer, newest first.
+    resubmit: Vec<u16>,
+    /// Heads finished since the last [`Queue::publish`].
+    batch: Vec<u16>,
+}
+
+impl<'m> Queue<'m> {
+    /// Starts at available index `base`; without one, where the used ring says.
+    ///
+    /// With an in-flight area that was in use before, its open requests come first and the start
+    /// follows from them, whatever `base` says.
+    pub fn start(
+        memory: &'m Memory,
+        size: u16,
+        rings: RingAddresses,
+        base: Option<u16>,
+        event_idx: bool,
+        mut inflight: Option<InflightQueue<'m>>,
+    ) -> Result<Self, StartError> {
+        if !size.is_power_of_two() || size > MAX_QUEUE_SIZE {
+            return Err(QueueError::Size(size).into());
+        }
+        let part = |ring: &'static str, addr: GuestAddress, len: usize, align: usize| {
+            memory
+                .slice(addr, len)
+                .filter(|part| part.ptr_guard().as_ptr().addr().is_multiple_of(align))
+                .ok_or(QueueError::Ring { ring, addr: addr.0 })
+        };
+        let entries = usize::from(size);
+        // Both rings end in the other side's event index.
+        let available_len = RING_HEADER + 2 * entries + 2;
+        let used_len = RING_HEADER + USED_ELEM * entries + 2;
+        let descriptors = part(
+            "descriptor table",
+            rings.descriptors,
+            DESCRIPTOR * entries,
+            16,
+        )?;
+        let available = part("available ring", rings.available, available_len, 2)?;
+        let used = part("used ring", rings.used, used_len, 4)?;
+
+        let used_idx = load_u16(&used, IDX_AT);
+        let mut resubmit = Vec::new();
+        let mut next_available = base.unwrap_or(used_idx);
+        if let Some(inflight) = &mut inflight
+            && let Some(open) = inflight.recover(used_idx)?
+        {
+            // Each chain taken was either answered or is open; a front-end's base may lie past
+            // chains that nobody took.
+            next_available = used_idx.wrapping_add(open.len() as u16);
+            resubmit = open;
+            resubmit.reverse();
+        }
+        Ok(Self {
+            memory,
+            size,
+            descriptors,
+            available,
+            used,
+            used_log: rings.used_log,
+            event_idx,
+            next_available,
+            seen_available: next_available,
+            next_used: used_idx,
+            published_used: used_idx,
+            inflight,
+            resubmit,
+            batch: Vec::with_capacity(entries),
+        })
+    }
+
+    /// The number of descriptors.
+    pub fn size(&self) -> u16 {
+        self.size
+    }
+
+    /// The descriptor table.
+    pub fn descriptors(&self) -> VolatileSlice<'m> {
+        self.descriptors
+    }
+
+    /// The memory the queue lies in.
+    pub fn memory(&self) -> &'m Memory {
+        self.memory
+    }
+
+    /// The index to go on from, when the queue starts again.
+    pub fn next_available(&self) -> u16 {
+        self.next_available
+    }
+
+    /// Takes the next chain: its head descriptor's number, below the queue's size.
+    pub fn pop(&mut self) -> Result<Option<u16>, QueueError> {
+        if let Some(head) = self.resubmit.pop() {
+            return Ok(Some(head));
+        }
+        if self.next_available == self.seen_available && !self.look()? {
+            return Ok(None);
+        }
+        let slot = usize::from(self.next_available % self.size);
+        let head = load_u16(&self.available, RING_HEADER + 2 * slot);
+        if head >= self.size {
+            return Err(QueueError::Head {
+                head,
+                size: self.size,
+            });
+        }
+        if let Some(inflight) = &mut self.inflight
+            && !inflight.mark(head)
+        {
+            return Err(QueueError::InFlight { head });
+        }
+        self.next_available = self.next_available.wrapping_add(1);
+        Ok(Some(head))
+    }
+
+    /// Reads the driver's index; returns whether there is something to take.
+    fn look(&mut self) -> Result<bool, QueueError> {
+        let available = load_u16(&self.available, IDX_AT);
+        // Entries are read after the index that covers them.
+        fence(Ordering::Acquire);
+        if available.wrapping_sub(self.next_available) > self.size {
+            return Err(QueueError::AvailableIndex {
+                available,
+                next: self.next_available,
+            });
+        }
+        self.seen_available = available;
+        Ok(available != self.next_available)
+    }
+
+    /// Answers the chain at `head`, of which `len` bytes were written. Not visible before
+    /// [`Queue::publish`].
+    pub fn finish(&mut self, head: u16, len: u32) {
+        let at = RING_HEADER + USED_ELEM * usize::from(self.next_used % self.size);
+        store_u32(&self.used, at, u32::from(head));
+        store_u32(&self.used, at + 4, len);
+        self.log_used(at, USED_ELEM);
+        if let Some(inflight) = &self.inflight {
+            inflight.link(head);
+            self.batch.push(head);
+        }
+        self.next_used = self.next_used.wrapping_add(1);
+    }
+
+    /// Makes all answers since the last call visible; returns whether to interrupt the driver.
+    #[must_use]
+    pub fn publish(&mut self) -> bool {
+        let (old, new) = (self.published_used, self.next_used);
+        if old == new {
+            return false;
+        }
+        fence(Ordering::Release);
+        store_u16(&self.used, IDX_AT, new);
+        self.log_used(0, RING_HEADER);
+        if let Some(inflight) = &self.inflight {
+            inflight.clear(&self.batch, new);
+            self.batch.clear();
+        }
+        self.published_used = new;
+        // The driver writes its wish and then looks for answers; we write answers and then look
+        // at its wish (virtio 1.2, 2.7.7.2). Without a full fence both could miss the other.
+        fence(Ordering::SeqCst);
+        if self.event_idx {
+            let event = load_u16(&self.available, RING_HEADER + 2 * usize::from(self.size));
+            new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+        } else {
+            u32::from(load_u16(&self.available, 0)) & VRING_AVAIL_F_NO_INTERRUPT == 0
+        }
+    }
+
+    /// Asks the driver not to kick while we look at the ring anyway.
+    pub fn disable_kicks(&mut self) {
+        // With event indexes, an event index that lies behind is enough.
+        if !self.event_idx {
+            store_u16(&self.used, 0, VRING_USED_F_NO_NOTIFY as u16);
+            self.log_used(0, RING_HEADER);
+        }
+    }
+
+    /// Asks the driver to kick at the next chain. Returns whether one came meanwhile, so that
+    /// the caller looks again before it sleeps.
+    pub fn enable_kicks(&mut self) -> Result<bool, QueueError> {
+        if self.event_idx {
+            let at = RING_HEADER + USED_ELEM * usize::from(self.size);
+            store_u16(&self.used, at, self.next_available);
+            self.log_used(at, 2);
+        } else {
+            store_u16(&self.used, 0, 0);
+            self.log_used(0, RING_HEADER);
+        }
+        fence(Ordering::SeqCst);
+        Ok(!self.resubmit.is_empty() || self.look()?)
+    }
+
+    fn log_used(&self, at: usize, len: usize) {
+        if let (Some(base), Some(log)) = (self.used_log, self.memory.log()) {
+            log.mark(GuestAddress(base.0.saturating_add(at as u64)), len as u64);
+        }
+    }
+}
+
+/// Why a queue does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The rings are unusable.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    /// The in-flight area is unusable.
+    #[error(transparent)]
+    Inflight(#[from] super::inflight::InflightError),
+}
+
+// The rings' offsets follow from the queue's size, against which the slices were cut, and their
+// alignment was checked at the start: these cannot fail.
+
+fn load_u16(ring: &VolatileSlice<'_>, at: usize) -> u16 {
+    u16::from_le(ring.load(at, Ordering::Relaxed).unwrap_or(0))
+}
+
+fn store_u16(ring: &VolatileSlice<'_>, at: usize, value: u16) {
+    let stored = ring.store(value.to_le(), at, Ordering::Relaxed);
+    debug_assert!(stored.is_ok());
+}
+
+fn store_u32(ring: &VolatileSlice<'_>, at: usize, value: u32) {
+    let stored = ring.store(value.to_le(), at, Ordering::Relaxed);
+    debug_assert!(stored.is_ok());
+}
