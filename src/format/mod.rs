@@ -1,1 +1,11 @@
 //! On-disk structures of OverlayBD: bytes to structs and back, no I/O (`docs/format.md`).
+//!
+//! A layer blob is, from the outside in, an optional [`tar`] member, an optional [`zfile`]
+//! (compressed blocks with a table of their lengths) and an [`lsmt`] layer: data, and an index that
+//! says which sectors of the disk they are. Everything here takes bytes somebody else has read and
+//! trusts none of them.
+
+pub mod crc;
+pub mod lsmt;
+pub mod tar;
+pub mod zfile;

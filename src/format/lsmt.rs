@@ -1,0 +1,610 @@
+//! The LSMT layer: a header, data, an index of mappings, a trailer.
+//!
+//! The index of a sealed layer is sorted and free of overlaps; [`IndexReader`] turns its bytes into
+//! [`Mapping`]s and holds every entry to the rules, so that what comes out can be trusted.
+
+use thiserror::Error;
+use uuid::Uuid;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, little_endian};
+
+use crate::units::Sector;
+
+/// Bytes of the header, and of the trailer.
+pub const HEADER_LEN: usize = 4096;
+
+/// Bytes of an index entry.
+pub const ENTRY_LEN: usize = 16;
+
+/// Entries a committed index is padded to a multiple of.
+pub const ENTRY_GROUP: u64 = 256;
+
+/// Most sectors one mapping covers.
+pub const MAX_LENGTH: u16 = (1 << 14) - 1;
+
+/// Sectors a disk can have at most; a mapping's position has 50 bits.
+pub const MAX_SECTORS: u64 = 1 << 50;
+
+/// Most index entries of one layer, padding included.
+pub const MAX_ENTRIES: u64 = 16_000_000;
+
+/// First sector of a layer that can hold data: the one after the header.
+pub const FIRST_DATA: Sector = Sector(HEADER_LEN as u64 / 512);
+
+/// An entry that fills up the index and means nothing.
+pub const PADDING: [u8; ENTRY_LEN] = [
+    0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+];
+
+const MAGIC: [u8; 24] = [
+    0x4C, 0x53, 0x4D, 0x54, 0x00, 0x01, 0x02, 0x00, 0x65, 0x7E, 0x63, 0xD2, 0x94, 0x44, 0x08, 0x4C,
+    0xA2, 0xD2, 0xC8, 0xEC, 0x4F, 0xCF, 0xAE, 0x8A,
+];
+const STRUCT_LEN: u32 = 390;
+const VERSION: u8 = 1;
+const SUB_VERSION: u8 = 1;
+
+const FLAG_HEADER: u32 = 1 << 0;
+const FLAG_DATA: u32 = 1 << 1;
+const FLAG_SEALED: u32 = 1 << 2;
+
+/// What makes bytes no valid sealed layer.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum Error {
+    /// No LSMT magic where the structure must be.
+    #[error("no LSMT magic in the {0}; not an OverlayBD layer, or cut short")]
+    Magic(Part),
+    /// Flags that do not fit the place the structure stands at.
+    #[error("{part} flags {found:#x}; expected {expected}")]
+    Flags {
+        /// Which of the two structures.
+        part: Part,
+        /// Flags found.
+        found: u32,
+        /// What they should have said.
+        expected: &'static str,
+    },
+    /// A version this program does not know.
+    #[error("LSMT version {0}.{1}; supported is {VERSION}.{SUB_VERSION}")]
+    Version(u8, u8),
+    /// A disk larger than positions can tell.
+    #[error("virtual size of {0} bytes; at most 2^59 are possible")]
+    VirtualSize(u64),
+    /// The index does not lie between the header and the trailer.
+    #[error(
+        "index of {entries} entries at byte {offset} does not fit before the trailer at byte {trailer}"
+    )]
+    IndexRange {
+        /// Where the index is said to start.
+        offset: u64,
+        /// How many entries it is said to have.
+        entries: u64,
+        /// Where the trailer starts.
+        trailer: u64,
+    },
+    /// More entries than this program accepts.
+    #[error("index of {0} entries; at most {MAX_ENTRIES} are supported")]
+    TooManyEntries(u64),
+    /// An entry that covers no sector and is no padding either.
+    #[error("index entry {entry} covers no sector")]
+    EmptyEntry {
+        /// Number of the entry.
+        entry: u64,
+    },
+    /// An entry that starts before its predecessor ends.
+    #[error("index entry {entry} starts at {offset}, before the end of the one before it ({end})")]
+    Unsorted {
+        /// Number of the entry.
+        entry: u64,
+        /// Where it starts on the disk.
+        offset: Sector,
+        /// Where the entry before it ends.
+        end: Sector,
+    },
+    /// An entry beyond the largest disk.
+    #[error("index entry {entry} ends at {end}, beyond the largest disk of 2^50 sectors")]
+    BeyondDisk {
+        /// Number of the entry.
+        entry: u64,
+        /// Where it ends.
+        end: Sector,
+    },
+    /// An entry whose data would lie outside the data area.
+    #[error(
+        "index entry {entry}: data of {length} sectors at {moffset} of the layer; the data area is sectors 8 to {end}"
+    )]
+    DataRange {
+        /// Number of the entry.
+        entry: u64,
+        /// Where its data is said to start.
+        moffset: Sector,
+        /// Sectors of data.
+        length: u16,
+        /// First sector after the data area.
+        end: u64,
+    },
+}
+
+/// One of the two copies of the header structure in a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// At the start.
+    Header,
+    /// In the last 4096 bytes.
+    Trailer,
+}
+
+impl std::fmt::Display for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Part::Header => "header",
+            Part::Trailer => "trailer",
+        })
+    }
+}
+
+/// The structure as it lies on disk; zeros follow up to [`HEADER_LEN`].
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, zerocopy::Unaligned)]
+#[repr(C)]
+struct Raw {
+    magic: [u8; 24],
+    struct_len: little_endian::U32,
+    flags: little_endian::U32,
+    index_offset: little_endian::U64,
+    index_entries: little_endian::U64,
+    virtual_size: little_endian::U64,
+    uuid: [u8; 37],
+    parent_uuid: [u8; 37],
+    reserved: [u8; 2],
+    version: u8,
+    sub_version: u8,
+    message: [u8; 256],
+}
+
+/// What header and trailer of a layer say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Byte at which the index starts; 0 in the header of a committed layer.
+    pub index_offset: u64,
+    /// Entries of the index, padding included; 0 in the header of a committed layer.
+    pub index_entries: u64,
+    /// Size of the disk in bytes.
+    pub virtual_size: u64,
+    /// Name of this layer; nil when unset or unreadable.
+    pub uuid: Uuid,
+    /// Name of the layer below; nil when unset or unreadable.
+    pub parent_uuid: Uuid,
+    /// Commit message, up to 256 bytes.
+    pub message: Vec<u8>,
+}
+
+impl Header {
+    /// Whether `bytes` start with the magic of an LSMT structure.
+    pub fn has_magic(bytes: &[u8]) -> bool {
+        bytes.starts_with(&MAGIC)
+    }
+
+    /// Reads the header or the trailer of a layer.
+    ///
+    /// Only the trailer must say "sealed": sealing in place leaves the header as it was.
+    ///
+    /// # Errors
+    /// Wrong magic, wrong kind of structure, unknown version, impossible size.
+    pub fn decode(bytes: &[u8; HEADER_LEN], part: Part) -> Result<Self, Error> {
+        let raw = match Raw::ref_from_prefix(bytes) {
+            Ok((raw, _)) if raw.magic == MAGIC => raw,
+            _ => return Err(Error::Magic(part)),
+        };
+        let found = raw.flags.get();
+        let wrong = |expected| Error::Flags {
+            part,
+            found,
+            expected,
+        };
+        if (found & FLAG_HEADER != 0) != (part == Part::Header) {
+            return Err(wrong("bit 0 set in the header and clear in the trailer"));
+        }
+        if found & FLAG_DATA == 0 {
+            return Err(wrong(
+                "a data file (bit 1); this is the index of a writable layer",
+            ));
+        }
+        if part == Part::Trailer && found & FLAG_SEALED == 0 {
+            return Err(wrong(
+                "a sealed layer (bit 2); commit the writable layer first",
+            ));
+        }
+        if (raw.version, raw.sub_version) != (VERSION, SUB_VERSION) {
+            return Err(Error::Version(raw.version, raw.sub_version));
+        }
+        let virtual_size = raw.virtual_size.get();
+        if virtual_size.div_ceil(512) > MAX_SECTORS {
+            return Err(Error::VirtualSize(virtual_size));
+        }
+        let message = raw.message.split(|byte| *byte == 0).next();
+        Ok(Self {
+            index_offset: raw.index_offset.get(),
+            index_entries: raw.index_entries.get(),
+            virtual_size,
+            uuid: decode_uuid(&raw.uuid),
+            parent_uuid: decode_uuid(&raw.parent_uuid),
+            message: message.unwrap_or_default().to_vec(),
+        })
+    }
+
+    /// The bytes of this structure as header or trailer of a committed layer. A message longer
+    /// than 256 bytes is cut.
+    ///
+    /// The header says nothing about the index: it is written before the index is known.
+    pub fn encode(&self, part: Part) -> [u8; HEADER_LEN] {
+        let (flags, index_offset, index_entries) = match part {
+            Part::Header => (FLAG_HEADER | FLAG_DATA | FLAG_SEALED, 0, 0),
+            Part::Trailer => (
+                FLAG_DATA | FLAG_SEALED,
+                self.index_offset,
+                self.index_entries,
+            ),
+        };
+        let mut message = [0; 256];
+        let len = self.message.len().min(message.len());
+        message[..len].copy_from_slice(&self.message[..len]);
+        let raw = Raw {
+            magic: MAGIC,
+            struct_len: STRUCT_LEN.into(),
+            flags: flags.into(),
+            index_offset: index_offset.into(),
+            index_entries: index_entries.into(),
+            virtual_size: self.virtual_size.into(),
+            uuid: encode_uuid(self.uuid),
+            parent_uuid: encode_uuid(self.parent_uuid),
+            reserved: [0; 2],
+            version: VERSION,
+            sub_version: SUB_VERSION,
+            message,
+        };
+        let mut bytes = [0; HEADER_LEN];
+        bytes[..size_of::<Raw>()].copy_from_slice(raw.as_bytes());
+        bytes
+    }
+}
+
+/// The layer's text form: 36 characters and a NUL.
+fn decode_uuid(text: &[u8; 37]) -> Uuid {
+    Uuid::try_parse_ascii(&text[..36]).unwrap_or_default()
+}
+
+fn encode_uuid(uuid: Uuid) -> [u8; 37] {
+    let mut text = [0; 37];
+    uuid.hyphenated().encode_upper(&mut text);
+    text
+}
+
+/// One index entry: sectors of the disk, and where their data is. 16 bytes, as on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    place: u64,
+    data: u64,
+}
+
+const ZEROED: u64 = 1 << 55;
+const MOFFSET_MASK: u64 = ZEROED - 1;
+const OFFSET_MASK: u64 = MAX_SECTORS - 1;
+
+impl Mapping {
+    /// `length` sectors of the disk from `offset` on, with their data at sector `moffset` of the
+    /// layer. `None`: a number does not fit its field, or `length` is 0.
+    pub fn data(offset: Sector, length: u16, moffset: Sector) -> Option<Self> {
+        let fits = offset.0 <= OFFSET_MASK && moffset.0 <= MOFFSET_MASK;
+        let length_fits = (1..=MAX_LENGTH).contains(&length);
+        (fits && length_fits).then_some(Self {
+            place: offset.0 | u64::from(length) << 50,
+            data: moffset.0,
+        })
+    }
+
+    /// `length` sectors of the disk that read as zeros, whatever the layers below hold. `moffset`
+    /// is the layer's data position at this point, which upstream's reader checks.
+    pub fn zeroed(offset: Sector, length: u16, moffset: Sector) -> Option<Self> {
+        let mut mapping = Self::data(offset, length, moffset)?;
+        mapping.data |= ZEROED;
+        Some(mapping)
+    }
+
+    /// First sector of the disk.
+    pub fn offset(self) -> Sector {
+        Sector(self.place & OFFSET_MASK)
+    }
+
+    /// Number of sectors.
+    pub fn length(self) -> u16 {
+        (self.place >> 50) as u16
+    }
+
+    /// First sector after the mapping.
+    pub fn end(self) -> Sector {
+        Sector((self.place & OFFSET_MASK) + (self.place >> 50))
+    }
+
+    /// Sector of the layer at which the data starts.
+    pub fn moffset(self) -> Sector {
+        Sector(self.data & MOFFSET_MASK)
+    }
+
+    /// Whether the sectors read as zeros.
+    pub fn is_zeroed(self) -> bool {
+        self.data & ZEROED != 0
+    }
+
+    /// The bytes on disk, with tag 0.
+    pub fn encode(self) -> [u8; ENTRY_LEN] {
+        let mut bytes = [0; ENTRY_LEN];
+        bytes[..8].copy_from_slice(&self.place.to_le_bytes());
+        bytes[8..].copy_from_slice(&self.data.to_le_bytes());
+        bytes
+    }
+}
+
+/// Reads the entries of a sealed index, in order, and holds them to the rules.
+#[derive(Debug)]
+pub struct IndexReader {
+    entry: u64,
+    end: u64,
+    data_end: u64,
+}
+
+impl IndexReader {
+    /// A reader for the index that `trailer` describes, in a layer whose trailer starts at byte
+    /// `trailer_offset`.
+    ///
+    /// # Errors
+    /// The index does not fit where it is said to be, or is too long.
+    pub fn new(trailer: &Header, trailer_offset: u64) -> Result<Self, Error> {
+        let (offset, entries) = (trailer.index_offset, trailer.index_entries);
+        if entries > MAX_ENTRIES {
+            return Err(Error::TooManyEntries(entries));
+        }
+        let end = offset.checked_add(entries * ENTRY_LEN as u64);
+        if offset < HEADER_LEN as u64 || end.is_none_or(|end| end > trailer_offset) {
+            return Err(Error::IndexRange {
+                offset,
+                entries,
+                trailer: trailer_offset,
+            });
+        }
+        Ok(Self {
+            entry: 0,
+            end: 0,
+            data_end: offset / 512,
+        })
+    }
+
+    /// Appends the mappings in `bytes`, whole entries that follow those read before, to `into`.
+    ///
+    /// # Errors
+    /// An entry breaks a rule of the format.
+    pub fn read(&mut self, bytes: &[u8], into: &mut Vec<Mapping>) -> Result<(), Error> {
+        let (entries, _) = bytes.as_chunks::<ENTRY_LEN>();
+        into.reserve(entries.len());
+        for raw in entries {
+            if let Some(mapping) = self.entry(raw)? {
+                into.push(mapping);
+            }
+            self.entry += 1;
+        }
+        Ok(())
+    }
+
+    /// One entry; `None` for padding.
+    fn entry(&mut self, raw: &[u8; ENTRY_LEN]) -> Result<Option<Mapping>, Error> {
+        let word = u128::from_le_bytes(*raw);
+        // The upper byte of the second word is a tag that says nothing about a sealed layer.
+        let mapping = Mapping {
+            place: word as u64,
+            data: (word >> 64) as u64 & (ZEROED | MOFFSET_MASK),
+        };
+        let (entry, length) = (self.entry, mapping.length());
+        if length == 0 {
+            let padding = mapping.offset().0 == OFFSET_MASK;
+            return if padding {
+                Ok(None)
+            } else {
+                Err(Error::EmptyEntry { entry })
+            };
+        }
+        if mapping.offset().0 < self.end {
+            let (offset, end) = (mapping.offset(), Sector(self.end));
+            return Err(Error::Unsorted { entry, offset, end });
+        }
+        let end = mapping.end();
+        if end.0 > MAX_SECTORS {
+            return Err(Error::BeyondDisk { entry, end });
+        }
+        // A zeroed entry has no data, only a position, which may be the end of the data.
+        let sectors = if mapping.is_zeroed() {
+            0
+        } else {
+            u64::from(length)
+        };
+        let moffset = mapping.moffset();
+        if moffset < FIRST_DATA || moffset.0 + sectors > self.data_end {
+            return Err(Error::DataRange {
+                entry,
+                moffset,
+                length,
+                end: self.data_end,
+            });
+        }
+        self.end = end.0;
+        Ok(Some(mapping))
+    }
+}
+
+/// Padding entries that follow `entries` real ones in a committed index.
+pub fn padding_after(entries: u64) -> u64 {
+    (ENTRY_GROUP - entries % ENTRY_GROUP) % ENTRY_GROUP
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> Header {
+        Header {
+            index_offset: 4096 + 512 * 100,
+            index_entries: 3,
+            virtual_size: 12_345,
+            uuid: Uuid::from_u128(0xABCD_EF00_1234),
+            parent_uuid: Uuid::nil(),
+            message: b"hello".to_vec(),
+        }
+    }
+
+    fn read(entries: &[[u8; 16]]) -> Result<Vec<Mapping>, Error> {
+        let header = Header {
+            index_entries: entries.len() as u64,
+            ..header()
+        };
+        let mut reader = IndexReader::new(&header, 1 << 40)?;
+        let mut out = Vec::new();
+        reader.read(entries.as_flattened(), &mut out)?;
+        Ok(out)
+    }
+
+    fn data(offset: u64, length: u16, moffset: u64) -> Mapping {
+        Mapping::data(Sector(offset), length, Sector(moffset)).unwrap()
+    }
+
+    #[test]
+    fn header_round_trip() {
+        let header = header();
+        let trailer = header.encode(Part::Trailer);
+        assert_eq!(Header::decode(&trailer, Part::Trailer), Ok(header.clone()));
+        let first = Header::decode(&header.encode(Part::Header), Part::Header).unwrap();
+        assert_eq!((first.index_offset, first.index_entries), (0, 0));
+        assert_eq!(first.uuid, header.uuid);
+        assert_eq!(size_of::<Raw>(), 390);
+        let text = b"00000000-0000-0000-0000-ABCDEF001234\0";
+        assert_eq!(trailer[56..93], *text);
+        assert!(trailer[390..].iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn a_message_may_fill_its_field() {
+        let message = vec![b'm'; 256];
+        let header = Header {
+            message: message.clone(),
+            ..header()
+        };
+        let read = Header::decode(&header.encode(Part::Trailer), Part::Trailer);
+        assert_eq!(read.unwrap().message, message);
+    }
+
+    #[test]
+    fn wrong_structures_are_named() {
+        let trailer = header().encode(Part::Trailer);
+        let with = |at: usize, byte: u8| {
+            let mut bytes = trailer;
+            bytes[at] = byte;
+            Header::decode(&bytes, Part::Trailer)
+        };
+        assert_eq!(with(3, 0), Err(Error::Magic(Part::Trailer)));
+        assert!(matches!(with(28, 7), Err(Error::Flags { found: 7, .. })));
+        assert!(matches!(with(28, 4), Err(Error::Flags { found: 4, .. })));
+        assert!(matches!(with(28, 2), Err(Error::Flags { found: 2, .. })));
+        assert!(with(28, 0x36).is_ok(), "sealed sparse and hybrid layers");
+        assert_eq!(with(132, 2), Err(Error::Version(2, 1)));
+        assert!(matches!(with(55, 9), Err(Error::VirtualSize(_))));
+        assert_eq!(with(60, b'!').unwrap().uuid, Uuid::nil());
+        let part = Part::Header;
+        let found = 6;
+        let error = Header::decode(&trailer, part);
+        assert!(matches!(error, Err(Error::Flags { found: f, .. }) if f == found));
+    }
+
+    #[test]
+    fn entries_round_trip_without_tag() {
+        let zeroed = Mapping::zeroed(Sector(1 << 49), MAX_LENGTH, Sector(108)).unwrap();
+        let mut entries = [
+            data(0, 1, 8).encode(),
+            PADDING,
+            data(1, 99, 9).encode(),
+            zeroed.encode(),
+        ];
+        let expected = vec![data(0, 1, 8), data(1, 99, 9), zeroed];
+        assert_eq!(read(&entries), Ok(expected.clone()));
+        entries[2][15] = 0xA5;
+        assert_eq!(read(&entries), Ok(expected));
+        assert!(zeroed.is_zeroed() && zeroed.length() == MAX_LENGTH);
+        assert_eq!(zeroed.end(), Sector((1 << 49) + 16383));
+        let padding = Mapping {
+            place: u64::from_le_bytes(*PADDING.first_chunk().unwrap()),
+            data: 0,
+        };
+        assert_eq!((padding.offset().0, padding.length()), ((1 << 50) - 1, 0));
+    }
+
+    #[test]
+    fn rules_of_entries() {
+        let zeroed = |moffset| {
+            Mapping::zeroed(Sector(5), 50, Sector(moffset))
+                .unwrap()
+                .encode()
+        };
+        let one = |entry: [u8; 16]| read(&[entry]);
+        assert!(one(data(5, 100, 8).encode()).is_ok());
+        assert!(matches!(
+            one(data(5, 101, 8).encode()),
+            Err(Error::DataRange { .. })
+        ));
+        assert!(matches!(
+            one(data(5, 1, 7).encode()),
+            Err(Error::DataRange { .. })
+        ));
+        assert!(matches!(
+            one(data(5, 1, 108).encode()),
+            Err(Error::DataRange { .. })
+        ));
+        assert!(one(zeroed(108)).is_ok());
+        assert!(matches!(one(zeroed(109)), Err(Error::DataRange { .. })));
+        assert!(matches!(one(zeroed(0)), Err(Error::DataRange { .. })));
+        assert_eq!(one([0; 16]), Err(Error::EmptyEntry { entry: 0 }));
+        assert!(one(data((1 << 50) - 1, 1, 8).encode()).is_ok());
+        assert!(matches!(
+            one(data((1 << 50) - 1, 2, 8).encode()),
+            Err(Error::BeyondDisk { .. })
+        ));
+        let pair = |second| read(&[data(5, 10, 8).encode(), data(second, 1, 8).encode()]);
+        assert!(pair(15).is_ok());
+        assert!(matches!(pair(14), Err(Error::Unsorted { entry: 1, .. })));
+    }
+
+    #[test]
+    fn rules_of_the_index() {
+        let new = |index_offset, index_entries, trailer| {
+            let header = Header {
+                index_offset,
+                index_entries,
+                ..header()
+            };
+            IndexReader::new(&header, trailer).map(|_| ())
+        };
+        assert_eq!(new(4096, 2, 4128), Ok(()));
+        assert!(matches!(new(4096, 2, 4127), Err(Error::IndexRange { .. })));
+        assert!(matches!(new(4095, 0, 8192), Err(Error::IndexRange { .. })));
+        assert!(matches!(
+            new(u64::MAX - 8, 1, 8192),
+            Err(Error::IndexRange { .. })
+        ));
+        assert!(matches!(
+            new(4096, u64::MAX, u64::MAX),
+            Err(Error::TooManyEntries(_))
+        ));
+    }
+
+    #[test]
+    fn index_padding() {
+        assert_eq!(
+            [0, 1, 255, 256, 257].map(padding_after),
+            [0, 255, 1, 0, 255]
+        );
+    }
+}

@@ -1,0 +1,288 @@
+//! The tar wrapper a layer travels in: one member, found by its first header.
+//!
+//! Two forms are read: a plain `ustar` header with the payload right behind it, and a pax header
+//! with one block of records before that. Written is the second form, as upstream's tools do.
+
+use thiserror::Error;
+
+/// Bytes in a tar block.
+pub const BLOCK: usize = 512;
+
+/// Bytes before the payload in the pax form, and all that [`payload`] needs to see of a file.
+pub const PREFIX: usize = 3 * BLOCK;
+
+/// Name of the member that holds the layer.
+const MEMBER_NAME: &str = "overlaybd.commit";
+
+/// Where the wrapped bytes lie in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Payload {
+    /// Byte of the file at which the payload starts.
+    pub offset: u64,
+    /// Bytes of payload.
+    pub len: u64,
+}
+
+/// What makes a tar file unusable as a wrapper.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum Error {
+    /// The file ends inside the headers.
+    #[error("tar headers need {PREFIX} bytes, the file has {0}")]
+    Short(usize),
+    /// The header after the pax records is damaged or of an unknown kind.
+    #[error("the tar header at byte 1024, after the pax records, is not a valid ustar header")]
+    SecondHeader,
+    /// More pax records than the one block that is supported.
+    #[error("pax records of {0} bytes; expected 1 to 512")]
+    PaxLength(u64),
+    /// A pax record that does not follow `length key=value`.
+    #[error("malformed pax record at byte {0}")]
+    PaxRecord(usize),
+    /// The size field is no octal number.
+    #[error("tar size field at byte {0} is not an octal number")]
+    Size(usize),
+}
+
+/// Finds the payload from the first bytes of a file: [`PREFIX`] of them, fewer only if the file is
+/// shorter. `None`: not a tar file.
+///
+/// # Errors
+/// The first header is a valid tar header but what follows does not lead to a payload.
+pub fn payload(head: &[u8]) -> Result<Option<Payload>, Error> {
+    let Some(first) = head.get(..BLOCK).filter(|header| is_ustar(header)) else {
+        return Ok(None);
+    };
+    let len = octal(&first[SIZE], 0)?;
+    if first[TYPE_FLAG] != b'x' {
+        let offset = BLOCK as u64;
+        return Ok(Some(Payload { offset, len }));
+    }
+    let second = head
+        .get(2 * BLOCK..PREFIX)
+        .ok_or(Error::Short(head.len()))?;
+    if !is_ustar(second) {
+        return Err(Error::SecondHeader);
+    }
+    let records = usize::try_from(len)
+        .ok()
+        .filter(|len| (1..=BLOCK).contains(len))
+        .ok_or(Error::PaxLength(len))?;
+    let len = match pax_size(&head[BLOCK..BLOCK + records])? {
+        Some(len) if len > 0 => len,
+        _ => octal(&second[SIZE], 2 * BLOCK)?,
+    };
+    let offset = PREFIX as u64;
+    Ok(Some(Payload { offset, len }))
+}
+
+/// The headers to write before a payload of `len` bytes.
+pub fn prefix(len: u64) -> [u8; PREFIX] {
+    let record = pax_record(len);
+    let mut out = [0; PREFIX];
+    out[BLOCK..BLOCK + record.len()].copy_from_slice(record.as_bytes());
+
+    let pax = &mut out[..BLOCK];
+    put(pax, 0, "overlaybd.pax");
+    put(pax, SIZE.start, &format!("{:>11o} ", record.len()));
+    pax[TYPE_FLAG] = b'x';
+    seal(pax);
+
+    let member = &mut out[2 * BLOCK..];
+    put(member, 0, MEMBER_NAME);
+    put(member, 100, "100644 ");
+    put(member, 108, "     0 ");
+    put(member, 116, "     0 ");
+    put(member, SIZE.start, "          0 ");
+    put(member, 136, "          0 ");
+    member[TYPE_FLAG] = b'0';
+    put(member, 265, "root");
+    put(member, 297, "root");
+    seal(member);
+    out
+}
+
+/// Zero bytes to write after a payload of `len` bytes: up to the next block, and two blocks.
+pub fn trailing(len: u64) -> u64 {
+    let block = BLOCK as u64;
+    (block - len % block) % block + 2 * block
+}
+
+const SIZE: std::ops::Range<usize> = 124..136;
+const CHECKSUM: std::ops::Range<usize> = 148..156;
+const TYPE_FLAG: usize = 156;
+const MAGIC: usize = 257;
+
+/// Whether this block is a POSIX tar header: magic, version and either form of the checksum.
+fn is_ustar(header: &[u8]) -> bool {
+    // GNU tar's own format has blanks where the version is, and is taken for a bare file.
+    if !header[MAGIC..].starts_with(b"ustar") || header[263..265] != *b"00" {
+        return false;
+    }
+    let (unsigned, signed) = checksums(header);
+    octal(&header[CHECKSUM], 0)
+        .is_ok_and(|stored| stored == unsigned || i64::try_from(stored) == Ok(signed))
+}
+
+/// Sum of the header's bytes, the checksum field counted as blanks; some old writers summed them
+/// as signed numbers.
+fn checksums(header: &[u8]) -> (u64, i64) {
+    let mut sums = (0, 0);
+    for (at, byte) in header.iter().enumerate() {
+        let byte = if CHECKSUM.contains(&at) { b' ' } else { *byte };
+        sums.0 += u64::from(byte);
+        sums.1 += i64::from(byte.cast_signed());
+    }
+    sums
+}
+
+/// An octal field: blanks, digits, then blanks or NULs. An empty field is 0.
+fn octal(field: &[u8], header: usize) -> Result<u64, Error> {
+    let bad = Error::Size(header + SIZE.start);
+    let digits = field
+        .split(|byte| matches!(byte, 0 | b' '))
+        .find(|part| !part.is_empty());
+    let mut value = 0u64;
+    for digit in digits.unwrap_or_default() {
+        if !(b'0'..=b'7').contains(digit) {
+            return Err(bad);
+        }
+        value = match value.checked_mul(8) {
+            Some(value) => value + u64::from(digit - b'0'),
+            None => return Err(bad),
+        };
+    }
+    Ok(value)
+}
+
+/// The value of the `size` record, if there is one.
+fn pax_size(records: &[u8]) -> Result<Option<u64>, Error> {
+    let mut at = 0;
+    let mut size = None;
+    while at < records.len() && records[at] != 0 {
+        let bad = Error::PaxRecord(BLOCK + at);
+        let rest = &records[at..];
+        let Some((len, record)) = split_record(rest) else {
+            return Err(bad);
+        };
+        if let Some(value) = record.strip_prefix("size=") {
+            size = Some(value.parse().map_err(|_| bad)?);
+        }
+        at += len;
+    }
+    Ok(size)
+}
+
+/// Splits `"<length> key=value\n"` off the front: its whole length, and `key=value`.
+fn split_record(bytes: &[u8]) -> Option<(usize, &str)> {
+    let blank = bytes.iter().position(|byte| *byte == b' ')?;
+    let len = std::str::from_utf8(&bytes[..blank]).ok()?.parse().ok()?;
+    let record = bytes.get(blank + 1..len)?.strip_suffix(b"\n")?;
+    Some((len, std::str::from_utf8(record).ok()?))
+}
+
+/// `"<length of the record itself> size=<len>\n"`.
+fn pax_record(len: u64) -> String {
+    let body = format!(" size={len}\n");
+    let mut total = body.len() + 1;
+    while total != body.len() + total.to_string().len() {
+        total += 1;
+    }
+    format!("{total}{body}")
+}
+
+fn put(header: &mut [u8], at: usize, text: &str) {
+    header[at..at + text.len()].copy_from_slice(text.as_bytes());
+}
+
+/// Adds magic, version and checksum.
+fn seal(header: &mut [u8]) {
+    put(header, MAGIC, "ustar\x0000");
+    let (sum, _) = checksums(header);
+    put(header, CHECKSUM.start, &format!("{sum:>6o} "));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_found() {
+        for len in [1, 511, 512, 9_999, 10_000, 1 << 40, u64::MAX] {
+            let head = prefix(len);
+            let offset = 1536;
+            assert_eq!(payload(&head), Ok(Some(Payload { offset, len })));
+        }
+        assert_eq!(trailing(512), 1024);
+        assert_eq!(trailing(513), 511 + 1024);
+        assert_eq!(trailing(1023), 1 + 1024);
+    }
+
+    #[test]
+    fn record_counts_its_own_length() {
+        assert_eq!(pax_record(1_586_834), "16 size=1586834\n");
+        assert_eq!(pax_record(5), "9 size=5\n");
+        assert_eq!(pax_record(50), "11 size=50\n", "two digits need one more");
+    }
+
+    #[test]
+    fn plain_header_and_signed_checksum() {
+        let mut header = prefix(7)[2 * BLOCK..].to_vec();
+        put(&mut header, SIZE.start, "00000001750\0");
+        header[300] = 0xFF;
+        seal(&mut header);
+        let (offset, len) = (512, 1000);
+        assert_eq!(payload(&header), Ok(Some(Payload { offset, len })));
+        let signed = checksums(&header).1;
+        put(&mut header, CHECKSUM.start, &format!("{signed:>6o} "));
+        assert_eq!(payload(&header), Ok(Some(Payload { offset, len })));
+    }
+
+    #[test]
+    fn other_files_are_no_tar() {
+        assert_eq!(payload(&[]), Ok(None));
+        assert_eq!(payload(&[0; PREFIX]), Ok(None));
+        let mut head = prefix(10);
+        head[0] ^= 1;
+        assert_eq!(payload(&head), Ok(None), "checksum does not match");
+        let mut gnu = prefix(10)[2 * BLOCK..].to_vec();
+        put(&mut gnu, MAGIC, "ustar  \0");
+        assert_eq!(payload(&gnu), Ok(None), "GNU's own format");
+        let unfinished = prefix(10).map(|byte| if byte == b'u' { b'x' } else { byte });
+        assert_eq!(payload(&unfinished), Ok(None));
+    }
+
+    #[test]
+    fn broken_pax_forms_are_named() {
+        assert_eq!(payload(&prefix(10)[..1535]), Err(Error::Short(1535)));
+        let mut head = prefix(10);
+        head[2 * BLOCK] ^= 1;
+        assert_eq!(payload(&head), Err(Error::SecondHeader));
+        for (records, error) in [
+            ("99 size=1\n", Error::PaxRecord(512)),
+            ("10 size=x\n", Error::PaxRecord(512)),
+            ("10 size1=\n10 size\n", Error::PaxRecord(522)),
+        ] {
+            let mut head = prefix(10);
+            put(&mut head, BLOCK, records);
+            put(&mut head, SIZE.start, &format!("{:>11o} ", records.len()));
+            seal(&mut head[..BLOCK]);
+            assert_eq!(payload(&head), Err(error), "{records:?}");
+        }
+        let mut head = prefix(10);
+        put(&mut head, SIZE.start, "       1001 ");
+        seal(&mut head[..BLOCK]);
+        assert_eq!(payload(&head), Err(Error::PaxLength(513)));
+        put(&mut head, SIZE.start, "77777777777777"); // also no number in the checksum field
+        assert_eq!(payload(&head), Ok(None));
+    }
+
+    #[test]
+    fn without_a_pax_size_the_header_counts() {
+        let mut head = prefix(10);
+        put(&mut head, BLOCK, "11 mtime=1\n");
+        put(&mut head, 2 * BLOCK + SIZE.start, "00000000777\0");
+        seal(&mut head[2 * BLOCK..]);
+        let (offset, len) = (1536, 0o777);
+        assert_eq!(payload(&head), Ok(Some(Payload { offset, len })));
+    }
+}

@@ -1,0 +1,226 @@
+//! The block table of a ZFile: stored lengths on disk, positions in memory.
+
+use super::{BlockFormat, Error, Extent, Header, crc};
+
+/// Blocks that share one full position in a [`BlockTable`].
+const GROUP: usize = 1 << GROUP_SHIFT;
+const GROUP_SHIFT: u32 = 10;
+
+/// Where each block is: 4 bytes per block, and 8 for every 1024.
+#[derive(Debug)]
+pub struct BlockTable {
+    bases: Vec<u64>,
+    /// Start of each block, and the end of the last, relative to the base of its group.
+    relative: Vec<u32>,
+}
+
+impl BlockTable {
+    /// Number of blocks.
+    pub fn blocks(&self) -> u64 {
+        self.relative.len() as u64 - 1
+    }
+
+    /// Byte of the ZFile at which block `block` starts; for the number of blocks, where they end.
+    ///
+    /// # Panics
+    /// Beyond that: the caller has the number of a block that does not exist.
+    #[inline]
+    pub fn offset(&self, block: u64) -> u64 {
+        let block = block as usize;
+        self.bases[block >> GROUP_SHIFT] + u64::from(self.relative[block])
+    }
+}
+
+/// Makes a [`BlockTable`] of the table's bytes, in as many pieces as they come.
+#[derive(Debug)]
+pub struct TableReader {
+    format: BlockFormat,
+    extent: Extent,
+    expected_crc: Option<u32>,
+    crc: u32,
+    end: u64,
+    table: BlockTable,
+}
+
+impl TableReader {
+    /// A reader of the table that `header`, from [`settle`], describes.
+    pub fn new(header: &Header) -> Self {
+        let mut reader = Self {
+            format: header.format,
+            extent: header.extent,
+            expected_crc: header.digest.then_some(header.extent.table_crc),
+            crc: 0,
+            end: header.format.first_block(),
+            table: BlockTable {
+                bases: Vec::new(),
+                relative: Vec::new(),
+            },
+        };
+        reader.push_end();
+        reader
+    }
+
+    /// Takes whole entries that follow those read before.
+    ///
+    /// # Errors
+    /// A stored length is impossible.
+    pub fn read(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.crc = crc::raw(self.crc, bytes);
+        let (min, max) = self.format.stored_bounds();
+        let (entries, _) = bytes.as_chunks::<4>();
+        self.table.relative.reserve(entries.len());
+        for entry in entries {
+            let stored = u32::from_le_bytes(*entry);
+            if !(min..=max).contains(&stored) {
+                let block = self.table.blocks();
+                return Err(Error::StoredLength {
+                    block,
+                    stored,
+                    min,
+                    max,
+                });
+            }
+            // At most 10^9 blocks of 128 KiB: far from overflow.
+            self.end += u64::from(stored);
+            self.push_end();
+        }
+        Ok(())
+    }
+
+    /// The table, once all entries were read.
+    ///
+    /// # Errors
+    /// The table's checksum is wrong, entries are missing, or the blocks do not end at the table.
+    pub fn finish(mut self) -> Result<BlockTable, Error> {
+        if let Some(expected) = self.expected_crc.filter(|crc| *crc != self.crc) {
+            return Err(Error::TableChecksum {
+                found: self.crc,
+                expected,
+            });
+        }
+        let Extent {
+            blocks,
+            original_size,
+            table_offset,
+            ..
+        } = self.extent;
+        if self.table.blocks() != blocks {
+            let block_size = self.format.block_size;
+            let blocks = self.table.blocks();
+            return Err(Error::BlockCount {
+                blocks,
+                block_size,
+                original_size,
+            });
+        }
+        if self.end != table_offset {
+            return Err(Error::BlocksEnd {
+                end: self.end,
+                offset: table_offset,
+            });
+        }
+        self.table.relative.shrink_to_fit();
+        Ok(self.table)
+    }
+
+    fn push_end(&mut self) {
+        let table = &mut self.table;
+        if table.relative.len().is_multiple_of(GROUP) {
+            table.bases.push(self.end);
+        }
+        // A group spans at most 1024 blocks of 128 KiB, so its relative positions fit.
+        let base = table.bases.last().copied().unwrap_or_default();
+        table.relative.push((self.end - base) as u32);
+    }
+}
+
+/// The bytes of a block table with these stored lengths, checksums included.
+pub fn encode_table(stored: &[u32]) -> Vec<u8> {
+    stored.iter().flat_map(|len| len.to_le_bytes()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Algorithm, Part, trailer};
+    use super::*;
+
+    const FORMAT: BlockFormat = BlockFormat {
+        algorithm: Algorithm::Lz4,
+        block_size: 16384,
+        checksum: true,
+        dictionary_len: 100,
+    };
+
+    /// The header of a file whose blocks have these stored lengths.
+    fn header(stored: &[u32]) -> Header {
+        let blocks = stored.len() as u64;
+        let extent = Extent {
+            table_offset: 612 + stored.iter().map(|len| u64::from(*len)).sum::<u64>(),
+            blocks,
+            original_size: blocks * 16384,
+            table_crc: crc::raw(0, &encode_table(stored)),
+        };
+        Header::decode(&trailer(&FORMAT, &extent), Part::Trailer).unwrap()
+    }
+
+    #[test]
+    fn offsets_across_groups() {
+        let stored: Vec<u32> = (0..2500).map(|block| 4 + block % 999 + 1).collect();
+        let header = header(&stored);
+        let mut reader = TableReader::new(&header);
+        reader.read(&encode_table(&stored)).unwrap();
+        let table = reader.finish().unwrap();
+        let mut at = 612;
+        for (block, len) in stored.iter().enumerate() {
+            assert_eq!(table.offset(block as u64), at);
+            at += u64::from(*len);
+        }
+        assert_eq!(table.offset(2500), header.extent.table_offset);
+    }
+
+    #[test]
+    fn tables_that_do_not_add_up() {
+        let good = [9, 32768, 5];
+        let header = header(&good);
+        let read = |stored: &[u32], header: &Header| {
+            let mut reader = TableReader::new(header);
+            reader.read(&encode_table(stored))?;
+            reader.finish().map(|table| table.blocks())
+        };
+        assert_eq!(read(&good, &header), Ok(3));
+        for (block, stored) in [(0, 4), (1, 32769), (2, 0), (2, u32::MAX)] {
+            let mut bad = good;
+            bad[block] = stored;
+            let error = read(&bad, &header);
+            let block = block as u64;
+            let (min, max) = (5, 32768);
+            assert_eq!(
+                error,
+                Err(Error::StoredLength {
+                    block,
+                    stored,
+                    min,
+                    max
+                })
+            );
+        }
+        let swapped = [32768, 9, 5];
+        assert!(matches!(
+            read(&swapped, &header),
+            Err(Error::TableChecksum { .. })
+        ));
+        let unchecked = Header {
+            digest: false,
+            ..header
+        };
+        assert_eq!(read(&swapped, &unchecked), Ok(3));
+        assert!(matches!(
+            read(&[9, 9, 9], &unchecked),
+            Err(Error::BlocksEnd { .. })
+        ));
+        assert!(matches!(
+            read(&[9, 9], &unchecked),
+            Err(Error::BlockCount { .. })
+        ));
+    }
+}
