@@ -1,1 +1,206 @@
 //! Where a blob's bytes come from.
+//!
+//! A [`Blob`] is a local file, open and of known length. Readers that wait use
+//! [`Blob::read_exact_at`]; those that do not take its descriptor to their ring.
+
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use thiserror::Error;
+
+/// Why a blob's bytes are not to be had.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The file cannot be opened.
+    #[error("cannot open {}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The path names something that has no bytes at offsets.
+    #[error("{} is neither a regular file nor a block device", path.display())]
+    NotAFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The system failed to read.
+    #[error("cannot read {expected} bytes at byte {offset} of {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// First byte wanted.
+        offset: u64,
+        /// Number of bytes wanted.
+        expected: usize,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file ends before the bytes wanted do.
+    #[error("{} is too short: expected {expected} bytes at byte {offset}, found {found}", path.display())]
+    Short {
+        /// The file.
+        path: PathBuf,
+        /// First byte wanted.
+        offset: u64,
+        /// Number of bytes wanted.
+        expected: usize,
+        /// Number of bytes there are.
+        found: usize,
+    },
+}
+
+/// A local file of bytes that do not change.
+#[derive(Debug)]
+pub struct Blob {
+    path: PathBuf,
+    file: File,
+    len: u64,
+}
+
+impl Blob {
+    /// Opens a regular file or block device for reading.
+    ///
+    /// # Errors
+    /// It cannot be opened, or is something else.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let failed = |source| Error::Open {
+            path: path.to_owned(),
+            source,
+        };
+        let mut file = File::options()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK) // a pipe nobody writes to must not hold us up
+            .open(path)
+            .map_err(failed)?;
+        let kind = file.metadata().map_err(failed)?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(Error::NotAFile {
+                path: path.to_owned(),
+            });
+        }
+        let len = file.seek(SeekFrom::End(0)).map_err(failed)?;
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            len,
+        })
+    }
+
+    /// The path it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Bytes in the file when it was opened.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether the file has no byte.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Fills `buffer` with the bytes from `offset` on.
+    ///
+    /// # Errors
+    /// The system fails, or the file ends first.
+    pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
+        let expected = buffer.len();
+        let mut found = 0;
+        while found < expected {
+            let at = offset.saturating_add(found as u64);
+            match self.file.read_at(&mut buffer[found..], at) {
+                Ok(0) => {
+                    let path = self.path.clone();
+                    return Err(Error::Short {
+                        path,
+                        offset,
+                        expected,
+                        found,
+                    });
+                }
+                Ok(count) => found += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => {
+                    let path = self.path.clone();
+                    return Err(Error::Read {
+                        path,
+                        offset,
+                        expected,
+                        source,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for Blob {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Makes room for `count` more open files, as far as the hard limit allows: each layer of a stack
+/// is one, and the usual soft limit is 1024. Opening reports what did not fit.
+pub fn make_room(count: usize) {
+    /// Files the rest of the process may have open.
+    const OTHERS: u64 = 512;
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = OTHERS + count as u64;
+    if limit.current.is_none_or(|current| current >= wanted) {
+        return;
+    }
+    let current = Some(limit.maximum.map_or(wanted, |maximum| maximum.min(wanted)));
+    let raised = Rlimit { current, ..limit };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        log::warn!("cannot raise the limit of open files to {wanted}: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_and_says_what_is_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("blob");
+        std::fs::write(&path, b"0123456789").unwrap();
+        let blob = Blob::open(&path).unwrap();
+        assert_eq!(blob.len(), 10);
+        let mut buffer = [0; 4];
+        blob.read_exact_at(&mut buffer, 6).unwrap();
+        assert_eq!(&buffer, b"6789");
+        let error = blob.read_exact_at(&mut buffer, 8).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("expected 4 bytes at byte 8, found 2"),
+            "{text}"
+        );
+        assert!(text.contains("blob"), "{text}");
+        assert!(blob.read_exact_at(&mut buffer, u64::MAX).is_err());
+    }
+
+    #[test]
+    fn only_files_are_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = Blob::open(dir.path()).unwrap_err();
+        assert!(matches!(error, Error::NotAFile { .. }), "{error:?}");
+        let error = Blob::open(&dir.path().join("absent")).unwrap_err();
+        assert!(matches!(error, Error::Open { .. }), "{error:?}");
+        let fifo = dir.path().join("fifo");
+        let mode = rustix::fs::Mode::RUSR;
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, mode).unwrap();
+        let error = Blob::open(&fifo).unwrap_err();
+        assert!(matches!(error, Error::NotAFile { .. }), "{error:?}");
+    }
+}

@@ -1,6 +1,7 @@
 //! The block table of a ZFile: stored lengths on disk, positions in memory.
 
-use super::{BlockFormat, Error, Extent, Header, crc};
+use super::{BlockFormat, Error, Extent, Header};
+use crate::format::crc;
 
 /// Blocks that share one full position in a [`BlockTable`].
 const GROUP: usize = 1 << GROUP_SHIFT;
@@ -209,10 +210,8 @@ mod tests {
             read(&swapped, &header),
             Err(Error::TableChecksum { .. })
         ));
-        let unchecked = Header {
-            digest: false,
-            ..header
-        };
+        let mut unchecked = header;
+        unchecked.digest = false;
         assert_eq!(read(&swapped, &unchecked), Ok(3));
         assert!(matches!(
             read(&[9, 9, 9], &unchecked),
