@@ -1,0 +1,41 @@
+//! The project's own test front-end: the driver's and the VMM's side of a vhost-user-blk device.
+//!
+//! From guest memory up to whole checks:
+//!
+//! | file | one line |
+//! |---|---|
+//! | `memory` | guest memory in memfds: regions with holes and without, a bump allocator |
+//! | `ring` | the driver's half of one split virtqueue: offer, publish, take |
+//! | `queue` | descriptor chains of any shape over a ring; each answered exactly once |
+//! | `load` | a prefilled ring kept full to a depth: nothing allocated per request |
+//! | `blk` | virtio-blk requests: header, data, status |
+//! | `session` | one connection: negotiation, memory, starting and stopping queues |
+//! | `guest` | a session with memory and queues, ready to read |
+//! | `raw` | vhost-user messages byte by byte, for what the polite front-end refuses to send |
+//! | `daemon` | the real `ovbd-vhost` binary as a child process |
+//! | `reference` | a small back-end over a byte vector, to test the front-end itself |
+//! | `content` | bytes that tell where they belong, and a seeded generator |
+//! | `golden` | the golden images of `tests/data` |
+//! | `checks` | what any read-only back-end must do, whichever it is |
+//!
+//! Every wait has a limit of [`PATIENCE`], which only turns a hang into a failure: no verdict
+//! depends on how long something takes.
+
+// Each test binary uses its own part of this.
+#![allow(dead_code)]
+
+pub mod blk;
+pub mod checks;
+pub mod content;
+pub mod guest;
+pub mod load;
+pub mod memory;
+pub mod queue;
+pub mod reference;
+pub mod ring;
+pub mod session;
+
+use std::time::Duration;
+
+/// How long an answer may take before a test calls it a hang.
+pub const PATIENCE: Duration = Duration::from_secs(60);
