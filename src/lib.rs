@@ -16,6 +16,7 @@
 //! | 1 | [`format`](mod@format) | on-disk structures: bytes to structs and back, no I/O |
 //! | 0 | [`units`], [`scatter`] | sectors and bytes that cannot be mixed; a request's memory |
 //! | 0 | [`mapping`], [`sigbus`] | shared file mappings that survive the loss of their file |
+//! | 0 | [`poller`] | waiting for several descriptors |
 //!
 //! `docs/architecture.md` follows one read through them.
 
@@ -25,6 +26,7 @@ pub mod engine;
 pub mod format;
 pub mod image;
 pub mod mapping;
+pub mod poller;
 pub mod scatter;
 pub mod sigbus;
 pub mod source;

@@ -1,7 +1,11 @@
 //! Where a blob's bytes come from.
 //!
 //! A [`Blob`] is a local file, open and of known length. Readers that wait use
-//! [`Blob::read_exact_at`]; those that do not take its descriptor to their ring.
+//! [`Blob::read_exact_at`]. Those that must not look whether the bytes are in memory, in the mapped
+//! [`window`] first and with a read that does not wait second, and take the descriptor to their
+//! ring if they are not.
+
+pub mod window;
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -9,8 +13,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
+use rustix::io::{Errno, ReadWriteFlags};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
+use vm_memory::VolatileSlice;
+
+use window::Window;
 
 /// Why a blob's bytes are not to be had.
 #[derive(Debug, Error)]
@@ -61,6 +70,8 @@ pub struct Blob {
     path: PathBuf,
     file: File,
     len: u64,
+    /// Where it can be mapped; a file that cannot be is always read.
+    window: Option<Window>,
 }
 
 impl Blob {
@@ -84,11 +95,19 @@ impl Blob {
                 path: path.to_owned(),
             });
         }
+        rustix::fs::fcntl_setfl(&file, OFlags::empty()).map_err(|errno| failed(errno.into()))?;
         let len = file.seek(SeekFrom::End(0)).map_err(failed)?;
+        let window = (len > 0).then(|| Window::new(&file, len));
+        let window = window.and_then(|window| {
+            window
+                .inspect_err(|error| log::warn!("{} is read, not mapped: {error}", path.display()))
+                .ok()
+        });
         Ok(Self {
             path: path.to_owned(),
             file,
             len,
+            window,
         })
     }
 
@@ -117,29 +136,83 @@ impl Blob {
         while found < expected {
             let at = offset.saturating_add(found as u64);
             match self.file.read_at(&mut buffer[found..], at) {
-                Ok(0) => {
-                    let path = self.path.clone();
-                    return Err(Error::Short {
-                        path,
-                        offset,
-                        expected,
-                        found,
-                    });
-                }
+                Ok(0) => return Err(self.short(offset, expected, found)),
                 Ok(count) => found += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => {
-                    let path = self.path.clone();
-                    return Err(Error::Read {
-                        path,
-                        offset,
-                        expected,
-                        source,
-                    });
-                }
+                Err(source) => return Err(self.failed(offset, expected, source)),
             }
         }
         Ok(())
+    }
+
+    /// Fills `buffer` with the bytes from `offset` on if the page cache holds them all, and
+    /// returns whether it did. Never waits for storage.
+    ///
+    /// # Errors
+    /// The file ends first.
+    pub fn read_cached(&self, offset: u64, buffer: &mut [u8]) -> Result<bool, Error> {
+        let expected = buffer.len();
+        let mut into = [io::IoSliceMut::new(buffer)];
+        match rustix::io::preadv2(&self.file, &mut into, offset, ReadWriteFlags::NOWAIT) {
+            Ok(0) if expected > 0 => Err(self.short(offset, expected, 0)),
+            Ok(count) => Ok(count == expected),
+            Err(Errno::AGAIN | Errno::INTR | Errno::OPNOTSUPP) => Ok(false),
+            Err(errno) => Err(self.failed(offset, expected, errno.into())),
+        }
+    }
+
+    /// `len` bytes at `offset`, if they are known to be in memory. Copy them, then ask
+    /// [`Blob::is_lost`]: only if it is false were they the file's.
+    pub fn resident(&self, offset: u64, len: usize) -> Option<VolatileSlice<'_>> {
+        self.window.as_ref()?.resident(offset, len)
+    }
+
+    /// Whether the mapped file could not deliver a page that was touched.
+    pub fn is_lost(&self) -> bool {
+        self.window.as_ref().is_some_and(Window::is_lost)
+    }
+
+    /// Notes that a range was just read, and is in memory.
+    pub fn note(&self, offset: u64, len: usize) {
+        if let Some(window) = &self.window {
+            window.note(offset, len);
+        }
+    }
+
+    /// Forgets what is in memory: some of it was evicted.
+    pub fn forget_resident(&self) {
+        if let Some(window) = &self.window {
+            window.forget();
+        }
+    }
+
+    /// Starts to bring the first bytes of a range into the processor's cache.
+    pub fn prefetch(&self, offset: u64, len: usize) {
+        if let Some(window) = &self.window {
+            window.prefetch(offset, len);
+        }
+    }
+
+    /// The error of a read that failed, for those who read through the descriptor.
+    pub fn failed(&self, offset: u64, expected: usize, source: io::Error) -> Error {
+        let path = self.path.clone();
+        Error::Read {
+            path,
+            offset,
+            expected,
+            source,
+        }
+    }
+
+    /// The error of a read that found the file's end.
+    pub fn short(&self, offset: u64, expected: usize, found: usize) -> Error {
+        let path = self.path.clone();
+        Error::Short {
+            path,
+            offset,
+            expected,
+            found,
+        }
     }
 }
 

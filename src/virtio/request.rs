@@ -114,7 +114,7 @@ impl<'m> Request<'m> {
             VIRTIO_BLK_T_IN => {
                 let len = chain.writable.len();
                 let sectors = len as u64 / SECTOR_SIZE;
-                let whole = len as u64 % SECTOR_SIZE == 0;
+                let whole = (len as u64).is_multiple_of(SECTOR_SIZE);
                 let inside = sector
                     .checked_add(sectors)
                     .is_some_and(|end| end <= capacity);

@@ -1,0 +1,162 @@
+//! A blob's bytes that are in memory already, seen without a system call.
+//!
+//! The blob is mapped, and one bit per page says whether the page has been read since it was last
+//! known to be evicted: such a page is copied from the mapping, any other is read through its
+//! descriptor, so that a worker does not wait on storage in a page fault. Where the kernel evicts
+//! a page behind our back, the next touch is a fault that waits for the disk; workers count those
+//! ([`Window::forget`]) and fall back to reading until pages are known again.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use vm_memory::VolatileSlice;
+
+use crate::mapping::{Access, MapError, Mapping};
+
+/// Bytes one bit stands for: the page size, or less than one page, which is as well.
+const PAGE: u64 = 4096;
+
+const BITS: u64 = u64::BITS as u64;
+
+/// A mapped blob.
+#[derive(Debug)]
+pub struct Window {
+    mapping: Mapping,
+    known: Box<[AtomicU64]>,
+}
+
+impl Window {
+    /// Maps the first `len` bytes of `file`.
+    pub fn new(file: &File, len: u64) -> Result<Window, MapError> {
+        let mapping = Mapping::new(file, 0, len, Access::Read)?;
+        let words = len.div_ceil(PAGE).div_ceil(BITS);
+        let known = (0..words).map(|_| AtomicU64::new(0)).collect();
+        Ok(Window { mapping, known })
+    }
+
+    /// The pages of a range, as words and the bits in them.
+    fn words(&self, offset: u64, len: u64) -> impl Iterator<Item = (&AtomicU64, u64)> {
+        let (first, last) = (offset / PAGE, (offset + len.max(1) - 1) / PAGE);
+        (first / BITS..=last / BITS).map_while(move |word| {
+            let low = first.saturating_sub(word * BITS);
+            let high = (last - word * BITS).min(BITS - 1);
+            let mask = (u64::MAX << low) & (u64::MAX >> (BITS - 1 - high));
+            self.known.get(word as usize).map(|bits| (bits, mask))
+        })
+    }
+
+    /// `len` bytes at `offset`, if all their pages are known to be in memory.
+    ///
+    /// Copy from it, then ask [`Window::is_lost`]: only if that is false were the bytes the file's.
+    pub fn resident(&self, offset: u64, len: usize) -> Option<VolatileSlice<'_>> {
+        let slice = self.mapping.slice(usize::try_from(offset).ok()?, len)?;
+        let known = |(bits, mask): (&AtomicU64, u64)| bits.load(Ordering::Relaxed) & mask == mask;
+        (self.words(offset, len as u64).all(known) && !self.is_lost()).then_some(slice)
+    }
+
+    /// Notes that a range, which lies in the blob, was just read and so is in memory.
+    pub fn note(&self, offset: u64, len: usize) {
+        for (bits, mask) in self.words(offset, len as u64) {
+            bits.fetch_or(mask, Ordering::Relaxed);
+        }
+    }
+
+    /// Forgets which pages are in memory: some were evicted.
+    pub fn forget(&self) {
+        for bits in &self.known {
+            bits.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the file could not deliver a page: it is shorter than it was, or the disk failed.
+    pub fn is_lost(&self) -> bool {
+        self.mapping.is_lost()
+    }
+
+    /// Starts to bring the first bytes of a range into the processor's cache.
+    pub fn prefetch(&self, offset: u64, len: usize) {
+        if let Ok(offset) = usize::try_from(offset)
+            && let Some(slice) = self.mapping.slice(offset, len)
+        {
+            prefetch(slice);
+        }
+    }
+}
+
+/// Cache lines fetched ahead: the hardware follows from there.
+const LINES: usize = 4;
+const LINE: usize = 64;
+
+/// Starts to bring the first four cache lines of `slice` into the processor's cache.
+pub fn prefetch(slice: VolatileSlice<'_>) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let start = slice.ptr_guard().as_ptr();
+        for line in 0..LINES.min(slice.len().div_ceil(LINE)) {
+            // SAFETY: a prefetch never faults, whatever the address, and the address stays
+            // inside the slice.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(start.add(line * LINE).cast()) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = slice;
+}
+
+/// Page faults of this thread that waited for storage: more of them than before means that pages
+/// were evicted under their mapping.
+pub fn major_faults() -> u64 {
+    // SAFETY: plain old data, for which zeros are a valid value, filled by the system call.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_THREAD, &mut usage);
+        usage
+    };
+    u64::try_from(usage.ru_majflt).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_noted_pages_are_resident() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(200 * PAGE + 10).unwrap();
+        let window = Window::new(&file, 200 * PAGE + 10).unwrap();
+        assert!(window.resident(0, 1).is_none());
+        window.note(PAGE * 62 + 5, 3 * PAGE as usize);
+        for (offset, len, expected) in [
+            (62 * PAGE, 4 * PAGE, true),
+            (62 * PAGE, 4 * PAGE + 1, false),
+            (62 * PAGE - 1, 2, false),
+            (65 * PAGE + 100, 1, true),
+            (66 * PAGE, 1, false),
+        ] {
+            assert_eq!(
+                window.resident(offset, len as usize).is_some(),
+                expected,
+                "{offset}+{len}"
+            );
+        }
+        window.note(0, 200 * PAGE as usize + 10);
+        assert!(window.resident(0, 200 * PAGE as usize + 10).is_some());
+        assert!(window.resident(200 * PAGE, 11).is_none(), "past the end");
+        window.forget();
+        assert!(window.resident(62 * PAGE, 1).is_none());
+    }
+
+    #[test]
+    fn a_cut_file_is_no_longer_resident() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(3 * PAGE).unwrap();
+        let window = Window::new(&file, 3 * PAGE).unwrap();
+        window.note(0, 3 * PAGE as usize);
+        let slice = window.resident(2 * PAGE, 8).unwrap();
+        file.set_len(PAGE).unwrap();
+        slice.copy_to(&mut [0u8; 8][..]);
+        assert!(window.is_lost());
+        assert!(window.resident(0, 1).is_none());
+    }
+}
