@@ -1,1 +1,233 @@
 //! Layers merged into one disk.
+//!
+//! [`Image::open`] opens the layers of a [`spec::Stack`] side by side, merges their indexes once,
+//! and from then on nothing changes: any number of threads ask it where bytes are
+//! ([`Image::pieces`]), read them by their own means, and unpack them with an
+//! [`Unpacker`](unpack::Unpacker) each.
+
+mod container;
+mod error;
+pub mod index;
+pub mod layer;
+mod parallel;
+pub mod plan;
+pub mod reader;
+pub mod segment;
+pub mod spec;
+pub mod unpack;
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+pub use container::{Container, MAX_STORED, Packing};
+pub use error::{BlockError, Error};
+pub use segment::MAX_LAYERS;
+
+use index::Index;
+use layer::Layer;
+use plan::Pieces;
+use segment::{Content, MAX_MAPPINGS, Segment};
+use spec::Stack;
+
+use crate::format::lsmt;
+use crate::source;
+use crate::units::{ByteOffset, Sector};
+
+/// Fewer segments than this are merged faster than threads are started.
+const PARALLEL_FROM: usize = 1 << 16;
+
+/// A stack of layers as one disk. Shared by everybody who reads it.
+#[derive(Debug)]
+pub struct Image {
+    layers: Vec<Layer>,
+    index: Index,
+    size: u64,
+}
+
+/// How much of the merged view one layer makes up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Share {
+    /// Segments of the merged index.
+    pub segments: u64,
+    /// Sectors.
+    pub sectors: u64,
+}
+
+impl Image {
+    /// Opens all layers of a stack and merges them.
+    ///
+    /// The disk is as large as the topmost layer with a size says. Layers that name each other in
+    /// another order than given are warned of in the log, but opened: the names are not reliable.
+    ///
+    /// # Errors
+    /// A layer cannot be opened, or a limit is exceeded.
+    pub fn open(stack: &Stack) -> Result<Self, Error> {
+        let (layers, lists) = load(stack.layers())?;
+        let size = layers
+            .iter()
+            .rev()
+            .map(|layer| layer.trailer().virtual_size);
+        let size = size
+            .into_iter()
+            .find(|size| *size > 0)
+            .ok_or(Error::NoSize)?;
+        warn_of_order(&layers);
+        let index = Index::new(&merge_all(lists));
+        Ok(Self {
+            layers,
+            index,
+            size,
+        })
+    }
+
+    /// Size of the disk in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Size of the disk in sectors; what a last partial one has beyond the size reads as zeros.
+    pub fn sectors(&self) -> Sector {
+        ByteOffset(self.size).sectors_up()
+    }
+
+    /// The layers, bottom first.
+    pub fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
+    /// The merged index.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// The container of the layer with this number, which comes from a [`plan::Piece`].
+    #[inline]
+    pub fn container(&self, layer: u16) -> &Container {
+        self.layers[usize::from(layer)].container()
+    }
+
+    /// Where the bytes of `sectors` sectors from `start` on are. What lies beyond the disk reads
+    /// as zeros.
+    #[inline]
+    pub fn pieces(&self, start: Sector, sectors: u64) -> Pieces<'_> {
+        Pieces::new(self, start, sectors)
+    }
+
+    /// How much of the merged view each layer makes up, bottom first, and how much is zeroed.
+    /// Walks the whole index.
+    pub fn shares(&self) -> (Vec<Share>, Share) {
+        let mut layers = vec![Share::default(); self.layers.len()];
+        let mut zeroed = Share::default();
+        for segment in self.index.iter() {
+            let share = match segment.content() {
+                Content::Zeroed => &mut zeroed,
+                Content::Data { layer, .. } => &mut layers[usize::from(layer)],
+            };
+            share.segments += 1;
+            share.sectors += segment.length();
+        }
+        (layers, zeroed)
+    }
+
+    /// A serial number of 20 characters, the same whenever the same layers are opened: a hash over
+    /// each layer's uuids, size and checksums of index and block table. Paths do not count.
+    pub fn serial(&self) -> String {
+        // FNV-1a: nothing depends on it being hard to forge.
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        let mut add = |bytes: &[u8]| {
+            for byte in bytes {
+                hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+            }
+        };
+        for layer in &self.layers {
+            add(layer.uuid().as_bytes());
+            add(layer.parent_uuid().as_bytes());
+            add(&layer.trailer().virtual_size.to_le_bytes());
+            add(&layer.index_crc().to_le_bytes());
+            let packing = layer.container().packing();
+            let table_crc = packing.map_or(0, |packing| packing.header().extent.table_crc);
+            add(&table_crc.to_le_bytes());
+        }
+        format!("ovbd{hash:016x}")
+    }
+}
+
+/// Opens all layers, on several threads: the layers, and the segments of each.
+fn load(paths: &[PathBuf]) -> Result<(Vec<Layer>, Vec<Vec<Segment>>), Error> {
+    match paths.len() {
+        0 => return Err(Error::NoLayers),
+        len if len > MAX_LAYERS => return Err(Error::TooManyLayers(len)),
+        len => source::make_room(len),
+    }
+    let total = AtomicU64::new(0);
+    let jobs = paths.iter().zip(0..).collect();
+    let loaded = parallel::each(jobs, |(path, number): (&PathBuf, u16)| {
+        if total.load(Ordering::Relaxed) > MAX_MAPPINGS {
+            return Err(Error::TooManyMappings);
+        }
+        let (layer, mappings) = Layer::open(path)?;
+        let before = total.fetch_add(mappings.len() as u64, Ordering::Relaxed);
+        if before + mappings.len() as u64 > MAX_MAPPINGS {
+            return Err(Error::TooManyMappings);
+        }
+        let segment = |mapping: lsmt::Mapping| {
+            Segment::new(mapping, number).ok_or_else(|| Error::Position {
+                path: path.clone(),
+                offset: mapping.offset(),
+                moffset: mapping.moffset(),
+            })
+        };
+        let segments = mappings
+            .into_iter()
+            .map(segment)
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok((layer, segments))
+    });
+    loaded
+        .into_iter()
+        .collect::<Result<Vec<_>, _>>()
+        .map(|pairs| pairs.into_iter().unzip())
+}
+
+/// Merges neighbours, then the results, and so on: each segment takes part in as many merges as
+/// the number of layers has binary digits.
+fn merge_all(mut lists: Vec<Vec<Segment>>) -> Vec<Segment> {
+    let total: usize = lists.iter().map(Vec::len).sum();
+    while lists.len() > 1 {
+        let mut rest = lists.into_iter();
+        let mut pairs = Vec::new();
+        while let Some(lower) = rest.next() {
+            pairs.push((lower, rest.next()));
+        }
+        let one = |(lower, upper): (Vec<Segment>, Option<Vec<Segment>>)| match upper {
+            Some(upper) => segment::merge(&lower, &upper),
+            None => lower,
+        };
+        lists = if total < PARALLEL_FROM {
+            pairs.into_iter().map(one).collect()
+        } else {
+            parallel::each(pairs, one)
+        };
+    }
+    lists.pop().unwrap_or_default()
+}
+
+/// Warns of layers whose parent lies above them.
+fn warn_of_order(layers: &[Layer]) {
+    for (number, layer) in layers.iter().enumerate() {
+        let (below, above) = layers.split_at(number);
+        let parent = layer.parent_uuid();
+        let is_parent = |other: &Layer| other.uuid() == parent;
+        if parent.is_nil() || below.last().is_some_and(is_parent) {
+            continue;
+        }
+        if let Some(found) = above[1..].iter().find(|other| is_parent(other)) {
+            log::warn!(
+                "{} was made upon {}, which the stack has above it; the order may be wrong \
+                 (bottom first)",
+                layer.path().display(),
+                found.path().display(),
+            );
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! One blob seen through its wrappers: the bytes of an LSMT layer, wherever they lie.
+//!
+//! `file -> tar member -> ZFile blocks -> layer bytes`, each step but the first optional and
+//! detected from content. A range of layer bytes becomes [`Piece`]s of the file.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::error::Error;
+use super::plan::{Packed, Piece};
+use crate::format::{tar, zfile};
+use crate::source::Blob;
+
+/// Most stored bytes of one [`Packed`] piece, so that one read into a buffer of this size serves
+/// it. Any single block is smaller.
+pub const MAX_STORED: usize = 256 * 1024;
+
+/// Bytes of a block table read at a time.
+const TABLE_CHUNK: usize = 256 * 1024;
+
+/// A layer's file and where in it the layer's bytes are.
+#[derive(Debug)]
+pub struct Container {
+    blob: Blob,
+    payload: tar::Payload,
+    packing: Option<Packing>,
+    id: u64,
+}
+
+/// How a ZFile holds the layer's bytes.
+#[derive(Debug)]
+pub struct Packing {
+    header: zfile::Header,
+    table: zfile::BlockTable,
+    shift: u32,
+}
+
+impl Packing {
+    /// What the ZFile says about itself.
+    pub fn header(&self) -> &zfile::Header {
+        &self.header
+    }
+
+    /// Where its blocks are.
+    pub fn table(&self) -> &zfile::BlockTable {
+        &self.table
+    }
+
+    /// Uncompressed bytes of a block: fewer in the last one.
+    #[inline]
+    pub fn block_len(&self, block: u64) -> usize {
+        let rest = self.header.extent.original_size - (block << self.shift);
+        rest.min(u64::from(self.header.format.block_size)) as usize
+    }
+}
+
+impl Container {
+    /// Opens a file and looks through its wrappers, whose checksums are verified.
+    ///
+    /// # Errors
+    /// The file cannot be read, or a wrapper is broken.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+        let blob = Blob::open(path)?;
+        let payload = find_payload(&blob)?;
+        let packing = find_packing(&blob, payload)?;
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        Ok(Self {
+            blob,
+            payload,
+            packing,
+            id,
+        })
+    }
+
+    /// The file.
+    pub fn blob(&self) -> &Blob {
+        &self.blob
+    }
+
+    /// Where the tar wrapper's payload is; the whole file without one.
+    pub fn payload(&self) -> tar::Payload {
+        self.payload
+    }
+
+    /// Whether there is a tar wrapper.
+    pub fn is_tar(&self) -> bool {
+        self.payload.offset != 0
+    }
+
+    /// The ZFile the layer's bytes are packed in, if they are.
+    pub fn packing(&self) -> Option<&Packing> {
+        self.packing.as_ref()
+    }
+
+    /// Bytes of the layer.
+    pub fn len(&self) -> u64 {
+        match &self.packing {
+            Some(packing) => packing.header.extent.original_size,
+            None => self.payload.len,
+        }
+    }
+
+    /// Whether the layer has no byte.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Tells this container from all others of the process.
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Byte of the file at which a block starts.
+    pub(super) fn block_offset(&self, packing: &Packing, block: u64) -> u64 {
+        self.payload.offset + packing.table.offset(block)
+    }
+
+    /// Where the layer's bytes from `offset` on are: as many of the next `len` as one piece can
+    /// tell, which is at least one. The range lies inside the layer and is not empty; `layer` is
+    /// the number to put into the piece.
+    #[inline]
+    pub(super) fn piece(&self, layer: u16, offset: u64, len: u64) -> Piece {
+        match &self.packing {
+            None => Piece::Plain {
+                layer,
+                offset: self.payload.offset + offset,
+                len,
+            },
+            Some(packing) => Piece::Packed(self.packed(packing, layer, offset, len)),
+        }
+    }
+
+    fn packed(&self, packing: &Packing, layer: u16, offset: u64, len: u64) -> Packed {
+        let Packing { table, shift, .. } = packing;
+        let first = offset >> shift;
+        let start = table.offset(first);
+        let stored = |end: u64| table.offset(end) - start;
+        let mut end = ((offset + len - 1) >> shift) + 1;
+        if stored(end) > MAX_STORED as u64 {
+            // One block always fits; find the most that do.
+            let (mut fits, mut too_many) = (first + 1, end);
+            while fits + 1 < too_many {
+                let middle = fits + (too_many - fits) / 2;
+                if stored(middle) > MAX_STORED as u64 {
+                    too_many = middle;
+                } else {
+                    fits = middle;
+                }
+            }
+            end = fits;
+        }
+        Packed {
+            layer,
+            first,
+            count: (end - first) as u32,
+            skip: (offset - (first << shift)) as u32,
+            offset: self.payload.offset + start,
+            stored: stored(end) as u32,
+            len: len.min((end << shift) - offset),
+        }
+    }
+}
+
+/// Looks through the tar wrapper, if there is one.
+fn find_payload(blob: &Blob) -> Result<tar::Payload, Error> {
+    let mut head = [0; tar::PREFIX];
+    let file_len = blob.len();
+    let head = &mut head[..file_len.min(tar::PREFIX as u64) as usize];
+    blob.read_exact_at(head, 0)?;
+    let path = || blob.path().to_owned();
+    let payload = tar::payload(head).map_err(|source| Error::Tar {
+        path: path(),
+        source,
+    })?;
+    let Some(payload) = payload else {
+        return Ok(tar::Payload {
+            offset: 0,
+            len: file_len,
+        });
+    };
+    let tar::Payload { offset, len } = payload;
+    if offset.checked_add(len).is_none_or(|end| end > file_len) {
+        return Err(Error::TarPayload {
+            path: path(),
+            offset,
+            len,
+            file_len,
+        });
+    }
+    Ok(payload)
+}
+
+/// Reads header, trailer and block table, if the payload is a ZFile.
+fn find_packing(blob: &Blob, payload: tar::Payload) -> Result<Option<Packing>, Error> {
+    let header_len = zfile::HEADER_LEN as u64;
+    let mut bytes = [0; zfile::HEADER_LEN];
+    if payload.len < header_len {
+        return Ok(None);
+    }
+    blob.read_exact_at(&mut bytes, payload.offset)?;
+    if !zfile::Header::has_magic(&bytes) {
+        return Ok(None);
+    }
+    let failed = |at: u64| {
+        let (path, offset) = (blob.path().to_owned(), payload.offset + at);
+        move |source| Error::ZFile {
+            path,
+            offset,
+            source,
+        }
+    };
+    let header = zfile::Header::decode(&bytes, zfile::Part::Header).map_err(failed(0))?;
+    let trailer_at = payload.len - header_len;
+    blob.read_exact_at(&mut bytes, payload.offset + trailer_at)?;
+    let trailer = zfile::Header::decode(&bytes, zfile::Part::Trailer);
+    let trailer = trailer.map_err(failed(trailer_at))?;
+    let header = zfile::settle(&header, &trailer, trailer_at).map_err(failed(0))?;
+
+    let table_at = header.extent.table_offset;
+    let mut table = zfile::TableReader::new(&header);
+    let mut left = header.extent.blocks * 4;
+    let mut at = payload.offset + table_at;
+    let mut chunk = vec![0; left.min(TABLE_CHUNK as u64) as usize];
+    while left > 0 {
+        let len = left.min(TABLE_CHUNK as u64);
+        let chunk = &mut chunk[..len as usize];
+        blob.read_exact_at(chunk, at)?;
+        table.read(chunk).map_err(failed(table_at))?;
+        (at, left) = (at + len, left - len);
+    }
+    Ok(Some(Packing {
+        header,
+        table: table.finish().map_err(failed(table_at))?,
+        shift: header.format.block_size.trailing_zeros(),
+    }))
+}

@@ -1,0 +1,129 @@
+//! Why an image cannot be opened or read.
+
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use super::segment::{MAX_LAYERS, MAX_MAPPINGS, MAX_MOFFSET};
+use crate::format::{lsmt, tar, zfile};
+use crate::units::Sector;
+use crate::{codec, source};
+
+/// Why an image cannot be opened or read. Names the file, and the place in it.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// A layer's file cannot be opened or read.
+    #[error(transparent)]
+    Source(#[from] source::Error),
+    /// The tar wrapper is broken.
+    #[error("{}: broken tar wrapper", path.display())]
+    Tar {
+        /// The layer's file.
+        path: PathBuf,
+        /// What is wrong.
+        source: tar::Error,
+    },
+    /// The tar member is longer than the file.
+    #[error("{}: the tar header promises {len} bytes at byte {offset}, the file has {file_len} in all; is it cut short?", path.display())]
+    TarPayload {
+        /// The layer's file.
+        path: PathBuf,
+        /// Where the payload starts.
+        offset: u64,
+        /// Length of the payload in the header.
+        len: u64,
+        /// Length of the file.
+        file_len: u64,
+    },
+    /// The compressed container is broken.
+    #[error("{}: broken ZFile, byte {offset}", path.display())]
+    ZFile {
+        /// The layer's file.
+        path: PathBuf,
+        /// Byte of the file at which the broken structure starts.
+        offset: u64,
+        /// What is wrong.
+        source: zfile::Error,
+    },
+    /// Too few bytes for a layer.
+    #[error("{}: {found} bytes cannot hold a layer; expected at least 8192", path.display())]
+    TooShort {
+        /// The layer's file.
+        path: PathBuf,
+        /// Bytes found, unpacked.
+        found: u64,
+    },
+    /// The layer inside its wrappers is broken, or there is none.
+    #[error("{}: not a valid layer, byte {offset} (unpacked)", path.display())]
+    Lsmt {
+        /// The layer's file.
+        path: PathBuf,
+        /// Byte, counted inside all wrappers, at which the broken structure starts.
+        offset: u64,
+        /// What is wrong.
+        source: lsmt::Error,
+    },
+    /// Data at a position beyond what the merged index can tell.
+    #[error("{}: data of {offset} lies at {moffset} of the layer; at most {MAX_MOFFSET} is supported", path.display())]
+    Position {
+        /// The layer's file.
+        path: PathBuf,
+        /// Sector of the disk.
+        offset: Sector,
+        /// Sector of the layer.
+        moffset: Sector,
+    },
+    /// A compressed block is damaged.
+    #[error("{}: damaged block {block}, byte {offset}", path.display())]
+    Block {
+        /// The layer's file.
+        path: PathBuf,
+        /// Number of the block.
+        block: u64,
+        /// Byte of the file at which the block starts.
+        offset: u64,
+        /// What is wrong.
+        source: BlockError,
+    },
+    /// A stack of no layers.
+    #[error("an image needs at least one layer")]
+    NoLayers,
+    /// A stack of more layers than supported.
+    #[error("{0} layers; at most {MAX_LAYERS} are supported")]
+    TooManyLayers(usize),
+    /// More mappings in all layers together than supported.
+    #[error("more than {MAX_MAPPINGS} mappings in all layers together")]
+    TooManyMappings,
+    /// No layer says how large the disk is.
+    #[error("no layer has a virtual size, so the disk would be empty")]
+    NoSize,
+    /// A read that does not lie on the disk.
+    #[error("read of {len} bytes at {start}; the disk has {sectors} sectors")]
+    Beyond {
+        /// First sector wanted.
+        start: Sector,
+        /// Bytes wanted.
+        len: usize,
+        /// Sectors of the disk.
+        sectors: u64,
+    },
+}
+
+/// What is wrong with a compressed block.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum BlockError {
+    /// Its checksum does not match.
+    #[error("checksum is {found:#010x}; expected {expected:#010x}")]
+    Checksum {
+        /// CRC of the stored bytes.
+        found: u32,
+        /// Checksum behind them.
+        expected: u32,
+    },
+    /// It does not decode to what it must.
+    #[error(transparent)]
+    Codec(#[from] codec::Error),
+    /// Not all of its stored bytes were given.
+    #[error("stored bytes are missing")]
+    Missing,
+}

@@ -1,0 +1,129 @@
+//! One layer: its container, what its trailer says, and its mappings.
+
+use std::path::Path;
+
+use uuid::Uuid;
+
+use super::container::Container;
+use super::error::Error;
+use super::reader::Reader;
+use crate::format::crc;
+use crate::format::lsmt::{self, ENTRY_LEN, HEADER_LEN, Header, IndexReader, Mapping, Part};
+
+/// Bytes of an index read at a time.
+const INDEX_CHUNK: u64 = 1024 * 1024;
+
+/// A sealed layer, open.
+#[derive(Debug)]
+pub struct Layer {
+    container: Container,
+    trailer: Header,
+    mappings: usize,
+    index_crc: u32,
+}
+
+impl Layer {
+    /// Opens a layer in whatever wrappers it comes, and reads its index.
+    ///
+    /// # Errors
+    /// The file cannot be read, or breaks a rule of its formats.
+    pub fn open(path: &Path) -> Result<(Self, Vec<Mapping>), Error> {
+        let container = Container::open(path)?;
+        let header_len = HEADER_LEN as u64;
+        let Some(trailer_at) = container
+            .len()
+            .checked_sub(header_len)
+            .filter(|at| *at >= header_len)
+        else {
+            let (path, found) = (path.to_owned(), container.len());
+            return Err(Error::TooShort { path, found });
+        };
+        let failed = |offset| {
+            move |source| Error::Lsmt {
+                path: path.to_owned(),
+                offset,
+                source,
+            }
+        };
+
+        let mut reader = Reader::new();
+        let mut bytes = [0; HEADER_LEN];
+        reader.read_layer(&container, 0, &mut bytes)?;
+        Header::decode(&bytes, Part::Header).map_err(failed(0))?;
+        reader.read_layer(&container, trailer_at, &mut bytes)?;
+        // The trailer counts: sealing in place leaves the header as it was.
+        let trailer = Header::decode(&bytes, Part::Trailer).map_err(failed(trailer_at))?;
+
+        let index_at = trailer.index_offset;
+        let index = IndexReader::new(&trailer, trailer_at).map_err(failed(trailer_at))?;
+        let (mappings, index_crc) =
+            read_index(&container, &trailer, index, &mut reader, &failed(index_at))?;
+        let layer = Self {
+            container,
+            trailer,
+            mappings: mappings.len(),
+            index_crc,
+        };
+        Ok((layer, mappings))
+    }
+
+    /// The file and its wrappers.
+    pub fn container(&self) -> &Container {
+        &self.container
+    }
+
+    /// Path of the file.
+    pub fn path(&self) -> &Path {
+        self.container.blob().path()
+    }
+
+    /// What the layer says about itself.
+    pub fn trailer(&self) -> &Header {
+        &self.trailer
+    }
+
+    /// Name of the layer; nil if it has none.
+    pub fn uuid(&self) -> Uuid {
+        self.trailer.uuid
+    }
+
+    /// Name of the layer it was made upon; nil if it has none.
+    pub fn parent_uuid(&self) -> Uuid {
+        self.trailer.parent_uuid
+    }
+
+    /// Number of mappings, without padding.
+    pub fn mappings(&self) -> usize {
+        self.mappings
+    }
+
+    /// Checksum of the index as it lies in the layer.
+    pub fn index_crc(&self) -> u32 {
+        self.index_crc
+    }
+}
+
+/// Reads the whole index: the mappings, and the checksum of their bytes.
+fn read_index(
+    container: &Container,
+    trailer: &Header,
+    mut index: IndexReader,
+    reader: &mut Reader,
+    failed: &dyn Fn(lsmt::Error) -> Error,
+) -> Result<(Vec<Mapping>, u32), Error> {
+    let mut mappings = Vec::new();
+    let mut crc = 0;
+    let mut at = trailer.index_offset;
+    // Both fit: the index was found to lie before the trailer.
+    let end = at + trailer.index_entries * ENTRY_LEN as u64;
+    let mut chunk = vec![0; (end - at).min(INDEX_CHUNK) as usize];
+    while at < end {
+        let len = (end - at).min(INDEX_CHUNK);
+        let chunk = &mut chunk[..len as usize];
+        reader.read_layer(container, at, chunk)?;
+        crc = crc::raw(crc, chunk);
+        index.read(chunk, &mut mappings).map_err(failed)?;
+        at += len;
+    }
+    Ok((mappings, crc))
+}

@@ -1,0 +1,61 @@
+//! A list of jobs on a few threads.
+
+use std::num::NonZero;
+use std::panic::resume_unwind;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+/// Most threads used, however many cores there are.
+const MAX_WORKERS: usize = 8;
+
+/// The result of `work` for each of `items`, in their order. The caller's thread works too, so that
+/// a system which has no more threads only makes it slower.
+pub fn each<T, R>(items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R>
+where
+    T: Send,
+    R: Send,
+{
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    let workers = cores.min(MAX_WORKERS).min(items.len());
+    let queue = Mutex::new(items.into_iter().enumerate());
+    let run = || {
+        let mut done = Vec::new();
+        loop {
+            // The lock is given back before the work starts.
+            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some((number, item)) = next else {
+                return done;
+            };
+            done.push((number, work(item)));
+        }
+    };
+    let mut done = thread::scope(|scope| {
+        let helpers: Vec<_> = (1..workers)
+            .map_while(|_| thread::Builder::new().spawn_scoped(scope, run).ok())
+            .collect();
+        let mut done = run();
+        for helper in helpers {
+            done.extend(helper.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        }
+        done
+    });
+    done.sort_unstable_by_key(|(number, _)| *number);
+    done.into_iter().map(|(_, result)| result).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_keep_the_order() {
+        let squares = each((0..1000_u64).collect(), |n| n * n);
+        assert!(
+            squares
+                .iter()
+                .enumerate()
+                .all(|(n, square)| *square == (n * n) as u64)
+        );
+        assert!(each(Vec::<u8>::new(), |n| n).is_empty());
+    }
+}

@@ -1,0 +1,137 @@
+//! From a range of the disk to the bytes that hold it. Pure look-up, no I/O, no allocation.
+
+use super::Image;
+use super::segment::{Content, Segment};
+use crate::units::{SECTOR_SIZE, Sector};
+
+/// Where the next bytes of a range come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// They are zeros.
+    Zero {
+        /// Number of bytes.
+        len: u64,
+    },
+    /// They lie in a layer's file as they are.
+    Plain {
+        /// Number of the layer, counted from the bottom.
+        layer: u16,
+        /// Byte of the file, all wrappers counted in.
+        offset: u64,
+        /// Number of bytes.
+        len: u64,
+    },
+    /// They come out of compressed blocks.
+    Packed(Packed),
+}
+
+/// Adjacent compressed blocks of one layer, and the bytes wanted of what they hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packed {
+    /// Number of the layer, counted from the bottom.
+    pub layer: u16,
+    /// Number of the first block.
+    pub first: u64,
+    /// Number of blocks.
+    pub count: u32,
+    /// Bytes of the first block that are not wanted.
+    pub skip: u32,
+    /// Byte of the file at which the stored blocks start, all wrappers counted in.
+    pub offset: u64,
+    /// Stored bytes of all the blocks, at most [`MAX_STORED`](super::MAX_STORED).
+    pub stored: u32,
+    /// Number of bytes wanted, over all the blocks.
+    pub len: u64,
+}
+
+impl Piece {
+    /// Number of bytes of the range that this piece makes up.
+    pub fn len(&self) -> u64 {
+        match self {
+            Piece::Zero { len } | Piece::Plain { len, .. } => *len,
+            Piece::Packed(packed) => packed.len,
+        }
+    }
+
+    /// Whether it makes up no byte; no piece of a plan does that.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// The pieces of a range, in order.
+#[derive(Clone, Debug)]
+pub struct Pieces<'i> {
+    image: &'i Image,
+    /// Next byte of the disk; the start of a sector as long as it is below `end`.
+    at: u64,
+    /// End of the range, or of the disk if that comes first.
+    end: u64,
+    /// Bytes of the range beyond the disk.
+    beyond: u64,
+    /// The segment that covers or follows `at`, once looked up.
+    segment: Option<Segment>,
+}
+
+impl<'i> Pieces<'i> {
+    pub(super) fn new(image: &'i Image, start: Sector, sectors: u64) -> Self {
+        // A range that wraps ends at the last byte there can be; the disk is far smaller.
+        let from = start.0.saturating_mul(SECTOR_SIZE);
+        let to = start.0.saturating_add(sectors).saturating_mul(SECTOR_SIZE);
+        let end = to.min(image.size());
+        Self {
+            image,
+            at: from,
+            end,
+            beyond: to - end.max(from),
+            segment: None,
+        }
+    }
+
+    /// The bytes up to `end` as zeros.
+    fn zeros(&mut self, end: u64) -> Piece {
+        let len = end - self.at;
+        Piece::Zero { len }
+    }
+}
+
+impl Iterator for Pieces<'_> {
+    type Item = Piece;
+
+    #[inline]
+    fn next(&mut self) -> Option<Piece> {
+        if self.at >= self.end {
+            let len = std::mem::take(&mut self.beyond);
+            return (len > 0).then_some(Piece::Zero { len });
+        }
+        let sector = self.at / SECTOR_SIZE;
+        let segment = match self.segment.take() {
+            Some(segment) => Some(segment),
+            None => self.image.index().find(sector),
+        };
+        let piece = match segment {
+            None => self.zeros(self.end),
+            Some(segment) if segment.start() > sector => {
+                self.segment = Some(segment);
+                self.zeros(self.end.min(segment.start() * SECTOR_SIZE))
+            }
+            Some(segment) => {
+                let end = self.end.min(segment.end() * SECTOR_SIZE);
+                let piece = match segment.content() {
+                    Content::Zeroed => self.zeros(end),
+                    Content::Data { layer, moffset } => {
+                        let offset = (moffset + sector - segment.start()) * SECTOR_SIZE;
+                        let container = self.image.container(layer);
+                        container.piece(layer, offset, end - self.at)
+                    }
+                };
+                if self.at + piece.len() < end {
+                    self.segment = Some(segment);
+                }
+                piece
+            }
+        };
+        self.at += piece.len();
+        Some(piece)
+    }
+}

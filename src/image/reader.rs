@@ -1,0 +1,139 @@
+//! Reading that waits for the disk: for tools, for tests, and for opening layers.
+
+use super::Image;
+use super::container::Container;
+use super::error::Error;
+use super::plan::Piece;
+use super::unpack::Unpacker;
+use crate::scatter::{Cursor, Scatter};
+use crate::units::{SECTOR_SIZE, Sector};
+use vm_memory::VolatileSlice;
+
+/// Bytes of an unpacked layer read at a time.
+const PLAIN_CHUNK: u64 = 256 * 1024;
+
+/// What a blocking reader works with: one per thread.
+#[derive(Default)]
+pub struct Reader {
+    unpacker: Unpacker,
+    buffer: Vec<u8>,
+}
+
+impl Reader {
+    /// A reader with empty buffers.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Fills `into`, a whole number of sectors, with the disk's content from `start` on.
+    ///
+    /// # Errors
+    /// The range does not lie on the disk, or its bytes cannot be read or unpacked.
+    pub fn read_scatter(
+        &mut self,
+        image: &Image,
+        start: Sector,
+        into: &Scatter<'_>,
+    ) -> Result<(), Error> {
+        let len = into.len();
+        let sectors = image.sectors().0;
+        let count = len as u64 / SECTOR_SIZE;
+        let fits = start.checked_add(count).is_some_and(|end| end.0 <= sectors);
+        if !fits || !(len as u64).is_multiple_of(SECTOR_SIZE) {
+            return Err(Error::Beyond {
+                start,
+                len,
+                sectors,
+            });
+        }
+        let mut cursor = into.cursor(0);
+        for piece in image.pieces(start, count) {
+            match piece {
+                Piece::Zero { len } => cursor.zero(len as usize),
+                Piece::Plain { layer, .. } => {
+                    self.fill(image.container(layer), piece, &mut cursor)?
+                }
+                Piece::Packed(packed) => {
+                    self.fill(image.container(packed.layer), piece, &mut cursor)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The same into a buffer of one piece.
+    ///
+    /// # Errors
+    /// As [`Reader::read_scatter`].
+    pub fn read(&mut self, image: &Image, start: Sector, into: &mut [u8]) -> Result<(), Error> {
+        let mut scatter = Scatter::new();
+        scatter.push(VolatileSlice::from(into));
+        self.read_scatter(image, start, &scatter)
+    }
+
+    /// Fills `into` with the bytes of one layer, inside all its wrappers, from `offset` on.
+    ///
+    /// # Errors
+    /// The layer ends first, or its bytes cannot be read or unpacked.
+    pub fn read_layer(
+        &mut self,
+        container: &Container,
+        offset: u64,
+        into: &mut [u8],
+    ) -> Result<(), Error> {
+        let len = into.len() as u64;
+        let end = offset
+            .checked_add(len)
+            .filter(|end| *end <= container.len());
+        let Some(end) = end else {
+            let (path, found) = (container.blob().path().to_owned(), container.len());
+            return Err(Error::TooShort { path, found });
+        };
+        let mut scatter = Scatter::new();
+        scatter.push(VolatileSlice::from(into));
+        let mut cursor = scatter.cursor(0);
+        let mut at = offset;
+        while at < end {
+            let piece = container.piece(0, at, end - at);
+            self.fill(container, piece, &mut cursor)?;
+            at += piece.len();
+        }
+        Ok(())
+    }
+
+    /// Reads the bytes of one piece of `container`.
+    fn fill(
+        &mut self,
+        container: &Container,
+        piece: Piece,
+        into: &mut Cursor<'_, '_>,
+    ) -> Result<(), Error> {
+        match piece {
+            Piece::Zero { len } => into.zero(len as usize),
+            Piece::Plain { offset, len, .. } => {
+                let mut at = 0;
+                while at < len {
+                    let part = (len - at).min(PLAIN_CHUNK);
+                    self.buffer.resize(part as usize, 0);
+                    container
+                        .blob()
+                        .read_exact_at(&mut self.buffer, offset + at)?;
+                    into.write(&self.buffer);
+                    at += part;
+                }
+            }
+            Piece::Packed(packed) => {
+                if self.unpacker.unpack_held(container, &packed, into) {
+                    return Ok(());
+                }
+                self.buffer.resize(packed.stored as usize, 0);
+                container
+                    .blob()
+                    .read_exact_at(&mut self.buffer, packed.offset)?;
+                self.unpacker
+                    .unpack(container, &packed, &self.buffer, into)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,380 @@
+//! Which layers make up an image: a list of paths, or an OverlayBD image config.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use thiserror::Error;
+
+/// Largest config file that is read, in bytes.
+const MAX_CONFIG: u64 = 1024 * 1024;
+
+/// Names under which a layer lies in its folder, in the order in which they are tried.
+const NAMES_IN_DIR: [&str; 3] = ["overlaybd.commit", ".commit", "overlaybd.sealed"];
+
+/// Why a config does not tell an image.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The config file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file is too long to be a config.
+    #[error("{} is longer than {MAX_CONFIG} bytes; not an image config", path.display())]
+    TooLong {
+        /// The config file.
+        path: PathBuf,
+    },
+    /// The file is no JSON, or its keys have values of the wrong type.
+    #[error("{} is not a valid image config", path.display())]
+    Syntax {
+        /// The config file.
+        path: PathBuf,
+        /// What is wrong, with line and column.
+        source: serde_json::Error,
+    },
+    /// It asks for something that this program does not do.
+    #[error("{}: {key} is not supported; {hint}", path.display())]
+    Unsupported {
+        /// The config file.
+        path: PathBuf,
+        /// The key, with its place.
+        key: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// A lower layer is named that is not there.
+    #[error("{}: no layer file for lowers[{number}]: {wanted}", path.display())]
+    NoFile {
+        /// The config file.
+        path: PathBuf,
+        /// Number of the entry, from 0, bottom first.
+        number: usize,
+        /// What was looked for.
+        wanted: String,
+    },
+    /// It names no layer.
+    #[error("{}: lowers is empty; expected at least one layer", path.display())]
+    NoLowers {
+        /// The config file.
+        path: PathBuf,
+    },
+}
+
+/// The layers of an image, bottom first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stack {
+    layers: Vec<PathBuf>,
+}
+
+impl Stack {
+    /// A stack of these files, bottom first.
+    pub fn new(layers: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
+        Self {
+            layers: layers.into_iter().map(Into::into).collect(),
+        }
+    }
+
+    /// The files, bottom first.
+    pub fn layers(&self) -> &[PathBuf] {
+        &self.layers
+    }
+}
+
+/// An OverlayBD image config, as the snapshotter writes it.
+///
+/// It is read first and judged by [`Config::stack`] later, so that a refusal can be reported where
+/// the config asks for it.
+#[derive(Clone, Debug)]
+pub struct Config {
+    path: PathBuf,
+    keys: Keys,
+}
+
+/// The keys that matter. All others are ignored, among them those about remote access.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Keys {
+    lowers: Option<Vec<Lower>>,
+    upper: Option<Upper>,
+    result_file: Option<String>,
+    acceleration_layer: Option<bool>,
+    record_trace_path: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Lower {
+    file: Option<String>,
+    dir: Option<String>,
+    digest: Option<String>,
+    target_file: Option<String>,
+    target_digest: Option<String>,
+    gzip_index: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Upper {
+    index: Option<String>,
+    data: Option<String>,
+    target: Option<String>,
+    gzip_index: Option<String>,
+}
+
+const NO_TURBO: &str = "TurboOCI layers need their original tar; convert the image to OverlayBD";
+const NO_UPPER: &str = "images are served read-only; remove the upper or commit it first";
+const NO_TRACE: &str = "remove it from the config: prefetch traces are neither kept nor replayed";
+
+impl Config {
+    /// Reads a config file.
+    ///
+    /// # Errors
+    /// It cannot be read, or is no config.
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        let failed = |source| Error::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let file = File::open(path).map_err(failed)?;
+        let mut text = Vec::new();
+        file.take(MAX_CONFIG + 1)
+            .read_to_end(&mut text)
+            .map_err(failed)?;
+        if text.len() as u64 > MAX_CONFIG {
+            return Err(Error::TooLong {
+                path: path.to_owned(),
+            });
+        }
+        let keys = serde_json::from_slice(&text).map_err(|source| Error::Syntax {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            path: path.to_owned(),
+            keys,
+        })
+    }
+
+    /// File that is to get `success` or `failed:<reason>`, if there is one.
+    pub fn result_file(&self) -> Option<PathBuf> {
+        given(&self.keys.result_file).map(|file| self.resolve(file))
+    }
+
+    /// The layers of the image.
+    ///
+    /// # Errors
+    /// The config asks for something unsupported, or a layer is not there.
+    pub fn stack(&self) -> Result<Stack, Error> {
+        let keys = &self.keys;
+        self.refuse("recordTracePath", given(&keys.record_trace_path), NO_TRACE)?;
+        let acceleration = keys.acceleration_layer.unwrap_or_default();
+        self.refuse("accelerationLayer", acceleration.then_some(""), NO_TRACE)?;
+        if let Some(upper) = &keys.upper {
+            self.refuse("upper.data", given(&upper.data), NO_UPPER)?;
+            self.refuse("upper.index", given(&upper.index), NO_UPPER)?;
+            self.refuse("upper.target", given(&upper.target), NO_TURBO)?;
+            self.refuse("upper.gzipIndex", given(&upper.gzip_index), NO_TURBO)?;
+        }
+        let lowers = keys.lowers.as_deref().unwrap_or_default();
+        if lowers.is_empty() {
+            return Err(Error::NoLowers {
+                path: self.path.clone(),
+            });
+        }
+        let layers = lowers.iter().enumerate();
+        let layers = layers.map(|(number, lower)| self.lower(number, lower));
+        Ok(Stack {
+            layers: layers.collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// The file of one lower layer.
+    fn lower(&self, number: usize, lower: &Lower) -> Result<PathBuf, Error> {
+        for (key, value) in [
+            ("targetFile", &lower.target_file),
+            ("targetDigest", &lower.target_digest),
+            ("gzipIndex", &lower.gzip_index),
+        ] {
+            self.refuse(&format!("lowers[{number}].{key}"), given(value), NO_TURBO)?;
+        }
+        if let Some(file) = given(&lower.file) {
+            return Ok(self.resolve(file));
+        }
+        let mut wanted = "it has neither file nor dir".to_owned();
+        if let Some(dir) = given(&lower.dir) {
+            let dir = self.resolve(dir);
+            let mut candidates = NAMES_IN_DIR.iter().map(|name| dir.join(name));
+            if let Some(found) = candidates.find(|path| path.exists()) {
+                return Ok(found);
+            }
+            wanted = format!("none of {} in {}", NAMES_IN_DIR.join(", "), dir.display());
+        }
+        if let Some(digest) = given(&lower.digest) {
+            wanted.push_str(&format!(
+                "; fetching {digest} from a registry is not supported"
+            ));
+        }
+        Err(Error::NoFile {
+            path: self.path.clone(),
+            number,
+            wanted,
+        })
+    }
+
+    fn refuse(&self, key: &str, value: Option<&str>, hint: &'static str) -> Result<(), Error> {
+        match value {
+            None => Ok(()),
+            Some(_) => Err(Error::Unsupported {
+                path: self.path.clone(),
+                key: key.to_owned(),
+                hint,
+            }),
+        }
+    }
+
+    /// A path of the config: a relative one starts at the config's own folder.
+    fn resolve(&self, path: &str) -> PathBuf {
+        self.path.parent().unwrap_or(Path::new("")).join(path)
+    }
+}
+
+/// The value of a key; an empty one counts as absent, as upstream writes all keys.
+fn given(value: &Option<String>) -> Option<&str> {
+    value.as_deref().filter(|value| !value.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(dir: &tempfile::TempDir, text: &str) -> Result<Config, Error> {
+        let path = dir.path().join("config.v1.json");
+        std::fs::write(&path, text).unwrap();
+        Config::load(&path)
+    }
+
+    fn stack(dir: &tempfile::TempDir, text: &str) -> Result<Stack, Error> {
+        config(dir, text)?.stack()
+    }
+
+    #[test]
+    fn lowers_by_file_and_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        for (folder, names) in [
+            ("a", &["overlaybd.commit", ".commit"][..]),
+            ("b", &["overlaybd.sealed", ".commit"]),
+            ("c", &["overlaybd.sealed"]),
+        ] {
+            std::fs::create_dir(root.join(folder)).unwrap();
+            for name in names {
+                std::fs::write(root.join(folder).join(name), "").unwrap();
+            }
+        }
+        let text = r#"{
+            "repoBlobUrl": "https://host/v2/x/blobs", "download": {"enable": true}, "new": [1],
+            "lowers": [
+                {"file": "/abs/olute", "dir": "a", "digest": "sha256:1", "size": 5},
+                {"dir": "a", "file": ""}, {"dir": "b"}, {"dir": "c", "targetFile": ""},
+                {"file": "rel/ative"}
+            ],
+            "upper": {"index": "", "data": "", "vsize": 64}, "resultFile": "r",
+            "accelerationLayer": false, "recordTracePath": ""
+        }"#;
+        let config = config(&dir, text).unwrap();
+        let expected = [
+            PathBuf::from("/abs/olute"),
+            root.join("a/overlaybd.commit"),
+            root.join("b/.commit"),
+            root.join("c/overlaybd.sealed"),
+            root.join("rel/ative"),
+        ];
+        assert_eq!(config.stack().unwrap(), Stack::new(expected));
+        assert_eq!(config.result_file(), Some(root.join("r")));
+    }
+
+    #[test]
+    fn what_is_not_supported_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        for (text, name) in [
+            (
+                r#"{"lowers":[{"file":"a"},{"file":"b","targetFile":"t"}]}"#,
+                "lowers[1].targetFile",
+            ),
+            (
+                r#"{"lowers":[{"file":"b","targetDigest":"t"}]}"#,
+                "lowers[0].targetDigest",
+            ),
+            (
+                r#"{"lowers":[{"file":"b","gzipIndex":"t"}]}"#,
+                "lowers[0].gzipIndex",
+            ),
+            (
+                r#"{"lowers":[{"file":"b"}],"upper":{"data":"d","index":"i"}}"#,
+                "upper.data",
+            ),
+            (
+                r#"{"lowers":[{"file":"b"}],"upper":{"index":"i"}}"#,
+                "upper.index",
+            ),
+            (
+                r#"{"lowers":[{"file":"b"}],"upper":{"target":"i"}}"#,
+                "upper.target",
+            ),
+            (
+                r#"{"lowers":[{"file":"b"}],"upper":{"gzipIndex":"i"}}"#,
+                "upper.gzipIndex",
+            ),
+            (
+                r#"{"lowers":[{"file":"b"}],"accelerationLayer":true}"#,
+                "accelerationLayer",
+            ),
+            (
+                r#"{"lowers":[{"file":"b"}],"recordTracePath":"t"}"#,
+                "recordTracePath",
+            ),
+            (
+                r#"{"lowers":[{"digest":"sha256:77","size":4}]}"#,
+                "sha256:77",
+            ),
+            (
+                r#"{"lowers":[{"digest":"sha256:77","dir":"no/where"}]}"#,
+                "no/where",
+            ),
+            (r#"{"lowers":[{"dir":""}]}"#, "neither file nor dir"),
+            (r#"{"lowers":[]}"#, "lowers is empty"),
+            (r#"{"lowers":null}"#, "lowers is empty"),
+            ("{}", "lowers is empty"),
+        ] {
+            let error = stack(&dir, text).unwrap_err();
+            let message = error.to_string();
+            assert!(message.contains(name), "{message}");
+            assert!(message.contains("config.v1.json"), "{message}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_config_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        for text in [
+            "",
+            "5",
+            "{\"lowers\": 5}",
+            "{\"lowers\":[{\"file\":7}]}",
+            "{\"lowers\":",
+        ] {
+            let error = config(&dir, text).unwrap_err();
+            assert!(matches!(error, Error::Syntax { .. }), "{text}: {error:?}");
+        }
+        let long = format!("{{\"x\": \"{}\"}}", "x".repeat(1 << 20));
+        assert!(matches!(config(&dir, &long), Err(Error::TooLong { .. })));
+        let error = Config::load(&dir.path().join("absent")).unwrap_err();
+        assert!(matches!(error, Error::Read { .. }));
+    }
+}

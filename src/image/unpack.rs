@@ -1,0 +1,159 @@
+//! From stored blocks to the bytes wanted of them, straight into their destination where possible.
+
+use super::container::{Container, Packing};
+use super::error::{BlockError, Error};
+use super::plan::Packed;
+use crate::codec::Decoder;
+use crate::format::crc;
+use crate::format::zfile::CHECKSUM_LEN;
+use crate::scatter::Cursor;
+use vm_memory::VolatileSlice;
+
+/// Unpacks blocks for one worker; keeps what the codecs work with, and the last block that was only
+/// partly wanted: the rest of it is often what comes next.
+#[derive(Default)]
+pub struct Unpacker {
+    decoder: Decoder,
+    bounce: Vec<u8>,
+    /// The block whose content fills `bounce`: container and number.
+    held: Option<(u64, u64)>,
+}
+
+impl Unpacker {
+    /// An unpacker that holds nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Serves a piece of `container` from the block held since an earlier one, if that is all it
+    /// needs: then its stored bytes need not be read. Whether it did.
+    pub fn unpack_held(
+        &mut self,
+        container: &Container,
+        piece: &Packed,
+        into: &mut Cursor<'_, '_>,
+    ) -> bool {
+        let held = piece.count == 1 && self.held == Some((container.id(), piece.first));
+        let wanted = piece.skip as usize..piece.skip as usize + piece.len as usize;
+        match self.bounce.get(wanted) {
+            Some(bytes) if held => into.write(bytes),
+            _ => return false,
+        }
+        true
+    }
+
+    /// Writes the bytes that `piece` wants into `into`, from `stored`, the stored bytes of its
+    /// blocks in memory that nobody else changes. Each block's checksum, if it has one, is verified
+    /// before the block is decoded.
+    ///
+    /// # Errors
+    /// A block is damaged. The destination may then be partly written.
+    pub fn unpack(
+        &mut self,
+        container: &Container,
+        piece: &Packed,
+        stored: &[u8],
+        into: &mut Cursor<'_, '_>,
+    ) -> Result<(), Error> {
+        // A piece of a container without blocks has none to unpack.
+        let Some(packing) = container.packing() else {
+            return Ok(());
+        };
+        let mut rest = stored;
+        let mut skip = piece.skip as usize;
+        let mut wanted = piece.len as usize;
+        for block in piece.first..piece.first + u64::from(piece.count) {
+            let len = packing.block_len(block);
+            let part = wanted.min(len - skip);
+            let result = match take_block(packing, block, &mut rest) {
+                Ok(bytes) if part == len => self.whole(packing, bytes, len, into),
+                Ok(bytes) => {
+                    let id = (container.id(), block);
+                    self.partly(packing, bytes, len, id)
+                        .map(|plain| into.write(&plain[skip..skip + part]))
+                }
+                Err(error) => Err(error),
+            };
+            result.map_err(|source| Error::Block {
+                path: container.blob().path().to_owned(),
+                block,
+                offset: container.block_offset(packing, block),
+                source,
+            })?;
+            wanted -= part;
+            skip = 0;
+        }
+        Ok(())
+    }
+
+    /// Decodes a block that is wanted whole, in place if its destination is in one piece.
+    fn whole(
+        &mut self,
+        packing: &Packing,
+        stored: &[u8],
+        len: usize,
+        into: &mut Cursor<'_, '_>,
+    ) -> Result<(), BlockError> {
+        let algorithm = packing.header().format.algorithm;
+        if let Some(target) = into.take_contiguous(len) {
+            return Ok(self.decoder.decode(algorithm, stored, &target)?);
+        }
+        self.held = None;
+        let plain = grown(&mut self.bounce, len);
+        let target = VolatileSlice::from(&mut *plain);
+        self.decoder.decode(algorithm, stored, &target)?;
+        into.write(plain);
+        Ok(())
+    }
+
+    /// Decodes a block into the bounce buffer, unless it is there, and keeps it.
+    fn partly(
+        &mut self,
+        packing: &Packing,
+        stored: &[u8],
+        len: usize,
+        id: (u64, u64),
+    ) -> Result<&[u8], BlockError> {
+        if self.held != Some(id) {
+            self.held = None;
+            let target = VolatileSlice::from(grown(&mut self.bounce, len));
+            let algorithm = packing.header().format.algorithm;
+            self.decoder.decode(algorithm, stored, &target)?;
+            self.held = Some(id);
+        }
+        Ok(&self.bounce[..len])
+    }
+}
+
+/// Takes the next block off the stored bytes and verifies its checksum: the block without it.
+fn take_block<'s>(
+    packing: &Packing,
+    block: u64,
+    rest: &mut &'s [u8],
+) -> Result<&'s [u8], BlockError> {
+    let table = packing.table();
+    let len = (table.offset(block + 1) - table.offset(block)) as usize;
+    let (stored, after) = rest.split_at_checked(len).ok_or(BlockError::Missing)?;
+    *rest = after;
+    if !packing.header().format.checksum {
+        return Ok(stored);
+    }
+    let (bytes, checksum) = stored
+        .split_last_chunk::<CHECKSUM_LEN>()
+        .ok_or(BlockError::Missing)?;
+    let found = crc::raw(crc::BLOCK_SEED, bytes);
+    let expected = u32::from_le_bytes(*checksum);
+    if found == expected {
+        Ok(bytes)
+    } else {
+        Err(BlockError::Checksum { found, expected })
+    }
+}
+
+/// The first `len` bytes of a buffer that is made longer if need be.
+fn grown(buffer: &mut Vec<u8>, len: usize) -> &mut [u8] {
+    if buffer.len() < len {
+        buffer.resize(len, 0);
+    }
+    &mut buffer[..len]
+}
