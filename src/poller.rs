@@ -1,7 +1,7 @@
 //! Waiting for several descriptors at once: the `epoll` crate, with the descriptor owned.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 
 use epoll::{ControlOptions, Event, Events};
 
@@ -33,18 +33,18 @@ impl Poller {
 
     /// Reports `token` when `fd` becomes readable or its peer hangs up. Watch it no longer than it
     /// is open: closing it ends the watch.
-    pub fn watch(&self, fd: impl AsFd, token: u64, trigger: Trigger) -> io::Result<()> {
+    pub fn watch(&self, fd: &impl AsRawFd, token: u64, trigger: Trigger) -> io::Result<()> {
         let events = match trigger {
             Trigger::Level => Events::EPOLLIN | Events::EPOLLRDHUP,
             Trigger::Edge => Events::EPOLLIN | Events::EPOLLET,
         };
-        let (add, fd) = (ControlOptions::EPOLL_CTL_ADD, fd.as_fd().as_raw_fd());
+        let (add, fd) = (ControlOptions::EPOLL_CTL_ADD, fd.as_raw_fd());
         epoll::ctl(self.epoll, add, fd, Event::new(events, token))
     }
 
     /// Stops watching `fd`.
-    pub fn forget(&self, fd: impl AsFd) -> io::Result<()> {
-        let (delete, fd) = (ControlOptions::EPOLL_CTL_DEL, fd.as_fd().as_raw_fd());
+    pub fn forget(&self, fd: &impl AsRawFd) -> io::Result<()> {
+        let (delete, fd) = (ControlOptions::EPOLL_CTL_DEL, fd.as_raw_fd());
         epoll::ctl(self.epoll, delete, fd, Event::new(Events::empty(), 0))
     }
 

@@ -1,3 +1,137 @@
 //! The `ovbd-vhost` daemon: arguments only.
 
-fn main() {}
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use ovbd_vhost::daemon::config::{Config, ImageSource, MAX_QUEUES};
+use ovbd_vhost::daemon::{self, error};
+use ovbd_vhost::engine::Tuning;
+use ovbd_vhost::virtio::queue::MAX_QUEUE_SIZE;
+use ovbd_vhost::virtio::request::SERIAL_LEN;
+
+/// Serves a stack of OverlayBD layers to a virtual machine as a vhost-user-blk device.
+#[derive(Parser)]
+#[command(version, about)]
+struct Args {
+    /// Path of the socket the virtual machine's monitor connects to.
+    #[arg(long, value_name = "PATH")]
+    socket: PathBuf,
+
+    /// Permissions of the socket, in octal.
+    #[arg(long, value_name = "MODE", default_value = "600", value_parser = parse_mode)]
+    socket_mode: u32,
+
+    /// Layers, bottom first: a comma-separated list, and repeatable.
+    #[arg(
+        long,
+        value_name = "FILE",
+        value_delimiter = ',',
+        required_unless_present = "config"
+    )]
+    layers: Vec<PathBuf>,
+
+    /// An OverlayBD image config (config.v1.json) in place of --layers.
+    #[arg(long, value_name = "FILE", conflicts_with = "layers")]
+    config: Option<PathBuf>,
+
+    /// Queues a front-end may use; one costs nothing until it is used.
+    #[arg(long, value_name = "N", default_value_t = MAX_QUEUES,
+          value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_QUEUES)))]
+    num_queues: u16,
+
+    /// Largest queue a front-end may set up, a power of two.
+    #[arg(long, value_name = "N", default_value = "1024", value_parser = parse_queue_size)]
+    queue_size: u16,
+
+    /// Serial of the disk, up to 20 bytes [default: derived from the image].
+    #[arg(long, value_name = "TEXT", value_parser = parse_serial)]
+    serial: Option<[u8; SERIAL_LEN]>,
+
+    /// Microseconds a worker looks for more requests before it sleeps.
+    #[arg(long, value_name = "N", default_value_t = 0,
+          value_parser = clap::value_parser!(u64).range(..=1_000_000))]
+    poll_us: u64,
+
+    /// Processors to bind workers to, one after the other: a comma-separated list.
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    cpus: Vec<usize>,
+
+    /// How bytes that are not in memory are read.
+    #[arg(long, value_name = "WAY", value_enum, default_value_t = Io::Uring)]
+    io: Io,
+}
+
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+enum Io {
+    /// By io_uring, where the kernel has it.
+    Uring,
+    /// By pread: one slow read holds its queue up.
+    Pread,
+}
+
+fn parse_mode(text: &str) -> Result<u32, String> {
+    u32::from_str_radix(text, 8)
+        .ok()
+        .filter(|mode| *mode <= 0o777)
+        .ok_or_else(|| "expected an octal number up to 777".to_owned())
+}
+
+fn parse_queue_size(text: &str) -> Result<u16, String> {
+    text.parse()
+        .ok()
+        .filter(|size: &u16| size.is_power_of_two() && (2..=MAX_QUEUE_SIZE).contains(size))
+        .ok_or_else(|| format!("expected a power of two from 2 to {MAX_QUEUE_SIZE}"))
+}
+
+fn parse_serial(text: &str) -> Result<[u8; SERIAL_LEN], String> {
+    let mut serial = [0; SERIAL_LEN];
+    let printable = text
+        .bytes()
+        .all(|byte| byte.is_ascii_graphic() || byte == b' ');
+    match serial.get_mut(..text.len()) {
+        Some(start) if printable && !text.is_empty() => {
+            start.copy_from_slice(text.as_bytes());
+            Ok(serial)
+        }
+        _ => Err(format!(
+            "expected 1 to {SERIAL_LEN} printable ASCII characters"
+        )),
+    }
+}
+
+impl From<Args> for Config {
+    fn from(args: Args) -> Self {
+        Config {
+            socket: args.socket,
+            socket_mode: args.socket_mode,
+            image: match args.config {
+                Some(path) => ImageSource::Config(path),
+                None => ImageSource::Layers(args.layers),
+            },
+            num_queues: args.num_queues,
+            queue_size: args.queue_size,
+            serial: args.serial,
+            tuning: Tuning {
+                poll: Duration::from_micros(args.poll_us),
+                io_uring: args.io == Io::Uring,
+                cpus: args.cpus,
+            },
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the one line that says why")]
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let environment = env_logger::Env::default().default_filter_or("info");
+    env_logger::Builder::from_env(environment).init();
+    match daemon::run(args.into()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ovbd-vhost: {}", error::chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}

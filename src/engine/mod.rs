@@ -1,1 +1,45 @@
 //! One worker per virtqueue: pop, parse, plan, read, finish.
+//!
+//! A [`worker`] is a queue's thread and [`serve`] its loop. It sleeps until a kick, then takes
+//! chains in batches ([`task`] holds one each), plans the pieces a read is made of, and serves each
+//! from bytes that are in memory, straight into the guest's ([`read`](mod@read)). Pieces whose bytes
+//! are not there yet are read by io_uring ([`uring`]) while the worker goes on; their tasks finish
+//! later, in any order. Answers are published in batches.
+
+pub mod limit;
+pub mod read;
+pub mod serve;
+pub mod setup;
+pub mod task;
+pub mod uring;
+pub mod worker;
+
+use std::time::Duration;
+
+use crate::image::Image;
+use crate::virtio::config::DeviceConfig;
+use crate::virtio::request::SERIAL_LEN;
+
+/// What all queues of a device share.
+#[derive(Debug)]
+pub struct Disk {
+    /// The merged layers.
+    pub image: Image,
+    /// What the guest sees.
+    pub config: DeviceConfig,
+    /// The answer to GET_ID, padded with zeros.
+    pub serial: [u8; SERIAL_LEN],
+    /// How its workers work.
+    pub tuning: Tuning,
+}
+
+/// Choices that change speed, never answers.
+#[derive(Clone, Debug)]
+pub struct Tuning {
+    /// How long a worker looks for more work before it sleeps; zero: not at all.
+    pub poll: Duration,
+    /// Whether bytes that are not in memory are read by io_uring, where the kernel has it.
+    pub io_uring: bool,
+    /// Processors that workers are bound to, one after the other; empty: any.
+    pub cpus: Vec<usize>,
+}

@@ -90,6 +90,24 @@ impl Image {
         ByteOffset(self.size).sectors_up()
     }
 
+    /// Bytes that are read at once even if fewer are wanted: the largest compressed block of any
+    /// layer, at least 4096.
+    pub fn block_size(&self) -> u32 {
+        let packings = self
+            .layers
+            .iter()
+            .filter_map(|layer| layer.container().packing());
+        let sizes = packings.map(|packing| packing.header().format.block_size);
+        sizes.max().unwrap_or(0).max(4096)
+    }
+
+    /// Forgets which pages of the layers are known to be in memory: some were evicted.
+    pub fn forget_resident(&self) {
+        for layer in &self.layers {
+            layer.container().blob().forget_resident();
+        }
+    }
+
     /// The layers, bottom first.
     pub fn layers(&self) -> &[Layer] {
         &self.layers

@@ -57,6 +57,20 @@ pub enum InflightError {
     /// The file cannot be mapped.
     #[error("in-flight area")]
     Map(#[from] MapError),
+    /// The area was not made for a queue.
+    #[error(
+        "in-flight area for {queues} queues of {queue_size} does not hold queue {index} of {size}"
+    )]
+    Queue {
+        /// Queues it holds.
+        queues: u16,
+        /// Entries of each.
+        queue_size: u16,
+        /// The queue's number.
+        index: u16,
+        /// Its number of descriptors.
+        size: u16,
+    },
     /// The area was written for another layout.
     #[error(
         "in-flight area has version {version} and {desc_num} entries, expected {VERSION} and {queue_size}"
@@ -120,14 +134,23 @@ impl InflightArea {
         })
     }
 
-    /// The part of queue `index`, which has `size` entries; `None` for a queue it was not made for.
-    pub fn queue(&self, index: u16, size: u16) -> Option<InflightQueue<'_>> {
-        if index >= self.queues || size > self.queue_size {
-            return None;
-        }
-        let stride = queue_bytes(self.queue_size);
-        let part = self.mapping.slice(usize::from(index) * stride, stride)?;
-        Some(InflightQueue {
+    /// The part of queue `index`, which has `size` entries.
+    pub fn queue(&self, index: u16, size: u16) -> Result<InflightQueue<'_>, InflightError> {
+        let Self {
+            queues, queue_size, ..
+        } = *self;
+        let stride = queue_bytes(queue_size);
+        let part = self
+            .mapping
+            .slice(usize::from(index) * stride, stride)
+            .filter(|_| index < queues && size <= queue_size)
+            .ok_or(InflightError::Queue {
+                queues,
+                queue_size,
+                index,
+                size,
+            })?;
+        Ok(InflightQueue {
             part,
             size,
             counter: 0,
@@ -327,6 +350,6 @@ mod tests {
             area.queue(0, 8).unwrap().recover(5),
             Err(InflightError::Layout { .. })
         ));
-        assert!(area.queue(3, 8).is_none() && area.queue(0, 9).is_none());
+        assert!(area.queue(3, 8).is_err() && area.queue(0, 9).is_err());
     }
 }

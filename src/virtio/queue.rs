@@ -209,6 +209,13 @@ impl<'m> Queue<'m> {
         Ok(Some(head))
     }
 
+    /// Whether there is something to take.
+    pub fn has_work(&mut self) -> Result<bool, QueueError> {
+        Ok(!self.resubmit.is_empty()
+            || self.next_available != self.seen_available
+            || self.look()?)
+    }
+
     /// Reads the driver's index; returns whether there is something to take.
     fn look(&mut self) -> Result<bool, QueueError> {
         let available = load_u16(&self.available, IDX_AT);
@@ -285,7 +292,7 @@ impl<'m> Queue<'m> {
             self.log_used(0, RING_HEADER);
         }
         fence(Ordering::SeqCst);
-        Ok(!self.resubmit.is_empty() || self.look()?)
+        self.has_work()
     }
 
     fn log_used(&self, at: usize, len: usize) {

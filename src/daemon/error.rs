@@ -1,0 +1,61 @@
+//! Why the daemon cannot serve.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why the daemon cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The layers cannot be opened.
+    #[error("cannot open the image")]
+    Image(#[source] crate::image::Error),
+    /// The image config does not tell an image.
+    #[error("cannot use the image config")]
+    ImageConfig(#[source] crate::image::spec::Error),
+    /// The socket cannot be bound.
+    #[error("cannot listen on {}", path.display())]
+    Socket {
+        /// The socket's path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another daemon answers on the socket.
+    #[error("{} is in use by a running daemon: choose another --socket or stop it", path.display())]
+    SocketInUse {
+        /// The socket's path.
+        path: PathBuf,
+    },
+    /// Something else than a socket is at the path.
+    #[error("{} exists and is no socket: choose another --socket or remove it", path.display())]
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The image config's `resultFile` cannot be written.
+    #[error("cannot write the result file {}", path.display())]
+    ResultFile {
+        /// Its path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Signals cannot be caught.
+    #[error("cannot catch signals")]
+    Signals(#[source] io::Error),
+    /// Waiting for connections failed.
+    #[error("cannot wait for connections")]
+    Wait(#[source] io::Error),
+}
+
+/// An error and its causes, on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text.replace('\n', " ")
+}

@@ -1,0 +1,322 @@
+//! Serves the pieces of reads: from memory at once, from storage later.
+//!
+//! Bytes that are in memory are copied once, from the mapped blob: plain ones into the guest,
+//! packed ones into a buffer of the worker's own, so that what is checked is what is decoded, and
+//! from there decoded into the guest. Others are read by io_uring, while the worker goes on; where
+//! there is none, the worker reads and waits.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use super::task::Task;
+use super::uring::{Completion, MAX_READS, Uring};
+use crate::image::plan::Piece;
+use crate::image::unpack::Unpacker;
+use crate::image::{Container, Error, Image, MAX_STORED};
+use crate::scatter::Cursor;
+use crate::source;
+
+/// What became of a task's pieces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// All are served or under way.
+    Begun,
+    /// As many reads are under way as may be: go on when one has finished.
+    Stalled,
+}
+
+/// Stored bytes of a piece: where they lie in which blob.
+#[derive(Clone, Copy, Debug)]
+struct Stored<'a> {
+    container: &'a Container,
+    offset: u64,
+    len: usize,
+}
+
+impl<'a> Stored<'a> {
+    /// What `piece` needs; zeros need nothing.
+    fn of(piece: &Piece, image: &'a Image) -> Option<Self> {
+        let (layer, offset, len) = match piece {
+            Piece::Zero { .. } => return None,
+            Piece::Plain { layer, offset, len } => (*layer, *offset, *len as usize),
+            Piece::Packed(packed) => (packed.layer, packed.offset, packed.stored as usize),
+        };
+        Some(Self {
+            container: image.container(layer),
+            offset,
+            len,
+        })
+    }
+}
+
+/// A piece whose bytes are being read.
+#[derive(Debug)]
+struct Waiting<'a> {
+    slot: u16,
+    position: usize,
+    piece: Piece,
+    stored: Stored<'a>,
+    filled: usize,
+}
+
+/// A worker's means of reading.
+pub struct Fetcher<'a> {
+    image: &'a Image,
+    unpacker: Unpacker,
+    /// Stored bytes of the piece at hand, private while they are checked and decoded.
+    buffer: Vec<u8>,
+    uring: Option<Uring>,
+    /// What the ring's reads are for, by id.
+    waiting: Vec<Option<Waiting<'a>>>,
+}
+
+impl<'a> Fetcher<'a> {
+    /// Means that read cold bytes through `uring`, or wait for them without one.
+    pub fn new(image: &'a Image, uring: Option<Uring>) -> Self {
+        let waiting = (0..MAX_READS).map(|_| None).collect();
+        Self {
+            image,
+            unpacker: Unpacker::new(),
+            buffer: vec![0; MAX_STORED],
+            uring,
+            waiting,
+        }
+    }
+
+    /// The ring's descriptor, readable when a read has finished.
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.uring.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Whether reads are under way.
+    pub fn is_waiting(&self) -> bool {
+        self.uring
+            .as_ref()
+            .is_some_and(|uring| uring.under_way() > 0)
+    }
+
+    /// Brings the first bytes a task will need closer.
+    pub fn prefetch(&self, task: &mut Task<'a>) {
+        let stored = task
+            .peek()
+            .and_then(|(piece, _)| Stored::of(&piece, self.image));
+        if let Some(Stored {
+            container,
+            offset,
+            len,
+        }) = stored
+        {
+            container.blob().prefetch(offset, len);
+        }
+        if let Some(first) = task.chain.writable.pieces().first() {
+            source::window::prefetch(*first);
+        }
+    }
+
+    /// Serves what can be served of the task in `slot`, and begins to read the rest.
+    ///
+    /// # Errors
+    ///
+    /// The piece that failed; the task is abandoned, but reads of it may still be under way.
+    pub fn serve(&mut self, slot: u16, task: &mut Task<'a>) -> Result<Progress, Error> {
+        let result = self.serve_pieces(slot, task);
+        if result.is_err() {
+            task.abandon();
+        }
+        result
+    }
+
+    fn serve_pieces(&mut self, slot: u16, task: &mut Task<'a>) -> Result<Progress, Error> {
+        while let Some((piece, position)) = task.peek() {
+            let mut cursor = task.chain.writable.cursor(position);
+            let Some(stored) = Stored::of(&piece, self.image) else {
+                cursor.zero(piece.len() as usize);
+                task.take(&piece);
+                continue;
+            };
+            if !self.serve_mapped(&piece, &stored, cursor)?
+                && !self.serve_read(&piece, &stored, cursor)?
+            {
+                let Some(uring) = &mut self.uring else {
+                    continue;
+                };
+                let Some(id) = uring.free_id() else {
+                    return Ok(Progress::Stalled);
+                };
+                let Stored {
+                    container,
+                    offset,
+                    len,
+                } = stored;
+                let buffer = uring.buffer(len);
+                uring
+                    .read(id, container.blob().as_fd(), offset, buffer, 0)
+                    .map_err(|error| container.blob().failed(offset, len, error))?;
+                task.outstanding += 1;
+                self.waiting[id] = Some(Waiting {
+                    slot,
+                    position,
+                    piece,
+                    stored,
+                    filled: 0,
+                });
+            }
+            task.take(&piece);
+        }
+        Ok(Progress::Begun)
+    }
+
+    /// Serves a piece from the mapped blob, if that is known to be in memory.
+    fn serve_mapped(
+        &mut self,
+        piece: &Piece,
+        stored: &Stored<'a>,
+        mut cursor: Cursor<'_, '_>,
+    ) -> Result<bool, Error> {
+        let Stored {
+            container,
+            offset,
+            len,
+        } = *stored;
+        let blob = container.blob();
+        if let Piece::Packed(packed) = piece
+            && self.unpacker.unpack_held(container, packed, &mut cursor)
+        {
+            return Ok(true);
+        }
+        let Some(mapped) = blob.resident(offset, len) else {
+            return Ok(false);
+        };
+        match piece {
+            Piece::Packed(packed) => {
+                let bytes = &mut self.buffer[..len];
+                mapped.copy_to(bytes);
+                // Cut under its mapping: this is not the file's content. Read it.
+                if blob.is_lost() {
+                    return Ok(false);
+                }
+                self.unpacker
+                    .unpack(container, packed, bytes, &mut cursor)?;
+                Ok(true)
+            }
+            _ => {
+                let mut at = 0;
+                cursor.take(len, |target| {
+                    if let Ok(source) = mapped.offset(at) {
+                        source.copy_to_volatile_slice(target);
+                    }
+                    at += target.len();
+                });
+                Ok(!blob.is_lost())
+            }
+        }
+    }
+
+    /// Serves a piece by a read that does not wait, or, without a ring, by one that does.
+    fn serve_read(
+        &mut self,
+        piece: &Piece,
+        stored: &Stored<'a>,
+        cursor: Cursor<'_, '_>,
+    ) -> Result<bool, Error> {
+        let Stored {
+            container,
+            offset,
+            len,
+        } = *stored;
+        let (blob, bytes) = (container.blob(), &mut self.buffer[..len]);
+        if self.uring.is_none() {
+            blob.read_exact_at(bytes, offset)?;
+        } else if !blob.read_cached(offset, bytes)? {
+            return Ok(false);
+        }
+        blob.note(offset, len);
+        place(&mut self.unpacker, container, piece, bytes, cursor)?;
+        Ok(true)
+    }
+
+    /// Starts the reads that were prepared.
+    pub fn submit(&mut self) -> io::Result<()> {
+        self.uring.as_mut().map_or(Ok(()), Uring::submit)
+    }
+
+    /// Waits until a read finishes.
+    pub fn wait(&mut self) -> io::Result<()> {
+        self.uring.as_mut().map_or(Ok(()), Uring::wait)
+    }
+
+    /// Takes one finished read and puts its bytes in place; returns the slot of its task, which
+    /// has one read less outstanding, and how it went.
+    pub fn complete(&mut self, tasks: &mut [Task<'a>]) -> Option<(u16, Result<(), Error>)> {
+        loop {
+            let uring = self.uring.as_mut()?;
+            let Completion { id, result, buffer } = uring.completed()?;
+            let waiting = self.waiting.get_mut(id).and_then(Option::take);
+            let Some(mut waiting) = waiting else { continue };
+            let Stored {
+                container,
+                offset,
+                len,
+            } = waiting.stored;
+            let blob = container.blob();
+            let outcome = match result {
+                Ok(0) => Err(blob.short(offset, len, waiting.filled)),
+                Ok(read) => {
+                    waiting.filled += read;
+                    Ok(())
+                }
+                Err(error) if is_passing(&error) => Ok(()),
+                Err(error) => Err(blob.failed(offset, len, error)),
+            };
+            let (slot, filled) = (waiting.slot, waiting.filled);
+            let task = &mut tasks[usize::from(slot)];
+            let outcome = match outcome {
+                Err(error) => Err(error.into()),
+                Ok(()) if filled < len => {
+                    let at = offset + filled as u64;
+                    match uring.read(id, blob.as_fd(), at, buffer, filled) {
+                        Ok(()) => {
+                            self.waiting[id] = Some(waiting);
+                            continue;
+                        }
+                        Err(error) => Err(blob.failed(offset, len, error).into()),
+                    }
+                }
+                Ok(()) => {
+                    blob.note(offset, len);
+                    let cursor = task.chain.writable.cursor(waiting.position);
+                    let piece = &waiting.piece;
+                    let placed = place(&mut self.unpacker, container, piece, &buffer, cursor);
+                    uring.recycle(buffer);
+                    placed
+                }
+            };
+            task.outstanding -= 1;
+            return Some((slot, outcome));
+        }
+    }
+}
+
+fn is_passing(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
+    )
+}
+
+/// Puts the stored bytes of a piece where they belong.
+fn place(
+    unpacker: &mut Unpacker,
+    container: &Container,
+    piece: &Piece,
+    bytes: &[u8],
+    mut cursor: Cursor<'_, '_>,
+) -> Result<(), Error> {
+    match piece {
+        Piece::Packed(packed) => unpacker.unpack(container, packed, bytes, &mut cursor),
+        _ => {
+            cursor.write(bytes);
+            Ok(())
+        }
+    }
+}

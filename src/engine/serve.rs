@@ -1,0 +1,363 @@
+//! The loop of one queue: take chains, plan them, serve them, answer them.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
+
+use super::Disk;
+use super::limit::LogLimit;
+use super::read::{Fetcher, Progress};
+use super::setup::{Context, Eventfds, QueueSetup, Stop};
+use super::task::Task;
+use super::uring::Uring;
+use crate::image::Error;
+use crate::poller::{Poller, Trigger};
+use crate::source::window::major_faults;
+use crate::units::SECTOR_SIZE;
+use crate::virtio::memory::Memory;
+use crate::virtio::queue::{Queue, QueueError};
+use crate::virtio::request::{Operation, Request, Status};
+
+/// Requests planned ahead of the one being served, whose bytes are on their way into the cache.
+const AHEAD: usize = 4;
+
+/// Answers published together at most, while more requests wait.
+const BATCH: u32 = 16;
+
+/// Requests between two looks at the count of page faults that waited for storage.
+const FAULT_CHECK: u32 = 64;
+
+/// Why a worker ends by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum Broken {
+    /// The driver broke the virtqueue's rules.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    /// Guest memory is gone.
+    #[error("the front-end cut the memory it shares")]
+    MemoryLost,
+    /// The system does not let us wait.
+    #[error("waiting for events")]
+    Wait(#[from] io::Error),
+}
+
+const KICK: u64 = 0;
+const STOP: u64 = 1;
+const STORAGE: u64 = 2;
+
+/// One queue being served.
+pub struct Server<'a> {
+    queue: Queue<'a>,
+    index: u16,
+    disk: &'a Disk,
+    memory: &'a Memory,
+    indirect: bool,
+    eventfds: &'a Eventfds,
+    fetcher: Fetcher<'a>,
+    /// Requests under way, by slot.
+    tasks: Vec<Task<'a>>,
+    free: Vec<u16>,
+    /// Planned, about to be served.
+    planned: VecDeque<u16>,
+    /// Waiting for a read to finish, so that they can begin theirs.
+    stalled: VecDeque<u16>,
+    unpublished: u32,
+    until_fault_check: u32,
+    faults: u64,
+    complaints: LogLimit,
+}
+
+impl<'a> Server<'a> {
+    /// Takes a started queue over.
+    pub fn new(queue: Queue<'a>, setup: &'a QueueSetup, context: &'a Context) -> Self {
+        let uring = context
+            .disk
+            .tuning
+            .io_uring
+            .then(Uring::new)
+            .and_then(|uring| {
+                uring
+                    .inspect_err(|error| {
+                        static ONCE: std::sync::Once = std::sync::Once::new();
+                        ONCE.call_once(|| log::warn!("no io_uring ({error}): reading with pread"));
+                    })
+                    .ok()
+            });
+        Self {
+            queue,
+            index: setup.index,
+            disk: &context.disk,
+            memory: &context.memory,
+            indirect: context.features & 1 << VIRTIO_RING_F_INDIRECT_DESC != 0,
+            eventfds: &setup.eventfds,
+            fetcher: Fetcher::new(&context.disk.image, uring),
+            tasks: Vec::new(),
+            free: Vec::new(),
+            planned: VecDeque::new(),
+            stalled: VecDeque::new(),
+            unpublished: 0,
+            until_fault_check: FAULT_CHECK,
+            faults: major_faults(),
+            complaints: LogLimit::default(),
+        }
+    }
+
+    /// Serves the queue until asked to stop.
+    pub fn serve(&mut self, stop: &Stop) -> Result<(), Broken> {
+        let poller = Poller::new()?;
+        poller.watch(&stop.event, STOP, Trigger::Level)?;
+        if let Some(kick) = &self.eventfds.kick {
+            poller.watch(kick.as_ref(), KICK, Trigger::Edge)?;
+        }
+        if let Some(uring) = self.fetcher.descriptor() {
+            poller.watch(&uring, STORAGE, Trigger::Level)?;
+        }
+        // Without a kick descriptor the driver cannot call us.
+        let timeout = if self.eventfds.kick.is_some() { -1 } else { 1 };
+        // A process before us may have died between an answer and its signal.
+        self.eventfds.signal_call();
+        while !stop.asked.load(Ordering::Acquire) {
+            self.queue.disable_kicks();
+            if self.turn()? {
+                continue;
+            }
+            if self.poll_ring(stop)? || self.queue.enable_kicks()? {
+                continue;
+            }
+            poller.wait(timeout, |_| ())?;
+        }
+        Ok(())
+    }
+
+    /// Looks at the ring for a while before sleeping; returns whether there is work.
+    fn poll_ring(&mut self, stop: &Stop) -> Result<bool, Broken> {
+        let poll = self.disk.tuning.poll;
+        if poll.is_zero() {
+            return Ok(false);
+        }
+        let end = Instant::now() + poll;
+        loop {
+            if self.queue.has_work()? || stop.asked.load(Ordering::Acquire) {
+                return Ok(true);
+            }
+            if self.fetcher.is_waiting() || Instant::now() >= end {
+                return Ok(false);
+            }
+            for _ in 0..16 {
+                std::hint::spin_loop();
+            }
+        }
+    }
+
+    /// Takes what is in the ring and what storage delivered; returns whether there was anything.
+    fn turn(&mut self) -> Result<bool, Broken> {
+        let mut worked = false;
+        while self.under_way() < usize::from(self.queue.size()) {
+            let Some(head) = self.queue.pop()? else { break };
+            worked = true;
+            self.accept(head);
+            if self.planned.len() > AHEAD {
+                self.serve_planned();
+            }
+            if self.unpublished >= BATCH {
+                self.publish()?;
+            }
+        }
+        while !self.planned.is_empty() {
+            self.serve_planned();
+        }
+        self.publish()?;
+        self.start_reads();
+        worked |= self.take_reads();
+        self.publish()?;
+        Ok(worked)
+    }
+
+    fn under_way(&self) -> usize {
+        self.tasks.len() - self.free.len()
+    }
+
+    /// Understands one chain, and answers it or plans its read.
+    fn accept(&mut self, head: u16) {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.tasks.push(Task::default());
+            // As many tasks as the queue has descriptors, at most 32768.
+            (self.tasks.len() - 1) as u16
+        });
+        let task = &mut self.tasks[usize::from(slot)];
+        task.head = head;
+        let table = self.queue.descriptors();
+        if let Err(error) = task.chain.walk(self.memory, table, head, self.indirect) {
+            let index = self.index;
+            self.complaints.warn(format_args!(
+                "queue {index}: the driver sent a bad chain: {error}"
+            ));
+            // Where the status byte would be is anybody's guess.
+            return self.give_back(slot, 0);
+        }
+        let request = Request::parse(&mut task.chain, self.disk.config.capacity);
+        task.status = request.status;
+        if request.status.is_none() {
+            let index = self.index;
+            self.complaints.warn(format_args!(
+                "queue {index}: the driver left no room for a status"
+            ));
+            return self.give_back(slot, 0);
+        }
+        let status = match request.operation {
+            Ok(Operation::Read(start)) => {
+                let sectors = task.chain.writable.len() as u64 / SECTOR_SIZE;
+                task.begin(self.disk.image.pieces(start, sectors));
+                self.fetcher.prefetch(task);
+                self.planned.push_back(slot);
+                return;
+            }
+            Ok(Operation::GetId) => {
+                let len = task.chain.writable.len().min(self.disk.serial.len());
+                task.chain
+                    .writable
+                    .cursor(0)
+                    .write(&self.disk.serial[..len]);
+                return self.answer(slot, Status::Ok, len);
+            }
+            Ok(Operation::Flush) => Status::Ok,
+            Err(status) => status,
+        };
+        self.answer(slot, status, 0);
+    }
+
+    fn serve_planned(&mut self) {
+        let Some(slot) = self.planned.pop_front() else {
+            return;
+        };
+        self.serve_task(slot);
+        self.until_fault_check -= 1;
+        if self.until_fault_check == 0 {
+            self.until_fault_check = FAULT_CHECK;
+            let faults = major_faults();
+            if faults != self.faults {
+                self.faults = faults;
+                self.disk.image.forget_resident();
+            }
+        }
+    }
+
+    fn serve_task(&mut self, slot: u16) {
+        let task = &mut self.tasks[usize::from(slot)];
+        match self.fetcher.serve(slot, task) {
+            Ok(Progress::Begun) => {}
+            Ok(Progress::Stalled) => return self.stalled.push_back(slot),
+            Err(error) => self.complain(error),
+        }
+        self.finish_if_done(slot);
+    }
+
+    fn complain(&mut self, error: Error) {
+        let index = self.index;
+        let cause =
+            std::error::Error::source(&error).map_or(String::new(), |cause| format!(": {cause}"));
+        self.complaints
+            .warn(format_args!("queue {index}: a read fails: {error}{cause}"));
+    }
+
+    fn finish_if_done(&mut self, slot: u16) {
+        let task = &self.tasks[usize::from(slot)];
+        if task.outstanding > 0 {
+            return;
+        }
+        let (status, len) = match task.failed {
+            true => (Status::IoError, 0),
+            false => (Status::Ok, task.chain.writable.len()),
+        };
+        self.answer(slot, status, len);
+    }
+
+    /// Answers a task, of whose data `len` bytes were written.
+    fn answer(&mut self, slot: u16, status: Status, len: usize) {
+        let task = &self.tasks[usize::from(slot)];
+        if let Some(byte) = task.status {
+            byte.write(status);
+        }
+        if let Some(log) = self.memory.log() {
+            for (addr, len) in &task.chain.ranges {
+                log.mark(*addr, u64::from(*len));
+            }
+        }
+        self.give_back(slot, len as u32 + 1);
+    }
+
+    /// Puts a chain into the used ring and frees its task.
+    fn give_back(&mut self, slot: u16, len: u32) {
+        self.queue.finish(self.tasks[usize::from(slot)].head, len);
+        self.free.push(slot);
+        self.unpublished += 1;
+    }
+
+    /// Makes answers visible and signals, if the driver wants it.
+    fn publish(&mut self) -> Result<(), Broken> {
+        if self.memory.is_lost() {
+            return Err(Broken::MemoryLost);
+        }
+        self.unpublished = 0;
+        if self.queue.publish() {
+            self.eventfds.signal_call();
+        }
+        Ok(())
+    }
+
+    fn start_reads(&mut self) {
+        if let Err(error) = self.fetcher.submit() {
+            let index = self.index;
+            self.complaints
+                .warn(format_args!("queue {index}: io_uring: {error}"));
+        }
+    }
+
+    /// Takes what storage delivered; returns whether there was anything.
+    fn take_reads(&mut self) -> bool {
+        let mut any = false;
+        while let Some((slot, outcome)) = self.fetcher.complete(&mut self.tasks) {
+            any = true;
+            if let Err(error) = outcome {
+                self.tasks[usize::from(slot)].abandon();
+                self.complain(error);
+            }
+            if !self.stalled.contains(&slot) {
+                self.finish_if_done(slot);
+            }
+        }
+        if any {
+            for _ in 0..self.stalled.len() {
+                let Some(slot) = self.stalled.pop_front() else {
+                    break;
+                };
+                self.serve_task(slot);
+            }
+            self.start_reads();
+        }
+        any
+    }
+
+    /// Finishes what was taken; returns the available index to go on from.
+    pub fn drain(&mut self) -> u16 {
+        while !self.planned.is_empty() {
+            self.serve_planned();
+        }
+        self.start_reads();
+        while self.fetcher.is_waiting() {
+            if !self.take_reads()
+                && let Err(error) = self.fetcher.wait()
+            {
+                log::error!("queue {}: io_uring: {error}", self.index);
+                break;
+            }
+        }
+        // Lost memory is the front-end's own doing; nobody reads these answers.
+        let _ = self.publish();
+        debug_assert_eq!(self.under_way(), 0, "a request was taken and not answered");
+        self.queue.next_available()
+    }
+}

@@ -1,0 +1,122 @@
+//! A queue's thread: how it starts and how it is stopped.
+
+use std::io;
+use std::net::Shutdown;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::serve::{Broken, Server};
+use super::setup::{Context, QueueSetup, Stop};
+use crate::virtio::queue::{Queue, StartError};
+
+/// A running worker.
+#[derive(Debug)]
+pub struct Worker {
+    thread: JoinHandle<Option<u16>>,
+    stop: Arc<Stop>,
+}
+
+impl Worker {
+    /// Starts serving a queue.
+    ///
+    /// # Errors
+    ///
+    /// No thread or descriptor is to be had. A queue that is unusable is no error here: the worker
+    /// says so on the error descriptor, and ends.
+    pub fn start(setup: QueueSetup, context: Context) -> io::Result<Worker> {
+        for eventfd in [&setup.eventfds.call, &setup.eventfds.error]
+            .into_iter()
+            .flatten()
+        {
+            // A peer that fills the counter must not block us.
+            rustix::io::ioctl_fionbio(eventfd, true)?;
+        }
+        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        let stop = Arc::new(Stop {
+            asked: AtomicBool::new(false),
+            event,
+        });
+        let theirs = stop.clone();
+        let thread = thread::Builder::new()
+            .name(format!("queue-{}", setup.index))
+            .spawn(move || run(&setup, &context, &theirs))?;
+        Ok(Worker { thread, stop })
+    }
+
+    /// Asks the worker to drain and end, without waiting for it.
+    pub fn begin_stop(&self) {
+        self.stop.asked.store(true, Ordering::Release);
+        // The flag is set; a counter at its limit wakes as well.
+        let _ = self.stop.event.write(1);
+    }
+
+    /// Drains and ends the worker; returns the available index to go on from, or nothing if the
+    /// queue never started.
+    pub fn stop(self) -> Option<u16> {
+        self.begin_stop();
+        match self.thread.join() {
+            Ok(next) => next,
+            Err(_) => {
+                log::error!("a queue's worker panicked");
+                None
+            }
+        }
+    }
+}
+
+fn run(setup: &QueueSetup, context: &Context, stop: &Stop) -> Option<u16> {
+    let index = setup.index;
+    bind(index, &context.disk.tuning.cpus);
+    let queue = match start_queue(setup, context) {
+        Ok(queue) => queue,
+        Err(error) => {
+            log::error!("queue {index} does not start: {error}");
+            setup.eventfds.signal_error();
+            return None;
+        }
+    };
+    let mut server = Server::new(queue, setup, context);
+    if let Err(broken) = server.serve(stop) {
+        log::error!("queue {index} stops: {broken}");
+        if matches!(broken, Broken::MemoryLost) {
+            // Already gone is as good.
+            let _ = context.hangup.shutdown(Shutdown::Both);
+        }
+        setup.eventfds.signal_error();
+    }
+    Some(server.drain())
+}
+
+fn bind(index: u16, cpus: &[usize]) {
+    let Some(cpu) = cpus.get(usize::from(index) % cpus.len().max(1)) else {
+        return;
+    };
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(*cpu);
+    if let Err(errno) = rustix::thread::sched_setaffinity(None, &set) {
+        log::warn!(
+            "queue {index} cannot be bound to processor {cpu}: {}",
+            io::Error::from(errno)
+        );
+    }
+}
+
+fn start_queue<'a>(setup: &QueueSetup, context: &'a Context) -> Result<Queue<'a>, StartError> {
+    let inflight = match &context.inflight {
+        Some(area) => Some(area.queue(setup.index, setup.size)?),
+        None => None,
+    };
+    let event_idx = context.features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+    Queue::start(
+        &context.memory,
+        setup.size,
+        setup.rings,
+        setup.base,
+        event_idx,
+        inflight,
+    )
+}

@@ -1,0 +1,27 @@
+//! One connection: messages in, answers out, until it ends.
+
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+
+use vhost::vhost_user::{BackendReqHandler, Error};
+
+use super::handler::Handler;
+use crate::engine::Disk;
+
+/// Serves `stream` until the front-end leaves or breaks the protocol, then stops its queues.
+///
+/// # Errors
+///
+/// What the front-end did wrong, or the socket's failure; leaving is no error.
+pub fn serve(stream: UnixStream, disk: Arc<Disk>) -> Result<(), Error> {
+    let hangup = Arc::new(stream.try_clone().map_err(Error::SocketError)?);
+    let handler = Arc::new(Mutex::new(Handler::new(disk, hangup)));
+    let mut requests = BackendReqHandler::from_stream(stream, handler);
+    loop {
+        match requests.handle_request() {
+            Ok(()) | Err(Error::SocketRetry(_)) => {}
+            Err(Error::Disconnected) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+}
