@@ -155,8 +155,14 @@ impl<'a> Server<'a> {
     /// Takes what is in the ring and what storage delivered; returns whether there was anything.
     fn turn(&mut self) -> Result<bool, Broken> {
         let mut worked = false;
-        while self.under_way() < usize::from(self.queue.size()) {
-            let Some(head) = self.queue.pop()? else { break };
+        // Bounded, so that a driver that never pauses cannot keep a request to stop from us.
+        for _ in 0..self.queue.size() {
+            if self.under_way() >= usize::from(self.queue.size()) {
+                break;
+            }
+            let Some(head) = self.queue.pop()? else {
+                break;
+            };
             worked = true;
             self.accept(head);
             if self.planned.len() > AHEAD {
@@ -164,6 +170,7 @@ impl<'a> Server<'a> {
             }
             if self.unpublished >= BATCH {
                 self.publish()?;
+                self.start_reads();
             }
         }
         while !self.planned.is_empty() {

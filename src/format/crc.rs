@@ -1,5 +1,7 @@
 //! The checksum of the ZFile format: CRC-32C without the usual inversions.
 
+use crc_fast::{CrcAlgorithm, Digest};
+
 /// Seed of the checksum that follows each compressed block.
 ///
 /// With seed 0 a run of zero bytes has checksum 0, so a hole where a block should be would pass.
@@ -11,7 +13,10 @@ pub const BLOCK_SEED: u32 = 100_007;
 /// Headers, trailers and the block table use seed 0, blocks [`BLOCK_SEED`]. The result is also the
 /// seed with which to go on over the bytes that follow.
 pub fn raw(seed: u32, bytes: &[u8]) -> u32 {
-    !crc32c::crc32c_append(!seed, bytes)
+    let mut digest = Digest::new_with_init_state(CrcAlgorithm::Crc32Iscsi, u64::from(seed));
+    digest.update(bytes);
+    // The library inverts at the end.
+    !(digest.finalize() as u32)
 }
 
 #[cfg(test)]
