@@ -1,0 +1,72 @@
+//! Debian's cloud kernel with a busybox shell (`init`), driven order by order.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use crate::machine::{Hardware, Machine};
+use crate::process::{command, output};
+
+/// Directory with `vmlinuz` and `initrd.gz`, built once per run.
+static IMAGES: LazyLock<PathBuf> = LazyLock::new(|| {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("linux-guest");
+    fs::create_dir_all(&directory).expect("directory of the guest");
+    output(
+        command(root.join("contrib/guest/build"))
+            .arg(root.join("tests/vm/init"))
+            .arg(&directory),
+    );
+    directory
+});
+
+/// A booted Linux whose `/dev/vda` is the daemon's.
+pub struct Linux(Machine);
+
+impl Linux {
+    /// Boots with two processors, thus two queues; returns when the disk is there.
+    pub fn boot(dir: &Path, socket: &Path) -> Self {
+        let image = |name: &str| IMAGES.join(name).to_str().expect("path").to_owned();
+        let (kernel, initrd) = (image("vmlinuz"), image("initrd.gz"));
+        let machine = Machine::start(
+            dir,
+            socket,
+            &Hardware {
+                processors: 2,
+                memory: 512,
+                boot: vec![
+                    "-kernel",
+                    &kernel,
+                    "-initrd",
+                    &initrd,
+                    "-append",
+                    "console=ttyS0 panic=-1 quiet",
+                ],
+                console: true,
+            },
+        );
+        let mut linux = Self(machine);
+        linux.answer();
+        linux
+    }
+
+    /// Runs a line of shell; returns what it prints. Any status but 0 fails the test.
+    pub fn run(&mut self, order: &str) -> Vec<String> {
+        self.0.send(order);
+        self.answer()
+    }
+
+    fn answer(&mut self) -> Vec<String> {
+        let mut lines = Vec::new();
+        loop {
+            let Some(line) = self.0.line() else {
+                panic!("the machine is off{}", self.0.report());
+            };
+            match line.strip_prefix("=> ") {
+                Some("0") => return lines,
+                Some(status) => panic!("the guest's shell: status {status}{}", self.0.report()),
+                None => lines.push(line),
+            }
+        }
+    }
+}

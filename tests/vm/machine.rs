@@ -1,0 +1,142 @@
+//! A QEMU machine without hardware virtualization, with one vhost-user-blk disk.
+//!
+//! The guest's lines on one serial port arrive through a channel; the kernel's own messages, if it
+//! has a second port, land in a file that is shown when something fails.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::Duration;
+
+use crate::process::{Process, text_of, tool};
+
+/// How long a guest may stay silent before the test gives up on it.
+const SILENCE_LIMIT: Duration = Duration::from_secs(90);
+
+/// What distinguishes one guest's machine from another's.
+pub struct Hardware<'a> {
+    /// Processors, and queues of the disk.
+    pub processors: u32,
+    /// MiB of memory, shared with the daemon.
+    pub memory: u32,
+    /// Kernel, initramfs and command line.
+    pub boot: Vec<&'a str>,
+    /// Whether kernel messages have the first serial port to themselves.
+    pub console: bool,
+}
+
+/// A running machine; killed when dropped.
+pub struct Machine {
+    process: Process,
+    lines: Receiver<String>,
+    seen: String,
+    console: PathBuf,
+    errors: PathBuf,
+}
+
+impl Machine {
+    /// Starts a machine whose disk is behind `socket`; files go to `dir`.
+    pub fn start(dir: &Path, socket: &Path, hardware: &Hardware) -> Self {
+        let Hardware {
+            processors, memory, ..
+        } = hardware;
+        let console = dir.join("console.log");
+        let errors = dir.join("qemu.log");
+        let mut qemu = tool("qemu-system-x86_64");
+        qemu.args([
+            "-M",
+            "q35",
+            "-accel",
+            "tcg",
+            "-cpu",
+            "max",
+            "-nodefaults",
+            "-no-reboot",
+        ])
+        .args(["-display", "none", "-smp", &processors.to_string()])
+        .args([
+            "-m",
+            &memory.to_string(),
+            "-numa",
+            "node,memdev=memory",
+            "-object",
+        ])
+        .arg(format!(
+            "memory-backend-memfd,id=memory,size={memory}M,share=on"
+        ))
+        .arg("-chardev")
+        .arg(format!(
+            "socket,id=disk,path={},reconnect=1",
+            socket.display()
+        ))
+        .arg("-device")
+        .arg(format!(
+            "vhost-user-blk-pci,chardev=disk,num-queues={processors}"
+        ))
+        .args(&hardware.boot);
+        if hardware.console {
+            qemu.arg("-serial")
+                .arg(format!("file:{}", console.display()));
+        }
+        qemu.args(["-serial", "stdio"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(File::create(&errors).expect("log file"));
+        let mut process = Process(qemu.spawn().expect("QEMU starts"));
+
+        let output = process.0.stdout.take().expect("stdout of QEMU");
+        let (sender, lines) = channel();
+        thread::spawn(move || {
+            for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Self {
+            process,
+            lines,
+            seen: String::new(),
+            console,
+            errors,
+        }
+    }
+
+    /// Sends a line to the guest.
+    pub fn send(&mut self, line: &str) {
+        let input = self.process.0.stdin.as_mut().expect("stdin of QEMU");
+        writeln!(input, "{line}").expect("guest reads its serial port");
+    }
+
+    /// The guest's next line, or `None` once the machine is off. A silent guest fails the test.
+    pub fn line(&mut self) -> Option<String> {
+        match self.lines.recv_timeout(SILENCE_LIMIT) {
+            Ok(line) => {
+                self.seen += &line;
+                self.seen += "\n";
+                Some(line)
+            }
+            Err(RecvTimeoutError::Disconnected) => None,
+            Err(RecvTimeoutError::Timeout) => {
+                panic!(
+                    "the guest has been silent for {SILENCE_LIMIT:?}{}",
+                    self.report()
+                )
+            }
+        }
+    }
+
+    /// What there is to know about the machine when a test fails.
+    pub fn report(&self) -> String {
+        format!(
+            "\n--- guest ---\n{}\n--- kernel ---\n{}\n--- QEMU ---\n{}",
+            self.seen,
+            text_of(&self.console),
+            text_of(&self.errors)
+        )
+    }
+}

@@ -1,0 +1,56 @@
+//! The tiny guest (`tinyguest/`): a driver of our own that boots in no time and sends bad requests.
+
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use crate::machine::{Hardware, Machine};
+use crate::process::{command, output};
+
+static KERNEL: LazyLock<PathBuf> = LazyLock::new(|| {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vm/tinyguest");
+    let kernel = Path::new(env!("CARGO_TARGET_TMPDIR")).join("tinyguest.elf");
+    output(command(source.join("build")).arg(&kernel));
+    kernel
+});
+
+/// What one run of the tiny guest printed, ended by its power-off.
+pub struct Report(String);
+
+/// Boots it with `options` (the list is at the top of `tinyguest/tg.c`) and waits for its end.
+pub fn run(dir: &Path, socket: &Path, options: &str) -> Report {
+    let kernel = KERNEL.to_str().expect("path");
+    let mut machine = Machine::start(
+        dir,
+        socket,
+        &Hardware {
+            processors: 1,
+            memory: 256,
+            boot: vec!["-kernel", kernel, "-append", options],
+            console: false,
+        },
+    );
+    let mut text = String::new();
+    while let Some(line) = machine.line() {
+        text += &line;
+        text += "\n";
+    }
+    assert!(
+        text.contains("TG end disks=1"),
+        "the guest did not finish{}",
+        machine.report()
+    );
+    Report(text)
+}
+
+impl Report {
+    /// The value of `key=` on the line that starts with `TG topic`.
+    pub fn value(&self, topic: &str, key: &str) -> &str {
+        let prefix = format!("TG {topic} ");
+        self.0
+            .lines()
+            .filter_map(|line| line.strip_prefix(&prefix))
+            .flat_map(|line| line.split(' '))
+            .find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+            .unwrap_or_else(|| panic!("no {key} of {topic} in:\n{}", self.0))
+    }
+}
