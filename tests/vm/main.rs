@@ -3,8 +3,10 @@
 //! `golden` tells what must be read, `daemon` serves it, `machine` is QEMU, and two guests run on
 //! it: `linux` (a real driver, a real file system) and `tiny` (a driver that breaks the rules).
 
-mod daemon;
+#[path = "../common/golden.rs"]
 mod golden;
+
+mod daemon;
 mod linux;
 mod machine;
 mod process;
@@ -14,10 +16,15 @@ mod tiny;
 use std::fs;
 use std::path::Path;
 
+use ovbd_vhost::image::Image;
+use ovbd_vhost::image::reader::Reader;
+use ovbd_vhost::image::spec::Stack;
+use ovbd_vhost::units::Sector;
+use sha2::{Digest, Sha256};
 use tempfile::tempdir;
 
 use crate::daemon::Daemon;
-use crate::golden::{Golden, sha256};
+use crate::golden::Case;
 use crate::linux::Linux;
 use crate::process::{output, tool};
 
@@ -29,7 +36,7 @@ const SERIAL: &str = "golden-07s";
 
 #[test]
 fn linux_sees_the_image_byte_for_byte_and_file_for_file() {
-    let golden = Golden::open(IMAGE);
+    let golden = golden::find(IMAGE);
     let dir = tempdir().unwrap();
     let daemon = Daemon::start(dir.path(), &golden.layers);
     let mut linux = Linux::boot(dir.path(), daemon.socket());
@@ -58,16 +65,16 @@ fn linux_sees_the_image_byte_for_byte_and_file_for_file() {
         "cd /mnt && find . -type f | xargs sha256sum && \
          find . -type l | while read name; do echo \"$(readlink $name)  $name\"; done; cd /",
     );
-    compare_sorted(files, files_of(&golden.export(dir.path()), dir.path()));
+    compare_sorted(files, files_of(&content_of(&golden), dir.path()));
     assert_no_disk_errors(&mut linux);
 }
 
 #[test]
 fn the_tiny_guest_reads_right_and_its_bad_requests_are_refused() {
-    let golden = Golden::open(IMAGE);
+    let golden = golden::find(IMAGE);
     let dir = tempdir().unwrap();
     let daemon = Daemon::start(dir.path(), &golden.layers);
-    let raw = fs::read(golden.export(dir.path())).unwrap();
+    let content = content_of(&golden);
 
     let report = tiny::run(dir.path(), daemon.socket(), "mib=0 kib=128 qd=16 seg=4 neg");
     assert_eq!(report.value("dev", "ro"), "1");
@@ -86,7 +93,7 @@ fn the_tiny_guest_reads_right_and_its_bad_requests_are_refused() {
     ] {
         assert_eq!(report.value("neg", request), status, "status of {request}");
     }
-    assert_read(&report, &raw);
+    assert_read(&report, &content);
     assert_eq!(
         report.value("read", "used_len_last"),
         "131073",
@@ -99,13 +106,13 @@ fn the_tiny_guest_reads_right_and_its_bad_requests_are_refused() {
         daemon.socket(),
         "off=5 mib=7 kib=20 qd=32 seg=6",
     );
-    assert_read(&report, &raw[5 << 20..12 << 20]);
+    assert_read(&report, &content[5 << 20..12 << 20]);
     let report = tiny::run(
         dir.path(),
         daemon.socket(),
         "off=63 mib=4 kib=256 qd=1 seg=1",
     );
-    assert_read(&report, &raw[63 << 20..]);
+    assert_read(&report, &content[63 << 20..]);
 }
 
 /// The guest summed up `bytes` and met no error.
@@ -131,10 +138,27 @@ fn crc32(bytes: &[u8]) -> u32 {
     })
 }
 
-/// What [`linux_sees_the_image_byte_for_byte_and_file_for_file`] must find in `raw`, read on this
-/// machine without the kernel's help.
-fn files_of(raw: &Path, dir: &Path) -> Vec<String> {
-    let root = dir.join("files");
+/// The image's content as read on this machine, checked against the manifest.
+fn content_of(golden: &Case) -> Vec<u8> {
+    let image = Image::open(&Stack::new(&golden.layers)).unwrap();
+    let mut content = vec![0; usize::try_from(image.size()).unwrap()];
+    Reader::new().read(&image, Sector(0), &mut content).unwrap();
+    assert_eq!(sha256(&content), golden.sha256);
+    content
+}
+
+/// SHA-256 in hexadecimal.
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// The files of an ext4 file system, as the guest lists them, read without any kernel's help.
+fn files_of(content: &[u8], dir: &Path) -> Vec<String> {
+    let (raw, root) = (dir.join("raw.img"), dir.join("files"));
+    fs::write(&raw, content).unwrap();
     fs::create_dir(&root).unwrap();
     output(
         tool("debugfs")

@@ -9,9 +9,8 @@ use std::time::Duration;
 use tempfile::tempdir;
 
 use crate::daemon::Daemon;
-use crate::golden::Golden;
 use crate::linux::Linux;
-use crate::{IMAGE, assert_no_disk_errors};
+use crate::{IMAGE, assert_no_disk_errors, golden};
 
 /// Rounds, unless `OVBD_TEST_KILLS` says otherwise.
 const KILLS: u32 = 5;
@@ -30,7 +29,7 @@ const READERS: &str = "\
 #[test]
 fn a_killed_daemon_is_restarted_and_the_guest_reads_on() {
     let kills = env::var("OVBD_TEST_KILLS").map_or(KILLS, |kills| kills.parse().expect("a number"));
-    let golden = Golden::open(IMAGE);
+    let golden = golden::find(IMAGE);
     let dir = tempdir().unwrap();
     let mut daemon = Daemon::start(dir.path(), &golden.layers);
     let mut linux = Linux::boot(dir.path(), daemon.socket());
