@@ -66,7 +66,10 @@ pub fn path(name: &str) -> PathBuf {
 /// Unpacks the archive unless an earlier run did; test binaries may race for it.
 fn unpack() -> PathBuf {
     let build = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let folder = build.join(format!("golden-{:08x}", ovbd_vhost::format::crc::raw(!0, ARCHIVE)));
+    let folder = build.join(format!(
+        "golden-{:08x}",
+        ovbd_vhost::format::crc::raw(!0, ARCHIVE)
+    ));
     if folder.exists() {
         return folder;
     }
