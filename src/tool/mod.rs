@@ -1,1 +1,16 @@
-//! What the `ovbd` image tool does.
+//! What the `ovbd` image tool does (`docs/ovbd.md`).
+//!
+//! Each command is a file: it takes a description of what to do and a progress bar, and returns
+//! what came of it. Long work runs on all cores in [`in_order`]; whatever is written goes through
+//! [`output`], so that a file is whole or not there.
+
+pub mod create;
+mod error;
+mod in_order;
+pub mod layer_writer;
+mod output;
+pub mod progress;
+pub mod raw_image;
+mod zfile_writer;
+
+pub use error::Error;

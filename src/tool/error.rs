@@ -1,0 +1,116 @@
+//! Why the image tool could not do what it was asked to.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use super::layer_writer::MAX_ENTRIES;
+use crate::{codec, image};
+
+/// Why a layer or a raw image could not be read, made or checked.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The config does not tell which layers to open.
+    #[error(transparent)]
+    Config(#[from] image::spec::Error),
+    /// A stack of layers cannot be opened or read.
+    #[error(transparent)]
+    Image(#[from] image::Error),
+    /// The raw image cannot be opened.
+    #[error("cannot open {name}")]
+    Open {
+        /// The raw image.
+        name: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The raw image is a directory, say.
+    #[error("{name} is neither a file nor a block device nor a pipe")]
+    NotAnImage {
+        /// The raw image.
+        name: String,
+    },
+    /// The raw image cannot be read.
+    #[error("cannot read {name} at byte {offset}")]
+    Read {
+        /// The raw image.
+        name: String,
+        /// Where reading failed.
+        offset: u64,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The raw image ended before the length it had at first.
+    #[error("{name} became shorter while it was read, at byte {offset}")]
+    Shrunk {
+        /// The raw image.
+        name: String,
+        /// Start of the bytes of which some are missing.
+        offset: u64,
+    },
+    /// A raw image of no bytes.
+    #[error("{name} is empty; a disk needs at least one byte")]
+    Empty {
+        /// The raw image.
+        name: String,
+    },
+    /// A raw image larger than a layer can describe.
+    #[error("{name} has more than 2^59 bytes; a layer cannot hold that")]
+    TooLarge {
+        /// The raw image.
+        name: String,
+    },
+    /// The output cannot be written.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// The output.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Standard output cannot be written.
+    #[error("cannot write to standard output")]
+    Stdout(#[source] io::Error),
+    /// The output exists and is something that a new file must not take the place of.
+    #[error("{} exists and is no regular file; name a file to be written", path.display())]
+    NotAFile {
+        /// The output.
+        path: PathBuf,
+    },
+    /// The output is one of the inputs.
+    #[error("{} is also read from; name another file to be written", path.display())]
+    OutputIsInput {
+        /// The output.
+        path: PathBuf,
+    },
+    /// Changes in more places than one layer can describe.
+    #[error(
+        "{} would need more than {MAX_ENTRIES} mappings, which upstream's reader refuses",
+        path.display()
+    )]
+    TooManyMappings {
+        /// The output.
+        path: PathBuf,
+    },
+    /// A block that upstream's reader could not read.
+    #[error(
+        "{}: block {block} does not compress and would take {stored} bytes, which upstream's \
+         reader cannot read; use a smaller --block-size",
+        path.display()
+    )]
+    BlockTooLong {
+        /// The output.
+        path: PathBuf,
+        /// Number of the block.
+        block: u64,
+        /// Bytes it would take.
+        stored: usize,
+    },
+    /// A block could not be compressed.
+    #[error("cannot compress a block")]
+    Codec(#[from] codec::Error),
+    /// No thread could be started, or one of them died.
+    #[error("cannot run worker threads")]
+    Threads(#[source] io::Error),
+}

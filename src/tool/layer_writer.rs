@@ -1,0 +1,249 @@
+//! Writes a finished layer: data and zeroed ranges come in the order of the disk, the file is
+//! written from front to back, and appears under its name when it is whole.
+//!
+//! `header | data, packed | index, padded | trailer`, the whole of it in a ZFile if wanted, and
+//! that in a tar member if wanted. `docs/format.md` has the layouts.
+
+use std::num::NonZero;
+use std::path::Path;
+use std::thread::Scope;
+
+use uuid::Uuid;
+
+use super::Error;
+use super::output::NewFile;
+use super::zfile_writer::ZFileWriter;
+use crate::format::lsmt::{
+    ENTRY_GROUP, FIRST_DATA, HEADER_LEN, Header, Mapping, PADDING, Part, padding_after,
+};
+use crate::format::tar;
+use crate::format::zfile::BlockFormat;
+use crate::units::{SECTOR_SIZE, Sector};
+
+/// Most entries of an index, padding included, that upstream's reader accepts in one layer.
+pub const MAX_ENTRIES: u64 = 1_000_000 / ENTRY_GROUP * ENTRY_GROUP;
+
+/// Most sectors that neighbours are joined to, as upstream does it: one less than an entry can
+/// tell.
+const MAX_JOINED: u16 = 16382;
+
+/// Bytes gathered before they are written to an uncompressed layer.
+const PLAIN_BUFFER: usize = 1024 * 1024;
+
+/// How a layer is wrapped, and what it says about itself.
+#[derive(Clone, Debug)]
+pub struct LayerFormat {
+    /// How blocks are compressed; `None`: the layer is not compressed.
+    pub blocks: Option<BlockFormat>,
+    /// Whether it is wrapped in a tar member.
+    pub tar: bool,
+    /// Name of the layer.
+    pub uuid: Uuid,
+    /// Name of the layer it lies upon; nil if there is none.
+    pub parent_uuid: Uuid,
+    /// Commit message, of at most 256 bytes.
+    pub message: Vec<u8>,
+}
+
+/// What a finished layer came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Bytes of the file.
+    pub file_len: u64,
+    /// Bytes of data in it, before compression.
+    pub data_len: u64,
+    /// Mappings in its index.
+    pub mappings: usize,
+}
+
+/// A layer under way.
+pub struct LayerWriter {
+    file: NewFile,
+    body: Body,
+    tar: bool,
+    header: Header,
+    /// Whether the header could not tell the size of the disk.
+    size_unknown: bool,
+    index: Vec<Mapping>,
+    /// Sector of the layer at which the next data goes.
+    next: Sector,
+}
+
+/// Where the bytes of the layer go.
+enum Body {
+    /// To the file from this byte on, gathered in a buffer.
+    Plain { start: u64, buffer: Vec<u8> },
+    /// Into a ZFile.
+    Packed(Box<ZFileWriter>),
+}
+
+impl LayerWriter {
+    /// Starts a layer that is to appear as `target`, for a disk of `virtual_size` bytes; `None` if
+    /// that will be known only in the end, which costs moving what was written. `threads` threads
+    /// compress.
+    ///
+    /// # Errors
+    /// The file cannot be made.
+    pub fn start<'scope>(
+        scope: &'scope Scope<'scope, '_>,
+        threads: NonZero<usize>,
+        target: &Path,
+        format: LayerFormat,
+        virtual_size: Option<u64>,
+    ) -> Result<Self, Error> {
+        let mut file = NewFile::create(target)?;
+        if format.tar {
+            file.skip(tar::PREFIX as u64);
+        }
+        let body = match format.blocks {
+            None => Body::Plain {
+                start: file.position(),
+                buffer: Vec::with_capacity(PLAIN_BUFFER),
+            },
+            Some(blocks) => {
+                let keep_head = virtual_size.is_none();
+                let zfile = ZFileWriter::start(scope, threads, &mut file, blocks, keep_head)?;
+                Body::Packed(Box::new(zfile))
+            }
+        };
+        let mut writer = Self {
+            file,
+            body,
+            tar: format.tar,
+            header: Header {
+                index_offset: 0,
+                index_entries: 0,
+                virtual_size: virtual_size.unwrap_or_default(),
+                uuid: format.uuid,
+                parent_uuid: format.parent_uuid,
+                message: format.message,
+            },
+            size_unknown: virtual_size.is_none(),
+            index: Vec::new(),
+            next: FIRST_DATA,
+        };
+        writer.write(&writer.header.encode(Part::Header))?;
+        Ok(writer)
+    }
+
+    /// Adds data for the sectors from `offset` on, which lie after those before: whole sectors, at
+    /// most [`MAX_LENGTH`](crate::format::lsmt::MAX_LENGTH).
+    ///
+    /// # Errors
+    /// It cannot be written, or there are too many mappings.
+    pub fn data(&mut self, offset: Sector, bytes: &[u8]) -> Result<(), Error> {
+        let sectors = bytes.len() as u64 / SECTOR_SIZE;
+        let mapping = u16::try_from(sectors)
+            .ok()
+            .and_then(|length| Mapping::data(offset, length, self.next));
+        self.map(mapping)?;
+        self.next.0 += sectors;
+        self.write(bytes)
+    }
+
+    /// Lets the sectors from `offset` on, which lie after those before, read as zeros: at most
+    /// [`MAX_LENGTH`](crate::format::lsmt::MAX_LENGTH).
+    ///
+    /// # Errors
+    /// There are too many mappings.
+    pub fn zeroed(&mut self, offset: Sector, sectors: u16) -> Result<(), Error> {
+        self.map(Mapping::zeroed(offset, sectors, self.next))
+    }
+
+    /// Writes index and trailer for a disk of `virtual_size` bytes, and lets the file appear.
+    ///
+    /// # Errors
+    /// Something cannot be written; the file then does not appear.
+    pub fn finish(mut self, virtual_size: u64) -> Result<Written, Error> {
+        let mappings = self.index.len();
+        let padding = padding_after(mappings as u64);
+        self.header.virtual_size = virtual_size;
+        self.header.index_offset = self.next.0 * SECTOR_SIZE;
+        self.header.index_entries = mappings as u64 + padding;
+        for mapping in std::mem::take(&mut self.index) {
+            self.write(&mapping.encode())?;
+        }
+        for _ in 0..padding {
+            self.write(&PADDING)?;
+        }
+        self.write(&self.header.encode(Part::Trailer))?;
+
+        let head = self.header.encode(Part::Header);
+        let head = self.size_unknown.then_some(head.as_slice());
+        let Self { mut file, body, .. } = self;
+        match body {
+            Body::Plain { start, buffer } => {
+                file.write(&buffer)?;
+                if let Some(head) = head {
+                    file.write_at(head, start)?;
+                }
+            }
+            Body::Packed(zfile) => zfile.finish(&mut file, head)?,
+        }
+        if self.tar {
+            let len = file.position() - tar::PREFIX as u64;
+            file.write_at(&tar::prefix(len), 0)?;
+            file.skip(tar::trailing(len));
+            file.set_len(file.position())?;
+        }
+        let written = Written {
+            file_len: file.position(),
+            data_len: self.header.index_offset - HEADER_LEN as u64,
+            mappings,
+        };
+        file.publish()?;
+        Ok(written)
+    }
+
+    /// Appends a mapping to the index, as part of the last one if it continues it. `None` is one
+    /// beyond what the format can tell, like a disk of 2^59 bytes.
+    fn map(&mut self, mapping: Option<Mapping>) -> Result<(), Error> {
+        let too_many = || Error::TooManyMappings {
+            path: self.file.target().to_owned(),
+        };
+        let mapping = mapping.ok_or_else(too_many)?;
+        if let Some(last) = self.index.last_mut()
+            && let Some(joined) = join(*last, mapping)
+        {
+            *last = joined;
+            return Ok(());
+        }
+        if self.index.len() as u64 >= MAX_ENTRIES {
+            return Err(too_many());
+        }
+        self.index.push(mapping);
+        Ok(())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        match &mut self.body {
+            Body::Packed(zfile) => zfile.write(&mut self.file, bytes),
+            Body::Plain { buffer, .. } => {
+                if buffer.len() + bytes.len() > PLAIN_BUFFER {
+                    self.file.write(buffer)?;
+                    buffer.clear();
+                }
+                buffer.extend_from_slice(bytes);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Two mappings as one, if the second continues the first on the disk and in the layer.
+fn join(first: Mapping, second: Mapping) -> Option<Mapping> {
+    let length = first.length() + second.length();
+    let zeroed = first.is_zeroed();
+    let moved = if zeroed { 0 } else { u64::from(first.length()) };
+    let continues = first.end() == second.offset()
+        && zeroed == second.is_zeroed()
+        && first.moffset().0 + moved == second.moffset().0;
+    if !continues || length > MAX_JOINED {
+        return None;
+    }
+    if zeroed {
+        Mapping::zeroed(first.offset(), length, first.moffset())
+    } else {
+        Mapping::data(first.offset(), length, first.moffset())
+    }
+}

@@ -1,0 +1,209 @@
+//! A file that appears under its name only when it is whole.
+//!
+//! It is written without a name, or under a temporary one where the file system knows no files
+//! without; [`NewFile::publish`] makes it durable and gives it its name. Until then a failure leaves
+//! nothing behind, and what had the name before is as it was.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, openat};
+
+use super::Error;
+
+/// A file under way.
+#[derive(Debug)]
+pub struct NewFile {
+    file: File,
+    /// Where it is to appear.
+    target: PathBuf,
+    /// Temporary name, while it has one.
+    temporary: Option<PathBuf>,
+    /// Bytes written one after the other.
+    position: u64,
+}
+
+impl NewFile {
+    /// Starts a file that is to appear as `target`, in place of a file there.
+    ///
+    /// # Errors
+    /// `target` is something other than a file, or its folder cannot be written to.
+    pub fn create(target: &Path) -> Result<Self, Error> {
+        let target = match fs::canonicalize(target) {
+            Ok(existing) if existing.is_file() => existing,
+            Ok(existing) => return Err(Error::NotAFile { path: existing }),
+            Err(_) => target.to_owned(),
+        };
+        let (file, temporary) = match nameless(&target) {
+            Some(file) => (file, None),
+            None => {
+                let name = temporary_name(&target);
+                let mut options = OpenOptions::new();
+                let file = options.read(true).write(true).create_new(true).open(&name);
+                let file = file.map_err(|source| Error::Write {
+                    path: target.clone(),
+                    source,
+                })?;
+                (file, Some(name))
+            }
+        };
+        Ok(Self {
+            file,
+            target,
+            temporary,
+            position: 0,
+        })
+    }
+
+    /// Where the file is to appear.
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Bytes written one after the other so far.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Writes bytes after those written before.
+    ///
+    /// # Errors
+    /// The system fails to.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.write_at(bytes, self.position)?;
+        self.position += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Leaves the next `len` bytes for later; they are zeros until written.
+    pub fn skip(&mut self, len: u64) {
+        self.position += len;
+    }
+
+    /// Writes bytes at a place of their own.
+    ///
+    /// # Errors
+    /// The system fails to.
+    pub fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), Error> {
+        let written = self.file.write_all_at(bytes, offset);
+        written.map_err(|source| self.failed(source))
+    }
+
+    /// Reads back what was written.
+    ///
+    /// # Errors
+    /// The system fails to.
+    pub fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<(), Error> {
+        let read = self.file.read_exact_at(bytes, offset);
+        read.map_err(|source| self.failed(source))
+    }
+
+    /// Moves everything from byte `from` on down to byte `to`.
+    ///
+    /// # Errors
+    /// The system fails to.
+    pub fn move_down(&mut self, from: u64, to: u64) -> Result<(), Error> {
+        let mut chunk = vec![0; 1024 * 1024];
+        let mut at = from;
+        while at < self.position {
+            let len = (self.position - at).min(chunk.len() as u64);
+            let part = &mut chunk[..len as usize];
+            self.read_at(part, at)?;
+            self.write_at(part, at - (from - to))?;
+            at += len;
+        }
+        self.position -= from - to;
+        self.set_len(self.position)
+    }
+
+    /// Makes the file this long, with zeros if it was shorter.
+    ///
+    /// # Errors
+    /// The system fails to.
+    pub fn set_len(&self, len: u64) -> Result<(), Error> {
+        self.file.set_len(len).map_err(|source| self.failed(source))
+    }
+
+    /// Makes the file durable and lets it appear under its name, durably too.
+    ///
+    /// # Errors
+    /// The system fails to; unless it failed to make the name durable, the file does not appear.
+    pub fn publish(mut self) -> Result<(), Error> {
+        let result = self.name_it();
+        result.map_err(|source| self.failed(source))
+    }
+
+    fn name_it(&mut self) -> io::Result<()> {
+        self.file.sync_all()?;
+        let name = match self.temporary.take() {
+            Some(name) => name,
+            None => {
+                // Linking does not replace what has the name, renaming does.
+                let name = temporary_name(&self.target);
+                linkat(
+                    CWD,
+                    own_path(&self.file),
+                    CWD,
+                    &name,
+                    AtFlags::SYMLINK_FOLLOW,
+                )?;
+                name
+            }
+        };
+        // Until it is renamed, the temporary name is removed on any failure.
+        let name = self.temporary.insert(name);
+        fs::rename(name, &self.target)?;
+        self.temporary = None;
+        File::open(folder(&self.target))?.sync_all()
+    }
+
+    fn failed(&self, source: io::Error) -> Error {
+        Error::Write {
+            path: self.target.clone(),
+            source,
+        }
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if let Some(name) = &self.temporary {
+            // There is nothing left to do if even this fails.
+            let _ = fs::remove_file(name);
+        }
+    }
+}
+
+/// A file without a name in the folder of `target`; it vanishes however the process ends. `None`:
+/// the file system has none such, or it could not be given a name later.
+fn nameless(target: &Path) -> Option<File> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let file = openat(CWD, folder(target), flags, Mode::from_raw_mode(0o666)).ok()?;
+    let file = File::from(file);
+    fs::exists(own_path(&file)).unwrap_or(false).then_some(file)
+}
+
+/// The path by which a process reaches a file it has open.
+fn own_path(file: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+fn folder(target: &Path) -> &Path {
+    match target.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// A name beside `target` that no other file of this or another process has.
+fn temporary_name(target: &Path) -> PathBuf {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    let process = std::process::id();
+    folder(target).join(format!(".{name}.{process}-{number}.tmp"))
+}

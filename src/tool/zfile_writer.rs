@@ -1,0 +1,301 @@
+//! Writes a ZFile: bytes come in order, are cut into blocks, compressed on all threads, and written
+//! in order.
+//!
+//! The first block can be kept back until the end, for a writer that learns only then what must
+//! stand at the start. It then gets a place that is certainly long enough, and what follows moves
+//! down to close the gap: the file is the same as if all had been known before.
+
+use std::num::NonZero;
+use std::thread::Scope;
+
+use super::Error;
+use super::in_order::InOrder;
+use super::output::NewFile;
+use crate::codec::{self, Encoder};
+use crate::format::crc;
+use crate::format::zfile::{
+    BlockFormat, CHECKSUM_LEN, Extent, HEADER_LEN, encode_table, final_header, initial_header,
+    trailer,
+};
+
+/// Uncompressed bytes of one job, a multiple of every block size.
+const JOB_LEN: usize = 256 * 1024;
+
+/// Most bytes of a stored block, its checksum included, of which upstream's reader is sure to read
+/// back all.
+const MAX_STORED: usize = 65535;
+
+/// Entries of the block table kept in memory; beyond that they go to a file without a name.
+const TABLE_IN_MEMORY: usize = 4 * 1024 * 1024;
+
+/// A ZFile under way.
+pub struct ZFileWriter {
+    format: BlockFormat,
+    /// Byte of the output at which the ZFile starts.
+    start: u64,
+    /// The first block, while it is kept back.
+    head: Option<Vec<u8>>,
+    /// What is not yet a job.
+    pending: Vec<u8>,
+    jobs: InOrder<Job, Result<Job, codec::Error>>,
+    /// Jobs done, whose buffers are used again.
+    spare: Vec<Job>,
+    table: Table,
+    original_size: u64,
+}
+
+/// Blocks to compress, and what becomes of them.
+#[derive(Default)]
+struct Job {
+    plain: Vec<u8>,
+    stored: Vec<u8>,
+    lens: Vec<u32>,
+}
+
+impl ZFileWriter {
+    /// Starts a ZFile at the present position of `file`, and threads for it. With `keep_head` the
+    /// first block is kept back.
+    ///
+    /// # Errors
+    /// The header cannot be written, or no thread started.
+    pub fn start<'scope>(
+        scope: &'scope Scope<'scope, '_>,
+        threads: NonZero<usize>,
+        file: &mut NewFile,
+        format: BlockFormat,
+        keep_head: bool,
+    ) -> Result<Self, Error> {
+        let start = file.position();
+        file.write(&initial_header(&format))?;
+        if keep_head {
+            // No block may be longer, compressed or not.
+            file.skip(MAX_STORED as u64);
+        }
+        let worker = || {
+            let mut encoder = Encoder::new();
+            move |job| compress(&mut encoder, &format, job)
+        };
+        Ok(Self {
+            format,
+            start,
+            head: keep_head.then(Vec::new),
+            pending: Vec::new(),
+            jobs: InOrder::start(scope, threads, worker)?,
+            spare: Vec::new(),
+            table: Table::new(TABLE_IN_MEMORY),
+            original_size: 0,
+        })
+    }
+
+    /// Takes the next bytes.
+    ///
+    /// # Errors
+    /// A block cannot be compressed or written.
+    pub fn write(&mut self, file: &mut NewFile, mut bytes: &[u8]) -> Result<(), Error> {
+        self.original_size += bytes.len() as u64;
+        if let Some(head) = &mut self.head {
+            let part = bytes
+                .len()
+                .min(self.format.block_size as usize - head.len());
+            let (first, rest) = bytes.split_at(part);
+            head.extend_from_slice(first);
+            bytes = rest;
+        }
+        while !bytes.is_empty() {
+            let part = bytes.len().min(JOB_LEN - self.pending.len());
+            let (now, later) = bytes.split_at(part);
+            self.pending.extend_from_slice(now);
+            bytes = later;
+            if self.pending.len() == JOB_LEN {
+                self.submit(file)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes what is pending a job.
+    fn submit(&mut self, file: &mut NewFile) -> Result<(), Error> {
+        let mut job = self.spare.pop().unwrap_or_default();
+        std::mem::swap(&mut job.plain, &mut self.pending);
+        self.pending.clear();
+        match self.jobs.push(job)? {
+            Some(done) => self.take(file, done?),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes the blocks of a job done.
+    fn take(&mut self, file: &mut NewFile, job: Job) -> Result<(), Error> {
+        let kept_back = u64::from(self.head.is_some());
+        for len in &job.lens {
+            let block = kept_back + self.table.len;
+            check_stored(file, block, *len as usize)?;
+            self.table.push(file, *len)?;
+        }
+        file.write(&job.stored)?;
+        self.spare.push(job);
+        Ok(())
+    }
+
+    /// Writes the rest of the file. `head` replaces as many bytes at the start, which the writer
+    /// was told to keep back.
+    ///
+    /// # Errors
+    /// A block cannot be compressed, or something not be written.
+    pub fn finish(mut self, file: &mut NewFile, head: Option<&[u8]>) -> Result<(), Error> {
+        if !self.pending.is_empty() {
+            self.submit(file)?;
+        }
+        while let Some(done) = self.jobs.pop()? {
+            self.take(file, done?)?;
+        }
+        let first = self.write_head(file, head)?;
+        let table_at = file.position();
+        let table_crc = self.table.write(file, first)?;
+        let extent = Extent {
+            table_offset: table_at - self.start,
+            blocks: self.table.len + u64::from(first.is_some()),
+            original_size: self.original_size,
+            table_crc,
+        };
+        file.write(&trailer(&self.format, &extent))?;
+        file.write_at(&final_header(&self.format, &extent), self.start)
+    }
+
+    /// Writes the block kept back, if there is one, with `head` over its start: its stored length.
+    fn write_head(
+        &mut self,
+        file: &mut NewFile,
+        head: Option<&[u8]>,
+    ) -> Result<Option<u32>, Error> {
+        let Some(mut plain) = self.head.take() else {
+            return Ok(None);
+        };
+        if let Some(target) = head.and_then(|head| plain.get_mut(..head.len())) {
+            target.copy_from_slice(head.unwrap_or_default());
+        }
+        let job = Job {
+            plain,
+            ..Job::default()
+        };
+        let job = compress(&mut Encoder::new(), &self.format, job)?;
+        check_stored(file, 0, job.stored.len())?;
+        let at = self.start + HEADER_LEN as u64;
+        file.write_at(&job.stored, at)?;
+        file.move_down(at + MAX_STORED as u64, at + job.stored.len() as u64)?;
+        Ok(job.lens.first().copied())
+    }
+}
+
+/// Refuses a block that upstream's reader could not read.
+fn check_stored(file: &NewFile, block: u64, stored: usize) -> Result<(), Error> {
+    if stored <= MAX_STORED {
+        return Ok(());
+    }
+    let path = file.target().to_owned();
+    Err(Error::BlockTooLong {
+        path,
+        block,
+        stored,
+    })
+}
+
+/// Compresses the blocks of a job.
+fn compress(
+    encoder: &mut Encoder,
+    format: &BlockFormat,
+    mut job: Job,
+) -> Result<Job, codec::Error> {
+    job.stored.clear();
+    job.lens.clear();
+    for plain in job.plain.chunks(format.block_size as usize) {
+        let start = job.stored.len();
+        encoder.encode(format.algorithm, plain, &mut job.stored)?;
+        if format.checksum {
+            let checksum = crc::raw(crc::BLOCK_SEED, &job.stored[start..]);
+            let bytes: [u8; CHECKSUM_LEN] = checksum.to_le_bytes();
+            job.stored.extend_from_slice(&bytes);
+        }
+        // No codec makes of 64 KiB more than 32 bits can count.
+        job.lens.push((job.stored.len() - start) as u32);
+    }
+    Ok(job)
+}
+
+/// The stored lengths, the older of them in a file without a name if there are very many.
+struct Table {
+    recent: Vec<u32>,
+    most: usize,
+    older: Option<NewFile>,
+    len: u64,
+}
+
+impl Table {
+    fn new(most: usize) -> Self {
+        Self {
+            recent: Vec::new(),
+            most,
+            older: None,
+            len: 0,
+        }
+    }
+
+    fn push(&mut self, output: &NewFile, stored: u32) -> Result<(), Error> {
+        if self.recent.len() == self.most {
+            let older = match &mut self.older {
+                Some(older) => older,
+                none => none.insert(NewFile::create(output.target())?),
+            };
+            older.write(&encode_table(&self.recent))?;
+            self.recent.clear();
+        }
+        self.recent.push(stored);
+        self.len += 1;
+        Ok(())
+    }
+
+    /// Writes all entries, `first` before those pushed: the checksum over them.
+    fn write(&self, file: &mut NewFile, first: Option<u32>) -> Result<u32, Error> {
+        let mut crc = 0;
+        let mut write = |bytes: &[u8]| {
+            crc = crc::raw(crc, bytes);
+            file.write(bytes)
+        };
+        write(&encode_table(first.as_slice()))?;
+        if let Some(older) = &self.older {
+            let mut chunk = vec![0; self.most * 4];
+            for at in (0..older.position()).step_by(chunk.len()) {
+                older.read_at(&mut chunk, at)?;
+                write(&chunk)?;
+            }
+        }
+        write(&encode_table(&self.recent))?;
+        Ok(crc)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_table_is_written_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("out");
+        for len in [0, 3, 4, 5, 12, 13] {
+            let mut file = NewFile::create(&target).unwrap();
+            let mut table = Table::new(4);
+            for stored in 0..len {
+                table.push(&file, stored).unwrap();
+            }
+            assert_eq!(table.len, u64::from(len));
+            let crc = table.write(&mut file, Some(99)).unwrap();
+            file.publish().unwrap();
+            let entries: Vec<u32> = std::iter::once(99).chain(0..len).collect();
+            let expected = encode_table(&entries);
+            assert_eq!(std::fs::read(&target).unwrap(), expected);
+            assert_eq!(crc, crc::raw(0, &expected));
+        }
+        assert_eq!(dir.path().read_dir().unwrap().count(), 1);
+    }
+}
