@@ -58,6 +58,18 @@ struct Args {
     #[arg(long, value_name = "N", value_delimiter = ',')]
     cpus: Vec<usize>,
 
+    /// Bytes of decoded blocks to keep for all queues, as 64M or 1G; 0 keeps none.
+    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_size)]
+    block_cache: u64,
+
+    /// Bytes to read ahead of a guest that reads in order, as 1M; 0 leaves it to the kernel.
+    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_size)]
+    readahead: u64,
+
+    /// Drop compressed bytes from the page cache once they are decompressed.
+    #[arg(long)]
+    drop_cache: bool,
+
     /// How bytes that are not in memory are read.
     #[arg(long, value_name = "WAY", value_enum, default_value_t = Io::Uring)]
     io: Io,
@@ -69,6 +81,20 @@ enum Io {
     Uring,
     /// By pread: one slow read holds its queue up.
     Pread,
+}
+
+/// A number of bytes, with an optional suffix K, M or G (powers of 1024).
+fn parse_size(text: &str) -> Result<u64, String> {
+    let (digits, unit) = match text.char_indices().last() {
+        Some((at, 'K' | 'k')) => (&text[..at], 1 << 10),
+        Some((at, 'M' | 'm')) => (&text[..at], 1 << 20),
+        Some((at, 'G' | 'g')) => (&text[..at], 1 << 30),
+        _ => (text, 1),
+    };
+    let size: Option<u64> = digits.parse().ok();
+    size.and_then(|size| size.checked_mul(unit))
+        .filter(|size| *size <= 1 << 46)
+        .ok_or_else(|| "expected bytes, or a number with K, M or G, up to 64 TiB".to_owned())
 }
 
 fn parse_mode(text: &str) -> Result<u32, String> {
@@ -113,9 +139,12 @@ impl From<Args> for Config {
             num_queues: args.num_queues,
             queue_size: args.queue_size,
             serial: args.serial,
+            block_cache: args.block_cache,
             tuning: Tuning {
                 poll: Duration::from_micros(args.poll_us),
                 io_uring: args.io == Io::Uring,
+                readahead: args.readahead,
+                drop_cache: args.drop_cache,
                 cpus: args.cpus,
             },
         }

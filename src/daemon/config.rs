@@ -23,6 +23,8 @@ pub struct Config {
     pub queue_size: u16,
     /// The device's serial, padded with zeros; by default one derived from the image.
     pub serial: Option<[u8; SERIAL_LEN]>,
+    /// Bytes of decoded blocks to keep; zero: none.
+    pub block_cache: u64,
     /// How its workers work.
     pub tuning: Tuning,
 }

@@ -20,6 +20,7 @@ use sd_notify::NotifyState;
 
 use crate::engine::Disk;
 use crate::image::Image;
+use crate::image::block_cache::BlockCache;
 use crate::image::spec::{self, Stack};
 use crate::virtio::config::DeviceConfig;
 use crate::virtio::request::SERIAL_LEN;
@@ -78,6 +79,8 @@ fn open(config: &Config, stack: &Stack) -> Result<(Arc<Disk>, Listener), Error> 
             optimal_io: image.block_size(),
         },
         serial,
+        cache: (config.block_cache > 0)
+            .then(|| Arc::new(BlockCache::new(config.block_cache, image.block_size()))),
         tuning: config.tuning.clone(),
         image,
     };

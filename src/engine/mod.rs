@@ -7,16 +7,20 @@
 //! later, in any order. Answers are published in batches.
 
 pub mod limit;
+pub mod polling;
 pub mod read;
+pub mod readahead;
 pub mod serve;
 pub mod setup;
 pub mod task;
 pub mod uring;
 pub mod worker;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::image::Image;
+use crate::image::block_cache::BlockCache;
 use crate::virtio::config::DeviceConfig;
 use crate::virtio::request::SERIAL_LEN;
 
@@ -29,6 +33,8 @@ pub struct Disk {
     pub config: DeviceConfig,
     /// The answer to GET_ID, padded with zeros.
     pub serial: [u8; SERIAL_LEN],
+    /// Decoded blocks kept for all queues, if any are.
+    pub cache: Option<Arc<BlockCache>>,
     /// How its workers work.
     pub tuning: Tuning,
 }
@@ -40,6 +46,10 @@ pub struct Tuning {
     pub poll: Duration,
     /// Whether bytes that are not in memory are read by io_uring, where the kernel has it.
     pub io_uring: bool,
+    /// Bytes of the disk to read ahead of a guest that reads in order; zero: none.
+    pub readahead: u64,
+    /// Whether compressed bytes are dropped from the page cache once they are decoded.
+    pub drop_cache: bool,
     /// Processors that workers are bound to, one after the other; empty: any.
     pub cpus: Vec<usize>,
 }

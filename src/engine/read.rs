@@ -8,13 +8,14 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use super::Disk;
 use super::task::Task;
 use super::uring::{Completion, MAX_READS, Uring};
 use crate::image::plan::Piece;
 use crate::image::unpack::Unpacker;
 use crate::image::{Container, Error, Image, MAX_STORED};
 use crate::scatter::Cursor;
-use crate::source;
+use crate::source::{self, Blob};
 
 /// What became of a task's pieces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,20 +67,22 @@ pub struct Fetcher<'a> {
     /// Stored bytes of the piece at hand, private while they are checked and decoded.
     buffer: Vec<u8>,
     uring: Option<Uring>,
+    /// Whether pages are let go once their bytes are served.
+    drop_cache: bool,
     /// What the ring's reads are for, by id.
     waiting: Vec<Option<Waiting<'a>>>,
 }
 
 impl<'a> Fetcher<'a> {
     /// Means that read cold bytes through `uring`, or wait for them without one.
-    pub fn new(image: &'a Image, uring: Option<Uring>) -> Self {
-        let waiting = (0..MAX_READS).map(|_| None).collect();
+    pub fn new(disk: &'a Disk, uring: Option<Uring>) -> Self {
         Self {
-            image,
-            unpacker: Unpacker::new(),
+            image: &disk.image,
+            unpacker: Unpacker::with_cache(disk.cache.clone()),
             buffer: vec![0; MAX_STORED],
             uring,
-            waiting,
+            drop_cache: disk.tuning.drop_cache,
+            waiting: (0..MAX_READS).map(|_| None).collect(),
         }
     }
 
@@ -230,7 +233,7 @@ impl<'a> Fetcher<'a> {
         } else if !blob.read_cached(offset, bytes)? {
             return Ok(false);
         }
-        blob.note(offset, len);
+        settle(blob, offset, len, self.drop_cache);
         place(&mut self.unpacker, container, piece, bytes, cursor)?;
         Ok(true)
     }
@@ -283,7 +286,7 @@ impl<'a> Fetcher<'a> {
                     }
                 }
                 Ok(()) => {
-                    blob.note(offset, len);
+                    settle(blob, offset, len, self.drop_cache);
                     let cursor = task.chain.writable.cursor(waiting.position);
                     let piece = &waiting.piece;
                     let placed = place(&mut self.unpacker, container, piece, &buffer, cursor);
@@ -302,6 +305,15 @@ fn is_passing(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
     )
+}
+
+/// Notes that a range was read and is in memory, or sees to it that it is not.
+fn settle(blob: &Blob, offset: u64, len: usize, drop_cache: bool) {
+    if drop_cache {
+        blob.drop_cached(offset, len as u64);
+    } else {
+        blob.note(offset, len);
+    }
 }
 
 /// Puts the stored bytes of a piece where they belong.

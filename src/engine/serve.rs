@@ -9,7 +9,9 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 
 use super::Disk;
 use super::limit::LogLimit;
+use super::polling::Polling;
 use super::read::{Fetcher, Progress};
+use super::readahead::Readahead;
 use super::setup::{Context, Eventfds, QueueSetup, Stop};
 use super::task::Task;
 use super::uring::Uring;
@@ -57,6 +59,8 @@ pub struct Server<'a> {
     indirect: bool,
     eventfds: &'a Eventfds,
     fetcher: Fetcher<'a>,
+    polling: Polling,
+    readahead: Readahead,
     /// Requests under way, by slot.
     tasks: Vec<Task<'a>>,
     free: Vec<u16>,
@@ -93,7 +97,9 @@ impl<'a> Server<'a> {
             memory: &context.memory,
             indirect: context.features & 1 << VIRTIO_RING_F_INDIRECT_DESC != 0,
             eventfds: &setup.eventfds,
-            fetcher: Fetcher::new(&context.disk.image, uring),
+            fetcher: Fetcher::new(&context.disk, uring),
+            polling: Polling::new(context.disk.tuning.poll),
+            readahead: Readahead::new(context.disk.tuning.readahead),
             tasks: Vec::new(),
             free: Vec::new(),
             planned: VecDeque::new(),
@@ -127,28 +133,31 @@ impl<'a> Server<'a> {
             if self.poll_ring(stop)? || self.queue.enable_kicks()? {
                 continue;
             }
-            poller.wait(timeout, |_| ())?;
+            self.polling.sleep(|| poller.wait(timeout, |_| ()))?;
         }
         Ok(())
     }
 
     /// Looks at the ring for a while before sleeping; returns whether there is work.
     fn poll_ring(&mut self, stop: &Stop) -> Result<bool, Broken> {
-        let poll = self.disk.tuning.poll;
-        if poll.is_zero() {
+        let window = self.polling.window();
+        if window.is_zero() {
             return Ok(false);
         }
-        let end = Instant::now() + poll;
+        let end = Instant::now() + window;
         loop {
             if self.queue.has_work()? || stop.asked.load(Ordering::Acquire) {
+                self.polling.found();
                 return Ok(true);
             }
-            if self.fetcher.is_waiting() || Instant::now() >= end {
+            if self.fetcher.is_waiting() {
                 return Ok(false);
             }
-            for _ in 0..16 {
-                std::hint::spin_loop();
+            if Instant::now() >= end {
+                self.polling.missed();
+                return Ok(false);
             }
+            std::hint::spin_loop();
         }
     }
 
@@ -218,6 +227,7 @@ impl<'a> Server<'a> {
             Ok(Operation::Read(start)) => {
                 let sectors = task.chain.writable.len() as u64 / SECTOR_SIZE;
                 task.begin(self.disk.image.pieces(start, sectors));
+                self.readahead.note(&self.disk.image, start, sectors);
                 self.fetcher.prefetch(task);
                 self.planned.push_back(slot);
                 return;

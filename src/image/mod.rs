@@ -5,6 +5,7 @@
 //! ([`Image::pieces`]), read them by their own means, and unpack them with an
 //! [`Unpacker`](unpack::Unpacker) each.
 
+pub mod block_cache;
 mod container;
 mod error;
 pub mod index;

@@ -1,5 +1,8 @@
 //! From stored blocks to the bytes wanted of them, straight into their destination where possible.
 
+use std::sync::Arc;
+
+use super::block_cache::{BlockCache, BlockId};
 use super::container::{Container, Packing};
 use super::error::{BlockError, Error};
 use super::plan::Packed;
@@ -15,8 +18,10 @@ use vm_memory::VolatileSlice;
 pub struct Unpacker {
     decoder: Decoder,
     bounce: Vec<u8>,
-    /// The block whose content fills `bounce`: container and number.
-    held: Option<(u64, u64)>,
+    /// The block whose content fills `bounce`.
+    held: Option<BlockId>,
+    /// Blocks that others decoded, if they are kept.
+    cache: Option<Arc<BlockCache>>,
 }
 
 impl Unpacker {
@@ -25,21 +30,36 @@ impl Unpacker {
         Self::default()
     }
 
-    /// Serves a piece of `container` from the block held since an earlier one, if that is all it
-    /// needs: then its stored bytes need not be read. Whether it did.
+    /// An unpacker that shares decoded blocks with others.
+    pub fn with_cache(cache: Option<Arc<BlockCache>>) -> Self {
+        Self {
+            cache,
+            ..Self::default()
+        }
+    }
+
+    /// Serves a piece of `container` from a block decoded earlier, if that is all it needs: then
+    /// its stored bytes need not be read. Whether it did.
     pub fn unpack_held(
         &mut self,
         container: &Container,
         piece: &Packed,
         into: &mut Cursor<'_, '_>,
     ) -> bool {
-        let held = piece.count == 1 && self.held == Some((container.id(), piece.first));
-        let wanted = piece.skip as usize..piece.skip as usize + piece.len as usize;
-        match self.bounce.get(wanted) {
-            Some(bytes) if held => into.write(bytes),
-            _ => return false,
+        if piece.count != 1 {
+            return false;
         }
-        true
+        let id = (container.id(), piece.first);
+        let wanted = piece.skip as usize..piece.skip as usize + piece.len as usize;
+        let kept = self.cache.as_ref().and_then(|cache| cache.get(id));
+        let bytes = match &kept {
+            Some(block) => block.get(wanted),
+            None => self.bounce.get(wanted).filter(|_| self.held == Some(id)),
+        };
+        if let Some(bytes) = bytes {
+            into.write(bytes);
+        }
+        bytes.is_some()
     }
 
     /// Writes the bytes that `piece` wants into `into`, from `stored`, the stored bytes of its
@@ -65,8 +85,9 @@ impl Unpacker {
         for block in piece.first..piece.first + u64::from(piece.count) {
             let len = packing.block_len(block);
             let part = wanted.min(len - skip);
+            let shared = self.cache.is_some() && piece.count == 1;
             let result = match take_block(packing, block, &mut rest) {
-                Ok(bytes) if part == len => self.whole(packing, bytes, len, into),
+                Ok(bytes) if part == len && !shared => self.whole(packing, bytes, len, into),
                 Ok(bytes) => {
                     let id = (container.id(), block);
                     self.partly(packing, bytes, len, id)
@@ -120,6 +141,9 @@ impl Unpacker {
             let algorithm = packing.header().format.algorithm;
             self.decoder.decode(algorithm, stored, &target)?;
             self.held = Some(id);
+            if let Some(cache) = &self.cache {
+                cache.insert(id, self.bounce[..len].into());
+            }
         }
         Ok(&self.bounce[..len])
     }

@@ -9,11 +9,12 @@ pub mod window;
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
+use rustix::fs::{Advice, OFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
@@ -191,6 +192,30 @@ impl Blob {
         if let Some(window) = &self.window {
             window.prefetch(offset, len);
         }
+    }
+
+    /// Asks the system to bring a range into memory, without waiting for it.
+    pub fn will_need(&self, offset: u64, len: u64) {
+        let known = usize::try_from(len).is_ok_and(|len| self.resident(offset, len).is_some());
+        if !known {
+            self.advise(offset, len, Advice::WillNeed);
+        }
+    }
+
+    /// Lets go of the pages of a range, which must not have been seen through the window.
+    pub fn drop_cached(&self, offset: u64, len: u64) {
+        // Whole pages: the neighbours' bytes on the first and last go as well.
+        let start = offset / window::PAGE * window::PAGE;
+        self.advise(
+            start,
+            offset - start + len.next_multiple_of(window::PAGE),
+            Advice::DontNeed,
+        );
+    }
+
+    fn advise(&self, offset: u64, len: u64, advice: Advice) {
+        // It is advice: a system that does not take it does no harm.
+        let _ = rustix::fs::fadvise(&self.file, offset, NonZeroU64::new(len), advice);
     }
 
     /// The error of a read that failed, for those who read through the descriptor.

@@ -15,7 +15,7 @@ use vm_memory::VolatileSlice;
 use crate::mapping::{Access, MapError, Mapping};
 
 /// Bytes one bit stands for: the page size, or less than one page, which is as well.
-const PAGE: u64 = 4096;
+pub const PAGE: u64 = 4096;
 
 const BITS: u64 = u64::BITS as u64;
 

@@ -1,0 +1,65 @@
+//! Reads ahead for a queue that reads in order.
+//!
+//! The kernel's own readahead sees the compressed file, through many readers at once; this one sees
+//! what the guest asks for. It only asks the kernel to start: nothing waits for the bytes.
+
+use crate::image::Image;
+use crate::image::plan::Piece;
+use crate::units::{SECTOR_SIZE, Sector};
+
+/// Requests in a row, each starting where the one before ended, that make a sequence.
+const SEQUENCE: u32 = 3;
+
+/// What one queue read last.
+#[derive(Debug)]
+pub struct Readahead {
+    /// Sectors to keep ahead of the reader; zero: none.
+    window: u64,
+    next: Sector,
+    in_row: u32,
+    /// Asked for up to here.
+    asked: Sector,
+}
+
+impl Readahead {
+    /// Keeps `bytes` bytes of the disk ahead; zero: none.
+    pub fn new(bytes: u64) -> Self {
+        Self {
+            window: bytes / SECTOR_SIZE,
+            next: Sector(0),
+            in_row: 0,
+            asked: Sector(0),
+        }
+    }
+
+    /// Notes a read of `sectors` sectors at `start`, which lies on the disk, and asks for what
+    /// comes after a sequence of them.
+    pub fn note(&mut self, image: &Image, start: Sector, sectors: u64) {
+        if self.window == 0 {
+            return;
+        }
+        let end = Sector(start.0 + sectors);
+        if start == self.next {
+            self.in_row = self.in_row.saturating_add(1);
+        } else {
+            (self.in_row, self.asked) = (1, end);
+        }
+        self.next = end;
+        // By halves, so that one system call covers many requests.
+        let low = self.asked.0 < end.0 + self.window / 2;
+        if self.in_row < SEQUENCE || !low {
+            return;
+        }
+        let from = self.asked.max(end);
+        let to = image.sectors().min(Sector(end.0 + self.window));
+        for piece in image.pieces(from, to.0.saturating_sub(from.0)) {
+            let (layer, offset, len) = match piece {
+                Piece::Zero { .. } => continue,
+                Piece::Plain { layer, offset, len } => (layer, offset, len),
+                Piece::Packed(packed) => (packed.layer, packed.offset, u64::from(packed.stored)),
+            };
+            image.container(layer).blob().will_need(offset, len);
+        }
+        self.asked = Sector(end.0 + self.window);
+    }
+}
