@@ -1,57 +1,38 @@
 //! The merged index: which segment covers a sector. Built once, then only read.
 //!
-//! Keys lie in a static search tree of nodes of eight, one cache line each, in breadth-first order:
-//! the children of node `n` are nodes `9n + 1` to `9n + 9`. No pointers, no space but the padding
-//! of the last node; a look-up touches one line per level, five for 50,000 segments.
+//! Segments lie in order, sixteen to a leaf. Above them stands a static search tree: a node holds
+//! the last key of each of its sixteen children. There are no pointers, and half a byte of tree per
+//! segment, so that the tree of a million segments stays in a core's cache and a look-up goes to
+//! memory once, for the leaf.
 
+use super::search::{Leaf, Node, Search, Tree, WIDTH};
 use super::segment::Segment;
 
-/// Keys in a node.
-const WIDTH: usize = 8;
-
-/// One node: a cache line of keys.
-#[derive(Clone, Copy, Debug)]
-#[repr(align(64))]
-struct Node([u64; WIDTH]);
-
-/// Fills up the last node. No segment has this value: a zeroed one has no position.
-const NOTHING: u64 = u64::MAX;
+/// Fills up the last leaf: it follows all segments there can be.
+const FILLER: Segment = Segment {
+    key: u64::MAX,
+    value: u64::MAX,
+};
 
 /// An immutable list of segments, ordered and free of overlaps, for look-ups by sector.
 #[derive(Debug)]
 pub struct Index {
-    keys: Vec<Node>,
-    values: Vec<[u64; WIDTH]>,
+    tree: Tree,
+    search: Search,
     len: usize,
+    /// First sector after the last segment.
+    end: u64,
 }
 
 impl Index {
     /// The index of these segments, which are sorted and do not overlap.
     pub fn new(sorted: &[Segment]) -> Self {
-        let nodes = sorted.len().div_ceil(WIDTH);
-        let mut index = Self {
-            keys: vec![Node([u64::MAX; WIDTH]); nodes],
-            values: vec![[NOTHING; WIDTH]; nodes],
+        Self {
+            tree: build(sorted),
+            search: Search::best(),
             len: sorted.len(),
-        };
-        let mut rest = sorted.iter();
-        index.fill(0, &mut rest);
-        index
-    }
-
-    /// Fills the subtree of `node` in order; as deep as the tree, which is ten levels at most.
-    fn fill(&mut self, node: usize, rest: &mut std::slice::Iter<'_, Segment>) {
-        if node >= self.keys.len() {
-            return;
+            end: sorted.last().map_or(0, |last| last.end()),
         }
-        for slot in 0..WIDTH {
-            self.fill(child(node, slot), rest);
-            if let Some(segment) = rest.next() {
-                self.keys[node].0[slot] = segment.key;
-                self.values[node][slot] = segment.value;
-            }
-        }
-        self.fill(child(node, WIDTH), rest);
     }
 
     /// Number of segments.
@@ -66,48 +47,57 @@ impl Index {
 
     /// Bytes of memory the index takes.
     pub fn memory(&self) -> usize {
-        self.keys.len() * size_of::<Node>() * 2
+        size_of_val(&*self.tree.leaves) + size_of_val(&*self.tree.nodes)
     }
 
     /// The first segment that ends after `sector`: it covers the sector or, if it starts later,
     /// tells where the hole around the sector ends.
     #[inline]
     pub fn find(&self, sector: u64) -> Option<Segment> {
-        let target = Segment::key_for(sector);
-        let mut found = None;
-        let mut node = 0;
-        while let Some(keys) = self.keys.get(node) {
-            let below = count_below(&keys.0, target);
-            if below < WIDTH {
-                found = Some((node, below));
-            }
-            node = child(node, below);
+        if sector >= self.end {
+            return None;
         }
-        let (node, slot) = found?;
-        let (key, value) = (self.keys[node].0[slot], self.values[node][slot]);
-        (value != NOTHING).then_some(Segment { key, value })
+        self.search.first_from(&self.tree, Segment::key_for(sector))
     }
 
     /// All segments, in order.
     pub fn iter(&self) -> impl Iterator<Item = Segment> + '_ {
-        let mut sector = 0;
-        std::iter::from_fn(move || {
-            let segment = self.find(sector)?;
-            sector = segment.end();
-            Some(segment)
-        })
+        let segments = self.tree.leaves.iter().flat_map(|leaf| leaf.0);
+        segments.take(self.len)
     }
 }
 
-#[inline]
-fn child(node: usize, slot: usize) -> usize {
-    node * (WIDTH + 1) + slot + 1
+/// Lays the segments out, and the tree above them from the bottom up.
+fn build(sorted: &[Segment]) -> Tree {
+    let parts = sorted.chunks(WIDTH);
+    let mut keys: Vec<u64> = parts
+        .clone()
+        .filter_map(|part| part.last().map(|segment| segment.key))
+        .collect();
+    let leaves = parts.map(|part| Leaf(filled(part, FILLER))).collect();
+    let mut levels = Vec::new();
+    while keys.len() > 1 {
+        let parts = keys.chunks(WIDTH);
+        let above = parts.clone().filter_map(|part| part.last().copied());
+        levels.push(parts.map(|part| Node(filled(part, u64::MAX))).collect());
+        keys = above.collect();
+    }
+    let mut tree = Tree {
+        leaves,
+        ..Tree::default()
+    };
+    for level in levels.iter().rev() {
+        let level: &Vec<Node> = level;
+        tree.levels.push(tree.nodes.len());
+        tree.nodes.extend(level);
+    }
+    tree
 }
 
-/// How many of the sorted keys are below `target`; no branch depends on the keys.
-#[inline]
-fn count_below(keys: &[u64; WIDTH], target: u64) -> usize {
-    keys.iter().map(|key| usize::from(*key < target)).sum()
+fn filled<T: Copy>(part: &[T], filler: T) -> [T; WIDTH] {
+    let mut whole = [filler; WIDTH];
+    whole[..part.len()].copy_from_slice(part);
+    whole
 }
 
 #[cfg(test)]
@@ -129,24 +119,22 @@ mod tests {
 
     #[test]
     fn finds_what_a_linear_search_finds() {
-        for count in [0, 1, 7, 8, 9, 71, 72, 73, 80, 81, 657, 5000] {
+        for count in [0, 1, 15, 16, 17, 255, 256, 257, 4095, 4096, 4097, 5000] {
             let segments = sample(count);
-            let index = Index::new(&segments);
+            let mut index = Index::new(&segments);
+            assert_eq!(index.len(), segments.len());
             assert_eq!(index.iter().collect::<Vec<_>>(), segments);
             let end = segments.last().map_or(0, |last| last.end());
-            let mut expected = segments.iter().copied().peekable();
-            for sector in 0..end + 3 {
-                while expected
-                    .next_if(|segment| segment.end() <= sector)
-                    .is_some()
-                {}
-                assert_eq!(
-                    index.find(sector),
-                    expected.peek().copied(),
-                    "{count} {sector}"
-                );
+            for search in Search::available() {
+                index.search = search;
+                let mut rest = segments.iter().copied().peekable();
+                for sector in 0..end + 3 {
+                    while rest.next_if(|segment| segment.end() <= sector).is_some() {}
+                    let found = index.find(sector);
+                    assert_eq!(found, rest.peek().copied(), "{count} {sector} {search:?}");
+                }
             }
-            assert_eq!(index.find((1 << 50) - 1), None);
+            assert_eq!(index.find(u64::MAX), None);
         }
     }
 
@@ -157,5 +145,12 @@ mod tests {
         let index = Index::new(&[last]);
         assert_eq!(index.find((1 << 50) - 1), Some(last));
         assert_eq!(index.find(0), Some(last));
+        assert_eq!(index.find(1 << 50), None);
+    }
+
+    #[test]
+    fn the_tree_takes_little() {
+        let index = Index::new(&sample(100_000));
+        assert!(index.memory() <= 100_000 * 17, "{}", index.memory());
     }
 }

@@ -13,6 +13,7 @@ pub mod layer;
 mod parallel;
 pub mod plan;
 pub mod reader;
+mod search;
 pub mod segment;
 pub mod spec;
 pub mod unpack;

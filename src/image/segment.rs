@@ -108,14 +108,18 @@ impl Segment {
     }
 
     /// This segment and the `next` one as one, if they continue on the disk and in the layer.
+    #[inline]
     fn joined(self, next: Self) -> Option<Self> {
-        let length = self.length() + next.length();
+        if self.end() != next.start() {
+            return None;
+        }
         let moved = match self.content() {
             Content::Zeroed => 0,
             Content::Data { .. } => self.length(),
         };
-        let continues = self.end() == next.start() && self.value + moved == next.value;
-        (continues && length <= u64::from(MAX_LENGTH)).then(|| Self {
+        let length = self.length() + next.length();
+        let continues = self.value + moved == next.value && length <= u64::from(MAX_LENGTH);
+        continues.then(|| Self {
             key: next.key - next.length() + length,
             value: self.value,
         })
