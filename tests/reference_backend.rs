@@ -91,7 +91,7 @@ fn loads_at_depth_read_the_whole_disk() {
         session.share(&memory).expect("memory");
         let at = Addresses::alloc(&memory, 128, [1, 2, 0]);
         let ring = Ring::new(&memory, at, 128, session.has(feature::EVENT_IDX));
-        session.start_queue(1, &ring, 0).expect("queue");
+        session.start_queue(1, &ring.vring, 0).expect("queue");
         let mut load = Load::new(ring, &memory, 3, shape);
         let whole = DISK / shape.len as usize * shape.len as usize;
         let disk = checks::whole_disk(&mut load, shape, whole);

@@ -128,7 +128,8 @@ impl Scratch {
             let mut now = self.memory.read(span.start, span.len as usize);
             for segment in chain.iter().filter(|segment| segment.write) {
                 let from = segment.address.max(span.start);
-                let to = (segment.address + u64::from(segment.len)).min(span.start + span.len);
+                let end = segment.address.saturating_add(segment.len.into());
+                let to = end.min(span.start + span.len);
                 if from < to {
                     let range = (from - span.start) as usize..(to - span.start) as usize;
                     now[range.clone()].copy_from_slice(&before[range]);

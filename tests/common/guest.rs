@@ -92,10 +92,12 @@ impl Guest {
         Ok(guest)
     }
 
-    /// Starts queue `index` where its driver stands.
+    /// Starts queue `index` where its driver stands, and kicks it, as QEMU does.
     pub fn start_queue(&mut self, index: usize) -> Result<()> {
         let ring = &self.queues[index].ring;
-        self.session.start_queue(index, ring, ring.taken())
+        self.session.start_queue(index, &ring.vring, ring.taken())?;
+        ring.vring.kick.write(1).expect("kick");
+        Ok(())
     }
 
     /// Stops queue `index`, empties it and starts it again: a driver that resets the device.

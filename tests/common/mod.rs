@@ -15,7 +15,8 @@
 //! | `daemon` | the real `ovbd-vhost` binary as a child process |
 //! | `reference` | a small back-end over a byte vector, to test the front-end itself |
 //! | `content` | bytes that tell where they belong, and a seeded generator |
-//! | `golden` | the golden images of `tests/data` |
+//! | `golden`, `layers` | the golden images of `tests/data`, and layers made to order |
+//! | `disk` | the daemon with the disk most tests read |
 //! | `checks` | what any read-only back-end must do, whichever it is |
 //!
 //! Every wait has a limit of [`PATIENCE`], which only turns a hang into a failure: no verdict
@@ -27,10 +28,15 @@
 pub mod blk;
 pub mod checks;
 pub mod content;
+pub mod daemon;
+pub mod disk;
+pub mod golden;
 pub mod guest;
+pub mod layers;
 pub mod load;
 pub mod memory;
 pub mod queue;
+pub mod raw;
 pub mod reference;
 pub mod ring;
 pub mod session;

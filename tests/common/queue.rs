@@ -91,7 +91,6 @@ pub struct Queue {
     free: Vec<u16>,
     free_tables: Vec<u64>,
     in_flight: BTreeMap<u16, Chain>,
-    published_any: bool,
 }
 
 /// What a chain in flight holds.
@@ -113,7 +112,6 @@ impl Queue {
             free: (0..size).rev().collect(),
             free_tables: Vec::new(),
             in_flight: BTreeMap::new(),
-            published_any: false,
         }
     }
 
@@ -233,12 +231,7 @@ impl Queue {
 
     /// Shows the device what was submitted.
     pub fn publish(&mut self) {
-        // The first kick is sent in any case: some devices start a queue by it.
-        let asked = self.ring.publish_quietly();
-        if asked || !self.published_any {
-            self.ring.kick.write(1).expect("kick");
-        }
-        self.published_any = true;
+        self.ring.publish();
     }
 
     /// The next answer, if there is one.
@@ -265,7 +258,7 @@ impl Queue {
             if let Some(used) = self.take() {
                 return Event::Used(used);
             }
-            if self.ring.err.read().is_ok() {
+            if self.ring.vring.err.read().is_ok() {
                 return Event::Stopped;
             }
             match self.waiting {
@@ -275,12 +268,12 @@ impl Queue {
                 }
                 Waiting::Called if self.ring.want_call() => continue,
                 Waiting::Called => {
-                    if !signalled(&[&self.ring.call, &self.ring.err]) {
-                        let there = self.ring.used_index() != self.ring.taken();
+                    if !signalled(&[&self.ring.vring.call, &self.ring.vring.err]) {
+                        let there = self.ring.vring.used_index() != self.ring.taken();
                         assert!(!there, "an answer came without the call that was asked for");
                     }
                     // Spent, whether it was this or the other that was signalled.
-                    let _ = self.ring.call.read();
+                    let _ = self.ring.vring.call.read();
                 }
             }
             assert!(

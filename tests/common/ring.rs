@@ -129,9 +129,49 @@ impl Addresses {
     }
 }
 
+/// What the device is told of a ring. Copies are handed to whoever starts and stops the queue while
+/// its driver runs on another thread.
+#[derive(Debug)]
+pub struct Vring {
+    /// Entries.
+    pub size: u16,
+    /// The three parts, at this process's addresses.
+    pub at: Addresses,
+    /// Signalled to the device when heads were published.
+    pub kick: EventFd,
+    /// Signalled by the device when heads came back.
+    pub call: EventFd,
+    /// Signalled by the device when it gives the queue up.
+    pub err: EventFd,
+    used: Part,
+}
+
+impl Vring {
+    /// The device's index in the used ring.
+    pub fn used_index(&self) -> u16 {
+        self.used.load(2, Ordering::Acquire)
+    }
+}
+
+impl Clone for Vring {
+    fn clone(&self) -> Self {
+        let clone = |event: &EventFd| event.try_clone().expect("eventfd");
+        Self {
+            size: self.size,
+            at: self.at,
+            kick: clone(&self.kick),
+            call: clone(&self.call),
+            err: clone(&self.err),
+            used: self.used.clone(),
+        }
+    }
+}
+
 /// The driver's half of one split virtqueue.
 #[derive(Debug)]
 pub struct Ring {
+    /// What the device is told of it.
+    pub vring: Vring,
     descriptors: Part,
     available: Part,
     used: Part,
@@ -140,12 +180,6 @@ pub struct Ring {
     offered: u16,
     published: u16,
     taken: u16,
-    /// Signalled to the device when heads were published.
-    pub kick: EventFd,
-    /// Signalled by the device when heads came back.
-    pub call: EventFd,
-    /// Signalled by the device when it gives the queue up.
-    pub err: EventFd,
 }
 
 fn eventfd() -> EventFd {
@@ -155,29 +189,45 @@ fn eventfd() -> EventFd {
 impl Ring {
     /// An empty ring of `size` entries, a power of two; `event_idx` as negotiated.
     pub fn new(memory: &Memory, at: Addresses, size: u16, event_idx: bool) -> Self {
+        let [descriptors, available, used] =
+            [at.descriptors, at.available, at.used].map(|part| Part::at(memory, part));
+        let vring = Vring {
+            size,
+            at: Addresses {
+                descriptors: descriptors.user_address(),
+                available: available.user_address(),
+                used: used.user_address(),
+            },
+            kick: eventfd(),
+            call: eventfd(),
+            err: eventfd(),
+            used: used.clone(),
+        };
         Self {
-            descriptors: Part::at(memory, at.descriptors),
-            available: Part::at(memory, at.available),
-            used: Part::at(memory, at.used),
+            vring,
+            descriptors,
+            available,
+            used,
             size,
             event_idx,
             offered: 0,
             published: 0,
             taken: 0,
-            kick: eventfd(),
-            call: eventfd(),
-            err: eventfd(),
         }
     }
 
     /// Empties the ring as a driver does that resets the device: everything back to zero.
     pub fn reset(&mut self) {
         (self.offered, self.published, self.taken) = (0, 0, 0);
-        for at in [0, 2] {
-            self.available.store(at, 0, Ordering::Relaxed);
-            self.used.store(at, 0, Ordering::Relaxed);
+        let events = (
+            4 + 2 * usize::from(self.size),
+            4 + 8 * usize::from(self.size),
+        );
+        for (available, used) in [(0, 0), (2, 2), events] {
+            self.available.store(available, 0, Ordering::Relaxed);
+            self.used.store(used, 0, Ordering::Relaxed);
         }
-        for event in [&self.kick, &self.call, &self.err] {
+        for event in [&self.vring.kick, &self.vring.call, &self.vring.err] {
             // Empty is what it should be.
             let _ = event.read();
         }
@@ -188,15 +238,6 @@ impl Ring {
         self.size
     }
 
-    /// The three parts at this process's addresses.
-    pub fn user_addresses(&self) -> Addresses {
-        Addresses {
-            descriptors: self.descriptors.user_address(),
-            available: self.available.user_address(),
-            used: self.used.user_address(),
-        }
-    }
-
     /// Heads published so far, modulo 2^16: the index in the available ring.
     pub fn published(&self) -> u16 {
         self.published
@@ -205,11 +246,6 @@ impl Ring {
     /// Heads that came back and were taken so far, modulo 2^16.
     pub fn taken(&self) -> u16 {
         self.taken
-    }
-
-    /// The device's index in the used ring.
-    pub fn used_index(&self) -> u16 {
-        self.used.load(2, Ordering::Acquire)
     }
 
     /// Writes entry `index` of the descriptor table.
@@ -229,7 +265,7 @@ impl Ring {
     pub fn publish(&mut self) -> bool {
         let kick = self.publish_quietly();
         if kick {
-            self.kick.write(1).expect("kick");
+            self.vring.kick.write(1).expect("kick");
         }
         kick
     }
@@ -254,12 +290,12 @@ impl Ring {
     /// Lies about the available index, as no honest driver would.
     pub fn publish_index(&mut self, index: u16) {
         self.available.store(2, index, Ordering::Release);
-        self.kick.write(1).expect("kick");
+        self.vring.kick.write(1).expect("kick");
     }
 
     /// The next answer, if there is one.
     pub fn take(&mut self) -> Option<Used> {
-        if self.used_index() == self.taken {
+        if self.vring.used_index() == self.taken {
             return None;
         }
         let at = 4 + 8 * usize::from(self.taken % self.size);
@@ -280,7 +316,7 @@ impl Ring {
         }
         // The device must see the wish before this looks for an answer that came meanwhile.
         fence(Ordering::SeqCst);
-        self.used_index() != self.taken
+        self.vring.used_index() != self.taken
     }
 
     /// Asks for no calls: the driver polls.

@@ -9,7 +9,7 @@ use vhost::{Result, VhostBackend};
 
 use super::PATIENCE;
 use super::memory::Memory;
-use super::ring::Ring;
+use super::ring::Vring;
 
 /// Feature bit numbers (virtio 1.x 5.2.3 and 6; vhost-user).
 pub mod feature {
@@ -91,16 +91,15 @@ pub fn ask_for_replies(frontend: &Frontend) {
     frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
 }
 
-/// The arguments of SET_VRING_ADDR for `ring`.
-pub fn vring(ring: &Ring) -> VringConfigData {
-    let at = ring.user_addresses();
+/// The arguments of SET_VRING_ADDR for `vring`.
+pub fn addresses(vring: &Vring) -> VringConfigData {
     VringConfigData {
-        queue_max_size: ring.size(),
-        queue_size: ring.size(),
+        queue_max_size: vring.size,
+        queue_size: vring.size,
         flags: 0,
-        desc_table_addr: at.descriptors,
-        used_ring_addr: at.used,
-        avail_ring_addr: at.available,
+        desc_table_addr: vring.at.descriptors,
+        used_ring_addr: vring.at.used,
+        avail_ring_addr: vring.at.available,
         log_addr: None,
     }
 }
@@ -140,18 +139,18 @@ impl Session {
     }
 
     /// Sets queue `index` up, not yet enabled; the device takes available heads from `base` on.
-    pub fn set_up_queue(&self, index: usize, ring: &Ring, base: u16) -> Result<()> {
-        self.frontend.set_vring_num(index, ring.size())?;
+    pub fn set_up_queue(&self, index: usize, vring: &Vring, base: u16) -> Result<()> {
+        self.frontend.set_vring_num(index, vring.size)?;
         self.frontend.set_vring_base(index, base)?;
-        self.frontend.set_vring_addr(index, &vring(ring))?;
-        self.frontend.set_vring_err(index, &ring.err)?;
-        self.frontend.set_vring_call(index, &ring.call)?;
-        self.frontend.set_vring_kick(index, &ring.kick)
+        self.frontend.set_vring_addr(index, &addresses(vring))?;
+        self.frontend.set_vring_err(index, &vring.err)?;
+        self.frontend.set_vring_call(index, &vring.call)?;
+        self.frontend.set_vring_kick(index, &vring.kick)
     }
 
     /// Sets queue `index` up and enables it.
-    pub fn start_queue(&mut self, index: usize, ring: &Ring, base: u16) -> Result<()> {
-        self.set_up_queue(index, ring, base)?;
+    pub fn start_queue(&mut self, index: usize, vring: &Vring, base: u16) -> Result<()> {
+        self.set_up_queue(index, vring, base)?;
         self.enable(index, true)
     }
 

@@ -1,0 +1,181 @@
+//! The real `ovbd-vhost` binary as a child process, with its socket in a directory of its own.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use super::PATIENCE;
+
+/// A command line of the daemon that nothing was added to yet.
+pub fn command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ovbd-vhost"));
+    command
+        .stdin(Stdio::null())
+        .env_remove("NOTIFY_SOCKET")
+        .env_remove("LISTEN_FDS");
+    command
+}
+
+/// Runs the daemon to its end, which it is expected to come to by itself.
+pub fn run<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Output {
+    let mut child = command()
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("start of the daemon");
+    let start = Instant::now();
+    while child.try_wait().expect("child").is_none() {
+        if start.elapsed() > PATIENCE {
+            let _ = child.kill();
+            panic!("the daemon goes on where it should have ended");
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    child.wait_with_output().expect("output")
+}
+
+/// A running daemon; it is killed when dropped.
+pub struct Daemon {
+    child: Child,
+    directory: TempDir,
+    arguments: Vec<OsString>,
+}
+
+impl Daemon {
+    /// Serves a stack of layers, bottom first, and waits until the socket listens.
+    pub fn serve<P: AsRef<Path>>(layers: &[P]) -> Self {
+        Self::with(layers, &[])
+    }
+
+    /// Serves a stack of layers with more options.
+    pub fn with<P: AsRef<Path>>(layers: &[P], options: &[&str]) -> Self {
+        let mut arguments: Vec<OsString> = Vec::new();
+        for layer in layers {
+            arguments.push("--layers".into());
+            arguments.push(layer.as_ref().into());
+        }
+        arguments.extend(options.iter().map(OsString::from));
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let child = Self::spawn(directory.path(), &arguments);
+        let mut daemon = Self {
+            child,
+            directory,
+            arguments,
+        };
+        daemon.wait_until_listening();
+        daemon
+    }
+
+    fn spawn(directory: &Path, arguments: &[OsString]) -> Child {
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(directory.join("stderr"))
+            .expect("log file");
+        command()
+            .arg("--socket")
+            .arg(directory.join("ovbd.sock"))
+            .args(arguments)
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("start of the daemon")
+    }
+
+    fn wait_until_listening(&mut self) {
+        let start = Instant::now();
+        while UnixStream::connect(self.socket()).is_err() {
+            if let Some(status) = self.child.try_wait().expect("child") {
+                panic!("the daemon ended, {status}: {}", self.log());
+            }
+            assert!(
+                start.elapsed() < PATIENCE,
+                "the daemon does not listen: {}",
+                self.log()
+            );
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Its socket.
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("ovbd.sock")
+    }
+
+    /// A new connection.
+    pub fn connect(&self) -> UnixStream {
+        UnixStream::connect(self.socket()).expect("the daemon listens")
+    }
+
+    /// What it has written to stderr.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.directory.path().join("stderr")).unwrap_or_default()
+    }
+
+    /// Entries of `/proc/PID/NAME`: `fd` or `task`.
+    pub fn count(&self, name: &str) -> usize {
+        let path = format!("/proc/{}/{name}", self.child.id());
+        fs::read_dir(path).expect("the daemon runs").count()
+    }
+
+    /// Ends it without a warning, as a crash does.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("kill");
+        self.child.wait().expect("child");
+    }
+
+    /// Asks it to stop and waits until it did.
+    pub fn terminate(&mut self) -> ExitStatus {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, Signal::TERM).expect("SIGTERM");
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("child") {
+                return status;
+            }
+            assert!(
+                start.elapsed() < PATIENCE,
+                "SIGTERM did not stop it: {}",
+                self.log()
+            );
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Starts it anew on the same socket, after [`Daemon::kill`] or [`Daemon::terminate`].
+    pub fn restart(&mut self) {
+        self.child = Self::spawn(self.directory.path(), &self.arguments);
+        self.wait_until_listening();
+    }
+
+    /// Asserts that it still runs: nothing so far made it end.
+    pub fn assert_alive(&mut self) {
+        if let Some(status) = self.child.try_wait().expect("child") {
+            let signal = status.signal();
+            panic!(
+                "the daemon ended, {status}, signal {signal:?}: {}",
+                self.log()
+            );
+        }
+    }
+}
+
+impl Drop for Daemon {
+    #[allow(clippy::print_stderr)] // Shown by the test runner with a failed test.
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            eprintln!("the daemon's log:\n{}", self.log());
+        }
+    }
+}
