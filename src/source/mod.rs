@@ -206,11 +206,8 @@ impl Blob {
     pub fn drop_cached(&self, offset: u64, len: u64) {
         // Whole pages: the neighbours' bytes on the first and last go as well.
         let start = offset / window::PAGE * window::PAGE;
-        self.advise(
-            start,
-            offset - start + len.next_multiple_of(window::PAGE),
-            Advice::DontNeed,
-        );
+        let end = (offset + len).next_multiple_of(window::PAGE);
+        self.advise(start, end - start, Advice::DontNeed);
     }
 
     fn advise(&self, offset: u64, len: u64, advice: Advice) {

@@ -13,6 +13,7 @@
 //! | `guest` | a session with memory and queues, ready to read |
 //! | `raw` | vhost-user messages byte by byte, for what the polite front-end refuses to send |
 //! | `daemon` | the real `ovbd-vhost` binary as a child process |
+//! | `faulty` | a file system whose one file fails or is slow on demand |
 //! | `reference` | a small back-end over a byte vector, to test the front-end itself |
 //! | `content` | bytes that tell where they belong, and a seeded generator |
 //! | `golden`, `layers` | the golden images of `tests/data`, and layers made to order |
@@ -30,6 +31,7 @@ pub mod checks;
 pub mod content;
 pub mod daemon;
 pub mod disk;
+pub mod faulty;
 pub mod golden;
 pub mod guest;
 pub mod layers;

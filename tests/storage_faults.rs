@@ -1,0 +1,163 @@
+//! Storage that is slow, fails, or shrinks: what fails, fails for the reads that touch it, and
+//! nothing is ever wrong.
+
+mod common;
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use common::blk::{IN, IOERR, OK, SECTOR};
+use common::daemon::Daemon;
+use common::faulty::Faulty;
+use common::guest::{Guest, Options};
+use common::layers::{LayerBuilder, Pack, noise, write, zfile};
+use common::queue::Layout;
+use ovbd_vhost::image::Image;
+use ovbd_vhost::image::plan::Piece;
+use ovbd_vhost::image::spec::Stack;
+use ovbd_vhost::units::Sector;
+
+/// Sectors of the disk.
+const SECTORS: u64 = 4096;
+
+/// Both forms in which a layer's bytes lie in its file, and the disk they make.
+fn forms() -> [(&'static str, Vec<u8>, Vec<u8>); 2] {
+    let disk = noise(7, (SECTORS * SECTOR) as usize);
+    let plain = LayerBuilder::new(SECTORS * SECTOR).data(0, &disk).lsmt();
+    let packed = zfile(&plain, Pack::default());
+    [("plain", plain, disk.clone()), ("packed", packed, disk)]
+}
+
+/// Where the bytes of `sectors` sectors from `start` on lie in the file at `path`.
+fn stored(path: &std::path::Path, start: u64, sectors: u64) -> std::ops::Range<u64> {
+    let image = Image::open(&Stack::new([path])).expect("layer");
+    let ranges = image
+        .pieces(Sector(start), sectors)
+        .map(|piece| match piece {
+            Piece::Plain { offset, len, .. } => offset..offset + len,
+            Piece::Packed(packed) => packed.offset..packed.offset + u64::from(packed.stored),
+            Piece::Zero { .. } => panic!("the disk has no holes"),
+        });
+    ranges
+        .reduce(|all, next| all.start.min(next.start)..all.end.max(next.end))
+        .expect("a piece")
+}
+
+fn expected(disk: &[u8], sector: u64, len: usize) -> &[u8] {
+    let start = (sector * SECTOR) as usize;
+    &disk[start..start + len]
+}
+
+/// Reads the whole disk, 64 KiB at a time.
+fn read_all(guest: &mut Guest, disk: &[u8]) {
+    for sector in (0..SECTORS).step_by(128) {
+        assert!(
+            guest.read(0, sector, 128 * 512) == expected(disk, sector, 128 * 512),
+            "{sector}"
+        );
+    }
+}
+
+#[test]
+fn a_slow_read_holds_nobody_up() {
+    for (form, file, disk) in forms() {
+        let scratch = tempfile::tempdir().unwrap();
+        let healthy = write(scratch.path(), "layer", &file);
+        let slow = stored(&healthy, 2048, 8);
+        let faulty = Faulty::mount(file);
+        let daemon = Daemon::serve(&[faulty.path()]);
+        let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
+        faulty.hold(slow);
+
+        let held = guest.place(IN, 2048, 4096);
+        let layout = Layout::Direct;
+        let waiting = guest.queues[0].submit(&held.chain, layout);
+        guest.queues[0].publish();
+        faulty.wait_until_held();
+        // More than the ring has room for, on the same queue.
+        for number in 0..300u64 {
+            let sector = number * 5 % 1500;
+            let placed = guest.place(IN, sector, 4096);
+            guest.queues[0].submit(&placed.chain, layout);
+            guest.queues[0].publish();
+            let used = guest.queues[0].wait();
+            assert_ne!(
+                used.head,
+                u32::from(waiting),
+                "{form}: the held read came back"
+            );
+            let answer = guest.answer(&placed, used);
+            assert_eq!(answer.status, OK, "{form}: sector {sector}");
+            assert_eq!(
+                answer.data,
+                expected(&disk, sector, 4096),
+                "{form}: sector {sector}"
+            );
+        }
+        faulty.heal();
+        let used = guest.queues[0].wait();
+        assert_eq!(used.head, u32::from(waiting));
+        let answer = guest.answer(&held, used);
+        assert_eq!(
+            (answer.status, &answer.data[..]),
+            (OK, expected(&disk, 2048, 4096)),
+            "{form}"
+        );
+    }
+}
+
+#[test]
+fn a_failing_disk_fails_the_reads_that_touch_it_and_no_others() {
+    for (form, file, disk) in forms() {
+        for io in ["uring", "pread"] {
+            let scratch = tempfile::tempdir().unwrap();
+            let healthy = write(scratch.path(), "layer", &file);
+            let bad = stored(&healthy, 2048, 8);
+            let faulty = Faulty::mount(file.clone());
+            let mut daemon = Daemon::with(&[faulty.path()], &["--io", io]);
+            let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
+            faulty.fail(bad);
+            for _ in 0..3 {
+                let answer = guest.request(0, IN, 2048, 4096);
+                assert_eq!((answer.status, answer.len), (IOERR, 1), "{form} {io}");
+                let answer = guest.request(0, IN, 3500, 8192);
+                assert_eq!(answer.status, OK, "{form} {io}: far from the damage");
+                assert_eq!(answer.data, expected(&disk, 3500, 8192), "{form} {io}");
+            }
+            faulty.heal();
+            read_all(&mut guest, &disk);
+            daemon.assert_alive();
+        }
+    }
+}
+
+#[test]
+fn a_layer_cut_short_in_service_gives_errors_and_recovers() {
+    for (form, content, disk) in forms() {
+        for io in ["uring", "pread"] {
+            let scratch = tempfile::tempdir().unwrap();
+            let path = write(scratch.path(), "layer", &content);
+            let end = stored(&path, 2048, 8).start;
+            let mut daemon = Daemon::with(&[&path], &["--io", io]);
+            let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
+            // Twice, so that all of it is served from memory.
+            read_all(&mut guest, &disk);
+            read_all(&mut guest, &disk);
+            let file = File::options().write(true).open(&path).unwrap();
+            file.set_len(end).unwrap();
+            // Files end in whole pages for whoever mapped them, so go a little further.
+            let answer = guest.request(0, IN, 2100, 4096);
+            assert_eq!(answer.status, IOERR, "{form} {io}");
+            let answer = guest.request(0, IN, 8, 4096);
+            assert_eq!(
+                (answer.status, &answer.data[..]),
+                (OK, expected(&disk, 8, 4096))
+            );
+            let answer = guest.request(0, IN, 3000, 512);
+            assert_eq!(answer.status, IOERR, "{form} {io}");
+            file.write_all_at(&content[end as usize..], end).unwrap();
+            read_all(&mut guest, &disk);
+            daemon.assert_alive();
+        }
+    }
+}
