@@ -1,23 +1,26 @@
 //! The merged index: which segment covers a sector. Built once, then only read.
 //!
-//! Segments lie in order, sixteen to a leaf. Above them stands a static search tree: a node holds
-//! the last key of each of its sixteen children. There are no pointers, and half a byte of tree per
-//! segment, so that the tree of a million segments stays in a core's cache and a look-up goes to
-//! memory once, for the leaf.
+//! Keys and values of the segments lie in order, apart from each other. The keys, sixteen to a node,
+//! are the last level of a static search tree, whose nodes hold the last key of each of their
+//! sixteen children. There are no pointers. A segment takes eight bytes of key, seven of value, and
+//! half a byte of tree, so that the tree above a million segments stays in a core's cache, and a
+//! look-up goes to memory twice: for the keys and for the value.
 
-use super::search::{Leaf, Node, Search, Tree, WIDTH};
-use super::segment::Segment;
+use super::search::{Node, Search, Tree, WIDTH};
+use super::segment::{Segment, VALUE_BYTES};
 
-/// Fills up the last leaf: it follows all segments there can be.
-const FILLER: Segment = Segment {
-    key: u64::MAX,
-    value: u64::MAX,
-};
+/// Fills up the last node: it follows all segments there can be.
+const FILLER: u64 = u64::MAX;
+
+/// A value is read as a whole word and masked, so the last one needs a byte after it.
+const SLACK: usize = size_of::<u64>() - VALUE_BYTES;
 
 /// An immutable list of segments, ordered and free of overlaps, for look-ups by sector.
 #[derive(Debug)]
 pub struct Index {
     tree: Tree,
+    /// [`VALUE_BYTES`] of each segment, and the slack.
+    values: Vec<u8>,
     search: Search,
     len: usize,
     /// First sector after the last segment.
@@ -28,7 +31,8 @@ impl Index {
     /// The index of these segments, which are sorted and do not overlap.
     pub fn new(sorted: &[Segment]) -> Self {
         Self {
-            tree: build(sorted),
+            tree: build(sorted.iter().map(|segment| segment.key).collect()),
+            values: pack(sorted),
             search: Search::best(),
             len: sorted.len(),
             end: sorted.last().map_or(0, |last| last.end()),
@@ -47,7 +51,7 @@ impl Index {
 
     /// Bytes of memory the index takes.
     pub fn memory(&self) -> usize {
-        size_of_val(&*self.tree.leaves) + size_of_val(&*self.tree.nodes)
+        size_of_val(&*self.tree.nodes) + self.values.len()
     }
 
     /// The first segment that ends after `sector`: it covers the sector or, if it starts later,
@@ -57,47 +61,60 @@ impl Index {
         if sector >= self.end {
             return None;
         }
-        self.search.first_from(&self.tree, Segment::key_for(sector))
+        let target = Segment::key_for(sector);
+        self.get(self.search.below(&self.tree, target)?)
+    }
+
+    /// The segment with this number.
+    #[inline]
+    fn get(&self, number: usize) -> Option<Segment> {
+        let leaves = self.tree.levels.last()?;
+        let key = self.tree.nodes.get(leaves + number / WIDTH)?.0[number % WIDTH];
+        let bytes = self.values.get(number * VALUE_BYTES..)?.first_chunk()?;
+        let value = u64::from_le_bytes(*bytes) & (u64::MAX >> (8 * SLACK));
+        Some(Segment { key, value })
     }
 
     /// All segments, in order.
     pub fn iter(&self) -> impl Iterator<Item = Segment> + '_ {
-        let segments = self.tree.leaves.iter().flat_map(|leaf| leaf.0);
-        segments.take(self.len)
+        (0..self.len).map_while(|number| self.get(number))
     }
 }
 
-/// Lays the segments out, and the tree above them from the bottom up.
-fn build(sorted: &[Segment]) -> Tree {
-    let parts = sorted.chunks(WIDTH);
-    let mut keys: Vec<u64> = parts
-        .clone()
-        .filter_map(|part| part.last().map(|segment| segment.key))
-        .collect();
-    let leaves = parts.map(|part| Leaf(filled(part, FILLER))).collect();
-    let mut levels = Vec::new();
-    while keys.len() > 1 {
+/// Lays the keys out, and the tree above them from the bottom up.
+fn build(mut keys: Vec<u64>) -> Tree {
+    let mut levels: Vec<Vec<Node>> = Vec::new();
+    while !keys.is_empty() {
         let parts = keys.chunks(WIDTH);
         let above = parts.clone().filter_map(|part| part.last().copied());
-        levels.push(parts.map(|part| Node(filled(part, u64::MAX))).collect());
+        levels.push(parts.map(node).collect());
         keys = above.collect();
+        if keys.len() == 1 {
+            break;
+        }
     }
-    let mut tree = Tree {
-        leaves,
-        ..Tree::default()
-    };
+    let mut tree = Tree::default();
+    tree.nodes.reserve_exact(levels.iter().map(Vec::len).sum());
     for level in levels.iter().rev() {
-        let level: &Vec<Node> = level;
         tree.levels.push(tree.nodes.len());
         tree.nodes.extend(level);
     }
     tree
 }
 
-fn filled<T: Copy>(part: &[T], filler: T) -> [T; WIDTH] {
-    let mut whole = [filler; WIDTH];
-    whole[..part.len()].copy_from_slice(part);
-    whole
+fn node(keys: &[u64]) -> Node {
+    let mut whole = [FILLER; WIDTH];
+    whole[..keys.len()].copy_from_slice(keys);
+    Node(whole)
+}
+
+fn pack(sorted: &[Segment]) -> Vec<u8> {
+    let mut values = Vec::with_capacity(sorted.len() * VALUE_BYTES + SLACK);
+    for segment in sorted {
+        values.extend_from_slice(&segment.value.to_le_bytes()[..VALUE_BYTES]);
+    }
+    values.extend_from_slice(&[0; SLACK]);
+    values
 }
 
 #[cfg(test)]
@@ -136,6 +153,12 @@ mod tests {
             }
             assert_eq!(index.find(u64::MAX), None);
         }
+    }
+
+    #[test]
+    fn no_segment_takes_more_than_sixteen_bytes() {
+        let index = Index::new(&sample(100_000));
+        assert!(index.memory() < 16 * index.len(), "{}", index.memory());
     }
 
     #[test]

@@ -4,27 +4,18 @@
 //! compares eight keys per instruction with AVX-512. Which of them runs is decided once.
 #![allow(unsafe_code)] // Code for some processors only is called once they are known to be such.
 
-use super::segment::Segment;
-
-/// Children of a node, and segments of a leaf.
+/// Keys of a node.
 pub const WIDTH: usize = 16;
 
-/// The last key of each child; the greatest there is for children that do not exist.
+/// Sorted keys: of segments on the last level, above it the last key of each child, and the
+/// greatest there is for what does not exist.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
 pub struct Node(pub [u64; WIDTH]);
 
-/// Segments in order.
-#[derive(Clone, Copy, Debug)]
-#[repr(align(64))]
-pub struct Leaf(pub [Segment; WIDTH]);
-
-/// A static search tree: child `c` of node `n` of a level is node `16n + c` of the next, and under
-/// the last level leaf `16n + c`.
+/// A static search tree: child `c` of node `n` of a level is node `16n + c` of the next.
 #[derive(Debug, Default)]
 pub struct Tree {
-    /// All segments, in order.
-    pub leaves: Vec<Leaf>,
     /// All nodes, level by level, root first.
     pub nodes: Vec<Node>,
     /// Where in `nodes` each level starts.
@@ -64,9 +55,9 @@ impl Search {
         Self::available().pop().unwrap_or(Self::Portable)
     }
 
-    /// The first segment of `tree` whose key is not below `target`.
+    /// How many keys of the last level of `tree` are below `target`; at least one is not.
     #[inline]
-    pub fn first_from(self, tree: &Tree, target: u64) -> Option<Segment> {
+    pub fn below(self, tree: &Tree, target: u64) -> Option<usize> {
         match self {
             Self::Portable => portable(tree, target),
             // SAFETY: the variant was made after AVX2 was found.
@@ -80,15 +71,13 @@ impl Search {
 }
 
 #[inline(always)]
-fn portable(tree: &Tree, target: u64) -> Option<Segment> {
+fn portable(tree: &Tree, target: u64) -> Option<usize> {
     let mut at = 0;
     for level in &tree.levels {
         let keys = &tree.nodes.get(level + at)?.0;
         at = at * WIDTH + count(|n| keys[n] < target);
     }
-    let segments = &tree.leaves.get(at)?.0;
-    let below = count(|n| segments[n].key < target);
-    segments.get(below).copied()
+    Some(at)
 }
 
 /// How many of the first `WIDTH` numbers hold; without a branch, as none can be foretold.
@@ -99,13 +88,13 @@ fn count(holds: impl Fn(usize) -> bool) -> usize {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn avx2(tree: &Tree, target: u64) -> Option<Segment> {
+fn avx2(tree: &Tree, target: u64) -> Option<usize> {
     portable(tree, target)
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,popcnt")]
-fn avx512(tree: &Tree, target: u64) -> Option<Segment> {
+fn avx512(tree: &Tree, target: u64) -> Option<usize> {
     use std::arch::x86_64::{__m512i, _mm512_cmplt_epu64_mask, _mm512_set_epi64};
 
     // One load: the eight words lie side by side.
@@ -125,19 +114,5 @@ fn avx512(tree: &Tree, target: u64) -> Option<Segment> {
         let mask = below(low) | below(high) << 8;
         at = at * WIDTH + mask.count_ones() as usize;
     }
-    let segments = &tree.leaves.get(at)?.0;
-    let mut mask = 0;
-    for part in 0..4 {
-        let segment = |n: usize| segments[4 * part + n / 2];
-        // Values are compared too, as they lie between the keys, and masked out.
-        let words = |n| {
-            if n % 2 == 0 {
-                segment(n).key
-            } else {
-                segment(n).value
-            }
-        };
-        mask |= (below(std::array::from_fn(words)) & 0x55) << (8 * part);
-    }
-    segments.get(mask.count_ones() as usize).copied()
+    Some(at)
 }

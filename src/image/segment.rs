@@ -13,8 +13,12 @@ pub const MAX_MOFFSET: u64 = (1 << MOFFSET_BITS) - 1;
 
 const LENGTH_BITS: u32 = 14;
 const LENGTH_MASK: u64 = (1 << LENGTH_BITS) - 1;
-const MOFFSET_BITS: u32 = 52;
-const ZEROED: u64 = (1 << (64 - MOFFSET_BITS)) - 1;
+const MOFFSET_BITS: u32 = 44;
+const LAYER_BITS: u32 = 12;
+const ZEROED: u64 = (1 << LAYER_BITS) - 1;
+
+/// Bytes of a value that are used; the rest are zero.
+pub(super) const VALUE_BYTES: usize = ((MOFFSET_BITS + LAYER_BITS) / u8::BITS) as usize;
 
 /// Sectors of the disk that lie in one piece in one layer, or read as zeros.
 ///
