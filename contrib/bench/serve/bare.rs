@@ -1,0 +1,135 @@
+//! The bare loops: what decoding, or copying, the same blocks takes with nothing around it.
+
+use std::fs;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ovbd_vhost::codec::Decoder;
+use ovbd_vhost::format::zfile::Algorithm;
+use ovbd_vhost::image::Image;
+use ovbd_vhost::image::plan::Piece;
+use ovbd_vhost::image::spec::Stack;
+use ovbd_vhost::units::Sector;
+use vm_memory::VolatileSlice;
+
+use crate::Result;
+use crate::content::{BLOCK, Content, WINDOW};
+use crate::drive::Outcome;
+
+/// Blocks in a loop: with what they decode from, more than the processor's caches hold.
+const BLOCKS: usize = 60_000;
+
+/// Bytes of checksum after a stored block.
+const CHECKSUM: u32 = 4;
+
+/// Stored blocks in private memory, in the order they are decoded in.
+pub struct Bare {
+    /// None: blocks as they are.
+    algorithm: Option<Algorithm>,
+    stored: Vec<u8>,
+    /// Where each block lies in `stored`.
+    places: Vec<(usize, usize)>,
+    random: bool,
+}
+
+impl Bare {
+    /// Takes blocks of the one-layer image at `path`, at random or in order, and checks each.
+    pub fn load(path: &Path, content: &Content, random: bool) -> Result<Self> {
+        let image = Image::open(&Stack::new([path]))?;
+        let packing = image.container(0).packing();
+        let mut bare = Self {
+            algorithm: packing.map(|packing| packing.header().format.algorithm),
+            stored: Vec::new(),
+            places: Vec::new(),
+            random,
+        };
+        let all = content.blocks();
+        let mut state = 1u64;
+        let mut target = vec![0; BLOCK];
+        for number in 0..BLOCKS.min(all.len()) {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            let at = if random {
+                (state >> 33) as usize % all.len()
+            } else {
+                number
+            };
+            let sector = Sector(u64::from(all[at]) * (BLOCK / 512) as u64);
+            let (offset, len) = match image.pieces(sector, (BLOCK / 512) as u64).next() {
+                Some(Piece::Packed(piece)) if piece.count == 1 && piece.len == BLOCK as u64 => {
+                    (piece.offset, piece.stored - CHECKSUM)
+                }
+                Some(Piece::Plain { offset, len, .. }) if len == BLOCK as u64 => {
+                    (offset, BLOCK as u32)
+                }
+                other => return Err(format!("block {} is cut: {other:?}", all[at]).into()),
+            };
+            let start = bare.stored.len();
+            bare.stored.resize(start + len as usize, 0);
+            image
+                .container(0)
+                .blob()
+                .read_exact_at(&mut bare.stored[start..], offset)?;
+            bare.places.push((start, len as usize));
+            let target = VolatileSlice::from(target.as_mut_slice());
+            bare.decode(&mut Decoder::new(), number, &target)?;
+            if content.wrong(all[at], &target).is_some() {
+                return Err(format!("block {} is not what the raw image holds", all[at]).into());
+            }
+        }
+        Ok(bare)
+    }
+
+    fn decode(&self, decoder: &mut Decoder, number: usize, into: &VolatileSlice) -> Result<()> {
+        let (start, len) = self.places[number];
+        let stored = &self.stored[start..start + len];
+        match self.algorithm {
+            Some(algorithm) => decoder.decode(algorithm, stored, into)?,
+            None => into.copy_from(stored),
+        }
+        Ok(())
+    }
+
+    /// Decodes for so long. Gives what was decoded, counted in reads as a guest makes them, and the
+    /// nanoseconds this thread ran.
+    pub fn measure(&self, time: Duration) -> Result<(Outcome, u64)> {
+        // As much memory as the requests in flight have.
+        let mut memory = vec![0; if self.random { 32 * BLOCK } else { 8 * WINDOW }];
+        let target = VolatileSlice::from(memory.as_mut_slice());
+        let mut decoder = Decoder::new();
+        let mut blocks = 0;
+        let ran = ran()?;
+        let start = Instant::now();
+        while start.elapsed() < time {
+            for _ in 0..32 {
+                let into = target.subslice(blocks * BLOCK % target.len(), BLOCK)?;
+                self.decode(&mut decoder, blocks % self.places.len(), &into)?;
+                blocks += 1;
+            }
+        }
+        let outcome = Outcome {
+            reads: if self.random {
+                blocks
+            } else {
+                blocks * BLOCK / WINDOW
+            } as u64,
+            seconds: start.elapsed().as_secs_f64(),
+            ..Outcome::default()
+        };
+        Ok((outcome, ran_since(ran)?))
+    }
+}
+
+/// Nanoseconds this thread has run.
+fn ran() -> Result<u64> {
+    // The kernel brings the count up to date when a thread gives way.
+    thread::yield_now();
+    let text = fs::read_to_string("/proc/thread-self/schedstat")?;
+    Ok(text.split(' ').next().unwrap_or_default().parse()?)
+}
+
+fn ran_since(before: u64) -> Result<u64> {
+    Ok(ran()? - before)
+}

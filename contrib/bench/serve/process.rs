@@ -1,0 +1,125 @@
+//! A daemon under measurement: started, bound to a processor, asked what it used.
+
+use std::fs::{self, File};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{CpuSet, sched_setaffinity};
+use tempfile::TempDir;
+
+use crate::Result;
+use crate::common::PATIENCE;
+
+const SOCKET: &str = "socket";
+const LOG: &str = "log";
+
+/// A running daemon with its socket; stopped when dropped.
+pub struct Process {
+    child: Child,
+    /// Holds its socket and its log.
+    dir: TempDir,
+}
+
+/// Binds a thread, or this one, to some processors.
+pub fn bind(thread: Option<Pid>, cpus: &[usize]) -> Result<()> {
+    let mut set = CpuSet::new();
+    for cpu in cpus {
+        set.set(*cpu);
+    }
+    Ok(sched_setaffinity(thread, &set)?)
+}
+
+impl Process {
+    /// Starts the daemon that `command` gives for a socket, and waits until it listens.
+    pub fn start(command: impl FnOnce(&Path) -> Command) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let mut command = command(&dir.path().join(SOCKET));
+        let log = File::create(dir.path().join(LOG))?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn();
+        let child =
+            child.map_err(|error| format!("{}: {error}", command.get_program().display()))?;
+        let mut process = Self { child, dir };
+        let start = Instant::now();
+        while !process.dir.path().join(SOCKET).exists() {
+            if process.child.try_wait()?.is_some() || start.elapsed() > PATIENCE {
+                let log = fs::read_to_string(process.dir.path().join(LOG))?;
+                return Err(format!("{command:?} does not listen: {log}").into());
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(process)
+    }
+
+    /// A new connection.
+    pub fn connect(&self) -> Result<UnixStream> {
+        let start = Instant::now();
+        loop {
+            match UnixStream::connect(self.dir.path().join(SOCKET)) {
+                // The socket is there before anybody listens.
+                Err(_) if start.elapsed() < PATIENCE => thread::sleep(Duration::from_millis(1)),
+                result => return Ok(result?),
+            }
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        format!("/proc/{}/{name}", self.child.id()).into()
+    }
+
+    fn threads(&self) -> Result<Vec<PathBuf>> {
+        let entries = fs::read_dir(self.path("task"))?;
+        Ok(entries
+            .map(|entry| entry.map(|entry| entry.path()))
+            .collect::<std::io::Result<_>>()?)
+    }
+
+    /// Binds all its threads; those to come follow the one that starts them.
+    pub fn bind(&self, cpus: &[usize]) -> Result<()> {
+        for thread in self.threads()? {
+            let id = thread
+                .file_name()
+                .and_then(|name| name.to_str()?.parse().ok());
+            bind(id.and_then(Pid::from_raw), cpus)?;
+        }
+        Ok(())
+    }
+
+    /// Nanoseconds its living threads have run.
+    pub fn cpu(&self) -> Result<u64> {
+        let mut total = 0;
+        for thread in self.threads()? {
+            // A thread may end between the two steps.
+            let text = fs::read_to_string(thread.join("schedstat")).unwrap_or_default();
+            total += text
+                .split(' ')
+                .next()
+                .and_then(|run| run.parse().ok())
+                .unwrap_or(0);
+        }
+        Ok(total)
+    }
+
+    /// KiB of memory that is its own and no file's: pages of the page cache it has mapped are not.
+    pub fn private(&self) -> Result<u64> {
+        let text = fs::read_to_string(self.path("smaps_rollup"))?;
+        let line = text.lines().find(|line| line.starts_with("Private_Dirty:"));
+        let number = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
+        Ok(number.ok_or("smaps_rollup: no Private_Dirty")?)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Already gone is as good.
+        let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+        let _ = self.child.wait();
+    }
+}

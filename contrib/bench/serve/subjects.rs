@@ -1,0 +1,230 @@
+//! What is measured: images in a form, each with the daemon that serves it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::Result;
+use crate::data::{Data, FORMS};
+
+/// Layers of the tall stack.
+const TALL: usize = 255;
+/// Files of the qcow2 chain.
+const CHAIN: usize = 8;
+
+/// Who serves, and of what sort the data is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Our daemon.
+    Ours,
+    /// Our daemon on a layer that holds nothing: what the front-end can do.
+    Null,
+    /// `qemu-storage-daemon` on uncompressed data in one file through the page cache.
+    Peer,
+    /// `qemu-storage-daemon` on anything else.
+    Other,
+}
+
+/// One image and how to serve it.
+pub struct Subject {
+    /// Name in reports, and for `--only`.
+    pub name: String,
+    /// Its sort.
+    pub kind: Kind,
+    /// The files it is made of.
+    pub files: Vec<PathBuf>,
+    /// Program and arguments, without the socket.
+    program: PathBuf,
+    arguments: Vec<String>,
+}
+
+/// Our daemon in one build with some arguments.
+pub struct Build {
+    /// What follows the plus sign in names; empty for the one under test.
+    pub label: String,
+    /// The binary.
+    pub program: PathBuf,
+    /// Its arguments beyond socket and layers.
+    pub arguments: Vec<String>,
+}
+
+/// Names of the subjects of a quick run.
+pub const QUICK: [&str; 9] = [
+    "null",
+    "lz4",
+    "lz4@255",
+    "lz4-32k",
+    "zstd",
+    "plain",
+    "raw:io_uring",
+    "qcow2:io_uring",
+    "qcow2-zstd:io_uring",
+];
+
+/// Whether `only`, a list of names, asks for the subject `name`: by its whole name, or by the part
+/// before a colon or plus sign.
+pub fn selected(only: &[String], name: &str) -> bool {
+    let short = name.split([':', '+']).next().unwrap_or(name);
+    let build_free = name.split('+').next().unwrap_or(name);
+    only.is_empty()
+        || only
+            .iter()
+            .any(|one| [name, short, build_free].contains(&one.as_str()))
+}
+
+/// Makes the subjects that `only` asks for, and their files where they are missing.
+pub fn subjects(data: &Data, builds: &[Build], only: &[String]) -> Result<Vec<Subject>> {
+    let mut found = Vec::new();
+    for form in FORMS {
+        for count in [1, TALL] {
+            let name = match count {
+                1 => form.name.to_owned(),
+                count => format!("{}@{count}", form.name),
+            };
+            for build in builds {
+                let name = build.name(&name);
+                if selected(only, &name) {
+                    found.push(build.subject(name, Kind::Ours, data.layers(form, count)?));
+                }
+            }
+        }
+    }
+    for build in builds {
+        let name = build.name("null");
+        if selected(only, &name) {
+            found.push(build.subject(name, Kind::Null, vec![data.empty()?]));
+        }
+    }
+    found.extend(peers(data, only)?);
+    Ok(found)
+}
+
+impl Build {
+    fn name(&self, image: &str) -> String {
+        match self.label.as_str() {
+            "" => image.to_owned(),
+            label => format!("{image}+{label}"),
+        }
+    }
+
+    fn subject(&self, name: String, kind: Kind, files: Vec<PathBuf>) -> Subject {
+        let layers = files
+            .iter()
+            .flat_map(|file| ["--layers".to_owned(), text(file)]);
+        Subject {
+            name,
+            kind,
+            program: self.program.clone(),
+            arguments: layers.chain(self.arguments.iter().cloned()).collect(),
+            files,
+        }
+    }
+}
+
+/// How `qemu-storage-daemon` reads files: name, options of the file, whether in a thread that polls.
+const WAYS: [(&str, &str, bool); 4] = [
+    ("threads", "aio=threads", false),
+    ("io_uring", "aio=io_uring", false),
+    ("io_uring-iothread", "aio=io_uring", true),
+    ("native", "aio=native,cache.direct=on", false),
+];
+
+/// What `qemu-storage-daemon` serves.
+const DISKS: [&str; 5] = ["raw", "qcow2", "qcow2-chain", "qcow2-zlib", "qcow2-zstd"];
+
+fn peers(data: &Data, only: &[String]) -> Result<Vec<Subject>> {
+    let mut found = Vec::new();
+    for image in DISKS {
+        for (way, options, iothread) in WAYS {
+            let name = format!("{image}:{way}");
+            // Reading around the page cache, or polling, is shown where it is simplest.
+            let simple = matches!(image, "raw" | "qcow2");
+            let shown = image == "raw" || (simple && way != "native") || way == "io_uring";
+            if !shown || !selected(only, &name) {
+                continue;
+            }
+            let files = match image {
+                "raw" => vec![data.raw()?],
+                "qcow2-chain" => data.chain(CHAIN)?,
+                "qcow2" => vec![data.qcow2(None)?],
+                compressed => vec![data.qcow2(compressed.strip_prefix("qcow2-"))?],
+            };
+            let cached = way != "native";
+            found.push(Subject {
+                name,
+                kind: if simple && cached {
+                    Kind::Peer
+                } else {
+                    Kind::Other
+                },
+                program: "qemu-storage-daemon".into(),
+                arguments: storage_daemon(&files, image == "raw", options, iothread),
+                files,
+            });
+        }
+    }
+    Ok(found)
+}
+
+/// Arguments of `qemu-storage-daemon` for a chain of files, up to the address of the export.
+fn storage_daemon(files: &[PathBuf], raw: bool, options: &str, iothread: bool) -> Vec<String> {
+    let mut arguments = Vec::new();
+    if iothread {
+        arguments.extend(["--object".to_owned(), "iothread,id=thread".to_owned()]);
+    }
+    for (number, file) in files.iter().enumerate() {
+        let node = if raw {
+            "disk".to_owned()
+        } else {
+            format!("file{number}")
+        };
+        arguments.push("--blockdev".to_owned());
+        arguments.push(format!(
+            "driver=file,node-name={node},filename={},read-only=on,locking=off,{options}",
+            text(file)
+        ));
+        if !raw {
+            let top = number + 1 == files.len();
+            let name = if top {
+                "disk".to_owned()
+            } else {
+                format!("image{number}")
+            };
+            let below = number
+                .checked_sub(1)
+                .map(|below| format!(",backing=image{below}"));
+            arguments.push("--blockdev".to_owned());
+            arguments.push(format!(
+                "driver=qcow2,node-name={name},file={node},read-only=on{}",
+                below.unwrap_or_default()
+            ));
+        }
+    }
+    let thread = if iothread { ",iothread=thread" } else { "" };
+    arguments.push("--export".to_owned());
+    arguments.push(format!(
+        "type=vhost-user-blk,id=export,node-name=disk,num-queues=2,writable=off{thread}"
+    ));
+    arguments
+}
+
+impl Subject {
+    /// The command that serves it at `socket`, to a front-end with up to two queues.
+    pub fn command(&self, socket: &Path) -> Command {
+        let mut command = Command::new(&self.program);
+        match self.kind {
+            Kind::Ours | Kind::Null => {
+                command.args(&self.arguments).arg("--socket").arg(socket);
+            }
+            Kind::Peer | Kind::Other => {
+                let address = format!(",addr.type=unix,addr.path={}", text(socket));
+                let (export, arguments) = self.arguments.split_last().expect("an export");
+                command.args(arguments).arg(format!("{export}{address}"));
+            }
+        }
+        command
+    }
+}
+
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}
