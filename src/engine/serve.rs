@@ -285,25 +285,26 @@ impl<'a> Server<'a> {
         if task.outstanding > 0 {
             return;
         }
-        let (status, len) = match task.failed {
-            true => (Status::IoError, 0),
-            false => (Status::Ok, task.chain.writable.len()),
+        let status = match task.failed {
+            true => Status::IoError,
+            false => Status::Ok,
         };
-        self.answer(slot, status, len);
+        self.answer(slot, status, task.chain.writable.len());
     }
 
-    /// Answers a task, of whose data `len` bytes were written.
-    fn answer(&mut self, slot: u16, status: Status, len: usize) {
+    /// Answers a task, of whose data the first `touched` bytes may have been written, and have
+    /// been if the status is good.
+    fn answer(&mut self, slot: u16, status: Status, touched: usize) {
         let task = &self.tasks[usize::from(slot)];
         if let Some(byte) = task.status {
             byte.write(status);
         }
         if let Some(log) = self.memory.log() {
-            for (addr, len) in &task.chain.ranges {
-                log.mark(*addr, u64::from(*len));
-            }
+            task.chain.mark_written(log, touched as u64);
         }
-        self.give_back(slot, len as u32 + 1);
+        let written = if status == Status::Ok { touched } else { 0 };
+        // The data is no longer than MAX_DATA.
+        self.give_back(slot, written as u32 + 1);
     }
 
     /// Puts a chain into the used ring and frees its task.

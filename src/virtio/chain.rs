@@ -7,6 +7,7 @@ use vm_memory::{Bytes, GuestAddress, VolatileSlice};
 
 use virtio_queue::desc::split::Descriptor;
 
+use super::dirty_log::DirtyLog;
 use super::memory::Memory;
 use crate::scatter::Scatter;
 
@@ -101,6 +102,22 @@ impl<'m> Chain<'m> {
         match self.walk_table(memory, table, 0, &mut left)? {
             Some(_) => Err(ChainError::Indirect),
             None => Ok(()),
+        }
+    }
+
+    /// Records in `log` that the first `data` writable bytes and the very last, the status, were
+    /// written.
+    pub fn mark_written(&self, log: &DirtyLog, data: u64) {
+        let mut left = data;
+        for (addr, len) in &self.ranges {
+            let part = left.min(u64::from(*len));
+            log.mark(*addr, part);
+            left -= part;
+        }
+        let filled = |range: &&(GuestAddress, u32)| range.1 > 0;
+        if let Some((addr, len)) = self.ranges.iter().rfind(filled) {
+            // The range was found to be guest memory: its end does not overflow.
+            log.mark(GuestAddress(addr.0 + u64::from(*len) - 1), 1);
         }
     }
 

@@ -1,0 +1,239 @@
+//! What a front-end needs to move a running machine: a log of the pages we write, and a device
+//! state, which is empty.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+use common::blk::IN;
+use common::disk::Disk;
+use common::guest::{Guest, Options};
+use common::memory::Memory;
+use common::session::{Wanted, addresses, feature};
+use vhost::vhost_user::VhostUserFrontend;
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserProtocolFeatures as Protocol,
+};
+use vhost::{VhostBackend, VhostUserDirtyLogRegion, VringConfigData};
+
+const PAGE: u64 = 4096;
+
+/// A log area for all of `Memory::typical`, and how many bytes before it in its file are not ours.
+struct Log {
+    file: File,
+    len: u64,
+}
+
+const BEFORE: u64 = 4096;
+
+impl Log {
+    fn new(memory: &Memory) -> Self {
+        let end = memory
+            .regions
+            .iter()
+            .map(|region| region.end())
+            .max()
+            .expect("regions");
+        let len = (end / PAGE).div_ceil(8).next_multiple_of(PAGE);
+        let flags = rustix::fs::MemfdFlags::CLOEXEC;
+        let file = File::from(rustix::fs::memfd_create("log", flags).expect("memfd"));
+        file.set_len(BEFORE + len).expect("length");
+        Self { file, len }
+    }
+
+    fn region(&self) -> VhostUserDirtyLogRegion {
+        VhostUserDirtyLogRegion {
+            mmap_size: self.len,
+            mmap_offset: BEFORE,
+            mmap_handle: self.file.as_raw_fd(),
+        }
+    }
+
+    /// The pages marked since the last call.
+    fn take(&self) -> BTreeSet<u64> {
+        let mut bits = vec![0; (BEFORE + self.len) as usize];
+        self.file.read_exact_at(&mut bits, 0).expect("log");
+        assert!(
+            bits[..BEFORE as usize].iter().all(|byte| *byte == 0),
+            "before the log"
+        );
+        self.file
+            .write_all_at(&vec![0; self.len as usize], BEFORE)
+            .expect("log");
+        let bits = &bits[BEFORE as usize..];
+        let marked =
+            (0..self.len * 8).filter(|page| bits[(page / 8) as usize] >> (page % 8) & 1 == 1);
+        marked.collect()
+    }
+}
+
+/// All pages of the guest.
+fn pages(memory: &Memory) -> Vec<(u64, Vec<u8>)> {
+    let regions = memory.regions.iter();
+    let all = regions.flat_map(|region| (region.base()..region.end()).step_by(PAGE as usize));
+    all.map(|address| (address / PAGE, memory.read(address, PAGE as usize)))
+        .collect()
+}
+
+fn changed(before: &[(u64, Vec<u8>)], memory: &Memory) -> BTreeSet<u64> {
+    let after = pages(memory);
+    let pairs = before.iter().zip(&after);
+    pairs
+        .filter(|(old, new)| old.1 != new.1)
+        .map(|(old, _)| old.0)
+        .collect()
+}
+
+/// Guest address of the used ring of queue 0.
+fn used_ring(guest: &Guest) -> u64 {
+    let user = guest.queues[0].ring.vring.at.used;
+    let mut regions = guest.memory.regions.iter();
+    let offset = |region: &std::sync::Arc<common::memory::Region>| {
+        let offset = user.checked_sub(region.user_address(region.base()))?;
+        (offset < region.len()).then(|| region.base() + offset)
+    };
+    regions
+        .find_map(offset)
+        .expect("the used ring is in memory")
+}
+
+/// Turns logging on or off the way QEMU does: features, then the address of each ring.
+fn set_logging(guest: &Guest, on: bool) {
+    let bit = if on { feature::LOG_ALL } else { 0 };
+    guest
+        .session
+        .frontend
+        .set_features(guest.session.features | bit)
+        .expect("features");
+    let ring = &guest.queues[0].ring;
+    let used = used_ring(guest);
+    let data = VringConfigData {
+        flags: u32::from(on),
+        log_addr: on.then_some(used),
+        ..addresses(&ring.vring)
+    };
+    guest
+        .session
+        .frontend
+        .set_vring_addr(0, &data)
+        .expect("ring addresses");
+}
+
+fn boot(disk: &Disk) -> Guest {
+    let mut wanted = Wanted::all();
+    wanted.protocol |= Protocol::LOG_SHMFD | Protocol::DEVICE_STATE;
+    disk.guest(Options {
+        wanted,
+        ..Options::default()
+    })
+}
+
+#[test]
+fn every_page_written_is_logged_and_no_other() {
+    let disk = Disk::serve();
+    let mut guest = boot(&disk);
+    let logs = [Log::new(&guest.memory), Log::new(&guest.memory)];
+    for _ in 0..2 {
+        for (round, log) in logs.iter().enumerate() {
+            guest
+                .session
+                .frontend
+                .set_log_base(0, Some(log.region()))
+                .expect("log");
+            set_logging(&guest, true);
+            log.take();
+            let mut written = BTreeSet::new();
+            let before = pages(&guest.memory);
+            for (sector, len) in [(0, 512), (9, 65536), (70_001, 4096 + 512), (100, 131_072)] {
+                let placed = guest.place(IN, sector, len);
+                guest.run(0, &placed, common::queue::Layout::Indirect);
+                for part in placed
+                    .chain
+                    .iter()
+                    .filter(|part| part.write && part.len > 0)
+                {
+                    written.extend(
+                        part.address / PAGE..=(part.address + u64::from(part.len) - 1) / PAGE,
+                    );
+                }
+            }
+            let ring = used_ring(&guest);
+            let ring = ring / PAGE..=(ring + 6 + 8 * u64::from(guest.queues[0].ring.size())) / PAGE;
+            written.extend(ring);
+            let marked = log.take();
+            // What the driver wrote itself changed as well, but not these pages of ours.
+            let ours: BTreeSet<_> = changed(&before, &guest.memory)
+                .intersection(&written)
+                .copied()
+                .collect();
+            assert!(
+                ours.is_subset(&marked),
+                "round {round}: {:?}",
+                &ours - &marked
+            );
+            assert!(
+                marked.is_subset(&written),
+                "round {round}: {:?}",
+                &marked - &written
+            );
+            assert!(!ours.is_empty());
+            // The other log is not written to any more.
+            assert!(logs[1 - round].take().is_empty());
+        }
+        set_logging(&guest, false);
+        logs[1].take();
+        guest.assert_reads(0, &disk.content);
+        assert!(
+            logs.iter().all(|log| log.take().is_empty()),
+            "logging is off"
+        );
+    }
+}
+
+#[test]
+fn the_device_state_is_empty() {
+    let disk = Disk::serve();
+    let guest = boot(&disk);
+    guest.session.stop_queue(0).expect("stop");
+    let transfer = |direction, theirs: OwnedFd| {
+        let frontend = &guest.session.frontend;
+        frontend.set_device_state_fd(direction, VhostTransferStatePhase::STOPPED, theirs)
+    };
+    let pipe = || rustix::pipe::pipe().expect("pipe");
+
+    let (read, write) = pipe();
+    assert!(
+        transfer(VhostTransferStateDirection::SAVE, write)
+            .expect("save")
+            .is_none()
+    );
+    let mut state = Vec::new();
+    File::from(read).read_to_end(&mut state).expect("state");
+    assert!(state.is_empty());
+    guest.session.frontend.check_device_state().expect("saved");
+
+    let (read, write) = pipe();
+    assert!(
+        transfer(VhostTransferStateDirection::LOAD, read)
+            .expect("load")
+            .is_none()
+    );
+    drop(write);
+    guest.session.frontend.check_device_state().expect("loaded");
+
+    let (read, write) = pipe();
+    assert!(
+        transfer(VhostTransferStateDirection::LOAD, read)
+            .expect("load")
+            .is_none()
+    );
+    File::from(write).write_all(b"not ours").expect("state");
+    assert!(
+        guest.session.frontend.check_device_state().is_err(),
+        "somebody else's state"
+    );
+}
