@@ -215,6 +215,53 @@ fn several_queues_at_depth_at_once() {
     }
 }
 
+/// Whenever the worker is about to sleep, a request may come that finds kicks not yet wanted: the
+/// worker has to look again before it sleeps. Few requests in flight, each submitted at a random
+/// moment, find that gap.
+#[test]
+fn no_kick_is_missed_by_a_queue_about_to_sleep() {
+    let disk = Disk::serve();
+    for bits in [0, feature::EVENT_IDX] {
+        let mut wanted = Wanted::all();
+        wanted.features &= !bits;
+        let mut session = Session::negotiate(disk.daemon.connect(), wanted).expect("session");
+        let memory = Memory::typical();
+        session.share(&memory).expect("memory");
+        let at = Addresses::alloc(&memory, 4, [0; 3]);
+        let ring = Ring::new(&memory, at, 4, session.has(feature::EVENT_IDX));
+        session.start_queue(0, &ring.vring, 0).expect("queue");
+        let shape = Shape {
+            depth: 2,
+            len: 512,
+            ..SHAPE
+        };
+        let mut load = Load::new(ring, &memory, 0, shape);
+        load.ring.want_no_call();
+        let mut random = Random::new(bits);
+        for slot in 0..shape.depth {
+            load.submit(slot, 0);
+        }
+        load.ring.publish();
+        let mut last = Instant::now();
+        for answered in 0..40_000 {
+            let slot = loop {
+                if let Some(done) = load.take() {
+                    break done.slot;
+                }
+                assert!(last.elapsed() < PATIENCE, "asleep after {answered} answers");
+                std::hint::spin_loop();
+            };
+            last = Instant::now();
+            for _ in 0..random.below(300) {
+                std::hint::spin_loop();
+            }
+            load.submit(slot, random.below(1000));
+            load.ring.want_no_call();
+            load.ring.publish();
+        }
+    }
+}
+
 #[test]
 fn memory_regions_come_and_go_while_requests_run_in_another() {
     let disk = Disk::serve();
