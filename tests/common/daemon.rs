@@ -24,6 +24,13 @@ pub fn command() -> Command {
     command
 }
 
+/// Options of every daemon that serves, from the environment: the way to run all tests on another
+/// path through the daemon, as in `OVBD_TEST_OPTIONS="--block-cache 16M" cargo test`.
+fn everywhere() -> Vec<String> {
+    let options = std::env::var("OVBD_TEST_OPTIONS").unwrap_or_default();
+    options.split_whitespace().map(str::to_owned).collect()
+}
+
 /// Runs the daemon to its end, which it is expected to come to by itself.
 pub fn run<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Output {
     let mut child = command()
@@ -85,6 +92,7 @@ impl Daemon {
             .arg("--socket")
             .arg(directory.join("ovbd.sock"))
             .args(arguments)
+            .args(everywhere())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
