@@ -10,10 +10,12 @@ use std::thread;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use ovbd_vhost::format::zfile::{Algorithm, BLOCK_SIZES, BlockFormat};
-use ovbd_vhost::image::spec::Stack;
+use ovbd_vhost::image::spec::{self, Config, Stack};
+use ovbd_vhost::tool::check::{Finding, check};
 use ovbd_vhost::tool::create::{Create, create};
-use ovbd_vhost::tool::progress;
+use ovbd_vhost::tool::inspect::inspect;
 use ovbd_vhost::tool::raw_image::Input;
+use ovbd_vhost::tool::{self, chain, export, progress};
 use uuid::Uuid;
 
 /// Exit code for a command line that makes no sense.
@@ -33,6 +35,9 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Create(CreateArgs),
+    Inspect(InspectArgs),
+    Check(CheckArgs),
+    Export(ExportArgs),
 }
 
 /// Make a sealed layer from a raw disk image.
@@ -71,6 +76,68 @@ struct CreateArgs {
     /// Threads that compress [default: one per core]
     #[arg(long, value_name = "N", value_parser = threads)]
     threads: Option<NonZero<usize>>,
+}
+
+/// Show what layers are made of.
+#[derive(Args)]
+struct InspectArgs {
+    #[command(flatten)]
+    stack: StackArgs,
+    /// Write JSON in place of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// Verify every checksum, block and mapping of every layer.
+///
+/// Says on standard output what is broken and where, a line each. The exit code is 1 if anything
+/// is; notes are no damage.
+#[derive(Args)]
+struct CheckArgs {
+    #[command(flatten)]
+    stack: StackArgs,
+    /// Threads that read and decode [default: one per core]
+    #[arg(long, value_name = "N", value_parser = threads)]
+    threads: Option<NonZero<usize>>,
+}
+
+/// Write the disk that layers make up as a raw image.
+///
+/// Zeros become holes. The output appears when it is whole, in place of a file of that name.
+#[derive(Args)]
+struct ExportArgs {
+    #[command(flatten)]
+    stack: StackArgs,
+    /// Raw image to be written; `-` for standard output
+    #[arg(short, long, value_name = "RAW")]
+    output: PathBuf,
+    /// Threads that read and decode [default: one per core]
+    #[arg(long, value_name = "N", value_parser = threads)]
+    threads: Option<NonZero<usize>>,
+}
+
+/// The layers to look at.
+#[derive(Args)]
+struct StackArgs {
+    /// Layers, bottom first: a comma list, and repeatable
+    #[arg(
+        value_name = "LAYERS",
+        value_delimiter = ',',
+        required_unless_present = "config"
+    )]
+    layers: Vec<PathBuf>,
+    /// An OverlayBD image config (config.v1.json) in place of a list
+    #[arg(long, value_name = "FILE", conflicts_with = "layers")]
+    config: Option<PathBuf>,
+}
+
+impl StackArgs {
+    fn stack(self) -> Result<Stack, spec::Error> {
+        match self.config {
+            Some(path) => Config::load(&path)?.stack(),
+            None => Ok(Stack::new(self.layers)),
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -165,19 +232,44 @@ fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
         Command::Create(args) => {
             create(&args.task()?, &progress::bar("creating"))?;
         }
+        Command::Inspect(args) => {
+            let inspection = inspect(&args.stack.stack()?)?;
+            let text = match args.json {
+                true => serde_json::to_string_pretty(&inspection)? + "\n",
+                false => inspection.to_string(),
+            };
+            print(&text)?;
+        }
+        Command::Check(args) => {
+            let bar = progress::bar("checking");
+            let mut tell = |finding: &Finding| bar.suspend(|| print(&format!("{finding}\n")));
+            let stack = args.stack.stack()?;
+            let threads = args.threads.unwrap_or_else(cores);
+            let outcome = check(&stack, threads, &bar, &mut tell)?;
+            print(&format!("{outcome}\n"))?;
+            if outcome.broken > 0 {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Command::Export(args) => {
+            let to = match args.output.as_os_str() == "-" {
+                true => export::Output::Stdout,
+                false => export::Output::Path(args.output),
+            };
+            let threads = args.threads.unwrap_or_else(cores);
+            let stack = args.stack.stack()?;
+            export::export(&stack, &to, threads, &progress::bar("exporting"))?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// An error and its causes on one line.
-fn chain(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line += &format!(": {error}");
-        cause = error.source();
+/// Writes a result. A reader who has seen enough is no error.
+fn print(text: &str) -> Result<(), tool::Error> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(tool::Error::Stdout(error)),
+        _ => Ok(()),
     }
-    line
 }
 
 /// Shows the help that was asked for, or says on one line what is wrong with the arguments.

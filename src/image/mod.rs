@@ -133,18 +133,20 @@ impl Image {
         Pieces::new(self, start, sectors)
     }
 
-    /// How much of the merged view each layer makes up, bottom first, and how much is zeroed.
-    /// Walks the whole index.
+    /// How much of the disk each layer makes up, bottom first, and how much is zeroed. Walks the
+    /// whole index; segments beyond the disk count, their sectors do not.
     pub fn shares(&self) -> (Vec<Share>, Share) {
         let mut layers = vec![Share::default(); self.layers.len()];
         let mut zeroed = Share::default();
+        let sectors = self.sectors().0;
         for segment in self.index.iter() {
             let share = match segment.content() {
                 Content::Zeroed => &mut zeroed,
                 Content::Data { layer, .. } => &mut layers[usize::from(layer)],
             };
             share.segments += 1;
-            share.sectors += segment.length();
+            let start = segment.start().min(sectors);
+            share.sectors += segment.end().min(sectors) - start;
         }
         (layers, zeroed)
     }

@@ -159,7 +159,16 @@ fn take_block<'s>(
     let len = (table.offset(block + 1) - table.offset(block)) as usize;
     let (stored, after) = rest.split_at_checked(len).ok_or(BlockError::Missing)?;
     *rest = after;
-    if !packing.header().format.checksum {
+    verified(stored, packing.header().format.checksum)
+}
+
+/// The compressed bytes of a stored block: all of it, or, if a checksum follows them, what comes
+/// before that, verified.
+///
+/// # Errors
+/// The checksum is wrong or missing.
+pub fn verified(stored: &[u8], checksum: bool) -> Result<&[u8], BlockError> {
+    if !checksum {
         return Ok(stored);
     }
     let (bytes, checksum) = stored

@@ -5,8 +5,7 @@
 
 use std::fs;
 use std::num::NonZero;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::thread;
 
 use indicatif::ProgressBar;
@@ -15,18 +14,17 @@ use uuid::{Builder, Uuid};
 use super::Error;
 use super::in_order::InOrder;
 use super::layer_writer::{LayerFormat, LayerWriter, Written};
-use super::raw_image::{CHUNK, Input, Part, RawImage, UNIT};
+use super::output;
+use super::raw_image::{Input, Part, RawImage};
+use super::unit::{CHUNK, UNIT, data_from, is_zero};
 use crate::format::zfile::BlockFormat;
 use crate::image::Image;
 use crate::image::reader::Reader;
-use crate::image::segment::Content;
 use crate::image::spec::Stack;
 use crate::units::{SECTOR_SIZE, Sector};
 
 /// Sectors of a unit.
 const UNIT_SECTORS: u16 = (UNIT as u64 / SECTOR_SIZE) as u16;
-
-static ZEROS: [u8; UNIT] = [0; UNIT];
 
 /// What to make a layer of, and how.
 #[derive(Clone, Debug)]
@@ -60,7 +58,9 @@ pub fn create(task: &Create, progress: &ProgressBar) -> Result<Written, Error> {
     let mut raw = RawImage::open(&task.from)?;
     let parent = task.parent.as_ref().map(Image::open).transpose()?;
     let parent = parent.as_ref();
-    refuse_input(&task.to, &raw, parent)?;
+    let inputs = parent.map_or(&[][..], Image::layers).iter();
+    let inputs = inputs.filter_map(|layer| fs::metadata(layer.path()).ok());
+    output::refuse_inputs(&task.to, inputs.chain(raw.file().metadata().ok()))?;
     if let Some(len) = raw.size() {
         progress.set_length(len);
     }
@@ -104,24 +104,6 @@ pub fn create(task: &Create, progress: &ProgressBar) -> Result<Written, Error> {
         }
         sink.finish(raw.position())
     })
-}
-
-/// Refuses to replace a file that is read from.
-fn refuse_input(target: &Path, raw: &RawImage, parent: Option<&Image>) -> Result<(), Error> {
-    let Ok(target_file) = fs::metadata(target) else {
-        return Ok(());
-    };
-    let id = |file: &fs::Metadata| (file.dev(), file.ino());
-    let layers = parent.map_or(&[][..], Image::layers);
-    let layers = layers
-        .iter()
-        .filter_map(|layer| fs::metadata(layer.path()).ok());
-    let mut inputs = layers.chain(raw.file().metadata().ok());
-    if inputs.any(|input| id(&input) == id(&target_file)) {
-        let path = target.to_owned();
-        return Err(Error::OutputIsInput { path });
-    }
-    Ok(())
 }
 
 /// A name that is the same whenever the same layer is made, and differs from the parent's: a hash
@@ -190,7 +172,7 @@ impl<'p> Differ<'p> {
         }
         let units = (0..).step_by(UNIT).zip(bytes.chunks(UNIT));
         let units = units.map(|(at, unit)| {
-            let is_zero = *unit == ZEROS[..unit.len()];
+            let is_zero = is_zero(unit);
             let same = match (self.parent, self.below.get(at..at + unit.len())) {
                 (None, _) => is_zero,
                 (Some(_), Some(below)) => below == unit,
@@ -208,21 +190,6 @@ impl<'p> Differ<'p> {
         });
         let units = units.collect();
         Ok((chunk, units))
-    }
-}
-
-/// The first byte from `start` on and before `end` for which a layer of the stack has data, even
-/// beyond the size of its disk.
-fn data_from(stack: &Image, start: u64, end: u64) -> Option<u64> {
-    let mut sector = start / SECTOR_SIZE;
-    loop {
-        let segment = stack.index().find(sector)?;
-        let found = (segment.start() * SECTOR_SIZE).max(start);
-        match segment.content() {
-            _ if found >= end => return None,
-            Content::Data { .. } => return Some(found),
-            Content::Zeroed => sector = segment.end(),
-        }
     }
 }
 

@@ -4,13 +4,17 @@
 //! what came of it. Long work runs on all cores in [`in_order`]; whatever is written goes through
 //! [`output`], so that a file is whole or not there.
 
+pub mod check;
 pub mod create;
 mod error;
+pub mod export;
 mod in_order;
+pub mod inspect;
 pub mod layer_writer;
 mod output;
 pub mod progress;
 pub mod raw_image;
+mod unit;
 mod zfile_writer;
 
-pub use error::Error;
+pub use error::{Error, chain};

@@ -4,10 +4,10 @@
 //! without; [`NewFile::publish`] makes it durable and gives it its name. Until then a failure leaves
 //! nothing behind, and what had the name before is as it was.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -176,6 +176,25 @@ impl Drop for NewFile {
             let _ = fs::remove_file(name);
         }
     }
+}
+
+/// Refuses to put a file in the place of one that is read from.
+///
+/// # Errors
+/// `target` is one of `inputs`.
+pub fn refuse_inputs(
+    target: &Path,
+    mut inputs: impl Iterator<Item = Metadata>,
+) -> Result<(), Error> {
+    let Ok(target_file) = fs::metadata(target) else {
+        return Ok(());
+    };
+    let id = |file: &Metadata| (file.dev(), file.ino());
+    if inputs.any(|input| id(&input) == id(&target_file)) {
+        let path = target.to_owned();
+        return Err(Error::OutputIsInput { path });
+    }
+    Ok(())
 }
 
 /// A file without a name in the folder of `target`; it vanishes however the process ends. `None`:

@@ -10,15 +10,9 @@ use rustix::fs::{SeekFrom as SeekTo, seek};
 use rustix::io::Errno;
 
 use super::Error;
+use super::unit::{CHUNK, UNIT};
 use crate::format::lsmt::MAX_SECTORS;
 use crate::units::SECTOR_SIZE;
-
-/// Bytes in which images are compared and stored, counted from the start of the disk: the block of
-/// most file systems. Data in whole units stays aligned to the compressed blocks it ends up in.
-pub const UNIT: usize = 4096;
-
-/// Most bytes of one piece of data, a multiple of [`UNIT`].
-pub const CHUNK: usize = 1024 * 1024;
 
 /// Where a raw image comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -122,15 +122,14 @@ impl IndexReader {
     /// Appends the mappings in `bytes`, whole entries that follow those read before, to `into`.
     ///
     /// # Errors
-    /// An entry breaks a rule of the format.
+    /// An entry breaks a rule of the format; reading may go on after it.
     pub fn read(&mut self, bytes: &[u8], into: &mut Vec<Mapping>) -> Result<(), Error> {
         let (entries, _) = bytes.as_chunks::<ENTRY_LEN>();
         into.reserve(entries.len());
         for raw in entries {
-            if let Some(mapping) = self.entry(raw)? {
-                into.push(mapping);
-            }
+            let mapping = self.entry(raw);
             self.entry += 1;
+            into.extend(mapping?);
         }
         Ok(())
     }

@@ -1,0 +1,82 @@
+//! Reads all of a layer, on many threads, and unpacks its blocks.
+
+use std::num::NonZero;
+use std::ops::Range;
+use std::thread;
+
+use indicatif::ProgressBar;
+
+use super::super::Error;
+use super::super::in_order::InOrder;
+use super::Findings;
+use super::container::{Container, PieceReader, Unreadable};
+use super::layout::Layout;
+
+/// Bytes of the layer that one job covers; a multiple of every block size.
+const JOB_LEN: u64 = 512 * 1024;
+
+/// A piece of the layer that is not to be had.
+struct Lost {
+    /// Which bytes of the layer it is.
+    bytes: Range<u64>,
+    why: Unreadable,
+}
+
+/// Tells of every piece of the layer that cannot be read, and what it affects.
+pub(super) fn check(
+    container: &Container,
+    layout: &Layout,
+    threads: NonZero<usize>,
+    progress: &ProgressBar,
+    findings: &mut Findings<'_>,
+) -> Result<(), Error> {
+    progress.set_length(container.len());
+    progress.set_position(0);
+    thread::scope(|scope| {
+        let worker = || {
+            let mut reader = PieceReader::default();
+            move |range| read(container, &mut reader, range)
+        };
+        let mut jobs = InOrder::start(scope, threads, worker)?;
+        let mut tell = |lost: Vec<Lost>| {
+            progress.inc(JOB_LEN);
+            for Lost { bytes, why } in lost {
+                let place = container.place(bytes.start);
+                findings.broken_at(place, &why, &layout.affected(bytes))?;
+            }
+            Ok::<_, Error>(())
+        };
+        for start in (0..container.len()).step_by(JOB_LEN as usize) {
+            let range = start..container.len().min(start + JOB_LEN);
+            if let Some(lost) = jobs.push(range)? {
+                tell(lost)?;
+            }
+        }
+        while let Some(lost) = jobs.pop()? {
+            tell(lost)?;
+        }
+        Ok(())
+    })
+}
+
+/// Reads a range of the layer: what of it is lost.
+fn read(container: &Container, reader: &mut PieceReader, range: Range<u64>) -> Vec<Lost> {
+    let Some(packing) = &container.packing else {
+        let mut buffer = vec![0; (range.end - range.start) as usize];
+        let result = reader.read(container, range.start, &mut buffer);
+        let lost = result.err().map(|why| Lost { bytes: range, why });
+        return lost.into_iter().collect();
+    };
+    let block_size = u64::from(packing.header.format.block_size);
+    let blocks = range.start / block_size..range.end.div_ceil(block_size);
+    blocks
+        .filter_map(|block| {
+            let why = reader.block(container, packing, block).err()?;
+            let start = block * block_size;
+            Some(Lost {
+                bytes: start..range.end.min(start + block_size),
+                why,
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,213 @@
+//! Header, trailer and index of a layer, and which sectors of the disk a range of it makes up.
+
+use std::ops::Range;
+
+use super::super::Error;
+use super::super::layer_writer::MAX_ENTRIES;
+use super::Findings;
+use super::container::{Container, PieceReader, Unreadable};
+use crate::format::lsmt::{ENTRY_LEN, HEADER_LEN, Header, IndexReader, MAX_LENGTH, Mapping, Part};
+use crate::image;
+use crate::units::SECTOR_SIZE;
+
+/// Bytes of the header that are zero in all files known.
+const RESERVED: Range<usize> = 390..HEADER_LEN;
+
+/// Bytes of an index read at a time.
+const INDEX_CHUNK: u64 = 1024 * 1024;
+
+/// Most ranges of sectors named in one finding.
+const MAX_NAMED: usize = 8;
+
+/// Where in a layer what is.
+#[derive(Default)]
+pub(super) struct Layout {
+    /// Bytes of the layer.
+    len: u64,
+    /// The index, if the trailer tells where it is.
+    index: Option<Range<u64>>,
+    /// Mappings with data, ordered by where in the layer it is; those that could be read.
+    mappings: Vec<Mapping>,
+}
+
+impl Layout {
+    /// Reads what the layer says about itself and tells what is wrong with it. What cannot be read
+    /// because its block is broken is passed over: the check of all blocks will name it.
+    pub(super) fn read(container: &Container, findings: &mut Findings<'_>) -> Result<Self, Error> {
+        let header_len = HEADER_LEN as u64;
+        let mut layout = Self {
+            len: container.len(),
+            ..Self::default()
+        };
+        let trailer_at = layout.len.checked_sub(header_len);
+        let Some(trailer_at) = trailer_at.filter(|at| *at >= header_len) else {
+            let (path, found) = (container.blob.path().to_owned(), layout.len);
+            findings.broken(None, &image::Error::TooShort { path, found })?;
+            return Ok(layout);
+        };
+        let mut reader = PieceReader::default();
+        let header = structure(container, &mut reader, 0, Part::Header, findings)?;
+        let trailer = structure(container, &mut reader, trailer_at, Part::Trailer, findings)?;
+        let Some(trailer) = trailer else {
+            return Ok(layout);
+        };
+        if let Some(header) = header {
+            compare(&header, &trailer, findings)?;
+        }
+        match IndexReader::new(&trailer, trailer_at) {
+            Ok(index) => layout.read_index(container, &trailer, index, &mut reader, findings)?,
+            Err(error) => findings.broken_at(container.place(trailer_at), &error, "")?,
+        }
+        Ok(layout)
+    }
+
+    fn read_index(
+        &mut self,
+        container: &Container,
+        trailer: &Header,
+        mut index: IndexReader,
+        reader: &mut PieceReader,
+        findings: &mut Findings<'_>,
+    ) -> Result<(), Error> {
+        if trailer.index_entries > MAX_ENTRIES {
+            let entries = trailer.index_entries;
+            let what = format!("{entries} index entries; upstream opens about {MAX_ENTRIES}");
+            findings.note(None, what)?;
+        }
+        let start = trailer.index_offset;
+        let end = start + trailer.index_entries * ENTRY_LEN as u64;
+        self.index = Some(start..end);
+        let mut beyond = 0;
+        let mut chunk = Vec::new();
+        for at in (start..end).step_by(INDEX_CHUNK as usize) {
+            chunk.resize((end - at).min(INDEX_CHUNK) as usize, 0);
+            if reader.read(container, at, &mut chunk).is_err() {
+                // The order of what follows cannot be judged without it.
+                break;
+            }
+            for (entry, at) in chunk.chunks(ENTRY_LEN).zip((at..).step_by(ENTRY_LEN)) {
+                let before = self.mappings.len();
+                if let Err(error) = index.read(entry, &mut self.mappings) {
+                    findings.broken_at(container.place(at), &error, "")?;
+                }
+                for mapping in &self.mappings[before..] {
+                    let end = mapping.end().0.saturating_sub(1) * SECTOR_SIZE;
+                    beyond += u64::from(end >= trailer.virtual_size);
+                }
+                if self.mappings.last().is_some_and(|last| last.is_zeroed()) {
+                    self.mappings.pop();
+                }
+            }
+        }
+        if beyond > 0 && trailer.virtual_size > 0 {
+            let what = format!("{beyond} mappings reach beyond the disk of this layer");
+            findings.note(None, what)?;
+        }
+        self.mappings.sort_by_key(|mapping| mapping.moffset());
+        Ok(())
+    }
+
+    /// What follows if these bytes of the layer are lost.
+    pub(super) fn affected(&self, lost: Range<u64>) -> String {
+        let header_len = HEADER_LEN as u64;
+        let mut parts = Vec::new();
+        let meets = |part: Range<u64>| lost.start < part.end && part.start < lost.end;
+        if meets(0..header_len) {
+            parts.push("the layer's header".to_owned());
+        }
+        parts.extend(self.sectors(&lost));
+        match &self.index {
+            Some(index) if meets(index.clone()) => parts.push("the layer's index".to_owned()),
+            _ => {}
+        }
+        if meets(self.len.saturating_sub(header_len)..self.len) {
+            parts.push("the layer's trailer".to_owned());
+        }
+        match parts.is_empty() {
+            true if self.index.is_some() => "; affects no sector".to_owned(),
+            true => "; which sectors it affects is not known without the trailer".to_owned(),
+            false => format!("; affects {}", parts.join(" and ")),
+        }
+    }
+
+    /// The sectors of the disk whose data these bytes of the layer hold.
+    fn sectors(&self, lost: &Range<u64>) -> Option<String> {
+        let (first, end) = (lost.start / SECTOR_SIZE, lost.end.div_ceil(SECTOR_SIZE));
+        // No mapping is longer, so none before this one can reach `first`.
+        let from = first.saturating_sub(u64::from(MAX_LENGTH));
+        let skip = self
+            .mappings
+            .partition_point(|mapping| mapping.moffset().0 < from);
+        let candidates = self.mappings[skip..].iter();
+        let mut ranges: Vec<Range<u64>> = candidates
+            .take_while(|mapping| mapping.moffset().0 < end)
+            .filter_map(|mapping| {
+                let data = mapping.moffset().0;
+                let part = data.max(first)..(data + u64::from(mapping.length())).min(end);
+                let moved = |sector: u64| mapping.offset().0 + sector - data;
+                (!part.is_empty()).then(|| moved(part.start)..moved(part.end))
+            })
+            .collect();
+        ranges.sort_by_key(|range| range.start);
+        let mut joined: Vec<Range<u64>> = Vec::new();
+        for range in ranges {
+            match joined.last_mut() {
+                Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+                _ => joined.push(range),
+            }
+        }
+        let named = joined.iter().take(MAX_NAMED);
+        let named: Vec<_> = named
+            .map(|range| match range.end - range.start {
+                1 => range.start.to_string(),
+                _ => format!("{}-{}", range.start, range.end - 1),
+            })
+            .collect();
+        let more = joined.len().saturating_sub(MAX_NAMED);
+        let and_more = match more {
+            0 => String::new(),
+            more => format!(" and {more} more ranges"),
+        };
+        (!named.is_empty()).then(|| format!("sectors {}{and_more}", named.join(", ")))
+    }
+}
+
+/// One of the layer's two structures, if it is there.
+fn structure(
+    container: &Container,
+    reader: &mut PieceReader,
+    at: u64,
+    part: Part,
+    findings: &mut Findings<'_>,
+) -> Result<Option<Header>, Error> {
+    let mut bytes = [0; HEADER_LEN];
+    match reader.read(container, at, &mut bytes) {
+        Ok(()) => {}
+        Err(Unreadable::Source(_) | Unreadable::Block(_)) => return Ok(None),
+    }
+    if bytes[RESERVED].iter().any(|byte| *byte != 0) {
+        findings.note(None, format!("layer {part} with reserved bytes in use"))?;
+    }
+    match Header::decode(&bytes, part) {
+        Ok(header) => Ok(Some(header)),
+        Err(error) => {
+            findings.broken_at(container.place(at), &error, "")?;
+            Ok(None)
+        }
+    }
+}
+
+/// Notes where header and trailer say different things; the trailer counts.
+fn compare(header: &Header, trailer: &Header, findings: &mut Findings<'_>) -> Result<(), Error> {
+    for (what, same) in [
+        ("uuid", header.uuid == trailer.uuid),
+        ("parent uuid", header.parent_uuid == trailer.parent_uuid),
+        ("virtual size", header.virtual_size == trailer.virtual_size),
+    ] {
+        if !same {
+            let what = format!("layer header and trailer differ in the {what}");
+            findings.note(None, what)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,200 @@
+//! `ovbd check`: every checksum, block and mapping of every layer of a stack.
+//!
+//! A layer is taken apart by `container` (its wrappers) and `layout` (header, trailer, index), which
+//! go on after damage as long as there is anything to go by; then `blocks` reads and decodes all of
+//! it on many threads. What they find goes to the caller one by one. In the end the stack is opened
+//! as the daemon opens it, so that nothing passes here that would be refused there.
+
+use std::fmt;
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
+
+use indicatif::ProgressBar;
+use uuid::Uuid;
+
+use super::Error;
+use super::error::chain;
+use crate::image::spec::Stack;
+use crate::image::{self, Image};
+
+mod blocks;
+mod container;
+mod layout;
+
+/// Most layers that upstream opens as one image.
+const UPSTREAM_LAYERS: usize = 255;
+
+/// Something worth telling about a layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// The layer's file; `None` if it is about the stack.
+    pub path: Option<PathBuf>,
+    /// Whether it is only worth knowing, and nothing is broken.
+    pub is_note: bool,
+    /// Byte of the file at which it is, if it is in one place.
+    pub offset: Option<u64>,
+    /// What it is, with the block and the sectors it affects where there are any.
+    pub what: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = if self.is_note { "note" } else { "broken" };
+        match &self.path {
+            Some(path) => write!(f, "{kind}: {}: ", path.display())?,
+            None => write!(f, "{kind}: the stack: ")?,
+        }
+        if let Some(offset) = self.offset {
+            write!(f, "byte {offset}: ")?;
+        }
+        f.write_str(&self.what)
+    }
+}
+
+/// What a check came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Layers looked at.
+    pub layers: usize,
+    /// Compressed blocks verified, broken ones included.
+    pub blocks: u64,
+    /// Findings that are no notes.
+    pub broken: u64,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            layers,
+            blocks,
+            broken,
+        } = self;
+        match broken {
+            0 => write!(f, "ok; layers: {layers}; blocks: {blocks}"),
+            _ => write!(f, "broken: {broken}; layers: {layers}; blocks: {blocks}"),
+        }
+    }
+}
+
+/// Checks all layers, and the stack they make up. `tell` gets each finding at once; if it fails,
+/// the check ends with its error.
+///
+/// # Errors
+/// Only that of `tell`, and that no thread could be started: whatever is wrong with a layer is a
+/// finding.
+pub fn check(
+    stack: &Stack,
+    threads: NonZero<usize>,
+    progress: &ProgressBar,
+    tell: &mut dyn FnMut(&Finding) -> Result<(), Error>,
+) -> Result<Outcome, Error> {
+    let mut outcome = Outcome::default();
+    for path in stack.layers() {
+        let mut findings = Findings {
+            path: Some(path.clone()),
+            broken: 0,
+            tell,
+        };
+        outcome.blocks += check_layer(path, threads, progress, &mut findings)?;
+        outcome.layers += 1;
+        outcome.broken += findings.broken;
+    }
+    let mut findings = Findings {
+        path: None,
+        broken: 0,
+        tell,
+    };
+    if stack.layers().len() > UPSTREAM_LAYERS {
+        let count = stack.layers().len();
+        let what = format!("{count} layers; upstream opens at most {UPSTREAM_LAYERS}");
+        findings.note(None, what)?;
+    }
+    if outcome.broken == 0 {
+        match Image::open(stack) {
+            Ok(image) => check_order(&image, &mut findings)?,
+            Err(error) => findings.broken(None, &error)?,
+        }
+        outcome.broken += findings.broken;
+    }
+    Ok(outcome)
+}
+
+/// Checks one layer: the number of its blocks.
+fn check_layer(
+    path: &Path,
+    threads: NonZero<usize>,
+    progress: &ProgressBar,
+    findings: &mut Findings<'_>,
+) -> Result<u64, Error> {
+    let Some(container) = container::Container::open(path, findings)? else {
+        return Ok(0);
+    };
+    let layout = layout::Layout::read(&container, findings)?;
+    blocks::check(&container, &layout, threads, progress, findings)?;
+    if findings.broken == 0
+        && let Err(error) = image::layer::Layer::open(path)
+    {
+        findings.broken(None, &error)?;
+    }
+    Ok(container.blocks())
+}
+
+/// Notes layers that name another parent than the layer below.
+fn check_order(image: &Image, findings: &mut Findings<'_>) -> Result<(), Error> {
+    let mut below: Option<Uuid> = None;
+    for layer in image.layers() {
+        let (path, parent) = (layer.path().display(), layer.parent_uuid());
+        let found = match below {
+            _ if parent.is_nil() => None,
+            None => Some("nothing".to_owned()),
+            Some(uuid) if uuid == parent => None,
+            Some(uuid) => Some(uuid.to_string()),
+        };
+        if let Some(found) = found {
+            let what = format!("{path} was made upon {parent}; below it is {found}");
+            findings.note(None, what)?;
+        }
+        below = Some(layer.uuid());
+    }
+    Ok(())
+}
+
+/// Takes what is found out about one layer.
+struct Findings<'f> {
+    path: Option<PathBuf>,
+    broken: u64,
+    tell: &'f mut dyn FnMut(&Finding) -> Result<(), Error>,
+}
+
+impl Findings<'_> {
+    fn broken(&mut self, offset: Option<u64>, error: &dyn std::error::Error) -> Result<(), Error> {
+        self.broken += 1;
+        self.add(false, offset, chain(error))
+    }
+
+    /// Something broken at a place in the layer, with what follows from it.
+    fn broken_at(
+        &mut self,
+        place: container::Place,
+        error: &dyn std::error::Error,
+        consequence: &str,
+    ) -> Result<(), Error> {
+        self.broken += 1;
+        let block = place.block.map(|block| format!("block {block}: "));
+        let what = block.unwrap_or_default() + &chain(error) + consequence;
+        self.add(false, Some(place.offset), what)
+    }
+
+    fn note(&mut self, offset: Option<u64>, what: String) -> Result<(), Error> {
+        self.add(true, offset, what)
+    }
+
+    fn add(&mut self, is_note: bool, offset: Option<u64>, what: String) -> Result<(), Error> {
+        (self.tell)(&Finding {
+            path: self.path.clone(),
+            is_note,
+            offset,
+            what,
+        })
+    }
+}

@@ -1,0 +1,165 @@
+//! `ovbd export`: the merged view of a stack as a raw image.
+//!
+//! Only what the layers have data for is read, on many threads; the rest is a hole.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::mem;
+use std::num::NonZero;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::thread;
+
+use indicatif::ProgressBar;
+
+use super::Error;
+use super::in_order::InOrder;
+use super::output::{self, NewFile};
+use super::unit::{CHUNK, UNIT, data_from, is_zero};
+use crate::image::Image;
+use crate::image::reader::Reader;
+use crate::image::spec::Stack;
+use crate::units::{SECTOR_SIZE, Sector};
+
+/// Where a raw image goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Standard output, zeros written out.
+    Stdout,
+    /// This file, with holes where the disk is zero; one that exists is replaced.
+    Path(PathBuf),
+}
+
+/// Bytes of the disk, as a worker read them.
+struct Chunk {
+    offset: u64,
+    bytes: Vec<u8>,
+}
+
+/// Writes the disk of a stack, exactly as long as it is.
+///
+/// # Errors
+/// Something cannot be read or written; there is no output file then.
+pub fn export(
+    stack: &Stack,
+    to: &Output,
+    threads: NonZero<usize>,
+    progress: &ProgressBar,
+) -> Result<(), Error> {
+    let image = Image::open(stack)?;
+    progress.set_length(image.size());
+    let mut target = Target::open(to, &image)?;
+    thread::scope(|scope| {
+        let worker = || {
+            let mut reader = Reader::new();
+            let image = &image;
+            move |chunk| read(image, &mut reader, chunk)
+        };
+        let mut jobs = InOrder::start(scope, threads, worker)?;
+        let mut write = |done: Result<Chunk, Error>| {
+            let chunk = done?;
+            target.write(&chunk)?;
+            progress.set_position(chunk.offset);
+            Ok::<_, Error>(chunk.bytes)
+        };
+        let (mut at, mut spare) = (0, Vec::new());
+        while let Some(data) = data_from(&image, at, image.size()) {
+            let offset = data / UNIT as u64 * UNIT as u64;
+            at = image.size().min(offset + CHUNK as u64);
+            let mut bytes = mem::take(&mut spare);
+            bytes.resize((at - offset) as usize, 0);
+            if let Some(done) = jobs.push(Chunk { offset, bytes })? {
+                spare = write(done)?;
+            }
+        }
+        while let Some(done) = jobs.pop()? {
+            write(done)?;
+        }
+        Ok::<_, Error>(())
+    })?;
+    target.finish(image.size())
+}
+
+/// Fills a chunk with what the disk holds there.
+fn read(image: &Image, reader: &mut Reader, mut chunk: Chunk) -> Result<Chunk, Error> {
+    let len = chunk.bytes.len();
+    let sector = SECTOR_SIZE as usize;
+    chunk.bytes.resize(len.next_multiple_of(sector), 0);
+    let start = Sector(chunk.offset / SECTOR_SIZE);
+    reader.read(image, start, &mut chunk.bytes)?;
+    chunk.bytes.truncate(len);
+    Ok(chunk)
+}
+
+/// An output under way.
+enum Target {
+    File(NewFile),
+    Stdout {
+        file: File,
+        /// Bytes written so far.
+        written: u64,
+    },
+}
+
+impl Target {
+    fn open(to: &Output, image: &Image) -> Result<Self, Error> {
+        let Output::Path(path) = to else {
+            // Not through the standard library's buffer, which is made for lines.
+            let file = io::stdout().as_fd().try_clone_to_owned();
+            let file = file.map_err(Error::Stdout)?.into();
+            return Ok(Self::Stdout { file, written: 0 });
+        };
+        let layers = image.layers().iter();
+        let layers = layers.filter_map(|layer| fs::metadata(layer.path()).ok());
+        output::refuse_inputs(path, layers)?;
+        Ok(Self::File(NewFile::create(path)?))
+    }
+
+    /// Writes a chunk, which lies behind those before.
+    fn write(&mut self, chunk: &Chunk) -> Result<(), Error> {
+        match self {
+            Self::Stdout { file, written } => {
+                let result = write_zeros(file, chunk.offset - *written);
+                let result = result.and_then(|()| file.write_all(&chunk.bytes));
+                *written = chunk.offset + chunk.bytes.len() as u64;
+                result.map_err(Error::Stdout)
+            }
+            Self::File(file) => {
+                let units: Vec<_> = chunk.bytes.chunks(UNIT).collect();
+                let mut at = chunk.offset;
+                for run in units.chunk_by(|one, next| is_zero(one) == is_zero(next)) {
+                    let len = run.iter().map(|unit| unit.len()).sum::<usize>();
+                    if !is_zero(run[0]) {
+                        let start = (at - chunk.offset) as usize;
+                        file.write_at(&chunk.bytes[start..start + len], at)?;
+                    }
+                    at += len as u64;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Adds what is missing up to `size`, and lets a file appear.
+    fn finish(self, size: u64) -> Result<(), Error> {
+        match self {
+            Self::Stdout { mut file, written } => {
+                write_zeros(&mut file, size - written).map_err(Error::Stdout)
+            }
+            Self::File(file) => {
+                file.set_len(size)?;
+                file.publish()
+            }
+        }
+    }
+}
+
+fn write_zeros(file: &mut File, mut len: u64) -> io::Result<()> {
+    let zeros = vec![0; CHUNK];
+    while len > 0 {
+        let part = len.min(CHUNK as u64);
+        file.write_all(&zeros[..part as usize])?;
+        len -= part;
+    }
+    Ok(())
+}

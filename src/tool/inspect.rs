@@ -1,0 +1,239 @@
+//! `ovbd inspect`: what layers are made of, as a table or as JSON.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use indicatif::{BinaryBytes, HumanCount};
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::Error;
+use crate::format::lsmt::HEADER_LEN;
+use crate::image::layer::Layer;
+use crate::image::spec::Stack;
+use crate::image::{Image, Share};
+use crate::units::SECTOR_SIZE;
+
+/// What a stack is made of. Field names are those of the JSON; sizes are in bytes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Inspection {
+    /// Size of the disk.
+    pub virtual_size: u64,
+    /// Segments of the merged index.
+    pub segments: u64,
+    /// Bytes of the disk that a layer explicitly makes zero.
+    pub zeroed: u64,
+    /// Bytes of the disk that no layer says anything about.
+    pub unmapped: u64,
+    /// The layers, bottom first.
+    pub layers: Vec<LayerInfo>,
+}
+
+/// What one layer is made of.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LayerInfo {
+    /// The file.
+    pub path: PathBuf,
+    /// Bytes of the file.
+    pub file_size: u64,
+    /// Whether it is wrapped in a tar member.
+    pub tar: bool,
+    /// How it is compressed, if it is.
+    pub compression: Option<Compression>,
+    /// Bytes of the layer, out of its wrappers.
+    pub layer_size: u64,
+    /// `layer_size` by `file_size`.
+    pub ratio: f64,
+    /// Bytes between header and index: the layer's data.
+    pub data_size: u64,
+    /// Size of the disk, as this layer says.
+    pub virtual_size: u64,
+    /// Name of the layer; null if unset.
+    pub uuid: Option<Uuid>,
+    /// Name of the layer it was made upon; null if unset.
+    pub parent_uuid: Option<Uuid>,
+    /// Commit message.
+    pub message: String,
+    /// Mappings in its index, without padding.
+    pub mappings: usize,
+    /// Segments of the merged index that lead to this layer.
+    pub share_segments: u64,
+    /// Bytes of the disk that come from this layer.
+    pub share: u64,
+    /// The same in percent of the disk.
+    pub share_percent: f64,
+}
+
+/// How a layer is compressed.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Compression {
+    /// `lz4` or `zstd`.
+    pub algorithm: String,
+    /// Uncompressed bytes of a block.
+    pub block_size: u32,
+    /// Number of blocks.
+    pub blocks: u64,
+    /// Bytes of all blocks as stored, checksums included.
+    pub stored_size: u64,
+    /// Whether each block has a checksum.
+    pub checksum: bool,
+    /// Whether header and block table have checksums; files of old tools have none.
+    pub digest: bool,
+}
+
+/// Looks at all layers of a stack.
+///
+/// # Errors
+/// They cannot be opened.
+pub fn inspect(stack: &Stack) -> Result<Inspection, Error> {
+    let image = Image::open(stack)?;
+    let (shares, zeroed) = image.shares();
+    let layers = image.layers().iter().zip(&shares);
+    let layers: Vec<_> = layers
+        .map(|(layer, share)| look_at(layer, share, image.size()))
+        .collect();
+    let zeroed = bytes(&zeroed, image.size());
+    let mapped = layers.iter().map(|layer| layer.share).sum::<u64>() + zeroed;
+    Ok(Inspection {
+        virtual_size: image.size(),
+        segments: image.index().len() as u64,
+        zeroed,
+        unmapped: image.size().saturating_sub(mapped),
+        layers,
+    })
+}
+
+/// A share in bytes: a last sector may be partial.
+fn bytes(share: &Share, size: u64) -> u64 {
+    (share.sectors * SECTOR_SIZE).min(size)
+}
+
+fn look_at(layer: &Layer, share: &Share, size: u64) -> LayerInfo {
+    let container = layer.container();
+    let named = |uuid: Uuid| (!uuid.is_nil()).then_some(uuid);
+    let compression = container.packing().map(|packing| {
+        let (header, table) = (packing.header(), packing.table());
+        Compression {
+            algorithm: header.format.algorithm.to_string(),
+            block_size: header.format.block_size,
+            blocks: table.blocks(),
+            stored_size: table.offset(table.blocks()) - table.offset(0),
+            checksum: header.format.checksum,
+            digest: header.digest,
+        }
+    });
+    let trailer = layer.trailer();
+    let file_size = container.blob().len();
+    let share_bytes = bytes(share, size);
+    LayerInfo {
+        path: layer.path().to_owned(),
+        file_size,
+        tar: container.is_tar(),
+        compression,
+        layer_size: container.len(),
+        ratio: container.len() as f64 / file_size as f64,
+        data_size: trailer.index_offset - HEADER_LEN as u64,
+        virtual_size: trailer.virtual_size,
+        uuid: named(layer.uuid()),
+        parent_uuid: named(layer.parent_uuid()),
+        message: String::from_utf8_lossy(&trailer.message).into_owned(),
+        mappings: layer.mappings(),
+        share_segments: share.segments,
+        share: share_bytes,
+        share_percent: percent(share_bytes, size),
+    }
+}
+
+fn percent(part: u64, whole: u64) -> f64 {
+    part as f64 * 100.0 / whole as f64
+}
+
+impl fmt::Display for Inspection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let size = self.virtual_size;
+        writeln!(
+            f,
+            "disk of {size} bytes ({}), {} layers, {} segments; {:.1} % zeroed, {:.1} % unmapped",
+            BinaryBytes(size),
+            self.layers.len(),
+            HumanCount(self.segments),
+            percent(self.zeroed, size),
+            percent(self.unmapped, size),
+        )?;
+        let mut sizes = vec![SIZE_COLUMNS.map(str::to_owned)];
+        let mut names = vec![NAME_COLUMNS.map(str::to_owned)];
+        for (number, layer) in self.layers.iter().enumerate() {
+            sizes.push(layer.sizes(number));
+            names.push(layer.names(number));
+        }
+        writeln!(f)?;
+        write_table(f, &sizes)?;
+        writeln!(f)?;
+        write_table(f, &names)
+    }
+}
+
+const SIZE_COLUMNS: [&str; 11] = [
+    "#", "wrapper", "codec", "block", "checksum", "file", "layer", "ratio", "mappings", "share",
+    "path",
+];
+
+const NAME_COLUMNS: [&str; 5] = ["#", "uuid", "parent", "virtual size", "message"];
+
+impl LayerInfo {
+    fn sizes(&self, number: usize) -> [String; 11] {
+        let wrapper = match (self.tar, self.compression.is_some()) {
+            (true, true) => "tar, zfile",
+            (true, false) => "tar",
+            (false, true) => "zfile",
+            (false, false) => "-",
+        };
+        let absent = || "-".to_owned();
+        let (codec, block, checksum) = match &self.compression {
+            None => (absent(), absent(), absent()),
+            Some(compression) => (
+                compression.algorithm.clone(),
+                compression.block_size.to_string(),
+                if compression.checksum { "yes" } else { "no" }.to_owned(),
+            ),
+        };
+        [
+            number.to_string(),
+            wrapper.to_owned(),
+            codec,
+            block,
+            checksum,
+            BinaryBytes(self.file_size).to_string(),
+            BinaryBytes(self.layer_size).to_string(),
+            format!("{:.2}", self.ratio),
+            HumanCount(self.mappings as u64).to_string(),
+            format!("{:.1} %", self.share_percent),
+            self.path.display().to_string(),
+        ]
+    }
+
+    fn names(&self, number: usize) -> [String; 5] {
+        let name = |uuid: Option<Uuid>| uuid.map_or("-".to_owned(), |uuid| uuid.to_string());
+        [
+            number.to_string(),
+            name(self.uuid),
+            name(self.parent_uuid),
+            self.virtual_size.to_string(),
+            self.message.escape_debug().to_string(),
+        ]
+    }
+}
+
+/// Writes rows with their columns side by side; the last column is as wide as it likes.
+fn write_table<const N: usize>(f: &mut fmt::Formatter<'_>, rows: &[[String; N]]) -> fmt::Result {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: Vec<_> = (0..N).map(|column| width(column).unwrap_or(0)).collect();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            line += &format!("{cell:width$}  ");
+        }
+        writeln!(f, "{}", line.trim_end())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,260 @@
+//! `ovbd check`: it finds each kind of damage, and says where.
+
+use super::*;
+
+/// Runs a check: its exit code and lines.
+fn check(dir: &TempDir, layers: &[&str]) -> (i32, Vec<String>) {
+    let output = ovbd(dir, &[&["check"], layers].concat(), b"");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        stderr.is_empty() || stderr.contains("the order may be wrong"),
+        "{stderr}"
+    );
+    let text = String::from_utf8(output.stdout).unwrap();
+    (
+        output.status.code().unwrap(),
+        text.lines().map(str::to_owned).collect(),
+    )
+}
+
+/// The lines about what is broken; the exit code must fit them.
+fn broken(dir: &TempDir, layers: &[&str]) -> Vec<String> {
+    let (code, mut lines) = check(dir, layers);
+    let last = lines.pop().unwrap();
+    lines.retain(|line| line.starts_with("broken: "));
+    assert_eq!(code, i32::from(!lines.is_empty()), "{lines:?} {last}");
+    assert_eq!(last.starts_with("ok;"), lines.is_empty(), "{last}");
+    lines
+}
+
+/// A folder with a layer `a` of noise, made with these arguments, and its bytes.
+fn layer(args: &[&str]) -> (TempDir, Vec<u8>) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bytes = tagged(200 << 12, 1);
+    bytes[50 << 12..60 << 12].fill(0);
+    fs::write(dir.path().join("raw"), bytes).unwrap();
+    succeed(
+        &dir,
+        &[&["create", "--from", "raw", "a"], args].concat(),
+        b"",
+    );
+    let layer = fs::read(dir.path().join("a")).unwrap();
+    (dir, layer)
+}
+
+/// Puts `damaged` in the layer's place: what is found broken.
+fn found(dir: &TempDir, damaged: &[u8]) -> Vec<String> {
+    fs::write(dir.path().join("a"), damaged).unwrap();
+    broken(dir, &["a"])
+}
+
+/// The same with one bit of byte `at` flipped.
+fn flipped(dir: &TempDir, layer: &[u8], at: usize) -> Vec<String> {
+    let mut damaged = layer.to_vec();
+    damaged[at] ^= 0x10;
+    found(dir, &damaged)
+}
+
+/// The block's offset in the file and, from the table, the next one's.
+fn block_at(layer: &[u8], payload: usize, block: usize) -> usize {
+    let field = |at: usize| u64::from_le_bytes(layer[at..at + 8].try_into().unwrap()) as usize;
+    let table = payload + field(payload + 40);
+    let lens = layer[table..].chunks(4).take(block);
+    let lens = lens.map(|len| u32::from_le_bytes(len.try_into().unwrap()) as usize);
+    payload + 512 + lens.sum::<usize>()
+}
+
+#[test]
+fn what_is_whole_is_ok() {
+    let dir = tempfile::tempdir().unwrap();
+    for case in golden::cases() {
+        if case.has_upper || case.name.starts_with("14") {
+            continue;
+        }
+        let layers: Vec<_> = case
+            .layers
+            .iter()
+            .map(|path| path.to_str().unwrap())
+            .collect();
+        assert_eq!(broken(&dir, &[&layers.join(",")]), [""; 0], "{}", case.name);
+    }
+}
+
+#[test]
+fn golden_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, expected) in [
+        ("14a-flip-block-crc", "byte 789318: block 344: checksum is"),
+        ("14d-flip-header-digest", "byte 0: header digest is"),
+        ("14g-truncated", "no ZFile magic in the trailer"),
+        (
+            "14j-raw-index-moffset-oob",
+            "byte 2790448: index entry 3: data of 1147 sectors",
+        ),
+    ] {
+        let lines = broken(&dir, &[golden::find(name).layers[0].to_str().unwrap()]);
+        assert!(lines[0].contains(expected), "{name}: {lines:?}");
+    }
+}
+
+#[test]
+fn blocks_and_what_they_affect() {
+    let (dir, layer) = layer(&["--tar"]);
+    let payload = 1536;
+    // Block 0 is the header, blocks 1 to 190 are data, then come the index and the trailer.
+    for (block, affected) in [
+        (0, "affects the layer's header"),
+        (1, "affects sectors 0-7"),
+        (50, "affects sectors 392-399"),
+        (51, "affects sectors 480-487"),
+        (190, "affects sectors 1592-1599"),
+        (191, "affects the layer's index"),
+        (192, "affects the layer's trailer"),
+    ] {
+        let at = block_at(&layer, payload, block);
+        let lines = flipped(&dir, &layer, at + 3);
+        let expected = format!("broken: a: byte {at}: block {block}: checksum is ");
+        assert!(lines[0].starts_with(&expected), "{block}: {lines:?}");
+        assert!(lines[0].ends_with(affected), "{block}: {lines:?}");
+        assert_eq!(lines.len(), 1, "{lines:?}");
+    }
+}
+
+#[test]
+fn it_goes_on_after_the_first_finding() {
+    let (dir, layer) = layer(&[]);
+    let mut damaged = layer.clone();
+    let blocks = [5, 77, 78, 150];
+    for block in blocks {
+        damaged[block_at(&layer, 0, block) + 9] ^= 1;
+    }
+    damaged[30] ^= 1; // the header's digest
+    let table = layer.len() - 512 - 193 * 4;
+    assert_eq!(block_at(&layer, 0, 193), table);
+    let lines = found(&dir, &damaged);
+    assert_eq!(lines.len(), 5, "{lines:?}");
+    assert!(lines[0].contains("byte 0: header digest is"), "{lines:?}");
+    for (line, block) in lines[1..].iter().zip(blocks) {
+        assert!(line.contains(&format!(": block {block}: ")), "{line}");
+    }
+    fs::write(dir.path().join("b"), &damaged).unwrap();
+    let lines = broken(&dir, &["a", "absent", "b"]);
+    assert_eq!(lines.len(), 11, "{lines:?}");
+    assert!(lines[5].contains("absent: cannot open"), "{lines:?}");
+}
+
+#[test]
+fn structures_of_a_zfile() {
+    let (dir, layer) = layer(&[]);
+    let len = layer.len();
+    let one = |lines: Vec<String>, expected: &str| {
+        assert!(lines[0].contains(expected), "{lines:?}");
+    };
+    one(flipped(&dir, &layer, 73), "byte 0: header digest");
+    let trailer = format!("byte {}: trailer digest", len - 512);
+    one(flipped(&dir, &layer, len - 512 + 73), &trailer);
+    let table = len - 512 - 193 * 4;
+    let place = format!("byte {table}: ");
+    one(
+        flipped(&dir, &layer, table + 4),
+        &format!("{place}block table checksum"),
+    );
+    one(
+        found(&dir, &layer[..len - 1]),
+        "no ZFile magic in the trailer",
+    );
+    one(found(&dir, &layer[..4096]), "no ZFile magic in the trailer");
+    one(found(&dir, &layer[..100]), "100 bytes cannot hold a layer");
+    one(found(&dir, b""), "0 bytes cannot hold a layer");
+
+    // A checksum that is wrong over a table that is right: the blocks can be checked.
+    let mut damaged = layer.clone();
+    for at in [0, len - 512] {
+        damaged[at + 64] ^= 1;
+        damaged[at + 28..at + 32].fill(0);
+        let digest = ovbd_vhost::format::crc::raw(0, &damaged[at..at + 512]);
+        damaged[at + 28..at + 32].copy_from_slice(&digest.to_le_bytes());
+    }
+    damaged[block_at(&layer, 0, 9) + 8] ^= 1;
+    let lines = found(&dir, &damaged);
+    assert!(lines[0].contains("block table checksum"), "{lines:?}");
+    assert!(lines[1].contains(": block 9: "), "{lines:?}");
+}
+
+#[test]
+fn structures_of_a_tar_and_of_a_bare_layer() {
+    let (dir, layer) = layer(&["--tar", "--algorithm", "none"]);
+    assert_eq!(found(&dir, &layer), [""; 0]);
+    let cut = found(&dir, &layer[..layer.len() - 2000]);
+    assert!(cut[0].contains("the tar header promises"), "{cut:?}");
+    let second = flipped(&dir, &layer, 1024 + 10);
+    assert!(second[0].contains("tar header at byte 1024"), "{second:?}");
+
+    let bare = &layer[1536..layer.len() - 1024];
+    assert_eq!(found(&dir, bare), [""; 0]);
+    let trailer = bare.len() - 4096;
+    let header = flipped(&dir, bare, 5);
+    assert!(
+        header[0].contains("byte 0: no LSMT magic in the header"),
+        "{header:?}"
+    );
+    let magic = flipped(&dir, bare, trailer + 5);
+    let expected = format!("byte {trailer}: no LSMT magic in the trailer");
+    assert!(magic[0].contains(&expected), "{magic:?}");
+    // Both real entries broken: each is told of, with its number and place.
+    let index = 4096 + (190 << 12);
+    let mut damaged = bare.to_vec();
+    damaged[index + 8] = 0;
+    damaged[index + 16 + 13] = 1;
+    let lines = found(&dir, &damaged);
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    let (first, second) = (format!("byte {index}: index entry 0"), index + 16);
+    assert!(lines[0].contains(&first), "{lines:?}");
+    assert!(
+        lines[1].contains(&format!("byte {second}: index entry 1")),
+        "{lines:?}"
+    );
+}
+
+#[test]
+fn notes_are_no_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let legacy = golden::path("base-ext4_64/ext4_64");
+    let (code, lines) = check(&dir, &[legacy.to_str().unwrap()]);
+    assert_eq!(code, 0);
+    assert!(
+        lines
+            .iter()
+            .any(|line| line.starts_with("note: ") && line.contains("old tools"))
+    );
+
+    fs::write(dir.path().join("raw"), tagged(5000, 1)).unwrap();
+    succeed(&dir, &["create", "--from", "raw", "a"], b"");
+    fs::write(dir.path().join("raw"), tagged(5000, 2)).unwrap();
+    succeed(
+        &dir,
+        &["create", "--from", "raw", "b", "--parent", "a"],
+        b"",
+    );
+    assert_eq!(check(&dir, &["a", "b"]).1.len(), 1);
+    let (code, lines) = check(&dir, &["b", "a"]);
+    assert_eq!(code, 0);
+    assert!(
+        lines[0].starts_with("note: the stack: b was made upon"),
+        "{lines:?}"
+    );
+}
+
+#[test]
+fn every_flip_is_found_or_harmless() {
+    let dir = tempfile::tempdir().unwrap();
+    let raw = tagged(3 << 12, 1);
+    fs::write(dir.path().join("raw"), &raw).unwrap();
+    succeed(&dir, &["create", "--from", "raw", "a"], b"");
+    let layer = fs::read(dir.path().join("a")).unwrap();
+    for at in (0..layer.len()).step_by(37) {
+        if flipped(&dir, &layer, at).is_empty() {
+            assert_reads(&dir, &["a"], &raw);
+        }
+    }
+}
