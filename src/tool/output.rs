@@ -38,7 +38,13 @@ impl NewFile {
             Ok(existing) => return Err(Error::NotAFile { path: existing }),
             Err(_) => target.to_owned(),
         };
-        let (file, temporary) = match nameless(&target) {
+        let nameless = nameless(&target);
+        Self::start(target, nameless)
+    }
+
+    /// Goes on with a file without a name, or starts one with a temporary name.
+    fn start(target: PathBuf, nameless: Option<File>) -> Result<Self, Error> {
+        let (file, temporary) = match nameless {
             Some(file) => (file, None),
             None => {
                 let name = temporary_name(&target);
@@ -225,4 +231,39 @@ fn temporary_name(target: &Path) -> PathBuf {
     let name = target.file_name().unwrap_or_default().to_string_lossy();
     let process = std::process::id();
     folder(target).join(format!(".{name}.{process}-{number}.tmp"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_whole_or_not_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("target");
+        let start = |named: bool| {
+            let nameless = if named { None } else { nameless(&target) };
+            let mut file = NewFile::start(target.clone(), nameless).unwrap();
+            assert_eq!(file.temporary.is_some(), named);
+            file.write(b"0123456789").unwrap();
+            file.skip(2);
+            file.write(b"abc").unwrap();
+            file.write_at(b"X", 1).unwrap();
+            file
+        };
+        let files = || fs::read_dir(dir.path()).unwrap().count();
+        for (named, existed) in [(true, 0), (false, 1)] {
+            assert_eq!(files(), existed);
+            let file = start(named);
+            assert_eq!(files(), existed + usize::from(named));
+            drop(file);
+            assert_eq!(files(), existed, "a file given up leaves nothing");
+            let mut file = start(named);
+            file.move_down(8, 5).unwrap();
+            file.publish().unwrap();
+            assert_eq!(files(), 1);
+            assert_eq!(fs::read(&target).unwrap(), b"0X23489\0\0abc");
+            fs::write(&target, b"old").unwrap();
+        }
+    }
 }
