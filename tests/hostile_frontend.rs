@@ -4,12 +4,20 @@
 mod common;
 
 use std::os::fd::AsRawFd;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use vhost::vhost_user::VhostUserProtocolFeatures as Protocol;
 use vhost::vhost_user::message::FrontendReq;
 
+use vhost::VhostBackend;
+
+use common::PATIENCE;
+use common::blk::IN;
 use common::disk::Disk;
+use common::guest::Options;
 use common::memory::Region;
+use common::queue::Layout;
 use common::raw::{NEED_REPLY, REPLY, Raw, VERSION, message};
 use common::session::feature;
 
@@ -281,4 +289,67 @@ fn noise() {
         raw.send_bytes(&message(request, VERSION | NEED_REPLY, len, &body), &[]);
     }
     disk.assert_well();
+}
+
+#[test]
+fn memory_cut_short_under_a_running_queue() {
+    let mut disk = Disk::serve();
+    let mut guest = disk.guest(Options::default());
+    guest.assert_reads(0, &disk.content);
+    let placed = guest.place(IN, 0, 65536);
+    guest.queues[0].submit(&placed.chain, Layout::Direct);
+    for region in &guest.memory.regions {
+        region.file().set_len(0).expect("cut");
+    }
+    // Whatever the device looks at now is gone. So it is for us: only descriptors from here on.
+    guest.queues[0].ring.vring.kick.write(1).expect("kick");
+    let start = Instant::now();
+    while guest.session.frontend.get_features().is_ok() {
+        assert!(
+            start.elapsed() < PATIENCE,
+            "the connection goes on without its memory"
+        );
+        thread::sleep(Duration::from_millis(1));
+    }
+    disk.assert_well();
+}
+
+#[test]
+fn thousands_of_connections_leave_nothing_behind() {
+    let mut disk = Disk::serve();
+    let mut warm = disk.guest(Options::default());
+    warm.assert_reads(0, &disk.content);
+    drop(warm);
+    disk.assert_well();
+    let count = |disk: &Disk| (disk.daemon.count("fd"), disk.daemon.count("task"));
+    let before = settled(&disk, count);
+    for round in 0..10_000 {
+        let raw = connect(&disk);
+        match round % 100 {
+            0 => drop(negotiated(&disk)),
+            1 => disk
+                .guest(Options::default())
+                .assert_reads(0, &disk.content),
+            2..50 => {
+                raw.send(FrontendReq::GET_FEATURES, 0, &[], &[]);
+            }
+            _ => {}
+        }
+    }
+    disk.assert_well();
+    assert_eq!(settled(&disk, count), before, "descriptors and threads");
+}
+
+/// The counts once they no longer change: connections end after their peer did.
+fn settled(disk: &Disk, count: impl Fn(&Disk) -> (usize, usize)) -> (usize, usize) {
+    let (mut last, mut same) = (count(disk), 0);
+    let start = Instant::now();
+    while same < 20 {
+        assert!(start.elapsed() < PATIENCE, "still changing: {last:?}");
+        thread::sleep(Duration::from_millis(10));
+        let now = count(disk);
+        same = if now == last { same + 1 } else { 0 };
+        last = now;
+    }
+    last
 }

@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::serve::{Broken, Server};
+use super::serve::Server;
 use super::setup::{Context, QueueSetup, Stop};
 use crate::virtio::queue::{Queue, StartError};
 
@@ -82,7 +82,8 @@ fn run(setup: &QueueSetup, context: &Context, stop: &Stop) -> Option<u16> {
     let mut server = Server::new(queue, setup, context);
     if let Err(broken) = server.serve(stop) {
         log::error!("queue {index} stops: {broken}");
-        if matches!(broken, Broken::MemoryLost) {
+        // Rings that are gone read as zeros, which may break a rule first.
+        if context.memory.is_lost() {
             // Already gone is as good.
             let _ = context.hangup.shutdown(Shutdown::Both);
         }
