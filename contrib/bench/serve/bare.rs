@@ -48,11 +48,8 @@ impl Bare {
         let mut state = 1u64;
         let mut target = vec![0; BLOCK];
         for number in 0..BLOCKS.min(all.len()) {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
             let at = if random {
-                (state >> 33) as usize % all.len()
+                next(&mut state) % all.len()
             } else {
                 number
             };
@@ -77,6 +74,12 @@ impl Bare {
             bare.decode(&mut Decoder::new(), number, &target)?;
             if content.wrong(all[at], &target).is_some() {
                 return Err(format!("block {} is not what the raw image holds", all[at]).into());
+            }
+        }
+        if random {
+            // Not in the order in which they lie in memory, which the processor would foresee.
+            for last in (1..bare.places.len()).rev() {
+                bare.places.swap(last, next(&mut state) % (last + 1));
             }
         }
         Ok(bare)
@@ -120,6 +123,14 @@ impl Bare {
         };
         Ok((outcome, ran_since(ran)?))
     }
+}
+
+/// A number that cannot be foreseen, but is the same each time.
+fn next(state: &mut u64) -> usize {
+    *state = state
+        .wrapping_mul(6_364_136_223_846_793_005)
+        .wrapping_add(1);
+    (*state >> 33) as usize
 }
 
 /// Nanoseconds this thread has run.

@@ -5,11 +5,16 @@
 #[path = "../../../tests/common/mod.rs"]
 mod common;
 
+#[path = "../wide.rs"]
+mod wide;
+
 mod bare;
 mod content;
 mod data;
 mod drive;
 mod histogram;
+mod opening;
+mod plot;
 mod process;
 mod report;
 mod subjects;
@@ -23,6 +28,7 @@ use std::time::Duration;
 use clap::Parser;
 
 use bare::Bare;
+use common::layers;
 use content::Content;
 use data::{Data, FORMS};
 use drive::{Connection, Limit, Outcome, WORKLOADS, Workload};
@@ -92,7 +98,7 @@ struct Args {
     /// The image tool.
     #[arg(long, value_name = "PATH", default_value = env!("CARGO_BIN_EXE_ovbd"))]
     tool: PathBuf,
-    /// Where all samples go.
+    /// Where all samples go; a picture of the medians goes beside them, as `.svg`.
     #[arg(long, value_name = "FILE", default_value = "target/bench.json")]
     json: PathBuf,
     /// Cargo adds this.
@@ -208,7 +214,8 @@ fn run(args: &Args) -> Result<()> {
     };
     let content = Content::read(&data.raw()?)?;
     let only = args.only();
-    let subjects = subjects::subjects(&data, &args.builds()?, &only)?;
+    let builds = args.builds()?;
+    let subjects = subjects::subjects(&data, &builds, &only)?;
     let mut processes = Vec::new();
     for subject in &subjects {
         let process = start(subject)?;
@@ -236,6 +243,7 @@ fn run(args: &Args) -> Result<()> {
     for (subject, process) in subjects.iter().zip(&processes) {
         println!("| {} | {} |", subject.name, process.private()?);
     }
+    println!();
     drop(processes);
     if !args.no_cold {
         for workload in [WORKLOADS[0], WORKLOADS[2]] {
@@ -244,8 +252,12 @@ fn run(args: &Args) -> Result<()> {
             tables.push(table);
         }
     }
-    let json: Vec<_> = tables.iter().map(Table::json).collect();
+    if args.only.is_empty() {
+        println!("{}", opening::table(&builds)?);
+    }
     fs::create_dir_all(args.json.parent().unwrap_or(Path::new(".")))?;
+    fs::write(args.json.with_extension("svg"), plot::svg(&tables))?;
+    let json: Vec<_> = tables.iter().map(Table::json).collect();
     fs::write(&args.json, serde_json::to_string_pretty(&json)?)?;
     Ok(())
 }

@@ -53,7 +53,7 @@ impl Process {
                 let log = fs::read_to_string(process.dir.path().join(LOG))?;
                 return Err(format!("{command:?} does not listen: {log}").into());
             }
-            thread::sleep(Duration::from_millis(1));
+            thread::sleep(Duration::from_micros(200));
         }
         Ok(process)
     }

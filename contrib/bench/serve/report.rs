@@ -55,7 +55,7 @@ pub fn median(numbers: impl Iterator<Item = f64>) -> f64 {
 
 impl Row {
     /// The row of a subject, without samples.
-    pub fn new(subject: &Subject) -> Self {
+    pub fn new(subject: &Subject<'_>) -> Self {
         Self {
             name: subject.name.clone(),
             kind: Some(subject.kind),

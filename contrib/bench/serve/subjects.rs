@@ -25,16 +25,21 @@ pub enum Kind {
 }
 
 /// One image and how to serve it.
-pub struct Subject {
+pub struct Subject<'b> {
     /// Name in reports, and for `--only`.
     pub name: String,
     /// Its sort.
     pub kind: Kind,
     /// The files it is made of.
     pub files: Vec<PathBuf>,
-    /// Program and arguments, without the socket.
-    program: PathBuf,
-    arguments: Vec<String>,
+    server: Server<'b>,
+}
+
+enum Server<'b> {
+    /// Our daemon.
+    Ours(&'b Build),
+    /// `qemu-storage-daemon` with these arguments, up to the address of the export.
+    StorageDaemon(Vec<String>),
 }
 
 /// Our daemon in one build with some arguments.
@@ -72,51 +77,54 @@ pub fn selected(only: &[String], name: &str) -> bool {
 }
 
 /// Makes the subjects that `only` asks for, and their files where they are missing.
-pub fn subjects(data: &Data, builds: &[Build], only: &[String]) -> Result<Vec<Subject>> {
+pub fn subjects<'b>(data: &Data, builds: &'b [Build], only: &[String]) -> Result<Vec<Subject<'b>>> {
     let mut found = Vec::new();
+    let mut add = |name: &str, kind, files: &dyn Fn() -> Result<Vec<PathBuf>>| -> Result<()> {
+        for build in builds {
+            let name = build.name(name);
+            if selected(only, &name) {
+                let server = Server::Ours(build);
+                found.push(Subject {
+                    name,
+                    kind,
+                    files: files()?,
+                    server,
+                });
+            }
+        }
+        Ok(())
+    };
     for form in FORMS {
         for count in [1, TALL] {
             let name = match count {
                 1 => form.name.to_owned(),
                 count => format!("{}@{count}", form.name),
             };
-            for build in builds {
-                let name = build.name(&name);
-                if selected(only, &name) {
-                    found.push(build.subject(name, Kind::Ours, data.layers(form, count)?));
-                }
-            }
+            add(&name, Kind::Ours, &|| data.layers(form, count))?;
         }
     }
-    for build in builds {
-        let name = build.name("null");
-        if selected(only, &name) {
-            found.push(build.subject(name, Kind::Null, vec![data.empty()?]));
-        }
-    }
+    add("null", Kind::Null, &|| Ok(vec![data.empty()?]))?;
     found.extend(peers(data, only)?);
     Ok(found)
 }
 
 impl Build {
-    fn name(&self, image: &str) -> String {
+    /// What an image is called in reports if this build serves it.
+    pub fn name(&self, image: &str) -> String {
         match self.label.as_str() {
             "" => image.to_owned(),
             label => format!("{image}+{label}"),
         }
     }
 
-    fn subject(&self, name: String, kind: Kind, files: Vec<PathBuf>) -> Subject {
-        let layers = files
-            .iter()
-            .flat_map(|file| ["--layers".to_owned(), text(file)]);
-        Subject {
-            name,
-            kind,
-            program: self.program.clone(),
-            arguments: layers.chain(self.arguments.iter().cloned()).collect(),
-            files,
+    /// The command that serves layers at `socket`.
+    pub fn command(&self, layers: &[PathBuf], socket: &Path) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(&self.arguments).arg("--socket").arg(socket);
+        for layer in layers {
+            command.arg("--layers").arg(layer);
         }
+        command
     }
 }
 
@@ -131,7 +139,7 @@ const WAYS: [(&str, &str, bool); 4] = [
 /// What `qemu-storage-daemon` serves.
 const DISKS: [&str; 5] = ["raw", "qcow2", "qcow2-chain", "qcow2-zlib", "qcow2-zstd"];
 
-fn peers(data: &Data, only: &[String]) -> Result<Vec<Subject>> {
+fn peers(data: &Data, only: &[String]) -> Result<Vec<Subject<'static>>> {
     let mut found = Vec::new();
     for image in DISKS {
         for (way, options, iothread) in WAYS {
@@ -156,8 +164,12 @@ fn peers(data: &Data, only: &[String]) -> Result<Vec<Subject>> {
                 } else {
                     Kind::Other
                 },
-                program: "qemu-storage-daemon".into(),
-                arguments: storage_daemon(&files, image == "raw", options, iothread),
+                server: Server::StorageDaemon(storage_daemon(
+                    &files,
+                    image == "raw",
+                    options,
+                    iothread,
+                )),
                 files,
             });
         }
@@ -207,21 +219,19 @@ fn storage_daemon(files: &[PathBuf], raw: bool, options: &str, iothread: bool) -
     arguments
 }
 
-impl Subject {
+impl Subject<'_> {
     /// The command that serves it at `socket`, to a front-end with up to two queues.
     pub fn command(&self, socket: &Path) -> Command {
-        let mut command = Command::new(&self.program);
-        match self.kind {
-            Kind::Ours | Kind::Null => {
-                command.args(&self.arguments).arg("--socket").arg(socket);
-            }
-            Kind::Peer | Kind::Other => {
+        match &self.server {
+            Server::Ours(build) => build.command(&self.files, socket),
+            Server::StorageDaemon(arguments) => {
                 let address = format!(",addr.type=unix,addr.path={}", text(socket));
-                let (export, arguments) = self.arguments.split_last().expect("an export");
+                let (export, arguments) = arguments.split_last().expect("an export");
+                let mut command = Command::new("qemu-storage-daemon");
                 command.args(arguments).arg(format!("{export}{address}"));
+                command
             }
         }
-        command
     }
 }
 
