@@ -1,12 +1,11 @@
 //! Virtual machines that read images through the daemon: QEMU by emulation, so it runs anywhere.
 //!
-//! `golden` tells what must be read, `daemon` serves it, `machine` is QEMU, and two guests run on
-//! it: `linux` (a real driver, a real file system) and `tiny` (a driver that breaks the rules).
+//! `common` holds what must be read and the daemon that serves it, `machine` is QEMU, and two guests
+//! run on it: `linux` (a real driver, a real file system) and `tiny` (a driver that breaks the rules).
 
-#[path = "../common/golden.rs"]
-mod golden;
+#[path = "../common/mod.rs"]
+mod common;
 
-mod daemon;
 mod linux;
 mod machine;
 mod process;
@@ -23,8 +22,8 @@ use ovbd_vhost::units::Sector;
 use sha2::{Digest, Sha256};
 use tempfile::tempdir;
 
-use crate::daemon::Daemon;
-use crate::golden::Case;
+use crate::common::daemon::Daemon;
+use crate::common::golden::{self, Case};
 use crate::linux::Linux;
 use crate::process::{output, tool};
 
@@ -34,12 +33,17 @@ const IMAGE: &str = "07s-ext4-3layer-small";
 /// The serial number that the daemon is told to show.
 const SERIAL: &str = "golden-07s";
 
+/// The daemon, serving `golden`.
+fn serve(golden: &Case) -> Daemon {
+    Daemon::with(&golden.layers, &["--serial", SERIAL])
+}
+
 #[test]
 fn linux_sees_the_image_byte_for_byte_and_file_for_file() {
     let golden = golden::find(IMAGE);
     let dir = tempdir().unwrap();
-    let daemon = Daemon::start(dir.path(), &golden.layers);
-    let mut linux = Linux::boot(dir.path(), daemon.socket());
+    let daemon = serve(&golden);
+    let mut linux = Linux::boot(dir.path(), &daemon.socket());
 
     let disk = linux.run(
         "cd /sys/block/vda && for name in size ro serial queue/logical_block_size \
@@ -73,10 +77,14 @@ fn linux_sees_the_image_byte_for_byte_and_file_for_file() {
 fn the_tiny_guest_reads_right_and_its_bad_requests_are_refused() {
     let golden = golden::find(IMAGE);
     let dir = tempdir().unwrap();
-    let daemon = Daemon::start(dir.path(), &golden.layers);
+    let daemon = serve(&golden);
     let content = content_of(&golden);
 
-    let report = tiny::run(dir.path(), daemon.socket(), "mib=0 kib=128 qd=16 seg=4 neg");
+    let report = tiny::run(
+        dir.path(),
+        &daemon.socket(),
+        "mib=0 kib=128 qd=16 seg=4 neg",
+    );
     assert_eq!(report.value("dev", "ro"), "1");
     assert_eq!(
         report.value("dev", "sectors"),
@@ -103,13 +111,13 @@ fn the_tiny_guest_reads_right_and_its_bad_requests_are_refused() {
     // Odd splits, small requests, a range inside; then one request at a time.
     let report = tiny::run(
         dir.path(),
-        daemon.socket(),
+        &daemon.socket(),
         "off=5 mib=7 kib=20 qd=32 seg=6",
     );
     assert_read(&report, &content[5 << 20..12 << 20]);
     let report = tiny::run(
         dir.path(),
-        daemon.socket(),
+        &daemon.socket(),
         "off=63 mib=4 kib=256 qd=1 seg=1",
     );
     assert_read(&report, &content[63 << 20..]);

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use tempfile::tempdir;
 
-use crate::daemon::Daemon;
+use crate::common::golden;
 use crate::linux::Linux;
-use crate::{IMAGE, assert_no_disk_errors, golden};
+use crate::{IMAGE, assert_no_disk_errors, serve};
 
 /// Rounds, unless `OVBD_TEST_KILLS` says otherwise.
 const KILLS: u32 = 5;
@@ -31,15 +31,16 @@ fn a_killed_daemon_is_restarted_and_the_guest_reads_on() {
     let kills = env::var("OVBD_TEST_KILLS").map_or(KILLS, |kills| kills.parse().expect("a number"));
     let golden = golden::find(IMAGE);
     let dir = tempdir().unwrap();
-    let mut daemon = Daemon::start(dir.path(), &golden.layers);
-    let mut linux = Linux::boot(dir.path(), daemon.socket());
+    let mut daemon = serve(&golden);
+    let mut linux = Linux::boot(dir.path(), &daemon.socket());
 
     linux.run(READERS);
     for _ in 0..kills {
         wait_for_reads(&mut linux);
         let moment = RandomState::new().hash_one(()) % 300;
         sleep(Duration::from_millis(moment));
-        daemon.kill_and_restart();
+        daemon.kill();
+        daemon.restart();
     }
     wait_for_reads(&mut linux);
 
