@@ -108,8 +108,8 @@ impl Data {
                 self.once(&name, |path| self.create(form, &raw, path))?,
             ]);
         }
-        let parts = self.parts(count)?;
         let dir = self.once(&format!("{}-{count}", form.name), |dir| {
+            let parts = self.parts(count)?;
             fs::create_dir(dir)?;
             for (number, part) in parts.iter().enumerate() {
                 self.create(form, part, &dir.join(format!("{number:03}.obd")))?;
@@ -157,8 +157,8 @@ impl Data {
 
     /// The disk as a chain of qcow2 files, bottom first.
     pub fn chain(&self, count: usize) -> Result<Vec<PathBuf>> {
-        let parts = self.parts(count)?;
         let dir = self.once(&format!("chain-{count}"), |dir| {
+            let parts = self.parts(count)?;
             fs::create_dir(dir)?;
             for (number, part) in parts.iter().enumerate() {
                 let path = dir.join(format!("{number:03}.qcow2"));
@@ -208,6 +208,14 @@ impl Data {
         })?;
         list(&dir)
     }
+}
+
+/// Reads files, so that the page cache holds them.
+pub fn warm(files: &[PathBuf]) -> Result<()> {
+    for file in files {
+        io::copy(&mut File::open(file)?, &mut io::sink())?;
+    }
+    Ok(())
 }
 
 /// Makes the page cache forget files that nobody has mapped.

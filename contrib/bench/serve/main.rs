@@ -126,10 +126,13 @@ impl Args {
         Ok(builds)
     }
 
-    fn only(&self) -> Vec<String> {
+    /// The images to compare with each other, set by set.
+    fn sets(&self) -> Vec<Vec<String>> {
+        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
         match (self.quick, self.only.as_slice()) {
-            (true, []) => subjects::QUICK.map(str::to_owned).to_vec(),
-            (_, only) => only.to_vec(),
+            (true, []) => vec![owned(&subjects::QUICK)],
+            (false, []) => subjects::SETS.into_iter().map(owned).collect(),
+            (_, only) => vec![only.to_vec()],
         }
     }
 }
@@ -148,10 +151,13 @@ enum Runner<'s> {
 
 impl Runner<'_> {
     fn turn(&mut self, content: &Content, limit: Limit, spin: bool) -> Result<Sample> {
+        let mut stored = 0;
         let (outcome, cpu): (Outcome, u64) = match self {
             Runner::Served(process, connection) => {
                 let before = process.cpu()?;
+                let stored_before = process.read_from_storage()?;
                 let outcome = connection.measure(content, limit, spin)?;
+                stored = process.read_from_storage()? - stored_before;
                 (outcome, process.cpu()? - before)
             }
             Runner::Bare(bare) => bare.measure(limit.time)?,
@@ -161,6 +167,7 @@ impl Runner<'_> {
             cpu: cpu as f64 / 1000.0 / outcome.reads as f64,
             p50: outcome.times.quantile(0.5),
             p99: outcome.times.quantile(0.99),
+            stored,
         })
     }
 }
@@ -213,27 +220,47 @@ fn run(args: &Args) -> Result<()> {
         tool: args.tool.clone(),
     };
     let content = Content::read(&data.raw()?)?;
-    let only = args.only();
     let builds = args.builds()?;
-    let subjects = subjects::subjects(&data, &builds, &only)?;
+    let mut tables = Vec::new();
+    for set in args.sets() {
+        let subjects = subjects::subjects(&data, &builds, &set)?;
+        compare(args, &data, &content, &subjects, &mut tables)?;
+    }
+    if args.only.is_empty() {
+        println!("{}", opening::table(&builds)?);
+    }
+    fs::create_dir_all(args.json.parent().unwrap_or(Path::new(".")))?;
+    fs::write(args.json.with_extension("svg"), plot::svg(&tables))?;
+    let json: Vec<_> = tables.iter().map(Table::json).collect();
+    fs::write(&args.json, serde_json::to_string_pretty(&json)?)?;
+    Ok(())
+}
+
+/// Checks and measures some images, prints what came of it, and adds it to `tables`.
+fn compare(
+    args: &Args,
+    data: &Data,
+    content: &Content,
+    subjects: &[Subject<'_>],
+    tables: &mut Vec<Table>,
+) -> Result<()> {
     let mut processes = Vec::new();
-    for subject in &subjects {
+    for subject in subjects {
         let process = start(subject)?;
         if subject.kind != Kind::Null {
             eprintln!("checking {}", subject.name);
             Connection::open(process.connect()?, 1, WORKLOADS[2], true)?
-                .compare(&content)
+                .compare(content)
                 .map_err(|error| format!("{}: {error}", subject.name))?;
         }
         processes.push(process);
     }
-    let mut tables = Vec::new();
     for queues in &args.queues {
         for workload in WORKLOADS {
             let wanted = args.workloads.iter().any(|name| name == workload.name);
             if wanted || (args.workloads.is_empty() && (*queues == 1 || workload.depth > 1)) {
                 let served: Vec<_> = subjects.iter().zip(&processes).collect();
-                let table = measure(args, &data, &content, &served, *queues, workload)?;
+                let table = measure(args, data, content, &served, *queues, workload)?;
                 println!("{}", table.markdown());
                 tables.push(table);
             }
@@ -247,18 +274,11 @@ fn run(args: &Args) -> Result<()> {
     drop(processes);
     if !args.no_cold {
         for workload in [WORKLOADS[0], WORKLOADS[2]] {
-            let table = measure_cold(args, &content, &subjects, workload)?;
+            let table = measure_cold(args, content, subjects, workload)?;
             println!("{}", table.markdown());
             tables.push(table);
         }
     }
-    if args.only.is_empty() {
-        println!("{}", opening::table(&builds)?);
-    }
-    fs::create_dir_all(args.json.parent().unwrap_or(Path::new(".")))?;
-    fs::write(args.json.with_extension("svg"), plot::svg(&tables))?;
-    let json: Vec<_> = tables.iter().map(Table::json).collect();
-    fs::write(&args.json, serde_json::to_string_pretty(&json)?)?;
     Ok(())
 }
 
@@ -327,6 +347,7 @@ fn measure(
     };
     let mut runners = Vec::new();
     for (subject, process) in served {
+        data::warm(&subject.files)?;
         let connection = Connection::open(
             process.connect()?,
             queues,
@@ -353,11 +374,10 @@ fn measure(
     let time = Duration::from_secs_f64(seconds);
     for round in 0..=args.rounds {
         for (runner, row) in runners.iter_mut().zip(&mut table.rows) {
-            // The first is for warming up.
-            let time = if round == 0 { time / 10 } else { time };
             let count = u64::MAX;
             let sample = runner.turn(content, Limit { time, count }, !processors.shared());
             let sample = sample.map_err(|error| format!("{}: {error}", row.name))?;
+            // The first is for warming up.
             if round > 0 {
                 row.samples.push(sample);
             }

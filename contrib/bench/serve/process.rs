@@ -107,6 +107,15 @@ impl Process {
         Ok(total)
     }
 
+    /// Bytes it made the system read from storage.
+    pub fn read_from_storage(&self) -> Result<u64> {
+        let text = fs::read_to_string(self.path("io"))?;
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("read_bytes: "));
+        Ok(line.ok_or("io: no read_bytes")?.parse()?)
+    }
+
     /// KiB of memory that is its own and no file's: pages of the page cache it has mapped are not.
     pub fn private(&self) -> Result<u64> {
         let text = fs::read_to_string(self.path("smaps_rollup"))?;

@@ -17,6 +17,8 @@ pub struct Sample {
     pub p50: f64,
     /// The same for 99 of 100.
     pub p99: f64,
+    /// Bytes the daemon had to read from storage.
+    pub stored: u64,
 }
 
 /// All runs of one subject.
@@ -124,7 +126,40 @@ impl Table {
                 time(|sample| sample.p99),
             );
         }
+        out += "\n";
+        for row in &self.rows {
+            self.notes(row, &mut out);
+        }
         out
+    }
+
+    /// What else there is to say of a row: how it compares with what it varies, and whether it was
+    /// as warm as it should be.
+    fn notes(&self, row: &Row, out: &mut String) {
+        let stem = row.name.rsplit_once(['@', '+']).map(|(stem, _)| stem);
+        let basis = self
+            .rows
+            .iter()
+            .find(|other| Some(other.name.as_str()) == stem);
+        if let Some(basis) = basis {
+            let (rate, cpu) = (
+                row.against(basis, |sample| sample.rate),
+                row.against(basis, |sample| sample.cpu),
+            );
+            let _ = writeln!(
+                out,
+                "{} to {}: reads/s {rate:.2}, CPU {cpu:.2}",
+                row.name, basis.name
+            );
+        }
+        let stored = row.median(|sample| sample.stored as f64) / 1e6;
+        if stored > 0.0 && !self.cold {
+            let _ = writeln!(
+                out,
+                "{} read {stored:.1} MB from storage in a turn",
+                row.name
+            );
+        }
     }
 
     /// All samples.
@@ -138,6 +173,7 @@ impl Table {
                 "cpu_us_per_read": all(|sample| sample.cpu),
                 "p50_us": all(|sample| sample.p50),
                 "p99_us": all(|sample| sample.p99),
+                "bytes_from_storage": all(|sample| sample.stored as f64),
             })
         });
         json!({

@@ -65,6 +65,32 @@ pub const QUICK: [&str; 9] = [
     "qcow2-zstd:io_uring",
 ];
 
+/// The same of a full run, in sets that fit in memory: one layer and the peers, and stacks.
+pub const SETS: [&[&str]; 2] = [
+    &[
+        "null",
+        "lz4",
+        "lz4-32k",
+        "zstd",
+        "plain",
+        "raw",
+        "qcow2",
+        "qcow2-zlib",
+        "qcow2-zstd",
+    ],
+    &[
+        "lz4",
+        "lz4@255",
+        "lz4-32k",
+        "lz4-32k@255",
+        "zstd",
+        "zstd@255",
+        "plain",
+        "plain@255",
+        "qcow2-chain",
+    ],
+];
+
 /// Whether `only`, a list of names, asks for the subject `name`: by its whole name, or by the part
 /// before a colon or plus sign.
 pub fn selected(only: &[String], name: &str) -> bool {
