@@ -8,6 +8,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
+use io_uring::register::Restriction;
 use io_uring::{IoUring, opcode, squeue, types};
 
 /// Reads under way at a time, per worker.
@@ -45,13 +46,18 @@ impl std::fmt::Debug for Uring {
 }
 
 impl Uring {
-    /// Sets a ring up.
+    /// Sets a ring up, which can read and do nothing else.
     ///
     /// # Errors
     ///
-    /// Kernels without io_uring, and containers that forbid it, refuse here.
+    /// Kernels before 5.10, and containers that forbid io_uring, refuse here.
     pub fn new() -> io::Result<Uring> {
-        let ring = IoUring::new(MAX_READS as u32)?;
+        let ring = IoUring::builder()
+            .setup_r_disabled()
+            .build(MAX_READS as u32)?;
+        let submitter = ring.submitter();
+        submitter.register_restrictions(&mut [Restriction::sqe_op(opcode::Read::CODE)])?;
+        submitter.register_enable_rings()?;
         let buffers = (0..MAX_READS).map(|_| None).collect();
         Ok(Uring {
             ring,
@@ -191,5 +197,27 @@ impl Drop for Uring {
                 return;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ring_reads_and_does_nothing_else() {
+        let mut uring = Uring::new().unwrap();
+        let file = std::fs::File::open("Cargo.toml").unwrap();
+        let buffer = uring.buffer(9);
+        uring.read(0, file.as_fd(), 0, buffer, 0).unwrap();
+        uring.wait().unwrap();
+        let completion = uring.completed().unwrap();
+        assert_eq!(completion.result.unwrap(), 9);
+        assert_eq!(completion.buffer, b"[package]");
+        // SAFETY: the operation has no memory and no descriptor.
+        unsafe { uring.ring.submission().push(&opcode::Nop::new().build()) }.unwrap();
+        uring.wait().unwrap();
+        let result = uring.ring.completion().next().unwrap().result();
+        assert_eq!(result, -libc::EACCES);
     }
 }
