@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 use ovbd_vhost::daemon::config::{Config, ImageSource, MAX_QUEUES};
-use ovbd_vhost::daemon::{self, error};
+use ovbd_vhost::daemon::{self, activation, error};
 use ovbd_vhost::engine::Tuning;
 use ovbd_vhost::virtio::queue::MAX_QUEUE_SIZE;
 use ovbd_vhost::virtio::request::SERIAL_LEN;
@@ -15,13 +16,26 @@ use ovbd_vhost::virtio::request::SERIAL_LEN;
 #[derive(Parser)]
 #[command(version, about)]
 struct Args {
-    /// Path of the socket the virtual machine's monitor connects to.
+    /// Path of the socket the virtual machine's monitor connects to [default: the socket the
+    /// service manager passes].
     #[arg(long, value_name = "PATH")]
-    socket: PathBuf,
+    socket: Option<PathBuf>,
 
     /// Permissions of the socket, in octal.
     #[arg(long, value_name = "MODE", default_value = "600", value_parser = parse_mode)]
     socket_mode: u32,
+
+    /// User to become, by name or number, once the layers are open.
+    #[arg(long, value_name = "USER")]
+    user: Option<String>,
+
+    /// Group to become a member of, by name or number [default: the user's own].
+    #[arg(long, value_name = "GROUP", requires = "user")]
+    group: Option<String>,
+
+    /// Whether to give up, before serving, all that serving does not need.
+    #[arg(long, value_name = "WHETHER", value_enum, default_value_t = Switch::On)]
+    sandbox: Switch,
 
     /// Layers, bottom first: a comma-separated list, and repeatable.
     #[arg(
@@ -73,6 +87,13 @@ struct Args {
     /// How bytes that are not in memory are read.
     #[arg(long, value_name = "WAY", value_enum, default_value_t = Io::Uring)]
     io: Io,
+}
+
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+enum Switch {
+    On,
+    /// For debuggers and profilers.
+    Off,
 }
 
 #[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
@@ -132,6 +153,9 @@ impl From<Args> for Config {
         Config {
             socket: args.socket,
             socket_mode: args.socket_mode,
+            user: args.user,
+            group: args.group,
+            sandbox: args.sandbox == Switch::On,
             image: match args.config {
                 Some(path) => ImageSource::Config(path),
                 None => ImageSource::Layers(args.layers),
@@ -154,6 +178,12 @@ impl From<Args> for Config {
 #[expect(clippy::print_stderr, reason = "the one line that says why")]
 fn main() -> ExitCode {
     let args = Args::parse();
+    if args.socket.is_none() && !activation::is_offered() {
+        let text = "--socket is missing, and no service manager passes a socket";
+        Args::command()
+            .error(ErrorKind::MissingRequiredArgument, text)
+            .exit();
+    }
     let environment = env_logger::Env::default().default_filter_or("info");
     env_logger::Builder::from_env(environment).init();
     match daemon::run(args.into()) {

@@ -11,10 +11,16 @@ pub const MAX_QUEUES: u16 = 256;
 /// Everything a device needs.
 #[derive(Debug)]
 pub struct Config {
-    /// Path of the socket front-ends connect to.
-    pub socket: PathBuf,
-    /// Its permissions.
+    /// Path of the socket front-ends connect to; without one, the service manager passes it.
+    pub socket: Option<PathBuf>,
+    /// Permissions of the socket at that path.
     pub socket_mode: u32,
+    /// Who to be once the layers are open: a user's name or number.
+    pub user: Option<String>,
+    /// The group to be of, in place of the user's own.
+    pub group: Option<String>,
+    /// Whether everything that serving does not need is given up.
+    pub sandbox: bool,
     /// The layers.
     pub image: ImageSource,
     /// Queues a front-end may use.

@@ -40,6 +40,32 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// The service manager passes something else than one listening socket.
+    #[error("cannot use what the service manager passes as a socket")]
+    Activation(#[from] super::activation::Error),
+    /// The service manager passes another socket than the one named.
+    #[error("the service manager passes another socket than {}: leave --socket out", path.display())]
+    OtherSocket {
+        /// The path that was named.
+        path: PathBuf,
+    },
+    /// Nobody says where to listen.
+    #[error("no socket: give --socket, or pass one as systemd does")]
+    NoSocket,
+    /// The user to be does not exist, or one may not become it.
+    #[error("cannot change the user")]
+    Identity(#[from] super::sandbox::privileges::IdentityError),
+    /// The sandbox cannot be entered.
+    #[error("cannot enter the sandbox (--sandbox off does without)")]
+    Sandbox(#[from] super::sandbox::Error),
+    /// Reads did not end in time after a signal.
+    #[error(
+        "reads still wait for storage {seconds} s after the signal to stop: ended without them"
+    )]
+    Drain {
+        /// How long they had.
+        seconds: u64,
+    },
     /// Signals cannot be caught.
     #[error("cannot catch signals")]
     Signals(#[source] io::Error),

@@ -1,5 +1,6 @@
-//! The socket front-ends connect to.
+//! The socket front-ends connect to: bound here, or passed by the service manager.
 
+use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -9,10 +10,16 @@ use rustix::fs::Mode;
 
 use super::Error;
 
-/// A bound socket, whose path goes away with it.
+/// A listening socket. Where it was bound here, its path goes away with it.
 #[derive(Debug)]
 pub struct Listener {
     socket: UnixListener,
+    bound: Option<Bound>,
+}
+
+/// A path that is ours.
+#[derive(Debug)]
+struct Bound {
     path: PathBuf,
     /// Device and inode of the path, to remove no one else's.
     identity: (u64, u64),
@@ -56,11 +63,39 @@ impl Listener {
         let socket = socket.map_err(failed)?;
         socket.set_nonblocking(true).map_err(failed)?;
         let meta = path.symlink_metadata().map_err(failed)?;
-        let identity = (meta.dev(), meta.ino());
         Ok(Listener {
             socket,
-            path: path.to_owned(),
-            identity,
+            bound: Some(Bound {
+                path: path.to_owned(),
+                identity: identity(&meta),
+            }),
+        })
+    }
+
+    /// Takes a socket over that listens already. If `named` is given, it must be the socket's path.
+    ///
+    /// # Errors
+    ///
+    /// It has another path, or the system refuses.
+    pub fn passed(socket: UnixListener, named: Option<&Path>) -> Result<Listener, Error> {
+        if let Some(path) = named {
+            let at = |path: &Path| path.metadata().ok().as_ref().map(identity);
+            let own = socket.local_addr().ok();
+            let own = own.as_ref().and_then(|address| address.as_pathname());
+            if own.and_then(at).is_none_or(|own| Some(own) != at(path)) {
+                return Err(Error::OtherSocket {
+                    path: path.to_owned(),
+                });
+            }
+        }
+        let failed = |source| Error::Socket {
+            path: named.unwrap_or(Path::new("the passed socket")).to_owned(),
+            source,
+        };
+        socket.set_nonblocking(true).map_err(failed)?;
+        Ok(Listener {
+            socket,
+            bound: None,
         })
     }
 
@@ -68,6 +103,19 @@ impl Listener {
     pub fn socket(&self) -> &UnixListener {
         &self.socket
     }
+
+    /// The directory in which the socket is removed at the end, if it is.
+    pub fn directory(&self) -> Option<&Path> {
+        let parent = self.bound.as_ref()?.path.parent();
+        parent.map(|parent| match parent.as_os_str().is_empty() {
+            true => Path::new("."),
+            false => parent,
+        })
+    }
+}
+
+fn identity(meta: &Metadata) -> (u64, u64) {
+    (meta.dev(), meta.ino())
 }
 
 /// Binds with exactly the permissions asked for, from the first moment.
@@ -78,9 +126,9 @@ fn bind(path: &Path, mode: u32) -> io::Result<UnixListener> {
     socket
 }
 
-impl Drop for Listener {
+impl Drop for Bound {
     fn drop(&mut self) {
-        let ours = |meta: std::fs::Metadata| (meta.dev(), meta.ino()) == self.identity;
+        let ours = |meta: Metadata| identity(&meta) == self.identity;
         if self.path.symlink_metadata().is_ok_and(ours) {
             // The next daemon replaces what we cannot remove.
             let _ = std::fs::remove_file(&self.path);

@@ -1,15 +1,24 @@
 //! The `ovbd-vhost` daemon: from command line to running device.
 //!
-//! [`run`] opens the image, binds the socket ([`listener`]), says that it is ready and serves one
-//! front-end after the other ([`server`]) until a signal ends it.
+//! [`run`] opens the image, binds the socket ([`listener`]) or takes the one passed to it
+//! ([`activation`]), gives up what it does not need any more ([`sandbox`]), says that it is ready
+//! ([`notify`]) and serves one front-end after the other ([`server`]) until a signal ends it.
 
+pub mod activation;
 pub mod config;
 pub mod error;
 pub mod listener;
+pub mod notify;
+pub mod sandbox;
 pub mod server;
 
-use std::os::unix::net::UnixStream;
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -26,41 +35,73 @@ use crate::virtio::config::DeviceConfig;
 use crate::virtio::request::SERIAL_LEN;
 use config::ImageSource;
 use listener::Listener;
+use notify::Manager;
+use sandbox::privileges::{self, Identity};
 
-/// Serves one device until SIGTERM or SIGINT.
+/// Serves one device until SIGTERM or SIGINT; a second signal ends the process at once.
 ///
 /// # Errors
 ///
-/// The image cannot be opened or the socket not be bound; [`Error`] says which and why.
+/// The image cannot be opened or the socket not be bound, or reads did not end after a signal;
+/// [`Error`] says which and why.
 pub fn run(config: Config) -> Result<(), Error> {
+    let passed = activation::take()?;
+    let open = |config: &Config, stack: &Stack| {
+        let disk = open_disk(config, stack)?;
+        // Bound last: who can connect will be served.
+        Ok((disk, listen(config, passed)?))
+    };
     let opened = match &config.image {
         ImageSource::Layers(layers) => open(&config, &Stack::new(layers)),
         ImageSource::Config(path) => {
             let image = spec::Config::load(path).map_err(Error::ImageConfig)?;
+            // Made by whoever starts us: `open` may make us somebody else.
+            let result = image.result_file().map(ResultFile::create).transpose()?;
             let stack = image.stack().map_err(Error::ImageConfig);
             let opened = stack.and_then(|stack| open(&config, &stack));
-            if let Some(path) = image.result_file() {
-                report(&path, opened.as_ref().err())?;
+            if let Some(result) = result {
+                result.report(opened.as_ref().err())?;
             }
             opened
         }
     };
     let (disk, listener) = opened?;
     let signals = signals()?;
-    if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
-        log::warn!("the service manager cannot be told that we are ready: {error}");
+    let manager = Manager::connect();
+    if config.sandbox {
+        let start = Instant::now();
+        sandbox::enter(listener.directory())?;
+        log::debug!("entered the sandbox in {:?}", start.elapsed());
     }
+    manager.tell(&NotifyState::Ready);
+    let socket = config.socket.as_deref();
     log::info!(
         "serving {} layers, {} bytes, {} segments on {}",
         disk.image.layers().len(),
         disk.image.size(),
         disk.image.index().len(),
-        config.socket.display()
+        socket.map_or("the passed socket".into(), Path::to_string_lossy)
     );
-    server::serve(&listener, &disk, &signals)
+    server::serve(&listener, &disk, &signals, &manager)
 }
 
-fn open(config: &Config, stack: &Stack) -> Result<(Arc<Disk>, Listener), Error> {
+/// Becomes who the daemon is to be and listens: the socket belongs to that user from its first
+/// moment, and can be removed at the end.
+fn listen(config: &Config, passed: Option<UnixListener>) -> Result<Listener, Error> {
+    if config.sandbox {
+        privileges::bound().map_err(sandbox::Error::Privileges)?;
+    }
+    if let Some(user) = &config.user {
+        Identity::find(user, config.group.as_deref())?.assume()?;
+    }
+    match (passed, &config.socket) {
+        (Some(socket), named) => Listener::passed(socket, named.as_deref()),
+        (None, Some(path)) => Listener::bind(path, config.socket_mode),
+        (None, None) => Err(Error::NoSocket),
+    }
+}
+
+fn open_disk(config: &Config, stack: &Stack) -> Result<Arc<Disk>, Error> {
     let image = Image::open(stack).map_err(Error::Image)?;
     let serial = config.serial.unwrap_or_else(|| {
         let mut bytes = [0; SERIAL_LEN];
@@ -84,16 +125,19 @@ fn open(config: &Config, stack: &Stack) -> Result<(Arc<Disk>, Listener), Error> 
         tuning: config.tuning.clone(),
         image,
     };
-    // Bound last: who can connect will be served.
-    let listener = Listener::bind(&config.socket, config.socket_mode)?;
-    Ok((Arc::new(disk), listener))
+    Ok(Arc::new(disk))
 }
 
-/// A stream that becomes readable when a signal asks the daemon to end.
+/// A stream that becomes readable when a signal asks the daemon to end. A second signal does not
+/// ask.
 fn signals() -> Result<UnixStream, Error> {
     let pipe = || -> std::io::Result<UnixStream> {
         let (read, write) = UnixStream::pair()?;
+        let asked = Arc::new(AtomicBool::new(false));
         for signal in [SIGTERM, SIGINT] {
+            // In this order: the first signal finds the flag down and raises it.
+            signal_hook::flag::register_conditional_shutdown(signal, 1, asked.clone())?;
+            signal_hook::flag::register(signal, asked.clone())?;
             signal_hook::low_level::pipe::register(signal, write.try_clone()?)?;
         }
         Ok(read)
@@ -101,14 +145,28 @@ fn signals() -> Result<UnixStream, Error> {
     pipe().map_err(Error::Signals)
 }
 
-/// Writes what an image config's `resultFile` asks for: `success` or `failed:<reason>`.
-fn report(path: &std::path::Path, failure: Option<&Error>) -> Result<(), Error> {
-    let text = match failure {
-        None => "success".to_owned(),
-        Some(error) => format!("failed:{}", error::chain(error)),
-    };
-    std::fs::write(path, text).map_err(|source| Error::ResultFile {
-        path: path.to_owned(),
-        source,
-    })
+/// The file an image config wants to be told in.
+struct ResultFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl ResultFile {
+    fn create(path: PathBuf) -> Result<Self, Error> {
+        match File::create(&path) {
+            Ok(file) => Ok(Self { path, file }),
+            Err(source) => Err(Error::ResultFile { path, source }),
+        }
+    }
+
+    /// Writes `success` or `failed:<reason>`.
+    fn report(mut self, failure: Option<&Error>) -> Result<(), Error> {
+        let text = match failure {
+            None => "success".to_owned(),
+            Some(error) => format!("failed:{}", error::chain(error)),
+        };
+        let path = self.path;
+        let written = self.file.write_all(text.as_bytes());
+        written.map_err(|source| Error::ResultFile { path, source })
+    }
 }

@@ -10,17 +10,26 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
+use sd_notify::NotifyState;
 
 use super::Error;
 use super::listener::Listener;
+use super::notify::Manager;
 use crate::engine::Disk;
 use crate::poller::{Poller, Trigger};
 use crate::vhost::session;
 
 /// Connections that wait to say something; the oldest goes when one more comes.
 const MAX_SILENT: usize = 16;
+
+/// How long queues may take to drain after a signal. Reads of local storage end well before, and
+/// service managers wait longer.
+const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 
 const LISTENER: u64 = u64::MAX;
 const SIGNAL: u64 = u64::MAX - 1;
@@ -29,25 +38,55 @@ const SIGNAL: u64 = u64::MAX - 1;
 struct Active {
     stream: UnixStream,
     thread: JoinHandle<()>,
+    /// Hung up when the thread ends.
+    ended: io::PipeReader,
 }
 
 impl Active {
     fn start(stream: UnixStream, disk: Arc<Disk>) -> io::Result<Active> {
         stream.set_nonblocking(false)?;
         let theirs = stream.try_clone()?;
+        let (ended, end) = io::pipe()?;
         let thread = thread::Builder::new()
             .name("front-end".to_owned())
-            .spawn(move || match session::serve(theirs, disk) {
-                Ok(()) => log::info!("the front-end left"),
-                Err(error) => log::warn!("the front-end's connection is dropped: {error}"),
+            .spawn(move || {
+                let _end = end;
+                match session::serve(theirs, disk) {
+                    Ok(()) => log::info!("the front-end left"),
+                    Err(error) => log::warn!("the front-end's connection is dropped: {error}"),
+                }
             })?;
-        Ok(Active { stream, thread })
+        Ok(Active {
+            stream,
+            thread,
+            ended,
+        })
     }
 
-    /// Ends the connection and waits until its queues are drained.
-    fn end(self) {
+    /// Tells the connection's thread to drain its queues and end.
+    fn hang_up(&self) {
         // Already closed is as good.
         let _ = self.stream.shutdown(Shutdown::Both);
+    }
+
+    /// Waits until the thread ends, `signals` becomes readable or, if there is one, the deadline
+    /// passes; returns whether the thread ended.
+    fn wait(&self, signals: Option<&UnixStream>, deadline: Option<Instant>) -> io::Result<bool> {
+        let mut watched = vec![PollFd::new(&self.ended, PollFlags::IN)];
+        watched.extend(signals.map(|signals| PollFd::new(signals, PollFlags::IN)));
+        loop {
+            let left = deadline.map(|end| end.saturating_duration_since(Instant::now()));
+            let left = left.and_then(|left| Timespec::try_from(left).ok());
+            match poll(&mut watched, left.as_ref()) {
+                Ok(_) => return Ok(!watched[0].revents().is_empty()),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// Reports what became of a thread that ended.
+    fn reap(self) {
         if self.thread.join().is_err() {
             log::error!("a front-end's thread panicked");
         }
@@ -58,8 +97,37 @@ impl Active {
 ///
 /// # Errors
 ///
-/// The system does not let us wait for connections.
-pub fn serve(listener: &Listener, disk: &Arc<Disk>, signals: &UnixStream) -> Result<(), Error> {
+/// The system does not let us wait for connections, or a queue does not drain in time.
+pub fn serve(
+    listener: &Listener,
+    disk: &Arc<Disk>,
+    signals: &UnixStream,
+    manager: &Manager,
+) -> Result<(), Error> {
+    let active = serve_until(listener, disk, signals)?;
+    manager.tell(&NotifyState::Stopping);
+    active.map_or(Ok(()), |active| drain(active, DRAIN_LIMIT))
+}
+
+/// Ends a connection, at the latest after `limit`.
+fn drain(active: Active, limit: Duration) -> Result<(), Error> {
+    active.hang_up();
+    let deadline = Instant::now() + limit;
+    if active.wait(None, Some(deadline)).map_err(Error::Wait)? {
+        active.reap();
+        return Ok(());
+    }
+    Err(Error::Drain {
+        seconds: limit.as_secs(),
+    })
+}
+
+/// Serves front-ends until `signals` becomes readable; returns the one that is served then.
+fn serve_until(
+    listener: &Listener,
+    disk: &Arc<Disk>,
+    signals: &UnixStream,
+) -> Result<Option<Active>, Error> {
     let poller = Poller::new().map_err(Error::Wait)?;
     poller
         .watch(listener.socket(), LISTENER, Trigger::Level)
@@ -76,12 +144,7 @@ pub fn serve(listener: &Listener, disk: &Arc<Disk>, signals: &UnixStream) -> Res
             .map_err(Error::Wait)?;
         for token in ready.drain(..) {
             match token {
-                SIGNAL => {
-                    if let Some(active) = active.take() {
-                        active.end();
-                    }
-                    return Ok(());
-                }
+                SIGNAL => return Ok(active),
                 LISTENER => accept(listener, &poller, &mut silent),
                 spoke => {
                     let Some(at) = silent.iter().position(|stream| token_of(stream) == spoke)
@@ -96,7 +159,12 @@ pub fn serve(listener: &Listener, disk: &Arc<Disk>, signals: &UnixStream) -> Res
                         if !previous.thread.is_finished() {
                             log::warn!("a new front-end takes over from the one connected");
                         }
-                        previous.end();
+                        previous.hang_up();
+                        // As long as it takes: both may share the same memory.
+                        if !previous.wait(Some(signals), None).map_err(Error::Wait)? {
+                            return Ok(Some(previous));
+                        }
+                        previous.reap();
                     }
                     match Active::start(stream, disk.clone()) {
                         Ok(started) => active = Some(started),
@@ -120,7 +188,7 @@ fn accept(listener: &Listener, poller: &Poller, silent: &mut Vec<UnixStream>) {
                 log::warn!("a connection cannot be accepted: {error}");
                 // Out of descriptors, most likely: let some go rather than spin.
                 silent.clear();
-                thread::sleep(std::time::Duration::from_millis(10));
+                thread::sleep(Duration::from_millis(10));
             }
             return;
         }
@@ -141,4 +209,50 @@ fn says_something(stream: &UnixStream) -> bool {
         recv(stream, &mut byte[..], RecvFlags::PEEK | RecvFlags::DONTWAIT),
         Ok((1.., _))
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// A connection whose thread ends when the sender is dropped.
+    fn stuck() -> (Active, mpsc::Sender<()>) {
+        let (stream, _) = UnixStream::pair().unwrap();
+        let (ended, end) = io::pipe().unwrap();
+        let (release, stuck) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            let _end = end;
+            let _ = stuck.recv();
+        });
+        let active = Active {
+            stream,
+            thread,
+            ended,
+        };
+        (active, release)
+    }
+
+    #[test]
+    fn a_connection_that_does_not_drain_is_given_up() {
+        let (active, release) = stuck();
+        let error = drain(active, Duration::from_millis(1)).unwrap_err();
+        assert!(matches!(error, Error::Drain { .. }), "{error:?}");
+        drop(release);
+        let (active, release) = stuck();
+        drop(release);
+        drain(active, Duration::from_secs(60)).unwrap();
+    }
+
+    #[test]
+    fn a_signal_ends_the_wait_for_a_front_end_being_replaced() {
+        let (active, release) = stuck();
+        let (signals, sender) = UnixStream::pair().unwrap();
+        drop(sender);
+        assert!(!active.wait(Some(&signals), None).unwrap());
+        drop(release);
+        assert!(active.wait(None, None).unwrap());
+        active.reap();
+    }
 }

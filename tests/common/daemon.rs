@@ -135,6 +135,11 @@ impl Daemon {
         fs::read_dir(path).expect("the daemon runs").count()
     }
 
+    /// Its process.
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
     /// Ends it without a warning, as a crash does.
     pub fn kill(&mut self) {
         self.child.kill().expect("kill");
@@ -143,8 +148,12 @@ impl Daemon {
 
     /// Asks it to stop and waits until it did.
     pub fn terminate(&mut self) -> ExitStatus {
-        let pid = Pid::from_child(&self.child);
-        kill_process(pid, Signal::TERM).expect("SIGTERM");
+        kill_process(self.pid(), Signal::TERM).expect("SIGTERM");
+        self.wait()
+    }
+
+    /// Waits until it ends by itself.
+    pub fn wait(&mut self) -> ExitStatus {
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().expect("child") {
@@ -152,7 +161,7 @@ impl Daemon {
             }
             assert!(
                 start.elapsed() < PATIENCE,
-                "SIGTERM did not stop it: {}",
+                "the daemon does not end: {}",
                 self.log()
             );
             thread::sleep(Duration::from_millis(2));

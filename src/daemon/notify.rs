@@ -1,0 +1,47 @@
+//! What the service manager is told (`sd_notify(3)`).
+
+use std::env;
+use std::ffi::OsStr;
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+use sd_notify::NotifyState;
+
+/// The service manager, if there is one. Connected early: no socket can be made later.
+#[derive(Debug)]
+pub struct Manager {
+    socket: Option<UnixDatagram>,
+}
+
+impl Manager {
+    /// Connects to where NOTIFY_SOCKET says; a failure is logged.
+    pub fn connect() -> Self {
+        let socket = env::var_os("NOTIFY_SOCKET").and_then(|name| {
+            connect(&name)
+                .inspect_err(|error| log::warn!("no service manager at {name:?}: {error}"))
+                .ok()
+        });
+        Self { socket }
+    }
+
+    /// Tells it how we are; a failure is logged.
+    pub fn tell(&self, state: &NotifyState<'_>) {
+        if let Some(socket) = &self.socket
+            && let Err(error) = socket.send(state.to_string().as_bytes())
+        {
+            log::warn!("the service manager cannot be told {state}: {error}");
+        }
+    }
+}
+
+fn connect(name: &OsStr) -> io::Result<UnixDatagram> {
+    let address = match name.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+        _ => SocketAddr::from_pathname(name)?,
+    };
+    let socket = UnixDatagram::unbound()?;
+    socket.connect_addr(&address)?;
+    Ok(socket)
+}

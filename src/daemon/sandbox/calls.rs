@@ -1,0 +1,219 @@
+//! seccomp: the system calls that serving takes, each with its reason, and no other.
+//!
+//! A call outside the tables kills the process: nothing in the daemon makes one, so whoever does is
+//! no longer the daemon; and one that dies is restarted without its guest noticing. A few calls that
+//! libraries try and can do without are answered as by a kernel that does not have them.
+
+use std::collections::BTreeMap;
+use std::env::consts::ARCH;
+use std::process;
+
+use libc::{c_int, c_long};
+use seccompiler::{
+    BackendError, BpfProgram, Error as InstallError, SeccompAction, SeccompCmpArgLen, SeccompCmpOp,
+    SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
+};
+
+use super::{Error, Support};
+
+/// Calls that reach nothing but what is open already.
+const ALLOWED: &[c_long] = &[
+    // A read: bytes the page cache holds, bytes it does not, the driver's interrupt.
+    libc::SYS_preadv2,
+    libc::SYS_pread64,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_setup, // a ring for each queue that starts
+    libc::SYS_read,           // a device state
+    libc::SYS_write,          // eventfds, log lines
+    libc::SYS_writev,         // log lines
+    libc::SYS_getrusage,      // page faults that waited for storage
+    libc::SYS_fadvise64,      // --readahead, --drop-cache
+    // Waiting.
+    libc::SYS_epoll_create1, // one for each queue that starts
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_epoll_wait,
+    libc::SYS_ppoll, // for a front-end to end
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_poll,
+    libc::SYS_eventfd2,        // to stop a queue
+    libc::SYS_clock_nanosleep, // when out of descriptors
+    libc::SYS_nanosleep,
+    libc::SYS_restart_syscall, // a wait that SIGSTOP broke off
+    // A front-end: its connection, messages, descriptors and memory.
+    libc::SYS_accept4,
+    libc::SYS_pipe2, // to see its thread end
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_shutdown,
+    libc::SYS_close,
+    libc::SYS_fstat, // sizes of what it shares
+    libc::SYS_newfstatat,
+    libc::SYS_statx,        // and whether the socket's path is still ours
+    libc::SYS_memfd_create, // an in-flight area
+    libc::SYS_ftruncate,
+    // Memory.
+    libc::SYS_brk,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    // Threads: one for each connection and queue.
+    libc::SYS_futex,
+    libc::SYS_set_robust_list,
+    libc::SYS_rseq,
+    libc::SYS_sched_getaffinity, // the C library, to size stacks and heaps
+    libc::SYS_sched_yield,
+    libc::SYS_gettid,
+    libc::SYS_getpid,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    // Signals: the request to end, and a file cut short under its mapping.
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    // Clocks that the kernel does not let a process read by itself; seeds of hash tables.
+    libc::SYS_clock_gettime,
+    libc::SYS_gettimeofday,
+    libc::SYS_getrandom,
+];
+
+/// To remove the socket at the end. Landlock keeps this to the socket's directory.
+const REMOVING: &[c_long] = &[
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_unlink,
+    libc::SYS_unlinkat,
+];
+
+/// What libraries try, and can do without.
+const ABSENT: &[c_long] = &[
+    // Its flags lie in memory, where no filter can read them; C libraries fall back to `clone`.
+    libc::SYS_clone3,
+    // Old C libraries count processors by a file; a panic's backtrace looks for symbols.
+    libc::SYS_openat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_open,
+    libc::SYS_readlinkat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_readlink,
+    libc::SYS_getcwd,
+];
+
+/// What an argument must be.
+enum Test {
+    Is(c_int),
+    /// Exactly the `set` ones among the bits of `mask` are set.
+    Bits {
+        mask: c_int,
+        set: c_int,
+    },
+    Null,
+}
+
+/// What makes a new thread, rather than a new process.
+const THREAD: c_int = libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_THREAD;
+
+const NEW_NAMESPACES: c_int = libc::CLONE_NEWNS
+    | libc::CLONE_NEWCGROUP
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUSER
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET;
+
+const NOT_EXECUTABLE: Test = Test::Bits {
+    mask: libc::PROT_EXEC,
+    set: 0,
+};
+
+// From the kernel's `io_uring.h`.
+const IORING_REGISTER_RESTRICTIONS: c_int = 11;
+const IORING_REGISTER_ENABLE_RINGS: c_int = 12;
+
+/// Calls allowed for one argument only, counted from 0; several rows of a call are alternatives.
+fn conditional() -> [(c_long, u8, Test); 15] {
+    use Test::{Bits, Is, Null};
+    let thread = Bits {
+        mask: THREAD | NEW_NAMESPACES,
+        set: THREAD,
+    };
+    [
+        (libc::SYS_clone, 0, thread),
+        (libc::SYS_prctl, 0, Is(libc::PR_SET_NAME)), // a thread's name
+        (libc::SYS_sched_setaffinity, 0, Is(0)),     // --cpus, of the calling thread
+        (libc::SYS_mmap, 2, NOT_EXECUTABLE),         // guest memory, stacks, heaps
+        (libc::SYS_mprotect, 2, NOT_EXECUTABLE),     // guard pages, heaps
+        (libc::SYS_ioctl, 1, Is(libc::FIONBIO as c_int)), // eventfds and connections
+        (libc::SYS_fcntl, 1, Is(libc::F_DUPFD_CLOEXEC)), // a connection's second handle
+        (libc::SYS_fcntl, 1, Is(libc::F_GETFL)),
+        (libc::SYS_fcntl, 1, Is(libc::F_SETFL)),
+        (libc::SYS_fcntl, 1, Is(libc::F_GETFD)),
+        (libc::SYS_fcntl, 1, Is(libc::F_ADD_SEALS)), // an in-flight area
+        (libc::SYS_sendto, 4, Null),                 // to who is connected: a signal's pipe
+        (libc::SYS_tgkill, 0, Is(process::id() as c_int)), // abort
+        (
+            libc::SYS_io_uring_register,
+            1,
+            Is(IORING_REGISTER_RESTRICTIONS),
+        ),
+        (
+            libc::SYS_io_uring_register,
+            1,
+            Is(IORING_REGISTER_ENABLE_RINGS),
+        ),
+    ]
+}
+
+impl Test {
+    fn rule(self, argument: u8) -> Result<SeccompRule, BackendError> {
+        use SeccompCmpArgLen::{Dword, Qword};
+        // The kernel takes the low half of a register for an `int`: look no further.
+        let bits = |bits: c_int| u64::from(bits.cast_unsigned());
+        let (width, test, value) = match self {
+            Test::Is(value) => (Dword, SeccompCmpOp::Eq, bits(value)),
+            Test::Bits { mask, set } => (Dword, SeccompCmpOp::MaskedEq(bits(mask)), bits(set)),
+            Test::Null => (Qword, SeccompCmpOp::Eq, 0),
+        };
+        SeccompRule::new(vec![SeccompCondition::new(argument, width, test, value)?])
+    }
+}
+
+/// Restricts all threads, those of today and of later, to the tables above.
+///
+/// # Errors
+///
+/// The kernel has seccomp, but refuses the filters.
+pub fn restrict(may_remove: bool) -> Result<Support, Error> {
+    let Ok(arch) = TargetArch::try_from(ARCH) else {
+        return Ok(Support::Missing);
+    };
+    let always = |call: &c_long| (*call, Vec::new());
+    let absent: BTreeMap<_, _> = ABSENT.iter().map(always).collect();
+    let mut known: BTreeMap<_, _> = ALLOWED.iter().chain(ABSENT).map(always).collect();
+    if may_remove {
+        known.extend(REMOVING.iter().map(always));
+    }
+    for (call, argument, test) in conditional() {
+        known.entry(call).or_default().push(test.rule(argument)?);
+    }
+    // Of two filters the kernel obeys the stricter.
+    let (allow, kill) = (SeccompAction::Allow, SeccompAction::KillProcess);
+    let no_such_call = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
+    let absent = SeccompFilter::new(absent, allow.clone(), no_such_call, arch)?;
+    let known = SeccompFilter::new(known, kill, allow, arch)?;
+    for filter in [absent, known] {
+        let program: BpfProgram = filter.try_into()?;
+        match seccompiler::apply_filter_all_threads(&program) {
+            Ok(()) => {}
+            Err(InstallError::Seccomp(error))
+                if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL)) =>
+            {
+                return Ok(Support::Missing);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(Support::Full)
+}
