@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::ptr::NonNull;
 
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise};
 use vm_memory::VolatileSlice;
 
 use crate::sigbus::Watch;
@@ -98,6 +98,10 @@ impl Mapping {
             start,
             len: size,
         };
+        // What a guest has in memory is nobody's to find in a core dump; a kernel that does not
+        // take the advice dumps it.
+        // SAFETY: the range is the one just mapped, and the advice does not change what it holds.
+        let _ = unsafe { madvise(mapping.start.as_ptr().cast(), size, Advice::LinuxDontDump) };
         mapping.watch = Some(Watch::new(start.as_ptr(), size).ok_or(MapError::Full)?);
         Ok(mapping)
     }
@@ -158,6 +162,21 @@ mod tests {
         assert!(mapping.is_lost());
         mapping.slice(0, 1).unwrap().copy_from(&[7u8]);
         assert!(!healthy.is_lost());
+    }
+
+    #[test]
+    fn core_dumps_leave_it_out() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4096).unwrap();
+        let mapping = Mapping::new(&file, 0, 4096, Access::ReadWrite).unwrap();
+        let start = format!("{:x}-", mapping.start.as_ptr().addr());
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let own = maps.lines().skip_while(|line| !line.starts_with(&start));
+        let flags = own.skip(1).find(|line| line.starts_with("VmFlags:"));
+        assert!(
+            flags.unwrap().split(' ').any(|flag| flag == "dd"),
+            "{flags:?}"
+        );
     }
 
     #[test]
