@@ -27,8 +27,8 @@ const PANICS: [&str; 6] = [
     ".expect(",
     "panic!(",
     "unreachable!(",
-    "todo!(",
-    "unimplemented!(",
+    "todo!",
+    "unimplemented!",
 ];
 
 struct Source {
