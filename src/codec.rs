@@ -1,10 +1,11 @@
 //! LZ4 and zstd blocks in and out, the latter straight into memory a guest may touch.
 //!
 //! A [`Decoder`] writes through raw pointers, never through a `&mut [u8]`: the target may be guest
-//! memory, which changes while we write. Both decoders read back what they wrote, as matches copy
-//! from earlier output; what they find there they copy and never use as a length or a position, so
-//! a guest that scribbles over its own buffer spoils its own data and nothing else. Positions and
-//! lengths come from the stored bytes alone, which must be private memory.
+//! memory, which changes while we write. Both decoders read back what they wrote: matches copy from
+//! earlier output, and zstd may keep a block's literals there until it needs them. What they find
+//! there they copy and never use as a length or a position, so a guest that scribbles over its own
+//! buffer spoils its own data and nothing else. Positions and lengths come from the stored bytes
+//! alone, which must be private memory.
 #![allow(unsafe_code)] // The codecs' C interfaces take raw pointers.
 
 use std::ffi::c_int;

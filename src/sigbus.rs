@@ -10,7 +10,7 @@
 #![allow(unsafe_code)]
 
 use std::sync::Once;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 
 use libc::{c_int, c_void, siginfo_t};
 
@@ -62,6 +62,8 @@ impl Watch {
     /// Whether a fault hit the range: what was read from it since then is zeros, what was
     /// written is gone.
     pub fn is_lost(&self) -> bool {
+        // What was copied before this call must not be read after the flag is.
+        fence(Ordering::Acquire);
         TABLE[self.slot].lost.load(Ordering::Acquire)
     }
 }
@@ -89,11 +91,25 @@ fn install() {
 
 extern "C" fn handler(_signal: c_int, info: *mut siginfo_t, _context: *mut c_void) {
     // SAFETY: the kernel passes a valid siginfo, and SIGBUS carries an address.
-    let address = unsafe { (*info).si_addr() }.addr();
+    let (address, code) = unsafe { ((*info).si_addr().addr(), (*info).si_code) };
+    if code <= 0 {
+        // Somebody sent it: there was no access, so nothing would fault again.
+        // SAFETY: both calls are allowed in a handler.
+        unsafe {
+            libc::signal(libc::SIGBUS, libc::SIG_DFL);
+            libc::raise(libc::SIGBUS);
+        }
+        return;
+    }
     for slot in &TABLE {
         let start = slot.start.load(Ordering::Acquire);
-        let len = slot.len.load(Ordering::Relaxed);
+        let len = slot.len.load(Ordering::Acquire);
         if start == 0 || address.wrapping_sub(start) >= len {
+            continue;
+        }
+        // Another thread may have let go of the slot and taken it anew in between: only if the
+        // start is still the same do both belong together.
+        if slot.start.load(Ordering::Acquire) != start {
             continue;
         }
         slot.lost.store(true, Ordering::Release);

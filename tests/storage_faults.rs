@@ -161,3 +161,25 @@ fn a_layer_cut_short_in_service_gives_errors_and_recovers() {
         }
     }
 }
+
+#[test]
+fn a_read_that_comes_short_is_gone_on_with() {
+    for (form, file, disk) in forms() {
+        for io in ["uring", "pread"] {
+            let scratch = tempfile::tempdir().unwrap();
+            let healthy = write(scratch.path(), "layer", &file);
+            let all = stored(&healthy, 2048, 128);
+            // The first half of what one read wants is there, the second is not.
+            let middle = (all.start + all.end) / 2 / 4096 * 4096;
+            let faulty = Faulty::mount(file.clone());
+            let daemon = Daemon::with(&[faulty.path()], &["--io", io]);
+            let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
+            faulty.fail(middle..all.end);
+            let answer = guest.request(0, IN, 2048, 65536);
+            assert_eq!(answer.status, IOERR, "{form} {io}");
+            faulty.heal();
+            let found = guest.read(0, 2048, 65536);
+            assert!(found == expected(&disk, 2048, 65536), "{form} {io}");
+        }
+    }
+}

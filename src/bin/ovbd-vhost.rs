@@ -69,7 +69,7 @@ struct Args {
     poll_us: u64,
 
     /// Processors to bind workers to, one after the other: a comma-separated list.
-    #[arg(long, value_name = "N", value_delimiter = ',')]
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = parse_cpu)]
     cpus: Vec<usize>,
 
     /// Bytes of decoded blocks to keep for all queues, as 64M or 1G; 0 keeps none.
@@ -123,6 +123,12 @@ fn parse_mode(text: &str) -> Result<u32, String> {
         .ok()
         .filter(|mode| *mode <= 0o777)
         .ok_or_else(|| "expected an octal number up to 777".to_owned())
+}
+
+fn parse_cpu(text: &str) -> Result<usize, String> {
+    let most = rustix::thread::CpuSet::MAX_CPU;
+    let cpu = text.parse().ok().filter(|cpu| *cpu < most);
+    cpu.ok_or_else(|| format!("expected the number of a processor, below {most}"))
 }
 
 fn parse_queue_size(text: &str) -> Result<u16, String> {

@@ -65,8 +65,9 @@ impl Active {
 
     /// Tells the connection's thread to drain its queues and end.
     fn hang_up(&self) {
+        // It reads the end of the stream; the front-end sees nothing until the queues are drained.
         // Already closed is as good.
-        let _ = self.stream.shutdown(Shutdown::Both);
+        let _ = self.stream.shutdown(Shutdown::Read);
     }
 
     /// Waits until the thread ends, `signals` becomes readable or, if there is one, the deadline

@@ -17,12 +17,15 @@ use crate::image::{Container, Error, Image, MAX_STORED};
 use crate::scatter::Cursor;
 use crate::source::{self, Blob};
 
+/// Reads of one task under way at a time, so that a large one leaves room for others.
+const MAX_READS_PER_TASK: usize = 16;
+
 /// What became of a task's pieces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// All are served or under way.
     Begun,
-    /// As many reads are under way as may be: go on when one has finished.
+    /// As many reads are under way as may be, in all or for this task: go on when one has finished.
     Stalled,
 }
 
@@ -137,12 +140,16 @@ impl<'a> Fetcher<'a> {
                 task.take(&piece);
                 continue;
             };
-            if !self.serve_mapped(&piece, &stored, cursor)?
-                && !self.serve_read(&piece, &stored, cursor)?
+            if self.serve_mapped(&piece, &stored, cursor)? {
+                task.take(&piece);
+                continue;
+            }
+            if task.outstanding >= MAX_READS_PER_TASK {
+                return Ok(Progress::Stalled);
+            }
+            if !self.serve_read(&piece, &stored, cursor)?
+                && let Some(uring) = &mut self.uring
             {
-                let Some(uring) = &mut self.uring else {
-                    continue;
-                };
                 let Some(id) = uring.free_id() else {
                     return Ok(Progress::Stalled);
                 };
@@ -236,6 +243,32 @@ impl<'a> Fetcher<'a> {
         settle(blob, offset, len, self.drop_cache);
         place(&mut self.unpacker, container, piece, bytes, cursor)?;
         Ok(true)
+    }
+
+    /// Whether one more read can be begun.
+    pub fn has_room(&self) -> bool {
+        self.uring
+            .as_ref()
+            .is_none_or(|uring| uring.free_id().is_some())
+    }
+
+    /// Whether reads were prepared that could not be started yet.
+    pub fn is_backlogged(&mut self) -> bool {
+        self.uring.as_mut().is_some_and(Uring::is_backlogged)
+    }
+
+    /// Goes on without the ring, which failed: from now on the worker reads and waits. Serves one
+    /// piece the ring was to read; returns as [`Fetcher::complete`] does, until none is left.
+    pub fn fall_back(&mut self, tasks: &mut [Task<'a>]) -> Option<(u16, Result<(), Error>)> {
+        if let Some(uring) = self.uring.take() {
+            uring.abandon();
+        }
+        let waiting = self.waiting.iter_mut().find_map(Option::take)?;
+        let task = &mut tasks[usize::from(waiting.slot)];
+        let cursor = task.chain.writable.cursor(waiting.position);
+        let outcome = self.serve_read(&waiting.piece, &waiting.stored, cursor);
+        task.outstanding -= 1;
+        Some((waiting.slot, outcome.map(|_| ())))
     }
 
     /// Starts the reads that were prepared.

@@ -29,6 +29,9 @@ const AHEAD: usize = 4;
 /// Answers published together at most, while more requests wait.
 const BATCH: u32 = 16;
 
+/// Requests that wait for a read to finish before theirs can begin; no more are taken then.
+const MAX_STALLED: usize = 64;
+
 /// Requests between two looks at the count of page faults that waited for storage.
 const FAULT_CHECK: u32 = 64;
 
@@ -127,12 +130,18 @@ impl<'a> Server<'a> {
         self.eventfds.signal_call();
         while !stop.asked.load(Ordering::Acquire) {
             self.queue.disable_kicks();
-            if self.turn()? {
+            if self.turn(stop)? {
                 continue;
             }
             if self.poll_ring(stop)? || self.queue.enable_kicks()? {
                 continue;
             }
+            // What io_uring has no room for is offered again soon.
+            let timeout = if self.fetcher.is_backlogged() {
+                1
+            } else {
+                timeout
+            };
             self.polling.sleep(|| poller.wait(timeout, |_| ()))?;
         }
         Ok(())
@@ -162,11 +171,13 @@ impl<'a> Server<'a> {
     }
 
     /// Takes what is in the ring and what storage delivered; returns whether there was anything.
-    fn turn(&mut self) -> Result<bool, Broken> {
+    fn turn(&mut self, stop: &Stop) -> Result<bool, Broken> {
         let mut worked = false;
-        // Bounded, so that a driver that never pauses cannot keep a request to stop from us.
+        // Bounded, so that a driver that never pauses does not keep finished reads waiting.
         for _ in 0..self.queue.size() {
-            if self.under_way() >= usize::from(self.queue.size()) {
+            let full = self.under_way() >= usize::from(self.queue.size())
+                || self.stalled.len() >= MAX_STALLED;
+            if full || stop.asked.load(Ordering::Relaxed) {
                 break;
             }
             let Some(head) = self.queue.pop()? else {
@@ -327,10 +338,45 @@ impl<'a> Server<'a> {
     }
 
     fn start_reads(&mut self) {
-        if let Err(error) = self.fetcher.submit() {
-            let index = self.index;
-            self.complaints
-                .warn(format_args!("queue {index}: io_uring: {error}"));
+        let Err(error) = self.fetcher.submit() else {
+            return;
+        };
+        self.fall_back(error);
+    }
+
+    /// Goes on without io_uring.
+    fn fall_back(&mut self, error: io::Error) {
+        log::error!(
+            "queue {}: io_uring fails ({error}): reading with pread",
+            self.index
+        );
+        while let Some((slot, outcome)) = self.fetcher.fall_back(&mut self.tasks) {
+            self.settle(slot, outcome);
+        }
+        self.resume_stalled();
+    }
+
+    /// Takes note of a finished read of the task in `slot`.
+    fn settle(&mut self, slot: u16, outcome: Result<(), Error>) {
+        if let Err(error) = outcome {
+            self.tasks[usize::from(slot)].abandon();
+            self.complain(error);
+        }
+        if !self.stalled.contains(&slot) {
+            self.finish_if_done(slot);
+        }
+    }
+
+    /// Lets stalled tasks go on, as far as there is room.
+    fn resume_stalled(&mut self) {
+        for _ in 0..self.stalled.len() {
+            if !self.fetcher.has_room() {
+                return;
+            }
+            let Some(slot) = self.stalled.pop_front() else {
+                return;
+            };
+            self.serve_task(slot);
         }
     }
 
@@ -339,28 +385,22 @@ impl<'a> Server<'a> {
         let mut any = false;
         while let Some((slot, outcome)) = self.fetcher.complete(&mut self.tasks) {
             any = true;
-            if let Err(error) = outcome {
-                self.tasks[usize::from(slot)].abandon();
-                self.complain(error);
-            }
-            if !self.stalled.contains(&slot) {
-                self.finish_if_done(slot);
-            }
+            self.settle(slot, outcome);
         }
         if any {
-            for _ in 0..self.stalled.len() {
-                let Some(slot) = self.stalled.pop_front() else {
-                    break;
-                };
-                self.serve_task(slot);
-            }
-            self.start_reads();
+            self.resume_stalled();
         }
+        // Even without a finished read, the rest of one that came short may have been prepared.
+        self.start_reads();
         any
     }
 
-    /// Finishes what was taken; returns the available index to go on from.
+    /// Finishes what was taken, by this process or one before it; returns the available index to
+    /// go on from.
     pub fn drain(&mut self) -> u16 {
+        while let Some(head) = self.queue.pop_open() {
+            self.accept(head);
+        }
         while !self.planned.is_empty() {
             self.serve_planned();
         }
@@ -369,8 +409,7 @@ impl<'a> Server<'a> {
             if !self.take_reads()
                 && let Err(error) = self.fetcher.wait()
             {
-                log::error!("queue {}: io_uring: {error}", self.index);
-                break;
+                self.fall_back(error);
             }
         }
         // Lost memory is the front-end's own doing; nobody reads these answers.

@@ -131,14 +131,26 @@ impl Uring {
         Ok(())
     }
 
-    /// Starts what was prepared.
+    /// Whether reads were prepared that the kernel has not taken yet.
+    pub fn is_backlogged(&mut self) -> bool {
+        !self.ring.submission().is_empty()
+    }
+
+    /// Gives the ring up without waiting for it. The kernel may still write to its buffers, so they
+    /// are never freed.
+    pub fn abandon(mut self) {
+        self.buffers.drain(..).for_each(std::mem::forget);
+        self.under_way = 0;
+    }
+
+    /// Starts what was prepared. What the kernel has no room for at the moment stays prepared
+    /// ([`Uring::is_backlogged`]).
     pub fn submit(&mut self) -> io::Result<()> {
         if self.ring.submission().is_empty() {
             return Ok(());
         }
         match self.ring.submit() {
             Ok(_) => Ok(()),
-            // Taken up again at the next call.
             Err(error) if is_passing(&error) => Ok(()),
             Err(error) => Err(error),
         }

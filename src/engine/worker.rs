@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::Shutdown;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -13,10 +14,21 @@ use super::serve::Server;
 use super::setup::{Context, QueueSetup, Stop};
 use crate::virtio::queue::{Queue, StartError};
 
+/// Where a queue goes on when it starts again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// At this available index.
+    At(u16),
+    /// Where it was to start: it never did.
+    AsBefore,
+    /// Where the used ring says: the worker broke down.
+    AtUsedIndex,
+}
+
 /// A running worker.
 #[derive(Debug)]
 pub struct Worker {
-    thread: JoinHandle<Option<u16>>,
+    thread: JoinHandle<Resume>,
     stop: Arc<Stop>,
 }
 
@@ -43,7 +55,16 @@ impl Worker {
         let theirs = stop.clone();
         let thread = thread::Builder::new()
             .name(format!("queue-{}", setup.index))
-            .spawn(move || run(&setup, &context, &theirs))?;
+            .spawn(move || {
+                let run = AssertUnwindSafe(|| run(&setup, &context, &theirs));
+                panic::catch_unwind(run).unwrap_or_else(|_| {
+                    // A defect of ours. The front-end shall see it, not wait for ever.
+                    log::error!("the worker of queue {} panicked", setup.index);
+                    setup.eventfds.signal_error();
+                    let _ = context.hangup.shutdown(Shutdown::Both);
+                    Resume::AtUsedIndex
+                })
+            })?;
         Ok(Worker { thread, stop })
     }
 
@@ -54,21 +75,14 @@ impl Worker {
         let _ = self.stop.event.write(1);
     }
 
-    /// Drains and ends the worker; returns the available index to go on from, or nothing if the
-    /// queue never started.
-    pub fn stop(self) -> Option<u16> {
+    /// Drains and ends the worker; returns where the queue goes on.
+    pub fn stop(self) -> Resume {
         self.begin_stop();
-        match self.thread.join() {
-            Ok(next) => next,
-            Err(_) => {
-                log::error!("a queue's worker panicked");
-                None
-            }
-        }
+        self.thread.join().unwrap_or(Resume::AtUsedIndex)
     }
 }
 
-fn run(setup: &QueueSetup, context: &Context, stop: &Stop) -> Option<u16> {
+fn run(setup: &QueueSetup, context: &Context, stop: &Stop) -> Resume {
     let index = setup.index;
     bind(index, &context.disk.tuning.cpus);
     let queue = match start_queue(setup, context) {
@@ -76,7 +90,7 @@ fn run(setup: &QueueSetup, context: &Context, stop: &Stop) -> Option<u16> {
         Err(error) => {
             log::error!("queue {index} does not start: {error}");
             setup.eventfds.signal_error();
-            return None;
+            return Resume::AsBefore;
         }
     };
     let mut server = Server::new(queue, setup, context);
@@ -89,7 +103,7 @@ fn run(setup: &QueueSetup, context: &Context, stop: &Stop) -> Option<u16> {
         }
         setup.eventfds.signal_error();
     }
-    Some(server.drain())
+    Resume::At(server.drain())
 }
 
 fn bind(index: u16, cpus: &[usize]) {

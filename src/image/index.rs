@@ -170,10 +170,4 @@ mod tests {
         assert_eq!(index.find(0), Some(last));
         assert_eq!(index.find(1 << 50), None);
     }
-
-    #[test]
-    fn the_tree_takes_little() {
-        let index = Index::new(&sample(100_000));
-        assert!(index.memory() <= 100_000 * 17, "{}", index.memory());
-    }
 }

@@ -17,6 +17,9 @@ use crate::mapping::{Access, MapError, Mapping};
 /// Bytes one bit stands for: the page size, or less than one page, which is as well.
 pub const PAGE: u64 = 4096;
 
+/// Longest blob that is mapped, in bytes: its bits take 2 MiB. A sparse file may be of any length.
+const MAX_LEN: u64 = 64 << 30;
+
 const BITS: u64 = u64::BITS as u64;
 
 /// A mapped blob.
@@ -27,8 +30,11 @@ pub struct Window {
 }
 
 impl Window {
-    /// Maps the first `len` bytes of `file`.
+    /// Maps the first `len` bytes of `file`, at most 64 GiB.
     pub fn new(file: &File, len: u64) -> Result<Window, MapError> {
+        if len > MAX_LEN {
+            return Err(MapError::Range { offset: 0, len });
+        }
         let mapping = Mapping::new(file, 0, len, Access::Read)?;
         let words = len.div_ceil(PAGE).div_ceil(BITS);
         let known = (0..words).map(|_| AtomicU64::new(0)).collect();

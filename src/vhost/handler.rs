@@ -166,17 +166,12 @@ impl VhostUserBackendReqHandlerMut for Handler {
                 "feature bits {unknown:#x} were not offered"
             )));
         }
-        if features == self.features {
-            return Ok(());
-        }
+        // Without SET_VRING_ENABLE in the protocol a queue is enabled from the start.
+        let always = features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0;
         self.change(|handler| {
             handler.features = features;
-            // Without SET_VRING_ENABLE in the protocol a queue is enabled from the start.
-            if features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0 {
-                handler
-                    .vrings
-                    .iter_mut()
-                    .for_each(|vring| vring.enabled = true);
+            for vring in &mut handler.vrings {
+                vring.enabled |= always;
             }
             Ok(())
         })
@@ -350,11 +345,13 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn set_config(&mut self, offset: u32, bytes: &[u8], _: VhostUserConfigFlags) -> Result<()> {
-        // The one field a driver may write is `writeback`, which a read-only disk does not offer.
-        Err(refuse(format!(
+        // The one field a driver may write is `writeback`, which a read-only disk does not offer; a
+        // front-end passes on what its guest does, and writes to other fields are ignored.
+        log::debug!(
             "{} bytes written to configuration offset {offset}",
             bytes.len()
-        )))
+        );
+        Ok(())
     }
 
     fn get_inflight_fd(&mut self, asked: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {

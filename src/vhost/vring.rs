@@ -4,7 +4,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use crate::engine::setup::{Context, Eventfds, QueueSetup};
-use crate::engine::worker::Worker;
+use crate::engine::worker::{Resume, Worker};
 use crate::virtio::memory::Memory;
 use crate::virtio::queue::RingAddresses;
 
@@ -86,7 +86,11 @@ impl Vring {
     /// Drains and ends the worker, if one runs; the queue can go on later where it stopped.
     pub fn stop(&mut self) {
         if let Some(worker) = self.worker.take() {
-            self.base = worker.stop().or(self.base);
+            match worker.stop() {
+                Resume::At(next) => self.base = Some(next),
+                Resume::AsBefore => {}
+                Resume::AtUsedIndex => self.base = None,
+            }
         }
     }
 

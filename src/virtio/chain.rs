@@ -69,8 +69,6 @@ pub struct Chain<'m> {
 
 impl<'m> Chain<'m> {
     /// Collects the chain that starts at descriptor `head` of `table`.
-    ///
-    /// On an error the lists hold what came before it: a status byte may be among it.
     pub fn walk(
         &mut self,
         memory: &'m Memory,

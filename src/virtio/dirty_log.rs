@@ -41,7 +41,8 @@ impl DirtyLog {
             let Ok(bits) = cell.get_atomic_ref::<AtomicU8>(0) else {
                 return;
             };
-            bits.fetch_or(1 << (page % 8), Ordering::Relaxed);
+            // What was written is visible no later than its mark.
+            bits.fetch_or(1 << (page % 8), Ordering::Release);
         }
     }
 }

@@ -107,21 +107,23 @@ impl Memory {
     /// This memory and one region more; the file is closed once mapped.
     pub fn with_region(&self, info: RegionInfo, file: File) -> Result<Memory, MemoryError> {
         let mut memory = self.clone();
-        let region = Region::map(info, &file)?;
         let at = memory
             .regions
             .partition_point(|other| other.info.guest < info.guest);
-        let overlaps = |low: &Region, high: &Region| {
-            low.info.guest.saturating_add(low.info.len) > high.info.guest
-        };
-        if at > 0 && overlaps(&memory.regions[at - 1], &region)
-            || at < memory.regions.len() && overlaps(&region, &memory.regions[at])
+        let (below, above) = memory.regions.split_at(at);
+        let overlaps =
+            |low: &RegionInfo, high: &RegionInfo| low.guest.saturating_add(low.len) > high.guest;
+        if below.last().is_some_and(|low| overlaps(&low.info, &info))
+            || above
+                .first()
+                .is_some_and(|high| overlaps(&info, &high.info))
         {
             return Err(MemoryError::Overlap {
                 guest: info.guest,
                 len: info.len,
             });
         }
+        let region = Region::map(info, &file)?;
         memory.regions.insert(at, region);
         Ok(memory)
     }

@@ -184,9 +184,14 @@ impl<'m> Queue<'m> {
         self.next_available
     }
 
+    /// Takes the next chain that an earlier process took and did not answer.
+    pub fn pop_open(&mut self) -> Option<u16> {
+        self.resubmit.pop()
+    }
+
     /// Takes the next chain: its head descriptor's number, below the queue's size.
     pub fn pop(&mut self) -> Result<Option<u16>, QueueError> {
-        if let Some(head) = self.resubmit.pop() {
+        if let Some(head) = self.pop_open() {
             return Ok(Some(head));
         }
         if self.next_available == self.seen_available && !self.look()? {
