@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 
@@ -34,6 +34,10 @@ const MAX_STALLED: usize = 64;
 
 /// Requests between two looks at the count of page faults that waited for storage.
 const FAULT_CHECK: u32 = 64;
+
+/// How often what is known to be in memory is forgotten at most: to learn it again takes a system
+/// call per page, which must not cost more than the few faults it saves.
+const FORGET_PERIOD: Duration = Duration::from_secs(1);
 
 /// Why a worker ends by itself.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +78,7 @@ pub struct Server<'a> {
     unpublished: u32,
     until_fault_check: u32,
     faults: u64,
+    forgot: Instant,
     complaints: LogLimit,
 }
 
@@ -110,6 +115,7 @@ impl<'a> Server<'a> {
             unpublished: 0,
             until_fault_check: FAULT_CHECK,
             faults: major_faults(),
+            forgot: Instant::now(),
             complaints: LogLimit::default(),
         }
     }
@@ -266,8 +272,8 @@ impl<'a> Server<'a> {
         if self.until_fault_check == 0 {
             self.until_fault_check = FAULT_CHECK;
             let faults = major_faults();
-            if faults != self.faults {
-                self.faults = faults;
+            if faults != self.faults && self.forgot.elapsed() >= FORGET_PERIOD {
+                (self.faults, self.forgot) = (faults, Instant::now());
                 self.disk.image.forget_resident();
             }
         }
