@@ -14,6 +14,9 @@ use tempfile::TempDir;
 use crate::Result;
 use crate::common::PATIENCE;
 
+/// How long a daemon may take to end.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
 const SOCKET: &str = "socket";
 const LOG: &str = "log";
 
@@ -129,6 +132,11 @@ impl Drop for Process {
     fn drop(&mut self) {
         // Already gone is as good.
         let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+        let start = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) && start.elapsed() < LAST_WORDS {
+            thread::sleep(Duration::from_millis(1));
+        }
+        let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
