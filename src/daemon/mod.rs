@@ -48,8 +48,10 @@ pub fn run(config: Config) -> Result<(), Error> {
     let passed = activation::take()?;
     let open = |config: &Config, stack: &Stack| {
         let disk = open_disk(config, stack)?;
+        // A signal that comes while they are set up is lost: nobody knows of us before the socket.
+        let signals = signals()?;
         // Bound last: who can connect will be served.
-        Ok((disk, listen(config, passed)?))
+        Ok((disk, signals, listen(config, passed)?))
     };
     let opened = match &config.image {
         ImageSource::Layers(layers) => open(&config, &Stack::new(layers)),
@@ -65,8 +67,7 @@ pub fn run(config: Config) -> Result<(), Error> {
             opened
         }
     };
-    let (disk, listener) = opened?;
-    let signals = signals()?;
+    let (disk, signals, listener) = opened?;
     let manager = Manager::connect();
     if config.sandbox {
         let start = Instant::now();
