@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 
@@ -35,9 +35,9 @@ const MAX_STALLED: usize = 64;
 /// Requests between two looks at the count of page faults that waited for storage.
 const FAULT_CHECK: u32 = 64;
 
-/// How often what is known to be in memory is forgotten at most: to learn it again takes a system
-/// call per page, which must not cost more than the few faults it saves.
-const FORGET_PERIOD: Duration = Duration::from_secs(1);
+/// Page faults among them that waited for storage, from which on nothing counts as in memory any
+/// more. To learn it again takes a system call per page, which a rare fault is not worth.
+const FAULTS_TO_FORGET: u64 = 4;
 
 /// Why a worker ends by itself.
 #[derive(Debug, thiserror::Error)]
@@ -78,7 +78,6 @@ pub struct Server<'a> {
     unpublished: u32,
     until_fault_check: u32,
     faults: u64,
-    forgot: Instant,
     complaints: LogLimit,
 }
 
@@ -115,7 +114,6 @@ impl<'a> Server<'a> {
             unpublished: 0,
             until_fault_check: FAULT_CHECK,
             faults: major_faults(),
-            forgot: Instant::now(),
             complaints: LogLimit::default(),
         }
     }
@@ -272,10 +270,10 @@ impl<'a> Server<'a> {
         if self.until_fault_check == 0 {
             self.until_fault_check = FAULT_CHECK;
             let faults = major_faults();
-            if faults != self.faults && self.forgot.elapsed() >= FORGET_PERIOD {
-                (self.faults, self.forgot) = (faults, Instant::now());
+            if faults.saturating_sub(self.faults) >= FAULTS_TO_FORGET {
                 self.disk.image.forget_resident();
             }
+            self.faults = faults;
         }
     }
 
