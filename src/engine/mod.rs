@@ -6,6 +6,7 @@
 //! are not there yet are read by io_uring ([`uring`]) while the worker goes on; their tasks finish
 //! later, in any order. Answers are published in batches.
 
+pub mod drop_behind;
 pub mod limit;
 pub mod polling;
 pub mod read;

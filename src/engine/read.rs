@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use super::Disk;
+use super::drop_behind::DropBehind;
 use super::task::Task;
 use super::uring::{Completion, MAX_READS, Uring};
 use crate::image::plan::Piece;
@@ -70,8 +71,8 @@ pub struct Fetcher<'a> {
     /// Stored bytes of the piece at hand, private while they are checked and decoded.
     buffer: Vec<u8>,
     uring: Option<Uring>,
-    /// Whether pages are let go once their bytes are served.
-    drop_cache: bool,
+    /// Lets pages go once their bytes are served, if asked to.
+    drop_behind: Option<DropBehind<'a>>,
     /// What the ring's reads are for, by id.
     waiting: Vec<Option<Waiting<'a>>>,
 }
@@ -84,7 +85,7 @@ impl<'a> Fetcher<'a> {
             unpacker: Unpacker::with_cache(disk.cache.clone()),
             buffer: vec![0; MAX_STORED],
             uring,
-            drop_cache: disk.tuning.drop_cache,
+            drop_behind: disk.tuning.drop_cache.then(DropBehind::default),
             waiting: (0..MAX_READS).map(|_| None).collect(),
         }
     }
@@ -240,7 +241,7 @@ impl<'a> Fetcher<'a> {
         } else if !blob.read_cached(offset, bytes)? {
             return Ok(false);
         }
-        settle(blob, offset, len, self.drop_cache);
+        settle(&mut self.drop_behind, blob, offset, len);
         place(&mut self.unpacker, container, piece, bytes, cursor)?;
         Ok(true)
     }
@@ -319,7 +320,7 @@ impl<'a> Fetcher<'a> {
                     }
                 }
                 Ok(()) => {
-                    settle(blob, offset, len, self.drop_cache);
+                    settle(&mut self.drop_behind, blob, offset, len);
                     let cursor = task.chain.writable.cursor(waiting.position);
                     let piece = &waiting.piece;
                     let placed = place(&mut self.unpacker, container, piece, &buffer, cursor);
@@ -340,12 +341,11 @@ fn is_passing(error: &io::Error) -> bool {
     )
 }
 
-/// Notes that a range was read and is in memory, or sees to it that it is not.
-fn settle(blob: &Blob, offset: u64, len: usize, drop_cache: bool) {
-    if drop_cache {
-        blob.drop_cached(offset, len as u64);
-    } else {
-        blob.note(offset, len);
+/// Notes that a range was read and is in memory, or that it need not stay there.
+fn settle<'a>(drop: &mut Option<DropBehind<'a>>, blob: &'a Blob, offset: u64, len: usize) {
+    match drop {
+        Some(drop) => drop.read(blob, offset, len as u64),
+        None => blob.note(offset, len),
     }
 }
 
