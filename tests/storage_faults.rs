@@ -5,7 +5,10 @@ mod common;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::thread;
+use std::time::{Duration, Instant};
 
+use common::PATIENCE;
 use common::blk::{IN, IOERR, OK, SECTOR};
 use common::daemon::Daemon;
 use common::faulty::Faulty;
@@ -104,6 +107,63 @@ fn a_slow_read_holds_nobody_up() {
             "{form}"
         );
     }
+}
+
+/// State of the thread of queue 0: `S` while it sleeps.
+fn worker_state(daemon: &Daemon) -> char {
+    let tasks = format!("/proc/{}/task", daemon.pid().as_raw_nonzero());
+    let mut threads = std::fs::read_dir(tasks)
+        .expect("threads")
+        .map(|task| task.unwrap().path());
+    let ours = |path: &std::path::PathBuf| {
+        std::fs::read(path.join("comm")).is_ok_and(|name| name == b"queue-0\n")
+    };
+    let stat = std::fs::read_to_string(threads.find(ours).expect("a worker").join("stat"));
+    let stat = stat.expect("stat");
+    stat.rsplit(") ")
+        .next()
+        .and_then(|rest| rest.chars().next())
+        .expect("state")
+}
+
+#[test]
+fn a_worker_with_more_to_do_than_it_may_begin_sleeps_until_storage_answers() {
+    const REQUESTS: usize = 250;
+    let [(_, file, disk), _] = forms();
+    let scratch = tempfile::tempdir().unwrap();
+    let slow = stored(&write(scratch.path(), "layer", &file), 2048, 8);
+    let faulty = Faulty::mount(file);
+    let daemon = Daemon::serve(&[faulty.path()]);
+    let options = Options {
+        queue_size: 256,
+        ..Options::default()
+    };
+    let mut guest = Guest::boot(daemon.connect(), options).expect("guest");
+    faulty.hold(slow);
+    // All into the same buffer: what they read is the same.
+    let placed = guest.place(IN, 2048, 4096);
+    for _ in 0..REQUESTS {
+        guest.queues[0].submit(&placed.chain, Layout::Indirect);
+    }
+    guest.queues[0].publish();
+    faulty.wait_until_held();
+    let (start, mut asleep) = (Instant::now(), 0);
+    while asleep < 20 {
+        assert!(start.elapsed() < PATIENCE, "the worker never rests");
+        thread::sleep(Duration::from_millis(2));
+        asleep = if worker_state(&daemon) == 'S' {
+            asleep + 1
+        } else {
+            0
+        };
+    }
+    faulty.heal();
+    for _ in 0..REQUESTS {
+        guest.queues[0].wait();
+    }
+    assert_eq!(guest.memory.read(placed.status, 1), [OK]);
+    let data = guest.memory.read(placed.data[0].address, 4096);
+    assert!(data == expected(&disk, 2048, 4096));
 }
 
 #[test]

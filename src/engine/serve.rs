@@ -137,7 +137,8 @@ impl<'a> Server<'a> {
             if self.turn(stop)? {
                 continue;
             }
-            if self.poll_ring(stop)? || self.queue.enable_kicks()? {
+            // While it is full, more in the ring is no reason to stay awake: storage is.
+            if !self.is_full() && (self.poll_ring(stop)? || self.queue.enable_kicks()?) {
                 continue;
             }
             // What io_uring has no room for is offered again soon.
@@ -179,9 +180,7 @@ impl<'a> Server<'a> {
         let mut worked = false;
         // Bounded, so that a driver that never pauses does not keep finished reads waiting.
         for _ in 0..self.queue.size() {
-            let full = self.under_way() >= usize::from(self.queue.size())
-                || self.stalled.len() >= MAX_STALLED;
-            if full || stop.asked.load(Ordering::Relaxed) {
+            if self.is_full() || stop.asked.load(Ordering::Relaxed) {
                 break;
             }
             let Some(head) = self.queue.pop()? else {
@@ -205,6 +204,11 @@ impl<'a> Server<'a> {
         worked |= self.take_reads();
         self.publish()?;
         Ok(worked)
+    }
+
+    /// Whether no more can be taken before a read has finished.
+    fn is_full(&self) -> bool {
+        self.under_way() >= usize::from(self.queue.size()) || self.stalled.len() >= MAX_STALLED
     }
 
     fn under_way(&self) -> usize {
