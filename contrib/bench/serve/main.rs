@@ -180,18 +180,18 @@ struct Processors {
 
 impl Processors {
     /// One processor for each queue and each side, if there are as many.
-    fn choose(queues: usize) -> Self {
-        let count = std::thread::available_parallelism().map_or(1, usize::from);
-        match count >= 2 * queues {
-            true => Self {
-                daemon: (0..queues).collect(),
-                front: (queues..2 * queues).collect(),
+    fn choose(queues: usize) -> Result<Self> {
+        let all = process::processors()?;
+        Ok(match all.get(..2 * queues) {
+            Some(enough) => Self {
+                daemon: enough[..queues].to_vec(),
+                front: enough[queues..].to_vec(),
             },
-            false => Self {
-                daemon: (0..count).collect(),
-                front: (0..count).collect(),
+            None => Self {
+                daemon: all.to_vec(),
+                front: all.to_vec(),
             },
-        }
+        })
     }
 
     fn shared(&self) -> bool {
@@ -284,7 +284,7 @@ fn compare(
 
 /// Starts the daemon of a subject on the processor for daemons.
 fn start(subject: &Subject) -> Result<Process> {
-    let processors = Processors::choose(1);
+    let processors = Processors::choose(1)?;
     bind(None, &processors.daemon)?;
     let process = Process::start(|socket| subject.command(socket));
     bind(None, &processors.front)?;
@@ -336,7 +336,7 @@ fn measure(
     queues: usize,
     workload: Workload,
 ) -> Result<Table> {
-    let processors = Processors::choose(queues);
+    let processors = Processors::choose(queues)?;
     bind(None, &processors.front)?;
     let mut table = Table {
         cold: false,

@@ -4,11 +4,12 @@ use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tempfile::TempDir;
 
 use crate::Result;
@@ -25,6 +26,17 @@ pub struct Process {
     child: Child,
     /// Holds its socket and its log.
     dir: TempDir,
+}
+
+/// The processors this process could use when it first asked: before it bound a thread to any.
+pub fn processors() -> Result<&'static [usize]> {
+    static ALL: OnceLock<Vec<usize>> = OnceLock::new();
+    if let Some(all) = ALL.get() {
+        return Ok(all);
+    }
+    let set = sched_getaffinity(None)?;
+    let all = (0..CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu));
+    Ok(ALL.get_or_init(|| all.collect()))
 }
 
 /// Binds a thread, or this one, to some processors.
