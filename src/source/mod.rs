@@ -5,6 +5,7 @@
 //! [`window`] first and with a read that does not wait second, and take the descriptor to their
 //! ring if they are not.
 
+pub mod gather;
 pub mod window;
 
 use std::fs::File;
@@ -109,6 +110,22 @@ impl Blob {
             file,
             len,
             window,
+        })
+    }
+
+    /// A file that grows and changes: it is always read, never mapped, and its length is that of
+    /// now.
+    pub fn changing(path: &Path, file: File) -> Result<Self, Error> {
+        let failed = |source| Error::Open {
+            path: path.to_owned(),
+            source,
+        };
+        let len = file.metadata().map_err(failed)?.len();
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            len,
+            window: None,
         })
     }
 

@@ -76,6 +76,32 @@ impl Mapping {
         self.data & ZEROED != 0
     }
 
+    /// Reads entry number `entry`; `None` for padding.
+    ///
+    /// # Errors
+    /// It covers no sector, or one beyond the largest disk.
+    pub fn decode(raw: &[u8; ENTRY_LEN], entry: u64) -> Result<Option<Self>, Error> {
+        let word = u128::from_le_bytes(*raw);
+        // The upper byte of the second word is a tag that says nothing about plain layers.
+        let mapping = Mapping {
+            place: word as u64,
+            data: (word >> 64) as u64 & (ZEROED | MOFFSET_MASK),
+        };
+        if mapping.length() == 0 {
+            let padding = mapping.offset().0 == OFFSET_MASK;
+            return if padding {
+                Ok(None)
+            } else {
+                Err(Error::EmptyEntry { entry })
+            };
+        }
+        let end = mapping.end();
+        if end.0 > MAX_SECTORS {
+            return Err(Error::BeyondDisk { entry, end });
+        }
+        Ok(Some(mapping))
+    }
+
     /// The bytes on disk, with tag 0.
     pub fn encode(self) -> [u8; ENTRY_LEN] {
         let mut bytes = [0; ENTRY_LEN];
@@ -136,29 +162,16 @@ impl IndexReader {
 
     /// One entry; `None` for padding.
     fn entry(&mut self, raw: &[u8; ENTRY_LEN]) -> Result<Option<Mapping>, Error> {
-        let word = u128::from_le_bytes(*raw);
-        // The upper byte of the second word is a tag that says nothing about a sealed layer.
-        let mapping = Mapping {
-            place: word as u64,
-            data: (word >> 64) as u64 & (ZEROED | MOFFSET_MASK),
+        let entry = self.entry;
+        let Some(mapping) = Mapping::decode(raw, entry)? else {
+            return Ok(None);
         };
-        let (entry, length) = (self.entry, mapping.length());
-        if length == 0 {
-            let padding = mapping.offset().0 == OFFSET_MASK;
-            return if padding {
-                Ok(None)
-            } else {
-                Err(Error::EmptyEntry { entry })
-            };
-        }
+        let length = mapping.length();
         if mapping.offset().0 < self.end {
             let (offset, end) = (mapping.offset(), Sector(self.end));
             return Err(Error::Unsorted { entry, offset, end });
         }
         let end = mapping.end();
-        if end.0 > MAX_SECTORS {
-            return Err(Error::BeyondDisk { entry, end });
-        }
         // A zeroed entry has no data, only a position, which may be the end of the data.
         let sectors = if mapping.is_zeroed() {
             0

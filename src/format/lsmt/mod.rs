@@ -10,6 +10,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, little_endian};
 use crate::units::Sector;
 
 mod index;
+pub mod writable;
 
 pub use index::{
     ENTRY_GROUP, ENTRY_LEN, FIRST_DATA, IndexReader, MAX_LENGTH, Mapping, PADDING, padding_after,
@@ -225,14 +226,18 @@ impl Header {
     ///
     /// The header says nothing about the index: it is written before the index is known.
     pub fn encode(&self, part: Part) -> [u8; HEADER_LEN] {
-        let (flags, index_offset, index_entries) = match part {
-            Part::Header => (FLAG_HEADER | FLAG_DATA | FLAG_SEALED, 0, 0),
-            Part::Trailer => (
+        match part {
+            Part::Header => self.bytes(FLAG_HEADER | FLAG_DATA | FLAG_SEALED, 0, 0),
+            Part::Trailer => self.bytes(
                 FLAG_DATA | FLAG_SEALED,
                 self.index_offset,
                 self.index_entries,
             ),
-        };
+        }
+    }
+
+    /// The structure with these flags and this place of the index.
+    fn bytes(&self, flags: u32, index_offset: u64, index_entries: u64) -> [u8; HEADER_LEN] {
         let mut message = [0; 256];
         let len = self.message.len().min(message.len());
         message[..len].copy_from_slice(&self.message[..len]);

@@ -1,0 +1,164 @@
+//! The two files of a writable layer: data, and the log of its mappings.
+//!
+//! Both start with the structure of a sealed layer, with flags of their own. In the log, entries
+//! lie in the order of arrival, and a later one counts where two overlap.
+
+use super::{Error, FLAG_DATA, FLAG_HEADER, FLAG_SEALED, HEADER_LEN, Header, Part, Raw};
+use zerocopy::FromBytes;
+
+const FLAG_SPARSE: u32 = 1 << 4;
+const FLAG_HYBRID: u32 = 1 << 5;
+
+/// How a writable layer places its data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Behind what is there, in order of arrival.
+    Append,
+    /// Sector `s` of the disk at sector `8 + s` of the file, which is as long as the disk.
+    Sparse,
+    /// What the layer holds already in place, the rest behind what is there.
+    Hybrid,
+}
+
+impl Kind {
+    /// Its name, as options and messages have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Append => "append",
+            Kind::Sparse => "sparse",
+            Kind::Hybrid => "hybrid",
+        }
+    }
+
+    fn flag(self) -> u32 {
+        match self {
+            Kind::Append => 0,
+            Kind::Sparse => FLAG_SPARSE,
+            Kind::Hybrid => FLAG_HYBRID,
+        }
+    }
+}
+
+/// The first bytes of a data file.
+pub fn encode_data_header(header: &Header, kind: Kind) -> [u8; HEADER_LEN] {
+    header.bytes(FLAG_HEADER | FLAG_DATA | kind.flag(), 0, 0)
+}
+
+/// The first bytes of the log that goes with it.
+pub fn encode_log_header(header: &Header) -> [u8; HEADER_LEN] {
+    header.bytes(FLAG_HEADER, HEADER_LEN as u64, 0)
+}
+
+/// The trailer that seals a data file of this kind in place.
+pub fn encode_seal(header: &Header, kind: Kind) -> [u8; HEADER_LEN] {
+    header.bytes(
+        FLAG_DATA | FLAG_SEALED | kind.flag(),
+        header.index_offset,
+        header.index_entries,
+    )
+}
+
+/// Reads the header of a data file.
+///
+/// # Errors
+/// It is none: no magic, the header of a log or of a committed layer, an impossible size.
+pub fn decode_data_header(bytes: &[u8; HEADER_LEN]) -> Result<(Header, Kind), Error> {
+    let header = Header::decode(bytes, Part::Header)?;
+    let found = flags(bytes);
+    let kind = match found & (FLAG_SPARSE | FLAG_HYBRID) {
+        0 => Kind::Append,
+        FLAG_SPARSE => Kind::Sparse,
+        FLAG_HYBRID => Kind::Hybrid,
+        _ => return Err(wrong(found, "one of sparse (bit 4) and hybrid (bit 5)")),
+    };
+    match found & FLAG_SEALED {
+        0 => Ok((header, kind)),
+        _ => Err(wrong(
+            found,
+            "a writable layer (bit 2 clear); this is a committed one",
+        )),
+    }
+}
+
+/// Reads the header of a log.
+///
+/// # Errors
+/// It is none: no magic, the header of a data file, an impossible size.
+pub fn decode_log_header(bytes: &[u8; HEADER_LEN]) -> Result<Header, Error> {
+    let found = flags(bytes);
+    if !Header::has_magic(bytes) {
+        return Err(Error::Magic(Part::Header));
+    }
+    if found & FLAG_DATA != 0 {
+        return Err(wrong(
+            found,
+            "an index file (bit 1 clear); this is a data file",
+        ));
+    }
+    // All else is as in a data file.
+    let mut as_data = *bytes;
+    as_data[28] |= FLAG_DATA as u8;
+    Header::decode(&as_data, Part::Header)
+}
+
+fn flags(bytes: &[u8; HEADER_LEN]) -> u32 {
+    Raw::ref_from_prefix(bytes).map_or(0, |(raw, _)| raw.flags.get())
+}
+
+fn wrong(found: u32, expected: &'static str) -> Error {
+    Error::Flags {
+        part: Part::Header,
+        found,
+        expected,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    fn header() -> Header {
+        Header {
+            index_offset: 0,
+            index_entries: 0,
+            virtual_size: 1 << 30,
+            uuid: Uuid::from_u128(7),
+            parent_uuid: Uuid::from_u128(6),
+            message: b"m".to_vec(),
+        }
+    }
+
+    #[test]
+    fn flags_are_those_that_other_tools_write() {
+        let header = header();
+        let flags = |kind| flags(&encode_data_header(&header, kind));
+        assert_eq!(
+            [Kind::Append, Kind::Sparse, Kind::Hybrid].map(flags),
+            [0x3, 0x13, 0x23]
+        );
+        let log = encode_log_header(&header);
+        assert_eq!((log[28], log[33]), (1, 16), "index at 4096");
+        let seal = |kind| encode_seal(&header, kind)[28];
+        assert_eq!(
+            [Kind::Append, Kind::Sparse, Kind::Hybrid].map(seal),
+            [0x6, 0x16, 0x26]
+        );
+    }
+
+    #[test]
+    fn headers_round_trip_and_are_not_taken_for_each_other() {
+        let header = header();
+        for kind in [Kind::Append, Kind::Sparse, Kind::Hybrid] {
+            let data = encode_data_header(&header, kind);
+            assert_eq!(decode_data_header(&data), Ok((header.clone(), kind)));
+            assert!(matches!(decode_log_header(&data), Err(Error::Flags { .. })));
+        }
+        let log = encode_log_header(&header);
+        assert_eq!(decode_log_header(&log).map(|log| log.uuid), Ok(header.uuid));
+        assert!(matches!(decode_data_header(&log), Err(Error::Flags { .. })));
+        let committed = header.encode(Part::Header);
+        assert!(decode_data_header(&committed).is_err());
+        assert!(decode_log_header(&[0; HEADER_LEN]).is_err());
+    }
+}

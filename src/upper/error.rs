@@ -1,0 +1,157 @@
+//! What can go wrong with a writable layer.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use crate::format::lsmt;
+use crate::units::Sector;
+
+/// Why an upper cannot be opened, read or written.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The system refuses something that is done to a file as a whole.
+    #[error("cannot {what} {}", path.display())]
+    File {
+        /// What was tried, as `open`.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Bytes cannot be read or written.
+    #[error("cannot {what} at byte {offset} of {}", path.display())]
+    Bytes {
+        /// What was tried, as `write`.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Where.
+        offset: u64,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file is no such file of a writable layer.
+    #[error("{} is no {expected} of a writable layer", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What it should be.
+        expected: &'static str,
+        /// What is wrong.
+        source: lsmt::Error,
+    },
+    /// An entry of the index breaks a rule.
+    #[error("index of writable layer {}", path.display())]
+    Entry {
+        /// The index file.
+        path: PathBuf,
+        /// What is wrong.
+        source: lsmt::Error,
+    },
+    /// The index is larger than any this program can hold.
+    #[error("{} has {entries} entries; at most {most} are supported", path.display())]
+    TooManyEntries {
+        /// The index file.
+        path: PathBuf,
+        /// Entries it has.
+        entries: u64,
+        /// Entries it may have.
+        most: u64,
+    },
+    /// Two ranges of the disk have the same data, or data is not where this kind of layer has it:
+    /// writing one would change another.
+    #[error(
+        "{}: data of {offset} at {moffset} of the data file, where it cannot be; commit the layer \
+         and start a new one",
+        path.display()
+    )]
+    Misplaced {
+        /// The index file.
+        path: PathBuf,
+        /// Where on the disk.
+        offset: Sector,
+        /// Where in the data file.
+        moffset: Sector,
+    },
+    /// Data and index were not made together.
+    #[error("{} and {} have different uuids; expected a pair made together", data.display(), index.display())]
+    NoPair {
+        /// The data file.
+        data: PathBuf,
+        /// The index file.
+        index: PathBuf,
+    },
+    /// The layer is finished.
+    #[error("{} is sealed; use it as a layer, and a new upper above it", path.display())]
+    Sealed {
+        /// The data file.
+        path: PathBuf,
+    },
+    /// Somebody else has it open.
+    #[error("{} is in use by another process", path.display())]
+    Busy {
+        /// The data file.
+        path: PathBuf,
+    },
+    /// The upper is as large as it may be.
+    #[error("{} holds as much as it may ({limit} bytes)", path.display())]
+    Full {
+        /// The data file.
+        path: PathBuf,
+        /// Most bytes of data.
+        limit: u64,
+    },
+    /// A limit for a layer that has a place for every sector from the start.
+    #[error("{} is a sparse layer, which takes no limit", path.display())]
+    NoLimit {
+        /// The data file.
+        path: PathBuf,
+    },
+    /// Data cannot be read back.
+    #[error(transparent)]
+    Blob(#[from] crate::source::Error),
+    /// The layers below cannot be read.
+    #[error(transparent)]
+    Image(#[from] crate::image::Error),
+    /// Storage lost data it had taken: nothing more is promised.
+    #[error("{} failed to become durable before; nothing more is written to it", path.display())]
+    Broken {
+        /// The data file.
+        path: PathBuf,
+    },
+    /// A disk that writable layers cannot have.
+    #[error("a disk of {0} bytes; expected a multiple of 512 above 0, at most 2^59")]
+    Size(u64),
+    /// The device has no upper.
+    #[error("the device is read-only")]
+    ReadOnly,
+    /// The layer was frozen while the caller was about to write to it.
+    #[error("the layer was frozen")]
+    Frozen,
+}
+
+impl Error {
+    /// Makes the error of something done to the file `path`.
+    pub(super) fn file(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
+        let path = path.to_owned();
+        move |source| Error::File { what, path, source }
+    }
+
+    /// Makes the error of something done at byte `offset` of the file `path`.
+    pub(super) fn bytes(
+        what: &'static str,
+        path: &Path,
+        offset: u64,
+    ) -> impl FnOnce(io::Error) -> Self + use<> {
+        let path = path.to_owned();
+        move |source| Error::Bytes {
+            what,
+            path,
+            offset,
+            source,
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! Mappings that were answered for but are not durable yet.
+//!
+//! A mapping must not enter the index before its data is durable, which only a flush makes it; but
+//! a write that was answered must outlive the process, for the guest goes on when a new one takes
+//! over. So mappings wait in a journal, which is valid as long as the machine has not been started
+//! again: the page cache that keeps it keeps the data as well. After a power loss it means nothing,
+//! and the index alone counts.
+//!
+//! There are two files, used in turn: what a flush is about to make durable stays in one while new
+//! mappings go to the other. Neither is ever synced. `docs/format.md` has their layout.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_endian};
+
+use super::Error;
+use crate::format::crc;
+use crate::format::lsmt::{ENTRY_LEN, Mapping};
+
+const MAGIC: [u8; 8] = *b"ovbdjrn1";
+/// Most bytes of a journal that are read.
+const MAX_LEN: u64 = 256 << 20;
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, PartialEq)]
+#[repr(C)]
+struct Head {
+    magic: [u8; 8],
+    /// Of the running system, as text.
+    boot: [u8; 36],
+    /// Of the writable layer.
+    uuid: [u8; 16],
+    crc: little_endian::U32,
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct Record {
+    entry: [u8; ENTRY_LEN],
+    /// Number of the record, over both files.
+    number: little_endian::U64,
+    crc: little_endian::U32,
+    zero: [u8; 4],
+}
+
+impl Record {
+    fn new(mapping: Mapping, number: u64) -> Self {
+        let mut record = Self {
+            entry: mapping.encode(),
+            number: number.into(),
+            crc: 0.into(),
+            zero: [0; 4],
+        };
+        record.crc = record.sum().into();
+        record
+    }
+
+    fn sum(&self) -> u32 {
+        crc::raw(
+            crc::raw(crc::BLOCK_SEED, &self.entry),
+            self.number.as_bytes(),
+        )
+    }
+}
+
+/// The journal of one writable layer.
+#[derive(Debug)]
+pub struct Journal {
+    files: [(PathBuf, File); 2],
+    head: Head,
+    /// Which of the files takes new records, and where.
+    active: usize,
+    end: u64,
+    /// Number of the next record.
+    next: u64,
+    /// Whether the other file holds records.
+    other_in_use: bool,
+}
+
+impl std::fmt::Debug for Head {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Head").finish_non_exhaustive()
+    }
+}
+
+/// The paths of the two files that go with an index file.
+pub fn paths(index: &Path) -> [PathBuf; 2] {
+    ["journal0", "journal1"].map(|suffix| {
+        let mut name = OsString::from(index);
+        name.push(".");
+        name.push(suffix);
+        name.into()
+    })
+}
+
+/// Name of the running system, which no other start of it has.
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn boot_id() -> Result<[u8; 36], Error> {
+    let path = Path::new("/proc/sys/kernel/random/boot_id");
+    let text = fs::read(path).map_err(Error::file("read", path))?;
+    let id = text.first_chunk().copied();
+    id.ok_or_else(|| Error::file("read", path)(io::ErrorKind::InvalidData.into()))
+}
+
+/// The mappings that the journal of a layer holds, the oldest first.
+///
+/// # Errors
+/// A file is there but cannot be read.
+pub fn read(index: &Path, uuid: Uuid, boot: [u8; 36]) -> Result<Vec<Mapping>, Error> {
+    let head = head(uuid, boot);
+    let mut found = Vec::new();
+    for path in paths(index) {
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            opened => opened.map_err(Error::file("open", &path))?,
+        };
+        let mut bytes = Vec::new();
+        file.take(MAX_LEN)
+            .read_to_end(&mut bytes)
+            .map_err(Error::file("read", &path))?;
+        found.extend(records(&bytes, &head));
+    }
+    found.sort_by_key(|(number, _)| *number);
+    Ok(found.into_iter().map(|(_, mapping)| mapping).collect())
+}
+
+/// The valid records at the start of a file.
+fn records(bytes: &[u8], head: &Head) -> Vec<(u64, Mapping)> {
+    let Ok((found, rest)) = Head::read_from_prefix(bytes) else {
+        return Vec::new();
+    };
+    if found != *head {
+        return Vec::new();
+    }
+    let whole = rest.chunks_exact(size_of::<Record>());
+    let record = |bytes: &[u8]| {
+        let record = Record::read_from_bytes(bytes).ok()?;
+        let mapping = Mapping::decode(&record.entry, 0).ok()??;
+        (record.crc.get() == record.sum()).then_some((record.number.get(), mapping))
+    };
+    whole.map_while(record).collect()
+}
+
+fn head(uuid: Uuid, boot: [u8; 36]) -> Head {
+    let mut head = Head {
+        magic: MAGIC,
+        boot,
+        uuid: *uuid.as_bytes(),
+        crc: 0.into(),
+    };
+    let len = size_of::<Head>() - size_of_val(&head.crc);
+    head.crc = crc::raw(crc::BLOCK_SEED, &head.as_bytes()[..len]).into();
+    head
+}
+
+impl Journal {
+    /// Starts an empty journal in place of what there is.
+    ///
+    /// # Errors
+    /// The files cannot be made.
+    pub fn start(index: &Path, uuid: Uuid, boot: [u8; 36]) -> Result<Self, Error> {
+        let [first, second] = paths(index).map(|path| {
+            let options = File::options()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .open(&path);
+            let file = options.map_err(Error::file("create", &path))?;
+            Ok::<_, Error>((path, file))
+        });
+        let mut journal = Self {
+            files: [first?, second?],
+            head: head(uuid, boot),
+            active: 0,
+            end: 0,
+            next: 0,
+            other_in_use: false,
+        };
+        journal.begin(0)?;
+        Ok(journal)
+    }
+
+    /// Makes the empty file `which` the one that takes new records.
+    fn begin(&mut self, which: usize) -> Result<(), Error> {
+        let (path, file) = &self.files[which];
+        let written = file.write_all_at(self.head.as_bytes(), 0);
+        written.map_err(Error::bytes("write", path, 0))?;
+        (self.active, self.end) = (which, size_of::<Head>() as u64);
+        Ok(())
+    }
+
+    /// Adds mappings. After an error none of them counts.
+    ///
+    /// # Errors
+    /// They cannot be written.
+    pub fn add(&mut self, mappings: &[Mapping]) -> Result<(), Error> {
+        let records: Vec<_> = mappings
+            .iter()
+            .zip(self.next..)
+            .map(|(mapping, number)| Record::new(*mapping, number))
+            .collect();
+        let (path, file) = &self.files[self.active];
+        if let Err(error) = file.write_all_at(records.as_bytes(), self.end) {
+            // Records written in part would count if we died now.
+            let _ = file.set_len(self.end);
+            return Err(Error::bytes("write", path, self.end)(error));
+        }
+        self.next += records.len() as u64;
+        self.end += size_of_val(&*records) as u64;
+        Ok(())
+    }
+
+    /// New mappings go to the other file, if it is empty: a flush is about to make durable what
+    /// this one holds.
+    ///
+    /// # Errors
+    /// The other file cannot be written.
+    pub fn switch(&mut self) -> Result<(), Error> {
+        if !self.other_in_use {
+            self.begin(1 - self.active)?;
+            self.other_in_use = true;
+        }
+        Ok(())
+    }
+
+    /// What came before [`Journal::switch`] is durable.
+    ///
+    /// # Errors
+    /// The file cannot be emptied; then its records only count once more.
+    pub fn settle(&mut self) -> Result<(), Error> {
+        let (path, file) = &self.files[1 - self.active];
+        file.set_len(0).map_err(Error::file("truncate", path))?;
+        self.other_in_use = false;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::Sector;
+
+    const BOOT: [u8; 36] = [b'a'; 36];
+
+    fn mapping(start: u64) -> Mapping {
+        Mapping::data(Sector(start), 1, Sector(8 + start)).unwrap()
+    }
+
+    #[test]
+    fn survives_its_writer_but_no_restart_of_the_machine() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = folder.path().join("index");
+        let uuid = Uuid::from_u128(1);
+        let mut journal = Journal::start(&index, uuid, BOOT).unwrap();
+        journal.add(&[mapping(1), mapping(2)]).unwrap();
+        journal.switch().unwrap();
+        journal.add(&[mapping(3)]).unwrap();
+        let all = [mapping(1), mapping(2), mapping(3)];
+        assert_eq!(read(&index, uuid, BOOT).unwrap(), all);
+        assert_eq!(read(&index, uuid, [b'b'; 36]).unwrap(), []);
+        assert_eq!(read(&index, Uuid::from_u128(2), BOOT).unwrap(), []);
+        // The flush failed: another one takes over what it began.
+        journal.switch().unwrap();
+        journal.add(&[mapping(4)]).unwrap();
+        assert_eq!(read(&index, uuid, BOOT).unwrap().len(), 4);
+        journal.settle().unwrap();
+        assert_eq!(read(&index, uuid, BOOT).unwrap(), [mapping(3), mapping(4)]);
+        journal.switch().unwrap();
+        journal.settle().unwrap();
+        assert_eq!(read(&index, uuid, BOOT).unwrap(), []);
+    }
+
+    #[test]
+    fn a_torn_record_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = folder.path().join("index");
+        let mut journal = Journal::start(&index, Uuid::nil(), BOOT).unwrap();
+        journal.add(&[mapping(1), mapping(2)]).unwrap();
+        let (path, _) = &journal.files[0];
+        let whole = fs::read(path).unwrap();
+        for cut in 0..whole.len() {
+            fs::write(path, &whole[..cut]).unwrap();
+            let expected = cut.saturating_sub(size_of::<Head>()) / size_of::<Record>();
+            let found = read(&index, Uuid::nil(), BOOT).unwrap();
+            assert_eq!(found, [mapping(1), mapping(2)][..expected], "{cut}");
+        }
+        let mut flipped = whole.clone();
+        flipped[size_of::<Head>() + 3] ^= 1;
+        fs::write(path, &flipped).unwrap();
+        assert_eq!(read(&index, Uuid::nil(), BOOT).unwrap(), []);
+    }
+}

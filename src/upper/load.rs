@@ -1,0 +1,226 @@
+//! Reads what the files of a writable layer hold, whoever wrote them.
+//!
+//! Where upstream would refuse to open, or make something up, this goes by what is certainly there:
+//! an entry that points past the end of the data was never durable, so it never was; and a sparse
+//! layer without a log has what its file does not leave out.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+
+use super::journal;
+use super::log::Log;
+use super::map::{Extent, ExtentMap, Place};
+use super::{Error, Paths};
+use crate::format::lsmt::writable::{Kind, decode_data_header};
+use crate::format::lsmt::{self, FIRST_DATA, HEADER_LEN, Header, Mapping, Part};
+use crate::units::{SECTOR_SIZE, Sector};
+
+/// How somebody wants the files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// To read them; others may as well.
+    Read,
+    /// To write them, alone.
+    Write,
+}
+
+/// The open files of a writable layer, and what they say.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The data file.
+    pub data: File,
+    /// The index file.
+    pub log: Log,
+    /// What the data file says about the layer.
+    pub header: Header,
+    /// How data is placed.
+    pub kind: Kind,
+    /// Where the data of which sectors is.
+    pub map: ExtentMap,
+    /// Mappings of the journal, which are part of the map.
+    pub journal: Vec<Mapping>,
+    /// Whether the index file does not say what the map says: it is missing a header, or has
+    /// entries without data.
+    pub index_is_stale: bool,
+}
+
+/// Opens the files of a layer and reads its map into `map`, an empty one.
+///
+/// # Errors
+/// They cannot be read, or are no writable layer, or somebody else has them open.
+pub fn load(paths: &Paths, access: Access, map: ExtentMap) -> Result<Loaded, Error> {
+    let path = &paths.data;
+    let data = File::options()
+        .read(true)
+        .write(access == Access::Write)
+        .open(path)
+        .map_err(Error::file("open", path))?;
+    lock(&data, path, access)?;
+    let len = data.metadata().map_err(Error::file("examine", path))?.len();
+    let (header, kind) = read_header(&data, path)?;
+    if is_sealed(&data, len, &header) {
+        return Err(Error::Sealed { path: path.clone() });
+    }
+    let (log, log_header) = Log::open(&paths.index, access == Access::Write)?;
+    if log_header
+        .as_ref()
+        .is_some_and(|log| log.uuid != header.uuid)
+    {
+        return Err(Error::NoPair {
+            data: path.clone(),
+            index: paths.index.clone(),
+        });
+    }
+    if log_header.is_none() && kind != Kind::Sparse {
+        return Err(Error::Format {
+            path: paths.index.clone(),
+            expected: "index file",
+            source: lsmt::Error::Magic(Part::Header),
+        });
+    }
+    let mut loaded = Loaded {
+        data,
+        log,
+        header,
+        kind,
+        map,
+        journal: Vec::new(),
+        index_is_stale: log_header.is_none(),
+    };
+    let file_end = len / SECTOR_SIZE;
+    if log_header.is_none() {
+        scan_holes(&loaded.data, len, &mut loaded.map).map_err(Error::file("scan", path))?;
+    }
+    let mut lost = 0u64;
+    let (map, log) = (&mut loaded.map, &loaded.log);
+    log.replay(|mapping| match is_there(&mapping, file_end) {
+        true => enter(map, mapping),
+        false => lost += 1,
+    })?;
+    if lost > 0 {
+        ::log::warn!(
+            "{}: {lost} entries point past the end of {}: what they were for was never durable",
+            paths.index.display(),
+            path.display()
+        );
+        loaded.index_is_stale = true;
+    }
+    let boot = journal::boot_id()?;
+    loaded.journal = journal::read(&paths.index, loaded.header.uuid, boot)?;
+    for mapping in &loaded.journal {
+        enter(&mut loaded.map, *mapping);
+    }
+    check_places(&loaded)?;
+    Ok(loaded)
+}
+
+/// Lets nobody else write to the file, nor read it while it is written to.
+fn lock(data: &File, path: &Path, access: Access) -> Result<(), Error> {
+    let locked = match access {
+        Access::Read => data.try_lock_shared(),
+        Access::Write => data.try_lock(),
+    };
+    match locked {
+        Ok(()) => Ok(()),
+        Err(std::fs::TryLockError::WouldBlock) => Err(Error::Busy {
+            path: path.to_owned(),
+        }),
+        Err(std::fs::TryLockError::Error(source)) => Err(Error::file("lock", path)(source)),
+    }
+}
+
+fn read_header(data: &File, path: &Path) -> Result<(Header, Kind), Error> {
+    let mut bytes = [0; HEADER_LEN];
+    data.read_exact_at(&mut bytes, 0)
+        .map_err(Error::bytes("read the header", path, 0))?;
+    let decoded = decode_data_header(&bytes);
+    decoded.map_err(|source| Error::Format {
+        path: path.to_owned(),
+        expected: "data file",
+        source,
+    })
+}
+
+/// Whether the file ends with the trailer of this very layer. That its uuid fits tells it from
+/// data of the guest's that looks like one.
+fn is_sealed(data: &File, len: u64, header: &Header) -> bool {
+    let mut bytes = [0; HEADER_LEN];
+    let Some(at) = len.checked_sub(HEADER_LEN as u64) else {
+        return false;
+    };
+    let trailer = data.read_exact_at(&mut bytes, at).ok();
+    let trailer = trailer.and_then(|()| Header::decode(&bytes, Part::Trailer).ok());
+    trailer.is_some_and(|trailer| !header.uuid.is_nil() && trailer.uuid == header.uuid)
+}
+
+fn is_there(mapping: &Mapping, file_end: u64) -> bool {
+    let start = mapping.moffset();
+    let end = start.checked_add(u64::from(mapping.length()));
+    mapping.is_zeroed() || (start >= FIRST_DATA && end.is_some_and(|end| end.0 <= file_end))
+}
+
+fn enter(map: &mut ExtentMap, mapping: Mapping) {
+    let place = match mapping.is_zeroed() {
+        true => Place::Zero,
+        false => Place::Data(mapping.moffset().0),
+    };
+    let extent = Extent {
+        start: mapping.offset().0,
+        len: u64::from(mapping.length()),
+        place,
+    };
+    map.insert(extent, |_| ());
+}
+
+/// Everything a sparse file does not leave out counts as data, in whole blocks of its file system.
+fn scan_holes(data: &File, len: u64, map: &mut ExtentMap) -> io::Result<()> {
+    let first = HEADER_LEN as u64;
+    let mut at = first;
+    while at < len {
+        let start = match rustix::fs::seek(data, SeekFrom::Data(at)) {
+            Err(Errno::NXIO) => return Ok(()), // nothing but a hole up to the end
+            found => found?.max(first),
+        };
+        let end = rustix::fs::seek(data, SeekFrom::Hole(start))?.min(len);
+        let (start, end) = (start / SECTOR_SIZE, end.div_ceil(SECTOR_SIZE));
+        let disk = start - FIRST_DATA.0;
+        let extent = Extent {
+            start: disk,
+            len: end - start,
+            place: Place::Data(start),
+        };
+        map.insert(extent, |_| ());
+        at = end * SECTOR_SIZE;
+    }
+    Ok(())
+}
+
+/// Refuses layers whose data cannot be overwritten in place.
+fn check_places(loaded: &Loaded) -> Result<(), Error> {
+    let misplaced = |extent: &Extent, at: u64| Error::Misplaced {
+        path: loaded.log.path().to_owned(),
+        offset: Sector(extent.start),
+        moffset: Sector(at),
+    };
+    let data = |extent: Extent| match extent.place {
+        Place::Data(at) => Some((at, extent)),
+        Place::Zero => None,
+    };
+    let mut places: Vec<_> = loaded.map.iter().filter_map(data).collect();
+    if loaded.kind == Kind::Sparse {
+        let moved = |(at, extent): &&(u64, Extent)| *at != FIRST_DATA.0 + extent.start;
+        let found = places.iter().find(moved);
+        return found.map_or(Ok(()), |(at, extent)| Err(misplaced(extent, *at)));
+    }
+    places.sort_unstable_by_key(|(at, _)| *at);
+    let overlaps = |pair: &&[(u64, Extent)]| pair[0].0 + pair[0].1.len > pair[1].0;
+    match places.windows(2).find(overlaps) {
+        Some(pair) => Err(misplaced(&pair[1].1, pair[1].0)),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,230 @@
+//! The index file of a writable layer: a header, and mappings in the order of arrival.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::Error;
+use crate::format::lsmt::writable::{decode_log_header, encode_log_header};
+use crate::format::lsmt::{ENTRY_LEN, HEADER_LEN, Header, Mapping};
+
+/// Most entries of a log, as upstream has it.
+const MAX_ENTRIES: u64 = 128_000_000;
+
+/// Entries read or written at a time.
+const CHUNK: usize = 65536;
+
+/// An open index file.
+#[derive(Debug)]
+pub struct Log {
+    path: PathBuf,
+    file: File,
+    /// Byte after the last whole entry.
+    end: u64,
+}
+
+impl Log {
+    /// Makes a log without entries and makes it durable, its name excepted.
+    ///
+    /// # Errors
+    /// There is a file of that name, or it cannot be written.
+    pub fn create(path: &Path, header: &Header) -> Result<(), Error> {
+        let file = File::options().write(true).create_new(true).open(path);
+        let file = file.map_err(Error::file("create", path))?;
+        file.write_all_at(&encode_log_header(header), 0)
+            .map_err(Error::bytes("write", path, 0))?;
+        file.sync_all().map_err(Error::file("sync", path))
+    }
+
+    /// Opens a log; an empty file has neither header nor entries.
+    ///
+    /// # Errors
+    /// It cannot be read, or is no log.
+    pub fn open(path: &Path, writable: bool) -> Result<(Self, Option<Header>), Error> {
+        let file = File::options().read(true).write(writable).open(path);
+        let file = file.map_err(Error::file("open", path))?;
+        let len = file.metadata().map_err(Error::file("examine", path))?.len();
+        let entries = len.saturating_sub(HEADER_LEN as u64) / ENTRY_LEN as u64;
+        if entries > MAX_ENTRIES {
+            return Err(Error::TooManyEntries {
+                path: path.to_owned(),
+                entries,
+                most: MAX_ENTRIES,
+            });
+        }
+        let header = match len {
+            0 => None,
+            _ => {
+                let mut bytes = [0; HEADER_LEN];
+                file.read_exact_at(&mut bytes, 0).map_err(Error::bytes(
+                    "read the header",
+                    path,
+                    0,
+                ))?;
+                let header = decode_log_header(&bytes).map_err(|source| Error::Format {
+                    path: path.to_owned(),
+                    expected: "index file",
+                    source,
+                })?;
+                Some(header)
+            }
+        };
+        let log = Self {
+            path: path.to_owned(),
+            file,
+            end: HEADER_LEN as u64 + entries * ENTRY_LEN as u64,
+        };
+        Ok((log, header))
+    }
+
+    /// The path it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Number of entries.
+    pub fn entries(&self) -> u64 {
+        (self.end - HEADER_LEN as u64) / ENTRY_LEN as u64
+    }
+
+    /// Calls `each` with all mappings, the oldest first. A torn entry at the end is none.
+    ///
+    /// # Errors
+    /// The file cannot be read, or an entry breaks a rule.
+    pub fn replay(&self, mut each: impl FnMut(Mapping)) -> Result<(), Error> {
+        let mut bytes = vec![0; CHUNK * ENTRY_LEN];
+        let mut at = HEADER_LEN as u64;
+        while at < self.end {
+            let part = (self.end - at).min(bytes.len() as u64) as usize;
+            self.file
+                .read_exact_at(&mut bytes[..part], at)
+                .map_err(Error::bytes("read", &self.path, at))?;
+            let (entries, _) = bytes[..part].as_chunks();
+            let first = (at - HEADER_LEN as u64) / ENTRY_LEN as u64;
+            for (raw, number) in entries.iter().zip(first..) {
+                let mapping = Mapping::decode(raw, number).map_err(|source| Error::Entry {
+                    path: self.path.clone(),
+                    source,
+                })?;
+                mapping.into_iter().for_each(&mut each);
+            }
+            at += part as u64;
+        }
+        Ok(())
+    }
+
+    /// Appends mappings and makes them durable. After an error the log is as before.
+    ///
+    /// # Errors
+    /// They cannot be written, or not be made durable.
+    pub fn append(&mut self, mappings: &[Mapping]) -> Result<(), Error> {
+        let entries = self.entries() + mappings.len() as u64;
+        if entries > MAX_ENTRIES {
+            return Err(Error::TooManyEntries {
+                path: self.path.clone(),
+                entries,
+                most: MAX_ENTRIES,
+            });
+        }
+        let written = self.write(mappings.iter().copied()).and_then(|end| {
+            let synced = self.file.sync_data();
+            synced.map_err(Error::file("sync", &self.path))?;
+            Ok(end)
+        });
+        match written {
+            Ok(end) => self.end = end,
+            Err(error) => {
+                // If that fails as well, entries come twice or in part: the next ones overwrite
+                // them.
+                let _ = self.file.set_len(self.end);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Cuts off what follows the last whole entry.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn trim(&self) -> Result<(), Error> {
+        let trimmed = self.file.set_len(self.end);
+        trimmed.map_err(Error::file("truncate", &self.path))
+    }
+
+    /// Puts a log of these mappings in this one's place, durable and under its name.
+    ///
+    /// # Errors
+    /// The new file cannot be written or renamed; the old one then stays.
+    pub fn replace(
+        &mut self,
+        header: &Header,
+        mappings: impl Iterator<Item = Mapping>,
+    ) -> Result<(), Error> {
+        let mut name = OsString::from(&self.path);
+        name.push(".new");
+        let path = PathBuf::from(name);
+        let options = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&path);
+        let file = options.map_err(Error::file("create", &path))?;
+        file.write_all_at(&encode_log_header(header), 0)
+            .map_err(Error::bytes("write", &path, 0))?;
+        let mut new = Self {
+            path,
+            file,
+            end: HEADER_LEN as u64,
+        };
+        new.end = new.write(mappings)?;
+        let synced = new.file.sync_all();
+        synced.map_err(Error::file("sync", &new.path))?;
+        fs::rename(&new.path, &self.path).map_err(Error::file("replace", &self.path))?;
+        sync_folder_of(&self.path)?;
+        (self.file, self.end) = (new.file, new.end);
+        Ok(())
+    }
+
+    /// Writes mappings behind the end; returns the new end.
+    fn write(&self, mappings: impl Iterator<Item = Mapping>) -> Result<u64, Error> {
+        let mut at = self.end;
+        let mut bytes = Vec::new();
+        let mut mappings = mappings.peekable();
+        while mappings.peek().is_some() {
+            bytes.clear();
+            let chunk = mappings.by_ref().take(CHUNK);
+            chunk.for_each(|mapping| bytes.extend_from_slice(&mapping.encode()));
+            let written = self.file.write_all_at(&bytes, at);
+            written.map_err(Error::bytes("write", &self.path, at))?;
+            at += bytes.len() as u64;
+        }
+        Ok(at)
+    }
+
+    /// Writes the header anew, for a disk of another size.
+    ///
+    /// # Errors
+    /// It cannot be written, or not be made durable.
+    pub fn set_header(&self, header: &Header) -> Result<(), Error> {
+        let written = self.file.write_all_at(&encode_log_header(header), 0);
+        written.map_err(Error::bytes("write", &self.path, 0))?;
+        let synced = self.file.sync_data();
+        synced.map_err(Error::file("sync", &self.path))
+    }
+}
+
+/// Makes durable that a file has its name.
+///
+/// # Errors
+/// The folder cannot be opened, or not be made durable.
+pub fn sync_folder_of(path: &Path) -> Result<(), Error> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let synced = File::open(folder).and_then(|folder| folder.sync_all());
+    synced.map_err(Error::file("sync", folder))
+}

@@ -1,0 +1,42 @@
+//! The writable layer above an image, and the two as one disk.
+//!
+//! An [`Upper`] is a pair of files: *data*, and an *index*, which is a log of mappings. A write goes
+//! to the data file first: over what the upper already holds of that range, or to sectors of the
+//! file that are free. The mapping of the latter then enters the map in memory ([`map`]) and the
+//! [`journal`], and the write is answered. [`Upper::flush`] makes the data durable, then appends to
+//! the index ([`log`]) what the journal held, and makes that durable: so no index entry ever points
+//! at data that a power loss can take away, and a process that dies loses nothing it answered.
+//!
+//! ```text
+//! write ── data file ── map, journal ── answered ─ ─ flush: sync data ── append to index ── sync index
+//! ```
+//!
+//! A [`Volume`] is an image under its uppers. A read asks it for an [`Overlay`]: which parts of a
+//! range lie in uppers. A bitmap ([`touched`]) answers without a lock where nothing does.
+
+mod error;
+pub mod journal;
+pub mod load;
+pub mod log;
+pub mod map;
+pub mod overlay;
+pub mod space;
+pub mod touched;
+pub mod volume;
+mod writer;
+
+use std::path::PathBuf;
+
+pub use error::Error;
+pub use overlay::{Overlay, Span, SpanContent};
+pub use volume::Volume;
+pub use writer::{Options, Upper, create};
+
+/// The two files of a writable layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Paths {
+    /// Header and data.
+    pub data: PathBuf,
+    /// Header and log of mappings. Its journal lies beside it.
+    pub index: PathBuf,
+}

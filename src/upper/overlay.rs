@@ -1,0 +1,62 @@
+//! Which parts of a range lie in uppers, and which below them.
+
+use std::sync::Arc;
+
+use super::space::Hold;
+use crate::source::Blob;
+
+/// Sectors of a range that lie in one piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Number of sectors.
+    pub sectors: u64,
+    /// Where they are.
+    pub content: SpanContent,
+}
+
+/// Where the content of a span is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpanContent {
+    /// In the image below.
+    Lower,
+    /// It reads as zeros.
+    Zero,
+    /// In the data file of an upper.
+    Data {
+        /// Number of the file, for [`Overlay::file`].
+        file: u16,
+        /// Byte of the file.
+        offset: u64,
+    },
+}
+
+/// The spans of a range, in order; none if all of it lies below. The sectors of data files that it
+/// names are not used for anything else before it is cleared or dropped.
+#[derive(Debug, Default)]
+pub struct Overlay {
+    pub(super) spans: Vec<Span>,
+    pub(super) files: Vec<(Arc<Blob>, Hold)>,
+}
+
+impl Overlay {
+    /// Forgets the spans, and keeps the allocation.
+    pub fn clear(&mut self) {
+        self.spans.clear();
+        self.files.clear();
+    }
+
+    /// Whether no part of the range lies in an upper.
+    pub fn is_empty(&self) -> bool {
+        self.spans.is_empty()
+    }
+
+    /// The spans, which make up the whole range.
+    pub fn spans(&self) -> &[Span] {
+        &self.spans
+    }
+
+    /// The data file with this number, which comes from a span.
+    pub fn file(&self, number: u16) -> &Arc<Blob> {
+        &self.files[usize::from(number)].0
+    }
+}
