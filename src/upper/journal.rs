@@ -290,7 +290,7 @@ mod tests {
             let found = read(&index, Uuid::nil(), BOOT).unwrap();
             assert_eq!(found, [mapping(1), mapping(2)][..expected], "{cut}");
         }
-        let mut flipped = whole.clone();
+        let mut flipped = whole;
         flipped[size_of::<Head>() + 3] ^= 1;
         fs::write(path, &flipped).unwrap();
         assert_eq!(read(&index, Uuid::nil(), BOOT).unwrap(), []);

@@ -14,7 +14,9 @@
 //! A [`Volume`] is an image under its uppers. A read asks it for an [`Overlay`]: which parts of a
 //! range lie in uppers. A bitmap ([`touched`]) answers without a lock where nothing does.
 
+mod change;
 mod error;
+mod flush;
 pub mod journal;
 pub mod load;
 pub mod log;

@@ -17,6 +17,13 @@ const PAGE: u64 = 8;
 #[derive(Clone, Debug, Default)]
 pub struct Hold(#[expect(dead_code, reason = "counted, not read")] Arc<()>);
 
+/// Sectors that a flush settled, and what was held before it.
+#[derive(Debug)]
+struct Settled {
+    holds: Vec<Arc<()>>,
+    ranges: Vec<Range<u64>>,
+}
+
 /// The space of a data file. All numbers are sectors.
 #[derive(Debug)]
 pub struct Space {
@@ -32,7 +39,7 @@ pub struct Space {
     hold: Arc<()>,
     freed: Vec<Range<u64>>,
     closing: Vec<Range<u64>>,
-    settled: VecDeque<(Vec<Arc<()>>, Vec<Range<u64>>)>,
+    settled: VecDeque<Settled>,
     /// What requests held before the flush under way, and before those that failed before it.
     closing_holds: Vec<Arc<()>>,
 }
@@ -136,6 +143,11 @@ impl Space {
         self.freed.push(range);
     }
 
+    /// Whether a flush would free sectors, once nobody holds them any more.
+    pub fn has_freed(&self) -> bool {
+        !self.freed.is_empty() || !self.closing.is_empty()
+    }
+
     /// A flush begins, which makes durable what replaced the sectors freed so far.
     pub fn begin_flush(&mut self) {
         self.closing.append(&mut self.freed);
@@ -145,19 +157,19 @@ impl Space {
     /// It succeeded. After one that failed, the next takes over what it began.
     pub fn end_flush(&mut self) {
         let holds = std::mem::take(&mut self.closing_holds);
-        let closed = std::mem::take(&mut self.closing);
-        self.settled.push_back((holds, closed));
+        let ranges = std::mem::take(&mut self.closing);
+        self.settled.push_back(Settled { holds, ranges });
         self.reclaim();
     }
 
     /// Frees what nobody holds any more, the oldest first: who holds something may know of
     /// anything freed later.
     fn reclaim(&mut self) {
-        while let Some((holds, _)) = self.settled.front()
-            && holds.iter().all(|hold| Arc::strong_count(hold) == 1)
-            && let Some((_, ranges)) = self.settled.pop_front()
+        while let Some(oldest) = self.settled.front()
+            && oldest.holds.iter().all(|hold| Arc::strong_count(hold) == 1)
+            && let Some(oldest) = self.settled.pop_front()
         {
-            ranges.into_iter().for_each(|range| self.give(range));
+            oldest.ranges.into_iter().for_each(|range| self.give(range));
         }
     }
 }

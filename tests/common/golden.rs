@@ -57,6 +57,20 @@ pub fn find(name: &str) -> Case {
     cases.remove(0)
 }
 
+/// The writable layer of a case that has one: data, possibly as a compressed archive, and index.
+pub fn upper(case: &Case) -> ovbd_vhost::upper::Paths {
+    let manifest: Value = serde_json::from_str(MANIFEST).unwrap();
+    let cases = manifest["cases"].as_array().unwrap();
+    let found = cases
+        .iter()
+        .find(|found| found["name"] == case.name.as_str());
+    let upper = &found.unwrap()["upper"];
+    ovbd_vhost::upper::Paths {
+        data: path(upper["data"].as_str().unwrap()),
+        index: path(upper["index"].as_str().unwrap()),
+    }
+}
+
 /// Path of an unpacked file of the archive.
 pub fn path(name: &str) -> PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();

@@ -1,0 +1,318 @@
+//! Changes of a writable layer: data first, then the mapping that makes it count.
+
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+
+use super::Error;
+use super::map::{Extent, Place};
+use super::space::{Hold, Space};
+use super::writer::{State, Upper};
+use crate::format::lsmt::writable::Kind;
+use crate::format::lsmt::{FIRST_DATA, MAX_LENGTH, Mapping};
+use crate::scatter::Cursor;
+use crate::source::gather;
+use crate::units::{SECTOR_SIZE, Sector};
+
+/// Most sectors of a mapping of data, as upstream writes them: 4 MiB.
+const MAX_DATA: u64 = 8192;
+
+/// Mappings that wait for a flush at most: with that many, a change flushes first.
+const MAX_PENDING: usize = 1 << 20;
+
+/// Part of a write: where it goes.
+struct Target {
+    start: u64,
+    len: u64,
+    at: u64,
+    /// Whether a mapping must be made for it.
+    fresh: bool,
+}
+
+impl Upper {
+    /// Writes `sectors` sectors from `start` on, with what comes next of `data`.
+    ///
+    /// When it returns, the new content is what everybody reads, also a process after us; it is
+    /// durable after the next [`Upper::flush`].
+    ///
+    /// # Errors
+    /// The upper is full, broken or frozen, or the system fails. Then each sector has its old
+    /// content or the new one.
+    pub fn write(&self, start: u64, sectors: u64, mut data: Cursor<'_, '_>) -> Result<(), Error> {
+        let gate = self.enter()?;
+        self.make_room()?;
+        let (targets, _hold) = match self.targets(start, sectors) {
+            // What was discarded since the last flush is free after the next.
+            Err(Error::Full { .. }) if self.state().space.has_freed() => {
+                self.flush()?;
+                self.targets(start, sectors)?
+            }
+            found => found?,
+        };
+        let written = targets.iter().try_for_each(|target| {
+            let mut pieces = Vec::new();
+            // A request's data is a `usize`.
+            let len = (target.len * SECTOR_SIZE) as usize;
+            data.take(len, |piece| pieces.push(piece));
+            let offset = target.at * SECTOR_SIZE;
+            let written = gather::write_all_at(&self.file, &pieces, offset);
+            written.map_err(Error::bytes("write", &self.paths.data, offset))
+        });
+        // After the write and before its answer: a sync that began in between does not count.
+        self.dirty.store(true, Ordering::Release);
+        let fresh = targets.iter().filter(|target| target.fresh);
+        let extents = fresh.map(|target| Extent {
+            start: target.start,
+            len: target.len,
+            place: Place::Data(target.at),
+        });
+        let entered = written.and_then(|()| self.publish(extents.clone()).map(drop));
+        if entered.is_err() && self.kind != Kind::Sparse {
+            let mut state = self.state_mut();
+            for extent in extents {
+                if let Place::Data(at) = extent.place {
+                    state.space.give(at..at + extent.len);
+                }
+            }
+        }
+        drop(gate);
+        entered
+    }
+
+    /// Makes `sectors` sectors from `start` on read as zeros, and gives back what they took.
+    ///
+    /// # Errors
+    /// As [`Upper::write`].
+    pub fn discard(&self, start: u64, sectors: u64) -> Result<(), Error> {
+        let _gate = self.enter()?;
+        self.make_room()?;
+        let zero = |extent: &Extent| extent.place == Place::Zero;
+        // What is zero already stays; only what is between gets a mapping. What that frees must not
+        // be used again before the holes are made.
+        let (zeros, _hold): (Vec<_>, Hold) = {
+            let state = self.state();
+            let found = state.map.within(start..start + sectors).filter(zero);
+            (found.collect(), state.space.hold())
+        };
+        let mut gaps = Vec::new();
+        let mut at = start;
+        for extent in &zeros {
+            gaps.push(at..extent.start);
+            at = extent.end();
+        }
+        gaps.push(at..start + sectors);
+        let extents = gaps
+            .into_iter()
+            .filter(|gap| !gap.is_empty())
+            .map(|gap| Extent {
+                start: gap.start,
+                len: gap.end - gap.start,
+                place: Place::Zero,
+            });
+        let freed = self.publish(extents)?;
+        for extent in freed {
+            self.punch(extent);
+        }
+        Ok(())
+    }
+
+    /// Makes `sectors` sectors from `start` on read as zeros, and keeps what space they have.
+    ///
+    /// # Errors
+    /// As [`Upper::write`].
+    pub fn write_zeroes(&self, start: u64, sectors: u64) -> Result<(), Error> {
+        let (mapped, _hold): (Vec<_>, Hold) = {
+            let _gate = self.enter()?;
+            let state = self.state();
+            let mapped = state.map.within(start..start + sectors).collect();
+            (mapped, state.space.hold())
+        };
+        let mut at = start;
+        for extent in mapped {
+            let Place::Data(place) = extent.place else {
+                continue;
+            };
+            if at < extent.start {
+                self.discard(at, extent.start - at)?;
+            }
+            {
+                let _gate = self.enter()?;
+                self.zero(place, extent.len)?;
+            }
+            at = extent.end();
+        }
+        match start + sectors {
+            end if at < end => self.discard(at, end - at),
+            _ => Ok(()),
+        }
+    }
+
+    /// Bounds what waits for a flush.
+    fn make_room(&self) -> Result<(), Error> {
+        match self.state().pending.len() {
+            0..MAX_PENDING => Ok(()),
+            _ => self.flush(),
+        }
+    }
+
+    /// Where the parts of a write go: what is held in place, the rest to free sectors.
+    fn targets(&self, start: u64, sectors: u64) -> Result<(Vec<Target>, Hold), Error> {
+        let end = start + sectors;
+        let mut targets = Vec::new();
+        {
+            // A disk that is full of data needs no more than a look.
+            let state = self.state();
+            if let Some(extent) = state.map.within(start..end).next()
+                && let Place::Data(at) = extent.place
+                && (extent.start, extent.len) == (start, sectors)
+            {
+                targets.push(Target {
+                    start,
+                    len: sectors,
+                    at,
+                    fresh: false,
+                });
+                return Ok((targets, state.space.hold()));
+            }
+        }
+        let mut state = self.state_mut();
+        let mut at = start;
+        let State { map, space, .. } = &mut *state;
+        let held = map.within(start..end);
+        for extent in held {
+            let Place::Data(place) = extent.place else {
+                continue;
+            };
+            self.place(space, at..extent.start, &mut targets)?;
+            targets.push(Target {
+                start: extent.start,
+                len: extent.len,
+                at: place,
+                fresh: false,
+            });
+            at = extent.end();
+        }
+        self.place(space, at..end, &mut targets)?;
+        Ok((targets, space.hold()))
+    }
+
+    /// Finds space for a range; what was found already is given back if there is none.
+    fn place(
+        &self,
+        space: &mut Space,
+        range: Range<u64>,
+        targets: &mut Vec<Target>,
+    ) -> Result<(), Error> {
+        let mut start = range.start;
+        while start < range.end {
+            let len = (range.end - start).min(MAX_DATA);
+            let at = match self.kind {
+                Kind::Sparse => Some(FIRST_DATA.0 + start),
+                Kind::Append | Kind::Hybrid => space.take(len),
+            };
+            let Some(at) = at else {
+                for target in targets.drain(..).filter(|target| target.fresh) {
+                    space.give(target.at..target.at + target.len);
+                }
+                return Err(Error::Full {
+                    path: self.paths.data.clone(),
+                    limit: self.limit,
+                });
+            };
+            targets.push(Target {
+                start,
+                len,
+                at,
+                fresh: true,
+            });
+            start += len;
+        }
+        Ok(())
+    }
+
+    /// Enters extents in journal and map; returns the data that no longer counts.
+    fn publish(&self, extents: impl Iterator<Item = Extent>) -> Result<Vec<Extent>, Error> {
+        let mut freed = Vec::new();
+        let mut new: Vec<Mapping> = Vec::new();
+        let mut published = Vec::new();
+        for extent in extents {
+            published.push(extent);
+            new.extend(split(extent));
+        }
+        if new.is_empty() {
+            return Ok(freed);
+        }
+        let mut state = self.state_mut();
+        let State {
+            map,
+            space,
+            journal,
+            pending,
+        } = &mut *state;
+        journal.add(&new)?;
+        pending.append(&mut new);
+        for extent in published {
+            self.touched.set(extent.start, extent.len);
+            map.insert(extent, |old| {
+                if let Place::Data(at) = old.place {
+                    // A sparse layer has a place for every sector, used or not.
+                    if self.kind != Kind::Sparse {
+                        space.freed(at..at + old.len);
+                    }
+                    freed.push(old);
+                }
+            });
+        }
+        Ok(freed)
+    }
+
+    /// Gives the blocks of data that no longer counts back to the file system.
+    fn punch(&self, extent: Extent) {
+        let Place::Data(at) = extent.place else {
+            return;
+        };
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let (offset, len) = (at * SECTOR_SIZE, extent.len * SECTOR_SIZE);
+        // A file system that cannot keeps the blocks, until they are used again.
+        let _ = rustix::fs::fallocate(&self.file, flags, offset, len);
+    }
+
+    /// Fills sectors of the data file with zeros.
+    fn zero(&self, at: u64, sectors: u64) -> Result<(), Error> {
+        static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+        let (mut offset, len) = (at * SECTOR_SIZE, sectors * SECTOR_SIZE);
+        let end = offset + len;
+        let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+        let zeroed = match rustix::fs::fallocate(&self.file, flags, offset, len) {
+            Err(Errno::OPNOTSUPP) => loop {
+                let part = (end - offset).min(ZEROS.len() as u64);
+                let written = self.file.write_all_at(&ZEROS[..part as usize], offset);
+                offset += part;
+                if written.is_err() || offset == end {
+                    break written;
+                }
+            },
+            zeroed => zeroed.map_err(io::Error::from),
+        };
+        self.dirty.store(true, Ordering::Release);
+        zeroed.map_err(Error::bytes("zero", &self.paths.data, at * SECTOR_SIZE))
+    }
+}
+
+/// The mappings of an extent: as many as their length field takes.
+pub(super) fn split(extent: Extent) -> impl Iterator<Item = Mapping> {
+    let most = u64::from(MAX_LENGTH);
+    (0..extent.len.div_ceil(most)).filter_map(move |part| {
+        let done = part * most;
+        let (start, len) = (extent.start + done, (extent.len - done).min(most) as u16);
+        let (start, first) = (Sector(start), FIRST_DATA);
+        match extent.place.moved(done) {
+            Place::Zero => Mapping::zeroed(start, len, first),
+            Place::Data(at) => Mapping::data(start, len, Sector(at)),
+        }
+    })
+}

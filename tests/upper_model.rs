@@ -1,0 +1,425 @@
+//! Writable layers against a plain model: an array of sectors. Layers are reopened after every few
+//! operations, die without a flush, lose power, and have their tails torn.
+
+#[path = "common/layers.rs"]
+mod layers;
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Barrier;
+use std::thread;
+
+use layers::{LayerBuilder, write};
+use ovbd_vhost::format::lsmt::Header;
+use ovbd_vhost::format::lsmt::writable::Kind;
+use ovbd_vhost::image::Image;
+use ovbd_vhost::image::reader::Reader;
+use ovbd_vhost::image::spec::Stack;
+use ovbd_vhost::scatter::Scatter;
+use ovbd_vhost::units::Sector;
+use ovbd_vhost::upper::{Error, Options, Paths, Upper, Volume, create, journal};
+use proptest::prelude::*;
+use tempfile::TempDir;
+use uuid::Uuid;
+use vm_memory::VolatileSlice;
+
+const KINDS: [Kind; 3] = [Kind::Append, Kind::Sparse, Kind::Hybrid];
+
+/// Sectors of the disks.
+const SECTORS: u64 = 400;
+
+/// A disk of a layer and an upper, and what it must hold.
+struct Disk {
+    folder: TempDir,
+    paths: Paths,
+    volume: Option<Volume>,
+    reader: Reader,
+    now: Vec<[u8; 512]>,
+    /// What each sector held since the last flush: any of it may be what a power loss leaves.
+    since: Vec<Vec<[u8; 512]>>,
+    writes: u32,
+}
+
+fn header() -> Header {
+    Header {
+        index_offset: 0,
+        index_entries: 0,
+        virtual_size: SECTORS * 512,
+        uuid: Uuid::new_v4(),
+        parent_uuid: Uuid::nil(),
+        message: Vec::new(),
+    }
+}
+
+/// Each sector of the lower layer tells its number; some are holes.
+fn lower(folder: &Path) -> Vec<[u8; 512]> {
+    let content: Vec<_> = (0..SECTORS)
+        .map(|sector| match sector / 50 % 3 {
+            2 => [0; 512],
+            _ => [sector as u8 | 1; 512],
+        })
+        .collect();
+    let mut layer = LayerBuilder::new(SECTORS * 512);
+    for start in (0..SECTORS).step_by(50).filter(|start| start / 50 % 3 != 2) {
+        let part = &content[start as usize..start as usize + 50];
+        layer = layer.data(start, part.as_flattened());
+    }
+    write(folder, "lower.obd", &layer.lsmt());
+    content
+}
+
+fn open(folder: &Path, paths: &Paths, limit: u64) -> Result<Volume, Error> {
+    let options = Options {
+        limit,
+        default_size: SECTORS * 512,
+    };
+    let upper = Upper::open(paths, &options)?;
+    let image = Image::open(&Stack::new([folder.join("lower.obd")])).unwrap();
+    Ok(Volume::writable(image, vec![upper]))
+}
+
+impl Disk {
+    fn new(kind: Kind) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = Paths {
+            data: folder.path().join("upper.data"),
+            index: folder.path().join("upper.index"),
+        };
+        create(&paths, kind, &header()).unwrap();
+        let now = lower(folder.path());
+        let volume = open(folder.path(), &paths, u64::MAX).unwrap();
+        Self {
+            folder,
+            paths,
+            volume: Some(volume),
+            reader: Reader::new(),
+            since: history(&now),
+            now,
+            writes: 0,
+        }
+    }
+
+    fn volume(&self) -> &Volume {
+        self.volume.as_ref().unwrap()
+    }
+
+    fn write(&mut self, start: u64, sectors: u64) {
+        self.writes += 1;
+        let mut bytes = vec![0; (sectors * 512) as usize];
+        for (n, sector) in bytes.chunks_mut(512).enumerate() {
+            sector.fill(n as u8);
+            sector[..4].copy_from_slice(&self.writes.to_le_bytes());
+        }
+        put(self.volume(), start, &mut bytes).unwrap();
+        for (n, sector) in bytes.as_chunks().0.iter().enumerate() {
+            self.now[start as usize + n] = *sector;
+            self.since[start as usize + n].push(*sector);
+        }
+    }
+
+    fn zero(&mut self, start: u64, sectors: u64, unmap: bool, discard: bool) {
+        let volume = self.volume();
+        match discard {
+            true => volume.discard(Sector(start), sectors).unwrap(),
+            false => volume.write_zeroes(Sector(start), sectors, unmap).unwrap(),
+        }
+        for sector in start as usize..(start + sectors) as usize {
+            self.now[sector] = [0; 512];
+            self.since[sector].push([0; 512]);
+        }
+    }
+
+    fn flush(&mut self) {
+        self.volume().flush().unwrap();
+        self.since = history(&self.now);
+    }
+
+    fn check(&mut self) {
+        let mut found = vec![0; (SECTORS * 512) as usize];
+        let volume = self.volume.as_ref().unwrap();
+        volume
+            .read(&mut self.reader, Sector(0), &mut found)
+            .unwrap();
+        for (sector, found) in found.as_chunks::<512>().0.iter().enumerate() {
+            assert!(*found == self.now[sector], "sector {sector}");
+        }
+    }
+
+    /// The process dies and another takes over.
+    fn die(&mut self) {
+        self.volume = None;
+        self.volume = Some(open(self.folder.path(), &self.paths, u64::MAX).unwrap());
+    }
+
+    /// The machine starts again: what is in memory only is gone, the rest is as it was, for all
+    /// we know.
+    fn lose_power(&mut self) {
+        self.volume = None;
+        for path in journal::paths(&self.paths.index) {
+            let file = File::options().write(true).open(path).unwrap();
+            // The name of the running system.
+            file.write_all_at(b"another start of it", 8).unwrap();
+        }
+        self.volume = Some(open(self.folder.path(), &self.paths, u64::MAX).unwrap());
+        // Old or new, sector by sector.
+        let mut found = vec![0; (SECTORS * 512) as usize];
+        let volume = self.volume.as_ref().unwrap();
+        volume
+            .read(&mut self.reader, Sector(0), &mut found)
+            .unwrap();
+        for (sector, found) in found.as_chunks::<512>().0.iter().enumerate() {
+            assert!(self.since[sector].contains(found), "sector {sector}");
+            self.now[sector] = *found;
+        }
+        self.since = history(&self.now);
+    }
+}
+
+fn history(now: &[[u8; 512]]) -> Vec<Vec<[u8; 512]>> {
+    now.iter().map(|sector| vec![*sector]).collect()
+}
+
+fn put(volume: &Volume, start: u64, bytes: &mut [u8]) -> Result<(), Error> {
+    let sectors = bytes.len() as u64 / 512;
+    // In pieces that are no whole sectors.
+    let middle = bytes.len() / 3;
+    let (first, second) = bytes.split_at_mut(middle);
+    let mut scatter = Scatter::new();
+    scatter.push(VolatileSlice::from(first));
+    scatter.push(VolatileSlice::from(second));
+    volume.write(Sector(start), sectors, scatter.cursor(0))
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Write(u64, u64),
+    Discard(u64, u64),
+    Zero(u64, u64, bool),
+    Flush,
+    Die,
+    LosePower,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let range = || {
+        (0..SECTORS, prop_oneof![1..9_u64, 1..120_u64])
+            .prop_map(|(start, sectors)| (start, sectors.min(SECTORS - start)))
+    };
+    prop_oneof![
+        10 => range().prop_map(|(start, sectors)| Step::Write(start, sectors)),
+        4 => range().prop_map(|(start, sectors)| Step::Write(start / 8 * 8, sectors.min(8))),
+        3 => range().prop_map(|(start, sectors)| Step::Discard(start, sectors)),
+        2 => (range(), any::<bool>())
+            .prop_map(|((start, sectors), unmap)| Step::Zero(start, sectors, unmap)),
+        2 => Just(Step::Flush),
+        1 => Just(Step::Die),
+        1 => Just(Step::LosePower),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(60) })]
+    #[test]
+    fn any_history_reads_as_the_model(steps in prop::collection::vec(step(), 1..60)) {
+        for kind in KINDS {
+            let mut disk = Disk::new(kind);
+            for step in &steps {
+                match *step {
+                    Step::Write(start, sectors) => disk.write(start, sectors),
+                    Step::Discard(start, sectors) => disk.zero(start, sectors, true, true),
+                    Step::Zero(start, sectors, unmap) => disk.zero(start, sectors, unmap, false),
+                    Step::Flush => disk.flush(),
+                    Step::Die => disk.die(),
+                    Step::LosePower => disk.lose_power(),
+                }
+            }
+            disk.check();
+            disk.die();
+            disk.check();
+            disk.flush();
+            disk.lose_power();
+            disk.check();
+        }
+    }
+}
+
+#[test]
+fn a_torn_tail_is_cut_off() {
+    for kind in KINDS {
+        let mut disk = Disk::new(kind);
+        disk.write(10, 4);
+        disk.flush();
+        disk.volume = None;
+        let file = File::options()
+            .append(true)
+            .open(&disk.paths.index)
+            .unwrap();
+        std::io::Write::write_all(&mut &file, &[7; 9]).unwrap();
+        disk.die();
+        disk.check();
+        disk.write(12, 30);
+        disk.flush();
+        disk.lose_power();
+        disk.check();
+    }
+}
+
+#[test]
+fn entries_without_data_never_were() {
+    for kind in [Kind::Append, Kind::Hybrid] {
+        let mut disk = Disk::new(kind);
+        disk.write(10, 4);
+        disk.flush();
+        let before = disk.now.clone();
+        disk.write(100, 8);
+        disk.flush();
+        disk.volume = None;
+        let data = File::options().write(true).open(&disk.paths.data).unwrap();
+        data.set_len(4096 + 4 * 512).unwrap();
+        disk.now = before;
+        disk.die();
+        disk.check();
+        // What is written next takes the place of what is gone, and nobody mistakes it for that.
+        disk.write(200, 8);
+        disk.flush();
+        disk.die();
+        disk.check();
+    }
+}
+
+#[test]
+fn rewriting_takes_no_more_space() {
+    for kind in [Kind::Append, Kind::Hybrid] {
+        let mut disk = Disk::new(kind);
+        for round in 0..50 {
+            disk.write(0, 64);
+            if round % 3 == 0 {
+                disk.zero(0, 64, true, true);
+                disk.write(0, 64);
+            }
+            disk.flush();
+        }
+        let len = fs::metadata(&disk.paths.data).unwrap().len();
+        assert!(len <= 4096 + 3 * 64 * 512, "{kind:?}: {len}");
+        let upper = disk.volume().uppers()[0].clone();
+        assert_eq!((upper.extents(), upper.used()), (1, 64 * 512));
+    }
+}
+
+#[test]
+fn full_is_an_error_that_passes() {
+    let mut disk = Disk::new(Kind::Hybrid);
+    disk.volume = None;
+    disk.volume = Some(open(disk.folder.path(), &disk.paths, 16 * 512).unwrap());
+    disk.write(0, 16);
+    let full = put(disk.volume(), 20, &mut [1; 4096]);
+    assert!(
+        matches!(full, Err(Error::Full { limit: 8192, .. })),
+        "{full:?}"
+    );
+    disk.write(4, 8);
+    disk.check();
+    disk.zero(0, 8, true, true);
+    disk.write(20, 8);
+    disk.check();
+}
+
+#[test]
+fn one_process_at_a_time() {
+    let disk = Disk::new(Kind::Hybrid);
+    let second = open(disk.folder.path(), &disk.paths, u64::MAX);
+    assert!(matches!(second, Err(Error::Busy { .. })));
+}
+
+#[test]
+fn files_that_do_not_belong_together_are_refused() {
+    let (one, other) = (Disk::new(Kind::Hybrid), Disk::new(Kind::Hybrid));
+    let paths = Paths {
+        data: one.paths.data.clone(),
+        index: other.paths.index.clone(),
+    };
+    drop(one.volume);
+    let mixed = open(one.folder.path(), &paths, u64::MAX);
+    assert!(matches!(mixed, Err(Error::NoPair { .. })), "{mixed:?}");
+    let twice = create(&other.paths, Kind::Hybrid, &header());
+    assert!(matches!(twice, Err(Error::File { .. })));
+}
+
+/// Many threads, each with sectors of its own that lie between those of the others, and all
+/// flushing: none sees anything but its own last write.
+#[test]
+fn writers_do_not_disturb_each_other() {
+    const THREADS: u64 = 4;
+    for kind in KINDS {
+        let mut disk = Disk::new(kind);
+        let (volume, barrier) = (disk.volume(), Barrier::new(THREADS as usize));
+        let work = |thread: u64| {
+            let mut reader = Reader::new();
+            barrier.wait();
+            for round in 0..300_u64 {
+                let sector = (round * 7 % (SECTORS / THREADS)) * THREADS + thread;
+                let mut bytes = [(round + thread * 60) as u8; 512];
+                put(volume, sector, &mut bytes).unwrap();
+                let mut found = [0; 512];
+                volume
+                    .read(&mut reader, Sector(sector), &mut found)
+                    .unwrap();
+                assert_eq!(found, bytes);
+                match round % 10 {
+                    3 => volume.flush().unwrap(),
+                    5 => {
+                        volume.discard(Sector(sector), 1).unwrap();
+                        volume
+                            .read(&mut reader, Sector(sector), &mut found)
+                            .unwrap();
+                        assert_eq!(found, [0; 512]);
+                    }
+                    _ => {}
+                }
+            }
+        };
+        thread::scope(|scope| {
+            for thread in 0..THREADS {
+                scope.spawn(move || work(thread));
+            }
+        });
+        let mut found = vec![0; (SECTORS * 512) as usize];
+        volume
+            .read(&mut Reader::new(), Sector(0), &mut found)
+            .unwrap();
+        disk.now = found.as_chunks().0.to_vec();
+        disk.die();
+        disk.check();
+    }
+}
+
+#[test]
+fn writes_go_on_above_a_frozen_upper() {
+    for kind in KINDS {
+        let mut disk = Disk::new(kind);
+        disk.write(0, 100);
+        disk.zero(10, 10, true, true);
+        for name in ["second", "third"] {
+            let paths = Paths {
+                data: disk.folder.path().join(format!("{name}.data")),
+                index: disk.folder.path().join(format!("{name}.index")),
+            };
+            create(&paths, Kind::Hybrid, &header()).unwrap();
+            let options = Options {
+                limit: u64::MAX,
+                default_size: 0,
+            };
+            let next = Upper::open(&paths, &options).unwrap();
+            disk.volume().freeze(next, || Ok(())).unwrap();
+            disk.write(5, 8);
+            disk.write(50, 100);
+            disk.zero(60, 3, true, true);
+            disk.check();
+        }
+        let refused = create(&disk.paths, kind, &header());
+        assert!(refused.is_err());
+        assert_eq!(disk.volume().uppers().len(), 3);
+        disk.flush();
+    }
+}
