@@ -96,15 +96,16 @@ pub fn load(paths: &Paths, access: Access, map: ExtentMap) -> Result<Loaded, Err
     if log_header.is_none() {
         scan_holes(&loaded.data, len, &mut loaded.map).map_err(Error::file("scan", path))?;
     }
-    let mut lost = 0u64;
+    let mut without_data = 0;
     let (map, log) = (&mut loaded.map, &loaded.log);
-    log.replay(|mapping| match is_there(&mapping, file_end) {
+    let torn = log.replay(|mapping| match is_there(&mapping, file_end) {
         true => enter(map, mapping),
-        false => lost += 1,
+        false => without_data += 1,
     })?;
-    if lost > 0 {
+    if torn + without_data > 0 {
         ::log::warn!(
-            "{}: {lost} entries point past the end of {}: what they were for was never durable",
+            "{}: {torn} entries are torn, {without_data} point past the end of {}: what they were \
+             for was never durable",
             paths.index.display(),
             path.display()
         );

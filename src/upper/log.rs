@@ -88,11 +88,14 @@ impl Log {
         (self.end - HEADER_LEN as u64) / ENTRY_LEN as u64
     }
 
-    /// Calls `each` with all mappings, the oldest first. A torn entry at the end is none.
+    /// Calls `each` with all mappings, the oldest first. A torn entry at the end is none; nor is one
+    /// of zeros, which is what a power loss leaves of entries on their way to storage. Returns how
+    /// many of those there are.
     ///
     /// # Errors
     /// The file cannot be read, or an entry breaks a rule.
-    pub fn replay(&self, mut each: impl FnMut(Mapping)) -> Result<(), Error> {
+    pub fn replay(&self, mut each: impl FnMut(Mapping)) -> Result<u64, Error> {
+        let mut lost = 0;
         let mut bytes = vec![0; CHUNK * ENTRY_LEN];
         let mut at = HEADER_LEN as u64;
         while at < self.end {
@@ -103,6 +106,10 @@ impl Log {
             let (entries, _) = bytes[..part].as_chunks();
             let first = (at - HEADER_LEN as u64) / ENTRY_LEN as u64;
             for (raw, number) in entries.iter().zip(first..) {
+                if *raw == [0; ENTRY_LEN] {
+                    lost += 1;
+                    continue;
+                }
                 let mapping = Mapping::decode(raw, number).map_err(|source| Error::Entry {
                     path: self.path.clone(),
                     source,
@@ -111,7 +118,7 @@ impl Log {
             }
             at += part as u64;
         }
-        Ok(())
+        Ok(lost)
     }
 
     /// Appends mappings and makes them durable. After an error the log is as before.

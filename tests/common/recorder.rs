@@ -1,0 +1,431 @@
+//! A file system in memory that records what is done to it, and tells what a crash at any moment
+//! may leave.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fuser::{
+    BackgroundSession, BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem,
+    FopenFlags, Generation, INodeNo, LockOwner, MountOption, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, TimeOrNow,
+    WriteFlags,
+};
+use tempfile::TempDir;
+
+const TTL: Duration = Duration::ZERO;
+const ROOT: INodeNo = INodeNo(1);
+
+/// Something done to a file, named by its number, or to the folder.
+#[derive(Clone, Debug)]
+pub enum Op {
+    Create {
+        name: OsString,
+        file: u64,
+    },
+    Write {
+        file: u64,
+        at: usize,
+        bytes: Vec<u8>,
+    },
+    Resize {
+        file: u64,
+        len: usize,
+    },
+    Zero {
+        file: u64,
+        at: usize,
+        len: usize,
+    },
+    Sync {
+        file: u64,
+    },
+    Rename {
+        from: OsString,
+        to: OsString,
+    },
+    Remove {
+        name: OsString,
+    },
+    SyncFolder,
+}
+
+/// What a folder of files holds.
+#[derive(Clone, Debug, Default)]
+struct Files {
+    names: BTreeMap<OsString, u64>,
+    content: BTreeMap<u64, Vec<u8>>,
+}
+
+impl Files {
+    fn apply(&mut self, op: &Op) {
+        match op {
+            Op::Create { name, file } => {
+                self.names.insert(name.clone(), *file);
+                self.content.entry(*file).or_default();
+            }
+            Op::Write { file, at, bytes } => {
+                let content = self.content.entry(*file).or_default();
+                if content.len() < at + bytes.len() {
+                    content.resize(at + bytes.len(), 0);
+                }
+                content[*at..at + bytes.len()].copy_from_slice(bytes);
+            }
+            Op::Resize { file, len } => self.content.entry(*file).or_default().resize(*len, 0),
+            Op::Zero { file, at, len } => {
+                let content = self.content.entry(*file).or_default();
+                let end = (at + len).min(content.len());
+                content[(*at).min(end)..end].fill(0);
+            }
+            Op::Rename { from, to } => {
+                if let Some(file) = self.names.remove(from) {
+                    self.names.insert(to.clone(), file);
+                }
+            }
+            Op::Remove { name } => {
+                self.names.remove(name);
+            }
+            Op::Sync { .. } | Op::SyncFolder => {}
+        }
+    }
+}
+
+#[derive(Default)]
+struct State {
+    files: Files,
+    log: Vec<Op>,
+    next: u64,
+}
+
+struct Recording(Arc<Mutex<State>>);
+
+/// The mounted file system; unmounted when dropped.
+pub struct Recorder {
+    // Before the folder it is mounted on.
+    session: Option<BackgroundSession>,
+    folder: TempDir,
+    state: Arc<Mutex<State>>,
+}
+
+impl Recorder {
+    /// Mounts an empty one.
+    pub fn mount() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let state = Arc::<Mutex<State>>::default();
+        state.lock().unwrap().next = ROOT.0 + 1;
+        let mut config = Config::default();
+        config.mount_options = vec![MountOption::FSName("recorder".into())];
+        let files = Recording(Arc::clone(&state));
+        let session = fuser::spawn_mount(files, folder.path(), &config)
+            .expect("a FUSE mount: it needs /dev/fuse, and root or fusermount3");
+        Self {
+            session: Some(session),
+            folder,
+            state,
+        }
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Number of things done so far.
+    pub fn position(&self) -> usize {
+        self.state.lock().unwrap().log.len()
+    }
+
+    /// All that was done.
+    pub fn log(&self) -> Vec<Op> {
+        self.state.lock().unwrap().log.clone()
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        drop(self.session.take());
+    }
+}
+
+/// What is left when the process dies: everything.
+pub fn after_kill(log: &[Op], into: &Path) {
+    let mut files = Files::default();
+    log.iter().for_each(|op| files.apply(op));
+    files.write(into);
+}
+
+/// What may be left when the power fails: what was synced, and of the rest, what `survives` says,
+/// asked for each sector written and each other change.
+pub fn after_power_loss(log: &[Op], into: &Path, mut survives: impl FnMut() -> bool) {
+    let mut durable = Files::default();
+    let mut pending: Vec<&Op> = Vec::new();
+    for op in log {
+        let settles: &dyn Fn(&Op) -> bool = match op {
+            Op::Sync { file } => &|op| op.file() == Some(*file),
+            Op::SyncFolder => &|op| op.file().is_none(),
+            _ => {
+                pending.push(op);
+                continue;
+            }
+        };
+        pending.retain(|op| {
+            let settled = settles(op);
+            if settled {
+                durable.apply(op);
+            }
+            !settled
+        });
+    }
+    let mut names_in_order = true;
+    for op in pending {
+        match op {
+            Op::Write { file, at, bytes } => {
+                // Up to the ends of the file's sectors.
+                let mut done = 0;
+                while done < bytes.len() {
+                    let part = (512 - (at + done) % 512).min(bytes.len() - done);
+                    if survives() {
+                        durable.apply(&Op::Write {
+                            file: *file,
+                            at: at + done,
+                            bytes: bytes[done..done + part].to_vec(),
+                        });
+                    }
+                    done += part;
+                }
+            }
+            op if op.file().is_some() => {
+                if survives() {
+                    durable.apply(op);
+                }
+            }
+            // A file system keeps changes of names in order.
+            op => {
+                names_in_order &= survives();
+                if names_in_order {
+                    durable.apply(op);
+                }
+            }
+        }
+    }
+    durable.write(into);
+}
+
+impl Op {
+    /// The file whose content it changes.
+    fn file(&self) -> Option<u64> {
+        match self {
+            Op::Write { file, .. } | Op::Resize { file, .. } | Op::Zero { file, .. } => Some(*file),
+            _ => None,
+        }
+    }
+}
+
+impl Files {
+    fn write(&self, into: &Path) {
+        for (name, file) in &self.names {
+            let content = self.content.get(file).map_or(&[][..], |content| content);
+            fs::write(into.join(name), content).unwrap();
+        }
+    }
+}
+
+impl Recording {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+}
+
+impl State {
+    fn act(&mut self, op: Op) {
+        self.files.apply(&op);
+        self.log.push(op);
+    }
+
+    fn attributes(&self, ino: INodeNo) -> FileAttr {
+        let len = self.files.content.get(&ino.0).map_or(0, Vec::len) as u64;
+        FileAttr {
+            ino,
+            size: len,
+            blocks: len.div_ceil(512),
+            atime: UNIX_EPOCH,
+            mtime: UNIX_EPOCH,
+            ctime: UNIX_EPOCH,
+            crtime: UNIX_EPOCH,
+            kind: match ino {
+                ROOT => FileType::Directory,
+                _ => FileType::RegularFile,
+            },
+            perm: 0o755,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            blksize: 4096,
+            flags: 0,
+        }
+    }
+}
+
+impl Filesystem for Recording {
+    fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let state = self.state();
+        match state.files.names.get(name) {
+            Some(file) => reply.entry(&TTL, &state.attributes(INodeNo(*file)), Generation(0)),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        reply.attr(&TTL, &self.state().attributes(ino));
+    }
+
+    fn setattr(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: Option<u32>,
+        _: Option<u32>,
+        _: Option<u32>,
+        size: Option<u64>,
+        _: Option<TimeOrNow>,
+        _: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        _: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let mut state = self.state();
+        if let Some(size) = size {
+            let len = size as usize;
+            state.act(Op::Resize { file: ino.0, len });
+        }
+        reply.attr(&TTL, &state.attributes(ino));
+    }
+
+    fn create(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        name: &OsStr,
+        _: u32,
+        _: u32,
+        _: i32,
+        reply: ReplyCreate,
+    ) {
+        let mut state = self.state();
+        let file = state.next;
+        state.next += 1;
+        let name = name.to_owned();
+        state.act(Op::Create { name, file });
+        let attributes = state.attributes(INodeNo(file));
+        let flags = FopenFlags::FOPEN_DIRECT_IO;
+        reply.created(&TTL, &attributes, Generation(0), FileHandle(0), flags);
+    }
+
+    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO);
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let state = self.state();
+        let content = state
+            .files
+            .content
+            .get(&ino.0)
+            .map_or(&[][..], |content| content);
+        let start = (offset as usize).min(content.len());
+        let end = (start + size as usize).min(content.len());
+        reply.data(&content[start..end]);
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        self.state().act(Op::Write {
+            file: ino.0,
+            at: offset as usize,
+            bytes: data.to_vec(),
+        });
+        reply.written(data.len() as u32);
+    }
+
+    fn fallocate(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        if mode & (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) == 0 {
+            return reply.error(Errno::EOPNOTSUPP);
+        }
+        self.state().act(Op::Zero {
+            file: ino.0,
+            at: offset as usize,
+            len: length as usize,
+        });
+        reply.ok();
+    }
+
+    fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.state().act(Op::Sync { file: ino.0 });
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.state().act(Op::SyncFolder);
+        reply.ok();
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        name: &OsStr,
+        _: INodeNo,
+        newname: &OsStr,
+        _: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.state().act(Op::Rename {
+            from: name.to_owned(),
+            to: newname.to_owned(),
+        });
+        reply.ok();
+    }
+
+    fn unlink(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = name.to_owned();
+        self.state().act(Op::Remove { name });
+        reply.ok();
+    }
+}
