@@ -222,6 +222,29 @@ fn a_layer_cut_short_in_service_gives_errors_and_recovers() {
     }
 }
 
+/// The rest of a page in which a file ends reads as zeros in a mapping, without a fault.
+#[test]
+fn a_layer_cut_short_inside_a_page_gives_errors_too() {
+    for (form, content, disk) in forms() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = write(scratch.path(), "layer", &content);
+        let end = stored(&path, 2051, 1).start;
+        assert_ne!(end % 4096, 0, "{form}");
+        let daemon = Daemon::serve(&[&path]);
+        let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
+        read_all(&mut guest, &disk);
+        read_all(&mut guest, &disk);
+        let file = File::options().write(true).open(&path).unwrap();
+        file.set_len(end).unwrap();
+        for sector in 2051..2056 {
+            let answer = guest.request(0, IN, sector, 512);
+            assert_eq!(answer.status, IOERR, "{form}: sector {sector}");
+        }
+        file.write_all_at(&content[end as usize..], end).unwrap();
+        read_all(&mut guest, &disk);
+    }
+}
+
 #[test]
 fn a_read_that_comes_short_is_gone_on_with() {
     for (form, file, disk) in forms() {

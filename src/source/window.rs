@@ -5,12 +5,17 @@
 //! descriptor, so that a worker does not wait on storage in a page fault. Where the kernel evicts
 //! a page behind our back, the next touch is a fault that waits for the disk; workers count those
 //! ([`Window::forget`]) and fall back to reading until pages are known again.
+//!
+//! A file cut short under its mapping faults only from the next page on: the rest of the page it
+//! ends in reads as zeros. So the last byte of the blob that is not zero is remembered: while that
+//! is there, nothing is missing before it.
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use vm_memory::VolatileSlice;
+use vm_memory::{Bytes, VolatileSlice};
 
 use crate::mapping::{Access, MapError, Mapping};
 
@@ -20,6 +25,10 @@ pub const PAGE: u64 = 4096;
 /// Longest blob that is mapped, in bytes: its bits take 2 MiB. A sparse file may be of any length.
 const MAX_LEN: u64 = 64 << 30;
 
+/// Bytes at the end of a blob of which one must not be zero: more than a layer's trailer and the
+/// blocks that end a tar file have of them.
+const TAIL: u64 = 8 << 10;
+
 const BITS: u64 = u64::BITS as u64;
 
 /// A mapped blob.
@@ -27,18 +36,39 @@ const BITS: u64 = u64::BITS as u64;
 pub struct Window {
     mapping: Mapping,
     known: Box<[AtomicU64]>,
+    /// The last byte that is not zero, and where it is.
+    last: (usize, u8),
+}
+
+/// A blob cannot be seen through a window.
+#[derive(Debug, thiserror::Error)]
+pub enum WindowError {
+    /// It cannot be mapped.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// Its end cannot be read.
+    #[error("its end cannot be read")]
+    Read(#[from] std::io::Error),
+    /// Nothing would show that it was cut short.
+    #[error("its last {TAIL} bytes are zeros")]
+    Zeros,
 }
 
 impl Window {
     /// Maps the first `len` bytes of `file`, at most 64 GiB.
-    pub fn new(file: &File, len: u64) -> Result<Window, MapError> {
+    pub fn new(file: &File, len: u64) -> Result<Window, WindowError> {
         if len > MAX_LEN {
-            return Err(MapError::Range { offset: 0, len });
+            return Err(MapError::Range { offset: 0, len }.into());
         }
         let mapping = Mapping::new(file, 0, len, Access::Read)?;
         let words = len.div_ceil(PAGE).div_ceil(BITS);
         let known = (0..words).map(|_| AtomicU64::new(0)).collect();
-        Ok(Window { mapping, known })
+        let last = last_byte(file, len)?;
+        Ok(Window {
+            mapping,
+            known,
+            last,
+        })
     }
 
     /// The pages of a range, as words and the bits in them.
@@ -58,7 +88,7 @@ impl Window {
     pub fn resident(&self, offset: u64, len: usize) -> Option<VolatileSlice<'_>> {
         let slice = self.mapping.slice(usize::try_from(offset).ok()?, len)?;
         let known = |(bits, mask): (&AtomicU64, u64)| bits.load(Ordering::Relaxed) & mask == mask;
-        (self.words(offset, len as u64).all(known) && !self.is_lost()).then_some(slice)
+        (self.words(offset, len as u64).all(known) && !self.mapping.is_lost()).then_some(slice)
     }
 
     /// Notes that a range, which lies in the blob, was just read and so is in memory.
@@ -75,9 +105,16 @@ impl Window {
         }
     }
 
-    /// Whether the file could not deliver a page: it is shorter than it was, or the disk failed.
+    /// Whether something is missing: the file is shorter than it was, or the disk failed.
     pub fn is_lost(&self) -> bool {
-        self.mapping.is_lost()
+        // What was copied before this call must not be read after the byte is.
+        fence(Ordering::Acquire);
+        let (at, expected) = self.last;
+        let found = self
+            .mapping
+            .slice(at, 1)
+            .map(|byte| byte.load::<u8>(0, Ordering::Relaxed));
+        !matches!(found, Some(Ok(found)) if found == expected) || self.mapping.is_lost()
     }
 
     /// Starts to bring the first bytes of a range into the processor's cache.
@@ -88,6 +125,18 @@ impl Window {
             prefetch(slice);
         }
     }
+}
+
+/// The last byte of a file of `len` bytes that is not zero, and where it is.
+fn last_byte(file: &File, len: u64) -> Result<(usize, u8), WindowError> {
+    let start = len.saturating_sub(TAIL);
+    // At most `TAIL` bytes.
+    let mut tail = vec![0; (len - start) as usize];
+    file.read_exact_at(&mut tail, start)?;
+    let at = tail.iter().rposition(|byte| *byte != 0);
+    let at = at.ok_or(WindowError::Zeros)?;
+    let place = usize::try_from(start).map_err(|_| MapError::Range { offset: 0, len })?;
+    Ok((place + at, tail[at]))
 }
 
 /// Cache lines fetched ahead: the hardware follows from there.
@@ -129,7 +178,7 @@ mod tests {
     #[test]
     fn only_noted_pages_are_resident() {
         let file = tempfile::tempfile().unwrap();
-        file.set_len(200 * PAGE + 10).unwrap();
+        file.write_all_at(&[7], 200 * PAGE + 9).unwrap();
         let window = Window::new(&file, 200 * PAGE + 10).unwrap();
         assert!(window.resident(0, 1).is_none());
         window.note(PAGE * 62 + 5, 3 * PAGE as usize);
@@ -156,7 +205,7 @@ mod tests {
     #[test]
     fn a_cut_file_is_no_longer_resident() {
         let file = tempfile::tempfile().unwrap();
-        file.set_len(3 * PAGE).unwrap();
+        file.write_all_at(&[7], 3 * PAGE - 1).unwrap();
         let window = Window::new(&file, 3 * PAGE).unwrap();
         window.note(0, 3 * PAGE as usize);
         let slice = window.resident(2 * PAGE, 8).unwrap();
@@ -164,5 +213,30 @@ mod tests {
         slice.copy_to(&mut [0u8; 8][..]);
         assert!(window.is_lost());
         assert!(window.resident(0, 1).is_none());
+    }
+    #[test]
+    fn a_file_cut_inside_a_page_is_noticed_until_it_is_whole() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[7; 3000], 0).unwrap();
+        file.set_len(PAGE + 500).unwrap();
+        let window = Window::new(&file, PAGE + 500).unwrap();
+        window.note(0, PAGE as usize);
+        file.set_len(2999).unwrap();
+        let mut byte = [7u8];
+        window.resident(2999, 1).unwrap().copy_to(&mut byte[..]);
+        assert_eq!(byte, [0], "no fault");
+        assert!(window.is_lost());
+        file.write_all_at(&[7], 2999).unwrap();
+        assert!(!window.is_lost());
+    }
+
+    #[test]
+    fn a_file_that_ends_in_zeros_has_no_window() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[7], 0).unwrap();
+        file.set_len(TAIL + 1).unwrap();
+        let error = Window::new(&file, TAIL + 1).unwrap_err();
+        assert!(matches!(error, WindowError::Zeros), "{error}");
+        assert!(Window::new(&file, TAIL).is_ok());
     }
 }
