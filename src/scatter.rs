@@ -9,7 +9,8 @@ use vm_memory::VolatileSlice;
 #[derive(Debug, Default)]
 pub struct Scatter<'m> {
     pieces: Vec<VolatileSlice<'m>>,
-    len: usize,
+    /// For each piece, the bytes up to its end: a place is found without a walk.
+    ends: Vec<usize>,
 }
 
 impl<'m> Scatter<'m> {
@@ -21,7 +22,7 @@ impl<'m> Scatter<'m> {
     /// Appends a piece; empty pieces are skipped, so that every piece holds at least one byte.
     pub fn push(&mut self, piece: VolatileSlice<'m>) {
         if !piece.is_empty() {
-            self.len += piece.len();
+            self.ends.push(self.len() + piece.len());
             self.pieces.push(piece);
         }
     }
@@ -29,17 +30,17 @@ impl<'m> Scatter<'m> {
     /// Forgets the pieces and keeps the allocation.
     pub fn clear(&mut self) {
         self.pieces.clear();
-        self.len = 0;
+        self.ends.clear();
     }
 
     /// Bytes in all pieces together.
     pub fn len(&self) -> usize {
-        self.len
+        self.ends.last().copied().unwrap_or(0)
     }
 
     /// Whether there is no byte to fill.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.pieces.is_empty()
     }
 
     /// The pieces, in order.
@@ -53,26 +54,24 @@ impl<'m> Scatter<'m> {
             let Some(last) = self.pieces.pop() else {
                 return;
             };
+            self.ends.pop();
             let keep = last.len().saturating_sub(count);
-            let cut = last.len() - keep;
-            self.len -= cut;
-            count -= cut;
-            if let Ok(kept) = last.subslice(0, keep)
-                && keep > 0
-            {
-                self.pieces.push(kept);
+            count -= last.len() - keep;
+            if let Ok(kept) = last.subslice(0, keep) {
+                self.push(kept);
             }
         }
     }
 
     /// A cursor at byte `position` of the whole.
     pub fn cursor(&self, position: usize) -> Cursor<'_, 'm> {
-        let mut cursor = Cursor {
-            pieces: &self.pieces,
-            offset: 0,
-        };
-        cursor.skip(position);
-        cursor
+        let before = self.ends.partition_point(|end| *end <= position);
+        debug_assert!(position <= self.len(), "a cursor past the end");
+        let start = before.checked_sub(1).map_or(0, |last| self.ends[last]);
+        Cursor {
+            pieces: &self.pieces[before..],
+            offset: position - start,
+        }
     }
 }
 
@@ -179,6 +178,23 @@ mod tests {
         assert_eq!(cursor.take_contiguous(3).map(|piece| piece.len()), Some(3));
         drop(scatter);
         assert_eq!((a, b, c), ([0, 1, 2], [3], [4, 0, 0, 0]));
+    }
+
+    #[test]
+    fn a_cursor_at_every_place() {
+        let mut bytes = [0u8; 9];
+        let (a, rest) = bytes.split_at_mut(1);
+        let (b, c) = rest.split_at_mut(5);
+        let mut scatter = Scatter::new();
+        for piece in [a, b, c] {
+            scatter.push(VolatileSlice::from(piece));
+        }
+        for position in (0..9).rev() {
+            scatter.cursor(position).write(&[position as u8]);
+        }
+        assert!(scatter.cursor(9).take_contiguous(1).is_none());
+        drop(scatter);
+        assert_eq!(bytes, [0, 1, 2, 3, 4, 5, 6, 7, 8]);
     }
 
     #[test]

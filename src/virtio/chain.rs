@@ -17,6 +17,9 @@ pub const MAX_CHAIN: usize = 1024;
 
 const DESCRIPTOR: usize = size_of::<Descriptor>();
 
+/// Most pieces of memory of one chain: a descriptor that crosses memory regions has several.
+pub const MAX_PIECES: usize = 2 * MAX_CHAIN;
+
 /// What is wrong with a chain.
 #[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ChainError {
@@ -31,6 +34,9 @@ pub enum ChainError {
     /// More descriptors than a chain may have, or a loop.
     #[error("chain of more than {MAX_CHAIN} descriptors, or a loop")]
     TooLong,
+    /// More pieces of memory than a chain may have.
+    #[error("chain of more than {MAX_PIECES} pieces of memory")]
+    TooManyPieces,
     /// A descriptor names memory the guest does not have.
     #[error("{len} bytes at guest {addr:#x} are not guest memory")]
     Memory {
@@ -161,10 +167,12 @@ impl<'m> Chain<'m> {
         } else {
             return Err(ChainError::Order);
         };
-        if memory.slices(addr, len as usize, |piece| list.push(piece)) {
-            Ok(())
-        } else {
-            Err(ChainError::Memory { addr: addr.0, len })
+        if !memory.slices(addr, len as usize, |piece| list.push(piece)) {
+            return Err(ChainError::Memory { addr: addr.0, len });
         }
+        if self.readable.pieces().len() + self.writable.pieces().len() > MAX_PIECES {
+            return Err(ChainError::TooManyPieces);
+        }
+        Ok(())
     }
 }
