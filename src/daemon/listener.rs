@@ -1,20 +1,31 @@
 //! The socket front-ends connect to: bound here, or passed by the service manager.
+//!
+//! Whether a socket at the path is stale, and its replacement, must be one step: of two daemons that
+//! find the same dead socket, the second would remove the first one's live one. So each locks the
+//! directory meanwhile.
 
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use rustix::fs::Mode;
+use rustix::fs::{FlockOperation, Mode, flock};
+use rustix::io::Errno;
 
 use super::Error;
+
+/// How long the directory may be locked by others: to look at a socket takes no time.
+const LOCK_LIMIT: Duration = Duration::from_secs(5);
 
 /// A listening socket. Where it was bound here, its path goes away with it.
 #[derive(Debug)]
 pub struct Listener {
-    socket: UnixListener,
+    /// Before the socket: as long as that listens, nobody replaces what is at the path.
     bound: Option<Bound>,
+    socket: UnixListener,
 }
 
 /// A path that is ours.
@@ -38,6 +49,7 @@ impl Listener {
             path: path.to_owned(),
             source,
         };
+        let _lock = lock(directory(path)).map_err(failed)?;
         let socket = match bind(path, mode) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                 let kind = path.symlink_metadata().map_err(failed)?.file_type();
@@ -106,11 +118,34 @@ impl Listener {
 
     /// The directory in which the socket is removed at the end, if it is.
     pub fn directory(&self) -> Option<&Path> {
-        let parent = self.bound.as_ref()?.path.parent();
-        parent.map(|parent| match parent.as_os_str().is_empty() {
-            true => Path::new("."),
-            false => parent,
-        })
+        self.bound.as_ref().map(|bound| directory(&bound.path))
+    }
+}
+
+fn directory(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Keeps other daemons from binding in `directory` as long as the result is open.
+fn lock(directory: &Path) -> io::Result<File> {
+    let file = File::open(directory)?;
+    let start = Instant::now();
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(Errno::WOULDBLOCK) if start.elapsed() < LOCK_LIMIT => {
+                thread::sleep(Duration::from_millis(1));
+            }
+            Err(Errno::WOULDBLOCK) => {
+                return Err(io::Error::other(
+                    "another process keeps its directory locked",
+                ));
+            }
+            Err(errno) => return Err(errno.into()),
+        }
     }
 }
 
@@ -133,5 +168,49 @@ impl Drop for Bound {
             // The next daemon replaces what we cannot remove.
             let _ = std::fs::remove_file(&self.path);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+
+    #[test]
+    fn of_many_that_replace_a_stale_socket_one_wins() {
+        const RACERS: usize = 8;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        for round in 0..50 {
+            // Closed, and its path left behind.
+            drop(UnixListener::bind(&path).unwrap());
+            let start = Barrier::new(RACERS);
+            let race = || {
+                start.wait();
+                Listener::bind(&path, 0o600)
+            };
+            let results = thread::scope(|scope| {
+                let racers: Vec<_> = (0..RACERS).map(|_| scope.spawn(race)).collect();
+                let ended = racers.into_iter().map(|racer| racer.join().unwrap());
+                ended.collect::<Vec<_>>()
+            });
+            let (won, lost): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
+            assert_eq!(won.len(), 1, "round {round}");
+            for error in lost.into_iter().map(Result::unwrap_err) {
+                assert!(matches!(error, Error::SocketInUse { .. }), "{error:?}");
+            }
+            UnixStream::connect(&path).unwrap();
+            drop(won);
+            assert!(!path.exists(), "the path goes away with its socket");
+        }
+    }
+
+    #[test]
+    fn a_directory_that_stays_locked_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let _held = lock(folder.path()).unwrap();
+        let error = Listener::bind(&folder.path().join("socket"), 0o600).unwrap_err();
+        assert!(matches!(error, Error::Socket { .. }), "{error:?}");
     }
 }
