@@ -3,23 +3,23 @@
 
 mod common;
 
+use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vhost::vhost_user::VhostUserProtocolFeatures as Protocol;
-use vhost::vhost_user::message::FrontendReq;
-
-use vhost::VhostBackend;
+use vhost::vhost_user::message::{FrontendReq, VhostUserInflight};
+use vhost::vhost_user::{VhostUserFrontend, VhostUserProtocolFeatures as Protocol};
+use vhost::{VhostBackend, VhostUserDirtyLogRegion};
 
 use common::PATIENCE;
 use common::blk::IN;
 use common::disk::Disk;
-use common::guest::Options;
+use common::guest::{Guest, Options};
 use common::memory::Region;
 use common::queue::Layout;
 use common::raw::{NEED_REPLY, REPLY, Raw, VERSION, message};
-use common::session::feature;
+use common::session::{Wanted, feature};
 
 fn connect(disk: &Disk) -> Raw {
     Raw::new(disk.daemon.connect())
@@ -163,7 +163,7 @@ fn queue_sizes_that_are_none() {
 #[test]
 fn file_descriptors_where_none_belong_and_none_where_some_do() {
     let mut disk = Disk::serve();
-    let file = std::fs::File::open("/dev/null").expect("/dev/null");
+    let file = File::open("/dev/null").expect("/dev/null");
     let fd = file.as_raw_fd();
     let region = longs(&[0, 0x1000_0000, 0x1000, 0x7000_0000, 0]);
     let table = [&words(&[1, 0])[..], &region[8..]].concat();
@@ -227,7 +227,7 @@ fn a_config_space_that_is_asked_for_beyond_its_end() {
 fn queues_started_before_there_is_memory() {
     let mut disk = Disk::serve();
     let mut raw = negotiated(&disk);
-    let event = std::fs::File::open("/dev/null").expect("/dev/null");
+    let event = File::open("/dev/null").expect("/dev/null");
     let steps: [(FrontendReq, Vec<u8>, &[i32]); 4] = [
         (FrontendReq::SET_VRING_NUM, words(&[0, 128]), &[]),
         (
@@ -303,6 +303,12 @@ fn memory_cut_short_under_a_running_queue() {
     }
     // Whatever the device looks at now is gone. So it is for us: only descriptors from here on.
     guest.queues[0].ring.vring.kick.write(1).expect("kick");
+    assert_hung_up(&guest);
+    disk.assert_well();
+}
+
+/// Waits until the device ends the connection by itself.
+fn assert_hung_up(guest: &Guest) {
     let start = Instant::now();
     while guest.session.frontend.get_features().is_ok() {
         assert!(
@@ -311,7 +317,95 @@ fn memory_cut_short_under_a_running_queue() {
         );
         thread::sleep(Duration::from_millis(1));
     }
+}
+
+fn memfd(len: u64) -> File {
+    let fd = rustix::fs::memfd_create("area", rustix::fs::MemfdFlags::CLOEXEC).expect("memfd");
+    let file = File::from(fd);
+    file.set_len(len).expect("length");
+    file
+}
+
+/// A running guest, set up by `prepare` before its queue is started anew.
+fn guest_with(disk: &Disk, protocol: Protocol, prepare: impl Fn(&mut Guest)) -> Guest {
+    let mut wanted = Wanted::all();
+    wanted.protocol |= protocol;
+    let mut guest = disk.guest(Options {
+        wanted,
+        ..Options::default()
+    });
+    prepare(&mut guest);
+    guest.reset_queue(0).expect("queue");
+    guest.assert_reads(0, &disk.content);
+    guest
+}
+
+#[test]
+fn an_in_flight_area_cut_short_under_a_running_queue() {
+    let mut disk = Disk::serve();
+    let area = memfd(4096);
+    let mut guest = guest_with(&disk, Protocol::INFLIGHT_SHMFD, |guest| {
+        let info = VhostUserInflight::new(4096, 0, 1, 128);
+        let frontend = &mut guest.session.frontend;
+        frontend
+            .set_inflight_fd(&info, area.as_raw_fd())
+            .expect("area");
+    });
+    area.set_len(0).expect("cut");
+    let placed = guest.place(IN, 0, 4096);
+    guest.queues[0].submit(&placed.chain, Layout::Direct);
+    guest.queues[0].publish();
+    assert_hung_up(&guest);
     disk.assert_well();
+}
+
+#[test]
+fn a_log_cut_short_under_a_running_queue() {
+    let mut disk = Disk::serve();
+    let log = memfd(1 << 20);
+    let mut guest = guest_with(&disk, Protocol::LOG_SHMFD, |guest| {
+        let region = VhostUserDirtyLogRegion {
+            mmap_size: 1 << 20,
+            mmap_offset: 0,
+            mmap_handle: log.as_raw_fd(),
+        };
+        let frontend = &guest.session.frontend;
+        frontend.set_log_base(0, Some(region)).expect("log");
+        let features = guest.session.features | feature::LOG_ALL;
+        frontend.set_features(features).expect("features");
+    });
+    log.set_len(0).expect("cut");
+    let placed = guest.place(IN, 0, 4096);
+    guest.queues[0].submit(&placed.chain, Layout::Direct);
+    guest.queues[0].publish();
+    assert_hung_up(&guest);
+    disk.assert_well();
+}
+
+/// Lines of the daemon's log about connections it dropped.
+fn dropped(disk: &Disk) -> usize {
+    disk.daemon.log().matches("connection is dropped").count()
+}
+
+#[test]
+fn a_bad_connection_is_logged_once_and_many_do_not_flood_the_log() {
+    const MANY: usize = 2000;
+    let mut disk = Disk::serve();
+    let bad = message(1000, VERSION, 0, &[]);
+    let break_rules = |disk: &Disk| {
+        let mut raw = connect(disk);
+        if raw.send_bytes(&bad, &[]) {
+            raw.assert_closed();
+        }
+    };
+    break_rules(&disk);
+    disk.assert_well();
+    assert_eq!(dropped(&disk), 1, "{}", disk.daemon.log());
+    for _ in 1..MANY {
+        break_rules(&disk);
+    }
+    disk.assert_well();
+    assert!(dropped(&disk) < MANY / 2, "one line a second at most");
 }
 
 #[test]

@@ -20,7 +20,7 @@ use sd_notify::NotifyState;
 use super::Error;
 use super::listener::Listener;
 use super::notify::Manager;
-use crate::engine::Disk;
+use crate::engine::{Disk, limit};
 use crate::poller::{Poller, Trigger};
 use crate::vhost::session;
 
@@ -52,8 +52,10 @@ impl Active {
             .spawn(move || {
                 let _end = end;
                 match session::serve(theirs, disk) {
-                    Ok(()) => log::info!("the front-end left"),
-                    Err(error) => log::warn!("the front-end's connection is dropped: {error}"),
+                    Ok(()) => log::debug!("the front-end left"),
+                    Err(error) => limit::warn(format_args!(
+                        "the front-end's connection is dropped: {error}"
+                    )),
                 }
             })?;
         Ok(Active {
@@ -158,7 +160,9 @@ fn serve_until(
                     }
                     if let Some(previous) = active.take() {
                         if !previous.thread.is_finished() {
-                            log::warn!("a new front-end takes over from the one connected");
+                            limit::warn(format_args!(
+                                "a new front-end takes over from the one connected"
+                            ));
                         }
                         previous.hang_up();
                         // As long as it takes: both may share the same memory.
@@ -169,7 +173,9 @@ fn serve_until(
                     }
                     match Active::start(stream, disk.clone()) {
                         Ok(started) => active = Some(started),
-                        Err(error) => log::error!("a front-end cannot be served: {error}"),
+                        Err(error) => {
+                            limit::error(format_args!("a front-end cannot be served: {error}"));
+                        }
                     }
                 }
             }
@@ -186,7 +192,7 @@ fn accept(listener: &Listener, poller: &Poller, silent: &mut Vec<UnixStream>) {
         Ok((stream, _)) => stream,
         Err(error) => {
             if error.kind() != io::ErrorKind::WouldBlock {
-                log::warn!("a connection cannot be accepted: {error}");
+                limit::warn(format_args!("a connection cannot be accepted: {error}"));
                 // Out of descriptors, most likely: let some go rather than spin.
                 silent.clear();
                 thread::sleep(Duration::from_millis(10));
@@ -199,7 +205,7 @@ fn accept(listener: &Listener, poller: &Poller, silent: &mut Vec<UnixStream>) {
     }
     match poller.watch(&stream, token_of(&stream), Trigger::Level) {
         Ok(()) => silent.push(stream),
-        Err(error) => log::warn!("a connection cannot be watched: {error}"),
+        Err(error) => limit::warn(format_args!("a connection cannot be watched: {error}")),
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 
 use super::Disk;
-use super::limit::LogLimit;
+use super::limit;
 use super::polling::Polling;
 use super::read::{Fetcher, Progress};
 use super::readahead::Readahead;
@@ -45,7 +45,7 @@ pub enum Broken {
     /// The driver broke the virtqueue's rules.
     #[error(transparent)]
     Queue(#[from] QueueError),
-    /// Guest memory is gone.
+    /// Guest memory, or another area the front-end shares, is gone.
     #[error("the front-end cut the memory it shares")]
     MemoryLost,
     /// The system does not let us wait.
@@ -62,6 +62,7 @@ pub struct Server<'a> {
     queue: Queue<'a>,
     index: u16,
     disk: &'a Disk,
+    context: &'a Context,
     memory: &'a Memory,
     indirect: bool,
     eventfds: &'a Eventfds,
@@ -78,7 +79,6 @@ pub struct Server<'a> {
     unpublished: u32,
     until_fault_check: u32,
     faults: u64,
-    complaints: LogLimit,
 }
 
 impl<'a> Server<'a> {
@@ -101,6 +101,7 @@ impl<'a> Server<'a> {
             queue,
             index: setup.index,
             disk: &context.disk,
+            context,
             memory: &context.memory,
             indirect: context.features & 1 << VIRTIO_RING_F_INDIRECT_DESC != 0,
             eventfds: &setup.eventfds,
@@ -114,7 +115,6 @@ impl<'a> Server<'a> {
             unpublished: 0,
             until_fault_check: FAULT_CHECK,
             faults: major_faults(),
-            complaints: LogLimit::default(),
         }
     }
 
@@ -227,7 +227,7 @@ impl<'a> Server<'a> {
         let table = self.queue.descriptors();
         if let Err(error) = task.chain.walk(self.memory, table, head, self.indirect) {
             let index = self.index;
-            self.complaints.warn(format_args!(
+            limit::warn(format_args!(
                 "queue {index}: the driver sent a bad chain: {error}"
             ));
             // Where the status byte would be is anybody's guess.
@@ -237,7 +237,7 @@ impl<'a> Server<'a> {
         task.status = request.status;
         if request.status.is_none() {
             let index = self.index;
-            self.complaints.warn(format_args!(
+            limit::warn(format_args!(
                 "queue {index}: the driver left no room for a status"
             ));
             return self.give_back(slot, 0);
@@ -295,8 +295,7 @@ impl<'a> Server<'a> {
         let index = self.index;
         let cause =
             std::error::Error::source(&error).map_or(String::new(), |cause| format!(": {cause}"));
-        self.complaints
-            .warn(format_args!("queue {index}: a read fails: {error}{cause}"));
+        limit::warn(format_args!("queue {index}: a read fails: {error}{cause}"));
     }
 
     fn finish_if_done(&mut self, slot: u16) {
@@ -335,7 +334,7 @@ impl<'a> Server<'a> {
 
     /// Makes answers visible and signals, if the driver wants it.
     fn publish(&mut self) -> Result<(), Broken> {
-        if self.memory.is_lost() {
+        if self.context.is_lost() {
             return Err(Broken::MemoryLost);
         }
         self.unpublished = 0;
@@ -354,10 +353,10 @@ impl<'a> Server<'a> {
 
     /// Goes on without io_uring.
     fn fall_back(&mut self, error: io::Error) {
-        log::error!(
+        limit::error(format_args!(
             "queue {}: io_uring fails ({error}): reading with pread",
             self.index
-        );
+        ));
         while let Some((slot, outcome)) = self.fetcher.fall_back(&mut self.tasks) {
             self.settle(slot, outcome);
         }

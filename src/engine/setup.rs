@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicBool;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Disk;
+use crate::virtio::dirty_log::DirtyLog;
 use crate::virtio::inflight::InflightArea;
 use crate::virtio::memory::Memory;
 use crate::virtio::queue::RingAddresses;
@@ -26,6 +27,15 @@ pub struct Context {
     pub features: u64,
     /// The front-end's connection, ended when its memory is gone.
     pub hangup: Arc<UnixStream>,
+}
+
+impl Context {
+    /// Whether the front-end cut a file under us: guest memory, in-flight area or log.
+    pub fn is_lost(&self) -> bool {
+        self.memory.is_lost()
+            || self.inflight.as_ref().is_some_and(|area| area.is_lost())
+            || self.memory.log().is_some_and(DirtyLog::is_lost)
+    }
 }
 
 /// The descriptors a front-end gives a queue.

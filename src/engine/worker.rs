@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::limit;
 use super::serve::Server;
 use super::setup::{Context, QueueSetup, Stop};
 use crate::virtio::queue::{Queue, StartError};
@@ -88,16 +89,16 @@ fn run(setup: &QueueSetup, context: &Context, stop: &Stop) -> Resume {
     let queue = match start_queue(setup, context) {
         Ok(queue) => queue,
         Err(error) => {
-            log::error!("queue {index} does not start: {error}");
+            limit::error(format_args!("queue {index} does not start: {error}"));
             setup.eventfds.signal_error();
             return Resume::AsBefore;
         }
     };
     let mut server = Server::new(queue, setup, context);
     if let Err(broken) = server.serve(stop) {
-        log::error!("queue {index} stops: {broken}");
+        limit::error(format_args!("queue {index} stops: {broken}"));
         // Rings that are gone read as zeros, which may break a rule first.
-        if context.memory.is_lost() {
+        if context.is_lost() {
             // Already gone is as good.
             let _ = context.hangup.shutdown(Shutdown::Both);
         }
@@ -113,10 +114,10 @@ fn bind(index: u16, cpus: &[usize]) {
     let mut set = rustix::thread::CpuSet::new();
     set.set(*cpu);
     if let Err(errno) = rustix::thread::sched_setaffinity(None, &set) {
-        log::warn!(
+        limit::warn(format_args!(
             "queue {index} cannot be bound to processor {cpu}: {}",
             io::Error::from(errno)
-        );
+        ));
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
+use crate::engine::limit;
 use crate::engine::setup::{Context, Eventfds, QueueSetup};
 use crate::engine::worker::{Resume, Worker};
 use crate::virtio::memory::Memory;
@@ -63,7 +64,9 @@ impl Vring {
             return;
         }
         let Some(rings) = rings.translate(&context.memory) else {
-            log::error!("queue {index}: its rings are not in the memory the front-end shares");
+            limit::error(format_args!(
+                "queue {index}: its rings are not in the memory the front-end shares"
+            ));
             self.eventfds.signal_error();
             return;
         };
@@ -77,7 +80,7 @@ impl Vring {
         match Worker::start(setup, context.clone()) {
             Ok(worker) => self.worker = Some(worker),
             Err(error) => {
-                log::error!("queue {index}: no worker: {error}");
+                limit::error(format_args!("queue {index}: no worker: {error}"));
                 self.eventfds.signal_error();
             }
         }

@@ -25,6 +25,11 @@ impl DirtyLog {
         })
     }
 
+    /// Whether the front-end cut the file under us: what is marked is not seen by anybody.
+    pub fn is_lost(&self) -> bool {
+        self.mapping.is_lost()
+    }
+
     /// Records that `[addr, addr + len)` was written. Pages the log does not cover are not
     /// recorded: the front-end sized it for all the memory it migrates.
     pub fn mark(&self, addr: GuestAddress, len: u64) {

@@ -134,6 +134,11 @@ impl InflightArea {
         })
     }
 
+    /// Whether the front-end cut the file under us: what is noted is not seen by anybody.
+    pub fn is_lost(&self) -> bool {
+        self.mapping.is_lost()
+    }
+
     /// The part of queue `index`, which has `size` entries.
     pub fn queue(&self, index: u16, size: u16) -> Result<InflightQueue<'_>, InflightError> {
         let Self {

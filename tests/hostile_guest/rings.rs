@@ -44,6 +44,21 @@ fn a_head_outside_of_the_ring() {
 }
 
 #[test]
+fn a_driver_that_breaks_its_queue_over_and_over_does_not_flood_the_log() {
+    const MANY: usize = 2000;
+    let mut target = target();
+    for _ in 0..MANY {
+        let ring = &mut target.guest.queues[0].ring;
+        ring.publish_index(ring.published().wrapping_add(300));
+        assert!(signalled(&[&ring.vring.err]));
+        target.guest.reset_queue(0).expect("reset");
+    }
+    let lines = target.disk.daemon.log().lines().count();
+    assert!((1..MANY / 2).contains(&lines), "{lines} lines");
+    target.assert_well(&Verdict::Served);
+}
+
+#[test]
 fn an_available_index_that_jumps() {
     for jump in [129, 300, 0x8000, u16::MAX] {
         let mut target = target();
