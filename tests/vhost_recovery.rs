@@ -3,23 +3,21 @@
 
 mod common;
 
-use std::fs::File;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use vhost::vhost_user::message::VhostUserInflight;
-use vhost::vhost_user::{VhostUserFrontend, VhostUserProtocolFeatures as Protocol};
-
 use common::checks;
 use common::content::Random;
-use common::disk::Disk;
+use common::daemon::Daemon;
+use common::disk::{self, Disk};
+use common::golden;
 use common::load::{Load, Shape};
 use common::memory::Memory;
-use common::ring::{Addresses, Ring, Vring};
-use common::session::{Session, Wanted, feature};
+use common::returning::Returning;
+use common::ring::{Addresses, Ring};
+use common::session::{Session, feature};
 
 const SHAPE: Shape = Shape {
     depth: 64,
@@ -30,59 +28,15 @@ const SHAPE: Shape = Shape {
 const QUEUES: usize = 2;
 const SIZE: u16 = 128;
 
-fn wanted() -> Wanted {
-    let mut wanted = Wanted::all();
-    wanted.protocol |= Protocol::INFLIGHT_SHMFD;
-    wanted
-}
-
-/// The region a front-end keeps across connections.
-struct Inflight {
-    info: VhostUserInflight,
-    file: File,
-}
-
-impl Inflight {
-    fn new(session: &mut Session) -> Self {
-        let wanted = VhostUserInflight::new(0, 0, QUEUES as u16, SIZE);
-        let (info, file) = session
-            .frontend
-            .get_inflight_fd(&wanted)
-            .expect("in-flight region");
-        Self { info, file }
-    }
-}
-
-/// Connects, hands over memory and region, and starts the queues. The base is the used index, as
-/// QEMU sends it; the region overrules it.
-fn connect(
-    disk: &Disk,
-    memory: &Memory,
-    inflight: &mut Option<Inflight>,
-    vrings: &[Vring],
-) -> Session {
-    let mut session = Session::negotiate(disk.daemon.connect(), wanted()).expect("session");
-    session.share(memory).expect("memory");
-    let region = inflight.get_or_insert_with(|| Inflight::new(&mut session));
-    session
-        .frontend
-        .set_inflight_fd(&region.info, region.file.as_raw_fd())
-        .expect("region");
-    for (index, vring) in vrings.iter().enumerate() {
-        session
-            .start_queue(index, vring, vring.used_index())
-            .expect("queue");
-        vring.kick.write(1).expect("kick");
-    }
-    session
-}
-
 /// Runs loads on both queues while `disturb` is called with the round; it leaves a daemon that
 /// listens, and may return the session to keep it open until there is a new one.
-fn under_load(rounds: u64, disturb: impl Fn(&mut Disk, Session, u64) -> Option<Session>) {
-    let mut disk = Disk::serve();
+fn under_load(
+    mut disk: Disk,
+    rounds: u64,
+    disturb: impl Fn(&mut Disk, Session, u64) -> Option<Session>,
+) {
     let memory = Memory::typical();
-    let event_idx = wanted().features & feature::EVENT_IDX != 0;
+    let event_idx = Returning::wanted().features & feature::EVENT_IDX != 0;
     let loads: Vec<_> = (0..QUEUES)
         .map(|index| {
             let at = Addresses::alloc(&memory, SIZE, [index; 3]);
@@ -94,9 +48,9 @@ fn under_load(rounds: u64, disturb: impl Fn(&mut Disk, Session, u64) -> Option<S
             )
         })
         .collect();
-    let vrings: Vec<_> = loads.iter().map(|load| load.ring.vring.clone()).collect();
-    let mut inflight = None;
-    let mut session = connect(&disk, &memory, &mut inflight, &vrings);
+    let vrings = loads.iter().map(|load| load.ring.vring.clone());
+    let mut front_end = Returning::new(memory, vrings.collect());
+    let mut session = front_end.connect(disk.daemon.connect());
 
     let done = Arc::new(AtomicBool::new(false));
     let threads: Vec<_> = loads
@@ -115,7 +69,7 @@ fn under_load(rounds: u64, disturb: impl Fn(&mut Disk, Session, u64) -> Option<S
     for round in 0..rounds {
         thread::sleep(Duration::from_micros(random.below(30_000)));
         let _old = disturb(&mut disk, session, round);
-        session = connect(&disk, &memory, &mut inflight, &vrings);
+        session = front_end.connect(disk.daemon.connect());
     }
     done.store(true, Ordering::Relaxed);
     for thread in threads {
@@ -126,18 +80,32 @@ fn under_load(rounds: u64, disturb: impl Fn(&mut Disk, Session, u64) -> Option<S
     drop(session);
 }
 
+fn kill(disk: &mut Disk, session: Session, _: u64) -> Option<Session> {
+    disk.daemon.kill();
+    disk.daemon.restart();
+    Some(session)
+}
+
 #[test]
 fn killed_and_started_again() {
-    under_load(50, |disk, session, _| {
-        disk.daemon.kill();
-        disk.daemon.restart();
-        Some(session)
-    });
+    under_load(Disk::serve(), 50, kill);
+}
+
+/// As many layers as there can be are to be open again while a front-end still tries to connect.
+#[test]
+fn killed_and_started_again_with_255_layers() {
+    let case = golden::find("09-255layers");
+    let disk = Disk {
+        daemon: Daemon::serve(&case.layers),
+        content: disk::content(&case).into(),
+    };
+    assert_eq!(case.layers.len(), 255);
+    under_load(disk, 10, kill);
 }
 
 #[test]
 fn asked_to_stop_and_started_again() {
-    under_load(20, |disk, session, _| {
+    under_load(Disk::serve(), 20, |disk, session, _| {
         assert_eq!(disk.daemon.terminate().code(), Some(0));
         disk.daemon.restart();
         Some(session)
@@ -147,5 +115,7 @@ fn asked_to_stop_and_started_again() {
 /// Every other time the new connection is made while the old one stands.
 #[test]
 fn the_connection_is_lost_and_made_again() {
-    under_load(100, |_, session, round| (round % 2 == 0).then_some(session));
+    under_load(Disk::serve(), 100, |_, session, round| {
+        (round % 2 == 0).then_some(session)
+    });
 }

@@ -76,6 +76,25 @@ impl LayerBuilder {
         self
     }
 
+    /// Adds data that nothing maps yet.
+    pub fn raw_data(mut self, bytes: &[u8]) -> Self {
+        assert!(bytes.len().is_multiple_of(512));
+        self.data.extend_from_slice(bytes);
+        self
+    }
+
+    /// Maps `sectors` sectors at `start` to the data at sector `data` of the layer's data, or as
+    /// zeros: at most what one entry can tell.
+    pub fn mapping(mut self, start: u64, sectors: u64, data: Option<u64>) -> Self {
+        let (start, length) = (Sector(start), sectors as u16);
+        let mapping = match data {
+            Some(data) => lsmt::Mapping::data(start, length, Sector(8 + data)),
+            None => lsmt::Mapping::zeroed(start, length, self.position()),
+        };
+        self.entries.push(mapping.unwrap().encode());
+        self
+    }
+
     /// Adds an index entry as it is, a padding entry or a wrong one.
     pub fn entry(mut self, entry: [u8; 16]) -> Self {
         self.entries.push(entry);

@@ -101,6 +101,11 @@ impl Load {
         }
     }
 
+    /// The shape of its requests.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
     /// Requests in flight.
     pub fn in_flight(&self) -> u16 {
         self.in_flight

@@ -10,6 +10,7 @@
 //! | `load` | a prefilled ring kept full to a depth: nothing allocated per request |
 //! | `blk` | virtio-blk requests: header, data, status |
 //! | `session` | one connection: negotiation, memory, starting and stopping queues |
+//! | `returning` | a front-end that keeps memory, queues and in-flight region across connections |
 //! | `guest` | a session with memory and queues, ready to read |
 //! | `raw` | vhost-user messages byte by byte, for what the polite front-end refuses to send |
 //! | `daemon` | the real `ovbd-vhost` binary as a child process |
@@ -40,6 +41,7 @@ pub mod memory;
 pub mod queue;
 pub mod raw;
 pub mod reference;
+pub mod returning;
 pub mod ring;
 pub mod session;
 

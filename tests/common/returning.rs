@@ -1,0 +1,63 @@
+//! A front-end that comes back: it keeps memory, queues and in-flight region across connections.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+
+use vhost::vhost_user::message::VhostUserInflight;
+use vhost::vhost_user::{VhostUserFrontend, VhostUserProtocolFeatures as Protocol};
+
+use super::memory::Memory;
+use super::ring::Vring;
+use super::session::{Session, Wanted};
+
+/// What stays when a connection or the daemon goes.
+pub struct Returning {
+    /// The guest's memory.
+    pub memory: Memory,
+    /// Its queues, all of one size.
+    pub vrings: Vec<Vring>,
+    inflight: Option<(VhostUserInflight, File)>,
+}
+
+impl Returning {
+    /// What it asks for.
+    pub fn wanted() -> Wanted {
+        let mut wanted = Wanted::all();
+        wanted.protocol |= Protocol::INFLIGHT_SHMFD;
+        wanted
+    }
+
+    /// One that was never connected.
+    pub fn new(memory: Memory, vrings: Vec<Vring>) -> Self {
+        Self {
+            memory,
+            vrings,
+            inflight: None,
+        }
+    }
+
+    /// Hands over memory and region, and starts the queues. The base is the used index, as QEMU
+    /// sends it; the region overrules it.
+    pub fn connect(&mut self, stream: UnixStream) -> Session {
+        let mut session = Session::negotiate(stream, Self::wanted()).expect("session");
+        session.share(&self.memory).expect("memory");
+        let (info, file) = self.inflight.get_or_insert_with(|| {
+            let size = self.vrings[0].size;
+            let wanted = VhostUserInflight::new(0, 0, self.vrings.len() as u16, size);
+            let region = session.frontend.get_inflight_fd(&wanted);
+            region.expect("in-flight region")
+        });
+        session
+            .frontend
+            .set_inflight_fd(info, file.as_raw_fd())
+            .expect("region");
+        for (index, vring) in self.vrings.iter().enumerate() {
+            session
+                .start_queue(index, vring, vring.used_index())
+                .expect("queue");
+            vring.kick.write(1).expect("kick");
+        }
+        session
+    }
+}
