@@ -1,12 +1,18 @@
-//! Guest memory of any content: every chain the rings name is walked and parsed, in bounded time,
-//! and no byte outside the writable descriptors changes.
+//! Guest memory and in-flight area of any content: every chain the rings name is walked and parsed,
+//! in bounded time, nothing but what may be written is written, and what is left open comes back.
+//!
+//! An input is the queue's size and base, flags, and the memory: available ring, descriptor table,
+//! then the rest, where the used ring lies too. With flag 4 its end is the in-flight area.
 #![no_main]
 
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 use libfuzzer_sys::fuzz_target;
 use ovbd_vhost::units::Sector;
 use ovbd_vhost::virtio::chain::{Chain, MAX_CHAIN};
+use ovbd_vhost::virtio::dirty_log::DirtyLog;
+use ovbd_vhost::virtio::inflight::InflightArea;
 use ovbd_vhost::virtio::memory::{Memory, RegionInfo};
 use ovbd_vhost::virtio::queue::{Queue, RingAddresses};
 use ovbd_vhost::virtio::request::{Operation, Request, Status};
@@ -14,33 +20,77 @@ use vm_memory::GuestAddress;
 
 const LEN: u64 = 16384;
 const BASE: u64 = 0x10000;
+const TABLE: u64 = 0x200;
+const USED: u64 = 0xC00;
+const CAPACITY: u64 = 1 << 20;
 
-fuzz_target!(|input: (u8, u16, bool, bool, &[u8])| {
-    let (size, base, event_idx, indirect, bytes) = input;
+fn memfd(len: u64, bytes: &[u8]) -> File {
     let flags = rustix::fs::MemfdFlags::CLOEXEC;
     let file = File::from(rustix::fs::memfd_create("guest", flags).expect("memfd"));
-    file.set_len(LEN).expect("memory");
-    let bytes = &bytes[..bytes.len().min(LEN as usize)];
-    std::os::unix::fs::FileExt::write_all_at(&file, bytes, 0).expect("memory");
-    let info = RegionInfo {
-        guest: BASE,
-        len: LEN,
-        user: BASE,
-        file_offset: 0,
+    file.set_len(len).expect("memory");
+    let most = bytes.len().min(len as usize);
+    file.write_all_at(&bytes[..most], 0).expect("memory");
+    file
+}
+
+/// The guest's memory in two regions that touch, so that buffers can cross.
+fn memory(file: &File) -> Memory {
+    let mut memory = Memory::default();
+    for (at, len) in [(0, 0x2000), (0x2000, LEN - 0x2000)] {
+        let info = RegionInfo {
+            guest: BASE + at,
+            len,
+            user: BASE + at,
+            file_offset: at,
+        };
+        let file = file.try_clone().expect("descriptor");
+        memory = memory.with_region(info, file).expect("region");
+    }
+    memory
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    let [size, low, high, flags, bytes @ ..] = bytes else {
+        return;
     };
-    let memory = Memory::default().with_region(info, file).expect("region");
+    let size: u16 = 1 << (size % 8);
+    let base = u16::from_le_bytes([*low, *high]);
+    let flag = |bit: u8| flags & 1 << bit != 0;
+    let (event_idx, indirect, tracked, logged) = (flag(0), flag(1), flag(2), flag(3));
+
+    let (file, area_len) = InflightArea::create(1, size).expect("in-flight area");
+    let mut bytes = bytes;
+    if tracked {
+        let (rest, area) = bytes.split_at(bytes.len().saturating_sub(area_len as usize));
+        file.write_all_at(area, 0).expect("in-flight area");
+        bytes = rest;
+    }
+    let area = InflightArea::map(file, 0, area_len, 1, size).expect("in-flight area");
+    let log = memfd(16, &[]);
+    let log = DirtyLog::map(&log, 0, 16).expect("log");
+    let guest = memfd(LEN, bytes);
+    let memory = memory(&guest).with_log(logged.then(|| log.into()));
     let rings = RingAddresses {
-        descriptors: GuestAddress(BASE),
-        available: GuestAddress(BASE + 4096),
-        used: GuestAddress(BASE + 8192),
-        used_log: None,
+        available: GuestAddress(BASE),
+        descriptors: GuestAddress(BASE + TABLE),
+        used: GuestAddress(BASE + USED),
+        used_log: logged.then_some(GuestAddress(BASE + USED)),
     };
-    let size = 1 << (size % 8);
-    let Ok(mut queue) = Queue::start(&memory, size, rings, Some(base), event_idx, None) else {
+
+    let used_index = || {
+        let mut bytes = [0; 2];
+        guest.read_exact_at(&mut bytes, USED + 2).expect("memory");
+        u16::from_le_bytes(bytes)
+    };
+    let mut expected = used_index();
+    let inflight = || tracked.then(|| area.queue(0, size).expect("area of the queue"));
+    let Ok(mut queue) = Queue::start(&memory, size, rings, Some(base), event_idx, inflight())
+    else {
         return;
     };
     let mut chain = Chain::default();
-    for _ in 0..size {
+    let mut open = 0;
+    for turn in 0..2 * u32::from(size) {
         let Ok(Some(head)) = queue.pop() else { break };
         assert!(head < size);
         let mut len = 0;
@@ -48,21 +98,42 @@ fuzz_target!(|input: (u8, u16, bool, bool, &[u8])| {
             .walk(&memory, queue.descriptors(), head, indirect)
             .is_ok()
         {
-            assert!(chain.readable.pieces().len() + chain.writable.pieces().len() <= MAX_CHAIN);
-            let request = Request::parse(&mut chain, Sector(1 << 20));
+            assert!(chain.readable.pieces().len() + chain.writable.pieces().len() <= 2 * MAX_CHAIN);
+            let request = Request::parse(&mut chain, Sector(CAPACITY));
             if let Ok(Operation::Read(start)) = request.operation {
                 assert_eq!(chain.writable.len() % 512, 0);
-                assert!(start.0 + chain.writable.len() as u64 / 512 <= 1 << 20);
+                assert!(start.0 + chain.writable.len() as u64 / 512 <= CAPACITY);
                 chain.writable.cursor(0).zero(chain.writable.len());
             }
             if let Some(status) = request.status {
                 status.write(Status::Ok);
                 len = 1;
             }
+            if let Some(log) = memory.log() {
+                chain.mark_written(log, chain.writable.len() as u64);
+            }
+        }
+        if tracked && turn % 3 == 1 {
+            open += 1;
+            continue;
         }
         queue.finish(head, len);
         let _ = queue.publish();
+        expected = expected.wrapping_add(1);
     }
     let _ = queue.enable_kicks();
     queue.disable_kicks();
+    drop(queue);
+    // What was taken and not answered is what the next process gets, unless the guest had us write
+    // over its used ring, which the next one goes by.
+    if used_index() == expected
+        && let Ok(mut next) = Queue::start(&memory, size, rings, None, event_idx, inflight())
+    {
+        let mut found = 0;
+        while let Some(head) = next.pop_open() {
+            assert!(head < size);
+            found += 1;
+        }
+        assert!(found >= open, "{found} of {open} open requests came back");
+    }
 });

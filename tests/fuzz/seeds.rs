@@ -1,0 +1,322 @@
+//! Writes what the fuzz targets start from, into `tmp/fuzz-seeds/TARGET` of the build directory:
+//! small images from the golden ones and made to order, and rings and messages of a polite guest.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+#[path = "../common/golden.rs"]
+mod golden;
+#[path = "../common/layers.rs"]
+mod layers;
+
+use layers::{LayerBuilder, Pack, noise, wrap_tar, zfile};
+use ovbd_vhost::format::tar;
+use ovbd_vhost::format::zfile::Algorithm;
+use ovbd_vhost::image::layer::Layer;
+
+/// Larger golden files are left out: a fuzzer works on what it can change in one go.
+const MOST: u64 = 12 << 10;
+
+/// A folder for the seeds of one target, empty.
+fn folder(target: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .join("fuzz-seeds")
+        .join(target);
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).expect("folder");
+    folder
+}
+
+fn write(folder: &Path, seeds: impl IntoIterator<Item = Vec<u8>>) -> usize {
+    let seeds = seeds.into_iter().enumerate();
+    seeds
+        .map(|(number, seed)| fs::write(folder.join(number.to_string()), seed).expect("seed"))
+        .count()
+}
+
+/// Small layers in every form.
+fn forms() -> Vec<Vec<u8>> {
+    let base = || LayerBuilder::new(1 << 20).without_padding();
+    let plain = [
+        base().lsmt(),
+        base().data(3, &noise(1, 1024)).lsmt(),
+        base()
+            .data(0, &noise(2, 512))
+            .zeroed(7, 40000)
+            .data(1 << 42, &noise(3, 1536))
+            .lsmt(),
+    ];
+    let mut all: Vec<_> = plain.to_vec();
+    for plain in &plain {
+        for algorithm in [Algorithm::Lz4, Algorithm::Zstd] {
+            for (checksum, overwrite, block_size, dictionary_len) in [
+                (true, true, 4096, 0),
+                (false, true, 16384, 0),
+                (true, false, 65536, 30),
+                (false, false, 4096, 0),
+            ] {
+                let pack = Pack {
+                    algorithm,
+                    block_size,
+                    checksum,
+                    dictionary_len,
+                    overwrite,
+                };
+                let packed = zfile(plain, pack);
+                all.push(wrap_tar(&packed));
+                all.push(packed);
+            }
+        }
+        all.push(wrap_tar(plain));
+    }
+    all
+}
+
+fn golden_files() -> Vec<Vec<u8>> {
+    let layers = golden::cases().into_iter().flat_map(|case| case.layers);
+    let small = layers.filter(|path| fs::metadata(path).is_ok_and(|meta| meta.len() <= MOST));
+    let mut files: Vec<_> = small
+        .map(|path| fs::read(path).expect("golden layer"))
+        .collect();
+    files.sort_by_key(Vec::len);
+    files.dedup();
+    files
+}
+
+#[test]
+fn layer() {
+    let folder = folder("layer");
+    let forms = forms();
+    for (number, bytes) in forms.iter().enumerate() {
+        let path = layers::write(&folder, &format!("made-{number}"), bytes);
+        Layer::open(&path).expect("a sound layer");
+    }
+    assert!(
+        write(&folder, golden_files()) > 20,
+        "golden layers are small"
+    );
+}
+
+#[test]
+fn tar_heads() {
+    let heads = golden::cases()
+        .into_iter()
+        .flat_map(|case| case.layers)
+        .map(|path| fs::read(path).expect("golden layer"))
+        .map(|bytes| bytes[..bytes.len().min(tar::PREFIX)].to_vec())
+        .filter(|head| matches!(tar::payload(head), Ok(Some(_))))
+        .chain([tar::prefix(0).to_vec(), tar::prefix(u64::MAX).to_vec()]);
+    assert!(write(&folder("tar"), heads) > 4, "golden tar files");
+}
+
+#[test]
+fn stack() {
+    // Forms, sizes and mappings as `fuzz_targets/stack.rs` reads them.
+    let layer = |form: u8, mappings: &[[u8; 4]]| {
+        let head = [form * 32 + mappings.len() as u8, 64 + 12];
+        [&head, mappings.as_flattened()].concat()
+    };
+    let below = [[0, 0, 15, 0], [9, 0, 3, 1], [0, 0x40, 200, 0], [4, 0, 0, 9]];
+    let above = [[5, 0x40, 30, 0], [1, 0, 7, 3], [2, 0x80, 7, 3]];
+    let seeds = (0..8).map(|form| {
+        let layers = [layer(form, &below), layer(7 - form, &above), layer(2, &[])];
+        [vec![2], layers.concat()].concat()
+    });
+    write(&folder("stack"), seeds);
+}
+
+#[test]
+fn image_config() {
+    let configs = [
+        r#"{"repoBlobUrl":"https://registry/v2/a/blobs","lowers":[{"file":"/dev/null"},{"digest":"sha256:c3a4","size":4737695,"dir":"/dev"}],"upper":{"index":"","data":"","target":"","gzipIndex":""},"resultFile":"/run/result","download":{"enable":false},"accelerationLayer":false,"recordTracePath":""}"#,
+        r#"{"lowers":[{"file":"a","targetFile":"b","targetDigest":"c","gzipIndex":"d"}]}"#,
+        r#"{"lowers":[{"dir":"/dev/fd","file":""},{"file":null}],"upper":null}"#,
+        r#"{"lowers":[],"accelerationLayer":true,"recordTracePath":"t"}"#,
+        r#"{"upper":{"index":"i","data":"d","vsize":64}}"#,
+    ];
+    write(&folder("image_config"), configs.map(Vec::from));
+}
+
+/// Memory of a guest with a queue of eight in the places `fuzz_targets/virtqueue.rs` says, which
+/// lies at guest address 0x10000: pairs of offset and bytes.
+fn requests() -> Vec<(u16, Vec<u8>)> {
+    const BASE: u64 = 0x10000;
+    let descriptor = |at: u64, len: u32, flags: u16, next: u16| {
+        let at = BASE + at;
+        let rest = u64::from(len) | u64::from(flags) << 32 | u64::from(next) << 48;
+        [at.to_le_bytes(), rest.to_le_bytes()].concat()
+    };
+    let (next, write, indirect) = (1, 2, 4);
+    let table = [
+        // A read in one piece, the serial, and a read whose data and status are in another table.
+        descriptor(0x1000, 16, next, 1),
+        descriptor(0x1ff0, 4096, next | write, 2),
+        descriptor(0x1800, 1, write, 0),
+        descriptor(0x1010, 16, next, 4),
+        descriptor(0x1810, 21, write, 0),
+        descriptor(0x1020, 16, next, 6),
+        descriptor(0x1100, 48, indirect, 0),
+        descriptor(0x1030, 17, next | write, 7),
+    ];
+    let inner = [
+        descriptor(0x3000, 512, next | write, 2),
+        descriptor(0x1801, 1, write, 0),
+        descriptor(0x3200, 1536, next | write, 1),
+    ];
+    let header = |kind: u64, sector: u64| [kind.to_le_bytes(), sector.to_le_bytes()].concat();
+    let available = [0u16, 4, 0, 3, 5, 7, 0, 0, 0, 0, 0];
+    let available = available.map(u16::to_le_bytes).as_flattened().to_vec();
+    vec![
+        (0, available),
+        (0x200, table.concat()),
+        (
+            0x1000,
+            [header(0, 7), header(8, 0), header(0, 1021)].concat(),
+        ),
+        (0x1100, inner.concat()),
+    ]
+}
+
+#[test]
+fn virtqueue() {
+    let mut memory = vec![0; 0x1130];
+    for (at, bytes) in requests() {
+        memory[usize::from(at)..][..bytes.len()].copy_from_slice(&bytes);
+    }
+    let area = || {
+        let mut area = vec![0; 16 + 8 * 16];
+        area[8..12].copy_from_slice(&[1, 0, 8, 0]);
+        // Two of them are open, and the newer is the lower one.
+        for (head, counter) in [(3, 9), (5, 4)] {
+            area[16 + 16 * head] = 1;
+            area[16 + 16 * head + 8] = counter;
+        }
+        area.resize(192, 0);
+        area
+    };
+    let seeds = (0..16).map(|flags| {
+        let head = [3, 0, 0, flags];
+        let area = if flags & 4 != 0 { area() } else { vec![] };
+        [&head[..], &memory, &area].concat()
+    });
+    write(&folder("virtqueue"), seeds);
+}
+
+/// Steps as `fuzz_targets/messages.rs` reads them.
+#[derive(Default)]
+struct Steps(Vec<u8>);
+
+/// Descriptors of a message: how many, then the first (memory, in-flight area, log, kick, other).
+const NO_FD: u8 = 0;
+const MEMORY: u8 = 0x01;
+const AREA: u8 = 0x11;
+const LOG: u8 = 0x21;
+const KICK: u8 = 0x31;
+const OTHER: u8 = 0x41;
+const USER: u64 = 0x7f00_0000_0000;
+
+impl Steps {
+    fn message(mut self, request: u8, fds: u8, body: &[u64]) -> Self {
+        let body = body.iter().flat_map(|word| word.to_le_bytes());
+        let body: Vec<u8> = body.collect();
+        self.0.extend([0, request, fds, 8, body.len() as u8]);
+        self.0.extend(body);
+        self
+    }
+
+    fn memory(mut self) -> Self {
+        for (at, bytes) in requests() {
+            let [low, high] = at.to_le_bytes();
+            self.0.extend([4, low, high, bytes.len() as u8]);
+            self.0.extend(bytes);
+        }
+        self
+    }
+
+    fn kick(mut self) -> Self {
+        self.0.extend([6, 0, 0]);
+        self
+    }
+
+    fn cut(mut self, file: u8, pages: u8) -> Self {
+        self.0.extend([7, file, pages]);
+        self
+    }
+
+    fn negotiate(self) -> Self {
+        self.message(3, NO_FD, &[])
+            .message(1, NO_FD, &[])
+            .message(15, NO_FD, &[])
+            // MQ, LOG_SHMFD, REPLY_ACK, CONFIG, INFLIGHT_SHMFD, RESET_DEVICE, memory slots, state
+            .message(16, NO_FD, &[0x8b20b])
+            .message(2, NO_FD, &[1 << 32 | 1 << 30 | 1 << 29 | 1 << 28])
+    }
+
+    fn table(self) -> Self {
+        self.message(5, MEMORY, &[1, 0x10000, 0x10000, USER, 0])
+    }
+
+    fn queue(self, index: u64, log: u64) -> Self {
+        self.message(8, NO_FD, &[index | 8 << 32])
+            .message(10, NO_FD, &[index])
+            .message(
+                9,
+                NO_FD,
+                &[index | log << 32, USER + 0x200, USER + 0xC00, USER, 0x10C00],
+            )
+            .message(14, OTHER, &[index])
+            .message(13, OTHER, &[index])
+            .message(12, KICK, &[index])
+            .message(18, NO_FD, &[index | 1 << 32])
+    }
+}
+
+#[test]
+fn messages() {
+    let new = || Steps::default().memory().negotiate();
+    // The in-flight area of four queues of eight takes 4 * 192 bytes.
+    let tracked = |steps: Steps| steps.message(32, AREA, &[768, 0, 4 | 8 << 16]);
+    let seeds = [
+        new().table().queue(0, 0).kick().message(11, NO_FD, &[0]),
+        tracked(new().message(31, NO_FD, &[0, 0, 4 | 8 << 16]))
+            .table()
+            .queue(0, 0)
+            .kick()
+            .message(18, NO_FD, &[0])
+            .message(34, NO_FD, &[]),
+        new()
+            .table()
+            .message(6, LOG, &[0x1000, 0])
+            .queue(0, 1)
+            .message(2, NO_FD, &[1 << 32 | 1 << 30 | 1 << 26])
+            .kick()
+            .message(6, LOG, &[0x800, 0x1000])
+            .kick()
+            .message(11, NO_FD, &[0]),
+        new()
+            .message(36, NO_FD, &[])
+            .message(37, MEMORY, &[0, 0x10000, 0x8000, USER, 0])
+            .message(37, MEMORY, &[0, 0x18000, 0x8000, USER + 0x8000, 0x8000])
+            .queue(1, 0)
+            .kick()
+            .message(38, NO_FD, &[0, 0x18000, 0x8000, USER + 0x8000, 0])
+            .kick()
+            .message(11, NO_FD, &[1]),
+        new().table().queue(0, 0).kick().cut(0, 1).kick(),
+        tracked(new()).table().queue(0, 0).cut(1, 0).kick(),
+        new()
+            .table()
+            .message(6, LOG, &[0x1000, 0])
+            .message(2, NO_FD, &[1 << 32 | 1 << 30 | 1 << 26])
+            .queue(0, 1)
+            .cut(2, 0)
+            .kick(),
+        new()
+            .message(17, NO_FD, &[])
+            .message(24, NO_FD, &[60 << 32, 1, 0, 0, 0, 0, 0, 0])
+            .message(25, NO_FD, &[32 | 1 << 32, 1])
+            .message(42, OTHER, &[1])
+            .message(43, NO_FD, &[]),
+    ];
+    write(&folder("messages"), seeds.map(|steps| steps.0));
+}
