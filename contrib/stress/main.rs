@@ -1,0 +1,34 @@
+//! Soaks the daemon: see `contrib/stress/README.md`.
+#![allow(clippy::print_stdout)] // The summary.
+
+#[path = "../../tests/common/mod.rs"]
+mod common;
+mod soak;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+
+/// Reads from four devices under trouble of every kind, and checks every byte.
+#[derive(Parser)]
+struct Args {
+    /// How long.
+    #[arg(long, value_name = "N", default_value_t = 20.0)]
+    minutes: f64,
+    /// Another number, another run.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Passed by cargo.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let time = Duration::from_secs_f64(args.minutes.max(0.0) * 60.0);
+    let report = soak::run(time, args.seed);
+    println!("{} minutes, seed {}", args.minutes, args.seed);
+    println!("{report}");
+    ExitCode::from(u8::from(!report.is_good()))
+}

@@ -1,0 +1,121 @@
+//! The soak: four devices, each with trouble of every kind, for as long as wanted.
+
+mod counts;
+mod device;
+mod health;
+mod images;
+
+use std::fmt;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use counts::Counts;
+use device::Plan;
+use health::Health;
+use images::{Form, Image};
+
+use crate::common::content::Random;
+
+/// A shorter run says nothing about growth.
+const LONG: Duration = Duration::from_secs(5 * 60);
+
+/// The devices: what each is, its layers, and their form.
+const DEVICES: [(Plan, u64, Form); 4] = [
+    (
+        Plan {
+            name: "lz4",
+            options: &[],
+            restarts: true,
+        },
+        1,
+        Form::Lz4,
+    ),
+    (
+        Plan {
+            name: "zstd",
+            options: &["--block-cache", "8M", "--poll-us", "20"],
+            restarts: true,
+        },
+        3,
+        Form::Zstd,
+    ),
+    (
+        Plan {
+            name: "plain",
+            options: &["--io", "pread", "--readahead", "256K"],
+            restarts: true,
+        },
+        8,
+        Form::Plain,
+    ),
+    (
+        Plan {
+            name: "255 layers",
+            options: &["--drop-cache"],
+            restarts: false,
+        },
+        255,
+        Form::Mixed,
+    ),
+];
+
+/// What came of it.
+pub struct Report {
+    counts: Counts,
+    health: Vec<Health>,
+    panics: usize,
+    long: bool,
+}
+
+/// Runs for so long.
+pub fn run(time: Duration, seed: u64) -> Report {
+    let folder = tempfile::tempdir().expect("temporary directory");
+    let mut random = Random::new(seed);
+    let devices: Vec<_> = DEVICES
+        .iter()
+        .map(|(plan, layers, form)| {
+            let image = Image::write(&folder.path().join(plan.name), *layers, *form, &mut random);
+            (plan, image)
+        })
+        .collect();
+    let counts = Counts::default();
+    let end = Instant::now() + time;
+    let ended: Vec<_> = thread::scope(|scope| {
+        let (mut threads, counts) = (Vec::new(), &counts);
+        for (number, (plan, image)) in (0..).zip(&devices) {
+            let seed = seed + 100 * number;
+            threads.push(scope.spawn(move || device::run(plan, image, end, seed, counts)));
+        }
+        threads.into_iter().map(|thread| thread.join()).collect()
+    });
+    let panics = ended.iter().filter(|result| result.is_err()).count();
+    Report {
+        counts,
+        health: ended.into_iter().flatten().collect(),
+        panics,
+        long: time >= LONG,
+    }
+}
+
+impl Report {
+    /// Whether nothing was wrong, and, after a long run, nothing grew.
+    pub fn is_good(&self) -> bool {
+        let flat = !self.long || self.health.iter().all(Health::is_flat);
+        self.panics == 0 && self.counts.are_good() && flat
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.counts)?;
+        if self.panics > 0 {
+            writeln!(f, "{} devices ended early", self.panics)?;
+        }
+        if self.long {
+            for health in &self.health {
+                writeln!(f, "{health}")?;
+            }
+        }
+        write!(f, "{}", if self.is_good() { "good" } else { "BAD" })
+    }
+}
