@@ -1,6 +1,8 @@
 //! Everything an upper does to its files, recorded; then a crash after each single step of it, by a
 //! killed process or by a power loss, and what the next process finds.
 
+#[path = "common/layers.rs"]
+mod layers;
 #[path = "common/recorder.rs"]
 mod recorder;
 
@@ -8,22 +10,20 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use layers::LayerBuilder;
 use ovbd_vhost::format::lsmt::Header;
 use ovbd_vhost::format::lsmt::writable::Kind;
+use ovbd_vhost::image::reader::Reader;
+use ovbd_vhost::image::spec::Stack;
 use ovbd_vhost::scatter::Scatter;
-use ovbd_vhost::upper::load::{Access, load};
-use ovbd_vhost::upper::map::{ExtentMap, Place};
-use ovbd_vhost::upper::{Options, Paths, Upper, create, journal};
+use ovbd_vhost::units::Sector;
+use ovbd_vhost::upper::{Paths, Snapshots, Volume, create};
 use recorder::{Recorder, after_kill, after_power_loss};
+use tempfile::TempDir;
 use uuid::Uuid;
 use vm_memory::VolatileSlice;
 
 const SECTORS: u64 = 96;
-const OPTIONS: Options = Options {
-    limit: u64::MAX,
-    default_size: SECTORS * 512,
-};
-
 type Content = [u8; 512];
 
 /// What a sector reads as where the upper has nothing.
@@ -57,9 +57,20 @@ fn paths(folder: &Path) -> Paths {
     }
 }
 
+/// A layer that holds [`BELOW`] everywhere.
+fn below() -> (TempDir, Stack) {
+    let folder = tempfile::tempdir().unwrap();
+    let layer = LayerBuilder::new(SECTORS * 512).data(0, [BELOW; SECTORS as usize].as_flattened());
+    let path = layers::write(folder.path(), "below.obd", &layer.lsmt());
+    (folder, Stack::new([path]))
+}
+
+fn open(folder: &Path, stack: &Stack) -> (Volume, Snapshots) {
+    Snapshots::open(stack, &paths(folder), u64::MAX).unwrap()
+}
+
 /// Makes an upper and works on it; returns what was done.
-fn work(recorder: &Recorder, kind: Kind, random: &mut Random) -> Vec<Step> {
-    let paths = paths(recorder.path());
+fn work(recorder: &Recorder, stack: &Stack, kind: Kind, random: &mut Random) -> Vec<Step> {
     let header = Header {
         index_offset: 0,
         index_entries: 0,
@@ -68,8 +79,8 @@ fn work(recorder: &Recorder, kind: Kind, random: &mut Random) -> Vec<Step> {
         parent_uuid: Uuid::nil(),
         message: Vec::new(),
     };
-    create(&paths, kind, &header).unwrap();
-    let mut upper = Upper::open(&paths, &OPTIONS).unwrap();
+    create(&paths(recorder.path()), kind, &header).unwrap();
+    let mut device = open(recorder.path(), stack);
     let mut steps = Vec::new();
     for number in 0..60_u32 {
         let start = random.below(SECTORS);
@@ -78,23 +89,31 @@ fn work(recorder: &Recorder, kind: Kind, random: &mut Random) -> Vec<Step> {
         let began = recorder.position();
         let mut zeros = Vec::new();
         zeros.extend(range.clone().map(|sector| (sector, [0; 512])));
-        let (changed, is_flush) = match random.below(10) {
-            0 | 1 => {
-                upper.flush().unwrap();
+        let (volume, snapshots) = &device;
+        let start = Sector(start);
+        let (changed, is_flush) = match random.below(20) {
+            0..=3 => {
+                volume.flush().unwrap();
                 (Vec::new(), true)
             }
-            2 => {
-                upper.discard(start, sectors).unwrap();
+            4 | 5 => {
+                volume.discard(start, sectors).unwrap();
                 (zeros, false)
             }
-            3 => {
-                upper.write_zeroes(start, sectors).unwrap();
+            6 | 7 => {
+                volume.write_zeroes(start, sectors, false).unwrap();
                 (zeros, false)
             }
-            4 if number % 2 == 0 => {
-                drop(upper);
-                upper = Upper::open(&paths, &OPTIONS).unwrap();
+            8 => {
+                drop(device);
+                device = open(recorder.path(), stack);
                 (Vec::new(), true)
+            }
+            9 => {
+                let name = format!("snapshot {number}");
+                let taken = snapshots.take(volume, &name).unwrap();
+                assert_eq!(snapshots.take(volume, &name).unwrap(), taken);
+                (Vec::new(), false)
             }
             _ => {
                 let mut content = Vec::new();
@@ -106,7 +125,7 @@ fn work(recorder: &Recorder, kind: Kind, random: &mut Random) -> Vec<Step> {
                 let mut bytes = content.as_flattened().to_vec();
                 let mut scatter = Scatter::new();
                 scatter.push(VolatileSlice::from(&mut bytes[..]));
-                upper.write(start, sectors, scatter.cursor(0)).unwrap();
+                volume.write(start, sectors, scatter.cursor(0)).unwrap();
                 (range.zip(content).collect(), false)
             }
         };
@@ -120,27 +139,17 @@ fn work(recorder: &Recorder, kind: Kind, random: &mut Random) -> Vec<Step> {
     steps
 }
 
-/// What an upper found in `folder` holds.
-fn found(folder: &Path) -> Vec<Content> {
-    drop(Upper::open(&paths(folder), &OPTIONS).unwrap());
-    let loaded = load(&paths(folder), Access::Read, ExtentMap::new()).unwrap();
+/// What the next process finds in `folder`.
+fn found(folder: &Path, stack: &Stack) -> Vec<Content> {
+    let (volume, _) = open(folder, stack);
     let mut content = vec![BELOW; SECTORS as usize];
-    for extent in loaded.map.iter() {
-        for n in 0..extent.len {
-            let sector = &mut content[(extent.start + n) as usize];
-            match extent.place.moved(n) {
-                Place::Zero => sector.fill(0),
-                Place::Data(at) => {
-                    loaded.data.read_exact_at(sector, at * 512).unwrap();
-                }
-            }
-        }
-    }
+    let into = content.as_flattened_mut();
+    volume.read(&mut Reader::new(), Sector(0), into).unwrap();
     content
 }
 
 /// Where the crashes' leftovers are written: in memory, for there are thousands.
-fn leftovers() -> tempfile::TempDir {
+fn leftovers() -> TempDir {
     let memory = Path::new("/dev/shm");
     match memory.is_dir() {
         true => tempfile::tempdir_in(memory).unwrap(),
@@ -151,7 +160,8 @@ fn leftovers() -> tempfile::TempDir {
 fn crash_everywhere(kind: Kind, seed: u64) {
     let recorder = Recorder::mount();
     let mut random = Random(seed);
-    let steps = work(&recorder, kind, &mut random);
+    let (_folder, stack) = below();
+    let steps = work(&recorder, &stack, kind, &mut random);
     let log = recorder.log();
     for at in steps[0].began..=log.len() {
         let begun = || steps.iter().filter(|step| step.began < at);
@@ -169,7 +179,7 @@ fn crash_everywhere(kind: Kind, seed: u64) {
                 expected[*sector].push(*content);
             }
         }
-        check(folder.path(), &expected, || {
+        check(folder.path(), &stack, &expected, || {
             format!(
                 "{kind:?}, seed {seed}: killed at {at} of {}: {:?}",
                 log.len(),
@@ -199,13 +209,20 @@ fn crash_everywhere(kind: Kind, seed: u64) {
                 1 => true,
                 _ => random.below(2) == 0,
             });
-            for path in journal::paths(&paths(folder.path()).index) {
-                // The name of the running system is another one.
-                if let Ok(file) = File::options().write(true).open(path) {
+            for file in fs::read_dir(folder.path()).unwrap() {
+                let path = file.unwrap().path();
+                if path
+                    .extension()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .starts_with("journal")
+                {
+                    // The name of the running system is another one.
+                    let file = File::options().write(true).open(path).unwrap();
                     file.write_all_at(b"another start", 8).unwrap();
                 }
             }
-            check(folder.path(), &expected, || {
+            check(folder.path(), &stack, &expected, || {
                 format!(
                     "{kind:?}, seed {seed}: no power at {at} of {}, luck {luck}",
                     log.len()
@@ -215,8 +232,8 @@ fn crash_everywhere(kind: Kind, seed: u64) {
     }
 }
 
-fn check(folder: &Path, expected: &[Vec<Content>], when: impl Fn() -> String) {
-    for (sector, (found, possible)) in found(folder).iter().zip(expected).enumerate() {
+fn check(folder: &Path, stack: &Stack, expected: &[Vec<Content>], when: impl Fn() -> String) {
+    for (sector, (found, possible)) in found(folder, stack).iter().zip(expected).enumerate() {
         assert!(
             possible.contains(found),
             "{}: sector {sector} holds {:?}, files {:?}",

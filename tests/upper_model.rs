@@ -18,7 +18,7 @@ use ovbd_vhost::image::reader::Reader;
 use ovbd_vhost::image::spec::Stack;
 use ovbd_vhost::scatter::Scatter;
 use ovbd_vhost::units::Sector;
-use ovbd_vhost::upper::{Error, Options, Paths, Upper, Volume, create, journal};
+use ovbd_vhost::upper::{Error, Options, Paths, Snapshots, Upper, Volume, create, journal};
 use proptest::prelude::*;
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -394,32 +394,75 @@ fn writers_do_not_disturb_each_other() {
     }
 }
 
+/// Snapshots while threads write: each holds one moment, nothing written is lost, and others open
+/// them at once.
 #[test]
-fn writes_go_on_above_a_frozen_upper() {
+fn snapshots_hold_what_was_there_when_they_were_taken() {
     for kind in KINDS {
         let mut disk = Disk::new(kind);
-        disk.write(0, 100);
-        disk.zero(10, 10, true, true);
-        for name in ["second", "third"] {
-            let paths = Paths {
-                data: disk.folder.path().join(format!("{name}.data")),
-                index: disk.folder.path().join(format!("{name}.index")),
-            };
-            create(&paths, Kind::Hybrid, &header()).unwrap();
-            let options = Options {
-                limit: u64::MAX,
-                default_size: 0,
-            };
-            let next = Upper::open(&paths, &options).unwrap();
-            disk.volume().freeze(next, || Ok(())).unwrap();
-            disk.write(5, 8);
-            disk.write(50, 100);
-            disk.zero(60, 3, true, true);
-            disk.check();
+        disk.volume = None;
+        let stack = Stack::new([disk.folder.path().join("lower.obd")]);
+        let device = || Snapshots::open(&stack, &disk.paths, u64::MAX).unwrap();
+        let mut model = disk.now.clone();
+        let mut taken = Vec::new();
+        for round in 0..3_u8 {
+            let (volume, snapshots) = device();
+            for number in 0..2 {
+                let fill = round * 16 + number + 1;
+                let start = u64::from(fill) * 5;
+                put(&volume, start, &mut [fill; 40 * 512]).unwrap();
+                volume.discard(Sector(start + 8), 3).unwrap();
+                model[start as usize..start as usize + 40].fill([fill; 512]);
+                model[start as usize + 8..start as usize + 11].fill([0; 512]);
+                let name = format!("{round} {number}");
+                let snapshot = snapshots.take(&volume, &name).unwrap();
+                assert_eq!(snapshots.take(&volume, &name).unwrap(), snapshot);
+                let now = content(&volume);
+                assert!(now == model, "{kind:?} {name}");
+                taken.push((snapshot, model.clone()));
+            }
         }
-        let refused = create(&disk.paths, kind, &header());
-        assert!(refused.is_err());
-        assert_eq!(disk.volume().uppers().len(), 3);
-        disk.flush();
+        let (volume, snapshots) = device();
+        assert!(content(&volume) == model);
+        let listed = snapshots.list();
+        assert!(listed.iter().eq(taken.iter().map(|(snapshot, _)| snapshot)));
+        for (snapshot, model) in taken {
+            let image = Image::open(&Stack::new(&snapshot.layers)).unwrap();
+            let top = image.layers().last().unwrap();
+            assert_eq!(top.uuid(), snapshot.uuid);
+            assert!(
+                content(&Volume::read_only(image)) == model,
+                "{}",
+                snapshot.name
+            );
+        }
     }
+}
+
+#[test]
+fn a_snapshot_that_cannot_be_taken_changes_nothing() {
+    let mut disk = Disk::new(Kind::Hybrid);
+    disk.volume = None;
+    let stack = Stack::new([disk.folder.path().join("lower.obd")]);
+    let (volume, snapshots) = Snapshots::open(&stack, &disk.paths, u64::MAX).unwrap();
+    put(&volume, 3, &mut [7; 1024]).unwrap();
+    // A folder where the list is to be.
+    let list = disk.folder.path().join("upper.data.snapshots");
+    fs::create_dir(&list).unwrap();
+    assert!(snapshots.take(&volume, "one").is_err());
+    assert!(snapshots.list().is_empty());
+    put(&volume, 4, &mut [8; 512]).unwrap();
+    fs::remove_dir(&list).unwrap();
+    let snapshot = snapshots.take(&volume, "one").unwrap();
+    let image = Image::open(&Stack::new(&snapshot.layers)).unwrap();
+    let now = content(&volume);
+    assert_eq!((now[3], now[4]), ([7; 512], [8; 512]));
+    assert!(content(&Volume::read_only(image)) == now);
+}
+
+fn content(volume: &Volume) -> Vec<[u8; 512]> {
+    let mut content = vec![[0; 512]; SECTORS as usize];
+    let into = content.as_flattened_mut();
+    volume.read(&mut Reader::new(), Sector(0), into).unwrap();
+    content
 }

@@ -22,6 +22,8 @@ pub mod load;
 pub mod log;
 pub mod map;
 pub mod overlay;
+pub mod seal;
+pub mod snapshots;
 pub mod space;
 pub mod touched;
 pub mod volume;
@@ -31,6 +33,7 @@ use std::path::PathBuf;
 
 pub use error::Error;
 pub use overlay::{Overlay, Span, SpanContent};
+pub use snapshots::{Snapshot, Snapshots};
 pub use volume::Volume;
 pub use writer::{Options, Upper, create};
 
