@@ -417,7 +417,11 @@ fn thousands_of_connections_leave_nothing_behind() {
     disk.assert_well();
     let count = |disk: &Disk| (disk.daemon.count("fd"), disk.daemon.count("task"));
     let before = settled(&disk, count);
+    let mut memory = 0;
     for round in 0..10_000 {
+        if round == 1000 {
+            memory = disk.daemon.private_kib();
+        }
         let raw = connect(&disk);
         match round % 100 {
             0 => drop(negotiated(&disk)),
@@ -432,6 +436,9 @@ fn thousands_of_connections_leave_nothing_behind() {
     }
     disk.assert_well();
     assert_eq!(settled(&disk, count), before, "descriptors and threads");
+    // A hundred bytes of each connection would be 900 KiB.
+    let grown = disk.daemon.private_kib().saturating_sub(memory);
+    assert!(grown < 512, "private memory grew by {grown} KiB");
 }
 
 /// The counts once they no longer change: connections end after their peer did.

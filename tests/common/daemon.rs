@@ -135,6 +135,15 @@ impl Daemon {
         fs::read_dir(path).expect("the daemon runs").count()
     }
 
+    /// Private anonymous memory in KiB: what is mapped from layers and guests does not count.
+    pub fn private_kib(&self) -> u64 {
+        let path = format!("/proc/{}/smaps_rollup", self.child.id());
+        let text = fs::read_to_string(path).expect("the daemon runs");
+        let line = text.lines().find(|line| line.starts_with("Anonymous:"));
+        let number = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
+        number.expect("a line with a number of KiB")
+    }
+
     /// Its process.
     pub fn pid(&self) -> Pid {
         Pid::from_child(&self.child)

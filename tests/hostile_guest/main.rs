@@ -9,6 +9,7 @@ mod common;
 
 mod chains;
 mod indirect;
+mod racing;
 mod rings;
 
 use common::blk::{HEADER, IN, IOERR, OK, UNANSWERED};

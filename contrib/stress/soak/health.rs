@@ -1,7 +1,6 @@
 //! What a daemon holds over time: private memory and descriptors.
 
 use std::fmt;
-use std::fs;
 
 use crate::common::daemon::Daemon;
 
@@ -22,14 +21,6 @@ struct Sample {
     fds: u64,
 }
 
-/// Private anonymous memory of a process: what is mapped from layers and guests does not count.
-fn private_kib(daemon: &Daemon) -> Option<u64> {
-    let path = format!("/proc/{}/smaps_rollup", daemon.pid().as_raw_nonzero());
-    let text = fs::read_to_string(path).ok()?;
-    let line = text.lines().find(|line| line.starts_with("Anonymous:"))?;
-    line.split_whitespace().nth(1)?.parse().ok()
-}
-
 impl Health {
     /// No sample yet.
     pub fn new(name: &'static str) -> Self {
@@ -39,9 +30,10 @@ impl Health {
 
     /// Looks at a daemon that runs.
     pub fn sample(&mut self, daemon: &Daemon) {
-        let fds = daemon.count("fd") as u64;
-        self.samples
-            .extend(private_kib(daemon).map(|kib| Sample { kib, fds }));
+        self.samples.push(Sample {
+            kib: daemon.private_kib(),
+            fds: daemon.count("fd") as u64,
+        });
     }
 
     /// Medians of the first and of the last quarter.
