@@ -12,6 +12,9 @@ use log::Level;
 /// Lines that are logged at once after a quiet time.
 const BURST: u32 = 32;
 
+/// Who they come from, in the log: not this module.
+const TARGET: &str = env!("CARGO_CRATE_NAME");
+
 /// Time after which there is room for one more.
 const PERIOD: Duration = Duration::from_secs(1);
 
@@ -68,8 +71,10 @@ fn say(level: Level, message: Arguments<'_>) {
         .admit(Instant::now());
     match admitted {
         None => {}
-        Some(0) => log::log!(level, "{message}"),
-        Some(more) => log::log!(level, "{message} (and {more} lines left out before it)"),
+        Some(0) => log::log!(target: TARGET, level, "{message}"),
+        Some(more) => {
+            log::log!(target: TARGET, level, "{message} ({more} lines left out before it)");
+        }
     }
 }
 
