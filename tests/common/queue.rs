@@ -1,6 +1,7 @@
 //! Descriptor chains of any shape over a ring, with books that show each answered exactly once.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
 use std::time::Instant;
 
@@ -303,8 +304,10 @@ pub fn signalled(events: &[&EventFd]) -> bool {
         epoll.ctl(ControlOperation::Add, fd, wanted).expect("epoll");
     }
     let limit = PATIENCE.as_millis() as i32;
-    epoll
-        .wait(limit, &mut [EpollEvent::default()])
-        .expect("epoll")
-        > 0
+    loop {
+        match epoll.wait(limit, &mut [EpollEvent::default()]) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            result => return result.expect("epoll") > 0,
+        }
+    }
 }
