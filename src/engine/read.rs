@@ -15,11 +15,15 @@ use super::uring::{Completion, MAX_READS, Uring};
 use crate::image::plan::Piece;
 use crate::image::unpack::Unpacker;
 use crate::image::{Container, Error, Image, MAX_STORED};
+use crate::prefetch;
 use crate::scatter::Cursor;
-use crate::source::{self, Blob};
+use crate::source::Blob;
 
 /// Reads of one task under way at a time, so that a large one leaves room for others.
 const MAX_READS_PER_TASK: usize = 16;
+
+/// Cache lines of a request's memory that are fetched ahead: the hardware follows from there.
+const TARGET_LINES: usize = 4;
 
 /// What became of a task's pieces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,22 +106,27 @@ impl<'a> Fetcher<'a> {
             .is_some_and(|uring| uring.under_way() > 0)
     }
 
-    /// Brings the first bytes a task will need closer.
+    /// Starts to find the pages of the first bytes a task will need.
+    pub fn prefetch_pages(&self, task: &mut Task<'a>) {
+        if let Some(stored) = self.first(task) {
+            let blob = stored.container.blob();
+            blob.prefetch_pages(stored.offset, stored.len);
+        }
+    }
+
+    /// Starts to bring the first bytes a task will need closer, and where they go.
     pub fn prefetch(&self, task: &mut Task<'a>) {
-        let stored = task
-            .peek()
-            .and_then(|(piece, _)| Stored::of(&piece, self.image));
-        if let Some(Stored {
-            container,
-            offset,
-            len,
-        }) = stored
-        {
-            container.blob().prefetch(offset, len);
+        if let Some(stored) = self.first(task) {
+            stored.container.blob().prefetch(stored.offset, stored.len);
         }
         if let Some(first) = task.chain.writable.pieces().first() {
-            source::window::prefetch(*first);
+            prefetch::start(*first, TARGET_LINES);
         }
+    }
+
+    fn first(&self, task: &mut Task<'a>) -> Option<Stored<'a>> {
+        let (piece, _) = task.peek()?;
+        Stored::of(&piece, self.image)
     }
 
     /// Serves what can be served of the task in `slot`, and begins to read the rest.

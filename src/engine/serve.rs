@@ -23,7 +23,7 @@ use crate::virtio::memory::Memory;
 use crate::virtio::queue::{Queue, QueueError};
 use crate::virtio::request::{Operation, Request, Status};
 
-/// Requests planned ahead of the one being served, whose bytes are on their way into the cache.
+/// Requests at each step before being served, so that what the next step looks at is in the cache.
 const AHEAD: usize = 4;
 
 /// Answers published together at most, while more requests wait.
@@ -72,8 +72,12 @@ pub struct Server<'a> {
     /// Requests under way, by slot.
     tasks: Vec<Task<'a>>,
     free: Vec<u16>,
-    /// Planned, about to be served.
+    /// Looked up; what says where their bytes are is on its way into the cache.
+    looked_up: VecDeque<u16>,
+    /// Planned; where in memory the pages of their bytes are is on its way.
     planned: VecDeque<u16>,
+    /// About to be served; their bytes are on their way.
+    fetched: VecDeque<u16>,
     /// Waiting for a read to finish, so that they can begin theirs.
     stalled: VecDeque<u16>,
     unpublished: u32,
@@ -110,7 +114,9 @@ impl<'a> Server<'a> {
             readahead: Readahead::new(context.disk.tuning.readahead),
             tasks: Vec::new(),
             free: Vec::new(),
+            looked_up: VecDeque::new(),
             planned: VecDeque::new(),
+            fetched: VecDeque::new(),
             stalled: VecDeque::new(),
             unpublished: 0,
             until_fault_check: FAULT_CHECK,
@@ -188,17 +194,13 @@ impl<'a> Server<'a> {
             };
             worked = true;
             self.accept(head);
-            if self.planned.len() > AHEAD {
-                self.serve_planned();
-            }
+            self.advance(AHEAD);
             if self.unpublished >= BATCH {
                 self.publish()?;
                 self.start_reads();
             }
         }
-        while !self.planned.is_empty() {
-            self.serve_planned();
-        }
+        self.advance(0);
         self.publish()?;
         self.start_reads();
         worked |= self.take_reads();
@@ -247,8 +249,7 @@ impl<'a> Server<'a> {
                 let sectors = task.chain.writable.len() as u64 / SECTOR_SIZE;
                 task.begin(self.disk.image.pieces(start, sectors));
                 self.readahead.note(&self.disk.image, start, sectors);
-                self.fetcher.prefetch(task);
-                self.planned.push_back(slot);
+                self.looked_up.push_back(slot);
                 return;
             }
             Ok(Operation::GetId) => {
@@ -265,11 +266,31 @@ impl<'a> Server<'a> {
         self.answer(slot, status, 0);
     }
 
-    fn serve_planned(&mut self) {
-        let Some(slot) = self.planned.pop_front() else {
-            return;
-        };
-        self.serve_task(slot);
+    /// Takes requests from step to step, and serves them, until `ahead` are left at each.
+    fn advance(&mut self, ahead: usize) {
+        while self.looked_up.len() > ahead
+            && let Some(slot) = self.looked_up.pop_front()
+        {
+            self.fetcher
+                .prefetch_pages(&mut self.tasks[usize::from(slot)]);
+            self.planned.push_back(slot);
+        }
+        while self.planned.len() > ahead
+            && let Some(slot) = self.planned.pop_front()
+        {
+            self.fetcher.prefetch(&mut self.tasks[usize::from(slot)]);
+            self.fetched.push_back(slot);
+        }
+        while self.fetched.len() > ahead
+            && let Some(slot) = self.fetched.pop_front()
+        {
+            self.serve_task(slot);
+            self.check_faults();
+        }
+    }
+
+    /// Looks now and then whether pages were evicted.
+    fn check_faults(&mut self) {
         self.until_fault_check -= 1;
         if self.until_fault_check == 0 {
             self.until_fault_check = FAULT_CHECK;
@@ -408,9 +429,7 @@ impl<'a> Server<'a> {
         while let Some(head) = self.queue.pop_open() {
             self.accept(head);
         }
-        while !self.planned.is_empty() {
-            self.serve_planned();
-        }
+        self.advance(0);
         self.start_reads();
         while self.fetcher.is_waiting() {
             if !self.take_reads()

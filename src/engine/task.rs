@@ -27,8 +27,10 @@ pub struct Task<'a> {
 }
 
 impl<'a> Task<'a> {
-    /// Makes the task a read of `pieces`, in order, into the chain's writable memory.
-    pub fn begin(&mut self, pieces: Pieces<'a>) {
+    /// Makes the task a read of `pieces`, in order, into the chain's writable memory, and starts
+    /// to bring closer what planning them needs.
+    pub fn begin(&mut self, mut pieces: Pieces<'a>) {
+        pieces.prefetch();
         (self.pieces, self.next) = (Some(pieces), None);
         (self.position, self.outstanding, self.failed) = (0, 0, false);
     }

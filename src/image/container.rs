@@ -131,6 +131,14 @@ impl Container {
         }
     }
 
+    /// Starts to bring closer what [`Container::piece`] needs for the layer's byte `offset`.
+    #[inline]
+    pub(super) fn prefetch_table(&self, offset: u64) {
+        if let Some(Packing { table, shift, .. }) = &self.packing {
+            table.prefetch(offset >> shift);
+        }
+    }
+
     fn packed(&self, packing: &Packing, layer: u16, offset: u64, len: u64) -> Packed {
         let Packing { table, shift, .. } = packing;
         let first = offset >> shift;

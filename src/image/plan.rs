@@ -88,6 +88,23 @@ impl<'i> Pieces<'i> {
         }
     }
 
+    /// Looks up which layer the first bytes lie in, and starts to bring closer what the first
+    /// [`next`](Iterator::next) needs to find them there.
+    pub fn prefetch(&mut self) {
+        if self.at >= self.end || self.segment.is_some() {
+            return;
+        }
+        let sector = self.at / SECTOR_SIZE;
+        self.segment = self.image.index().find(sector);
+        if let Some(segment) = self.segment
+            && let Content::Data { layer, moffset } = segment.content()
+            && let Some(within) = sector.checked_sub(segment.start())
+        {
+            let offset = (moffset + within) * SECTOR_SIZE;
+            self.image.container(layer).prefetch_table(offset);
+        }
+    }
+
     /// The bytes up to `end` as zeros.
     fn zeros(&mut self, end: u64) -> Piece {
         let len = end - self.at;

@@ -204,6 +204,13 @@ impl Blob {
         }
     }
 
+    /// Starts to find a range's pages, for [`Blob::prefetch`] to come.
+    pub fn prefetch_pages(&self, offset: u64, len: usize) {
+        if let Some(window) = &self.window {
+            window.prefetch_pages(offset, len);
+        }
+    }
+
     /// Starts to bring the first bytes of a range into the processor's cache.
     pub fn prefetch(&self, offset: u64, len: usize) {
         if let Some(window) = &self.window {

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use vm_memory::{Bytes, VolatileSlice};
 
 use crate::mapping::{Access, MapError, Mapping};
+use crate::prefetch;
 
 /// Bytes one bit stands for: the page size, or less than one page, which is as well.
 pub const PAGE: u64 = 4096;
@@ -28,6 +29,9 @@ const MAX_LEN: u64 = 64 << 30;
 /// Bytes at the end of a blob of which one must not be zero: more than a layer's trailer and the
 /// blocks that end a tar file have of them.
 const TAIL: u64 = 8 << 10;
+
+/// Cache lines of a range that are fetched ahead: a block of 4 KiB; the hardware follows from there.
+const LINES: usize = 64;
 
 const BITS: u64 = u64::BITS as u64;
 
@@ -117,12 +121,27 @@ impl Window {
         !matches!(found, Some(Ok(found)) if found == expected) || self.mapping.is_lost()
     }
 
+    /// Starts to find a range's pages: what is known of them, and where in memory they are.
+    pub fn prefetch_pages(&self, offset: u64, len: usize) {
+        if let Ok(start) = usize::try_from(offset)
+            && let Some(slice) = self.mapping.slice(start, len)
+        {
+            prefetch::ends(slice);
+            if let Some((bits, _)) = self.words(offset, len as u64).next() {
+                prefetch::value(bits);
+            }
+            if let Some(last) = self.mapping.slice(self.last.0, 1) {
+                prefetch::ends(last);
+            }
+        }
+    }
+
     /// Starts to bring the first bytes of a range into the processor's cache.
     pub fn prefetch(&self, offset: u64, len: usize) {
         if let Ok(offset) = usize::try_from(offset)
             && let Some(slice) = self.mapping.slice(offset, len)
         {
-            prefetch(slice);
+            prefetch::bulk(slice, LINES);
         }
     }
 }
@@ -137,26 +156,6 @@ fn last_byte(file: &File, len: u64) -> Result<(usize, u8), WindowError> {
     let at = at.ok_or(WindowError::Zeros)?;
     let place = usize::try_from(start).map_err(|_| MapError::Range { offset: 0, len })?;
     Ok((place + at, tail[at]))
-}
-
-/// Cache lines fetched ahead: the hardware follows from there.
-const LINES: usize = 4;
-const LINE: usize = 64;
-
-/// Starts to bring the first four cache lines of `slice` into the processor's cache.
-pub fn prefetch(slice: VolatileSlice<'_>) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let start = slice.ptr_guard().as_ptr();
-        for line in 0..LINES.min(slice.len().div_ceil(LINE)) {
-            // SAFETY: a prefetch never faults, whatever the address, and the address stays
-            // inside the slice.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(start.add(line * LINE).cast()) };
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = slice;
 }
 
 /// Page faults of this thread that waited for storage: more of them than before means that pages

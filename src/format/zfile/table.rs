@@ -2,6 +2,7 @@
 
 use super::{BlockFormat, Error, Extent, Header};
 use crate::format::crc;
+use crate::prefetch;
 
 /// Blocks that share one full position in a [`BlockTable`].
 const GROUP: usize = 1 << GROUP_SHIFT;
@@ -29,6 +30,14 @@ impl BlockTable {
     pub fn offset(&self, block: u64) -> u64 {
         let block = block as usize;
         self.bases[block >> GROUP_SHIFT] + u64::from(self.relative[block])
+    }
+
+    /// Starts to bring the entry of a block into the processor's cache.
+    #[inline]
+    pub fn prefetch(&self, block: u64) {
+        if let Some(entry) = self.relative.get(block as usize) {
+            prefetch::value(entry);
+        }
     }
 }
 

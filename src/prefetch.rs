@@ -1,0 +1,62 @@
+//! Hints to the processor: memory that will be needed soon.
+//!
+//! A hint never faults and never changes what a program does; where there is none, nothing happens.
+#![allow(unsafe_code)]
+
+use vm_memory::VolatileSlice;
+
+/// Bytes of a cache line, or of a part of one.
+const LINE: usize = 64;
+
+/// Starts to bring `value`, or its first bytes if it is long, into the nearest cache.
+#[inline]
+pub fn value<T>(value: &T) {
+    near(std::ptr::from_ref(value).cast());
+}
+
+/// Starts to bring the first `lines` cache lines of `slice` into the nearest cache.
+pub fn start(slice: VolatileSlice<'_>, lines: usize) {
+    let start = slice.ptr_guard();
+    for line in 0..lines.min(slice.len().div_ceil(LINE)) {
+        near(start.as_ptr().wrapping_add(line * LINE));
+    }
+}
+
+/// Starts to bring the first and the last byte of `slice` into the nearest cache, and with them
+/// where in memory their pages are.
+pub fn ends(slice: VolatileSlice<'_>) {
+    let start = slice.ptr_guard();
+    near(start.as_ptr());
+    near(start.as_ptr().wrapping_add(slice.len().saturating_sub(1)));
+}
+
+/// Starts to bring the first `lines` cache lines of `slice` into the second cache: they would take
+/// too much of the first.
+pub fn bulk(slice: VolatileSlice<'_>, lines: usize) {
+    let start = slice.ptr_guard();
+    for line in 0..lines.min(slice.len().div_ceil(LINE)) {
+        far(start.as_ptr().wrapping_add(line * LINE));
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline]
+fn near(at: *const u8) {
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    // SAFETY: a prefetch never faults, whatever the address.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline]
+fn far(at: *const u8) {
+    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+    // SAFETY: a prefetch never faults, whatever the address.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn near(_: *const u8) {}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn far(_: *const u8) {}
