@@ -4,10 +4,6 @@
 #[path = "common/golden.rs"]
 mod golden;
 
-use std::fs;
-use std::path::Path;
-use std::process::Command;
-
 use golden::Case;
 use ovbd_vhost::image::Image;
 use ovbd_vhost::image::reader::Reader;
@@ -17,41 +13,6 @@ use ovbd_vhost::units::Sector;
 use ovbd_vhost::upper::{Options, Paths, Upper, Volume};
 use sha2::{Digest, Sha256};
 use vm_memory::VolatileSlice;
-
-/// A copy of a case's upper that may be written to; of a sparse file, with its holes.
-fn copy(case: &Case, folder: &Path) -> Paths {
-    let upper = golden::upper(case);
-    let paths = Paths {
-        data: folder.join("upper.data"),
-        index: folder.join("upper.index"),
-    };
-    fs::copy(&upper.index, &paths.index).unwrap();
-    if upper
-        .data
-        .extension()
-        .is_some_and(|extension| extension == "zst")
-    {
-        let archive = zstd_decompress(&fs::read(&upper.data).unwrap());
-        let tar = folder.join("upper.tar");
-        fs::write(&tar, archive).unwrap();
-        let mut command = Command::new("tar");
-        let status = command.arg("-xSf").arg(&tar).arg("-C").arg(folder).status();
-        assert!(status.unwrap().success());
-        fs::remove_file(tar).unwrap();
-        let name = upper.data.file_stem().unwrap();
-        let name = Path::new(name).file_stem().unwrap();
-        fs::rename(folder.join(name), &paths.data).unwrap();
-    } else {
-        fs::copy(&upper.data, &paths.data).unwrap();
-    }
-    paths
-}
-
-fn zstd_decompress(bytes: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(256 << 20);
-    zstd_safe::decompress(&mut out, bytes).unwrap();
-    out
-}
 
 fn open(case: &Case, paths: &Paths) -> Volume {
     let image = Image::open(&Stack::new(&case.layers)).unwrap();
@@ -88,7 +49,7 @@ fn they_hold_what_upstream_says_and_keep_it() {
     );
     for case in cases {
         let folder = tempfile::tempdir().unwrap();
-        let paths = copy(&case, folder.path());
+        let paths = golden::copy_upper(&case, folder.path());
         let mut expected = {
             let volume = open(&case, &paths);
             let found = content(&volume);

@@ -128,6 +128,7 @@ struct Upper {
 }
 
 const NO_TURBO: &str = "TurboOCI layers need their original tar; convert the image to OverlayBD";
+const NO_HALF: &str = "an upper has both";
 const NO_UPPER: &str = "images are served read-only; remove the upper or commit it first";
 const NO_TRACE: &str = "remove it from the config: prefetch traces are neither kept nor replayed";
 
@@ -166,32 +167,51 @@ impl Config {
         given(&self.keys.result_file).map(|file| self.resolve(file))
     }
 
-    /// The layers of the image.
+    /// The layers of an image that nobody writes to.
+    ///
+    /// # Errors
+    /// The config asks for something unsupported, a layer is not there, or there is an upper.
+    pub fn stack(&self) -> Result<Stack, Error> {
+        let (stack, upper) = self.stack_and_upper()?;
+        self.refuse("upper", upper.map(|_| ""), NO_UPPER)?;
+        Ok(stack)
+    }
+
+    /// The layers of the image, and the data and index files of the writable layer above them, if
+    /// there is one. With it, there may be no layers.
     ///
     /// # Errors
     /// The config asks for something unsupported, or a layer is not there.
-    pub fn stack(&self) -> Result<Stack, Error> {
+    pub fn stack_and_upper(&self) -> Result<(Stack, Option<(PathBuf, PathBuf)>), Error> {
         let keys = &self.keys;
         self.refuse("recordTracePath", given(&keys.record_trace_path), NO_TRACE)?;
         let acceleration = keys.acceleration_layer.unwrap_or_default();
         self.refuse("accelerationLayer", acceleration.then_some(""), NO_TRACE)?;
+        let mut files = None;
         if let Some(upper) = &keys.upper {
-            self.refuse("upper.data", given(&upper.data), NO_UPPER)?;
-            self.refuse("upper.index", given(&upper.index), NO_UPPER)?;
             self.refuse("upper.target", given(&upper.target), NO_TURBO)?;
             self.refuse("upper.gzipIndex", given(&upper.gzip_index), NO_TURBO)?;
+            files = match (given(&upper.data), given(&upper.index)) {
+                (Some(data), Some(index)) => Some((self.resolve(data), self.resolve(index))),
+                (data, index) => {
+                    self.refuse("upper.data without upper.index", data, NO_HALF)?;
+                    self.refuse("upper.index without upper.data", index, NO_HALF)?;
+                    None
+                }
+            };
         }
         let lowers = keys.lowers.as_deref().unwrap_or_default();
-        if lowers.is_empty() {
+        if lowers.is_empty() && files.is_none() {
             return Err(Error::NoLowers {
                 path: self.path.clone(),
             });
         }
         let layers = lowers.iter().enumerate();
         let layers = layers.map(|(number, lower)| self.lower(number, lower));
-        Ok(Stack {
+        let stack = Stack {
             layers: layers.collect::<Result<_, _>>()?,
-        })
+        };
+        Ok((stack, files))
     }
 
     /// The file of one lower layer.
@@ -300,6 +320,22 @@ mod tests {
     }
 
     #[test]
+    fn an_upper_with_layers_and_without() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        let upper = r#""upper": {"data": "d", "index": "/i"}"#;
+        for (text, layers) in [
+            (format!(r#"{{"lowers": [{{"file": "a"}}], {upper}}}"#), 1),
+            (format!(r#"{{"lowers": [], {upper}}}"#), 0),
+        ] {
+            let config = config(&dir, &text).unwrap();
+            let (stack, files) = config.stack_and_upper().unwrap();
+            assert_eq!(stack.layers().len(), layers);
+            assert_eq!(files, Some((root.join("d"), PathBuf::from("/i"))));
+        }
+    }
+
+    #[test]
     fn what_is_not_supported_is_refused_by_name() {
         let dir = tempfile::tempdir().unwrap();
         for (text, name) in [
@@ -317,7 +353,7 @@ mod tests {
             ),
             (
                 r#"{"lowers":[{"file":"b"}],"upper":{"data":"d","index":"i"}}"#,
-                "upper.data",
+                "upper is",
             ),
             (
                 r#"{"lowers":[{"file":"b"}],"upper":{"index":"i"}}"#,

@@ -125,6 +125,19 @@ pub enum Error {
     /// A disk that writable layers cannot have.
     #[error("a disk of {0} bytes; expected a multiple of 512 above 0, at most 2^59")]
     Size(u64),
+    /// A disk that shall become smaller than what it holds.
+    #[error(
+        "{} holds {beyond} bytes of data beyond byte {size}, the new end; --force drops it",
+        path.display()
+    )]
+    DataBeyond {
+        /// The data file.
+        path: PathBuf,
+        /// The new size of the disk.
+        size: u64,
+        /// Bytes of data beyond it.
+        beyond: u64,
+    },
     /// The device has no upper.
     #[error("the device is read-only")]
     ReadOnly,

@@ -97,6 +97,25 @@ pub fn paths(index: &Path) -> [PathBuf; 2] {
     })
 }
 
+/// Removes the files, as far as they are there.
+///
+/// # Errors
+/// The system refuses.
+pub fn remove(index: &Path) -> Result<(), Error> {
+    paths(index).iter().try_for_each(|path| remove_file(path))
+}
+
+/// Removes a file, if it is there.
+///
+/// # Errors
+/// The system refuses.
+pub(super) fn remove_file(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.map_err(Error::file("remove", path)),
+    }
+}
+
 /// Name of the running system, which no other start of it has.
 ///
 /// # Errors

@@ -18,7 +18,7 @@ use super::map::{Extent, ExtentMap, Place};
 use super::{Error, Paths};
 use crate::format::lsmt::writable::{Kind, decode_data_header};
 use crate::format::lsmt::{self, FIRST_DATA, HEADER_LEN, Header, Mapping, Part};
-use crate::units::{SECTOR_SIZE, Sector};
+use crate::units::{ByteOffset, SECTOR_SIZE, Sector};
 
 /// How somebody wants the files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +94,11 @@ pub fn load(paths: &Paths, access: Access, map: ExtentMap) -> Result<Loaded, Err
     };
     let file_end = len / SECTOR_SIZE;
     if log_header.is_none() {
-        scan_holes(&loaded.data, len, &mut loaded.map).map_err(Error::file("scan", path))?;
+        // What lies beyond the disk is none of it, like what sealing began to append.
+        let disk = ByteOffset(loaded.header.virtual_size).sectors_up();
+        let end = disk.0.saturating_add(FIRST_DATA.0);
+        let end = end.saturating_mul(SECTOR_SIZE).min(len);
+        scan_holes(&loaded.data, end, &mut loaded.map).map_err(Error::file("scan", path))?;
     }
     let mut without_data = 0;
     let (map, log) = (&mut loaded.map, &loaded.log);
@@ -116,7 +120,9 @@ pub fn load(paths: &Paths, access: Access, map: ExtentMap) -> Result<Loaded, Err
     for mapping in &loaded.journal {
         enter(&mut loaded.map, *mapping);
     }
-    check_places(&loaded)?;
+    if access == Access::Write {
+        check_places(&loaded)?;
+    }
     Ok(loaded)
 }
 
@@ -149,7 +155,7 @@ fn read_header(data: &File, path: &Path) -> Result<(Header, Kind), Error> {
 
 /// Whether the file ends with the trailer of this very layer. That its uuid fits tells it from
 /// data of the guest's that looks like one.
-fn is_sealed(data: &File, len: u64, header: &Header) -> bool {
+pub(super) fn is_sealed(data: &File, len: u64, header: &Header) -> bool {
     let mut bytes = [0; HEADER_LEN];
     let Some(at) = len.checked_sub(HEADER_LEN as u64) else {
         return false;

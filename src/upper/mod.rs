@@ -22,6 +22,7 @@ pub mod load;
 pub mod log;
 pub mod map;
 pub mod overlay;
+mod resize;
 pub mod seal;
 pub mod snapshots;
 pub mod space;
@@ -30,9 +31,11 @@ pub mod volume;
 mod writer;
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 pub use error::Error;
 pub use overlay::{Overlay, Span, SpanContent};
+pub use resize::resize;
 pub use snapshots::{Snapshot, Snapshots};
 pub use volume::Volume;
 pub use writer::{Options, Upper, create};
@@ -44,4 +47,56 @@ pub struct Paths {
     pub data: PathBuf,
     /// Header and log of mappings. Its journal lies beside it.
     pub index: PathBuf,
+}
+
+impl FromStr for Paths {
+    type Err = PathsSyntax;
+
+    /// Reads `data=FILE,index=FILE`, in either order.
+    fn from_str(text: &str) -> Result<Self, PathsSyntax> {
+        let (data, index) = match text.strip_prefix("data=") {
+            Some(rest) => rest.split_once(",index="),
+            None => text
+                .strip_prefix("index=")
+                .and_then(|rest| rest.split_once(",data="))
+                .map(|(index, data)| (data, index)),
+        }
+        .filter(|(data, index)| !data.is_empty() && !index.is_empty() && data != index)
+        .ok_or(PathsSyntax)?;
+        Ok(Self {
+            data: data.into(),
+            index: index.into(),
+        })
+    }
+}
+
+/// What should name the files of a writable layer does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected data=FILE,index=FILE")]
+pub struct PathsSyntax;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_read_in_either_order() {
+        let paths = Paths {
+            data: "a,b=c".into(),
+            index: "/i".into(),
+        };
+        assert_eq!("data=a,b=c,index=/i".parse(), Ok(paths.clone()));
+        assert_eq!("index=/i,data=a,b=c".parse(), Ok(paths));
+        for wrong in [
+            "",
+            "a",
+            "data=a",
+            "data=a,index=",
+            "data=,index=b",
+            "a,b",
+            "data=a,index=a",
+        ] {
+            assert_eq!(wrong.parse::<Paths>(), Err(PathsSyntax), "{wrong}");
+        }
+    }
 }

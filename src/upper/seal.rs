@@ -5,8 +5,7 @@
 //! the trailer is there the pair is a writable layer, and from then on the index file and the journal
 //! mean nothing.
 
-use std::fs::{self, File};
-use std::io;
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -15,7 +14,7 @@ use super::log::sync_folder_of;
 use super::map::ExtentMap;
 use super::{Error, Paths, Upper, journal};
 use crate::format::lsmt::writable::{Kind, encode_seal};
-use crate::format::lsmt::{HEADER_LEN, Header};
+use crate::format::lsmt::{HEADER_LEN, Header, MAX_ENTRIES};
 use crate::units::SECTOR_SIZE;
 
 /// Entries written at a time.
@@ -24,7 +23,8 @@ const CHUNK: usize = 65536;
 /// Seals the data file `data` of a layer whose content `map` tells and whose data is durable.
 ///
 /// # Errors
-/// The file cannot be written, or not be made durable.
+/// The file cannot be written, or not be made durable, or its index would have more entries than
+/// can be read. It then is as it was.
 pub fn seal(
     data: &File,
     path: &Path,
@@ -32,31 +32,51 @@ pub fn seal(
     kind: Kind,
     map: &ExtentMap,
 ) -> Result<(), Error> {
+    let entries = mappings(map).count() as u64;
+    if entries > MAX_ENTRIES {
+        return Err(Error::TooManyEntries {
+            path: path.to_owned(),
+            entries,
+            most: MAX_ENTRIES,
+        });
+    }
     // Behind everything, even what an earlier try left: somebody may still be reading data that no
     // longer counts.
     let len = data.metadata().map_err(Error::file("examine", path))?.len();
-    let index_offset = len.max(HEADER_LEN as u64).next_multiple_of(SECTOR_SIZE);
-    let (mut at, mut entries, mut bytes) = (index_offset, 0, Vec::new());
+    let trailer = Header {
+        index_offset: len.max(HEADER_LEN as u64).next_multiple_of(SECTOR_SIZE),
+        index_entries: entries,
+        ..header.clone()
+    };
+    append(data, path, &trailer, kind, map).inspect_err(|_| {
+        // What was appended does no harm, but the space it takes may be what is missing.
+        let _ = data.set_len(len);
+    })
+}
+
+/// Writes the index and then the trailer, each durable before what comes next.
+fn append(
+    data: &File,
+    path: &Path,
+    trailer: &Header,
+    kind: Kind,
+    map: &ExtentMap,
+) -> Result<(), Error> {
+    let (mut at, mut bytes) = (trailer.index_offset, Vec::new());
     let mut mappings = mappings(map).peekable();
     while mappings.peek().is_some() {
         bytes.clear();
         for mapping in mappings.by_ref().take(CHUNK) {
             bytes.extend_from_slice(&mapping.encode());
-            entries += 1;
         }
         data.write_all_at(&bytes, at)
             .map_err(Error::bytes("write", path, at))?;
         at += bytes.len() as u64;
     }
-    let trailer = Header {
-        index_offset,
-        index_entries: entries,
-        ..header.clone()
-    };
     let at = at.next_multiple_of(SECTOR_SIZE);
     data.set_len(at).map_err(Error::file("enlarge", path))?;
     data.sync_all().map_err(Error::file("sync", path))?;
-    data.write_all_at(&encode_seal(&trailer, kind), at)
+    data.write_all_at(&encode_seal(trailer, kind), at)
         .map_err(Error::bytes("write", path, at))?;
     data.sync_all().map_err(Error::file("sync", path))
 }
@@ -66,16 +86,9 @@ pub fn seal(
 /// # Errors
 /// A file that is there cannot be removed.
 pub fn remove_index(paths: &Paths) -> Result<(), Error> {
-    let [first, second] = journal::paths(&paths.index);
+    journal::remove(&paths.index)?;
     // The index last: while it is there, somebody knows that there is something to remove.
-    for path in [&first, &second, &paths.index] {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(Error::file("remove", path)(error));
-            }
-            _ => {}
-        }
-    }
+    journal::remove_file(&paths.index)?;
     sync_folder_of(&paths.index)
 }
 

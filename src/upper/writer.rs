@@ -34,10 +34,7 @@ pub struct Options {
 /// A file of either name exists, or cannot be written; the size is impossible.
 pub fn create(paths: &Paths, kind: Kind, header: &Header) -> Result<(), Error> {
     let size = header.virtual_size;
-    let whole = size.is_multiple_of(SECTOR_SIZE) && size / SECTOR_SIZE <= MAX_SECTORS;
-    if size == 0 || !whole {
-        return Err(Error::Size(size));
-    }
+    check_size(size)?;
     let path = &paths.data;
     let file = File::options().write(true).create_new(true).open(path);
     let file = file.map_err(Error::file("create", path))?;
@@ -51,6 +48,15 @@ pub fn create(paths: &Paths, kind: Kind, header: &Header) -> Result<(), Error> {
     Log::create(&paths.index, header)?;
     sync_folder_of(path)?;
     sync_folder_of(&paths.index)
+}
+
+/// Refuses a disk that writable layers cannot have.
+pub(super) fn check_size(size: u64) -> Result<(), Error> {
+    let whole = size.is_multiple_of(SECTOR_SIZE) && size / SECTOR_SIZE <= MAX_SECTORS;
+    match size > 0 && whole {
+        true => Ok(()),
+        false => Err(Error::Size(size)),
+    }
 }
 
 /// A writable layer, open. Any number of threads read and write it.

@@ -3,8 +3,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::OnceLock;
 
+use ovbd_vhost::upper::Paths;
 use serde_json::Value;
 
 const ARCHIVE: &[u8] = include_bytes!("../data/golden.tar.zst");
@@ -58,17 +60,52 @@ pub fn find(name: &str) -> Case {
 }
 
 /// The writable layer of a case that has one: data, possibly as a compressed archive, and index.
-pub fn upper(case: &Case) -> ovbd_vhost::upper::Paths {
+pub fn upper(case: &Case) -> Paths {
     let manifest: Value = serde_json::from_str(MANIFEST).unwrap();
     let cases = manifest["cases"].as_array().unwrap();
     let found = cases
         .iter()
         .find(|found| found["name"] == case.name.as_str());
     let upper = &found.unwrap()["upper"];
-    ovbd_vhost::upper::Paths {
+    Paths {
         data: path(upper["data"].as_str().unwrap()),
         index: path(upper["index"].as_str().unwrap()),
     }
+}
+
+/// A copy of a case's upper that may be written to; of a sparse file, with its holes.
+pub fn copy_upper(case: &Case, folder: &Path) -> Paths {
+    let upper = upper(case);
+    let paths = Paths {
+        data: folder.join("upper.data"),
+        index: folder.join("upper.index"),
+    };
+    fs::copy(&upper.index, &paths.index).unwrap();
+    if upper
+        .data
+        .extension()
+        .is_some_and(|extension| extension == "zst")
+    {
+        let archive = zstd_decompress(&fs::read(&upper.data).unwrap());
+        let tar = folder.join("upper.tar");
+        fs::write(&tar, archive).unwrap();
+        let mut command = Command::new("tar");
+        let status = command.arg("-xSf").arg(&tar).arg("-C").arg(folder).status();
+        assert!(status.unwrap().success());
+        fs::remove_file(tar).unwrap();
+        let name = upper.data.file_stem().unwrap();
+        let name = Path::new(name).file_stem().unwrap();
+        fs::rename(folder.join(name), &paths.data).unwrap();
+    } else {
+        fs::copy(&upper.data, &paths.data).unwrap();
+    }
+    paths
+}
+
+fn zstd_decompress(bytes: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(256 << 20);
+    zstd_safe::decompress(&mut out, bytes).unwrap();
+    out
 }
 
 /// Path of an unpacked file of the archive.

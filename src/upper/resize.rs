@@ -1,0 +1,81 @@
+//! Another size for the disk of a writable layer.
+
+use std::os::unix::fs::FileExt;
+
+use super::flush::mappings;
+use super::load::{Access, Loaded, load};
+use super::map::{Extent, ExtentMap, Place};
+use super::writer::check_size;
+use super::{Error, Paths, journal};
+use crate::format::lsmt::writable::{Kind, encode_data_header};
+use crate::format::lsmt::{HEADER_LEN, MAX_SECTORS};
+use crate::units::SECTOR_SIZE;
+
+/// Changes the size of the disk, in bytes, and returns the one it had. With `cut`, data beyond the
+/// new end is dropped; should the disk grow again, it reads as zeros there.
+///
+/// Killed at any moment, the disk has the old size or the new one, and at most data that was to be
+/// dropped is missing.
+///
+/// # Errors
+/// There is data beyond the new end, the size is impossible, a file cannot be written, or somebody
+/// else has the layer open.
+pub fn resize(paths: &Paths, size: u64, cut: bool) -> Result<u64, Error> {
+    check_size(size)?;
+    let Loaded {
+        data,
+        mut log,
+        mut header,
+        kind,
+        mut map,
+        index_is_stale,
+        ..
+    } = load(paths, Access::Write, ExtentMap::new())?;
+    let path = &paths.data;
+    let old = std::mem::replace(&mut header.virtual_size, size);
+    let (file_len, disk_end) = (size + HEADER_LEN as u64, size / SECTOR_SIZE);
+    let beyond = map.within(disk_end..MAX_SECTORS);
+    let beyond: u64 = beyond
+        .filter(|extent| extent.place != Place::Zero)
+        .map(|extent| extent.len * SECTOR_SIZE)
+        .sum();
+    if beyond > 0 && !cut {
+        return Err(Error::DataBeyond {
+            path: path.clone(),
+            size,
+            beyond,
+        });
+    }
+    if kind == Kind::Sparse && size > old {
+        data.set_len(file_len)
+            .map_err(Error::file("enlarge", path))?;
+    }
+    if beyond > 0 {
+        let extent = Extent {
+            start: disk_end,
+            len: map
+                .iter()
+                .map(|extent| extent.end())
+                .max()
+                .unwrap_or(disk_end)
+                - disk_end,
+            place: Place::Zero,
+        };
+        map.insert(extent, |_| ());
+    }
+    data.sync_all().map_err(Error::file("sync", path))?;
+    if beyond > 0 || index_is_stale {
+        log.replace(&header, mappings(&map))?;
+        journal::remove(&paths.index)?;
+    }
+    data.write_all_at(&encode_data_header(&header, kind), 0)
+        .map_err(Error::bytes("write", path, 0))?;
+    data.sync_all().map_err(Error::file("sync", path))?;
+    log.set_header(&header)?;
+    if kind == Kind::Sparse {
+        data.set_len(file_len)
+            .map_err(Error::file("truncate", path))?;
+        data.sync_all().map_err(Error::file("sync", path))?;
+    }
+    Ok(old)
+}
