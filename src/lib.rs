@@ -8,7 +8,7 @@
 //! | 8 | [`daemon`] | command line to running device: socket, signals, readiness |
 //! | 7 | [`vhost`] | vhost-user messages of one front-end start and stop queues |
 //! | 6 | [`engine`] | one worker per queue: pop, parse, plan, read, finish |
-//! | 6 | [`tool`] | what the `ovbd` image tool does: create, inspect, check, export |
+//! | 6 | [`tool`] | what the `ovbd` image tool does, a command a file |
 //! | 5 | [`upper`] | the writable layer: where writes go, and how they last |
 //! | 5 | [`virtio`] | what the guest says: memory, virtqueue, descriptor chain, block request |
 //! | 4 | [`image`] | layers merged into one disk, and which bytes make up a range of it |

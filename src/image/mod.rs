@@ -28,7 +28,7 @@ pub use segment::MAX_LAYERS;
 use index::Index;
 use layer::Layer;
 use plan::Pieces;
-use segment::{Content, MAX_MAPPINGS, Segment};
+use segment::{MAX_MAPPINGS, Segment};
 use spec::Stack;
 
 use crate::format::lsmt;
@@ -44,15 +44,6 @@ pub struct Image {
     layers: Vec<Layer>,
     index: Index,
     size: u64,
-}
-
-/// How much of the merged view one layer makes up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Share {
-    /// Segments of the merged index.
-    pub segments: u64,
-    /// Sectors.
-    pub sectors: u64,
 }
 
 impl Image {
@@ -80,6 +71,12 @@ impl Image {
             index,
             size,
         })
+    }
+
+    /// The same layers as a disk of `size` bytes, of which they may have more or less: as if a layer
+    /// of that size lay above them.
+    pub fn with_size(self, size: u64) -> Self {
+        Self { size, ..self }
     }
 
     /// Size of the disk in bytes.
@@ -131,24 +128,6 @@ impl Image {
     #[inline]
     pub fn pieces(&self, start: Sector, sectors: u64) -> Pieces<'_> {
         Pieces::new(self, start, sectors)
-    }
-
-    /// How much of the disk each layer makes up, bottom first, and how much is zeroed. Walks the
-    /// whole index; segments beyond the disk count, their sectors do not.
-    pub fn shares(&self) -> (Vec<Share>, Share) {
-        let mut layers = vec![Share::default(); self.layers.len()];
-        let mut zeroed = Share::default();
-        let sectors = self.sectors().0;
-        for segment in self.index.iter() {
-            let share = match segment.content() {
-                Content::Zeroed => &mut zeroed,
-                Content::Data { layer, .. } => &mut layers[usize::from(layer)],
-            };
-            share.segments += 1;
-            let start = segment.start().min(sectors);
-            share.sectors += segment.end().min(sectors) - start;
-        }
-        (layers, zeroed)
     }
 
     /// A serial number of 20 characters, the same whenever the same layers are opened: a hash over

@@ -102,7 +102,7 @@ impl Blob {
         let window = (len > 0).then(|| Window::new(&file, len));
         let window = window.and_then(|window| {
             window
-                .inspect_err(|error| log::warn!("{} is read, not mapped: {error}", path.display()))
+                .inspect_err(|error| log::info!("{} is read, not mapped: {error}", path.display()))
                 .ok()
         });
         Ok(Self {

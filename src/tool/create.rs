@@ -9,11 +9,12 @@ use std::path::PathBuf;
 use std::thread;
 
 use indicatif::ProgressBar;
-use uuid::{Builder, Uuid};
+use uuid::Uuid;
 
 use super::Error;
 use super::in_order::InOrder;
 use super::layer_writer::{LayerFormat, LayerWriter, Written};
+use super::name::hashed;
 use super::output;
 use super::raw_image::{Input, Part, RawImage};
 use super::unit::{CHUNK, UNIT, data_from, is_zero};
@@ -79,7 +80,9 @@ pub fn create(task: &Create, progress: &ProgressBar) -> Result<Written, Error> {
         message: task.message.clone().into_bytes(),
     };
     thread::scope(|scope| {
-        let layer = LayerWriter::start(scope, task.threads, &task.to, format, raw.size())?;
+        // All data is in memory when its place is known.
+        let fetch = || |_: u64, _: &mut [u8]| Ok(());
+        let layer = LayerWriter::start(scope, task.threads, &task.to, format, raw.size(), fetch)?;
         let differ = || {
             let mut differ = Differ::new(parent);
             move |chunk| differ.sort(chunk)
@@ -106,19 +109,10 @@ pub fn create(task: &Create, progress: &ProgressBar) -> Result<Written, Error> {
     })
 }
 
-/// A name that is the same whenever the same layer is made, and differs from the parent's: a hash
-/// (FNV-1a) of what is known when the layer's first block is written.
+/// A name that is the same whenever the same layer is made, and differs from the parent's: by what
+/// is known when the layer's first block is written.
 fn derived_uuid(parent: Uuid, message: &str, head: &[u8]) -> Uuid {
-    let bytes = parent
-        .as_bytes()
-        .iter()
-        .chain(message.as_bytes())
-        .chain(head);
-    let hash = bytes.fold(
-        0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128,
-        |hash, byte| (hash ^ u128::from(*byte)).wrapping_mul((1 << 88) + 0x13b),
-    );
-    Builder::from_custom_bytes(hash.to_le_bytes()).into_uuid()
+    hashed(&[parent.as_bytes(), message.as_bytes(), head])
 }
 
 /// A chunk of the new disk, which starts at a whole unit.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use super::layer_writer::MAX_ENTRIES;
-use crate::{codec, image};
+use crate::{codec, image, upper};
 
 /// Why a layer or a raw image could not be read, made or checked.
 #[derive(Debug, Error)]
@@ -17,6 +17,9 @@ pub enum Error {
     /// A stack of layers cannot be opened or read.
     #[error(transparent)]
     Image(#[from] image::Error),
+    /// A writable layer cannot be opened, read or written.
+    #[error(transparent)]
+    Upper(#[from] upper::Error),
     /// The raw image cannot be opened.
     #[error("cannot open {name}")]
     Open {

@@ -1,8 +1,8 @@
-//! `ovbd export`: the merged view of a stack as a raw image.
+//! `ovbd export`: the disk that layers make up as a raw image.
 //!
 //! Only what the layers have data for is read, on many threads; the rest is a hole.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Write};
 use std::mem;
 use std::num::NonZero;
@@ -13,13 +13,12 @@ use std::thread;
 use indicatif::ProgressBar;
 
 use super::Error;
+use super::disk::{Disk, Files};
 use super::in_order::InOrder;
 use super::output::{self, NewFile};
-use super::unit::{CHUNK, UNIT, data_from, is_zero};
-use crate::image::Image;
+use super::unit::{CHUNK, UNIT, is_zero};
 use crate::image::reader::Reader;
-use crate::image::spec::Stack;
-use crate::units::{SECTOR_SIZE, Sector};
+use crate::units::SECTOR_SIZE;
 
 /// Where a raw image goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,24 +35,24 @@ struct Chunk {
     bytes: Vec<u8>,
 }
 
-/// Writes the disk of a stack, exactly as long as it is.
+/// Writes a disk, exactly as long as it is.
 ///
 /// # Errors
 /// Something cannot be read or written; there is no output file then.
 pub fn export(
-    stack: &Stack,
+    files: &Files,
     to: &Output,
     threads: NonZero<usize>,
     progress: &ProgressBar,
 ) -> Result<(), Error> {
-    let image = Image::open(stack)?;
-    progress.set_length(image.size());
-    let mut target = Target::open(to, &image)?;
+    let disk = Disk::open(files)?;
+    progress.set_length(disk.size());
+    let mut target = Target::open(to, &disk)?;
     thread::scope(|scope| {
         let worker = || {
             let mut reader = Reader::new();
-            let image = &image;
-            move |chunk| read(image, &mut reader, chunk)
+            let disk = &disk;
+            move |chunk| read(disk, &mut reader, chunk)
         };
         let mut jobs = InOrder::start(scope, threads, worker)?;
         let mut write = |done: Result<Chunk, Error>| {
@@ -63,9 +62,9 @@ pub fn export(
             Ok::<_, Error>(chunk.bytes)
         };
         let (mut at, mut spare) = (0, Vec::new());
-        while let Some(data) = data_from(&image, at, image.size()) {
+        while let Some(data) = disk.data_from(at, disk.size()) {
             let offset = data / UNIT as u64 * UNIT as u64;
-            at = image.size().min(offset + CHUNK as u64);
+            at = disk.size().min(offset + CHUNK as u64);
             let mut bytes = mem::take(&mut spare);
             bytes.resize((at - offset) as usize, 0);
             if let Some(done) = jobs.push(Chunk { offset, bytes })? {
@@ -77,16 +76,15 @@ pub fn export(
         }
         Ok::<_, Error>(())
     })?;
-    target.finish(image.size())
+    target.finish(disk.size())
 }
 
 /// Fills a chunk with what the disk holds there.
-fn read(image: &Image, reader: &mut Reader, mut chunk: Chunk) -> Result<Chunk, Error> {
+fn read(disk: &Disk, reader: &mut Reader, mut chunk: Chunk) -> Result<Chunk, Error> {
     let len = chunk.bytes.len();
     let sector = SECTOR_SIZE as usize;
     chunk.bytes.resize(len.next_multiple_of(sector), 0);
-    let start = Sector(chunk.offset / SECTOR_SIZE);
-    reader.read(image, start, &mut chunk.bytes)?;
+    disk.read(reader, chunk.offset / SECTOR_SIZE, &mut chunk.bytes)?;
     chunk.bytes.truncate(len);
     Ok(chunk)
 }
@@ -102,16 +100,14 @@ enum Target {
 }
 
 impl Target {
-    fn open(to: &Output, image: &Image) -> Result<Self, Error> {
+    fn open(to: &Output, disk: &Disk) -> Result<Self, Error> {
         let Output::Path(path) = to else {
             // Not through the standard library's buffer, which is made for lines.
             let file = io::stdout().as_fd().try_clone_to_owned();
             let file = file.map_err(Error::Stdout)?.into();
             return Ok(Self::Stdout { file, written: 0 });
         };
-        let layers = image.layers().iter();
-        let layers = layers.filter_map(|layer| fs::metadata(layer.path()).ok());
-        output::refuse_inputs(path, layers)?;
+        output::refuse_inputs(path, disk.inputs())?;
         Ok(Self::File(NewFile::create(path)?))
     }
 

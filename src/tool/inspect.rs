@@ -8,18 +8,19 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::Error;
+use super::disk::{Content, Disk, Files, Upper};
 use crate::format::lsmt::HEADER_LEN;
+use crate::image::Image;
 use crate::image::layer::Layer;
-use crate::image::spec::Stack;
-use crate::image::{Image, Share};
 use crate::units::SECTOR_SIZE;
+use crate::upper::map::Place;
 
-/// What a stack is made of. Field names are those of the JSON; sizes are in bytes.
+/// What a disk is made of. Field names are those of the JSON; sizes are in bytes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Inspection {
     /// Size of the disk.
     pub virtual_size: u64,
-    /// Segments of the merged index.
+    /// Pieces the disk is made of: segments of the merged index, extents of the upper.
     pub segments: u64,
     /// Bytes of the disk that a layer explicitly makes zero.
     pub zeroed: u64,
@@ -27,6 +28,41 @@ pub struct Inspection {
     pub unmapped: u64,
     /// The layers, bottom first.
     pub layers: Vec<LayerInfo>,
+    /// The writable layer above them.
+    pub upper: Option<UpperInfo>,
+}
+
+/// What a writable layer is made of.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct UpperInfo {
+    /// The data file.
+    pub data: PathBuf,
+    /// The index file.
+    pub index: PathBuf,
+    /// `append`, `sparse` or `hybrid`: how it places data.
+    pub kind: &'static str,
+    /// Size of the disk, as the layer says; 0: as the layers below say.
+    pub virtual_size: u64,
+    /// Name of the layer; null if unset.
+    pub uuid: Option<Uuid>,
+    /// Name of the layer it was made upon; null if unset.
+    pub parent_uuid: Option<Uuid>,
+    /// Bytes of the data file.
+    pub file_size: u64,
+    /// Bytes of data that count.
+    pub data_size: u64,
+    /// Extents of its map.
+    pub extents: usize,
+    /// Entries of the index file.
+    pub index_entries: u64,
+    /// Mappings in the journal only: the last process that wrote to it did not end properly.
+    pub journal: usize,
+    /// Segments of the disk that lead to it.
+    pub share_segments: u64,
+    /// Bytes of the disk that come from it.
+    pub share: u64,
+    /// The same in percent of the disk.
+    pub share_percent: f64,
 }
 
 /// What one layer is made of.
@@ -81,25 +117,50 @@ pub struct Compression {
     pub digest: bool,
 }
 
-/// Looks at all layers of a stack.
+/// How much of the disk one layer makes up.
+#[derive(Clone, Copy, Default)]
+struct Share {
+    segments: u64,
+    sectors: u64,
+}
+
+/// Looks at all layers of a disk.
 ///
 /// # Errors
 /// They cannot be opened.
-pub fn inspect(stack: &Stack) -> Result<Inspection, Error> {
-    let image = Image::open(stack)?;
-    let (shares, zeroed) = image.shares();
-    let layers = image.layers().iter().zip(&shares);
+pub fn inspect(files: &Files) -> Result<Inspection, Error> {
+    let disk = Disk::open(files)?;
+    let size = disk.size();
+    let layers = disk.image().map_or(&[][..], Image::layers);
+    let mut shares = vec![Share::default(); layers.len()];
+    let (mut zeroed, mut upper_share) = (Share::default(), Share::default());
+    let mut segments = 0;
+    for piece in disk.pieces() {
+        let share = match piece.content {
+            Content::Zeroed => &mut zeroed,
+            Content::Layer(number) => &mut shares[usize::from(number)],
+            Content::Upper => &mut upper_share,
+        };
+        share.segments += 1;
+        share.sectors += piece.end - piece.start;
+        segments += 1;
+    }
+    let layers = layers.iter().zip(&shares);
     let layers: Vec<_> = layers
-        .map(|(layer, share)| look_at(layer, share, image.size()))
+        .map(|(layer, share)| look_at(layer, share, size))
         .collect();
-    let zeroed = bytes(&zeroed, image.size());
-    let mapped = layers.iter().map(|layer| layer.share).sum::<u64>() + zeroed;
+    let upper = disk.upper();
+    let upper = upper.map(|upper| look_at_upper(upper, &upper_share, size));
+    let zeroed = bytes(&zeroed, size);
+    let above = upper.as_ref().map_or(0, |upper| upper.share);
+    let mapped = layers.iter().map(|layer| layer.share).sum::<u64>() + zeroed + above;
     Ok(Inspection {
-        virtual_size: image.size(),
-        segments: image.index().len() as u64,
+        virtual_size: size,
+        segments,
         zeroed,
-        unmapped: image.size().saturating_sub(mapped),
+        unmapped: size.saturating_sub(mapped),
         layers,
+        upper,
     })
 }
 
@@ -108,9 +169,35 @@ fn bytes(share: &Share, size: u64) -> u64 {
     (share.sectors * SECTOR_SIZE).min(size)
 }
 
+fn named(uuid: Uuid) -> Option<Uuid> {
+    (!uuid.is_nil()).then_some(uuid)
+}
+
+fn look_at_upper(upper: &Upper, share: &Share, size: u64) -> UpperInfo {
+    let data = upper
+        .map
+        .iter()
+        .filter(|extent| extent.place != Place::Zero);
+    UpperInfo {
+        data: upper.paths.data.clone(),
+        index: upper.paths.index.clone(),
+        kind: upper.kind.name(),
+        virtual_size: upper.header.virtual_size,
+        uuid: named(upper.header.uuid),
+        parent_uuid: named(upper.header.parent_uuid),
+        file_size: upper.data_len(),
+        data_size: data.map(|extent| extent.len * SECTOR_SIZE).sum(),
+        extents: upper.map.len(),
+        index_entries: upper.log_entries,
+        journal: upper.journal,
+        share_segments: share.segments,
+        share: bytes(share, size),
+        share_percent: percent(bytes(share, size), size),
+    }
+}
+
 fn look_at(layer: &Layer, share: &Share, size: u64) -> LayerInfo {
     let container = layer.container();
-    let named = |uuid: Uuid| (!uuid.is_nil()).then_some(uuid);
     let compression = container.packing().map(|packing| {
         let (header, table) = (packing.header(), packing.table());
         Compression {
@@ -145,7 +232,7 @@ fn look_at(layer: &Layer, share: &Share, size: u64) -> LayerInfo {
 }
 
 fn percent(part: u64, whole: u64) -> f64 {
-    part as f64 * 100.0 / whole as f64
+    part as f64 * 100.0 / whole.max(1) as f64
 }
 
 impl fmt::Display for Inspection {
@@ -166,11 +253,59 @@ impl fmt::Display for Inspection {
             sizes.push(layer.sizes(number));
             names.push(layer.names(number));
         }
-        writeln!(f)?;
-        write_table(f, &sizes)?;
-        writeln!(f)?;
-        write_table(f, &names)
+        if !self.layers.is_empty() {
+            writeln!(f)?;
+            write_table(f, &sizes)?;
+            writeln!(f)?;
+            write_table(f, &names)?;
+        }
+        match &self.upper {
+            Some(upper) => write!(f, "\n{upper}"),
+            None => Ok(()),
+        }
     }
+}
+
+impl fmt::Display for UpperInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let cells = [
+            self.kind.to_owned(),
+            BinaryBytes(self.file_size).to_string(),
+            BinaryBytes(self.data_size).to_string(),
+            HumanCount(self.extents as u64).to_string(),
+            HumanCount(self.index_entries).to_string(),
+            HumanCount(self.journal as u64).to_string(),
+            format!("{:.1} %", self.share_percent),
+            self.data.display().to_string(),
+        ];
+        write_table(f, &[UPPER_SIZE_COLUMNS.map(str::to_owned), cells])?;
+        let cells = [
+            "upper".to_owned(),
+            name(self.uuid),
+            name(self.parent_uuid),
+            self.virtual_size.to_string(),
+            self.index.display().to_string(),
+        ];
+        writeln!(f)?;
+        write_table(f, &[UPPER_NAME_COLUMNS.map(str::to_owned), cells])
+    }
+}
+
+const UPPER_SIZE_COLUMNS: [&str; 8] = [
+    "upper",
+    "file",
+    "data",
+    "extents",
+    "entries",
+    "journal",
+    "share",
+    "data file",
+];
+
+const UPPER_NAME_COLUMNS: [&str; 5] = ["#", "uuid", "parent", "virtual size", "index file"];
+
+fn name(uuid: Option<Uuid>) -> String {
+    uuid.map_or("-".to_owned(), |uuid| uuid.to_string())
 }
 
 const SIZE_COLUMNS: [&str; 11] = [
@@ -213,7 +348,6 @@ impl LayerInfo {
     }
 
     fn names(&self, number: usize) -> [String; 5] {
-        let name = |uuid: Option<Uuid>| uuid.map_or("-".to_owned(), |uuid| uuid.to_string());
         [
             number.to_string(),
             name(self.uuid),

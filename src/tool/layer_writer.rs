@@ -11,6 +11,7 @@ use std::thread::Scope;
 use uuid::Uuid;
 
 use super::Error;
+use super::jobs::{Job, Jobs};
 use super::output::NewFile;
 use super::zfile_writer::ZFileWriter;
 use crate::format::lsmt::{
@@ -26,9 +27,6 @@ pub const MAX_ENTRIES: u64 = 1_000_000 / ENTRY_GROUP * ENTRY_GROUP;
 /// Most sectors that neighbours are joined to, as upstream does it: one less than an entry can
 /// tell.
 const MAX_JOINED: u16 = 16382;
-
-/// Bytes gathered before they are written to an uncompressed layer.
-const PLAIN_BUFFER: usize = 1024 * 1024;
 
 /// How a layer is wrapped, and what it says about itself.
 #[derive(Clone, Debug)]
@@ -71,8 +69,8 @@ pub struct LayerWriter {
 
 /// Where the bytes of the layer go.
 enum Body {
-    /// To the file from this byte on, gathered in a buffer.
-    Plain { start: u64, buffer: Vec<u8> },
+    /// To the file, from byte `start` on.
+    Plain { start: u64, jobs: Jobs },
     /// Into a ZFile.
     Packed(Box<ZFileWriter>),
 }
@@ -80,17 +78,21 @@ enum Body {
 impl LayerWriter {
     /// Starts a layer that is to appear as `target`, for a disk of `virtual_size` bytes; `None` if
     /// that will be known only in the end, which costs moving what was written. `threads` threads
-    /// compress.
+    /// compress; each has its own `fetch`, for [`LayerWriter::fetched`].
     ///
     /// # Errors
     /// The file cannot be made.
-    pub fn start<'scope>(
+    pub fn start<'scope, F>(
         scope: &'scope Scope<'scope, '_>,
         threads: NonZero<usize>,
         target: &Path,
         format: LayerFormat,
         virtual_size: Option<u64>,
-    ) -> Result<Self, Error> {
+        fetch: impl Fn() -> F,
+    ) -> Result<Self, Error>
+    where
+        F: FnMut(u64, &mut [u8]) -> Result<(), Error> + Send + 'scope,
+    {
         let mut file = NewFile::create(target)?;
         if format.tar {
             file.skip(tar::PREFIX as u64);
@@ -98,11 +100,12 @@ impl LayerWriter {
         let body = match format.blocks {
             None => Body::Plain {
                 start: file.position(),
-                buffer: Vec::with_capacity(PLAIN_BUFFER),
+                jobs: Jobs::start(scope, threads, fetch, || |_: &mut Job| Ok(()))?,
             },
             Some(blocks) => {
                 let keep_head = virtual_size.is_none();
-                let zfile = ZFileWriter::start(scope, threads, &mut file, blocks, keep_head)?;
+                let zfile =
+                    ZFileWriter::start(scope, threads, fetch, &mut file, blocks, keep_head)?;
                 Body::Packed(Box::new(zfile))
             }
         };
@@ -141,6 +144,22 @@ impl LayerWriter {
         self.write(bytes)
     }
 
+    /// Adds data as [`LayerWriter::data`] does, which `fetch` will find at `from`. The layer's size
+    /// must be known from the start.
+    ///
+    /// # Errors
+    /// It cannot be fetched or written, or there are too many mappings.
+    pub fn fetched(&mut self, offset: Sector, sectors: u16, from: u64) -> Result<(), Error> {
+        self.map(Mapping::data(offset, sectors, self.next))?;
+        self.next.0 += u64::from(sectors);
+        let len = u64::from(sectors) * SECTOR_SIZE;
+        let file = &mut self.file;
+        match &mut self.body {
+            Body::Packed(zfile) => zfile.fetch(file, len, from),
+            Body::Plain { jobs, .. } => jobs.fetch(len, from, |job| file.write(job.bytes())),
+        }
+    }
+
     /// Lets the sectors from `offset` on, which lie after those before, read as zeros: at most
     /// [`MAX_LENGTH`](crate::format::lsmt::MAX_LENGTH).
     ///
@@ -172,8 +191,8 @@ impl LayerWriter {
         let head = self.size_unknown.then_some(head.as_slice());
         let Self { mut file, body, .. } = self;
         match body {
-            Body::Plain { start, buffer } => {
-                file.write(&buffer)?;
+            Body::Plain { start, mut jobs } => {
+                jobs.finish(|job| file.write(job.bytes()))?;
                 if let Some(head) = head {
                     file.write_at(head, start)?;
                 }
@@ -216,16 +235,10 @@ impl LayerWriter {
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        let file = &mut self.file;
         match &mut self.body {
-            Body::Packed(zfile) => zfile.write(&mut self.file, bytes),
-            Body::Plain { buffer, .. } => {
-                if buffer.len() + bytes.len() > PLAIN_BUFFER {
-                    self.file.write(buffer)?;
-                    buffer.clear();
-                }
-                buffer.extend_from_slice(bytes);
-                Ok(())
-            }
+            Body::Packed(zfile) => zfile.write(file, bytes),
+            Body::Plain { jobs, .. } => jobs.write(bytes, |job| file.write(job.bytes())),
         }
     }
 }

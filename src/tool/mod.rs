@@ -5,16 +5,23 @@
 //! [`output`], so that a file is whole or not there.
 
 pub mod check;
+pub mod commit;
 pub mod create;
+pub mod disk;
 mod error;
 pub mod export;
 mod in_order;
 pub mod inspect;
+mod jobs;
 pub mod layer_writer;
+pub mod merge;
+mod name;
 mod output;
 pub mod progress;
 pub mod raw_image;
+pub mod seal;
 mod unit;
+pub mod upper;
 mod zfile_writer;
 
 pub use error::{Error, chain};

@@ -5,21 +5,19 @@
 //! stand at the start. It then gets a place that is certainly long enough, and what follows moves
 //! down to close the gap: the file is the same as if all had been known before.
 
+use std::mem;
 use std::num::NonZero;
 use std::thread::Scope;
 
 use super::Error;
-use super::in_order::InOrder;
+use super::jobs::{Job, Jobs};
 use super::output::NewFile;
-use crate::codec::{self, Encoder};
+use crate::codec::Encoder;
 use crate::format::crc;
 use crate::format::zfile::{
     BlockFormat, CHECKSUM_LEN, Extent, HEADER_LEN, encode_table, final_header, initial_header,
     trailer,
 };
-
-/// Uncompressed bytes of one job, a multiple of every block size.
-const JOB_LEN: usize = 256 * 1024;
 
 /// Most bytes of a stored block, its checksum included, of which upstream's reader is sure to read
 /// back all.
@@ -35,53 +33,43 @@ pub struct ZFileWriter {
     start: u64,
     /// The first block, while it is kept back.
     head: Option<Vec<u8>>,
-    /// What is not yet a job.
-    pending: Vec<u8>,
-    jobs: InOrder<Job, Result<Job, codec::Error>>,
-    /// Jobs done, whose buffers are used again.
-    spare: Vec<Job>,
+    jobs: Jobs,
     table: Table,
     original_size: u64,
 }
 
-/// Blocks to compress, and what becomes of them.
-#[derive(Default)]
-struct Job {
-    plain: Vec<u8>,
-    stored: Vec<u8>,
-    lens: Vec<u32>,
-}
-
 impl ZFileWriter {
-    /// Starts a ZFile at the present position of `file`, and threads for it. With `keep_head` the
-    /// first block is kept back.
+    /// Starts a ZFile at the present position of `file`, and threads for it, each with its own
+    /// `fetch` as in [`Jobs::start`]. With `keep_head` the first block is kept back.
     ///
     /// # Errors
     /// The header cannot be written, or no thread started.
-    pub fn start<'scope>(
+    pub fn start<'scope, F>(
         scope: &'scope Scope<'scope, '_>,
         threads: NonZero<usize>,
+        fetch: impl Fn() -> F,
         file: &mut NewFile,
         format: BlockFormat,
         keep_head: bool,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, Error>
+    where
+        F: FnMut(u64, &mut [u8]) -> Result<(), Error> + Send + 'scope,
+    {
         let start = file.position();
         file.write(&initial_header(&format))?;
         if keep_head {
             // No block may be longer, compressed or not.
             file.skip(MAX_STORED as u64);
         }
-        let worker = || {
+        let pack = || {
             let mut encoder = Encoder::new();
-            move |job| compress(&mut encoder, &format, job)
+            move |job: &mut Job| compress(&mut encoder, &format, job)
         };
         Ok(Self {
             format,
             start,
             head: keep_head.then(Vec::new),
-            pending: Vec::new(),
-            jobs: InOrder::start(scope, threads, worker)?,
-            spare: Vec::new(),
+            jobs: Jobs::start(scope, threads, fetch, pack)?,
             table: Table::new(TABLE_IN_MEMORY),
             original_size: 0,
         })
@@ -101,40 +89,20 @@ impl ZFileWriter {
             head.extend_from_slice(first);
             bytes = rest;
         }
-        while !bytes.is_empty() {
-            let part = bytes.len().min(JOB_LEN - self.pending.len());
-            let (now, later) = bytes.split_at(part);
-            self.pending.extend_from_slice(now);
-            bytes = later;
-            if self.pending.len() == JOB_LEN {
-                self.submit(file)?;
-            }
-        }
-        Ok(())
+        let Self {
+            jobs, table, head, ..
+        } = self;
+        jobs.write(bytes, |job| take(file, table, head.is_some(), job))
     }
 
-    /// Makes what is pending a job.
-    fn submit(&mut self, file: &mut NewFile) -> Result<(), Error> {
-        let mut job = self.spare.pop().unwrap_or_default();
-        std::mem::swap(&mut job.plain, &mut self.pending);
-        self.pending.clear();
-        match self.jobs.push(job)? {
-            Some(done) => self.take(file, done?),
-            None => Ok(()),
-        }
-    }
-
-    /// Writes the blocks of a job done.
-    fn take(&mut self, file: &mut NewFile, job: Job) -> Result<(), Error> {
-        let kept_back = u64::from(self.head.is_some());
-        for len in &job.lens {
-            let block = kept_back + self.table.len;
-            check_stored(file, block, *len as usize)?;
-            self.table.push(file, *len)?;
-        }
-        file.write(&job.stored)?;
-        self.spare.push(job);
-        Ok(())
+    /// Takes the next `len` bytes, which `fetch` will find at `from`. Not with `keep_head`.
+    ///
+    /// # Errors
+    /// As [`ZFileWriter::write`], and they cannot be fetched.
+    pub fn fetch(&mut self, file: &mut NewFile, len: u64, from: u64) -> Result<(), Error> {
+        self.original_size += len;
+        let Self { jobs, table, .. } = self;
+        jobs.fetch(len, from, |job| take(file, table, false, job))
     }
 
     /// Writes the rest of the file. `head` replaces as many bytes at the start, which the writer
@@ -143,12 +111,13 @@ impl ZFileWriter {
     /// # Errors
     /// A block cannot be compressed, or something not be written.
     pub fn finish(mut self, file: &mut NewFile, head: Option<&[u8]>) -> Result<(), Error> {
-        if !self.pending.is_empty() {
-            self.submit(file)?;
-        }
-        while let Some(done) = self.jobs.pop()? {
-            self.take(file, done?)?;
-        }
+        let Self {
+            jobs,
+            table,
+            head: kept,
+            ..
+        } = &mut self;
+        jobs.finish(|job| take(file, table, kept.is_some(), job))?;
         let first = self.write_head(file, head)?;
         let table_at = file.position();
         let table_crc = self.table.write(file, first)?;
@@ -174,11 +143,8 @@ impl ZFileWriter {
         if let Some(target) = head.and_then(|head| plain.get_mut(..head.len())) {
             target.copy_from_slice(head.unwrap_or_default());
         }
-        let job = Job {
-            plain,
-            ..Job::default()
-        };
-        let job = compress(&mut Encoder::new(), &self.format, job)?;
+        let mut job = Job::of(plain);
+        compress(&mut Encoder::new(), &self.format, &mut job)?;
         check_stored(file, 0, job.stored.len())?;
         let at = self.start + HEADER_LEN as u64;
         file.write_at(&job.stored, at)?;
@@ -201,25 +167,31 @@ fn check_stored(file: &NewFile, block: u64, stored: usize) -> Result<(), Error> 
 }
 
 /// Compresses the blocks of a job.
-fn compress(
-    encoder: &mut Encoder,
-    format: &BlockFormat,
-    mut job: Job,
-) -> Result<Job, codec::Error> {
-    job.stored.clear();
-    job.lens.clear();
-    for plain in job.plain.chunks(format.block_size as usize) {
-        let start = job.stored.len();
-        encoder.encode(format.algorithm, plain, &mut job.stored)?;
+fn compress(encoder: &mut Encoder, format: &BlockFormat, job: &mut Job) -> Result<(), Error> {
+    let (mut stored, mut lens) = (mem::take(&mut job.stored), mem::take(&mut job.lens));
+    for plain in job.bytes().chunks(format.block_size as usize) {
+        let start = stored.len();
+        encoder.encode(format.algorithm, plain, &mut stored)?;
         if format.checksum {
-            let checksum = crc::raw(crc::BLOCK_SEED, &job.stored[start..]);
+            let checksum = crc::raw(crc::BLOCK_SEED, &stored[start..]);
             let bytes: [u8; CHECKSUM_LEN] = checksum.to_le_bytes();
-            job.stored.extend_from_slice(&bytes);
+            stored.extend_from_slice(&bytes);
         }
         // No codec makes of 64 KiB more than 32 bits can count.
-        job.lens.push((job.stored.len() - start) as u32);
+        lens.push((stored.len() - start) as u32);
     }
-    Ok(job)
+    (job.stored, job.lens) = (stored, lens);
+    Ok(())
+}
+
+/// Writes the blocks of a job done.
+fn take(file: &mut NewFile, table: &mut Table, head: bool, job: &Job) -> Result<(), Error> {
+    for len in &job.lens {
+        let block = u64::from(head) + table.len;
+        check_stored(file, block, *len as usize)?;
+        table.push(file, *len)?;
+    }
+    file.write(&job.stored)
 }
 
 /// The stored lengths, the older of them in a file without a name if there are very many.

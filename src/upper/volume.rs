@@ -40,11 +40,12 @@ impl Volume {
     /// to. The disk is as large as the active one says.
     pub fn writable(image: Image, uppers: Vec<Upper>) -> Self {
         let uppers: Uppers = uppers.into_iter().map(Arc::new).collect();
+        let active = uppers.first();
+        let size = active.map_or(image.size(), |upper| upper.header().virtual_size);
         Self {
-            size: uppers
-                .first()
-                .map_or(image.size(), |upper| upper.header().virtual_size),
-            image,
+            size,
+            // As it will be when the uppers are layers.
+            image: image.with_size(size),
             uppers: (!uppers.is_empty()).then(|| ArcSwap::from_pointee(uppers)),
         }
     }
@@ -141,14 +142,14 @@ impl Volume {
         let mut overlay = Overlay::default();
         self.overlay(start, into.len() as u64 / SECTOR_SIZE, &mut overlay);
         if overlay.is_empty() {
-            return self.read_image(reader, start, into);
+            return Ok(reader.read(&self.image, start, into)?);
         }
         let (mut at, mut rest) = (start, into);
         for span in overlay.spans() {
             // Part of a slice's length.
             let (part, later) = rest.split_at_mut((span.sectors * SECTOR_SIZE) as usize);
             match span.content {
-                SpanContent::Lower => self.read_image(reader, at, part)?,
+                SpanContent::Lower => reader.read(&self.image, at, part)?,
                 SpanContent::Zero => part.fill(0),
                 SpanContent::Data { file, offset } => {
                     overlay.file(file).read_exact_at(part, offset)?;
@@ -157,15 +158,6 @@ impl Volume {
             (at, rest) = (Sector(at.0 + span.sectors), later);
         }
         Ok(())
-    }
-
-    /// The same from the image, which may be smaller than the disk.
-    fn read_image(&self, reader: &mut Reader, start: Sector, into: &mut [u8]) -> Result<(), Error> {
-        let there = self.image.sectors().0.saturating_sub(start.0) * SECTOR_SIZE;
-        let there = there.min(into.len() as u64) as usize;
-        let (there, beyond) = into.split_at_mut(there);
-        beyond.fill(0);
-        Ok(reader.read(&self.image, start, there)?)
     }
 
     /// Does `what` to the active upper, again if that was frozen meanwhile.

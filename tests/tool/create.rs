@@ -6,14 +6,14 @@ use ovbd_vhost::format::{tar, zfile};
 use ovbd_vhost::image::Container;
 
 /// A layer taken out of its wrappers.
-struct Bare {
-    bytes: Vec<u8>,
-    header: Header,
-    trailer: Header,
-    mappings: Vec<Mapping>,
+pub struct Bare {
+    pub bytes: Vec<u8>,
+    pub header: Header,
+    pub trailer: Header,
+    pub mappings: Vec<Mapping>,
 }
 
-fn bare(path: &Path) -> Bare {
+pub fn bare(path: &Path) -> Bare {
     let container = Container::open(path).unwrap();
     let mut bytes = vec![0; container.len() as usize];
     Reader::new().read_layer(&container, 0, &mut bytes).unwrap();

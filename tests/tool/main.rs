@@ -1,6 +1,7 @@
 //! Runs the `ovbd` image tool and looks at what it wrote and said.
 
 mod check;
+mod commit;
 #[path = "../common/content.rs"]
 #[allow(dead_code)]
 mod content;
@@ -9,6 +10,10 @@ mod export;
 #[path = "../common/golden.rs"]
 mod golden;
 mod inspect;
+mod merge;
+mod seal;
+mod trouble;
+mod writable;
 
 use std::fs::{self, File};
 use std::io::Write;

@@ -2,7 +2,7 @@
 //!
 //! A layer is taken apart by `container` (its wrappers) and `layout` (header, trailer, index), which
 //! go on after damage as long as there is anything to go by; then `blocks` reads and decodes all of
-//! it on many threads. What they find goes to the caller one by one. In the end the stack is opened
+//! it on many threads. A writable layer is looked at by `upper`. What they find goes to the caller one by one. In the end the stack is opened
 //! as the daemon opens it, so that nothing passes here that would be refused there.
 
 use std::fmt;
@@ -13,6 +13,7 @@ use indicatif::ProgressBar;
 use uuid::Uuid;
 
 use super::Error;
+use super::disk::{Files, Upper};
 use super::error::chain;
 use crate::image::spec::Stack;
 use crate::image::{self, Image};
@@ -20,6 +21,7 @@ use crate::image::{self, Image};
 mod blocks;
 mod container;
 mod layout;
+mod upper;
 
 /// Most layers that upstream opens as one image.
 const UPSTREAM_LAYERS: usize = 255;
@@ -76,20 +78,20 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// Checks all layers, and the stack they make up. `tell` gets each finding at once; if it fails,
+/// Checks all layers, the upper, and the stack they make up. `tell` gets each finding at once; if it fails,
 /// the check ends with its error.
 ///
 /// # Errors
 /// Only that of `tell`, and that no thread could be started: whatever is wrong with a layer is a
 /// finding.
 pub fn check(
-    stack: &Stack,
+    files: &Files,
     threads: NonZero<usize>,
     progress: &ProgressBar,
     tell: &mut dyn FnMut(&Finding) -> Result<(), Error>,
 ) -> Result<Outcome, Error> {
     let mut outcome = Outcome::default();
-    for path in stack.layers() {
+    for path in &files.layers {
         let mut findings = Findings {
             path: Some(path.clone()),
             broken: 0,
@@ -99,19 +101,30 @@ pub fn check(
         outcome.layers += 1;
         outcome.broken += findings.broken;
     }
+    let mut upper = None;
+    if let Some(paths) = &files.upper {
+        let mut findings = Findings {
+            path: Some(paths.data.clone()),
+            broken: 0,
+            tell,
+        };
+        upper = upper::check(paths, progress, &mut findings)?;
+        outcome.layers += 1;
+        outcome.broken += findings.broken;
+    }
     let mut findings = Findings {
         path: None,
         broken: 0,
         tell,
     };
-    if stack.layers().len() > UPSTREAM_LAYERS {
-        let count = stack.layers().len();
+    if files.layers.len() > UPSTREAM_LAYERS {
+        let count = files.layers.len();
         let what = format!("{count} layers; upstream opens at most {UPSTREAM_LAYERS}");
         findings.note(None, what)?;
     }
-    if outcome.broken == 0 {
-        match Image::open(stack) {
-            Ok(image) => check_order(&image, &mut findings)?,
+    if outcome.broken == 0 && !files.layers.is_empty() {
+        match Image::open(&Stack::new(&files.layers)) {
+            Ok(image) => check_order(&image, upper.as_ref(), &mut findings)?,
             Err(error) => findings.broken(None, &error)?,
         }
         outcome.broken += findings.broken;
@@ -140,10 +153,23 @@ fn check_layer(
 }
 
 /// Notes layers that name another parent than the layer below.
-fn check_order(image: &Image, findings: &mut Findings<'_>) -> Result<(), Error> {
+fn check_order(
+    image: &Image,
+    upper: Option<&Upper>,
+    findings: &mut Findings<'_>,
+) -> Result<(), Error> {
+    let layers = image.layers().iter();
+    let layers = layers.map(|layer| (layer.path(), layer.uuid(), layer.parent_uuid()));
+    let upper = upper.into_iter();
+    let upper = upper.map(|upper| {
+        (
+            &*upper.paths.data,
+            upper.header.uuid,
+            upper.header.parent_uuid,
+        )
+    });
     let mut below: Option<Uuid> = None;
-    for layer in image.layers() {
-        let (path, parent) = (layer.path().display(), layer.parent_uuid());
+    for (path, uuid, parent) in layers.chain(upper) {
         let found = match below {
             _ if parent.is_nil() => None,
             None => Some("nothing".to_owned()),
@@ -151,10 +177,11 @@ fn check_order(image: &Image, findings: &mut Findings<'_>) -> Result<(), Error> 
             Some(uuid) => Some(uuid.to_string()),
         };
         if let Some(found) = found {
+            let path = path.display();
             let what = format!("{path} was made upon {parent}; below it is {found}");
             findings.note(None, what)?;
         }
-        below = Some(layer.uuid());
+        below = Some(uuid);
     }
     Ok(())
 }

@@ -1,0 +1,436 @@
+//! The command line, and what it asks for.
+
+use std::fmt::Display;
+use std::num::NonZero;
+use std::path::PathBuf;
+use std::thread;
+
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use ovbd_vhost::format::lsmt::writable::Kind;
+use ovbd_vhost::format::zfile::{Algorithm, BLOCK_SIZES, BlockFormat};
+use ovbd_vhost::image::spec::{self, Config, Stack};
+use ovbd_vhost::tool::commit::Commit;
+use ovbd_vhost::tool::create::Create;
+use ovbd_vhost::tool::disk::Files;
+use ovbd_vhost::tool::merge::Merge;
+use ovbd_vhost::tool::raw_image::Input;
+use ovbd_vhost::tool::upper::CreateUpper;
+use ovbd_vhost::upper::Paths;
+use uuid::Uuid;
+
+/// Most threads that may be asked for.
+const MAX_THREADS: usize = 256;
+
+/// Makes and examines OverlayBD layers.
+#[derive(Parser)]
+#[command(name = "ovbd", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    Create(CreateArgs),
+    Inspect(InspectArgs),
+    Check(CheckArgs),
+    Export(ExportArgs),
+    #[command(subcommand)]
+    Upper(UpperCommand),
+    Commit(CommitArgs),
+    Seal(SealArgs),
+    Merge(MergeArgs),
+    Resize(ResizeArgs),
+}
+
+/// Make writable layers.
+#[derive(Subcommand)]
+pub enum UpperCommand {
+    Create(CreateUpperArgs),
+}
+
+/// Make a sealed layer from a raw disk image.
+///
+/// Zeros and holes take no space. The output appears when it is whole, in place of a file of that
+/// name, and is the same for any number of threads.
+#[derive(Args)]
+pub struct CreateArgs {
+    /// Raw image: a file, block device or named pipe; `-` for standard input
+    #[arg(long, value_name = "RAW")]
+    from: PathBuf,
+    /// Layer to be written
+    #[arg(value_name = "OUT")]
+    to: PathBuf,
+    /// Store only what differs from this stack (bottom first; a comma list, and repeatable)
+    #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
+    parent: Vec<PathBuf>,
+    #[command(flatten)]
+    format: FormatArgs,
+    /// Name of the layer [default: derived from the parent's, the message and the first MiB]
+    #[arg(long)]
+    uuid: Option<Uuid>,
+    #[command(flatten)]
+    threads: ThreadArgs,
+}
+
+/// Show what layers are made of.
+#[derive(Args)]
+pub struct InspectArgs {
+    #[command(flatten)]
+    files: FilesArgs,
+    /// Write JSON in place of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Verify every checksum, block and mapping of every layer.
+///
+/// Says on standard output what is broken and where, a line each. The exit code is 1 if anything
+/// is; notes are no damage.
+#[derive(Args)]
+pub struct CheckArgs {
+    #[command(flatten)]
+    pub files: FilesArgs,
+    #[command(flatten)]
+    pub threads: ThreadArgs,
+}
+
+/// Write the disk that layers make up as a raw image.
+///
+/// Zeros become holes. The output appears when it is whole, in place of a file of that name.
+#[derive(Args)]
+pub struct ExportArgs {
+    #[command(flatten)]
+    pub files: FilesArgs,
+    /// Raw image to be written; `-` for standard output
+    #[arg(short, long, value_name = "RAW")]
+    pub output: PathBuf,
+    #[command(flatten)]
+    pub threads: ThreadArgs,
+}
+
+/// Make an empty writable layer.
+///
+/// Its size is --size, or that of the layers it is to lie upon, the topmost of which becomes its
+/// parent.
+#[derive(Args)]
+pub struct CreateUpperArgs {
+    /// Files to be made, as data=FILE,index=FILE
+    #[arg(value_name = "FILES")]
+    upper: Paths,
+    /// Bytes of the disk, also as 512M, 10G or 1T
+    #[arg(long, value_name = "N", value_parser = size, required_unless_present_any = ["parent", "config"])]
+    size: Option<u64>,
+    /// Layers it is to lie upon (bottom first; a comma list, and repeatable)
+    #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
+    parent: Vec<PathBuf>,
+    /// An OverlayBD image config that names them
+    #[arg(long, value_name = "FILE", conflicts_with = "parent")]
+    config: Option<PathBuf>,
+    /// How it places data
+    #[arg(long = "type", value_name = "TYPE", value_enum, default_value_t = KindArg::Hybrid)]
+    kind: KindArg,
+    /// Name of the layer [default: a random one]
+    #[arg(long)]
+    uuid: Option<Uuid>,
+}
+
+/// Make a sealed layer from a writable one.
+///
+/// The writable layer stays as it is; nobody may write to it meanwhile. The output appears when it
+/// is whole, in place of a file of that name, and is the same for any number of threads.
+#[derive(Args)]
+pub struct CommitArgs {
+    #[command(flatten)]
+    upper: UpperArgs,
+    /// Layer to be written
+    #[arg(short, long, value_name = "LAYER")]
+    output: PathBuf,
+    #[command(flatten)]
+    format: FormatArgs,
+    /// Name of the layer [default: the upper's]
+    #[arg(long)]
+    uuid: Option<Uuid>,
+    /// Name of the layer below [default: as the upper says]
+    #[arg(long, value_name = "UUID")]
+    parent_uuid: Option<Uuid>,
+    #[command(flatten)]
+    threads: ThreadArgs,
+}
+
+/// Make a writable layer a sealed one, in place.
+///
+/// The data file becomes a layer, uncompressed; index and journal are removed. Nothing is copied.
+/// Cut short, the layer is as it was, or sealed; doing it again does the rest.
+#[derive(Args)]
+pub struct SealArgs {
+    #[command(flatten)]
+    pub upper: UpperArgs,
+}
+
+/// Make one sealed layer from several, and from a writable one above them.
+///
+/// It can take their place in any stack. The output appears when it is whole, in place of a file of
+/// that name, and is the same for any number of threads.
+#[derive(Args)]
+pub struct MergeArgs {
+    #[command(flatten)]
+    files: FilesArgs,
+    /// Layer to be written
+    #[arg(short, long, value_name = "LAYER")]
+    output: PathBuf,
+    #[command(flatten)]
+    format: FormatArgs,
+    /// Name of the layer [default: derived from those of the layers and the message]
+    #[arg(long)]
+    uuid: Option<Uuid>,
+    #[command(flatten)]
+    threads: ThreadArgs,
+}
+
+/// Change the size of a writable layer's disk.
+#[derive(Args)]
+pub struct ResizeArgs {
+    #[command(flatten)]
+    pub upper: UpperArgs,
+    /// Bytes of the disk, also as 512M, 10G or 1T
+    #[arg(value_name = "SIZE", value_parser = size)]
+    pub size: u64,
+    /// Drop data beyond a smaller size
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// A writable layer.
+#[derive(Args)]
+pub struct UpperArgs {
+    /// The writable layer, as data=FILE,index=FILE
+    #[arg(long, value_name = "FILES")]
+    pub upper: Paths,
+}
+
+/// The layers to look at.
+#[derive(Args)]
+pub struct FilesArgs {
+    /// Layers, bottom first: a comma list, and repeatable
+    #[arg(
+        value_name = "LAYERS",
+        value_delimiter = ',',
+        required_unless_present_any = ["config", "upper"]
+    )]
+    layers: Vec<PathBuf>,
+    /// An OverlayBD image config (config.v1.json) in place of a list
+    #[arg(long, value_name = "FILE", conflicts_with = "layers")]
+    config: Option<PathBuf>,
+    /// A writable layer above them, as data=FILE,index=FILE
+    #[arg(long, value_name = "FILES")]
+    upper: Option<Paths>,
+}
+
+/// How a layer is stored.
+#[derive(Args)]
+struct FormatArgs {
+    /// Compression
+    #[arg(long, value_enum, default_value_t = Compression::Lz4)]
+    algorithm: Compression,
+    /// Bytes compressed at a time, a power of two from 4096 to 65536 (or 4K to 64K) [default: 4096]
+    #[arg(long, value_name = "N", value_parser = block_size)]
+    block_size: Option<u32>,
+    /// Store no checksums after the compressed blocks
+    #[arg(long)]
+    no_checksum: bool,
+    /// Wrap the layer in a tar file, as registries carry it
+    #[arg(long)]
+    tar: bool,
+    /// Commit message, at most 256 bytes
+    #[arg(long, default_value = "", hide_default_value = true, value_parser = message)]
+    message: String,
+}
+
+/// How much of the machine to use.
+#[derive(Args)]
+pub struct ThreadArgs {
+    /// Threads at work [default: one per core]
+    #[arg(long, value_name = "N", value_parser = threads)]
+    threads: Option<NonZero<usize>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Compression {
+    Lz4,
+    Zstd,
+    None,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum KindArg {
+    Append,
+    Sparse,
+    Hybrid,
+}
+
+fn block_size(text: &str) -> Result<u32, String> {
+    let size = size(text).ok().and_then(|size| u32::try_from(size).ok());
+    size.filter(|size| size.is_power_of_two() && BLOCK_SIZES.contains(size))
+        .ok_or_else(|| "expected a power of two from 4096 to 65536".to_owned())
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    let units = [('k', 10), ('m', 20), ('g', 30), ('t', 40)];
+    let unit = text
+        .chars()
+        .next_back()
+        .map(|unit| unit.to_ascii_lowercase());
+    let unit = units.iter().find(|(name, _)| unit == Some(*name));
+    let (number, shift) = match unit {
+        Some((_, shift)) => (&text[..text.len() - 1], *shift),
+        None => (text, 0),
+    };
+    let number = number.parse().ok();
+    number
+        .and_then(|number: u64| number.checked_mul(1 << shift))
+        .ok_or_else(|| "expected a number of bytes, or one with K, M, G or T".to_owned())
+}
+
+fn message(text: &str) -> Result<String, String> {
+    match text.len() {
+        0..=256 => Ok(text.to_owned()),
+        len => Err(format!("{len} bytes; expected at most 256")),
+    }
+}
+
+fn threads(text: &str) -> Result<NonZero<usize>, String> {
+    let number = text
+        .parse()
+        .ok()
+        .filter(|n: &NonZero<usize>| n.get() <= MAX_THREADS);
+    number.ok_or_else(|| format!("expected a number from 1 to {MAX_THREADS}"))
+}
+
+fn conflict(what: impl Display) -> clap::Error {
+    Cli::command().error(ErrorKind::ArgumentConflict, what)
+}
+
+impl ThreadArgs {
+    pub fn count(&self) -> NonZero<usize> {
+        let cores = || thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN);
+        self.threads.unwrap_or_else(cores)
+    }
+}
+
+impl FilesArgs {
+    pub fn files(self) -> Result<Files, Box<dyn std::error::Error>> {
+        let Some(path) = self.config else {
+            return Ok(Files {
+                layers: self.layers,
+                upper: self.upper,
+            });
+        };
+        let (stack, upper) = Config::load(&path)?.stack_and_upper()?;
+        if upper.is_some() && self.upper.is_some() {
+            return Err(conflict("the config names an upper: leave out --upper").into());
+        }
+        Ok(Files {
+            layers: stack.layers().to_vec(),
+            upper: self
+                .upper
+                .or(upper.map(|(data, index)| Paths { data, index })),
+        })
+    }
+}
+
+impl FormatArgs {
+    fn blocks(&self) -> Result<Option<BlockFormat>, clap::Error> {
+        let algorithm = match self.algorithm {
+            Compression::Lz4 => Algorithm::Lz4,
+            Compression::Zstd => Algorithm::Zstd,
+            Compression::None if self.block_size.is_some() || self.no_checksum => {
+                return Err(conflict(
+                    "--algorithm none has no blocks: leave out --block-size and --no-checksum",
+                ));
+            }
+            Compression::None => return Ok(None),
+        };
+        Ok(Some(BlockFormat {
+            algorithm,
+            block_size: self.block_size.unwrap_or(*BLOCK_SIZES.start()),
+            checksum: !self.no_checksum,
+            dictionary_len: 0,
+        }))
+    }
+}
+
+impl CreateArgs {
+    pub fn task(self) -> Result<Create, clap::Error> {
+        let from = match self.from.as_os_str() == "-" {
+            true => Input::Stdin,
+            false => Input::Path(self.from),
+        };
+        Ok(Create {
+            from,
+            to: self.to,
+            parent: (!self.parent.is_empty()).then(|| Stack::new(self.parent)),
+            blocks: self.format.blocks()?,
+            tar: self.format.tar,
+            uuid: self.uuid,
+            message: self.format.message,
+            threads: self.threads.count(),
+        })
+    }
+}
+
+impl InspectArgs {
+    pub fn files(self) -> Result<Files, Box<dyn std::error::Error>> {
+        self.files.files()
+    }
+}
+
+impl CreateUpperArgs {
+    pub fn task(self) -> Result<CreateUpper, spec::Error> {
+        let layers = match self.config {
+            Some(path) => Config::load(&path)?.stack()?.layers().to_vec(),
+            None => self.parent,
+        };
+        Ok(CreateUpper {
+            paths: self.upper,
+            kind: match self.kind {
+                KindArg::Append => Kind::Append,
+                KindArg::Sparse => Kind::Sparse,
+                KindArg::Hybrid => Kind::Hybrid,
+            },
+            layers,
+            size: self.size,
+            uuid: self.uuid,
+        })
+    }
+}
+
+impl CommitArgs {
+    pub fn task(self) -> Result<Commit, clap::Error> {
+        Ok(Commit {
+            upper: self.upper.upper,
+            to: self.output,
+            blocks: self.format.blocks()?,
+            tar: self.format.tar,
+            uuid: self.uuid,
+            parent_uuid: self.parent_uuid,
+            message: self.format.message,
+            threads: self.threads.count(),
+        })
+    }
+}
+
+impl MergeArgs {
+    pub fn task(self) -> Result<Merge, Box<dyn std::error::Error>> {
+        Ok(Merge {
+            blocks: self.format.blocks()?,
+            files: self.files.files()?,
+            to: self.output,
+            tar: self.format.tar,
+            uuid: self.uuid,
+            message: self.format.message,
+            threads: self.threads.count(),
+        })
+    }
+}

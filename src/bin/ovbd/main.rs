@@ -1,0 +1,126 @@
+//! The `ovbd` image tool: runs what the command line ([`args`]) asks for.
+
+mod args;
+
+use std::error::Error;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use args::{Cli, Command, UpperCommand};
+use clap::Parser;
+use clap::error::ErrorKind;
+use ovbd_vhost::tool::check::{Finding, check};
+use ovbd_vhost::tool::commit::commit;
+use ovbd_vhost::tool::create::create;
+use ovbd_vhost::tool::inspect::inspect;
+use ovbd_vhost::tool::merge::merge;
+use ovbd_vhost::tool::seal::{Sealed, seal};
+use ovbd_vhost::tool::{self, chain, export, progress, upper};
+use ovbd_vhost::upper::resize;
+
+/// Exit code for a command line that makes no sense.
+const WRONG_USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    let result = Cli::try_parse().map_err(Into::into).and_then(run);
+    let error = match result {
+        Ok(code) => return code,
+        Err(error) => error,
+    };
+    match error.downcast_ref() {
+        Some(usage) => wrong_usage(usage),
+        None => {
+            say(&chain(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
+    match cli.command {
+        Command::Create(args) => {
+            create(&args.task()?, &progress::bar("creating"))?;
+        }
+        Command::Inspect(args) => {
+            let json = args.json;
+            let inspection = inspect(&args.files()?)?;
+            let text = match json {
+                true => serde_json::to_string_pretty(&inspection)? + "\n",
+                false => inspection.to_string(),
+            };
+            print(&text)?;
+        }
+        Command::Check(args) => {
+            let bar = progress::bar("checking");
+            let mut tell = |finding: &Finding| bar.suspend(|| print(&format!("{finding}\n")));
+            let files = args.files.files()?;
+            let outcome = check(&files, args.threads.count(), &bar, &mut tell)?;
+            print(&format!("{outcome}\n"))?;
+            if outcome.broken > 0 {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Command::Export(args) => {
+            let to = match args.output.as_os_str() == "-" {
+                true => export::Output::Stdout,
+                false => export::Output::Path(args.output),
+            };
+            let threads = args.threads.count();
+            let files = args.files.files()?;
+            export::export(&files, &to, threads, &progress::bar("exporting"))?;
+        }
+        Command::Upper(UpperCommand::Create(args)) => upper::create(&args.task()?)?,
+        Command::Commit(args) => {
+            commit(&args.task()?, &progress::bar("committing"))?;
+        }
+        Command::Seal(args) => {
+            if seal(&args.upper.upper)? == Sealed::Before {
+                print("it was sealed already\n")?;
+            }
+        }
+        Command::Merge(args) => {
+            merge(&args.task()?, &progress::bar("merging"))?;
+        }
+        Command::Resize(args) => {
+            resize(&args.upper.upper, args.size, args.force)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes a result. A reader who has seen enough is no error.
+fn print(text: &str) -> Result<(), tool::Error> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(tool::Error::Stdout(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Shows the help that was asked for, or says on one line what is wrong with the arguments.
+fn wrong_usage(error: &clap::Error) -> ExitCode {
+    let is_help = match error.kind() {
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => true,
+        _ => !error.use_stderr(),
+    };
+    if is_help {
+        // Nobody is there to be told that this failed.
+        let _ = error.print();
+    } else {
+        let text = error.to_string();
+        let text = text.trim_start_matches("error: ");
+        let end = text.find("\n\nUsage:").unwrap_or(text.len());
+        let end = text[..end].find("\n\nFor more").unwrap_or(end);
+        let words: Vec<_> = text[..end].split_whitespace().collect();
+        say(&format!("{}; see ovbd --help", words.join(" ")));
+    }
+    match error.use_stderr() {
+        true => ExitCode::from(WRONG_USAGE),
+        false => ExitCode::SUCCESS,
+    }
+}
+
+fn say(line: &str) {
+    // Nobody is there to be told that this failed.
+    let _ = writeln!(io::stderr(), "ovbd: {line}");
+}

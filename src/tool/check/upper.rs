@@ -1,0 +1,82 @@
+//! The writable layer: its index and journal, and whether all data they point at can be read.
+
+use indicatif::ProgressBar;
+
+use super::super::Error;
+use super::super::disk::Upper;
+use super::super::unit::CHUNK;
+use super::Findings;
+use crate::format::lsmt::writable::Kind;
+use crate::units::SECTOR_SIZE;
+use crate::upper::Paths;
+use crate::upper::map::{ExtentMap, Place};
+
+/// Tells what is wrong with a writable layer. `None`: it cannot be opened.
+pub(super) fn check(
+    paths: &Paths,
+    progress: &ProgressBar,
+    findings: &mut Findings<'_>,
+) -> Result<Option<Upper>, Error> {
+    let upper = match Upper::open(paths, ExtentMap::new()) {
+        Ok(upper) => upper,
+        Err(error) => {
+            findings.broken(None, &error)?;
+            return Ok(None);
+        }
+    };
+    if upper.index_is_stale {
+        let what = match upper.kind {
+            Kind::Sparse if upper.log_entries == 0 => {
+                "no index: the holes of the file tell what it holds, in whole blocks of its file \
+                 system"
+            }
+            _ => "the index has torn entries, or such without data: they were never durable",
+        };
+        findings.note(None, what.to_owned())?;
+    }
+    if upper.journal > 0 {
+        let count = upper.journal;
+        let what =
+            format!("{count} mappings in the journal: it was not closed, and counts in full");
+        findings.note(None, what)?;
+    }
+    let size = upper.header.virtual_size;
+    let end = size.div_ceil(SECTOR_SIZE);
+    let beyond = upper.map.iter().filter(|extent| extent.end() > end);
+    match beyond.count() {
+        0 => {}
+        _ if size == 0 => {}
+        count => {
+            let what = format!("{count} extents reach beyond the disk of this layer");
+            findings.note(None, what)?;
+        }
+    }
+    read_all(&upper, progress, findings)?;
+    Ok(Some(upper))
+}
+
+/// Reads all data that counts. Without checksums, that it can be read is all there is to see.
+fn read_all(
+    upper: &Upper,
+    progress: &ProgressBar,
+    findings: &mut Findings<'_>,
+) -> Result<(), Error> {
+    progress.set_length(upper.data_len());
+    progress.set_position(0);
+    let mut buffer = vec![0; CHUNK];
+    for extent in upper.map.iter() {
+        let Place::Data(first) = extent.place else {
+            continue;
+        };
+        let most = CHUNK as u64 / SECTOR_SIZE;
+        for done in (0..extent.len).step_by(most as usize) {
+            let sectors = (extent.len - done).min(most);
+            let part = &mut buffer[..(sectors * SECTOR_SIZE) as usize];
+            if let Err(error) = upper.read(first + done, part) {
+                findings.broken(Some((first + done) * SECTOR_SIZE), &error)?;
+            }
+            progress.inc(sectors * SECTOR_SIZE);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,347 @@
+//! What the tools read: a stack of layers, a writable layer above it, or both.
+
+use std::fs::{self, Metadata};
+use std::iter;
+use std::path::PathBuf;
+
+use super::Error;
+use crate::format::lsmt::writable::Kind;
+use crate::format::lsmt::{Header, MAX_SECTORS};
+use crate::image::Image;
+use crate::image::reader::Reader;
+use crate::image::segment;
+use crate::image::spec::Stack;
+use crate::source::Blob;
+use crate::units::{ByteOffset, SECTOR_SIZE, Sector};
+use crate::upper::Paths;
+use crate::upper::load::{Access, Loaded, load};
+use crate::upper::map::{ExtentMap, Place};
+
+/// The files of a disk. At least one of the two is there.
+#[derive(Clone, Debug)]
+pub struct Files {
+    /// The sealed layers, bottom first; possibly none under an upper.
+    pub layers: Vec<PathBuf>,
+    /// The writable layer above them.
+    pub upper: Option<Paths>,
+}
+
+/// A disk, open to be read. Shared by all threads.
+#[derive(Debug)]
+pub struct Disk {
+    image: Option<Image>,
+    upper: Option<Upper>,
+    size: u64,
+}
+
+/// A writable layer that nobody writes to meanwhile.
+#[derive(Debug)]
+pub struct Upper {
+    /// Its files.
+    pub paths: Paths,
+    /// What its data file says about it.
+    pub header: Header,
+    /// How it places data.
+    pub kind: Kind,
+    /// Where the data of which sectors is.
+    pub map: ExtentMap,
+    /// Mappings that were never made durable, which are part of the map.
+    pub journal: usize,
+    /// Entries of the index file.
+    pub log_entries: u64,
+    /// Whether the index file does not say what the map says.
+    pub index_is_stale: bool,
+    blob: Blob,
+}
+
+impl Upper {
+    /// Opens a writable layer and reads its map into `map`, an empty one.
+    ///
+    /// # Errors
+    /// It cannot be read, or somebody else writes to it.
+    pub fn open(paths: &Paths, map: ExtentMap) -> Result<Self, Error> {
+        let Loaded {
+            data,
+            log,
+            header,
+            kind,
+            map,
+            journal,
+            index_is_stale,
+        } = load(paths, Access::Read, map)?;
+        let blob = Blob::changing(&paths.data, data).map_err(crate::upper::Error::from)?;
+        Ok(Self {
+            paths: paths.clone(),
+            header,
+            kind,
+            map,
+            journal: journal.len(),
+            log_entries: log.entries(),
+            index_is_stale,
+            blob,
+        })
+    }
+
+    /// Bytes of its data file.
+    pub fn data_len(&self) -> u64 {
+        self.blob.len()
+    }
+
+    /// Fills `into` with what the data file holds from its sector `from` on.
+    ///
+    /// # Errors
+    /// It cannot be read, or ends before.
+    pub fn read(&self, from: u64, into: &mut [u8]) -> Result<(), Error> {
+        let offset = from * SECTOR_SIZE;
+        let there = self.blob.len().saturating_sub(offset);
+        let missing = (into.len() as u64).saturating_sub(there);
+        // A sparse file of a disk whose last sector is partial ends inside that.
+        let part = match missing < SECTOR_SIZE {
+            true => into.len() - missing as usize,
+            false => into.len(),
+        };
+        let (part, rest) = into.split_at_mut(part);
+        rest.fill(0);
+        let read = self.blob.read_exact_at(part, offset);
+        Ok(read.map_err(crate::upper::Error::from)?)
+    }
+}
+
+/// Sectors of a disk that one layer makes up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// First sector.
+    pub start: u64,
+    /// First sector after it.
+    pub end: u64,
+    /// Where they are.
+    pub content: Content,
+}
+
+/// Where the content of a piece is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// It reads as zeros.
+    Zeroed,
+    /// In the layer with this number, counted from the bottom.
+    Layer(u16),
+    /// In the upper.
+    Upper,
+}
+
+impl Disk {
+    /// Opens the files of a disk.
+    ///
+    /// # Errors
+    /// One of them cannot be opened, or somebody writes to the upper.
+    pub fn open(files: &Files) -> Result<Self, Error> {
+        let upper = files.upper.as_ref();
+        let upper = upper.map(|paths| Upper::open(paths, ExtentMap::new()));
+        let upper = upper.transpose()?;
+        let image = match files.layers.is_empty() && upper.is_some() {
+            true => None,
+            false => Some(Image::open(&Stack::new(&files.layers))?),
+        };
+        Ok(Self::of(image, upper))
+    }
+
+    /// The disk of a layer and an upper that are open.
+    pub fn of(image: Option<Image>, upper: Option<Upper>) -> Self {
+        let said = upper.as_ref().map_or(0, |upper| upper.header.virtual_size);
+        let size = match said {
+            0 => image.as_ref().map_or(0, Image::size),
+            size => size,
+        };
+        // What is beyond this disk may be on one that a layer above makes larger.
+        let image = image.map(|image| image.with_size(MAX_SECTORS * SECTOR_SIZE));
+        Self { image, upper, size }
+    }
+
+    /// The layers below the upper.
+    pub fn image(&self) -> Option<&Image> {
+        self.image.as_ref()
+    }
+
+    /// The writable layer.
+    pub fn upper(&self) -> Option<&Upper> {
+        self.upper.as_ref()
+    }
+
+    /// Size of the disk in bytes; 0 if an upper without layers below does not say it.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The files it is made of, as far as they can be looked at.
+    pub fn inputs(&self) -> impl Iterator<Item = Metadata> + '_ {
+        let layers = self.image.iter().flat_map(Image::layers);
+        let layers = layers.map(|layer| layer.path());
+        let upper = self.upper.iter();
+        let upper = upper.flat_map(|upper| [&*upper.paths.data, &*upper.paths.index]);
+        layers
+            .chain(upper)
+            .filter_map(|path| fs::metadata(path).ok())
+    }
+
+    /// The first byte from `start` on and before `end` at which there may be other than zeros.
+    pub fn data_from(&self, start: u64, end: u64) -> Option<u64> {
+        let image = self.image.as_ref();
+        let below = image.and_then(|image| super::unit::data_from(image, start, end));
+        let sectors = start / SECTOR_SIZE..ByteOffset(end).sectors_up().0;
+        let within = self.upper.iter();
+        let mut within = within.flat_map(|upper| upper.map.within(sectors.clone()));
+        let above = within.find(|extent| extent.place != Place::Zero);
+        let above = above.map(|extent| (extent.start * SECTOR_SIZE).max(start));
+        [below, above].into_iter().flatten().min()
+    }
+
+    /// Fills `into`, whole sectors, with what the layers hold from sector `start` on, even beyond
+    /// the disk.
+    ///
+    /// # Errors
+    /// Something cannot be read or unpacked.
+    pub fn read(&self, reader: &mut Reader, start: u64, into: &mut [u8]) -> Result<(), Error> {
+        let (mut at, mut rest) = (start, into);
+        let end = start + rest.len() as u64 / SECTOR_SIZE;
+        if let Some(upper) = &self.upper {
+            let mut extents = upper.map.within(start..end).peekable();
+            while let Some(extent) = extents.next() {
+                let mut len = extent.len;
+                // Pieces that go on in the file are read at once.
+                while let Some(next) = extents.next_if(|next| {
+                    next.start == extent.start + len && next.place == extent.place.moved(len)
+                }) {
+                    len += next.len;
+                }
+                // Parts of a slice's length.
+                let below = ((extent.start - at) * SECTOR_SIZE) as usize;
+                let (part, later) = rest.split_at_mut(below);
+                self.read_image(reader, at, part)?;
+                let (part, later) = later.split_at_mut((len * SECTOR_SIZE) as usize);
+                match extent.place {
+                    Place::Zero => part.fill(0),
+                    Place::Data(from) => upper.read(from, part)?,
+                }
+                (at, rest) = (extent.start + len, later);
+            }
+        }
+        self.read_image(reader, at, rest)
+    }
+
+    /// The same from the layers below the upper.
+    fn read_image(&self, reader: &mut Reader, start: u64, into: &mut [u8]) -> Result<(), Error> {
+        match &self.image {
+            Some(image) => reader.read(image, Sector(start), into)?,
+            None => into.fill(0),
+        }
+        Ok(())
+    }
+
+    /// The pieces that make up the disk, in order; what no layer says anything about is left out.
+    pub fn pieces(&self) -> impl Iterator<Item = Piece> + '_ {
+        let end = match self.size {
+            0 => MAX_SECTORS,
+            size => ByteOffset(size).sectors_up().0,
+        };
+        let inside = self.all_pieces().take_while(move |piece| piece.start < end);
+        inside.map(move |piece| Piece {
+            end: piece.end.min(end),
+            ..piece
+        })
+    }
+
+    /// The same, and what lies beyond the disk.
+    pub fn all_pieces(&self) -> impl Iterator<Item = Piece> + '_ {
+        let image = self.image.as_ref();
+        let unders = image.into_iter().flat_map(|image| image.index().iter());
+        let unders = unders.map(|segment| Piece {
+            start: segment.start(),
+            end: segment.end(),
+            content: match segment.content() {
+                segment::Content::Zeroed => Content::Zeroed,
+                segment::Content::Data { layer, .. } => Content::Layer(layer),
+            },
+        });
+        let overs = self.upper.iter().flat_map(|upper| upper.map.iter());
+        let overs = overs.map(|extent| Piece {
+            start: extent.start,
+            end: extent.end(),
+            content: match extent.place {
+                Place::Zero => Content::Zeroed,
+                Place::Data(_) => Content::Upper,
+            },
+        });
+        overlaid(unders, overs)
+    }
+}
+
+/// Lays pieces over others: where both have one, that of `overs` counts.
+fn overlaid(
+    unders: impl Iterator<Item = Piece>,
+    overs: impl Iterator<Item = Piece>,
+) -> impl Iterator<Item = Piece> {
+    let (mut unders, mut overs) = (unders.peekable(), overs.peekable());
+    let mut settled = 0;
+    iter::from_fn(move || {
+        while unders.next_if(|under| under.end <= settled).is_some() {}
+        let Some(under) = unders.peek() else {
+            return overs.next();
+        };
+        let start = under.start.max(settled);
+        if let Some(over) = overs.next_if(|over| over.start <= start) {
+            settled = over.end;
+            return Some(over);
+        }
+        let next = overs.peek().map_or(u64::MAX, |over| over.start);
+        settled = under.end.min(next);
+        Some(Piece {
+            start,
+            end: settled,
+            content: under.content,
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn pieces(lens: &[(u64, u64)], content: Content) -> Vec<Piece> {
+        let mut at = 0;
+        let piece = |(gap, len): &(u64, u64)| {
+            let start = at + gap;
+            at = start + len;
+            Piece {
+                start,
+                end: at,
+                content,
+            }
+        };
+        lens.iter().map(piece).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn overs_hide_unders(
+            unders in prop::collection::vec((0..5u64, 1..9u64), 0..20),
+            overs in prop::collection::vec((0..5u64, 1..9u64), 0..20),
+        ) {
+            let unders = pieces(&unders, Content::Layer(0));
+            let overs = pieces(&overs, Content::Upper);
+            let mut model = vec![None; 400];
+            for piece in unders.iter().chain(&overs) {
+                model[piece.start as usize..piece.end as usize].fill(Some(piece.content));
+            }
+            let mut found = vec![None; 400];
+            let mut last = 0;
+            for piece in overlaid(unders.into_iter(), overs.into_iter()) {
+                prop_assert!(piece.start >= last && piece.end > piece.start);
+                last = piece.end;
+                found[piece.start as usize..piece.end as usize].fill(Some(piece.content));
+            }
+            prop_assert_eq!(found, model);
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! `ovbd seal`: a writable layer becomes a sealed one, in place.
+
+use super::Error;
+use crate::upper::load::{Access, Loaded, load};
+use crate::upper::map::ExtentMap;
+use crate::upper::{self, Paths, seal};
+
+/// What sealing came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sealed {
+    /// The layer is sealed now.
+    Now,
+    /// It was already. What a run before this one did not come to is done.
+    Before,
+}
+
+/// Seals the data file and removes the files that belong to it. Killed at any moment, the layer is
+/// as it was, or sealed; doing it again does the rest.
+///
+/// # Errors
+/// A file cannot be read or written, or somebody else has the layer open.
+pub fn seal(paths: &Paths) -> Result<Sealed, Error> {
+    let sealed = match load(paths, Access::Write, ExtentMap::new()) {
+        Ok(Loaded {
+            data,
+            header,
+            kind,
+            map,
+            ..
+        }) => {
+            seal::seal(&data, &paths.data, &header, kind, &map)?;
+            Sealed::Now
+        }
+        Err(upper::Error::Sealed { .. }) => Sealed::Before,
+        Err(error) => return Err(error.into()),
+    };
+    seal::remove_index(paths)?;
+    Ok(sealed)
+}

@@ -1,0 +1,50 @@
+//! `ovbd upper create`: the files of an empty writable layer.
+
+use std::path::PathBuf;
+
+use uuid::Uuid;
+
+use super::Error;
+use crate::format::lsmt::Header;
+use crate::format::lsmt::writable::Kind;
+use crate::image::Image;
+use crate::image::spec::Stack;
+use crate::upper::{self, Paths};
+
+/// What to make.
+#[derive(Clone, Debug)]
+pub struct CreateUpper {
+    /// The files, which must not be there yet.
+    pub paths: Paths,
+    /// How data is placed.
+    pub kind: Kind,
+    /// The layers it is to lie upon, bottom first; possibly none.
+    pub layers: Vec<PathBuf>,
+    /// Size of the disk in bytes; `None`: that of the layers.
+    pub size: Option<u64>,
+    /// Name of the layer; `None`: a random one.
+    pub uuid: Option<Uuid>,
+}
+
+/// Makes an empty writable layer, whose parent is the topmost of the layers.
+///
+/// # Errors
+/// The layers cannot be opened, a file exists or cannot be written, or the size is impossible.
+pub fn create(task: &CreateUpper) -> Result<(), Error> {
+    let image = match task.layers.is_empty() && task.size.is_some() {
+        true => None,
+        false => Some(Image::open(&Stack::new(&task.layers))?),
+    };
+    let image = image.as_ref();
+    let size = image.map_or(0, Image::size);
+    let top = image.and_then(|image| image.layers().last());
+    let header = Header {
+        index_offset: 0,
+        index_entries: 0,
+        virtual_size: task.size.unwrap_or(size),
+        uuid: task.uuid.unwrap_or_else(Uuid::new_v4),
+        parent_uuid: top.map_or(Uuid::nil(), |top| top.uuid()),
+        message: Vec::new(),
+    };
+    Ok(upper::create(&task.paths, task.kind, &header)?)
+}

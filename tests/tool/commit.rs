@@ -1,0 +1,236 @@
+//! `ovbd commit`: what it makes of writable layers.
+
+use super::create::{Bare, bare};
+use super::writable::*;
+use super::*;
+use ovbd_vhost::format::lsmt::writable::Kind;
+
+const PAIR: [&str; 4] = [
+    "--uuid",
+    "11111111-2222-3333-4444-555555555555",
+    "--message",
+    "golden pair",
+];
+
+/// As upstream commits the same upper: raw byte for byte, the rest but for the codecs' bytes.
+#[test]
+fn golden_pairs() {
+    let dir = tempfile::tempdir().unwrap();
+    golden::copy_upper(&golden::find("10-upper-append"), dir.path());
+    let upper = ["commit", "--upper", "data=upper.data,index=upper.index"];
+    for (name, args) in [
+        ("raw.obd", &["--algorithm", "none"][..]),
+        ("lz4.obd", &[]),
+        ("zstd.obd", &["--algorithm", "zstd"]),
+        ("lz4.tar", &["--tar"]),
+    ] {
+        let args = [&upper[..], &["-o", name], args, &PAIR].concat();
+        succeed(&dir, &args, b"");
+        let expected = golden::path(&format!("commit-pairs/{name}"));
+        let found = dir.path().join(name);
+        assert!(bare(&found).bytes == bare(&expected).bytes, "{name}");
+        let (found, expected) = (fs::read(found).unwrap(), fs::read(expected).unwrap());
+        match name {
+            "raw.obd" => assert!(found == expected),
+            "lz4.tar" => {
+                // The name of the payload's length is that of its digits.
+                let known = |bytes: &[u8]| [&bytes[..512], &bytes[1024..1536]].concat();
+                assert!(known(&found) == known(&expected));
+                assert_eq!(
+                    zfile_fields(&found[1536..]),
+                    zfile_fields(&expected[1536..])
+                );
+            }
+            _ => assert_eq!(zfile_fields(&found), zfile_fields(&expected), "{name}"),
+        }
+    }
+}
+
+/// What a ZFile's header says, but for what follows from the length of compressed blocks.
+fn zfile_fields(bytes: &[u8]) -> Vec<Vec<u8>> {
+    [0..28, 32..40, 48..64, 68..512]
+        .map(|range| bytes[range].to_vec())
+        .to_vec()
+}
+
+#[test]
+fn golden_uppers_of_all_kinds() {
+    for name in [
+        "10-upper-append",
+        "10b-upper-sparse",
+        "10d-upper-sparse-discard",
+        "10h-upper-empty",
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let case = golden::find(name);
+        golden::copy_upper(&case, dir.path());
+        let upper = "data=upper.data,index=upper.index";
+        succeed(&dir, &["commit", "--upper", upper, "-o", "top"], b"");
+        let mut layers: Vec<_> = case
+            .layers
+            .iter()
+            .map(|path| path.to_str().unwrap())
+            .collect();
+        succeed(
+            &dir,
+            &[&["merge", "-o", "merged", "--upper", upper], &layers[..]].concat(),
+            b"",
+        );
+        for args in [
+            [&["export", "-o", "raw", "--upper", upper], &layers[..]].concat(),
+            {
+                layers.push("top");
+                [&["export", "-o", "raw"], &layers[..]].concat()
+            },
+            vec!["export", "-o", "raw", "merged"],
+        ] {
+            succeed(&dir, &args, b"");
+            let raw = fs::read(dir.path().join("raw")).unwrap();
+            assert_eq!(export::sha256(&raw), case.sha256, "{name} {args:?}");
+        }
+    }
+}
+
+/// Whatever was written, by a process that was killed too: the layer upon the lower one reads as
+/// the upper did, and so do both merged, and the upper sealed.
+#[test]
+fn all_ways_to_a_layer_read_the_same() {
+    for (kind, seed) in KINDS
+        .into_iter()
+        .flat_map(|kind| (0..8).map(move |seed| (kind, seed)))
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let mut random = Random::new(seed);
+        let len = [1 << 20, 20 << 20, (5 << 20) + 512 * 7][seed as usize % 3];
+        let mut disk = lower(&dir, seed, len);
+        let paths = paths(&dir);
+        write_at_random(&paths, kind, &mut random, &mut disk);
+        let before = [&paths.data, &paths.index].map(|path| fs::read(path).unwrap());
+        for (number, args) in [
+            &["--algorithm", "none"][..],
+            &["--threads", "1"],
+            &["--threads", "5", "--block-size", "16K"],
+            &["--algorithm", "zstd", "--tar"],
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            succeed(
+                &dir,
+                &[&["commit", "--upper", UPPER, "-o", "top"], args].concat(),
+                b"",
+            );
+            assert_reads(&dir, &["lower", "top"], &disk);
+            let merge = ["merge", "lower", "--upper", UPPER, "-o", "merged"];
+            succeed(&dir, &[&merge[..], args].concat(), b"");
+            assert_reads(&dir, &["merged"], &disk);
+            let Bare {
+                header,
+                trailer,
+                bytes,
+                ..
+            } = bare(&dir.path().join("top"));
+            assert_eq!(
+                (header.uuid, header.parent_uuid),
+                (trailer.uuid, trailer.parent_uuid)
+            );
+            assert_eq!(header.uuid.as_u128(), 0x77);
+            assert_eq!(header.parent_uuid.as_u128(), 0x66);
+            assert_eq!(header.virtual_size, len as u64);
+            if number > 0 {
+                assert!(bytes == bare(&dir.path().join("plain")).bytes, "{args:?}");
+            } else {
+                fs::copy(dir.path().join("top"), dir.path().join("plain")).unwrap();
+            }
+        }
+        let stdout = succeed(&dir, &["export", "lower", "--upper", UPPER, "-o", "-"], b"");
+        assert_eq!(difference(&stdout, &disk), None);
+        succeed(
+            &dir,
+            &["check", "lower", "plain", "merged", "--upper", UPPER],
+            b"",
+        );
+        let after = [&paths.data, &paths.index].map(|path| fs::read(path).unwrap());
+        assert!(before == after, "reading changes nothing");
+
+        succeed(&dir, &["seal", "--upper", UPPER], b"");
+        assert_reads(&dir, &["lower", "u.data"], &disk);
+        assert_eq!(names(&dir), ["lower", "merged", "plain", "top", "u.data"]);
+        succeed(&dir, &["check", "lower", "u.data"], b"");
+    }
+}
+
+#[test]
+fn neighbours_of_one_piece_are_joined_as_they_arrived() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths = paths(&dir);
+    ovbd_vhost::upper::create(&paths, Kind::Append, &header(64 << 20)).unwrap();
+    let upper = open_upper(&paths);
+    // 8000 + 8000 fit one mapping, a third does not, and 8000 + 382 fill one up.
+    for (start, sectors) in [
+        (0, 8000),
+        (8000, 8000),
+        (16000, 8000),
+        (24000, 382),
+        (24382, 8000),
+    ] {
+        write(&upper, start, &mut tagged(sectors * 512, start));
+    }
+    close(upper);
+    succeed(&dir, &["commit", "--upper", UPPER, "-o", "top"], b"");
+    let lengths = bare(&dir.path().join("top")).mappings;
+    let lengths: Vec<_> = lengths.iter().map(|mapping| mapping.length()).collect();
+    assert_eq!(lengths, [16000, 16382]);
+}
+
+#[test]
+fn what_is_in_use_or_wrong_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths = paths(&dir);
+    ovbd_vhost::upper::create(&paths, Kind::Hybrid, &header(1 << 20)).unwrap();
+    let upper = open_upper(&paths);
+    for args in [
+        &["commit", "--upper", UPPER, "-o", "top"][..],
+        &["seal", "--upper", UPPER],
+        &["merge", "--upper", UPPER, "-o", "top"],
+        &["resize", "--upper", UPPER, "2M"],
+        &["export", "--upper", UPPER, "-o", "raw"],
+        &["inspect", "--upper", UPPER],
+    ] {
+        let busy = fail(&dir, 1, args);
+        assert!(
+            busy.contains("u.data is in use by another process"),
+            "{busy}"
+        );
+    }
+    close(upper);
+    for output in ["u.data", "u.index"] {
+        let input = fail(&dir, 1, &["commit", "--upper", UPPER, "-o", output]);
+        assert!(input.contains("also read from"), "{input}");
+    }
+    let swapped = "data=u.index,index=u.data";
+    let swapped = fail(&dir, 1, &["commit", "--upper", swapped, "-o", "top"]);
+    assert!(swapped.contains("is no data file"), "{swapped}");
+    fail(&dir, 2, &["commit", "--upper", "u.data", "-o", "top"]);
+    fail(&dir, 2, &["commit", "--upper", UPPER]);
+    fail(
+        &dir,
+        2,
+        &[
+            "commit",
+            "--upper",
+            UPPER,
+            "-o",
+            "t",
+            "--algorithm",
+            "none",
+            "--no-checksum",
+        ],
+    );
+    fail(&dir, 2, &["seal"]);
+    fail(&dir, 2, &["merge", "-o", "top"]);
+    succeed(&dir, &["seal", "--upper", UPPER], b"");
+    let sealed = fail(&dir, 1, &["commit", "--upper", UPPER, "-o", "top"]);
+    assert!(sealed.contains("is sealed"), "{sealed}");
+    assert_eq!(names(&dir), ["u.data"]);
+}

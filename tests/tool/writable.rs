@@ -1,0 +1,96 @@
+//! Writable layers to operate on: golden ones, and ones written at random beside a model.
+
+use super::*;
+use ovbd_vhost::format::lsmt::Header;
+use ovbd_vhost::format::lsmt::writable::Kind;
+use ovbd_vhost::scatter::Scatter;
+use ovbd_vhost::upper::{Options, Paths, Upper, create};
+use uuid::Uuid;
+use vm_memory::VolatileSlice;
+
+pub const KINDS: [Kind; 3] = [Kind::Append, Kind::Sparse, Kind::Hybrid];
+
+/// The files that most tests use, in `dir`.
+pub fn paths(dir: &TempDir) -> Paths {
+    Paths {
+        data: dir.path().join("u.data"),
+        index: dir.path().join("u.index"),
+    }
+}
+
+/// The same as an argument.
+pub const UPPER: &str = "data=u.data,index=u.index";
+
+pub fn header(size: u64) -> Header {
+    Header {
+        index_offset: 0,
+        index_entries: 0,
+        virtual_size: size,
+        uuid: Uuid::from_u128(0x77),
+        parent_uuid: Uuid::from_u128(0x66),
+        message: Vec::new(),
+    }
+}
+
+/// An upper of a process that was killed while it wrote: some of what it holds is only in the
+/// journal. `disk` holds what lies below, and then what was written.
+pub fn write_at_random(paths: &Paths, kind: Kind, random: &mut Random, disk: &mut [u8]) {
+    create(paths, kind, &header(disk.len() as u64)).unwrap();
+    let upper = open_upper(paths);
+    let sectors = disk.len() as u64 / 512;
+    for number in 0..random.within(1..=80) {
+        let start = random.below(sectors);
+        let most = [9, 300, 9000][random.below(3) as usize];
+        let count = random.within(1..=most).min(sectors - start);
+        let range = start as usize * 512..(start + count) as usize * 512;
+        match random.below(5) {
+            0 => upper.discard(start, count).unwrap(),
+            1 => upper.write_zeroes(start, count).unwrap(),
+            _ => {
+                let mut bytes = tagged(range.len(), number);
+                disk[range].copy_from_slice(&bytes);
+                write(&upper, start, &mut bytes);
+                continue;
+            }
+        }
+        disk[range].fill(0);
+        if random.below(10) == 0 {
+            upper.flush().unwrap();
+        }
+    }
+    close(upper);
+}
+
+/// Closes an upper. Another test's thread may be about to run a program meanwhile, which has all our
+/// files open until it starts.
+pub fn close(upper: Upper) {
+    let path = upper.paths().data.clone();
+    drop(upper);
+    let data = File::open(path).unwrap();
+    data.lock().unwrap();
+    data.unlock().unwrap();
+}
+
+pub fn open_upper(paths: &Paths) -> Upper {
+    let options = Options {
+        limit: u64::MAX,
+        default_size: 0,
+    };
+    Upper::open(paths, &options).unwrap()
+}
+
+pub fn write(upper: &Upper, start: u64, bytes: &mut [u8]) {
+    let mut scatter = Scatter::new();
+    let sectors = bytes.len() as u64 / 512;
+    scatter.push(VolatileSlice::from(bytes));
+    upper.write(start, sectors, scatter.cursor(0)).unwrap();
+}
+
+/// A layer `lower` of a disk of `len` bytes, and what it holds.
+pub fn lower(dir: &TempDir, seed: u64, len: usize) -> Vec<u8> {
+    let bytes = disk(seed, len);
+    write_sparse(&dir.path().join("raw"), &bytes);
+    succeed(dir, &["create", "--from", "raw", "lower"], b"");
+    fs::remove_file(dir.path().join("raw")).unwrap();
+    bytes
+}
