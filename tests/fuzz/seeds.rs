@@ -245,7 +245,6 @@ impl Steps {
 
     fn negotiate(self) -> Self {
         self.message(3, NO_FD, &[])
-            .message(1, NO_FD, &[])
             .message(15, NO_FD, &[])
             // MQ, LOG_SHMFD, REPLY_ACK, CONFIG, INFLIGHT_SHMFD, RESET_DEVICE, memory slots, state
             .message(16, NO_FD, &[0x8b20b])

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -73,10 +74,18 @@ impl Faults {
 }
 
 /// Reads at random until told to stop, and judges what comes back.
-fn read(load: &mut Load, image: &Image, faults: &Faults, counts: &Counts, random: &mut Random) {
+fn read(
+    name: &str,
+    load: &mut Load,
+    image: &Image,
+    faults: &Faults,
+    counts: &Counts,
+    random: &mut Random,
+) {
     let len = load.shape().len as usize;
     let last = (image.content.len() - len) as u64 / SECTOR;
-    let began: RefCell<HashMap<u64, Vec<u64>>> = RefCell::default();
+    // For each sector being read: how often, and when the first of these reads began.
+    let began: RefCell<HashMap<u64, (u32, u64)>> = RefCell::default();
     let mut left = 500;
     let mut buffer = vec![0; len];
     load.run(
@@ -84,12 +93,19 @@ fn read(load: &mut Load, image: &Image, faults: &Faults, counts: &Counts, random
             left = u64::checked_sub(left, 1)?;
             let sector = random.within(0..=last);
             let mut began = began.borrow_mut();
-            began.entry(sector).or_default().push(faults.now());
+            began.entry(sector).or_insert((0, faults.now())).0 += 1;
             Some(sector)
         },
         |done| {
             let mut began = began.borrow_mut();
-            let began = began.get_mut(&done.sector).and_then(Vec::pop);
+            let Entry::Occupied(mut read) = began.entry(done.sector) else {
+                return counts.unexpected.add();
+            };
+            read.get_mut().0 -= 1;
+            let (others, began) = *read.get();
+            if others == 0 {
+                read.remove();
+            }
             let start = (done.sector * SECTOR) as usize;
             done.data.copy_to(&mut buffer);
             if done.status == OK {
@@ -98,10 +114,15 @@ fn read(load: &mut Load, image: &Image, faults: &Faults, counts: &Counts, random
                     true => counts.verified.add(),
                     false => counts.mismatches.add(),
                 }
-            } else if done.status == IOERR && began.is_some_and(|began| faults.excuse(began)) {
+            } else if done.status == IOERR && faults.excuse(began) {
                 counts.failed.add();
             } else {
                 counts.unexpected.add();
+                let now = faults.now();
+                eprintln!(
+                    "{name}: status {} at sector {}, faults {began} to {now}",
+                    done.status, done.sector
+                );
             }
         },
     );
@@ -252,7 +273,7 @@ pub fn run(plan: &Plan, image: &Image, end: Instant, seed: u64, counts: &Counts)
             scope.spawn(move || {
                 let mut random = Random::new(seed + number);
                 while !stop.load(Ordering::Relaxed) {
-                    read(&mut load, image, faults, counts, &mut random);
+                    read(plan.name, &mut load, image, faults, counts, &mut random);
                 }
             });
         }

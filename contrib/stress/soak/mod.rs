@@ -1,5 +1,7 @@
 //! The soak: four devices, each with trouble of every kind, for as long as wanted.
 
+#![allow(clippy::print_stderr)] // What is wrong, when it happens.
+
 mod counts;
 mod device;
 mod health;

@@ -13,7 +13,7 @@
 #![no_main]
 
 use std::fs::File;
-use std::io::IoSlice;
+use std::io::{IoSlice, Read};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -28,7 +28,7 @@ use ovbd_vhost::image::Image;
 use ovbd_vhost::image::spec::Stack;
 use ovbd_vhost::vhost::session;
 use ovbd_vhost::virtio::config::DeviceConfig;
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 #[path = "../file.rs"]
@@ -95,6 +95,17 @@ impl Fds {
         }
     }
 
+    /// Waits a moment for a queue to answer, or to complain.
+    fn wait_for_call(&self) {
+        let mut polled = [PollFd::new(&self.other, PollFlags::IN)];
+        let moment = Timespec {
+            tv_sec: 0,
+            tv_nsec: 2_000_000,
+        };
+        let _ = poll(&mut polled, Some(&moment));
+        let _ = rustix::io::read(&self.other, &mut [0; 8]);
+    }
+
     /// Those of a byte: how many in the low bits, then the first of them.
     fn some(&self, byte: u8) -> Vec<BorrowedFd<'_>> {
         let all = [
@@ -119,6 +130,24 @@ fn send(stream: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> bool {
     }
     let flags = SendFlags::NOSIGNAL;
     sendmsg(stream, &[IoSlice::new(bytes)], &mut control, flags).is_ok()
+}
+
+/// Lets the session take all messages that were sent: asks for its features, and waits for the
+/// answer. None comes if a message before is not complete.
+fn settle(mut stream: &UnixStream) {
+    const ASKED: [u8; 12] = [1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
+    const ANSWER: [u8; 12] = [1, 0, 0, 0, 5, 0, 0, 0, 8, 0, 0, 0];
+    if !send(stream, &ASKED, &[]) {
+        return;
+    }
+    let mut answers: Vec<u8> = Vec::new();
+    let mut buffer = [0; 4096];
+    while !answers.windows(ANSWER.len()).any(|part| part == ANSWER) {
+        match stream.read(&mut buffer) {
+            Ok(0) | Err(_) => return,
+            Ok(count) => answers.extend(&buffer[..count]),
+        }
+    }
 }
 
 fn take<'b>(bytes: &mut &'b [u8], count: usize) -> &'b [u8] {
@@ -159,8 +188,9 @@ fn play(stream: &UnixStream, fds: &Fds, mut bytes: &[u8]) {
                 true
             }
             6 => {
+                settle(stream);
                 let _ = rustix::io::write(&fds.kick, &1u64.to_ne_bytes());
-                std::thread::sleep(Duration::from_micros(200));
+                fds.wait_for_call();
                 true
             }
             _ => {
@@ -179,10 +209,13 @@ fuzz_target!(|bytes: &[u8]| {
     let (ours, theirs) = UnixStream::pair().expect("pair");
     ours.set_write_timeout(Some(Duration::from_secs(1)))
         .expect("socket");
+    ours.set_read_timeout(Some(Duration::from_millis(10)))
+        .expect("socket");
     let disk = DISK.clone();
     let serving = std::thread::spawn(move || session::serve(theirs, disk));
     let fds = Fds::new();
     play(&ours, &fds, bytes);
-    let _ = ours.shutdown(Shutdown::Both);
+    // What was sent is still read, and answered.
+    let _ = ours.shutdown(Shutdown::Write);
     let _ = serving.join().expect("the session panicked");
 });
