@@ -1,11 +1,11 @@
-//! The memory a read fills: pieces in order, each possibly memory a guest writes at the same time.
+//! The memory of a request: pieces in order, each possibly memory a guest writes at the same time.
 //!
 //! A piece is a [`VolatileSlice`], never a `&mut [u8]`: a reference would promise the compiler that
 //! nobody else touches the bytes, and a guest may.
 
 use vm_memory::VolatileSlice;
 
-/// Pieces of memory, filled in order as if they were one buffer.
+/// Pieces of memory, filled or read in order as if they were one buffer.
 #[derive(Debug, Default)]
 pub struct Scatter<'m> {
     pieces: Vec<VolatileSlice<'m>>,
@@ -75,10 +75,10 @@ impl<'m> Scatter<'m> {
     }
 }
 
-/// A place in a [`Scatter`], moved forward by each write.
+/// A place in a [`Scatter`], moved forward by each use.
 ///
-/// Writing past the end is a bug of the caller, who planned the read to fit: the surplus is dropped
-/// and debug builds stop.
+/// Going past the end is a bug of the caller, who knows the length: the surplus is dropped and debug
+/// builds stop.
 #[derive(Clone, Copy, Debug)]
 pub struct Cursor<'s, 'm> {
     pieces: &'s [VolatileSlice<'m>],
@@ -141,6 +141,14 @@ impl<'m> Cursor<'_, 'm> {
         });
     }
 
+    /// Copies the next bytes out into `bytes` and moves past them.
+    pub fn read(&mut self, bytes: &mut [u8]) {
+        let mut filled = 0;
+        self.take(bytes.len(), |piece| {
+            filled += piece.copy_to(&mut bytes[filled..]);
+        });
+    }
+
     /// Fills the next `len` bytes with zeros and moves past them.
     pub fn zero(&mut self, len: usize) {
         const ZEROS: [u8; 4096] = [0; 4096];
@@ -195,6 +203,20 @@ mod tests {
         assert!(scatter.cursor(9).take_contiguous(1).is_none());
         drop(scatter);
         assert_eq!(bytes, [0, 1, 2, 3, 4, 5, 6, 7, 8]);
+    }
+
+    #[test]
+    fn reads_cross_pieces_in_order() {
+        let (mut a, mut b) = ([1u8, 2, 3], [4u8, 5]);
+        let mut scatter = Scatter::new();
+        for piece in [&mut a[..], &mut b[..]] {
+            scatter.push(VolatileSlice::from(piece));
+        }
+        let (mut first, mut second) = ([0; 3], [0; 1]);
+        let mut cursor = scatter.cursor(1);
+        cursor.read(&mut first);
+        cursor.read(&mut second);
+        assert_eq!((first, second), ([2, 3, 4], [5]));
     }
 
     #[test]

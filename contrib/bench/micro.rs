@@ -22,6 +22,7 @@ use ovbd_vhost::image::segment::{self, Segment};
 use ovbd_vhost::image::spec::Stack;
 use ovbd_vhost::units::Sector;
 use ovbd_vhost::virtio::chain::Chain;
+use ovbd_vhost::virtio::config::DeviceConfig;
 use ovbd_vhost::virtio::memory::{Memory, RegionInfo};
 use ovbd_vhost::virtio::request::Request;
 use thread_time::ThreadTime;
@@ -170,10 +171,17 @@ fn request(criterion: &mut Criterion<ThreadTime>) {
                 .expect("rest");
         }
         let mut chain = Chain::default();
+        let config = DeviceConfig {
+            capacity: Sector(1 << 30),
+            queues: 1,
+            queue_size: 256,
+            optimal_io: 4096,
+            writable: false,
+        };
         group.bench_function(format!("{segments} pieces of data"), |bencher| {
             bencher.iter(|| {
                 chain.walk(&memory, table, 0, true).expect("a good chain");
-                let request = Request::parse(&mut chain, Sector(1 << 30));
+                let request = Request::parse(&mut chain, &config);
                 assert!(black_box(request).operation.is_ok());
             });
         });

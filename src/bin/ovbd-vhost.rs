@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
-use ovbd_vhost::daemon::config::{Config, ImageSource, MAX_QUEUES};
+use ovbd_vhost::daemon::config::{Config, ImageSource, MAX_QUEUES, UpperSource};
 use ovbd_vhost::daemon::{self, activation, error};
 use ovbd_vhost::engine::Tuning;
+use ovbd_vhost::upper;
 use ovbd_vhost::virtio::queue::MAX_QUEUE_SIZE;
 use ovbd_vhost::virtio::request::SERIAL_LEN;
 
@@ -49,6 +50,22 @@ struct Args {
     /// An OverlayBD image config (config.v1.json) in place of --layers.
     #[arg(long, value_name = "FILE", conflicts_with = "layers")]
     config: Option<PathBuf>,
+
+    /// Writable layer above them: its two files.
+    #[arg(
+        long,
+        value_name = "data=FILE,index=FILE",
+        conflicts_with = "upper_auto"
+    )]
+    upper: Option<upper::Paths>,
+
+    /// Folder of the writable layer, which is made there unless it is there.
+    #[arg(long, value_name = "DIR")]
+    upper_auto: Option<PathBuf>,
+
+    /// Bytes of data the writable layer may hold, as 10G [default: as storage has room].
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    upper_limit: Option<u64>,
 
     /// Queues a front-end may use; one costs nothing until it is used.
     #[arg(long, value_name = "N", default_value_t = MAX_QUEUES,
@@ -166,6 +183,11 @@ impl From<Args> for Config {
                 Some(path) => ImageSource::Config(path),
                 None => ImageSource::Layers(args.layers),
             },
+            upper: match (args.upper, args.upper_auto) {
+                (Some(paths), _) => Some(UpperSource::Files(paths)),
+                (None, folder) => folder.map(UpperSource::Folder),
+            },
+            upper_limit: args.upper_limit.unwrap_or(u64::MAX),
             num_queues: args.num_queues,
             queue_size: args.queue_size,
             serial: args.serial,

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::engine::Tuning;
+use crate::upper;
 use crate::virtio::request::SERIAL_LEN;
 
 /// Queues the protocol can name.
@@ -23,6 +24,10 @@ pub struct Config {
     pub sandbox: bool,
     /// The layers.
     pub image: ImageSource,
+    /// The writable layer above them, unless an image config names it or there is none.
+    pub upper: Option<UpperSource>,
+    /// Most bytes of data a writable layer may hold.
+    pub upper_limit: u64,
     /// Queues a front-end may use.
     pub num_queues: u16,
     /// Largest queue it may set up.
@@ -42,4 +47,13 @@ pub enum ImageSource {
     Layers(Vec<PathBuf>),
     /// An image config.
     Config(PathBuf),
+}
+
+/// Where the writable layer is.
+#[derive(Debug)]
+pub enum UpperSource {
+    /// In these files.
+    Files(upper::Paths),
+    /// In this folder, where it is made unless it is there.
+    Folder(PathBuf),
 }

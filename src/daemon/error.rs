@@ -12,6 +12,12 @@ pub enum Error {
     /// The image config does not tell an image.
     #[error("cannot use the image config")]
     ImageConfig(#[source] crate::image::spec::Error),
+    /// The writable layer cannot be opened or made.
+    #[error("cannot open the writable layer")]
+    Upper(#[source] crate::upper::Error),
+    /// Both the command line and the image config name a writable layer.
+    #[error("the image config names an upper: leave --upper and --upper-auto out, or the upper")]
+    TwoUppers,
     /// The socket cannot be bound.
     #[error("cannot listen on {}", path.display())]
     Socket {
@@ -64,6 +70,15 @@ pub enum Error {
     )]
     Drain {
         /// How long they had.
+        seconds: u64,
+    },
+    /// What was written could not be made durable at the end.
+    #[error("what the guest wrote since its last flush may not be durable")]
+    Flush(#[source] crate::upper::Error),
+    /// The same, and nobody knows.
+    #[error("what the guest wrote is not durable {seconds} s after it left: ended without it")]
+    FlushLate {
+        /// How long it had.
         seconds: u64,
     },
     /// Signals cannot be caught.

@@ -1,11 +1,12 @@
 //! The `ovbd-vhost` daemon: from command line to running device.
 //!
-//! [`run`] opens the image, binds the socket ([`listener`]) or takes the one passed to it
+//! [`run`] opens the image and what is written above it, binds the socket ([`listener`]) or takes the one passed to it
 //! ([`activation`]), gives up what it does not need any more ([`sandbox`]), says that it is ready
 //! ([`notify`]) and serves one front-end after the other ([`server`]) until a signal ends it.
 
 pub mod activation;
 pub mod config;
+mod disk;
 pub mod error;
 pub mod listener;
 pub mod notify;
@@ -28,11 +29,7 @@ pub use error::Error;
 use sd_notify::NotifyState;
 
 use crate::engine::Disk;
-use crate::image::Image;
-use crate::image::block_cache::BlockCache;
 use crate::image::spec::{self, Stack};
-use crate::virtio::config::DeviceConfig;
-use crate::virtio::request::SERIAL_LEN;
 use config::ImageSource;
 use listener::Listener;
 use notify::Manager;
@@ -46,21 +43,21 @@ use sandbox::privileges::{self, Identity};
 /// [`Error`] says which and why.
 pub fn run(config: Config) -> Result<(), Error> {
     let passed = activation::take()?;
-    let open = |config: &Config, stack: &Stack| {
-        let disk = open_disk(config, stack)?;
+    let open = |config: &Config, stack: &Stack, upper| {
+        let disk = disk::open(config, stack, upper)?;
         // A signal that comes while they are set up is lost: nobody knows of us before the socket.
         let signals = signals()?;
         // Bound last: who can connect will be served.
         Ok((disk, signals, listen(config, passed)?))
     };
     let opened = match &config.image {
-        ImageSource::Layers(layers) => open(&config, &Stack::new(layers)),
+        ImageSource::Layers(layers) => open(&config, &Stack::new(layers), None),
         ImageSource::Config(path) => {
             let image = spec::Config::load(path).map_err(Error::ImageConfig)?;
             // Made by whoever starts us: `open` may make us somebody else.
             let result = image.result_file().map(ResultFile::create).transpose()?;
-            let stack = image.stack().map_err(Error::ImageConfig);
-            let opened = stack.and_then(|stack| open(&config, &stack));
+            let parts = image.stack_and_upper().map_err(Error::ImageConfig);
+            let opened = parts.and_then(|(stack, upper)| open(&config, &stack, upper));
             if let Some(result) = result {
                 result.report(opened.as_ref().err())?;
             }
@@ -71,19 +68,32 @@ pub fn run(config: Config) -> Result<(), Error> {
     let manager = Manager::connect();
     if config.sandbox {
         let start = Instant::now();
-        sandbox::enter(listener.directory())?;
+        sandbox::enter(listener.directory(), &upper_directories(&disk))?;
         log::debug!("entered the sandbox in {:?}", start.elapsed());
     }
     manager.tell(&NotifyState::Ready);
     let socket = config.socket.as_deref();
     log::info!(
         "serving {} layers, {} bytes, {} segments on {}",
-        disk.image.layers().len(),
-        disk.image.size(),
-        disk.image.index().len(),
+        disk.volume.image().layers().len(),
+        disk.volume.size(),
+        disk.volume.image().index().len(),
         socket.map_or("the passed socket".into(), Path::to_string_lossy)
     );
     server::serve(&listener, &disk, &signals, &manager)
+}
+
+/// The directories in which files of writable layers are replaced while they are served.
+fn upper_directories(disk: &Disk) -> Vec<PathBuf> {
+    let uppers = disk.volume.uppers();
+    let paths = uppers.iter().map(|upper| upper.paths().index.parent());
+    paths
+        .flatten()
+        .map(|parent| match parent.as_os_str().is_empty() {
+            true => PathBuf::from("."),
+            false => parent.to_owned(),
+        })
+        .collect()
 }
 
 /// Becomes who the daemon is to be and listens: the socket belongs to that user from its first
@@ -100,33 +110,6 @@ fn listen(config: &Config, passed: Option<UnixListener>) -> Result<Listener, Err
         (None, Some(path)) => Listener::bind(path, config.socket_mode),
         (None, None) => Err(Error::NoSocket),
     }
-}
-
-fn open_disk(config: &Config, stack: &Stack) -> Result<Arc<Disk>, Error> {
-    let image = Image::open(stack).map_err(Error::Image)?;
-    let serial = config.serial.unwrap_or_else(|| {
-        let mut bytes = [0; SERIAL_LEN];
-        let text = image.serial();
-        bytes
-            .iter_mut()
-            .zip(text.bytes())
-            .for_each(|(byte, text)| *byte = text);
-        bytes
-    });
-    let disk = Disk {
-        config: DeviceConfig {
-            capacity: image.sectors(),
-            queues: config.num_queues,
-            queue_size: config.queue_size,
-            optimal_io: image.block_size(),
-        },
-        serial,
-        cache: (config.block_cache > 0)
-            .then(|| Arc::new(BlockCache::new(config.block_cache, image.block_size()))),
-        tuning: config.tuning.clone(),
-        image,
-    };
-    Ok(Arc::new(disk))
 }
 
 /// A stream that becomes readable when a signal asks the daemon to end. A second signal does not

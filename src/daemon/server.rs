@@ -8,7 +8,7 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,9 @@ const MAX_SILENT: usize = 16;
 /// How long queues may take to drain after a signal. Reads of local storage end well before, and
 /// service managers wait longer.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long the last flush may take: some seconds' worth of a slow disk.
+const FLUSH_LIMIT: Duration = Duration::from_secs(30);
 
 const LISTENER: u64 = u64::MAX;
 const SIGNAL: u64 = u64::MAX - 1;
@@ -100,7 +103,8 @@ impl Active {
 ///
 /// # Errors
 ///
-/// The system does not let us wait for connections, or a queue does not drain in time.
+/// The system does not let us wait for connections, a queue does not drain in time, or what was
+/// written does not become durable.
 pub fn serve(
     listener: &Listener,
     disk: &Arc<Disk>,
@@ -109,7 +113,28 @@ pub fn serve(
 ) -> Result<(), Error> {
     let active = serve_until(listener, disk, signals)?;
     manager.tell(&NotifyState::Stopping);
-    active.map_or(Ok(()), |active| drain(active, DRAIN_LIMIT))
+    active.map_or(Ok(()), |active| drain(active, DRAIN_LIMIT))?;
+    flush(disk, FLUSH_LIMIT)
+}
+
+/// Makes what was written durable, and waits at most `limit` for it. What is not stays in the page
+/// cache, and in the journal.
+fn flush(disk: &Arc<Disk>, limit: Duration) -> Result<(), Error> {
+    if !disk.volume.is_writable() {
+        return Ok(());
+    }
+    let (done, flushed) = mpsc::channel();
+    let disk = disk.clone();
+    thread::Builder::new()
+        .name("last-flush".to_owned())
+        .spawn(move || done.send(disk.volume.flush()))
+        .map_err(Error::Wait)?;
+    match flushed.recv_timeout(limit) {
+        Ok(flushed) => flushed.map_err(Error::Flush),
+        Err(_) => Err(Error::FlushLate {
+            seconds: limit.as_secs(),
+        }),
+    }
 }
 
 /// Ends a connection, at the latest after `limit`.
@@ -220,8 +245,6 @@ fn says_something(stream: &UnixStream) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
-
     use super::*;
 
     /// A connection whose thread ends when the sender is dropped.

@@ -1,11 +1,15 @@
-//! One worker per virtqueue: pop, parse, plan, read, finish.
+//! One worker per virtqueue: pop, parse, plan, read or write, finish.
 //!
 //! A [`worker`] is a queue's thread and [`serve`] its loop. It sleeps until a kick, then takes
 //! chains in batches ([`task`] holds one each), plans the pieces a read is made of, and serves each
 //! from bytes that are in memory, straight into the guest's ([`read`](mod@read)). Pieces whose bytes
 //! are not there yet are read by io_uring ([`uring`]) while the worker goes on; their tasks finish
 //! later, in any order. Answers are published in batches.
+//!
+//! A write goes into the page cache there and then. What may wait for storage, to flush, discard or
+//! zero, is done by a thread beside the worker ([`background`]).
 
+pub mod background;
 pub mod drop_behind;
 pub mod limit;
 pub mod polling;
@@ -18,20 +22,24 @@ pub mod uring;
 pub mod worker;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use crate::image::Image;
 use crate::image::block_cache::BlockCache;
+use crate::upper::Volume;
 use crate::virtio::config::DeviceConfig;
 use crate::virtio::request::SERIAL_LEN;
 
 /// What all queues of a device share.
 #[derive(Debug)]
 pub struct Disk {
-    /// The merged layers.
-    pub image: Image,
+    /// The merged layers, and what was written above them.
+    pub volume: Volume,
     /// What the guest sees.
     pub config: DeviceConfig,
+    /// The field of that name in the configuration space: whether writes may be answered before
+    /// they are durable.
+    pub writeback: AtomicBool,
     /// The answer to GET_ID, padded with zeros.
     pub serial: [u8; SERIAL_LEN],
     /// Decoded blocks kept for all queues, if any are.

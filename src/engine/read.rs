@@ -1,4 +1,4 @@
-//! Serves the pieces of reads: from memory at once, from storage later.
+//! Serves the parts of reads: from memory at once, from storage later.
 //!
 //! Bytes that are in memory are copied once, from the mapped blob: plain ones into the guest,
 //! packed ones into a buffer of the worker's own, so that what is checked is what is decoded, and
@@ -10,14 +10,15 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use super::Disk;
 use super::drop_behind::DropBehind;
-use super::task::Task;
+use super::task::{Part, Task};
 use super::uring::{Completion, MAX_READS, Uring};
-use crate::image::plan::Piece;
+use crate::image::plan::{Packed, Piece};
 use crate::image::unpack::Unpacker;
-use crate::image::{Container, Error, Image, MAX_STORED};
+use crate::image::{Error, Image, MAX_STORED};
 use crate::prefetch;
 use crate::scatter::Cursor;
 use crate::source::Blob;
+use crate::upper::Overlay;
 
 /// Reads of one task under way at a time, so that a large one leaves room for others.
 const MAX_READS_PER_TASK: usize = 16;
@@ -25,7 +26,7 @@ const MAX_READS_PER_TASK: usize = 16;
 /// Cache lines of a request's memory that are fetched ahead: the hardware follows from there.
 const TARGET_LINES: usize = 4;
 
-/// What became of a task's pieces.
+/// What became of a task's parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// All are served or under way.
@@ -34,37 +35,38 @@ pub enum Progress {
     Stalled,
 }
 
-/// Stored bytes of a piece: where they lie in which blob.
+/// Stored bytes of a part: where they lie in which blob.
 #[derive(Clone, Copy, Debug)]
-struct Stored<'a> {
-    container: &'a Container,
+struct Stored<'t> {
+    blob: &'t Blob,
     offset: u64,
     len: usize,
 }
 
-impl<'a> Stored<'a> {
-    /// What `piece` needs; zeros need nothing.
-    fn of(piece: &Piece, image: &'a Image) -> Option<Self> {
-        let (layer, offset, len) = match piece {
-            Piece::Zero { .. } => return None,
-            Piece::Plain { layer, offset, len } => (*layer, *offset, *len as usize),
-            Piece::Packed(packed) => (packed.layer, packed.offset, packed.stored as usize),
+impl<'t> Stored<'t> {
+    /// What `part` needs; zeros need nothing.
+    fn of(part: &Part, image: &'t Image, overlay: &'t Overlay) -> Option<Self> {
+        let (blob, offset, len) = match part {
+            Part::Lower(piece) => {
+                let (layer, offset, len) = match piece {
+                    Piece::Zero { .. } => return None,
+                    Piece::Plain { layer, offset, len } => (*layer, *offset, *len as usize),
+                    Piece::Packed(packed) => (packed.layer, packed.offset, packed.stored as usize),
+                };
+                (image.container(layer).blob(), offset, len)
+            }
+            Part::Upper { file, offset, len } => (&**overlay.file(*file), *offset, *len as usize),
         };
-        Some(Self {
-            container: image.container(layer),
-            offset,
-            len,
-        })
+        Some(Self { blob, offset, len })
     }
 }
 
-/// A piece whose bytes are being read.
+/// A part whose bytes are being read.
 #[derive(Debug)]
-struct Waiting<'a> {
+struct Waiting {
     slot: u16,
     position: usize,
-    piece: Piece,
-    stored: Stored<'a>,
+    part: Part,
     filled: usize,
 }
 
@@ -72,20 +74,20 @@ struct Waiting<'a> {
 pub struct Fetcher<'a> {
     image: &'a Image,
     unpacker: Unpacker,
-    /// Stored bytes of the piece at hand, private while they are checked and decoded.
+    /// Stored bytes of the part at hand, private while they are checked and decoded.
     buffer: Vec<u8>,
     uring: Option<Uring>,
     /// Lets pages go once their bytes are served, if asked to.
     drop_behind: Option<DropBehind<'a>>,
     /// What the ring's reads are for, by id.
-    waiting: Vec<Option<Waiting<'a>>>,
+    waiting: Vec<Option<Waiting>>,
 }
 
 impl<'a> Fetcher<'a> {
     /// Means that read cold bytes through `uring`, or wait for them without one.
     pub fn new(disk: &'a Disk, uring: Option<Uring>) -> Self {
         Self {
-            image: &disk.image,
+            image: disk.volume.image(),
             unpacker: Unpacker::with_cache(disk.cache.clone()),
             buffer: vec![0; MAX_STORED],
             uring,
@@ -109,112 +111,104 @@ impl<'a> Fetcher<'a> {
     /// Starts to find the pages of the first bytes a task will need.
     pub fn prefetch_pages(&self, task: &mut Task<'a>) {
         if let Some(stored) = self.first(task) {
-            let blob = stored.container.blob();
-            blob.prefetch_pages(stored.offset, stored.len);
+            stored.blob.prefetch_pages(stored.offset, stored.len);
         }
     }
 
     /// Starts to bring the first bytes a task will need closer, and where they go.
     pub fn prefetch(&self, task: &mut Task<'a>) {
         if let Some(stored) = self.first(task) {
-            stored.container.blob().prefetch(stored.offset, stored.len);
+            stored.blob.prefetch(stored.offset, stored.len);
         }
         if let Some(first) = task.chain.writable.pieces().first() {
             prefetch::start(*first, TARGET_LINES);
         }
     }
 
-    fn first(&self, task: &mut Task<'a>) -> Option<Stored<'a>> {
-        let (piece, _) = task.peek()?;
-        Stored::of(&piece, self.image)
+    fn first<'t>(&'t self, task: &'t mut Task<'a>) -> Option<Stored<'t>> {
+        let (part, _) = task.peek()?;
+        Stored::of(&part, self.image, &task.overlay)
     }
 
     /// Serves what can be served of the task in `slot`, and begins to read the rest.
     ///
     /// # Errors
     ///
-    /// The piece that failed; the task is abandoned, but reads of it may still be under way.
+    /// The part that failed; the task is abandoned, but reads of it may still be under way.
     pub fn serve(&mut self, slot: u16, task: &mut Task<'a>) -> Result<Progress, Error> {
-        let result = self.serve_pieces(slot, task);
+        let result = self.serve_parts(slot, task);
         if result.is_err() {
             task.abandon();
         }
         result
     }
 
-    fn serve_pieces(&mut self, slot: u16, task: &mut Task<'a>) -> Result<Progress, Error> {
-        while let Some((piece, position)) = task.peek() {
+    fn serve_parts(&mut self, slot: u16, task: &mut Task<'a>) -> Result<Progress, Error> {
+        while let Some((part, position)) = task.peek() {
             let mut cursor = task.chain.writable.cursor(position);
-            let Some(stored) = Stored::of(&piece, self.image) else {
-                cursor.zero(piece.len() as usize);
-                task.take(&piece);
+            let Some(stored) = Stored::of(&part, self.image, &task.overlay) else {
+                cursor.zero(part.len() as usize);
+                task.take();
                 continue;
             };
-            if self.serve_mapped(&piece, &stored, cursor)? {
-                task.take(&piece);
+            if self.serve_mapped(&part, &stored, cursor)? {
+                task.take();
                 continue;
             }
             if task.outstanding >= MAX_READS_PER_TASK {
                 return Ok(Progress::Stalled);
             }
-            if !self.serve_read(&piece, &stored, cursor)?
+            if !self.serve_read(&part, &stored, cursor)?
                 && let Some(uring) = &mut self.uring
             {
                 let Some(id) = uring.free_id() else {
                     return Ok(Progress::Stalled);
                 };
-                let Stored {
-                    container,
-                    offset,
-                    len,
-                } = stored;
+                let Stored { blob, offset, len } = stored;
                 let buffer = uring.buffer(len);
                 uring
-                    .read(id, container.blob().as_fd(), offset, buffer, 0)
-                    .map_err(|error| container.blob().failed(offset, len, error))?;
+                    .read(id, blob.as_fd(), offset, buffer, 0)
+                    .map_err(|error| blob.failed(offset, len, error))?;
                 task.outstanding += 1;
                 self.waiting[id] = Some(Waiting {
                     slot,
                     position,
-                    piece,
-                    stored,
+                    part,
                     filled: 0,
                 });
             }
-            task.take(&piece);
+            task.take();
         }
         Ok(Progress::Begun)
     }
 
-    /// Serves a piece from the mapped blob, if that is known to be in memory.
+    /// Serves a part from the mapped blob, if that is known to be in memory.
     fn serve_mapped(
         &mut self,
-        piece: &Piece,
-        stored: &Stored<'a>,
+        part: &Part,
+        stored: &Stored<'_>,
         mut cursor: Cursor<'_, '_>,
     ) -> Result<bool, Error> {
-        let Stored {
-            container,
-            offset,
-            len,
-        } = *stored;
-        let blob = container.blob();
-        if let Piece::Packed(packed) = piece
-            && self.unpacker.unpack_held(container, packed, &mut cursor)
+        let Stored { blob, offset, len } = *stored;
+        if let Part::Lower(Piece::Packed(packed)) = part
+            && self
+                .unpacker
+                .unpack_held(self.image.container(packed.layer), packed, &mut cursor)
         {
             return Ok(true);
         }
         let Some(mapped) = blob.resident(offset, len) else {
             return Ok(false);
         };
-        match piece {
-            Piece::Packed(packed) => {
+        match part {
+            Part::Lower(Piece::Packed(packed)) => {
                 let bytes = &mut self.buffer[..len];
                 mapped.copy_to(bytes);
                 // Cut under its mapping: this is not the file's content. Read it.
                 if blob.is_lost() {
                     return Ok(false);
                 }
+                let container = self.image.container(packed.layer);
                 self.unpacker
                     .unpack(container, packed, bytes, &mut cursor)?;
                 Ok(true)
@@ -232,26 +226,22 @@ impl<'a> Fetcher<'a> {
         }
     }
 
-    /// Serves a piece by a read that does not wait, or, without a ring, by one that does.
+    /// Serves a part by a read that does not wait, or, without a ring, by one that does.
     fn serve_read(
         &mut self,
-        piece: &Piece,
-        stored: &Stored<'a>,
+        part: &Part,
+        stored: &Stored<'_>,
         cursor: Cursor<'_, '_>,
     ) -> Result<bool, Error> {
-        let Stored {
-            container,
-            offset,
-            len,
-        } = *stored;
-        let (blob, bytes) = (container.blob(), &mut self.buffer[..len]);
+        let Stored { blob, offset, len } = *stored;
+        let bytes = &mut self.buffer[..len];
         if self.uring.is_none() {
             blob.read_exact_at(bytes, offset)?;
         } else if !blob.read_cached(offset, bytes)? {
             return Ok(false);
         }
-        settle(&mut self.drop_behind, blob, offset, len);
-        place(&mut self.unpacker, container, piece, bytes, cursor)?;
+        settle(&mut self.drop_behind, self.image, part, offset, len);
+        place(&mut self.unpacker, self.image, part, bytes, cursor)?;
         Ok(true)
     }
 
@@ -268,17 +258,27 @@ impl<'a> Fetcher<'a> {
     }
 
     /// Goes on without the ring, which failed: from now on the worker reads and waits. Serves one
-    /// piece the ring was to read; returns as [`Fetcher::complete`] does, until none is left.
+    /// part the ring was to read; returns as [`Fetcher::complete`] does, until none is left.
     pub fn fall_back(&mut self, tasks: &mut [Task<'a>]) -> Option<(u16, Result<(), Error>)> {
         if let Some(uring) = self.uring.take() {
             uring.abandon();
         }
-        let waiting = self.waiting.iter_mut().find_map(Option::take)?;
-        let task = &mut tasks[usize::from(waiting.slot)];
-        let cursor = task.chain.writable.cursor(waiting.position);
-        let outcome = self.serve_read(&waiting.piece, &waiting.stored, cursor);
+        let Waiting {
+            slot,
+            position,
+            part,
+            ..
+        } = self.waiting.iter_mut().find_map(Option::take)?;
+        let task = &mut tasks[usize::from(slot)];
+        let outcome = match Stored::of(&part, self.image, &task.overlay) {
+            None => Ok(()),
+            Some(stored) => {
+                let cursor = task.chain.writable.cursor(position);
+                self.serve_read(&part, &stored, cursor).map(|_| ())
+            }
+        };
         task.outstanding -= 1;
-        Some((waiting.slot, outcome.map(|_| ())))
+        Some((slot, outcome))
     }
 
     /// Starts the reads that were prepared.
@@ -299,12 +299,13 @@ impl<'a> Fetcher<'a> {
             let Completion { id, result, buffer } = uring.completed()?;
             let waiting = self.waiting.get_mut(id).and_then(Option::take);
             let Some(mut waiting) = waiting else { continue };
-            let Stored {
-                container,
-                offset,
-                len,
-            } = waiting.stored;
-            let blob = container.blob();
+            let slot = waiting.slot;
+            let task = &mut tasks[usize::from(slot)];
+            let stored = Stored::of(&waiting.part, self.image, &task.overlay);
+            let Some(Stored { blob, offset, len }) = stored else {
+                // Zeros, which nobody reads.
+                continue;
+            };
             let outcome = match result {
                 Ok(0) => Err(blob.short(offset, len, waiting.filled)),
                 Ok(read) => {
@@ -314,8 +315,7 @@ impl<'a> Fetcher<'a> {
                 Err(error) if is_passing(&error) => Ok(()),
                 Err(error) => Err(blob.failed(offset, len, error)),
             };
-            let (slot, filled) = (waiting.slot, waiting.filled);
-            let task = &mut tasks[usize::from(slot)];
+            let filled = waiting.filled;
             let outcome = match outcome {
                 Err(error) => Err(error.into()),
                 Ok(()) if filled < len => {
@@ -329,10 +329,10 @@ impl<'a> Fetcher<'a> {
                     }
                 }
                 Ok(()) => {
-                    settle(&mut self.drop_behind, blob, offset, len);
+                    let (image, part) = (self.image, &waiting.part);
+                    settle(&mut self.drop_behind, image, part, offset, len);
                     let cursor = task.chain.writable.cursor(waiting.position);
-                    let piece = &waiting.piece;
-                    let placed = place(&mut self.unpacker, container, piece, &buffer, cursor);
+                    let placed = place(&mut self.unpacker, image, part, &buffer, cursor);
                     uring.recycle(buffer);
                     placed
                 }
@@ -350,24 +350,39 @@ fn is_passing(error: &io::Error) -> bool {
     )
 }
 
-/// Notes that a range was read and is in memory, or that it need not stay there.
-fn settle<'a>(drop: &mut Option<DropBehind<'a>>, blob: &'a Blob, offset: u64, len: usize) {
+/// Notes that a part's bytes were read and are in memory, or that they need not stay there. What
+/// an upper holds changes, and is left to the kernel.
+fn settle<'a>(
+    drop: &mut Option<DropBehind<'a>>,
+    image: &'a Image,
+    part: &Part,
+    offset: u64,
+    len: usize,
+) {
+    let (Part::Lower(Piece::Plain { layer, .. })
+    | Part::Lower(Piece::Packed(Packed { layer, .. }))) = part
+    else {
+        return;
+    };
+    let blob = image.container(*layer).blob();
     match drop {
         Some(drop) => drop.read(blob, offset, len as u64),
         None => blob.note(offset, len),
     }
 }
 
-/// Puts the stored bytes of a piece where they belong.
+/// Puts the stored bytes of a part where they belong.
 fn place(
     unpacker: &mut Unpacker,
-    container: &Container,
-    piece: &Piece,
+    image: &Image,
+    part: &Part,
     bytes: &[u8],
     mut cursor: Cursor<'_, '_>,
 ) -> Result<(), Error> {
-    match piece {
-        Piece::Packed(packed) => unpacker.unpack(container, packed, bytes, &mut cursor),
+    match part {
+        Part::Lower(Piece::Packed(packed)) => {
+            unpacker.unpack(image.container(packed.layer), packed, bytes, &mut cursor)
+        }
         _ => {
             cursor.write(bytes);
             Ok(())

@@ -1,5 +1,7 @@
 //! The loop of one queue: take chains, plan them, serve them, answer them.
 
+mod change;
+
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::Ordering;
@@ -8,14 +10,15 @@ use std::time::Instant;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 
 use super::Disk;
-use super::limit;
+use super::background::{Background, Change};
+use super::limit::{self, reason};
 use super::polling::Polling;
 use super::read::{Fetcher, Progress};
 use super::readahead::Readahead;
 use super::setup::{Context, Eventfds, QueueSetup, Stop};
 use super::task::Task;
 use super::uring::Uring;
-use crate::image::Error;
+use crate::image;
 use crate::poller::{Poller, Trigger};
 use crate::source::window::major_faults;
 use crate::units::SECTOR_SIZE;
@@ -56,6 +59,7 @@ pub enum Broken {
 const KICK: u64 = 0;
 const STOP: u64 = 1;
 const STORAGE: u64 = 2;
+const BACKGROUND: u64 = 3;
 
 /// One queue being served.
 pub struct Server<'a> {
@@ -64,9 +68,12 @@ pub struct Server<'a> {
     disk: &'a Disk,
     context: &'a Context,
     memory: &'a Memory,
-    indirect: bool,
+    /// What the driver acknowledged.
+    features: u64,
     eventfds: &'a Eventfds,
     fetcher: Fetcher<'a>,
+    /// For a device that can be written to.
+    background: Option<Background>,
     polling: Polling,
     readahead: Readahead,
     /// Requests under way, by slot.
@@ -87,7 +94,15 @@ pub struct Server<'a> {
 
 impl<'a> Server<'a> {
     /// Takes a started queue over.
-    pub fn new(queue: Queue<'a>, setup: &'a QueueSetup, context: &'a Context) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// A device that can be written to needs one more thread, which is not to be had.
+    pub fn new(queue: Queue<'a>, setup: &'a QueueSetup, context: &'a Context) -> io::Result<Self> {
+        let writable = context.disk.volume.is_writable();
+        let background = writable
+            .then(|| Background::start(setup.index, context.disk.clone()))
+            .transpose()?;
         let uring = context
             .disk
             .tuning
@@ -101,15 +116,16 @@ impl<'a> Server<'a> {
                     })
                     .ok()
             });
-        Self {
+        Ok(Self {
             queue,
             index: setup.index,
             disk: &context.disk,
             context,
             memory: &context.memory,
-            indirect: context.features & 1 << VIRTIO_RING_F_INDIRECT_DESC != 0,
+            features: context.features,
             eventfds: &setup.eventfds,
             fetcher: Fetcher::new(&context.disk, uring),
+            background,
             polling: Polling::new(context.disk.tuning.poll),
             readahead: Readahead::new(context.disk.tuning.readahead),
             tasks: Vec::new(),
@@ -121,7 +137,7 @@ impl<'a> Server<'a> {
             unpublished: 0,
             until_fault_check: FAULT_CHECK,
             faults: major_faults(),
-        }
+        })
     }
 
     /// Serves the queue until asked to stop.
@@ -133,6 +149,9 @@ impl<'a> Server<'a> {
         }
         if let Some(uring) = self.fetcher.descriptor() {
             poller.watch(&uring, STORAGE, Trigger::Level)?;
+        }
+        if let Some(background) = &self.background {
+            poller.watch(background.event(), BACKGROUND, Trigger::Edge)?;
         }
         // Without a kick descriptor the driver cannot call us.
         let timeout = if self.eventfds.kick.is_some() { -1 } else { 1 };
@@ -170,7 +189,7 @@ impl<'a> Server<'a> {
                 self.polling.found();
                 return Ok(true);
             }
-            if self.fetcher.is_waiting() {
+            if self.fetcher.is_waiting() || self.awaits_background() {
                 return Ok(false);
             }
             if Instant::now() >= end {
@@ -204,6 +223,7 @@ impl<'a> Server<'a> {
         self.publish()?;
         self.start_reads();
         worked |= self.take_reads();
+        worked |= self.take_background();
         self.publish()?;
         Ok(worked)
     }
@@ -227,7 +247,8 @@ impl<'a> Server<'a> {
         let task = &mut self.tasks[usize::from(slot)];
         task.head = head;
         let table = self.queue.descriptors();
-        if let Err(error) = task.chain.walk(self.memory, table, head, self.indirect) {
+        let indirect = self.features & 1 << VIRTIO_RING_F_INDIRECT_DESC != 0;
+        if let Err(error) = task.chain.walk(self.memory, table, head, indirect) {
             let index = self.index;
             limit::warn(format_args!(
                 "queue {index}: the driver sent a bad chain: {error}"
@@ -235,7 +256,7 @@ impl<'a> Server<'a> {
             // Where the status byte would be is anybody's guess.
             return self.give_back(slot, 0);
         }
-        let request = Request::parse(&mut task.chain, self.disk.config.capacity);
+        let request = Request::parse(&mut task.chain, &self.disk.config);
         task.status = request.status;
         if request.status.is_none() {
             let index = self.index;
@@ -244,13 +265,13 @@ impl<'a> Server<'a> {
             ));
             return self.give_back(slot, 0);
         }
-        let status = match request.operation {
+        match request.operation {
             Ok(Operation::Read(start)) => {
                 let sectors = task.chain.writable.len() as u64 / SECTOR_SIZE;
-                task.begin(self.disk.image.pieces(start, sectors));
-                self.readahead.note(&self.disk.image, start, sectors);
+                let volume = &self.disk.volume;
+                task.begin(volume, start, sectors);
+                self.readahead.note(volume.image(), start, sectors);
                 self.looked_up.push_back(slot);
-                return;
             }
             Ok(Operation::GetId) => {
                 let len = task.chain.writable.len().min(self.disk.serial.len());
@@ -258,12 +279,14 @@ impl<'a> Server<'a> {
                     .writable
                     .cursor(0)
                     .write(&self.disk.serial[..len]);
-                return self.answer(slot, Status::Ok, len);
+                self.answer(slot, Status::Ok, len);
             }
-            Ok(Operation::Flush) => Status::Ok,
-            Err(status) => status,
-        };
-        self.answer(slot, status, 0);
+            Ok(Operation::Write(start)) => self.write(slot, start),
+            Ok(Operation::Flush) => self.flush(slot),
+            Ok(Operation::Discard(ranges)) => self.change(slot, Change::Discard, ranges),
+            Ok(Operation::WriteZeroes(ranges)) => self.change(slot, Change::Zero, ranges),
+            Err(status) => self.answer(slot, status, 0),
+        }
     }
 
     /// Takes requests from step to step, and serves them, until `ahead` are left at each.
@@ -296,7 +319,7 @@ impl<'a> Server<'a> {
             self.until_fault_check = FAULT_CHECK;
             let faults = major_faults();
             if faults.saturating_sub(self.faults) >= FAULTS_TO_FORGET {
-                self.disk.image.forget_resident();
+                self.disk.volume.image().forget_resident();
             }
             self.faults = faults;
         }
@@ -307,16 +330,14 @@ impl<'a> Server<'a> {
         match self.fetcher.serve(slot, task) {
             Ok(Progress::Begun) => {}
             Ok(Progress::Stalled) => return self.stalled.push_back(slot),
-            Err(error) => self.complain(error),
+            Err(error) => self.complain("a read", &error),
         }
         self.finish_if_done(slot);
     }
 
-    fn complain(&mut self, error: Error) {
-        let index = self.index;
-        let cause =
-            std::error::Error::source(&error).map_or(String::new(), |cause| format!(": {cause}"));
-        limit::warn(format_args!("queue {index}: a read fails: {error}{cause}"));
+    fn complain(&mut self, what: &str, error: &dyn std::error::Error) {
+        let (index, reason) = (self.index, reason(error));
+        limit::warn(format_args!("queue {index}: {what} fails: {reason}"));
     }
 
     fn finish_if_done(&mut self, slot: u16) {
@@ -348,7 +369,9 @@ impl<'a> Server<'a> {
 
     /// Puts a chain into the used ring and frees its task.
     fn give_back(&mut self, slot: u16, len: u32) {
-        self.queue.finish(self.tasks[usize::from(slot)].head, len);
+        let task = &mut self.tasks[usize::from(slot)];
+        task.overlay.clear();
+        self.queue.finish(task.head, len);
         self.free.push(slot);
         self.unpublished += 1;
     }
@@ -385,10 +408,10 @@ impl<'a> Server<'a> {
     }
 
     /// Takes note of a finished read of the task in `slot`.
-    fn settle(&mut self, slot: u16, outcome: Result<(), Error>) {
+    fn settle(&mut self, slot: u16, outcome: Result<(), image::Error>) {
         if let Err(error) = outcome {
             self.tasks[usize::from(slot)].abandon();
-            self.complain(error);
+            self.complain("a read", &error);
         }
         if !self.stalled.contains(&slot) {
             self.finish_if_done(slot);
@@ -438,6 +461,7 @@ impl<'a> Server<'a> {
                 self.fall_back(error);
             }
         }
+        self.wait_background();
         // Lost memory is the front-end's own doing; nobody reads these answers.
         let _ = self.publish();
         debug_assert_eq!(self.under_way(), 0, "a request was taken and not answered");

@@ -94,7 +94,14 @@ fn run(setup: &QueueSetup, context: &Context, stop: &Stop) -> Resume {
             return Resume::AsBefore;
         }
     };
-    let mut server = Server::new(queue, setup, context);
+    let mut server = match Server::new(queue, setup, context) {
+        Ok(server) => server,
+        Err(error) => {
+            log::error!("queue {index} does not start: {error}");
+            setup.eventfds.signal_error();
+            return Resume::AsBefore;
+        }
+    };
     if let Err(broken) = server.serve(stop) {
         limit::error(format_args!("queue {index} stops: {broken}"));
         // Rings that are gone read as zeros, which may break a rule first.

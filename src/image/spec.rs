@@ -64,6 +64,14 @@ pub enum Error {
         /// The config file.
         path: PathBuf,
     },
+    /// An upper is two files.
+    #[error("{}: upper has no {key}; expected both data and index", path.display())]
+    HalfUpper {
+        /// The config file.
+        path: PathBuf,
+        /// The key that is missing.
+        key: &'static str,
+    },
 }
 
 /// The layers of an image, bottom first.
@@ -86,9 +94,18 @@ impl Stack {
     }
 }
 
+/// The two files of a writable layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpperFiles {
+    /// Header and data.
+    pub data: PathBuf,
+    /// Header and mappings.
+    pub index: PathBuf,
+}
+
 /// An OverlayBD image config, as the snapshotter writes it.
 ///
-/// It is read first and judged by [`Config::stack`] later, so that a refusal can be reported where
+/// It is read first and judged later, by [`Config::stack`], so that a refusal can be reported where
 /// the config asks for it.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -128,8 +145,7 @@ struct Upper {
 }
 
 const NO_TURBO: &str = "TurboOCI layers need their original tar; convert the image to OverlayBD";
-const NO_HALF: &str = "an upper has both";
-const NO_UPPER: &str = "images are served read-only; remove the upper or commit it first";
+const NO_UPPER: &str = "commit the upper first, and name the layer among the lowers";
 const NO_TRACE: &str = "remove it from the config: prefetch traces are neither kept nor replayed";
 
 impl Config {
@@ -182,7 +198,7 @@ impl Config {
     ///
     /// # Errors
     /// The config asks for something unsupported, or a layer is not there.
-    pub fn stack_and_upper(&self) -> Result<(Stack, Option<(PathBuf, PathBuf)>), Error> {
+    pub fn stack_and_upper(&self) -> Result<(Stack, Option<UpperFiles>), Error> {
         let keys = &self.keys;
         self.refuse("recordTracePath", given(&keys.record_trace_path), NO_TRACE)?;
         let acceleration = keys.acceleration_layer.unwrap_or_default();
@@ -191,13 +207,18 @@ impl Config {
         if let Some(upper) = &keys.upper {
             self.refuse("upper.target", given(&upper.target), NO_TURBO)?;
             self.refuse("upper.gzipIndex", given(&upper.gzip_index), NO_TURBO)?;
+            let half = |key| {
+                let path = self.path.clone();
+                Err(Error::HalfUpper { path, key })
+            };
             files = match (given(&upper.data), given(&upper.index)) {
-                (Some(data), Some(index)) => Some((self.resolve(data), self.resolve(index))),
-                (data, index) => {
-                    self.refuse("upper.data without upper.index", data, NO_HALF)?;
-                    self.refuse("upper.index without upper.data", index, NO_HALF)?;
-                    None
-                }
+                (None, None) => None,
+                (None, Some(_)) => return half("data"),
+                (Some(_), None) => return half("index"),
+                (Some(data), Some(index)) => Some(UpperFiles {
+                    data: self.resolve(data),
+                    index: self.resolve(index),
+                }),
             };
         }
         let lowers = keys.lowers.as_deref().unwrap_or_default();
@@ -331,7 +352,8 @@ mod tests {
             let config = config(&dir, &text).unwrap();
             let (stack, files) = config.stack_and_upper().unwrap();
             assert_eq!(stack.layers().len(), layers);
-            assert_eq!(files, Some((root.join("d"), PathBuf::from("/i"))));
+            let (data, index) = (root.join("d"), PathBuf::from("/i"));
+            assert_eq!(files, Some(UpperFiles { data, index }));
         }
     }
 
@@ -393,6 +415,36 @@ mod tests {
             assert!(message.contains(name), "{message}");
             assert!(message.contains("config.v1.json"), "{message}");
         }
+    }
+
+    #[test]
+    fn an_upper_is_two_files_above_the_lowers() {
+        let dir = tempfile::tempdir().unwrap();
+        let upper = |text: &str| {
+            let text = format!(r#"{{"lowers":[{{"file":"l"}}],"upper":{text}}}"#);
+            config(&dir, &text).unwrap()
+        };
+        let both = upper(r#"{"data":"/a/d","index":"i"}"#);
+        let files = UpperFiles {
+            data: "/a/d".into(),
+            index: dir.path().join("i"),
+        };
+        assert_eq!(both.stack_and_upper().unwrap().1, Some(files));
+        let lowers = Stack::new([dir.path().join("l")]);
+        assert_eq!(both.stack_and_upper().unwrap().0, lowers);
+        for none in ["null", "{}", r#"{"data":"","index":""}"#] {
+            assert_eq!(upper(none).stack_and_upper().unwrap().1, None);
+            assert_eq!(upper(none).stack().unwrap(), lowers);
+        }
+        for (half, missing) in [
+            (r#"{"data":"d"}"#, "no index"),
+            (r#"{"index":"i","data":""}"#, "no data"),
+        ] {
+            let error = upper(half).stack_and_upper().unwrap_err().to_string();
+            assert!(error.contains(missing), "{error}");
+        }
+        let error = upper(r#"{"data":"d","index":"i","target":"t"}"#).stack_and_upper();
+        assert!(error.unwrap_err().to_string().contains("upper.target"));
     }
 
     #[test]

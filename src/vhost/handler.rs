@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
@@ -20,6 +21,7 @@ use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut
 use super::vring::{UserRings, Vring};
 use crate::engine::Disk;
 use crate::engine::setup::Context;
+use crate::virtio::config;
 use crate::virtio::dirty_log::DirtyLog;
 use crate::virtio::inflight::InflightArea;
 use crate::virtio::memory::{Memory, RegionInfo};
@@ -78,6 +80,17 @@ impl Handler {
         self.vrings.iter_mut().for_each(Vring::stop);
     }
 
+    /// What the driver wants: writes that are durable once flushed, or once answered.
+    fn set_writeback(&self, writeback: bool) -> Result<()> {
+        let before = self.disk.writeback.swap(writeback, Ordering::Relaxed);
+        log::debug!("the driver wants writeback {writeback}, it was {before}");
+        if before && !writeback {
+            // Its driver flushes no more, and may count on what was written until now.
+            self.disk.volume.flush().map_err(refuse)?;
+        }
+        Ok(())
+    }
+
     fn offered(&self) -> u64 {
         self.disk.config.features() | TRANSPORT.bits()
     }
@@ -129,6 +142,11 @@ impl Drop for Handler {
     }
 }
 
+/// The offset in `struct virtio_blk_config` that a front-end means.
+fn config_offset(offset: u32) -> u32 {
+    offset.checked_sub(MMIO_CONFIG_OFFSET).unwrap_or(offset)
+}
+
 fn region(region: &VhostUserMemoryRegion) -> RegionInfo {
     RegionInfo {
         guest: region.guest_phys_addr,
@@ -170,6 +188,9 @@ impl VhostUserBackendReqHandlerMut for Handler {
         let always = features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0;
         self.change(|handler| {
             handler.features = features;
+            if config::starts_write_through(features) {
+                handler.disk.writeback.store(false, Ordering::Relaxed);
+            }
             for vring in &mut handler.vrings {
                 vring.enabled |= always;
             }
@@ -332,26 +353,28 @@ impl VhostUserBackendReqHandlerMut for Handler {
                 "{size} bytes of configuration space at offset {offset}"
             ))
         };
-        let offset = if offset >= MMIO_CONFIG_OFFSET {
-            offset - MMIO_CONFIG_OFFSET
-        } else {
-            offset
-        };
-        let (start, size) = (offset as usize, size as usize);
-        let mut space = self.disk.config.space().to_vec();
+        let (start, size) = (config_offset(offset) as usize, size as usize);
+        let writeback = self.disk.writeback.load(Ordering::Relaxed);
+        let mut space = self.disk.config.space(writeback).to_vec();
         space.resize(CONFIG_SPACE, 0);
         let end = start.checked_add(size).ok_or_else(absurd)?;
         space.get(start..end).map(<[u8]>::to_vec).ok_or_else(absurd)
     }
 
     fn set_config(&mut self, offset: u32, bytes: &[u8], _: VhostUserConfigFlags) -> Result<()> {
-        // The one field a driver may write is `writeback`, which a read-only disk does not offer; a
-        // front-end passes on what its guest does, and writes to other fields are ignored.
-        log::debug!(
-            "{} bytes written to configuration offset {offset}",
-            bytes.len()
-        );
-        Ok(())
+        // The one field a driver may write; a front-end passes on what its guest does, and writes to
+        // other fields are ignored.
+        let writable = self.disk.config.writable;
+        match config::WRITEBACK_AT.checked_sub(config_offset(offset)) {
+            Some(at) if writable && (at as usize) < bytes.len() => {
+                self.set_writeback(bytes[at as usize] != 0)
+            }
+            _ => {
+                let len = bytes.len();
+                log::debug!("{len} bytes written to configuration offset {offset}");
+                Ok(())
+            }
+        }
     }
 
     fn get_inflight_fd(&mut self, asked: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {

@@ -2,12 +2,14 @@
 //! 5.2.4).
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
-    VIRTIO_BLK_F_TOPOLOGY,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
+    VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY,
+    VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
+use super::ranges::{MAX_RANGES, MAX_SECTORS};
 use crate::units::{SECTOR_SIZE, Sector};
 
 /// Descriptors next to the data in a chain: header and status.
@@ -23,6 +25,10 @@ const PHYSICAL_BLOCK_EXP: u8 = 3;
 /// Bytes of the configuration space up to and with the fields of virtio 1.2.
 const CONFIG_LEN: usize = 60;
 
+/// Byte of the configuration space that a driver may write: 1 for writes that are durable once
+/// flushed, 0 for writes that are durable once answered.
+pub const WRITEBACK_AT: u32 = 32;
+
 /// A block device as the guest sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceConfig {
@@ -34,32 +40,65 @@ pub struct DeviceConfig {
     pub queue_size: u16,
     /// I/O size that reads best, in bytes: the largest block that is decompressed as a whole.
     pub optimal_io: u32,
+    /// Whether the disk can be written to.
+    pub writable: bool,
+}
+
+/// Whether writes must be durable before they are answered (virtio 1.2, section 5.2.6.2).
+/// `writeback` is the field of that name as it is now.
+pub fn writes_through(acknowledged: u64, writeback: bool) -> bool {
+    let has = |bit: u32| acknowledged & 1 << bit != 0;
+    if has(VIRTIO_BLK_F_CONFIG_WCE) {
+        !writeback
+    } else {
+        // Without FLUSH, a driver could not ask for it later.
+        !has(VIRTIO_BLK_F_FLUSH)
+    }
+}
+
+/// Whether a driver that acknowledged these features starts with `writeback` 0: it could switch it
+/// off, but not flush (virtio 1.2, section 5.2.5.2).
+pub fn starts_write_through(acknowledged: u64) -> bool {
+    let bits = acknowledged & (1 << VIRTIO_BLK_F_CONFIG_WCE | 1 << VIRTIO_BLK_F_FLUSH);
+    bits == 1 << VIRTIO_BLK_F_CONFIG_WCE
 }
 
 impl DeviceConfig {
     /// The device's feature bits. They must stay the same for the same device across versions of
     /// the daemon: a front-end that reconnects does not negotiate again.
     pub fn features(&self) -> u64 {
-        [
+        const ALWAYS: [u32; 7] = [
             VIRTIO_F_VERSION_1,
             VIRTIO_BLK_F_SEG_MAX,
             VIRTIO_BLK_F_BLK_SIZE,
             VIRTIO_BLK_F_TOPOLOGY,
-            VIRTIO_BLK_F_RO,
             VIRTIO_BLK_F_MQ,
             VIRTIO_RING_F_INDIRECT_DESC,
             VIRTIO_RING_F_EVENT_IDX,
-        ]
-        .into_iter()
-        .fold(0, |bits, bit| bits | 1 << bit)
+        ];
+        const READ_ONLY: [u32; 1] = [VIRTIO_BLK_F_RO];
+        const WRITABLE: [u32; 4] = [
+            VIRTIO_BLK_F_FLUSH,
+            VIRTIO_BLK_F_CONFIG_WCE,
+            VIRTIO_BLK_F_DISCARD,
+            VIRTIO_BLK_F_WRITE_ZEROES,
+        ];
+        let access = if self.writable {
+            &WRITABLE[..]
+        } else {
+            &READ_ONLY
+        };
+        let bits = ALWAYS.iter().chain(access);
+        bits.fold(0, |bits, bit| bits | 1 << bit)
     }
 
-    /// `struct virtio_blk_config`: the offered fields, zeros elsewhere.
-    pub fn space(&self) -> [u8; CONFIG_LEN] {
+    /// `struct virtio_blk_config`: the offered fields, zeros elsewhere. `writeback` is shown by a
+    /// writable disk only.
+    pub fn space(&self, writeback: bool) -> [u8; CONFIG_LEN] {
         let seg_max = SEG_MAX.min(self.queue_size.saturating_sub(OVERHEAD)).max(1);
         let optimal = (u64::from(self.optimal_io) / SECTOR_SIZE) as u32;
         let minimal = 1u16 << PHYSICAL_BLOCK_EXP;
-        let fields: [(usize, &[u8]); 7] = [
+        let always: [(usize, &[u8]); 7] = [
             (0, &self.capacity.0.to_le_bytes()),
             (12, &u32::from(seg_max).to_le_bytes()),
             (20, &(SECTOR_SIZE as u32).to_le_bytes()),
@@ -68,8 +107,21 @@ impl DeviceConfig {
             (28, &optimal.to_le_bytes()),
             (34, &self.queues.to_le_bytes()),
         ];
+        let writable: [(usize, &[u8]); 7] = [
+            (WRITEBACK_AT as usize, &[u8::from(writeback)]),
+            // Discards: most sectors and ranges, alignment in sectors; the same without it for
+            // zeros, which may unmap.
+            (36, &MAX_SECTORS.to_le_bytes()),
+            (40, &MAX_RANGES.to_le_bytes()),
+            (44, &u32::from(minimal).to_le_bytes()),
+            (48, &MAX_SECTORS.to_le_bytes()),
+            (52, &MAX_RANGES.to_le_bytes()),
+            (56, &[1]),
+        ];
+        let writable = if self.writable { &writable[..] } else { &[] };
         let mut space = [0; CONFIG_LEN];
-        for (at, bytes) in fields {
+        for (at, bytes) in always.iter().chain(writable) {
+            let at = *at;
             space[at..at + bytes.len()].copy_from_slice(bytes);
         }
         space
@@ -80,20 +132,68 @@ impl DeviceConfig {
 mod tests {
     use super::*;
 
+    const READ_ONLY: DeviceConfig = DeviceConfig {
+        capacity: Sector(0x0102_0304_0506),
+        queues: 0x0708,
+        queue_size: 64,
+        optimal_io: 65536,
+        writable: false,
+    };
+    const WRITABLE: DeviceConfig = DeviceConfig {
+        writable: true,
+        ..READ_ONLY
+    };
+
     #[test]
     fn fields_stand_where_the_specification_puts_them() {
-        let config = DeviceConfig {
-            capacity: Sector(0x0102_0304_0506),
-            queues: 0x0708,
-            queue_size: 64,
-            optimal_io: 65536,
-        };
-        let space = config.space();
-        assert_eq!(space[..8], [6, 5, 4, 3, 2, 1, 0, 0]);
-        assert_eq!(space[8..12], [0; 4], "no size_max");
-        assert_eq!(space[12..16], [62, 0, 0, 0], "seg_max fits a queue of 64");
-        assert_eq!(space[20..24], [0, 2, 0, 0]);
-        assert_eq!(space[24..32], [3, 0, 8, 0, 128, 0, 0, 0]);
-        assert_eq!(space[34..36], [8, 7]);
+        for (config, writeback) in [(READ_ONLY, true), (WRITABLE, false), (WRITABLE, true)] {
+            let space = config.space(writeback);
+            assert_eq!(space[..8], [6, 5, 4, 3, 2, 1, 0, 0]);
+            assert_eq!(space[8..12], [0; 4], "no size_max");
+            assert_eq!(space[12..16], [62, 0, 0, 0], "seg_max fits a queue of 64");
+            assert_eq!(space[20..24], [0, 2, 0, 0]);
+            assert_eq!(space[24..32], [3, 0, 8, 0, 128, 0, 0, 0]);
+            assert_eq!(space[34..36], [8, 7]);
+        }
+        let space = READ_ONLY.space(true);
+        assert_eq!((space[32], &space[36..]), (0, &[0; 24][..]));
+        let space = WRITABLE.space(true);
+        assert_eq!(space[32..34], [1, 0]);
+        assert_eq!(space[36..48], [0, 0, 64, 0, 32, 0, 0, 0, 8, 0, 0, 0]);
+        assert_eq!(space[48..60], [0, 0, 64, 0, 32, 0, 0, 0, 1, 0, 0, 0]);
+        assert_eq!(WRITABLE.space(false)[32], 0);
+    }
+
+    /// Front-ends that reconnect to a newer daemon do not ask again.
+    #[test]
+    fn offered_features_never_change() {
+        assert_eq!(READ_ONLY.features(), 0x1_3000_1464);
+        assert_eq!(WRITABLE.features(), 0x1_3000_7e44);
+    }
+
+    #[test]
+    fn who_could_not_flush_has_writes_durable_at_once() {
+        let (flush, wce) = (1 << VIRTIO_BLK_F_FLUSH, 1 << VIRTIO_BLK_F_CONFIG_WCE);
+        for (features, writeback, through) in [
+            (0, true, true),
+            (flush, true, false),
+            (flush, false, false),
+            (wce, true, false),
+            (wce, false, true),
+            (flush | wce, true, false),
+            (flush | wce, false, true),
+        ] {
+            assert_eq!(
+                writes_through(features, writeback),
+                through,
+                "{features:#x}"
+            );
+        }
+        assert!(starts_write_through(wce));
+        assert!(
+            ![0, flush, flush | wce]
+                .into_iter()
+                .any(starts_write_through)
+        );
     }
 }

@@ -5,11 +5,14 @@
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
-    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
 };
 use vm_memory::VolatileSlice;
 
 use super::chain::Chain;
+use super::config::DeviceConfig;
+use super::ranges::{self, Range};
 use crate::units::{SECTOR_SIZE, Sector};
 
 /// Bytes of a request's header: type, reserved, sector.
@@ -45,18 +48,24 @@ impl Status {
 }
 
 /// What a request asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// Fill all of the data from the disk, starting at this sector.
+    /// Fill all of [`Chain::writable`] from the disk, starting at this sector.
     Read(Sector),
+    /// Put [`Chain::readable`], from byte [`HEADER`] on, on the disk, starting at this sector.
+    Write(Sector),
     /// Give the device's serial.
     GetId,
     /// Make writes durable.
     Flush,
+    /// Forget what these ranges hold.
+    Discard(Vec<Range>),
+    /// Make these ranges read as zeros.
+    WriteZeroes(Vec<Range>),
 }
 
-/// A chain understood: either an operation whose data is [`Chain::writable`], or the answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A chain understood: either an operation, or the answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request<'m> {
     /// What to do, or the status to answer at once.
     pub operation: Result<Operation, Status>,
@@ -86,47 +95,45 @@ impl StatusByte<'_> {
 impl<'m> Request<'m> {
     /// Reads the header of `chain`, and takes the status byte off its writable memory.
     ///
-    /// `capacity` is the disk's size in sectors. What lies past it, or is no whole number of
-    /// sectors, or writes to this read-only disk, is answered with an I/O error; what the device
-    /// does not offer, as unsupported (5.2.6.2).
-    pub fn parse(chain: &mut Chain<'m>, capacity: Sector) -> Self {
+    /// What lies past the disk's end, or is no whole number of sectors, or writes to a read-only
+    /// disk, is answered with an I/O error; what the device does not offer, as unsupported (5.2.6.2).
+    pub fn parse(chain: &mut Chain<'m>, config: &DeviceConfig) -> Self {
         let status = chain.writable.pieces().last().and_then(|last| {
             let at = last.len().checked_sub(1)?;
             Some(StatusByte(last.subslice(at, 1).ok()?))
         });
         chain.writable.truncate_by(1);
-        let operation = Self::operation(chain, capacity);
+        let operation = Self::operation(chain, config);
         Self { operation, status }
     }
 
-    fn operation(chain: &Chain<'m>, capacity: Sector) -> Result<Operation, Status> {
-        let mut header = [0u8; HEADER];
-        if chain.readable.len() < HEADER {
+    fn operation(chain: &Chain<'m>, config: &DeviceConfig) -> Result<Operation, Status> {
+        let Some(data) = chain.readable.len().checked_sub(HEADER) else {
             return Err(Status::IoError);
-        }
-        let mut filled = 0;
-        chain.readable.cursor(0).take(HEADER, |piece| {
-            filled += piece.copy_to(&mut header[filled..]);
-        });
+        };
+        let mut header = [0u8; HEADER];
+        let mut cursor = chain.readable.cursor(0);
+        cursor.read(&mut header);
         let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = header;
         let sector = Sector(u64::from_le_bytes(sector));
+        let transfer = |len: usize| {
+            let sectors = len as u64 / SECTOR_SIZE;
+            let whole = (len as u64).is_multiple_of(SECTOR_SIZE);
+            let end = sector.checked_add(sectors);
+            let inside = end.is_some_and(|end| end <= config.capacity);
+            whole && inside && len <= MAX_DATA
+        };
+        let ranges = |may_unmap| ranges::parse(cursor, data, config.capacity, may_unmap);
         match u32::from_le_bytes([t0, t1, t2, t3]) {
-            VIRTIO_BLK_T_IN => {
-                let len = chain.writable.len();
-                let sectors = len as u64 / SECTOR_SIZE;
-                let whole = (len as u64).is_multiple_of(SECTOR_SIZE);
-                let inside = sector
-                    .checked_add(sectors)
-                    .is_some_and(|end| end <= capacity);
-                if whole && inside && len <= MAX_DATA {
-                    Ok(Operation::Read(sector))
-                } else {
-                    Err(Status::IoError)
-                }
-            }
-            VIRTIO_BLK_T_OUT => Err(Status::IoError),
+            VIRTIO_BLK_T_IN if transfer(chain.writable.len()) => Ok(Operation::Read(sector)),
+            VIRTIO_BLK_T_OUT if config.writable && transfer(data) => Ok(Operation::Write(sector)),
+            VIRTIO_BLK_T_IN | VIRTIO_BLK_T_OUT => Err(Status::IoError),
             VIRTIO_BLK_T_FLUSH => Ok(Operation::Flush),
             VIRTIO_BLK_T_GET_ID => Ok(Operation::GetId),
+            VIRTIO_BLK_T_DISCARD if config.writable => ranges(false).map(Operation::Discard),
+            VIRTIO_BLK_T_WRITE_ZEROES if config.writable => {
+                ranges(true).map(Operation::WriteZeroes)
+            }
             _ => Err(Status::Unsupported),
         }
     }

@@ -9,7 +9,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use ovbd_vhost::format::lsmt::writable::Kind;
 use ovbd_vhost::format::zfile::{Algorithm, BLOCK_SIZES, BlockFormat};
-use ovbd_vhost::image::spec::{self, Config, Stack};
+use ovbd_vhost::image::spec::{self, Config, Stack, UpperFiles};
 use ovbd_vhost::tool::commit::Commit;
 use ovbd_vhost::tool::create::Create;
 use ovbd_vhost::tool::disk::Files;
@@ -335,7 +335,7 @@ impl FilesArgs {
             layers: stack.layers().to_vec(),
             upper: self
                 .upper
-                .or(upper.map(|(data, index)| Paths { data, index })),
+                .or(upper.map(|UpperFiles { data, index }| Paths { data, index })),
         })
     }
 }

@@ -87,6 +87,26 @@ const REMOVING: &[c_long] = &[
     libc::SYS_unlinkat,
 ];
 
+/// To write to files that are open, and to make that last.
+const WRITING: &[c_long] = &[
+    libc::SYS_pwritev, // a guest's data
+    libc::SYS_pwrite64,
+    libc::SYS_fallocate, // discards
+    libc::SYS_fdatasync,
+    libc::SYS_fsync,
+];
+
+/// To put a file of a writable layer in another's place. Landlock keeps these to its directory.
+const OPENING: &[c_long] = &[
+    libc::SYS_openat,
+    libc::SYS_lseek,
+    libc::SYS_flock,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_rename,
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+];
+
 /// What libraries try, and can do without.
 const ABSENT: &[c_long] = &[
     // Its flags lie in memory, where no filter can read them; C libraries fall back to `clone`.
@@ -181,20 +201,38 @@ impl Test {
     }
 }
 
+/// What a daemon does besides reading.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Needs {
+    /// It removes its socket.
+    pub remove: bool,
+    /// It writes.
+    pub write: bool,
+    /// It opens and replaces files.
+    pub open: bool,
+}
+
 /// Restricts all threads, those of today and of later, to the tables above.
 ///
 /// # Errors
 ///
 /// The kernel has seccomp, but refuses the filters.
-pub fn restrict(may_remove: bool) -> Result<Support, Error> {
+pub fn restrict(needs: Needs) -> Result<Support, Error> {
     let Ok(arch) = TargetArch::try_from(ARCH) else {
         return Ok(Support::Missing);
     };
     let always = |call: &c_long| (*call, Vec::new());
-    let absent: BTreeMap<_, _> = ABSENT.iter().map(always).collect();
+    let mut absent: BTreeMap<_, _> = ABSENT.iter().map(always).collect();
     let mut known: BTreeMap<_, _> = ALLOWED.iter().chain(ABSENT).map(always).collect();
-    if may_remove {
+    if needs.remove {
         known.extend(REMOVING.iter().map(always));
+    }
+    if needs.write {
+        known.extend(WRITING.iter().map(always));
+    }
+    if needs.open {
+        known.extend(OPENING.iter().chain(REMOVING).map(always));
+        absent.retain(|call, _| !OPENING.contains(call));
     }
     for (call, argument, test) in conditional() {
         known.entry(call).or_default().push(test.rule(argument)?);

@@ -1,9 +1,10 @@
-//! Landlock: no file can be opened, no port bound or connected to.
+//! Landlock: no file can be opened, no port bound or connected to, but for the files of a writable
+//! layer.
 //!
 //! Landlock judges what is reached for, not by which system call, so that it holds as well for what
 //! goes through io_uring, where seccomp does not look. What is open already stays usable.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, LandlockStatus,
@@ -16,14 +17,14 @@ use super::{Error, Support};
 const NEWEST: ABI = ABI::V10;
 
 /// Takes away all access to files, the network, abstract sockets and other processes. Files in
-/// `removable` can still be removed.
+/// `removable` can still be removed, and files in `changeable` opened, made, renamed and removed.
 ///
 /// It holds for the calling thread and those it starts.
 ///
 /// # Errors
 ///
-/// The kernel has Landlock, but refuses the rules; or `removable` cannot be opened.
-pub fn close(removable: Option<&Path>) -> Result<Support, Error> {
+/// The kernel has Landlock, but refuses the rules; or a directory cannot be opened.
+pub fn close(removable: Option<&Path>, changeable: &[PathBuf]) -> Result<Support, Error> {
     let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(NEWEST))?
@@ -33,6 +34,15 @@ pub fn close(removable: Option<&Path>) -> Result<Support, Error> {
     if let Some(directory) = removable {
         let right: BitFlags<AccessFs> = AccessFs::RemoveFile.into();
         rules = rules.add_rule(PathBeneath::new(PathFd::new(directory)?, right))?;
+    }
+    let change = AccessFs::ReadFile
+        | AccessFs::WriteFile
+        | AccessFs::Truncate
+        | AccessFs::MakeReg
+        | AccessFs::RemoveFile
+        | AccessFs::ReadDir; // to make names last
+    for directory in changeable {
+        rules = rules.add_rule(PathBeneath::new(PathFd::new(directory)?, change))?;
     }
     Ok(match rules.restrict_self()?.landlock {
         LandlockStatus::Available { .. } => Support::Full,
@@ -60,7 +70,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         // In a thread of its own, for it holds for that.
         let inside = move || {
-            let support = close(Some(own.path())).unwrap();
+            let support = close(Some(own.path()), &[]).unwrap();
             let denied = |result: io::Result<()>| {
                 let error = result.err().map(|error| error.kind());
                 match support {
@@ -85,6 +95,30 @@ mod tests {
             open.read_to_string(&mut text).unwrap();
             assert_eq!(text, "content");
             open.write_all(b"more").unwrap();
+        };
+        thread::spawn(inside).join().unwrap();
+    }
+
+    #[test]
+    fn the_files_of_a_writable_layer_can_be_replaced_and_no_others() {
+        let (upper, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (index, file) = (upper.path().join("index"), other.path().join("file"));
+        fs::write(&index, "old").unwrap();
+        fs::write(&file, "content").unwrap();
+        let inside = move || {
+            let directories = [upper.path().to_owned()];
+            let support = close(None, &directories).unwrap();
+            let new = upper.path().join("index.new");
+            fs::write(&new, "new").unwrap();
+            fs::rename(&new, &index).unwrap();
+            File::open(upper.path()).unwrap().sync_all().unwrap();
+            assert_eq!(fs::read(&index).unwrap(), b"new");
+            if support == Support::Full {
+                assert!(File::open(&file).is_err(), "open, elsewhere");
+                assert!(fs::write(other.path().join("new"), "").is_err());
+                assert!(fs::rename(&index, other.path().join("moved")).is_err());
+                assert!(fs::create_dir(upper.path().join("folder")).is_err());
+            }
         };
         thread::spawn(inside).join().unwrap();
     }

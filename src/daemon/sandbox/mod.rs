@@ -10,7 +10,7 @@ pub mod files;
 pub mod privileges;
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Why a fence cannot be put up on a kernel that has it.
 #[derive(Debug, thiserror::Error)]
@@ -18,8 +18,8 @@ pub enum Error {
     /// The right to gain privileges, or a capability, cannot be given up.
     #[error("privileges cannot be dropped")]
     Privileges(#[source] io::Error),
-    /// The socket's directory, the one that stays reachable, cannot be opened.
-    #[error("the socket's directory cannot be opened")]
+    /// A directory that stays reachable cannot be opened.
+    #[error("the directory of the socket or of a writable layer cannot be opened")]
     Directory(#[from] landlock::PathFdError),
     /// Landlock refuses the rules.
     #[error("Landlock refuses its rules")]
@@ -44,16 +44,22 @@ pub enum Support {
 /// Puts up all fences around the process, for good. Call it while the process has one thread:
 /// threads started later are inside, one started earlier is so only in part.
 ///
-/// `socket_directory` holds the one file the daemon removes when it ends; nothing else in it, and
-/// nothing elsewhere, can be opened. What the kernel lacks is left out with one warning.
+/// `socket_directory` holds the one file the daemon removes when it ends. In `upper_directories`,
+/// which a read-only device has none of, files can be opened, made, renamed and removed. Nothing
+/// elsewhere can be opened. What the kernel lacks is left out with one warning.
 ///
 /// # Errors
 ///
 /// A fence the kernel has cannot be put up.
-pub fn enter(socket_directory: Option<&Path>) -> Result<(), Error> {
+pub fn enter(socket_directory: Option<&Path>, upper_directories: &[PathBuf]) -> Result<(), Error> {
     privileges::drop_all().map_err(Error::Privileges)?;
-    let files = files::close(socket_directory)?;
-    let calls = calls::restrict(socket_directory.is_some())?;
+    let files = files::close(socket_directory, upper_directories)?;
+    let calls = calls::restrict(calls::Needs {
+        remove: socket_directory.is_some(),
+        write: !upper_directories.is_empty(),
+        // Where nothing else keeps them to a directory, no file is opened.
+        open: !upper_directories.is_empty() && files == Support::Full,
+    })?;
     let missing: Vec<_> = [("Landlock", files), ("seccomp", calls)]
         .into_iter()
         .filter(|(_, support)| *support == Support::Missing)

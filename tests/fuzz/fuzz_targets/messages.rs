@@ -20,12 +20,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, LazyLock};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use ovbd_vhost::engine::{Disk, Tuning};
 use ovbd_vhost::image::Image;
 use ovbd_vhost::image::spec::Stack;
+use ovbd_vhost::upper::Volume;
 use ovbd_vhost::vhost::session;
 use ovbd_vhost::virtio::config::DeviceConfig;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -55,6 +57,7 @@ static DISK: LazyLock<Arc<Disk>> = LazyLock::new(|| {
         queues: 4,
         queue_size: 64,
         optimal_io: 4096,
+        writable: false,
     };
     let tuning = Tuning {
         poll: Duration::ZERO,
@@ -64,8 +67,9 @@ static DISK: LazyLock<Arc<Disk>> = LazyLock::new(|| {
         cpus: Vec::new(),
     };
     Arc::new(Disk {
-        image,
+        volume: Volume::read_only(image),
         config,
+        writeback: AtomicBool::new(true),
         serial: [7; 20],
         cache: None,
         tuning,

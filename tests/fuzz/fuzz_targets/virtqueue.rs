@@ -11,11 +11,13 @@ use std::os::unix::fs::FileExt;
 use libfuzzer_sys::fuzz_target;
 use ovbd_vhost::units::Sector;
 use ovbd_vhost::virtio::chain::{Chain, MAX_CHAIN};
+use ovbd_vhost::virtio::config::DeviceConfig;
 use ovbd_vhost::virtio::dirty_log::DirtyLog;
 use ovbd_vhost::virtio::inflight::InflightArea;
 use ovbd_vhost::virtio::memory::{Memory, RegionInfo};
 use ovbd_vhost::virtio::queue::{Queue, RingAddresses};
-use ovbd_vhost::virtio::request::{Operation, Request, Status};
+use ovbd_vhost::virtio::ranges::{MAX_RANGES, Range};
+use ovbd_vhost::virtio::request::{HEADER, MAX_DATA, Operation, Request, Status};
 use vm_memory::GuestAddress;
 
 const LEN: u64 = 16384;
@@ -57,6 +59,7 @@ fuzz_target!(|bytes: &[u8]| {
     let base = u16::from_le_bytes([*low, *high]);
     let flag = |bit: u8| flags & 1 << bit != 0;
     let (event_idx, indirect, tracked, logged) = (flag(0), flag(1), flag(2), flag(3));
+    let writable = flag(4);
 
     let (file, area_len) = InflightArea::create(1, size).expect("in-flight area");
     let mut bytes = bytes;
@@ -99,11 +102,36 @@ fuzz_target!(|bytes: &[u8]| {
             .is_ok()
         {
             assert!(chain.readable.pieces().len() + chain.writable.pieces().len() <= 2 * MAX_CHAIN);
-            let request = Request::parse(&mut chain, Sector(CAPACITY));
-            if let Ok(Operation::Read(start)) = request.operation {
-                assert_eq!(chain.writable.len() % 512, 0);
-                assert!(start.0 + chain.writable.len() as u64 / 512 <= CAPACITY);
-                chain.writable.cursor(0).zero(chain.writable.len());
+            let config = DeviceConfig {
+                capacity: Sector(CAPACITY),
+                queues: 1,
+                queue_size: 128,
+                optimal_io: 4096,
+                writable,
+            };
+            let request = Request::parse(&mut chain, &config);
+            let inside = |start: Sector, len: usize| {
+                assert!(len.is_multiple_of(512) && len <= MAX_DATA);
+                assert!(start.0 + len as u64 / 512 <= CAPACITY);
+            };
+            match request.operation {
+                Ok(Operation::Read(start)) => {
+                    inside(start, chain.writable.len());
+                    chain.writable.cursor(0).zero(chain.writable.len());
+                }
+                Ok(Operation::Write(start)) => {
+                    assert!(writable);
+                    let mut data = vec![0; chain.readable.len() - HEADER];
+                    inside(start, data.len());
+                    chain.readable.cursor(HEADER).read(&mut data);
+                }
+                Ok(Operation::Discard(ranges) | Operation::WriteZeroes(ranges)) => {
+                    assert!(writable && ranges.len() <= MAX_RANGES as usize);
+                    for Range { start, sectors, .. } in ranges {
+                        assert!(start.0 + sectors <= CAPACITY);
+                    }
+                }
+                _ => {}
             }
             if let Some(status) = request.status {
                 status.write(Status::Ok);

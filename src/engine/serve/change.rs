@@ -1,0 +1,92 @@
+//! Requests that change the disk, and those that make changes last.
+//!
+//! A write goes from the guest's memory into the page cache at once. Everything else is left to the
+//! thread beside the worker, whose answers are taken as reads are.
+
+use std::sync::atomic::Ordering;
+
+use super::Server;
+use crate::engine::background::{Background, Change, Job};
+use crate::units::{SECTOR_SIZE, Sector};
+use crate::virtio::config::writes_through;
+use crate::virtio::ranges::Range;
+use crate::virtio::request::{HEADER, Status};
+
+impl Server<'_> {
+    /// Whether what is written must be durable before it is answered.
+    fn writes_through(&self) -> bool {
+        writes_through(self.features, self.disk.writeback.load(Ordering::Relaxed))
+    }
+
+    /// Writes the data of the task in `slot`.
+    pub(super) fn write(&mut self, slot: u16, start: Sector) {
+        // Asked before: a driver that switches meanwhile has no claim to either.
+        let through = self.writes_through();
+        let data = &self.tasks[usize::from(slot)].chain.readable;
+        let sectors = (data.len() - HEADER) as u64 / SECTOR_SIZE;
+        match self.disk.volume.write(start, sectors, data.cursor(HEADER)) {
+            Ok(()) if through => self.flush(slot),
+            Ok(()) => self.answer(slot, Status::Ok, 0),
+            Err(error) => {
+                self.complain("a write", &error);
+                self.answer(slot, Status::IoError, 0);
+            }
+        }
+    }
+
+    /// Answers the task in `slot` once what was written so far is durable.
+    pub(super) fn flush(&mut self, slot: u16) {
+        self.leave(
+            slot,
+            Job {
+                change: None,
+                flush: true,
+            },
+        );
+    }
+
+    /// Answers the task in `slot` once `ranges` are changed.
+    pub(super) fn change(&mut self, slot: u16, change: Change, ranges: Vec<Range>) {
+        let flush = self.writes_through();
+        self.leave(
+            slot,
+            Job {
+                change: Some((change, ranges)),
+                flush,
+            },
+        );
+    }
+
+    /// Leaves the rest of a task to the thread beside this one. A device without one has nothing to
+    /// make durable.
+    fn leave(&mut self, slot: u16, job: Job) {
+        match &mut self.background {
+            Some(background) => background.begin(slot, job),
+            None => self.answer(slot, Status::Ok, 0),
+        }
+    }
+
+    /// Whether anything is left to that thread.
+    pub(super) fn awaits_background(&self) -> bool {
+        self.background
+            .as_ref()
+            .is_some_and(|background| background.under_way() > 0)
+    }
+
+    /// Takes what that thread has done; returns whether there was anything.
+    pub(super) fn take_background(&mut self) -> bool {
+        let mut any = false;
+        while let Some((slot, status)) = self.background.as_mut().and_then(Background::answer) {
+            any = true;
+            self.answer(slot, status, 0);
+        }
+        any
+    }
+
+    /// Waits for all that is left to that thread.
+    pub(super) fn wait_background(&mut self) {
+        while let Some((slot, status)) = self.background.as_mut().and_then(Background::wait) {
+            self.answer(slot, status, 0);
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! The data of DISCARD and WRITE_ZEROES (virtio 1.2, section 5.2.6): a list of ranges, 16 bytes
+//! each, `{sector: u64, num_sectors: u32, flags: u32}`, little-endian.
+
+use virtio_bindings::virtio_blk::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
+
+use super::request::Status;
+use crate::scatter::Cursor;
+use crate::units::Sector;
+
+/// Ranges in one request at most.
+pub const MAX_RANGES: u32 = 32;
+
+/// Sectors in one range at most: 2 GiB.
+pub const MAX_SECTORS: u32 = 4 << 20;
+
+const RANGE: usize = 16;
+
+/// Sectors of the disk that a driver wants rid of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// First sector.
+    pub start: Sector,
+    /// Number of sectors, at most [`MAX_SECTORS`].
+    pub sectors: u64,
+    /// Whether what holds them may be given back; always false in a DISCARD, which may anyway.
+    pub unmap: bool,
+}
+
+/// Reads the ranges in the `len` bytes at `data`, each byte once.
+///
+/// `capacity` is the disk's size; `may_unmap` says whether a range may ask for it.
+///
+/// # Errors
+///
+/// The answer: an I/O error for a list that is empty, longer than offered or no whole number of
+/// ranges, and for a range that is too long or leaves the disk; unsupported for a flag that is
+/// unknown or not for this request (5.2.6.2).
+pub fn parse(
+    mut data: Cursor<'_, '_>,
+    len: usize,
+    capacity: Sector,
+    may_unmap: bool,
+) -> Result<Vec<Range>, Status> {
+    let whole = len > 0 && len.is_multiple_of(RANGE) && len / RANGE <= MAX_RANGES as usize;
+    if !whole {
+        return Err(Status::IoError);
+    }
+    let flags_known = if may_unmap {
+        VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP
+    } else {
+        0
+    };
+    let mut ranges = Vec::with_capacity(len / RANGE);
+    for _ in 0..len / RANGE {
+        let mut bytes = [0; RANGE];
+        data.read(&mut bytes);
+        let [start @ .., n0, n1, n2, n3, f0, f1, f2, f3] = bytes;
+        let start = Sector(u64::from_le_bytes(start));
+        let sectors = u32::from_le_bytes([n0, n1, n2, n3]);
+        let flags = u32::from_le_bytes([f0, f1, f2, f3]);
+        if flags & !flags_known != 0 {
+            return Err(Status::Unsupported);
+        }
+        let end = start.checked_add(sectors.into());
+        if sectors > MAX_SECTORS || end.is_none_or(|end| end > capacity) {
+            return Err(Status::IoError);
+        }
+        ranges.push(Range {
+            start,
+            sectors: sectors.into(),
+            unmap: flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0,
+        });
+    }
+    Ok(ranges)
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::VolatileSlice;
+
+    use super::*;
+    use crate::scatter::Scatter;
+
+    const CAPACITY: Sector = Sector(1 << 24);
+
+    fn parse_bytes(bytes: &mut [u8], may_unmap: bool) -> Result<Vec<Range>, Status> {
+        let mut scatter = Scatter::new();
+        let len = bytes.len();
+        // Cut at odd places.
+        for part in bytes.chunks_mut(7) {
+            scatter.push(VolatileSlice::from(part));
+        }
+        parse(scatter.cursor(0), len, CAPACITY, may_unmap)
+    }
+
+    fn range(start: u64, sectors: u32, flags: u32) -> Vec<u8> {
+        let mut bytes = start.to_le_bytes().to_vec();
+        bytes.extend(sectors.to_le_bytes());
+        bytes.extend(flags.to_le_bytes());
+        bytes
+    }
+
+    #[test]
+    fn ranges_are_read_in_order() {
+        let mut bytes = [
+            range(5, 7, 0),
+            range((1 << 24) - 1, 1, 1),
+            range(1 << 24, 0, 0),
+        ]
+        .concat();
+        let ranges = parse_bytes(&mut bytes, true).unwrap();
+        let expected = [(5, 7, false), ((1 << 24) - 1, 1, true), (1 << 24, 0, false)];
+        assert_eq!(
+            ranges,
+            expected.map(|(start, sectors, unmap)| Range {
+                start: Sector(start),
+                sectors,
+                unmap
+            })
+        );
+        assert_eq!(parse_bytes(&mut bytes, false), Err(Status::Unsupported));
+    }
+
+    #[test]
+    fn what_breaks_a_rule_is_refused() {
+        let good = range(0, 1, 0);
+        for (mut bytes, status) in [
+            (vec![], Status::IoError),
+            (good[..15].to_vec(), Status::IoError),
+            ([&good[..], &[0]].concat(), Status::IoError),
+            (good.repeat(33), Status::IoError),
+            (range(1 << 24, 1, 0), Status::IoError),
+            (range(u64::MAX, 1, 0), Status::IoError),
+            (range(0, MAX_SECTORS + 1, 0), Status::IoError),
+            (range(0, 1, 2), Status::Unsupported),
+            (range(0, 1, 1 << 31 | 1), Status::Unsupported),
+            ([good.clone(), range(0, 1, 4)].concat(), Status::Unsupported),
+        ] {
+            assert_eq!(parse_bytes(&mut bytes, true), Err(status), "{bytes:?}");
+        }
+        assert_eq!(parse_bytes(&mut good.repeat(32), false).unwrap().len(), 32);
+        assert!(parse_bytes(&mut range(0, MAX_SECTORS, 1), true).is_ok());
+    }
+}
