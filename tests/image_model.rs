@@ -221,7 +221,7 @@ proptest! {
         };
         let image = open(&paths).unwrap();
         prop_assert_eq!(image.size(), size);
-        prop_assert_eq!(open(&paths).unwrap().serial(), image.serial());
+        prop_assert_eq!(open(&paths).unwrap().serial(paths.len()), image.serial(paths.len()));
         let sectors = image.sectors().0;
         prop_assert_eq!(sectors, size.div_ceil(512));
         let mut reader = Reader::new();

@@ -14,9 +14,10 @@ use crate::format::lsmt::writable::Kind;
 use crate::format::lsmt::{HEADER_LEN, Header};
 use crate::image::Image;
 use crate::image::block_cache::BlockCache;
+use crate::image::layer::Layer;
 use crate::image::spec::{Stack, UpperFiles};
 use crate::units::SECTOR_SIZE;
-use crate::upper::{self, Options, Paths, Upper, Volume};
+use crate::upper::{self, Paths, Snapshots, Volume};
 use crate::virtio::config::DeviceConfig;
 use crate::virtio::request::SERIAL_LEN;
 
@@ -27,19 +28,25 @@ pub fn open(
     stack: &Stack,
     configured: Option<UpperFiles>,
 ) -> Result<Arc<Disk>, Error> {
-    let image = Image::open(stack).map_err(Error::Image)?;
     let upper = match (&config.upper, configured) {
         (Some(_), Some(_)) => return Err(Error::TwoUppers),
         (None, None) => None,
         (None, Some(UpperFiles { data, index })) => Some(Paths { data, index }),
         (Some(UpperSource::Files(paths)), None) => Some(paths.clone()),
-        (Some(UpperSource::Folder(folder)), None) => {
-            Some(find_or_create(folder, &image).map_err(Error::Upper)?)
+        (Some(UpperSource::Folder(folder)), None) => Some(find_or_create(folder, stack)?),
+    };
+    let volume = match upper {
+        None => Volume::read_only(Image::open(stack).map_err(Error::Image)?),
+        Some(first) => {
+            let opened = Snapshots::open(stack, &first, config.upper_limit);
+            opened.map_err(Error::Upper)?.0
         }
     };
+    let image = volume.image();
     let serial = config.serial.unwrap_or_else(|| {
         let mut bytes = [0; SERIAL_LEN];
-        let text = image.serial();
+        // What a snapshot has put above them since is no part of it.
+        let text = image.serial(stack.layers().len());
         bytes
             .iter_mut()
             .zip(text.bytes())
@@ -47,17 +54,6 @@ pub fn open(
         bytes
     });
     let block_size = image.block_size();
-    let volume = match upper {
-        None => Volume::read_only(image),
-        Some(paths) => {
-            let options = Options {
-                limit: config.upper_limit,
-                default_size: size_above(&image),
-            };
-            let upper = Upper::open(&paths, &options).map_err(Error::Upper)?;
-            Volume::writable(image, vec![upper])
-        }
-    };
     let cache =
         (config.block_cache > 0).then(|| Arc::new(BlockCache::new(config.block_cache, block_size)));
     Ok(Arc::new(Disk {
@@ -76,43 +72,36 @@ pub fn open(
     }))
 }
 
-/// The size of a disk above `image`, in whole sectors.
-fn size_above(image: &Image) -> u64 {
-    image.sectors().0 * SECTOR_SIZE
-}
-
-/// The writable layer in `folder`, an empty one above `image` if there was none.
-fn find_or_create(folder: &Path, image: &Image) -> Result<Paths, upper::Error> {
+/// The writable layer in `folder`, an empty one above `stack` if there was none.
+fn find_or_create(folder: &Path, stack: &Stack) -> Result<Paths, Error> {
     let failed = |what, path: &Path| {
         let path = path.to_owned();
-        move |source| upper::Error::File { what, path, source }
+        move |source| Error::Upper(upper::Error::File { what, path, source })
     };
     let paths = Paths {
         data: folder.join("upper.data"),
         index: folder.join("upper.index"),
     };
-    // It is made last.
-    if paths.index.exists() {
+    // The index is made last, and goes when a snapshot seals the data; a header alone was left
+    // behind by one who died while making them, and nothing was ever written behind it.
+    let len = paths.data.metadata().map(|data| data.len());
+    if paths.index.exists() || len.as_ref().is_ok_and(|len| *len > HEADER_LEN as u64) {
         return Ok(paths);
     }
-    fs::create_dir_all(folder).map_err(failed("create", folder))?;
-    let left_behind = |data: fs::Metadata| data.len() <= HEADER_LEN as u64;
-    if paths.data.metadata().is_ok_and(left_behind) {
-        // By one who died while making them: nothing was ever written to it.
+    if len.is_ok() {
         fs::remove_file(&paths.data).map_err(failed("remove", &paths.data))?;
     }
+    fs::create_dir_all(folder).map_err(failed("create", folder))?;
+    let image = Image::open(stack).map_err(Error::Image)?;
     let header = Header {
         index_offset: 0,
         index_entries: 0,
-        virtual_size: size_above(image),
+        virtual_size: image.sectors().0 * SECTOR_SIZE,
         uuid: Uuid::new_v4(),
-        parent_uuid: image
-            .layers()
-            .last()
-            .map_or(Uuid::nil(), |layer| layer.uuid()),
+        parent_uuid: image.layers().last().map_or(Uuid::nil(), Layer::uuid),
         message: Vec::new(),
     };
-    upper::create(&paths, Kind::Hybrid, &header)?;
+    upper::create(&paths, Kind::Hybrid, &header).map_err(Error::Upper)?;
     log::info!("made the writable layer {}", paths.data.display());
     Ok(paths)
 }
@@ -121,10 +110,11 @@ fn find_or_create(folder: &Path, image: &Image) -> Result<Paths, upper::Error> {
 mod tests {
     use super::*;
     use crate::format::lsmt::Part;
+    use crate::upper::{Options, Upper};
 
     /// An image of 5 sectors and a half that holds nothing.
-    fn image(dir: &Path) -> Image {
-        let mut header = Header {
+    fn stack(dir: &Path) -> Stack {
+        let header = Header {
             index_offset: HEADER_LEN as u64,
             index_entries: 0,
             virtual_size: 5 * 512 + 100,
@@ -133,44 +123,47 @@ mod tests {
             message: Vec::new(),
         };
         let mut bytes = header.encode(Part::Header).to_vec();
-        header.index_offset = HEADER_LEN as u64;
         bytes.extend(header.encode(Part::Trailer));
         let path = dir.join("layer");
         fs::write(&path, bytes).unwrap();
-        Image::open(&Stack::new([path])).unwrap()
+        Stack::new([path])
+    }
+
+    fn open_upper(paths: &Paths) -> Result<Upper, upper::Error> {
+        let options = Options {
+            limit: u64::MAX,
+            default_size: 0,
+        };
+        Upper::open(paths, &options)
     }
 
     #[test]
     fn a_folder_gets_one_layer_and_keeps_it() {
         let dir = tempfile::tempdir().unwrap();
-        let (image, folder) = (image(dir.path()), dir.path().join("a/b"));
-        let paths = find_or_create(&folder, &image).unwrap();
-        let options = Options {
-            limit: u64::MAX,
-            default_size: 0,
-        };
-        let upper = Upper::open(&paths, &options).unwrap();
+        let (stack, folder) = (stack(dir.path()), dir.path().join("a/b"));
+        let paths = find_or_create(&folder, &stack).unwrap();
+        let upper = open_upper(&paths).unwrap();
         assert_eq!(upper.header().virtual_size, 6 * 512);
         assert_eq!(upper.header().parent_uuid, Uuid::from_u128(7));
         let uuid = upper.header().uuid;
         drop(upper);
-        assert_eq!(find_or_create(&folder, &image).unwrap(), paths);
-        let again = Upper::open(&paths, &options).unwrap();
-        assert_eq!(again.header().uuid, uuid);
+        assert_eq!(find_or_create(&folder, &stack).unwrap(), paths);
+        assert_eq!(open_upper(&paths).unwrap().header().uuid, uuid);
     }
 
     #[test]
     fn what_is_left_of_making_one_is_made_anew_but_data_is_kept() {
         let dir = tempfile::tempdir().unwrap();
-        let image = image(dir.path());
+        let stack = stack(dir.path());
         let data = dir.path().join("upper.data");
         for len in [0, HEADER_LEN] {
             fs::write(&data, vec![0; len]).unwrap();
-            find_or_create(dir.path(), &image).unwrap();
+            find_or_create(dir.path(), &stack).unwrap();
             fs::remove_file(dir.path().join("upper.index")).unwrap();
         }
         fs::write(&data, vec![1; HEADER_LEN + 1]).unwrap();
-        assert!(find_or_create(dir.path(), &image).is_err());
+        let paths = find_or_create(dir.path(), &stack).unwrap();
+        assert!(open_upper(&paths).is_err());
         assert_eq!(fs::read(&data).unwrap(), vec![1; HEADER_LEN + 1]);
     }
 }

@@ -78,6 +78,18 @@ fn say(level: Level, message: Arguments<'_>) {
     }
 }
 
+/// An error and its causes, for the log.
+pub fn reason(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,16 +112,4 @@ mod tests {
         let admitted = (0..100).filter(|_| limit.admit(later).is_some()).count();
         assert_eq!(admitted, BURST as usize);
     }
-}
-
-/// An error and its causes, for the log.
-pub fn reason(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

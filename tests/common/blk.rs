@@ -40,6 +40,17 @@ pub fn header(kind: u32, sector: u64) -> [u8; HEADER as usize] {
     bytes
 }
 
+/// A range of DISCARD or WRITE_ZEROES.
+pub fn range(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
+    let mut bytes = sector.to_le_bytes().to_vec();
+    bytes.extend(sectors.to_le_bytes());
+    bytes.extend(flags.to_le_bytes());
+    bytes
+}
+
+/// The flag of a WRITE_ZEROES range that may give its space back.
+pub const UNMAP: u32 = sys::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
+
 /// The fill of memory before a request: a byte that stays shows that nobody wrote it.
 pub const FILL: u8 = 0xa5;
 

@@ -128,6 +128,39 @@ impl Guest {
         }
     }
 
+    /// Lays out a request that carries `data`, as [`Guest::place`] does.
+    pub fn place_data(&mut self, kind: u32, sector: u64, data: &[u8]) -> Placed {
+        let placed = self.place(kind, sector, data.len() as u32);
+        if let Some(segment) = placed.data.first() {
+            self.memory.write(segment.address, data);
+        }
+        placed
+    }
+
+    /// Runs a request that carries `data` on queue `index`; returns its status.
+    pub fn send(&mut self, index: usize, kind: u32, sector: u64, data: &[u8]) -> u8 {
+        let placed = self.place_data(kind, sector, data);
+        let answer = self.run(index, &placed, Layout::Direct);
+        assert_eq!(answer.len, 1, "only the status is written");
+        answer.status
+    }
+
+    /// Writes `data` at `sector` through queue `index`.
+    pub fn write(&mut self, index: usize, sector: u64, data: &[u8]) {
+        let status = self.send(index, blk::OUT, sector, data);
+        assert_eq!(
+            status,
+            blk::OK,
+            "write of {} bytes at sector {sector}",
+            data.len()
+        );
+    }
+
+    /// Makes what was written durable.
+    pub fn flush(&mut self, index: usize) {
+        assert_eq!(self.send(index, blk::FLUSH, 0, &[]), blk::OK, "flush");
+    }
+
     /// What `used` and the memory say about a request.
     pub fn answer(&self, placed: &Placed, used: Used) -> Answer {
         let read = |part: &Segment| self.memory.read(part.address, part.len as usize);

@@ -8,6 +8,7 @@
 //! | `ring` | the driver's half of one split virtqueue: offer, publish, take |
 //! | `queue` | descriptor chains of any shape over a ring; each answered exactly once |
 //! | `load` | a prefilled ring kept full to a depth: nothing allocated per request |
+//! | `mixed` | requests of all kinds at depth, checked against a model |
 //! | `blk` | virtio-blk requests: header, data, status |
 //! | `session` | one connection: negotiation, memory, starting and stopping queues |
 //! | `returning` | a front-end that keeps memory, queues and in-flight region across connections |
@@ -19,6 +20,7 @@
 //! | `content` | bytes that tell where they belong, and a seeded generator |
 //! | `golden`, `layers` | the golden images of `tests/data`, and layers made to order |
 //! | `disk` | the daemon with the disk most tests read |
+//! | `writable` | the daemon with that disk under a writable layer |
 //! | `checks` | what any read-only back-end must do, whichever it is |
 //!
 //! Every wait has a limit of [`PATIENCE`], which only turns a hang into a failure: no verdict
@@ -38,12 +40,14 @@ pub mod guest;
 pub mod layers;
 pub mod load;
 pub mod memory;
+pub mod mixed;
 pub mod queue;
 pub mod raw;
 pub mod reference;
 pub mod returning;
 pub mod ring;
 pub mod session;
+pub mod writable;
 
 use std::time::Duration;
 

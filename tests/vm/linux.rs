@@ -56,6 +56,12 @@ impl Linux {
         self.answer()
     }
 
+    /// Switches the machine off and waits until it is.
+    pub fn power_off(mut self) {
+        self.0.send("poweroff -f");
+        while self.0.line().is_some() {}
+    }
+
     fn answer(&mut self) -> Vec<String> {
         let mut lines = Vec::new();
         loop {

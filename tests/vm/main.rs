@@ -11,6 +11,7 @@ mod machine;
 mod process;
 mod recovery;
 mod tiny;
+mod writable;
 
 use std::fs;
 use std::path::Path;

@@ -1,0 +1,113 @@
+//! A layer that is full.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use crate::assert_disk;
+use crate::common::blk::{DISCARD, IOERR, OK, OUT, SECTOR, range};
+use crate::common::content::tagged;
+use crate::common::guest::Guest;
+use crate::common::writable::Writable;
+use crate::part;
+
+const PIECE: u64 = 128;
+
+/// Fills the disk from sector 0 on until a write fails; returns the sector after the last that was
+/// written.
+fn fill(guest: &mut Guest, model: &mut [u8], seed: u64) -> u64 {
+    let sectors = model.len() as u64 / SECTOR;
+    for sector in (0..sectors).step_by(PIECE as usize) {
+        let data = tagged((PIECE * SECTOR) as usize, seed + sector);
+        match guest.send(0, OUT, sector, &data) {
+            OK => part(model, sector, PIECE).copy_from_slice(&data),
+            status => {
+                assert_eq!(status, IOERR);
+                return sector;
+            }
+        }
+    }
+    panic!("it is never full");
+}
+
+/// Fills the disk, and asserts that what was answered stays, that what there is room for can be
+/// written, and that room makes writes work again, also after a crash.
+fn full_and_again(mut disk: Writable, make_room: impl Fn(&Writable)) {
+    let mut model = disk.content.to_vec();
+    let mut guest = disk.plain_guest();
+    let end = fill(&mut guest, &mut model, 0);
+    assert!(end >= PIECE, "there was room for something");
+    // What failed is old or new, sector by sector: here it must be old, or else it was there.
+    let failed = guest.read(0, end, (PIECE * SECTOR) as u32);
+    part(&mut model, end, PIECE).copy_from_slice(&failed);
+    assert_disk(&mut guest, &model);
+    let over = tagged((PIECE * SECTOR) as usize, 99);
+    guest.write(0, 0, &over);
+    part(&mut model, 0, PIECE).copy_from_slice(&over);
+    assert_disk(&mut guest, &model);
+
+    make_room(&disk);
+    disk.crash();
+    let mut guest = disk.plain_guest();
+    assert_disk(&mut guest, &model);
+    assert_eq!(
+        guest.send(0, DISCARD, 0, &range(PIECE, 3 * PIECE as u32, 0)),
+        OK
+    );
+    part(&mut model, PIECE, 3 * PIECE).fill(0);
+    guest.flush(0);
+    guest.write(0, end, &over);
+    part(&mut model, end, PIECE).copy_from_slice(&over);
+    guest.flush(0);
+    assert_disk(&mut guest, &model);
+    drop(guest);
+    disk.lose_power();
+    assert_disk(&mut disk.plain_guest(), &model);
+}
+
+#[test]
+fn as_much_as_it_may_hold() {
+    let disk = Writable::serve_with(&["--upper-limit", "3M"]);
+    full_and_again(disk, |_| ());
+}
+
+/// A file system of so many bytes, mounted on a fresh folder.
+struct Small(TempDir);
+
+fn run(command: &mut Command) {
+    let output = command.output().expect("the program starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {said}");
+}
+
+impl Small {
+    fn mount(bytes: u64) -> Self {
+        let folder = tempfile::tempdir().expect("temporary directory");
+        run(Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs"])
+            .arg(folder.path()));
+        Self(folder)
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        run(Command::new("umount").arg("--lazy").arg(self.path()));
+    }
+}
+
+#[test]
+fn as_much_as_the_file_system_has() {
+    let small = Small::mount(4 << 20);
+    let inside = tempfile::tempdir_in(small.path()).expect("folder");
+    fs::write(small.path().join("ballast"), vec![1; 256 << 10]).expect("ballast");
+    let ballast = small.path().join("ballast");
+    let disk = Writable::serve_in(inside, &[]);
+    full_and_again(disk, |_| fs::remove_file(&ballast).expect("ballast"));
+}

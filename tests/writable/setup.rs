@@ -1,0 +1,96 @@
+//! Where the layer comes from: the command line, an image config, the golden images.
+
+use std::fs;
+
+use crate::assert_beginning;
+use crate::common::daemon::{self, Daemon};
+use crate::common::disk::deep;
+use crate::common::guest::{Guest, Options};
+use crate::common::session::feature;
+use crate::common::writable::Writable;
+
+fn text(path: &std::path::Path) -> String {
+    path.to_str().expect("UTF-8").to_owned()
+}
+
+/// Both ways to name the files lead to the same disk.
+#[test]
+fn files_and_config_name_the_same_layer() {
+    let mut disk = Writable::serve();
+    disk.plain_guest().write(0, 5, &[7; 512]);
+    disk.daemon.terminate();
+    let mut model = disk.content.to_vec();
+    model[5 * 512..6 * 512].fill(7);
+    let (case, _) = deep();
+    let (data, index) = (
+        text(&disk.file("upper.data")),
+        text(&disk.file("upper.index")),
+    );
+
+    let upper = format!("index={index},data={data}");
+    let daemon = Daemon::with(&case.layers, &["--upper", &upper]);
+    let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
+    assert_beginning(&mut guest, &model);
+    drop(daemon);
+
+    let lowers: Vec<_> = case.layers.iter().map(|layer| text(layer)).collect();
+    let lowers: Vec<_> = lowers
+        .iter()
+        .map(|file| format!(r#"{{"file":"{file}"}}"#))
+        .collect();
+    let result = text(&disk.file("result"));
+    let config = format!(
+        r#"{{"lowers":[{}],"upper":{{"data":"upper.data","index":"{index}"}},"resultFile":"{result}"}}"#,
+        lowers.join(",")
+    );
+    fs::write(disk.file("config.v1.json"), config).unwrap();
+    let none: [&str; 0] = [];
+    let config = text(&disk.file("config.v1.json"));
+    let daemon = Daemon::with(&none, &["--config", &config]);
+    let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
+    assert!(!guest.session.has(feature::RO));
+    assert_beginning(&mut guest, &model);
+    assert_eq!(fs::read(&result).unwrap(), b"success");
+    drop(daemon);
+
+    let socket = text(&disk.file("s"));
+    let arguments = ["--socket", &socket, "--config", &config, "--upper", &upper];
+    let output = daemon::run(arguments);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("--upper"), "{said}");
+}
+
+#[test]
+fn what_is_no_upper_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| text(&folder.path().join(name));
+    fs::write(file("junk"), vec![1; 10000]).unwrap();
+    let (case, _) = deep();
+    let layer = text(&case.layers[0]);
+    for (upper, code, word) in [
+        (
+            format!("data={},index={}", file("absent"), file("junk")),
+            1,
+            "absent",
+        ),
+        (
+            format!("data={},index={}", file("junk"), file("junk")),
+            1,
+            "junk",
+        ),
+        (format!("data={layer},index={}", file("junk")), 1, "layer"),
+        (format!("data={}", file("junk")), 2, "index"),
+        ("data=,index=b".to_owned(), 2, "data"),
+        ("data=a,index=b,data=c".to_owned(), 2, "data=c"),
+        ("a,b".to_owned(), 2, "expected"),
+    ] {
+        let socket = file("socket");
+        let arguments = ["--socket", &socket, "--layers", &layer, "--upper", &upper];
+        let output = daemon::run(arguments);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{upper}: {said}");
+        assert!(said.contains(word), "{upper}: {said}");
+    }
+    assert!(!folder.path().join("socket").exists());
+}
