@@ -84,6 +84,9 @@ impl Handler {
     fn set_writeback(&self, writeback: bool) -> Result<()> {
         let before = self.disk.writeback.swap(writeback, Ordering::Relaxed);
         log::debug!("the driver wants writeback {writeback}, it was {before}");
+        if let Some(area) = &self.inflight {
+            area.note_writes_through(!writeback);
+        }
         if before && !writeback {
             // Its driver flushes no more, and may count on what was written until now.
             self.disk.volume.flush().map_err(refuse)?;
@@ -189,7 +192,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         self.change(|handler| {
             handler.features = features;
             if config::starts_write_through(features) {
-                handler.disk.writeback.store(false, Ordering::Relaxed);
+                handler.set_writeback(false)?;
             }
             for vring in &mut handler.vrings {
                 vring.enabled |= always;
@@ -396,8 +399,11 @@ impl VhostUserBackendReqHandlerMut for Handler {
         let area = InflightArea::map(file, given.mmap_offset, given.mmap_size, queues, size)
             .map_err(refuse)?;
         self.change(|handler| {
+            let through = area.writes_through();
+            let writeback = handler.disk.writeback.load(Ordering::Relaxed);
             handler.inflight = Some(Arc::new(area));
-            Ok(())
+            // An earlier process was told, or this one was before it knew the area.
+            handler.set_writeback(writeback && !through)
         })
     }
 

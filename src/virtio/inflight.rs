@@ -22,6 +22,12 @@ const ENTRY: usize = 16;
 const ALIGN: usize = 64;
 const VERSION: u16 = 1;
 
+/// Bit of `features` in the first queue's part, all of which the protocol leaves at zero: the driver
+/// has switched the write cache off. A process that goes on where another ended must know, for the
+/// driver flushes no more.
+const WRITES_THROUGH: u64 = 1 << 63;
+
+const FEATURES_AT: usize = 0;
 const VERSION_AT: usize = 8;
 const DESC_NUM_AT: usize = 10;
 const LAST_BATCH_HEAD_AT: usize = 12;
@@ -137,6 +143,31 @@ impl InflightArea {
     /// Whether the front-end cut the file under us: what is noted is not seen by anybody.
     pub fn is_lost(&self) -> bool {
         self.mapping.is_lost()
+    }
+
+    /// Whether it was noted that the driver has switched the write cache off.
+    pub fn writes_through(&self) -> bool {
+        let features = self.features();
+        features.is_some_and(|(_, features)| features & WRITES_THROUGH != 0)
+    }
+
+    /// Notes whether the driver has switched the write cache off.
+    pub fn note_writes_through(&self, through: bool) {
+        let Some((place, features)) = self.features() else {
+            return;
+        };
+        if (features & WRITES_THROUGH != 0) != through {
+            let features = (features ^ WRITES_THROUGH).to_le();
+            let stored = place.store(features, FEATURES_AT, Ordering::Release);
+            debug_assert!(stored.is_ok());
+        }
+    }
+
+    /// The first queue's `features`, if there is a queue, and where they are.
+    fn features(&self) -> Option<(VolatileSlice<'_>, u64)> {
+        let place = self.mapping.slice(0, HEADER).filter(|_| self.queues > 0)?;
+        let features = place.load(FEATURES_AT, Ordering::Acquire).unwrap_or(0);
+        Some((place, u64::from_le(features)))
     }
 
     /// The part of queue `index`, which has `size` entries.
@@ -356,5 +387,28 @@ mod tests {
             Err(InflightError::Layout { .. })
         ));
         assert!(area.queue(3, 8).is_err() && area.queue(0, 9).is_err());
+    }
+
+    #[test]
+    fn a_write_cache_that_is_off_is_noted_beside_the_requests() {
+        let (file, len) = InflightArea::create(2, 8).unwrap();
+        let again = file.try_clone().unwrap();
+        let area = InflightArea::map(file, 0, len, 2, 8).unwrap();
+        assert!(!area.writes_through());
+        area.note_writes_through(true);
+        let mut queue = area.queue(0, 8).unwrap();
+        assert!(
+            queue.recover(3).unwrap().is_none(),
+            "it is a fresh area still"
+        );
+        let later = InflightArea::map(again, 0, len, 2, 8).unwrap();
+        assert!(later.writes_through());
+        later.note_writes_through(false);
+        assert!(!area.writes_through());
+        let (file, len) = InflightArea::create(0, 8).unwrap();
+        if let Ok(none) = InflightArea::map(file, 0, len, 0, 8) {
+            none.note_writes_through(true);
+            assert!(!none.writes_through());
+        }
     }
 }

@@ -4,9 +4,12 @@
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
 
-use crate::common::blk::{DISCARD, OK, SECTOR, WRITE_ZEROES, range};
+use crate::common::blk::{self, DISCARD, OK, OUT, SECTOR, Scratch, WRITE_ZEROES, range};
 use crate::common::content::{difference, tagged};
 use crate::common::guest::{Guest, Options};
+use crate::common::memory::Memory;
+use crate::common::queue::{Layout, Queue, Segment};
+use crate::common::returning::Returning;
 use crate::common::session::{Wanted, feature};
 use crate::common::writable::Writable;
 use crate::{assert_beginning, part};
@@ -110,6 +113,41 @@ fn switching_the_cache_off_makes_durable_what_was_written_and_on_again_is_on() {
 }
 
 /// A driver that switched the cache off flushes no more, whoever serves it meanwhile.
+#[test]
+fn a_cache_that_is_off_stays_off_when_the_daemon_is_started_again() {
+    let mut disk = Writable::serve();
+    let memory = Memory::typical();
+    let mut queue = Queue::new(&memory, 128, true);
+    let mut front_end = Returning::new(memory.clone(), vec![queue.ring.vring.clone()]);
+    let mut session = front_end.connect(disk.daemon.connect());
+    let flags = VhostUserConfigFlags::WRITABLE;
+    for value in [0, 1, 0] {
+        let set = session.frontend.set_config(32, flags, &[value]);
+        set.expect("the write cache");
+        disk.crash();
+        session = front_end.connect(disk.daemon.connect());
+        assert_eq!(session.config(32, 1).unwrap(), [value]);
+    }
+    let mut scratch = Scratch::new(&memory, 64 << 10);
+    let data = tagged(LEN, 1);
+    let chain = [
+        Segment::readable(scratch.put(0, &blk::header(OUT, 1000), 0), blk::HEADER),
+        Segment::readable(scratch.put(1, &data, 0), LEN as u32),
+        Segment::writable(scratch.put(3, &[blk::UNANSWERED], 0), 1),
+    ];
+    queue.run(&chain, Layout::Direct);
+    assert_eq!(memory.read(chain[2].address, 1), [OK]);
+    drop(session);
+    disk.lose_power();
+    let mut guest = disk.plain_guest();
+    assert_eq!(
+        guest.session.config(32, 1).unwrap(),
+        [1],
+        "another guest's own"
+    );
+    assert_eq!(difference(&guest.read(0, 1000, LEN as u32), &data), None);
+}
+
 #[test]
 fn other_fields_cannot_be_written() {
     let disk = Writable::serve();
