@@ -110,7 +110,7 @@ fn try_inside(what: &str, directory: &Path) -> End {
 #[test]
 fn what_serving_does_not_need_is_refused() {
     // In a thread, for it holds for that.
-    let landlock = thread::spawn(|| files::close(None, &[]).unwrap());
+    let landlock = thread::spawn(|| files::close(&[], &[]).unwrap());
     let fenced = landlock.join().unwrap() == Support::Full;
     let directory = tempfile::tempdir().unwrap();
     let denied = |end: End| if fenced { end } else { End::Works };
@@ -156,7 +156,7 @@ fn probe() {
         unsafe { libc::mmap(null_mut(), 4096, rw, private | libc::MAP_ANONYMOUS, -1, 0) }
     };
     let (page, code) = (page(), libc::PROT_READ | libc::PROT_EXEC);
-    sandbox::enter(Some(directory), &[]).unwrap();
+    sandbox::enter(&[directory], &[]).unwrap();
 
     let made = |result: i32| match result {
         -1 => Err(io::Error::last_os_error()),

@@ -26,6 +26,10 @@ struct Args {
     #[arg(long, value_name = "MODE", default_value = "600", value_parser = parse_mode)]
     socket_mode: u32,
 
+    /// Path of a socket to be asked for snapshots and figures, over HTTP [default: none].
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
+
     /// User to become, by name or number, once the layers are open.
     #[arg(long, value_name = "USER")]
     user: Option<String>,
@@ -176,6 +180,7 @@ impl From<Args> for Config {
         Config {
             socket: args.socket,
             socket_mode: args.socket_mode,
+            control: args.control,
             user: args.user,
             group: args.group,
             sandbox: args.sandbox == Switch::On,

@@ -16,6 +16,8 @@ pub struct Config {
     pub socket: Option<PathBuf>,
     /// Permissions of the socket at that path.
     pub socket_mode: u32,
+    /// Path of the control socket, if there is to be one.
+    pub control: Option<PathBuf>,
     /// Who to be once the layers are open: a user's name or number.
     pub user: Option<String>,
     /// The group to be of, in place of the user's own.

@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 use uuid::Uuid;
 
 use super::config::UpperSource;
+use super::control::api::Device;
 use super::{Config, Error};
 use crate::engine::Disk;
 use crate::format::lsmt::writable::Kind;
@@ -27,7 +28,7 @@ pub fn open(
     config: &Config,
     stack: &Stack,
     configured: Option<UpperFiles>,
-) -> Result<Arc<Disk>, Error> {
+) -> Result<Device, Error> {
     let upper = match (&config.upper, configured) {
         (Some(_), Some(_)) => return Err(Error::TwoUppers),
         (None, None) => None,
@@ -35,11 +36,15 @@ pub fn open(
         (Some(UpperSource::Files(paths)), None) => Some(paths.clone()),
         (Some(UpperSource::Folder(folder)), None) => Some(find_or_create(folder, stack)?),
     };
-    let volume = match upper {
-        None => Volume::read_only(Image::open(stack).map_err(Error::Image)?),
+    let (volume, snapshots) = match upper {
+        None => {
+            let image = Image::open(stack).map_err(Error::Image)?;
+            (Volume::read_only(image), None)
+        }
         Some(first) => {
             let opened = Snapshots::open(stack, &first, config.upper_limit);
-            opened.map_err(Error::Upper)?.0
+            let (volume, snapshots) = opened.map_err(Error::Upper)?;
+            (volume, Some(snapshots))
         }
     };
     let image = volume.image();
@@ -56,7 +61,7 @@ pub fn open(
     let block_size = image.block_size();
     let cache =
         (config.block_cache > 0).then(|| Arc::new(BlockCache::new(config.block_cache, block_size)));
-    Ok(Arc::new(Disk {
+    let disk = Disk {
         config: DeviceConfig {
             capacity: volume.sectors(),
             queues: config.num_queues,
@@ -69,7 +74,11 @@ pub fn open(
         serial,
         cache,
         tuning: config.tuning.clone(),
-    }))
+    };
+    Ok(Device {
+        disk: Arc::new(disk),
+        snapshots,
+    })
 }
 
 /// The writable layer in `folder`, an empty one above `stack` if there was none.

@@ -81,6 +81,9 @@ pub enum Error {
         /// How long it had.
         seconds: u64,
     },
+    /// Nobody could answer on the control socket.
+    #[error("cannot serve the control socket")]
+    Control(#[source] io::Error),
     /// Signals cannot be caught.
     #[error("cannot catch signals")]
     Signals(#[source] io::Error),

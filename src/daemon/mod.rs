@@ -1,11 +1,13 @@
 //! The `ovbd-vhost` daemon: from command line to running device.
 //!
-//! [`run`] opens the image and what is written above it, binds the socket ([`listener`]) or takes the one passed to it
-//! ([`activation`]), gives up what it does not need any more ([`sandbox`]), says that it is ready
-//! ([`notify`]) and serves one front-end after the other ([`server`]) until a signal ends it.
+//! [`run`] opens the image and what is written above it (`disk`), binds the socket ([`listener`]) or
+//! takes the one passed to it ([`activation`]), gives up what it does not need any more
+//! ([`sandbox`]), says that it is ready ([`notify`]), answers who controls it ([`control`]) and
+//! serves one front-end after the other ([`server`]) until a signal ends it.
 
 pub mod activation;
 pub mod config;
+pub mod control;
 mod disk;
 pub mod error;
 pub mod listener;
@@ -35,6 +37,9 @@ use listener::Listener;
 use notify::Manager;
 use sandbox::privileges::{self, Identity};
 
+/// Permissions of the control socket: its owner's only.
+const CONTROL_MODE: u32 = 0o600;
+
 /// Serves one device until SIGTERM or SIGINT; a second signal ends the process at once.
 ///
 /// # Errors
@@ -44,11 +49,11 @@ use sandbox::privileges::{self, Identity};
 pub fn run(config: Config) -> Result<(), Error> {
     let passed = activation::take()?;
     let open = |config: &Config, stack: &Stack, upper| {
-        let disk = disk::open(config, stack, upper)?;
+        let device = disk::open(config, stack, upper)?;
         // A signal that comes while they are set up is lost: nobody knows of us before the socket.
         let signals = signals()?;
         // Bound last: who can connect will be served.
-        Ok((disk, signals, listen(config, passed)?))
+        Ok((device, signals, listen(config, passed)?))
     };
     let opened = match &config.image {
         ImageSource::Layers(layers) => open(&config, &Stack::new(layers), None),
@@ -64,12 +69,18 @@ pub fn run(config: Config) -> Result<(), Error> {
             opened
         }
     };
-    let (disk, signals, listener) = opened?;
+    let (device, signals, Sockets { guest, control }) = opened?;
+    let disk = device.disk.clone();
     let manager = Manager::connect();
     if config.sandbox {
         let start = Instant::now();
-        sandbox::enter(listener.directory(), &upper_directories(&disk))?;
+        let sockets = [Some(&guest), control.as_ref()].into_iter().flatten();
+        let removable: Vec<_> = sockets.filter_map(Listener::directory).collect();
+        sandbox::enter(&removable, &upper_directories(&disk))?;
         log::debug!("entered the sandbox in {:?}", start.elapsed());
+    }
+    if let Some(control) = &control {
+        control::start(control, device).map_err(Error::Control)?;
     }
     manager.tell(&NotifyState::Ready);
     let socket = config.socket.as_deref();
@@ -80,15 +91,17 @@ pub fn run(config: Config) -> Result<(), Error> {
         disk.volume.image().index().len(),
         socket.map_or("the passed socket".into(), Path::to_string_lossy)
     );
-    server::serve(&listener, &disk, &signals, &manager)
+    server::serve(&guest, &disk, &signals, &manager)
 }
 
 /// The directories in which files of writable layers are replaced while they are served.
 fn upper_directories(disk: &Disk) -> Vec<PathBuf> {
     let uppers = disk.volume.uppers();
-    let paths = uppers.iter().map(|upper| upper.paths().index.parent());
-    paths
-        .flatten()
+    let files = uppers
+        .iter()
+        .flat_map(|upper| [&upper.paths().data, &upper.paths().index]);
+    files
+        .filter_map(|file| file.parent())
         .map(|parent| match parent.as_os_str().is_empty() {
             true => PathBuf::from("."),
             false => parent.to_owned(),
@@ -96,20 +109,32 @@ fn upper_directories(disk: &Disk) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Becomes who the daemon is to be and listens: the socket belongs to that user from its first
+/// What the daemon listens on.
+struct Sockets {
+    guest: Listener,
+    control: Option<Listener>,
+}
+
+/// Becomes who the daemon is to be and listens: the sockets belong to that user from their first
 /// moment, and can be removed at the end.
-fn listen(config: &Config, passed: Option<UnixListener>) -> Result<Listener, Error> {
+fn listen(config: &Config, passed: Option<UnixListener>) -> Result<Sockets, Error> {
     if config.sandbox {
         privileges::bound().map_err(sandbox::Error::Privileges)?;
     }
     if let Some(user) = &config.user {
         Identity::find(user, config.group.as_deref())?.assume()?;
     }
-    match (passed, &config.socket) {
+    let control = config.control.as_ref();
+    let control = control.map(|path| Listener::bind(path, CONTROL_MODE));
+    let guest = match (passed, &config.socket) {
         (Some(socket), named) => Listener::passed(socket, named.as_deref()),
         (None, Some(path)) => Listener::bind(path, config.socket_mode),
         (None, None) => Err(Error::NoSocket),
-    }
+    };
+    Ok(Sockets {
+        control: control.transpose()?,
+        guest: guest?,
+    })
 }
 
 /// A stream that becomes readable when a signal asks the daemon to end. A second signal does not

@@ -7,6 +7,7 @@
 pub mod check;
 pub mod commit;
 pub mod create;
+pub mod ctl;
 pub mod disk;
 mod error;
 pub mod export;

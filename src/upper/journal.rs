@@ -14,6 +14,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use uuid::Uuid;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_endian};
@@ -116,15 +117,21 @@ pub(super) fn remove_file(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Name of the running system, which no other start of it has.
+/// Name of the running system, which no other start of it has. Read once: later, the process may
+/// no longer reach it.
 ///
 /// # Errors
 /// The kernel does not tell.
 pub fn boot_id() -> Result<[u8; 36], Error> {
+    static ID: OnceLock<[u8; 36]> = OnceLock::new();
+    if let Some(id) = ID.get() {
+        return Ok(*id);
+    }
     let path = Path::new("/proc/sys/kernel/random/boot_id");
     let text = fs::read(path).map_err(Error::file("read", path))?;
     let id = text.first_chunk().copied();
-    id.ok_or_else(|| Error::file("read", path)(io::ErrorKind::InvalidData.into()))
+    let id = id.ok_or_else(|| Error::file("read", path)(io::ErrorKind::InvalidData.into()))?;
+    Ok(*ID.get_or_init(|| id))
 }
 
 /// The mappings that the journal of a layer holds, the oldest first.

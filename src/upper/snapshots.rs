@@ -24,6 +24,7 @@ use super::{Error, Options, Paths, Upper, Volume, create};
 use crate::format::lsmt::Header;
 use crate::image::Image;
 use crate::image::spec::Stack;
+use crate::units::SECTOR_SIZE;
 
 /// Most bytes of a list that are read.
 const MAX_LIST: u64 = 16 << 20;
@@ -88,7 +89,7 @@ impl Snapshots {
         let image = Image::open(&Stack::new(layers))?;
         let options = Options {
             limit,
-            default_size: image.size(),
+            default_size: image.sectors().0 * SECTOR_SIZE,
         };
         let upper = Upper::open(&numbered(&first, frozen.len()), &options)?;
         let snapshots = Self {
@@ -98,6 +99,12 @@ impl Snapshots {
             frozen: Mutex::new(frozen),
         };
         Ok((Volume::writable(image, vec![upper]), snapshots))
+    }
+
+    /// Whether there were snapshots of a device that was first started with the upper `first`: the
+    /// first one's index is gone then.
+    pub fn exist(first: &Paths) -> bool {
+        list_path(first).exists()
     }
 
     /// The snapshots, the oldest first.

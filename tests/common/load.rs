@@ -69,8 +69,13 @@ pub struct Done<'l> {
 }
 
 impl Load {
-    /// Prefills `ring` with slots whose memory comes from region `region`.
+    /// Prefills `ring` with reads whose memory comes from region `region`.
     pub fn new(ring: Ring, memory: &Memory, region: usize, shape: Shape) -> Self {
+        Self::of_kind(blk::IN, ring, memory, region, shape)
+    }
+
+    /// The same with requests of another kind, as writes. They carry what [`Load::data`] holds.
+    pub fn of_kind(kind: u32, ring: Ring, memory: &Memory, region: usize, shape: Shape) -> Self {
         let region = Arc::clone(&memory.regions[region]);
         let chain = shape.segments as u16 + 2;
         let per_slot = if shape.indirect { 1 } else { chain };
@@ -90,7 +95,7 @@ impl Load {
                 sector: 0,
                 busy: false,
             };
-            slot.prefill(&ring, memory, &region, shape);
+            slot.prefill(&ring, memory, &region, shape, kind);
             slot
         });
         let slots = slots.collect();
@@ -112,6 +117,12 @@ impl Load {
     /// Requests in flight.
     pub fn in_flight(&self) -> u16 {
         self.in_flight
+    }
+
+    /// The data of a slot.
+    pub fn data(&self, slot: u16) -> VolatileSlice<'_> {
+        let slot = &self.slots[usize::from(slot)];
+        self.region.slice(slot.data, self.shape.len as usize)
     }
 
     /// The sectors of the requests in flight.
@@ -199,8 +210,9 @@ impl Load {
 
 impl Slot {
     /// Writes the slot's descriptors and the constant part of its header.
-    fn prefill(&self, ring: &Ring, memory: &Memory, region: &Region, shape: Shape) {
-        memory.write(self.header, &blk::header(blk::IN, 0));
+    fn prefill(&self, ring: &Ring, memory: &Memory, region: &Region, shape: Shape, kind: u32) {
+        memory.write(self.header, &blk::header(kind, 0));
+        let access = if kind == blk::IN { WRITE } else { 0 };
         let table = shape.indirect.then(|| {
             let bytes = (u64::from(shape.segments) + 2) * 16;
             let address = region.alloc(bytes, 16);
@@ -215,16 +227,16 @@ impl Slot {
         });
         let first = if shape.indirect { 0 } else { self.head };
         let last = shape.segments as u16 + 1;
-        let part = shape.len / shape.segments;
+        let part = shape.len.checked_div(shape.segments).unwrap_or(0);
         for index in 0..=last {
             let data = self.data + u64::from(index.saturating_sub(1)) * u64::from(part);
             let (address, len, flags) = match index {
                 0 => (self.header, blk::HEADER, NEXT),
                 _ if index == last => (self.status, 1, WRITE),
                 _ if index + 1 == last => {
-                    (data, shape.len - part * (shape.segments - 1), WRITE | NEXT)
+                    (data, shape.len - part * (shape.segments - 1), access | NEXT)
                 }
-                _ => (data, part, WRITE | NEXT),
+                _ => (data, part, access | NEXT),
             };
             let entry = Descriptor {
                 address,

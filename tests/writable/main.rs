@@ -4,6 +4,7 @@
 mod common;
 
 mod cache;
+mod control;
 mod crash;
 mod full;
 mod hostile;

@@ -153,7 +153,7 @@ const IORING_REGISTER_RESTRICTIONS: c_int = 11;
 const IORING_REGISTER_ENABLE_RINGS: c_int = 12;
 
 /// Calls allowed for one argument only, counted from 0; several rows of a call are alternatives.
-fn conditional() -> [(c_long, u8, Test); 16] {
+fn conditional() -> [(c_long, u8, Test); 17] {
     use Test::{Bits, Is, Null};
     let thread = Bits {
         mask: THREAD | NEW_NAMESPACES,
@@ -172,6 +172,7 @@ fn conditional() -> [(c_long, u8, Test); 16] {
         (libc::SYS_fcntl, 1, Is(libc::F_GETFD)),
         (libc::SYS_fcntl, 1, Is(libc::F_ADD_SEALS)), // an in-flight area
         (libc::SYS_setsockopt, 2, Is(libc::SO_SNDTIMEO)), // a front-end that does not read
+        (libc::SYS_setsockopt, 2, Is(libc::SO_RCVTIMEO)), // a control client that does not speak
         (libc::SYS_sendto, 4, Null),                 // to who is connected: a signal's pipe
         (libc::SYS_tgkill, 0, Is(process::id() as c_int)), // abort
         (

@@ -24,14 +24,14 @@ const NEWEST: ABI = ABI::V10;
 /// # Errors
 ///
 /// The kernel has Landlock, but refuses the rules; or a directory cannot be opened.
-pub fn close(removable: Option<&Path>, changeable: &[PathBuf]) -> Result<Support, Error> {
+pub fn close(removable: &[&Path], changeable: &[PathBuf]) -> Result<Support, Error> {
     let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(NEWEST))?
         .handle_access(AccessNet::from_all(NEWEST))?
         .scope(Scope::from_all(NEWEST))?
         .create()?;
-    if let Some(directory) = removable {
+    for directory in removable {
         let right: BitFlags<AccessFs> = AccessFs::RemoveFile.into();
         rules = rules.add_rule(PathBeneath::new(PathFd::new(directory)?, right))?;
     }
@@ -70,7 +70,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         // In a thread of its own, for it holds for that.
         let inside = move || {
-            let support = close(Some(own.path()), &[]).unwrap();
+            let support = close(&[own.path()], &[]).unwrap();
             let denied = |result: io::Result<()>| {
                 let error = result.err().map(|error| error.kind());
                 match support {
@@ -107,7 +107,7 @@ mod tests {
         fs::write(&file, "content").unwrap();
         let inside = move || {
             let directories = [upper.path().to_owned()];
-            let support = close(None, &directories).unwrap();
+            let support = close(&[], &directories).unwrap();
             let new = upper.path().join("index.new");
             fs::write(&new, "new").unwrap();
             fs::rename(&new, &index).unwrap();

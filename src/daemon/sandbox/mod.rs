@@ -44,18 +44,18 @@ pub enum Support {
 /// Puts up all fences around the process, for good. Call it while the process has one thread:
 /// threads started later are inside, one started earlier is so only in part.
 ///
-/// `socket_directory` holds the one file the daemon removes when it ends. In `upper_directories`,
+/// `socket_directories` hold the files the daemon removes when it ends: its sockets. In `upper_directories`,
 /// which a read-only device has none of, files can be opened, made, renamed and removed. Nothing
 /// elsewhere can be opened. What the kernel lacks is left out with one warning.
 ///
 /// # Errors
 ///
 /// A fence the kernel has cannot be put up.
-pub fn enter(socket_directory: Option<&Path>, upper_directories: &[PathBuf]) -> Result<(), Error> {
+pub fn enter(socket_directories: &[&Path], upper_directories: &[PathBuf]) -> Result<(), Error> {
     privileges::drop_all().map_err(Error::Privileges)?;
-    let files = files::close(socket_directory, upper_directories)?;
+    let files = files::close(socket_directories, upper_directories)?;
     let calls = calls::restrict(calls::Needs {
-        remove: socket_directory.is_some(),
+        remove: !socket_directories.is_empty(),
         write: !upper_directories.is_empty(),
         // Where nothing else keeps them to a directory, no file is opened.
         open: !upper_directories.is_empty() && files == Support::Full,

@@ -1,0 +1,98 @@
+//! What can be asked of a device. `docs/control.md` describes it for users.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::http::{Request, Response};
+use crate::daemon::error::chain;
+use crate::engine::Disk;
+use crate::upper::snapshots::MAX_NAME;
+use crate::upper::{Error, Snapshots};
+
+/// A device under control.
+#[derive(Debug)]
+pub struct Device {
+    /// What it serves.
+    pub disk: Arc<Disk>,
+    /// How snapshots of it are made, if it is writable.
+    pub snapshots: Option<Snapshots>,
+}
+
+/// The body of a request for a snapshot.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SnapshotRequest {
+    name: String,
+}
+
+impl Device {
+    /// Does what a request asks for.
+    pub fn answer(&self, request: &Request) -> Response {
+        match (request.method.as_str(), request.path.as_str()) {
+            ("GET", "/api/v1/device") => found(self.describe()),
+            ("GET", "/api/v1/snapshots") => {
+                let list = self.snapshots.as_ref().map(Snapshots::list);
+                found(json!(list.unwrap_or_default()))
+            }
+            ("POST", "/api/v1/snapshots") => self.snapshot(&request.body),
+            (_, "/api/v1/device" | "/api/v1/snapshots") => {
+                Response::error(405, "expected GET, or POST for /api/v1/snapshots")
+            }
+            _ => Response::error(404, "expected /api/v1/device or /api/v1/snapshots"),
+        }
+    }
+
+    fn describe(&self) -> Value {
+        let volume = &self.disk.volume;
+        let uppers = volume.uppers();
+        let upper = uppers.first().map(|upper| {
+            json!({
+                "data": upper.paths().data,
+                "index": upper.paths().index,
+                "type": upper.kind().name(),
+                "uuid": upper.header().uuid,
+                "used_bytes": upper.used(),
+                "extents": upper.extents(),
+            })
+        });
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "size_bytes": volume.size(),
+            "layers": volume.image().layers().len(),
+            "frozen_uppers": uppers.len().saturating_sub(1),
+            "upper": upper,
+        })
+    }
+
+    fn snapshot(&self, body: &[u8]) -> Response {
+        let Some(snapshots) = &self.snapshots else {
+            return Response::error(409, "the device is read-only: there is nothing to freeze");
+        };
+        let request: SnapshotRequest = match serde_json::from_slice(body) {
+            Ok(request) => request,
+            Err(error) => {
+                let text = format!("expected {{\"name\": \"...\"}}: {error}");
+                return Response::error(400, &text);
+            }
+        };
+        let printable = !request.name.chars().any(char::is_control);
+        if request.name.is_empty() || request.name.len() > MAX_NAME || !printable {
+            let text = format!("expected a name of 1 to {MAX_NAME} printable bytes");
+            return Response::error(400, &text);
+        }
+        match snapshots.take(&self.disk.volume, &request.name) {
+            Ok(snapshot) => found(json!(snapshot)),
+            Err(error @ Error::ReadOnly) => Response::error(409, &error.to_string()),
+            Err(error) => {
+                log::error!("control: no snapshot: {}", chain(&error));
+                Response::error(500, &chain(&error))
+            }
+        }
+    }
+}
+
+fn found(body: Value) -> Response {
+    Response { status: 200, body }
+}

@@ -1,0 +1,241 @@
+//! HTTP/1.1 as far as control needs it: one request on a connection, with a small body, and its
+//! answer in JSON. What a client may make us read is bounded, in bytes and in time.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+/// How long a client may take to say what it wants, and again to read the answer.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// Most bytes of request line and headers.
+const MAX_HEAD: usize = 16 * 1024;
+
+/// Most headers.
+const MAX_HEADERS: usize = 64;
+
+/// Most bytes of a body.
+const MAX_BODY: usize = 64 * 1024;
+
+/// What a client asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// As `GET`.
+    pub method: String,
+    /// As `/api/v1/device`, without what follows a `?`.
+    pub path: String,
+    /// The body, as long as the client said.
+    pub body: Vec<u8>,
+}
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Response {
+    /// As 200.
+    pub status: u16,
+    /// Its body.
+    pub body: Value,
+}
+
+/// Why a request is not to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The connection failed, or the client took too long.
+    #[error("the client went away, or took longer than {} s", LIMIT.as_secs())]
+    Connection(#[from] io::Error),
+    /// It is no HTTP.
+    #[error("no HTTP/1.1 request")]
+    Syntax(#[from] httparse::Error),
+    /// More than a request may have.
+    #[error("a request of more than {MAX_HEAD} bytes of headers or {MAX_BODY} of body")]
+    TooLarge,
+    /// A body whose length is not told.
+    #[error("a body without a content-length")]
+    Length,
+}
+
+impl Error {
+    /// The answer to a client that may still listen.
+    pub fn response(&self) -> Response {
+        let status = match self {
+            Error::Connection(_) => 408,
+            Error::Syntax(_) => 400,
+            Error::TooLarge => 413,
+            Error::Length => 411,
+        };
+        Response::error(status, &self.to_string())
+    }
+}
+
+impl Response {
+    /// An answer that says what is wrong.
+    pub fn error(status: u16, text: &str) -> Self {
+        Self {
+            status,
+            body: json!({ "error": text }),
+        }
+    }
+
+    /// Sends the answer, after which the connection is of no more use.
+    ///
+    /// # Errors
+    /// The client went away, or does not read.
+    pub fn send(&self, stream: &mut UnixStream) -> io::Result<()> {
+        let reason = match self.status {
+            200 => "OK",
+            400 => "Bad Request",
+            404 => "Not Found",
+            405 => "Method Not Allowed",
+            408 => "Request Timeout",
+            409 => "Conflict",
+            411 => "Length Required",
+            413 => "Content Too Large",
+            _ => "Internal Server Error",
+        };
+        let body = self.body.to_string();
+        let head = format!(
+            "HTTP/1.1 {} {reason}\r\nServer: ovbd-vhost\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            self.status,
+            body.len() + 1
+        );
+        stream.set_write_timeout(Some(LIMIT))?;
+        stream.write_all(&[head.as_bytes(), body.as_bytes(), b"\n"].concat())
+    }
+}
+
+/// Reads the request of a connection.
+///
+/// # Errors
+/// There is none, or it is too large, or too slow.
+pub fn read(stream: &mut UnixStream) -> Result<Request, Error> {
+    let end = Instant::now() + LIMIT;
+    let mut bytes = Vec::new();
+    loop {
+        let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+        let mut request = httparse::Request::new(&mut headers);
+        if let httparse::Status::Complete(head) = request.parse(&bytes)? {
+            let method = request.method.unwrap_or_default().to_owned();
+            let path = request.path.unwrap_or_default();
+            let path = path.split('?').next().unwrap_or_default().to_owned();
+            let len = body_len(request.headers)?;
+            while bytes.len() < head + len {
+                receive(stream, &mut bytes, end)?;
+            }
+            let body = bytes[head..head + len].to_vec();
+            return Ok(Request { method, path, body });
+        }
+        if bytes.len() >= MAX_HEAD {
+            return Err(Error::TooLarge);
+        }
+        receive(stream, &mut bytes, end)?;
+    }
+}
+
+fn body_len(headers: &[httparse::Header<'_>]) -> Result<usize, Error> {
+    let named = |name: &str| {
+        let found = headers.iter();
+        let mut found = found.filter(|header| header.name.eq_ignore_ascii_case(name));
+        (found.next(), found.next())
+    };
+    if named("transfer-encoding").0.is_some() {
+        return Err(Error::Length);
+    }
+    match named("content-length") {
+        (None, _) => Ok(0),
+        (Some(_), Some(_)) => Err(Error::Length),
+        (Some(header), None) => {
+            let text = std::str::from_utf8(header.value).map_err(|_| Error::Length)?;
+            match text.parse() {
+                Ok(0..=MAX_BODY) => text.parse().map_err(|_| Error::Length),
+                Ok(_) => Err(Error::TooLarge),
+                Err(_) => Err(Error::Length),
+            }
+        }
+    }
+}
+
+/// Appends what comes next to `bytes`.
+fn receive(stream: &mut UnixStream, bytes: &mut Vec<u8>, end: Instant) -> Result<(), Error> {
+    let left = end.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(io::Error::from(io::ErrorKind::TimedOut).into());
+    }
+    stream.set_read_timeout(Some(left))?;
+    let mut part = [0; 4096];
+    match stream.read(&mut part)? {
+        0 => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+        count => {
+            bytes.extend_from_slice(&part[..count]);
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    fn parse(text: &[u8]) -> Result<Request, Error> {
+        let (mut client, mut server) = UnixStream::pair().unwrap();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                for part in text.chunks(1000) {
+                    // The server need not read all of what is too much.
+                    let _ = client.write_all(part);
+                }
+            });
+            let request = read(&mut server);
+            drop(server);
+            request
+        })
+    }
+
+    #[test]
+    fn requests_are_read_in_any_pieces() {
+        let text = b"PUT /api/v1/x?y=1 HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello";
+        let request = parse(text).unwrap();
+        assert_eq!(
+            (request.method.as_str(), request.path.as_str()),
+            ("PUT", "/api/v1/x")
+        );
+        assert_eq!(request.body, b"hello");
+        let mut large = b"GET / HTTP/1.1\r\nA: ".to_vec();
+        large.extend(vec![b'a'; 10_000]);
+        large.extend(b"\r\n\r\n");
+        assert_eq!(parse(&large).unwrap().body, b"");
+    }
+
+    #[test]
+    fn what_is_too_much_or_no_http_is_refused() {
+        let head = "POST / HTTP/1.1\r\n";
+        for (text, status) in [
+            ("hello\r\n\r\n".to_owned(), 400),
+            (format!("{head}A: {}\r\n\r\n", "a".repeat(20_000)), 413),
+            (format!("{head}{}\r\n", "A: b\r\n".repeat(65)), 400),
+            (format!("{head}Content-Length: 65537\r\n\r\n"), 413),
+            (format!("{head}Content-Length: -1\r\n\r\n"), 411),
+            (
+                format!("{head}Content-Length: 99999999999999999999\r\n\r\n"),
+                411,
+            ),
+            (
+                format!("{head}Content-Length: 1\r\nContent-Length: 2\r\n\r\nab"),
+                411,
+            ),
+            (
+                format!("{head}Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+                411,
+            ),
+            (format!("{head}Content-Length: 5\r\n\r\nhi"), 408),
+            (String::new(), 408),
+        ] {
+            let error = parse(text.as_bytes()).unwrap_err();
+            assert_eq!(error.response().status, status, "{text:.40}: {error}");
+        }
+    }
+}

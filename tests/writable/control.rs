@@ -1,0 +1,268 @@
+//! The control socket: snapshots of a device in use.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::common::daemon::Daemon;
+use crate::common::disk::{Disk, deep};
+use crate::common::guest::{Guest, Options};
+use crate::common::writable::Writable;
+use crate::{assert_disk, part};
+
+/// A device that can be written to, with a control socket.
+struct Controlled {
+    disk: Writable,
+    /// Where the control socket is.
+    folder: TempDir,
+}
+
+fn serve() -> Controlled {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("control");
+    let disk = Writable::serve_with(&["--control", socket.to_str().unwrap()]);
+    Controlled { disk, folder }
+}
+
+/// Sends `text` to a control socket; returns the status and the body of the answer.
+fn send(socket: &Path, text: &str) -> Option<(u16, Value)> {
+    let mut stream = UnixStream::connect(socket).ok()?;
+    stream.write_all(text.as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    Some((status, serde_json::from_str(body).unwrap()))
+}
+
+fn ask(socket: &Path, method: &str, path: &str, body: &str) -> Option<(u16, Value)> {
+    let len = body.len();
+    let text = format!("{method} {path} HTTP/1.1\r\nContent-Length: {len}\r\n\r\n{body}");
+    send(socket, &text)
+}
+
+impl Controlled {
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("control")
+    }
+
+    fn get(&self, path: &str) -> Value {
+        let (status, body) = ask(&self.socket(), "GET", path, "").unwrap();
+        assert_eq!(status, 200, "{body}");
+        body
+    }
+
+    fn snapshot(&self, name: &str) -> Value {
+        let body = json!({ "name": name }).to_string();
+        let (status, body) = ask(&self.socket(), "POST", "/api/v1/snapshots", &body).unwrap();
+        assert_eq!(status, 200, "{body}");
+        body
+    }
+}
+
+fn layers(snapshot: &Value) -> Vec<PathBuf> {
+    let layers = snapshot["layers"].as_array().unwrap();
+    layers
+        .iter()
+        .map(|layer| layer.as_str().unwrap().into())
+        .collect()
+}
+
+/// Fills `sectors` sectors from `sector` on with `fill`, on the disk and in `model`.
+fn write(guest: &mut Guest, model: &mut [u8], sector: u64, sectors: u64, fill: u8) {
+    let bytes = part(model, sector, sectors);
+    bytes.fill(fill);
+    guest.write(0, sector, bytes);
+}
+
+/// Asserts that the part of the disk that the tests write to reads as `model`.
+fn assert_start(guest: &mut Guest, model: &[u8]) {
+    assert_disk(guest, &model[..512 << 10]);
+}
+
+#[test]
+fn a_snapshot_is_a_layer_for_others_and_the_guest_goes_on() {
+    let mut controlled = serve();
+    let mut model = controlled.disk.content.to_vec();
+    let mut guest = controlled.disk.plain_guest();
+    let mut taken = Vec::new();
+    for round in 0..3_u8 {
+        let start = u64::from(round) * 30;
+        write(&mut guest, &mut model, start, 50, round + 1);
+        let name = format!("round {round}");
+        let snapshot = controlled.snapshot(&name);
+        taken.push((snapshot.clone(), model.clone()));
+        write(&mut guest, &mut model, start + 20, 50, round + 101);
+        assert_eq!(controlled.snapshot(&name), snapshot, "asked again");
+        assert_start(&mut guest, &model);
+    }
+    let listed = controlled.get("/api/v1/snapshots");
+    let expected: Vec<_> = taken.iter().map(|(snapshot, _)| snapshot.clone()).collect();
+    assert_eq!(listed, json!(expected));
+    guest.flush(0);
+    drop(guest);
+
+    // Others open them while the device is in use, and write above them.
+    for (snapshot, model) in &taken {
+        let folder = tempfile::tempdir().unwrap();
+        let upper = ["--upper-auto", folder.path().to_str().unwrap()];
+        let fork = Daemon::with(&layers(snapshot), &upper);
+        let mut guest = Guest::boot(fork.connect(), Options::default()).unwrap();
+        let mut model = model.clone();
+        assert_start(&mut guest, &model);
+        write(&mut guest, &mut model, 7, 9, 200);
+        assert_start(&mut guest, &model);
+    }
+
+    // The device starts again with the options it had, however it ended.
+    let device = controlled.get("/api/v1/device");
+    assert_eq!(device["frozen_uppers"], 3);
+    for crash in [true, false] {
+        match crash {
+            true => controlled.disk.crash(),
+            false => controlled.disk.stop_and_start(),
+        }
+        let mut guest = controlled.disk.plain_guest();
+        assert_start(&mut guest, &model);
+        write(&mut guest, &mut model, 400, 8, u8::from(crash) + 77);
+        assert_eq!(controlled.get("/api/v1/snapshots"), listed);
+        let again = controlled.get("/api/v1/device");
+        assert_eq!(
+            (&again["frozen_uppers"], &again["upper"]["data"]),
+            (&json!(0), &device["upper"]["data"])
+        );
+    }
+    assert_eq!(controlled.snapshot("round 1"), taken[1].0);
+    controlled.snapshot("after");
+    assert_disk(&mut controlled.disk.plain_guest(), &model);
+}
+
+#[test]
+fn a_writing_guest_does_not_notice() {
+    let controlled = serve();
+    let mut model = controlled.disk.content.to_vec();
+    let mut guest = controlled.disk.plain_guest();
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut round = 0_u64;
+            while !stop.load(Ordering::Relaxed) {
+                round += 1;
+                let sector = round * 37 % 600;
+                write(
+                    &mut guest,
+                    &mut model,
+                    sector,
+                    1 + round % 20,
+                    round as u8 | 1,
+                );
+                if round.is_multiple_of(16) {
+                    guest.flush(0);
+                }
+                if round.is_multiple_of(50) {
+                    assert_start(&mut guest, &model);
+                }
+            }
+            round
+        });
+        for number in 0..20 {
+            controlled.snapshot(&number.to_string());
+        }
+        stop.store(true, Ordering::Relaxed);
+        assert!(writer.join().unwrap() > 0);
+    });
+    assert_start(&mut guest, &model);
+    assert_eq!(controlled.get("/api/v1/device")["frozen_uppers"], 20);
+}
+
+#[test]
+fn killed_while_it_takes_a_snapshot() {
+    let mut controlled = serve();
+    let mut model = controlled.disk.content.to_vec();
+    for round in 0..12_u64 {
+        let mut guest = controlled.disk.plain_guest();
+        write(&mut guest, &mut model, round * 11, 40, round as u8 + 1);
+        guest.flush(0);
+        write(&mut guest, &mut model, round * 11 + 5, 3, 255 - round as u8);
+        let socket = controlled.socket();
+        let body = format!("{{\"name\": \"{round}\"}}");
+        let request = thread::spawn(move || ask(&socket, "POST", "/api/v1/snapshots", &body));
+        thread::sleep(Duration::from_micros(round * 400));
+        controlled.disk.crash();
+        // An answer that came is one that holds; none is as good.
+        let _ = request.join().unwrap();
+        let mut guest = controlled.disk.plain_guest();
+        assert_start(&mut guest, &model);
+        let snapshot = controlled.snapshot(&round.to_string());
+        let fork = Daemon::with(&layers(&snapshot), &[]);
+        let mut guest = Guest::boot(fork.connect(), Options::default()).unwrap();
+        assert_start(&mut guest, &model);
+    }
+}
+
+#[test]
+fn who_asks_wrongly_is_told_so() {
+    let mut controlled = serve();
+    let socket = controlled.socket();
+    let mode = fs::metadata(&socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let long = format!("{{\"name\": \"{}\"}}", "x".repeat(129));
+    for (method, path, body, expected) in [
+        ("GET", "/", "", 404),
+        ("GET", "/api/v2/device", "", 404),
+        ("DELETE", "/api/v1/snapshots", "", 405),
+        ("POST", "/api/v1/device", "", 405),
+        ("POST", "/api/v1/snapshots", "", 400),
+        ("POST", "/api/v1/snapshots", "{}", 400),
+        ("POST", "/api/v1/snapshots", "{\"name\": 7}", 400),
+        ("POST", "/api/v1/snapshots", "{\"name\": \"\"}", 400),
+        ("POST", "/api/v1/snapshots", "{\"name\": \"a\\nb\"}", 400),
+        (
+            "POST",
+            "/api/v1/snapshots",
+            "{\"name\": \"a\", \"b\": 1}",
+            400,
+        ),
+        ("POST", "/api/v1/snapshots", &long, 400),
+    ] {
+        let (status, answer) = ask(&socket, method, path, body).unwrap();
+        assert_eq!(status, expected, "{method} {path} {body}: {answer}");
+        assert!(answer["error"].is_string());
+    }
+    assert_eq!(send(&socket, "what?\r\n\r\n").unwrap().0, 400);
+    // One that stays silent, and goes, holds nobody up for long.
+    drop(UnixStream::connect(&socket).unwrap());
+    assert!(
+        controlled
+            .get("/api/v1/snapshots")
+            .as_array()
+            .unwrap()
+            .is_empty()
+    );
+    controlled.disk.daemon.assert_alive();
+    assert!(controlled.disk.daemon.terminate().success());
+    assert!(!socket.exists(), "the socket goes with the daemon");
+}
+
+#[test]
+fn a_read_only_device_has_nothing_to_freeze() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("control");
+    let disk = Disk::serve_with(&["--control", socket.to_str().unwrap()]);
+    let (status, _) = ask(&socket, "POST", "/api/v1/snapshots", "{\"name\": \"a\"}").unwrap();
+    assert_eq!(status, 409);
+    let (status, device) = ask(&socket, "GET", "/api/v1/device", "").unwrap();
+    let (case, content) = deep();
+    assert_eq!((status, &device["upper"]), (200, &Value::Null));
+    assert_eq!(device["layers"], case.layers.len());
+    assert_eq!(device["size_bytes"], content.len());
+    drop(disk);
+}
