@@ -17,13 +17,21 @@ use ovbd_vhost::image::reader::Reader;
 use ovbd_vhost::image::spec::Stack;
 use ovbd_vhost::scatter::Scatter;
 use ovbd_vhost::units::Sector;
-use ovbd_vhost::upper::{Paths, Snapshots, Volume, create};
-use recorder::{Recorder, after_kill, after_power_loss};
+use ovbd_vhost::upper::{Options, Paths, Snapshots, Volume, create};
+use recorder::{Op, Recorder, after_kill, after_power_loss};
 use tempfile::TempDir;
 use uuid::Uuid;
 use vm_memory::VolatileSlice;
 
 const SECTORS: u64 = 96;
+/// Small, so that flushes by themselves and new logs happen.
+const OPTIONS: Options = Options {
+    limit: u64::MAX,
+    default_size: 0,
+    max_pending: 9,
+    log_slack: 4,
+};
+
 type Content = [u8; 512];
 
 /// What a sector reads as where the upper has nothing.
@@ -66,7 +74,7 @@ fn below() -> (TempDir, Stack) {
 }
 
 fn open(folder: &Path, stack: &Stack) -> (Volume, Snapshots) {
-    Snapshots::open(stack, &paths(folder), u64::MAX).unwrap()
+    Snapshots::open(stack, &paths(folder), OPTIONS).unwrap()
 }
 
 /// Makes an upper and works on it; returns what was done.
@@ -157,6 +165,29 @@ fn leftovers() -> TempDir {
     }
 }
 
+/// What is left when the process dies after it did what `log` says.
+fn folder_after(log: &[Op]) -> TempDir {
+    let folder = leftovers();
+    after_kill(log, folder.path());
+    folder
+}
+
+/// What is left when a process that opens what is in `folder` dies, at each step of that.
+fn die_while_opening(folder: &Path, stack: &Stack) -> Vec<TempDir> {
+    let recorder = Recorder::mount();
+    for file in fs::read_dir(folder).unwrap() {
+        let path = file.unwrap().path();
+        let name = path.file_name().unwrap();
+        fs::write(recorder.path().join(name), fs::read(&path).unwrap()).unwrap();
+    }
+    let began = recorder.position();
+    drop(open(recorder.path(), stack));
+    let log = recorder.log();
+    (began..=log.len())
+        .map(|at| folder_after(&log[..at]))
+        .collect()
+}
+
 fn crash_everywhere(kind: Kind, seed: u64) {
     let recorder = Recorder::mount();
     let mut random = Random(seed);
@@ -168,8 +199,7 @@ fn crash_everywhere(kind: Kind, seed: u64) {
         let over = || steps.iter().filter(|step| step.ended <= at);
 
         // The process dies: what was answered is there; what was under way, in part.
-        let folder = leftovers();
-        after_kill(&log[..at], folder.path());
+        let folder = folder_after(&log[..at]);
         let mut expected = vec![vec![BELOW]; SECTORS as usize];
         for (sector, content) in over().flat_map(|step| &step.changed) {
             expected[*sector] = vec![*content];
@@ -186,6 +216,15 @@ fn crash_everywhere(kind: Kind, seed: u64) {
                 log.get(at)
             )
         });
+
+        // The next process dies as well, before it has even begun to serve.
+        if at % 5 == 0 {
+            for again in die_while_opening(folder_after(&log[..at]).path(), &stack) {
+                check(again.path(), &stack, &expected, || {
+                    format!("{kind:?}, seed {seed}: killed at {at}, and again while opening")
+                });
+            }
+        }
 
         // The power fails: what was flushed is there; of what came later, anything may be.
         let flush = over()

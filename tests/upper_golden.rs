@@ -17,8 +17,8 @@ use vm_memory::VolatileSlice;
 fn open(case: &Case, paths: &Paths) -> Volume {
     let image = Image::open(&Stack::new(&case.layers)).unwrap();
     let options = Options {
-        limit: u64::MAX,
         default_size: image.size(),
+        ..Options::default()
     };
     Volume::writable(image, vec![Upper::open(paths, &options).unwrap()])
 }

@@ -73,6 +73,9 @@ fn open(folder: &Path, paths: &Paths, limit: u64) -> Result<Volume, Error> {
     let options = Options {
         limit,
         default_size: SECTORS * 512,
+        // Small, so that flushes by themselves and new logs happen.
+        max_pending: 6,
+        log_slack: 3,
     };
     let upper = Upper::open(paths, &options)?;
     let image = Image::open(&Stack::new([folder.join("lower.obd")])).unwrap();
@@ -402,7 +405,7 @@ fn snapshots_hold_what_was_there_when_they_were_taken() {
         let mut disk = Disk::new(kind);
         disk.volume = None;
         let stack = Stack::new([disk.folder.path().join("lower.obd")]);
-        let device = || Snapshots::open(&stack, &disk.paths, u64::MAX).unwrap();
+        let device = || Snapshots::open(&stack, &disk.paths, Options::default()).unwrap();
         let mut model = disk.now.clone();
         let mut taken = Vec::new();
         for round in 0..3_u8 {
@@ -444,7 +447,7 @@ fn a_snapshot_that_cannot_be_taken_changes_nothing() {
     let mut disk = Disk::new(Kind::Hybrid);
     disk.volume = None;
     let stack = Stack::new([disk.folder.path().join("lower.obd")]);
-    let (volume, snapshots) = Snapshots::open(&stack, &disk.paths, u64::MAX).unwrap();
+    let (volume, snapshots) = Snapshots::open(&stack, &disk.paths, Options::default()).unwrap();
     put(&volume, 3, &mut [7; 1024]).unwrap();
     // A folder where the list is to be.
     let list = disk.folder.path().join("upper.data.snapshots");

@@ -18,7 +18,7 @@ use crate::image::block_cache::BlockCache;
 use crate::image::layer::Layer;
 use crate::image::spec::{Stack, UpperFiles};
 use crate::units::SECTOR_SIZE;
-use crate::upper::{self, Paths, Snapshots, Volume};
+use crate::upper::{self, Options, Paths, Snapshots, Volume};
 use crate::virtio::config::DeviceConfig;
 use crate::virtio::request::SERIAL_LEN;
 
@@ -42,7 +42,11 @@ pub fn open(
             (Volume::read_only(image), None)
         }
         Some(first) => {
-            let opened = Snapshots::open(stack, &first, config.upper_limit);
+            let options = Options {
+                limit: config.upper_limit,
+                ..Options::default()
+            };
+            let opened = Snapshots::open(stack, &first, options);
             let (volume, snapshots) = opened.map_err(Error::Upper)?;
             (volume, Some(snapshots))
         }
@@ -119,7 +123,7 @@ fn find_or_create(folder: &Path, stack: &Stack) -> Result<Paths, Error> {
 mod tests {
     use super::*;
     use crate::format::lsmt::Part;
-    use crate::upper::{Options, Upper};
+    use crate::upper::Upper;
 
     /// An image of 5 sectors and a half that holds nothing.
     fn stack(dir: &Path) -> Stack {
@@ -139,10 +143,7 @@ mod tests {
     }
 
     fn open_upper(paths: &Paths) -> Result<Upper, upper::Error> {
-        let options = Options {
-            limit: u64::MAX,
-            default_size: 0,
-        };
+        let options = Options::default();
         Upper::open(paths, &options)
     }
 

@@ -9,11 +9,11 @@ use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
 use super::Error;
-use super::map::{Extent, Place};
+use super::map::{Extent, Place, mappings_of};
 use super::space::{Hold, Space};
 use super::writer::{State, Upper};
 use crate::format::lsmt::writable::Kind;
-use crate::format::lsmt::{FIRST_DATA, MAX_LENGTH, Mapping};
+use crate::format::lsmt::{FIRST_DATA, MAX_ENTRIES, MAX_LENGTH, Mapping};
 use crate::scatter::Cursor;
 use crate::source::gather;
 use crate::units::{SECTOR_SIZE, Sector};
@@ -21,8 +21,8 @@ use crate::units::{SECTOR_SIZE, Sector};
 /// Most sectors of a mapping of data, as upstream writes them: 4 MiB.
 const MAX_DATA: u64 = 8192;
 
-/// Mappings that wait for a flush at most: with that many, a change flushes first.
-const MAX_PENDING: usize = 1 << 20;
+/// Sectors that are made zeros in one step: bounds what that takes in memory.
+const STEP: u64 = 1 << 16;
 
 /// Part of a write: where it goes.
 struct Target {
@@ -42,17 +42,25 @@ impl Upper {
     /// # Errors
     /// The upper is full, broken or frozen, or the system fails. Then each sector has its old
     /// content or the new one.
-    pub fn write(&self, start: u64, sectors: u64, mut data: Cursor<'_, '_>) -> Result<(), Error> {
-        let gate = self.enter()?;
+    pub fn write(&self, start: u64, sectors: u64, data: Cursor<'_, '_>) -> Result<(), Error> {
         self.make_room()?;
-        let (targets, _hold) = match self.targets(start, sectors) {
+        match self.try_write(start, sectors, data) {
             // What was discarded since the last flush is free after the next.
-            Err(Error::Full { .. }) if self.state().space.has_freed() => {
+            Err(Error::Full { .. }) if self.has_freed() => {
                 self.flush()?;
-                self.targets(start, sectors)?
+                self.try_write(start, sectors, data)
             }
-            found => found?,
-        };
+            done => done,
+        }
+    }
+
+    fn has_freed(&self) -> bool {
+        self.state().space.has_freed()
+    }
+
+    fn try_write(&self, start: u64, sectors: u64, mut data: Cursor<'_, '_>) -> Result<(), Error> {
+        let _gate = self.enter()?;
+        let (targets, _hold) = self.targets(start, sectors)?;
         let written = targets.iter().try_for_each(|target| {
             let mut pieces = Vec::new();
             // A request's data is a `usize`.
@@ -79,7 +87,6 @@ impl Upper {
                 }
             }
         }
-        drop(gate);
         entered
     }
 
@@ -88,8 +95,14 @@ impl Upper {
     /// # Errors
     /// As [`Upper::write`].
     pub fn discard(&self, start: u64, sectors: u64) -> Result<(), Error> {
+        steps(start, sectors).try_for_each(|(start, sectors)| {
+            self.make_room()?;
+            self.discard_step(start, sectors)
+        })
+    }
+
+    fn discard_step(&self, start: u64, sectors: u64) -> Result<(), Error> {
         let _gate = self.enter()?;
-        self.make_room()?;
         let zero = |extent: &Extent| extent.place == Place::Zero;
         // What is zero already stays; only what is between gets a mapping. What that frees must not
         // be used again before the holes are made.
@@ -125,6 +138,10 @@ impl Upper {
     /// # Errors
     /// As [`Upper::write`].
     pub fn write_zeroes(&self, start: u64, sectors: u64) -> Result<(), Error> {
+        steps(start, sectors).try_for_each(|(start, sectors)| self.zero_step(start, sectors))
+    }
+
+    fn zero_step(&self, start: u64, sectors: u64) -> Result<(), Error> {
         let (mapped, _hold): (Vec<_>, Hold) = {
             let _gate = self.enter()?;
             let state = self.state();
@@ -153,9 +170,10 @@ impl Upper {
 
     /// Bounds what waits for a flush.
     fn make_room(&self) -> Result<(), Error> {
-        match self.state().pending.len() {
-            0..MAX_PENDING => Ok(()),
-            _ => self.flush(),
+        let pending = self.waiting().pending.len();
+        match pending < self.max_pending {
+            true => Ok(()),
+            false => self.flush(),
         }
     }
 
@@ -181,7 +199,7 @@ impl Upper {
         }
         let mut state = self.state_mut();
         let mut at = start;
-        let State { map, space, .. } = &mut *state;
+        let State { map, space } = &mut *state;
         let held = map.within(start..end);
         for extent in held {
             let Place::Data(place) = extent.place else {
@@ -246,15 +264,18 @@ impl Upper {
         if new.is_empty() {
             return Ok(freed);
         }
+        let mut waiting = self.waiting();
+        // Each new mapping cuts off at most two others.
+        if self.mappings() + 2 * new.len() as u64 > MAX_ENTRIES {
+            return Err(Error::Fragmented {
+                path: self.paths.data.clone(),
+                most: MAX_ENTRIES,
+            });
+        }
+        waiting.journal.add(&new)?;
+        waiting.pending.append(&mut new);
         let mut state = self.state_mut();
-        let State {
-            map,
-            space,
-            journal,
-            pending,
-        } = &mut *state;
-        journal.add(&new)?;
-        pending.append(&mut new);
+        let State { map, space } = &mut *state;
         for extent in published {
             self.touched.set(extent.start, extent.len);
             map.insert(extent, |old| {
@@ -303,10 +324,17 @@ impl Upper {
     }
 }
 
+/// A range in pieces of [`STEP`] sectors at most: start and length.
+fn steps(start: u64, sectors: u64) -> impl Iterator<Item = (u64, u64)> {
+    let end = start + sectors;
+    let starts = (start..end).step_by(STEP as usize);
+    starts.map(move |start| (start, STEP.min(end - start)))
+}
+
 /// The mappings of an extent: as many as their length field takes.
 pub(super) fn split(extent: Extent) -> impl Iterator<Item = Mapping> {
     let most = u64::from(MAX_LENGTH);
-    (0..extent.len.div_ceil(most)).filter_map(move |part| {
+    (0..mappings_of(extent.len)).filter_map(move |part| {
         let done = part * most;
         let (start, len) = (extent.start + done, (extent.len - done).min(most) as u16);
         let (start, first) = (Sector(start), FIRST_DATA);

@@ -116,6 +116,24 @@ pub enum Error {
     /// The layers below cannot be read.
     #[error(transparent)]
     Image(#[from] crate::image::Error),
+    /// The upper is cut into as many pieces as a layer can describe.
+    #[error(
+        "{} has {most} mappings, the most a layer can have; take a snapshot, or commit it and start \
+         a new one",
+        path.display()
+    )]
+    Fragmented {
+        /// The data file.
+        path: PathBuf,
+        /// Most mappings.
+        most: u64,
+    },
+    /// No more layers can be put above each other.
+    #[error(
+        "the disk has as many layers or mappings as it may; merge layers with ovbd merge, and start \
+         anew"
+    )]
+    TooTall,
     /// Storage lost data it had taken: nothing more is promised.
     #[error("{} failed to become durable before; nothing more is written to it", path.display())]
     Broken {

@@ -10,9 +10,6 @@ use super::map::ExtentMap;
 use super::writer::{Flusher, Upper};
 use crate::format::lsmt::Mapping;
 
-/// A log is written anew when it has twice the entries that its map needs, and this many more.
-const LOG_SLACK: u64 = 1 << 16;
-
 impl Upper {
     /// Makes durable what was written before. Callers that come while one is at it share the next.
     ///
@@ -33,36 +30,47 @@ impl Upper {
 
     fn flush_all(&self, flusher: &mut Flusher) -> Result<(), Error> {
         let (batch, whole) = {
-            let mut state = self.state_mut();
-            if !state.pending.is_empty() {
-                state.journal.switch()?;
+            let mut waiting = self.waiting();
+            if !waiting.pending.is_empty() {
+                waiting.journal.switch()?;
+            } else if !self.dirty.load(Ordering::Acquire) {
+                return Ok(());
             }
-            state.space.begin_flush();
-            let whole = is_long(&flusher.log, &state.map).then(|| state.map.clone());
-            (std::mem::take(&mut state.pending), whole)
+            self.state_mut().space.begin_flush();
+            let batch = std::mem::take(&mut waiting.pending);
+            // Nothing enters the map as long as `waiting` is locked.
+            let is_long = !batch.is_empty() && self.is_long(&flusher.log, &self.state().map);
+            let whole = is_long.then(|| mappings(&self.state().map).collect::<Vec<_>>());
+            (batch, whole)
         };
         let made = self.sync_data().and_then(|()| match whole {
             _ if batch.is_empty() => Ok(()),
             None => flusher.log.append(&batch),
-            Some(map) => {
-                let replaced = flusher.log.replace(&self.header, mappings(&map));
+            Some(whole) => {
+                let replaced = flusher.log.replace(&self.header, whole.into_iter());
                 replaced.or_else(|error| {
                     ::log::warn!("the index stays long: {error}");
                     flusher.log.append(&batch)
                 })
             }
         });
-        let mut state = self.state_mut();
         if let Err(error) = made {
-            let later = std::mem::replace(&mut state.pending, batch);
-            state.pending.extend(later);
+            let mut waiting = self.waiting();
+            let later = std::mem::replace(&mut waiting.pending, batch);
+            waiting.pending.extend(later);
             return Err(error);
         }
-        state.space.end_flush();
+        self.state_mut().space.end_flush();
         match batch.is_empty() {
             true => Ok(()),
-            false => state.journal.settle(),
+            false => self.waiting().journal.settle(),
         }
+    }
+
+    /// Whether a log would better be written anew: it has twice the entries that its map needs, and
+    /// then some.
+    fn is_long(&self, log: &Log, map: &ExtentMap) -> bool {
+        log.entries() > 2 * map.mappings() + self.log_slack
     }
 
     fn sync_data(&self) -> Result<(), Error> {
@@ -79,14 +87,19 @@ impl Upper {
 
     /// Waits for changes under way, and lets none begin while `commit` puts something in the
     /// layer's place. If that succeeds, the layer is only read from then on.
-    pub(super) fn freeze(&self, commit: impl FnOnce() -> Result<(), Error>) -> Result<(), Error> {
+    pub(super) fn freeze<T>(&self, commit: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
         let mut frozen = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         if *frozen {
             return Err(Error::Frozen);
         }
-        commit()?;
+        let committed = commit()?;
         *frozen = true;
-        Ok(())
+        Ok(committed)
+    }
+
+    /// Takes no more changes, and makes nothing durable any more.
+    pub(super) fn give_up(&self) {
+        self.broken.store(true, Ordering::Release);
     }
 
     /// Begins a change, which keeps the layer from being frozen until it is over.
@@ -107,11 +120,6 @@ impl Upper {
             false => Ok(()),
         }
     }
-}
-
-/// Whether a log would better be written anew.
-pub(super) fn is_long(log: &Log, map: &ExtentMap) -> bool {
-    log.entries() > 2 * map.len() as u64 + LOG_SLACK
 }
 
 /// The mappings of a whole map.

@@ -80,6 +80,8 @@ pub struct Journal {
     next: u64,
     /// Whether the other file holds records.
     other_in_use: bool,
+    /// Whether records that do not count could not be taken back.
+    spoiled: bool,
 }
 
 impl std::fmt::Debug for Head {
@@ -191,22 +193,39 @@ impl Journal {
     /// # Errors
     /// The files cannot be made.
     pub fn start(index: &Path, uuid: Uuid, boot: [u8; 36]) -> Result<Self, Error> {
-        let [first, second] = paths(index).map(|path| {
+        let head = head(uuid, boot);
+        let mut files = Vec::new();
+        for path in paths(index) {
             let options = File::options()
+                .read(true)
                 .write(true)
                 .create(true)
-                .truncate(true)
+                .truncate(false)
                 .open(&path);
-            let file = options.map_err(Error::file("create", &path))?;
-            Ok::<_, Error>((path, file))
-        });
+            let mut file = options.map_err(Error::file("create", &path))?;
+            let mut bytes = [0; size_of::<Head>() + size_of::<Record>()];
+            let first = file.read_exact(&mut bytes).ok();
+            let first =
+                first.and_then(|()| records(&bytes, &head).first().map(|(number, _)| *number));
+            files.push((first, path, file));
+        }
+        // The older records go first: without newer ones they would count again.
+        files.sort_by_key(|(first, ..)| *first);
+        for (_, path, file) in &files {
+            file.set_len(0).map_err(Error::file("truncate", path))?;
+        }
+        let mut files = files.into_iter().map(|(_, path, file)| (path, file));
+        let (Some(first), Some(second)) = (files.next(), files.next()) else {
+            return Err(Error::file("find", index)(io::ErrorKind::NotFound.into()));
+        };
         let mut journal = Self {
-            files: [first?, second?],
-            head: head(uuid, boot),
+            files: [first, second],
+            head,
             active: 0,
             end: 0,
             next: 0,
             other_in_use: false,
+            spoiled: false,
         };
         journal.begin(0)?;
         Ok(journal)
@@ -232,9 +251,12 @@ impl Journal {
             .map(|(mapping, number)| Record::new(*mapping, number))
             .collect();
         let (path, file) = &self.files[self.active];
+        if self.spoiled {
+            return Err(Error::Broken { path: path.clone() });
+        }
         if let Err(error) = file.write_all_at(records.as_bytes(), self.end) {
-            // Records written in part would count if we died now.
-            let _ = file.set_len(self.end);
+            // Records written in part would count if we died now, and behind later ones.
+            self.spoiled = file.set_len(self.end).is_err();
             return Err(Error::bytes("write", path, self.end)(error));
         }
         self.next += records.len() as u64;

@@ -4,10 +4,12 @@
 //! an entry that points past the end of the data was never durable, so it never was; and a sparse
 //! layer without a log has what its file does not leave out.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
@@ -19,6 +21,9 @@ use super::{Error, Paths};
 use crate::format::lsmt::writable::{Kind, decode_data_header};
 use crate::format::lsmt::{self, FIRST_DATA, HEADER_LEN, Header, Mapping, Part};
 use crate::units::{ByteOffset, SECTOR_SIZE, Sector};
+
+/// How long somebody else may hold the files before that is an error.
+const LOCK_LIMIT: Duration = Duration::from_millis(500);
 
 /// How somebody wants the files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,6 +122,7 @@ pub fn load(paths: &Paths, access: Access, map: ExtentMap) -> Result<Loaded, Err
     }
     let boot = journal::boot_id()?;
     loaded.journal = journal::read(&paths.index, loaded.header.uuid, boot)?;
+    loaded.journal.retain(|mapping| is_there(mapping, file_end));
     for mapping in &loaded.journal {
         enter(&mut loaded.map, *mapping);
     }
@@ -126,18 +132,27 @@ pub fn load(paths: &Paths, access: Access, map: ExtentMap) -> Result<Loaded, Err
     Ok(loaded)
 }
 
-/// Lets nobody else write to the file, nor read it while it is written to.
+/// Lets nobody else write to the file, nor read it while it is written to. A process that was killed
+/// may hold it for a moment more.
 fn lock(data: &File, path: &Path, access: Access) -> Result<(), Error> {
-    let locked = match access {
-        Access::Read => data.try_lock_shared(),
-        Access::Write => data.try_lock(),
-    };
-    match locked {
-        Ok(()) => Ok(()),
-        Err(std::fs::TryLockError::WouldBlock) => Err(Error::Busy {
-            path: path.to_owned(),
-        }),
-        Err(std::fs::TryLockError::Error(source)) => Err(Error::file("lock", path)(source)),
+    let start = Instant::now();
+    loop {
+        let locked = match access {
+            Access::Read => data.try_lock_shared(),
+            Access::Write => data.try_lock(),
+        };
+        match locked {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if start.elapsed() < LOCK_LIMIT => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::Busy {
+                    path: path.to_owned(),
+                });
+            }
+            Err(TryLockError::Error(source)) => return Err(Error::file("lock", path)(source)),
+        }
     }
 }
 

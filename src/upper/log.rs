@@ -22,19 +22,24 @@ pub struct Log {
     file: File,
     /// Byte after the last whole entry.
     end: u64,
+    /// Whether it is not yet certain that the file has its name for good.
+    name_is_new: bool,
 }
 
 impl Log {
-    /// Makes a log without entries and makes it durable, its name excepted.
+    /// Makes a log without entries, whole from the moment it has its name, and durable but for
+    /// that.
     ///
     /// # Errors
     /// There is a file of that name, or it cannot be written.
     pub fn create(path: &Path, header: &Header) -> Result<(), Error> {
-        let file = File::options().write(true).create_new(true).open(path);
-        let file = file.map_err(Error::file("create", path))?;
-        file.write_all_at(&encode_log_header(header), 0)
-            .map_err(Error::bytes("write", path, 0))?;
-        file.sync_all().map_err(Error::file("sync", path))
+        let new = start_new(path, header)?;
+        let synced = new.file.sync_all().map_err(Error::file("sync", &new.path));
+        // Unlike a rename, this takes no other file's place.
+        let named = synced
+            .and_then(|()| fs::hard_link(&new.path, path).map_err(Error::file("create", path)));
+        let removed = fs::remove_file(&new.path).map_err(Error::file("remove", &new.path));
+        named.and(removed)
     }
 
     /// Opens a log; an empty file has neither header nor entries.
@@ -74,6 +79,7 @@ impl Log {
             path: path.to_owned(),
             file,
             end: HEADER_LEN as u64 + entries * ENTRY_LEN as u64,
+            name_is_new: false,
         };
         Ok((log, header))
     }
@@ -126,6 +132,7 @@ impl Log {
     /// # Errors
     /// They cannot be written, or not be made durable.
     pub fn append(&mut self, mappings: &[Mapping]) -> Result<(), Error> {
+        self.settle_name()?;
         let entries = self.entries() + mappings.len() as u64;
         if entries > MAX_ENTRIES {
             return Err(Error::TooManyEntries {
@@ -163,35 +170,35 @@ impl Log {
     /// Puts a log of these mappings in this one's place, durable and under its name.
     ///
     /// # Errors
-    /// The new file cannot be written or renamed; the old one then stays.
+    /// The new file cannot be written or renamed; the old one then stays. Or it is not certain that
+    /// the new one keeps its name; it is used all the same, and the next change tries again.
     pub fn replace(
         &mut self,
         header: &Header,
         mappings: impl Iterator<Item = Mapping>,
     ) -> Result<(), Error> {
-        let mut name = OsString::from(&self.path);
-        name.push(".new");
-        let path = PathBuf::from(name);
-        let options = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(&path);
-        let file = options.map_err(Error::file("create", &path))?;
-        file.write_all_at(&encode_log_header(header), 0)
-            .map_err(Error::bytes("write", &path, 0))?;
-        let mut new = Self {
-            path,
-            file,
-            end: HEADER_LEN as u64,
-        };
-        new.end = new.write(mappings)?;
-        let synced = new.file.sync_all();
-        synced.map_err(Error::file("sync", &new.path))?;
-        fs::rename(&new.path, &self.path).map_err(Error::file("replace", &self.path))?;
-        sync_folder_of(&self.path)?;
-        (self.file, self.end) = (new.file, new.end);
+        let mut new = start_new(&self.path, header)?;
+        let replaced = new.write(mappings).and_then(|end| {
+            new.end = end;
+            new.file
+                .sync_all()
+                .map_err(Error::file("sync", &new.path))?;
+            fs::rename(&new.path, &self.path).map_err(Error::file("replace", &self.path))
+        });
+        if let Err(error) = replaced {
+            // It would only take space that may be what is missing.
+            let _ = fs::remove_file(&new.path);
+            return Err(error);
+        }
+        (self.file, self.end, self.name_is_new) = (new.file, new.end, true);
+        self.settle_name()
+    }
+
+    fn settle_name(&mut self) -> Result<(), Error> {
+        if self.name_is_new {
+            sync_folder_of(&self.path)?;
+            self.name_is_new = false;
+        }
         Ok(())
     }
 
@@ -223,15 +230,42 @@ impl Log {
     }
 }
 
+/// A new log, which is to become that of `path`, under a name of its own.
+fn start_new(path: &Path, header: &Header) -> Result<Log, Error> {
+    let mut name = OsString::from(path);
+    name.push(".new");
+    let path = PathBuf::from(name);
+    let opened = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(&path);
+    let file = opened.map_err(Error::file("create", &path))?;
+    file.write_all_at(&encode_log_header(header), 0)
+        .map_err(Error::bytes("write", &path, 0))?;
+    Ok(Log {
+        path,
+        file,
+        end: HEADER_LEN as u64,
+        name_is_new: false,
+    })
+}
+
+/// The folder a file is in.
+pub(super) fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
 /// Makes durable that a file has its name.
 ///
 /// # Errors
 /// The folder cannot be opened, or not be made durable.
 pub fn sync_folder_of(path: &Path) -> Result<(), Error> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
+    let folder = folder_of(path);
     let synced = File::open(folder).and_then(|folder| folder.sync_all());
     synced.map_err(Error::file("sync", folder))
 }

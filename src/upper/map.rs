@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use crate::format::lsmt::MAX_LENGTH;
+
 /// Where the content of an extent is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
@@ -61,6 +63,8 @@ impl Extent {
 #[derive(Clone, Debug, Default)]
 pub struct ExtentMap {
     extents: BTreeMap<u64, (u64, Place)>,
+    /// Index entries they take.
+    mappings: u64,
     /// Whether neighbours stay apart, as they arrived.
     apart: bool,
 }
@@ -84,6 +88,11 @@ impl ExtentMap {
         self.extents.len()
     }
 
+    /// Number of index entries that say the same.
+    pub fn mappings(&self) -> u64 {
+        self.mappings
+    }
+
     /// Whether nothing is covered.
     pub fn is_empty(&self) -> bool {
         self.extents.is_empty()
@@ -98,7 +107,8 @@ impl ExtentMap {
     pub fn within(&self, range: Range<u64>) -> impl Iterator<Item = Extent> + '_ {
         let Range { start, end } = range;
         let before = self.extents.range(..start).next_back();
-        let before = before.map(extent).filter(|extent| extent.end() > start);
+        let reaches = |extent: &Extent| extent.end() > start && end > start;
+        let before = before.map(extent).filter(reaches);
         let inside = self.extents.range(start..end.max(start)).map(extent);
         let clip = move |extent: Extent| extent.clipped(start, end);
         before.into_iter().chain(inside).map(clip)
@@ -118,12 +128,11 @@ impl ExtentMap {
             }
             let after = self.extents.get_key_value(&new.end()).map(extent);
             if let Some(after) = after.filter(|after| new.goes_on_with(after)) {
-                self.extents.remove(&after.start);
+                self.take(after.start);
                 joined.len += after.len;
             }
         }
-        self.extents
-            .insert(joined.start, (joined.len, joined.place));
+        self.put(joined);
     }
 
     /// Takes `start..end` out.
@@ -138,7 +147,7 @@ impl ExtentMap {
             }
         }
         while let Some(inside) = self.extents.range(start..end).next().map(extent) {
-            self.extents.remove(&inside.start);
+            self.take(inside.start);
             removed(inside.clipped(start, end));
             if inside.end() > end {
                 self.put(inside.clipped(end, inside.end()));
@@ -146,10 +155,24 @@ impl ExtentMap {
         }
     }
 
+    /// Puts an extent in, in place of one that starts where it does.
     fn put(&mut self, extent: Extent) {
-        self.extents
-            .insert(extent.start, (extent.len, extent.place));
+        self.mappings += mappings_of(extent.len);
+        let new = (extent.len, extent.place);
+        let old = self.extents.insert(extent.start, new);
+        self.mappings -= old.map_or(0, |(len, _)| mappings_of(len));
     }
+
+    /// Takes the extent out that starts at `start`.
+    fn take(&mut self, start: u64) {
+        let old = self.extents.remove(&start);
+        self.mappings -= old.map_or(0, |(len, _)| mappings_of(len));
+    }
+}
+
+/// Index entries that `len` sectors in one piece take.
+pub fn mappings_of(len: u64) -> u64 {
+    len.div_ceil(u64::from(MAX_LENGTH))
 }
 
 fn extent((start, (len, place)): (&u64, &(u64, Place))) -> Extent {
@@ -236,6 +259,10 @@ mod tests {
                         }
                     }
                     prop_assert_eq!(&seen, &model);
+                }
+                for map in [&map, &apart] {
+                    let expected: u64 = map.iter().map(|extent| mappings_of(extent.len)).sum();
+                    prop_assert_eq!(map.mappings(), expected);
                 }
                 let all: Vec<_> = map.iter().collect();
                 prop_assert!(all.windows(2).all(|pair| !pair[0].goes_on_with(&pair[1])));

@@ -5,6 +5,9 @@ use std::sync::Arc;
 use super::space::Hold;
 use crate::source::Blob;
 
+/// Spans that room is kept for: those of a read in many small pieces are rare.
+const KEPT: usize = 256;
+
 /// Sectors of a range that lie in one piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
@@ -39,9 +42,10 @@ pub struct Overlay {
 }
 
 impl Overlay {
-    /// Forgets the spans, and keeps the allocation.
+    /// Forgets the spans, and keeps an allocation of ordinary size.
     pub fn clear(&mut self) {
         self.spans.clear();
+        self.spans.shrink_to(KEPT);
         self.files.clear();
     }
 

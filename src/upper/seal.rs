@@ -11,16 +11,16 @@ use std::path::Path;
 
 use super::flush::mappings;
 use super::log::sync_folder_of;
-use super::map::ExtentMap;
 use super::{Error, Paths, Upper, journal};
 use crate::format::lsmt::writable::{Kind, encode_seal};
-use crate::format::lsmt::{HEADER_LEN, Header, MAX_ENTRIES};
+use crate::format::lsmt::{HEADER_LEN, Header, MAX_ENTRIES, Mapping};
 use crate::units::SECTOR_SIZE;
 
 /// Entries written at a time.
 const CHUNK: usize = 65536;
 
-/// Seals the data file `data` of a layer whose content `map` tells and whose data is durable.
+/// Seals the data file `data` of a layer whose content `mappings` tell, in order, and whose data is
+/// durable.
 ///
 /// # Errors
 /// The file cannot be written, or not be made durable, or its index would have more entries than
@@ -30,9 +30,9 @@ pub fn seal(
     path: &Path,
     header: &Header,
     kind: Kind,
-    map: &ExtentMap,
+    mappings: &[Mapping],
 ) -> Result<(), Error> {
-    let entries = mappings(map).count() as u64;
+    let entries = mappings.len() as u64;
     if entries > MAX_ENTRIES {
         return Err(Error::TooManyEntries {
             path: path.to_owned(),
@@ -43,36 +43,36 @@ pub fn seal(
     // Behind everything, even what an earlier try left: somebody may still be reading data that no
     // longer counts.
     let len = data.metadata().map_err(Error::file("examine", path))?.len();
-    let trailer = Header {
-        index_offset: len.max(HEADER_LEN as u64).next_multiple_of(SECTOR_SIZE),
-        index_entries: entries,
-        ..header.clone()
-    };
-    append(data, path, &trailer, kind, map).inspect_err(|_| {
-        // What was appended does no harm, but the space it takes may be what is missing.
+    let index_offset = len.max(HEADER_LEN as u64).next_multiple_of(SECTOR_SIZE);
+    let sealed = append(data, path, header, kind, mappings, index_offset);
+    if sealed.is_err() {
+        // It would only take space that may be what is missing.
         let _ = data.set_len(len);
-    })
+    }
+    sealed
 }
 
-/// Writes the index and then the trailer, each durable before what comes next.
+/// Writes index and trailer, each durable before what comes next.
 fn append(
     data: &File,
     path: &Path,
-    trailer: &Header,
+    header: &Header,
     kind: Kind,
-    map: &ExtentMap,
+    mappings: &[Mapping],
+    index_offset: u64,
 ) -> Result<(), Error> {
-    let (mut at, mut bytes) = (trailer.index_offset, Vec::new());
-    let mut mappings = mappings(map).peekable();
-    while mappings.peek().is_some() {
-        bytes.clear();
-        for mapping in mappings.by_ref().take(CHUNK) {
-            bytes.extend_from_slice(&mapping.encode());
-        }
+    let mut at = index_offset;
+    for part in mappings.chunks(CHUNK) {
+        let bytes: Vec<u8> = part.iter().flat_map(|mapping| mapping.encode()).collect();
         data.write_all_at(&bytes, at)
             .map_err(Error::bytes("write", path, at))?;
         at += bytes.len() as u64;
     }
+    let trailer = Header {
+        index_offset,
+        index_entries: mappings.len() as u64,
+        ..header.clone()
+    };
     let at = at.next_multiple_of(SECTOR_SIZE);
     data.set_len(at).map_err(Error::file("enlarge", path))?;
     data.sync_all().map_err(Error::file("sync", path))?;
@@ -99,15 +99,15 @@ impl Upper {
     /// It cannot be made durable, or the files not be written or removed.
     pub fn seal(&self) -> Result<(), Error> {
         self.flush()?;
-        let state = self.state();
+        // Who waits for storage must not keep readers waiting.
+        let mappings: Vec<_> = mappings(&self.state().map).collect();
         seal(
             &self.file,
             &self.paths.data,
             &self.header,
             self.kind,
-            &state.map,
+            &mappings,
         )?;
-        drop(state);
         remove_index(&self.paths)
     }
 }

@@ -13,36 +13,51 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::log::sync_folder_of;
+use super::log::folder_of;
 use super::seal::remove_index;
 use super::{Error, Options, Paths, Upper, Volume, create};
 use crate::format::lsmt::Header;
 use crate::image::Image;
+use crate::image::segment::{MAX_LAYERS, MAX_MAPPINGS};
 use crate::image::spec::Stack;
 use crate::units::SECTOR_SIZE;
 
 /// Most bytes of a list that are read.
 const MAX_LIST: u64 = 16 << 20;
 
+/// Uppers of a device at a time: each keeps files open until the device starts again, when those
+/// below become layers.
+const MAX_UPPERS: usize = 128;
+
 /// Most bytes of a snapshot's name.
 pub const MAX_NAME: usize = 128;
 
-/// A frozen upper, as the list has it. The first one has the files the device was first started
-/// with, those after it have the same names with their number behind.
+/// What the list says. The pair with number 0 has the files the device was first started with; others
+/// have the same names with their number behind.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct List {
+    /// The pair that is written to.
+    active: u64,
+    /// Those below it, the oldest first.
+    frozen: Vec<Frozen>,
+}
+
+/// A frozen upper, as the list has it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Frozen {
     /// Given by who asked for it.
     name: String,
     uuid: Uuid,
+    number: u64,
 }
 
 /// A snapshot: a layer that holds what was written since the one before.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
     /// Given by who asked for it.
     pub name: String,
@@ -60,67 +75,58 @@ pub struct Snapshots {
     options: Options,
     /// The layers below all uppers, bottom first.
     layers: Vec<PathBuf>,
-    /// The uppers below the active one, the oldest first.
-    frozen: Mutex<Vec<Frozen>>,
+    list: Mutex<List>,
 }
 
 impl Snapshots {
     /// Opens an image under the upper `first`, or under what snapshots have put above that since.
-    /// The upper may hold `limit` bytes of data.
+    /// `options` says how the upper is used, but for the size of the disk.
     ///
     /// # Errors
     /// The layers, the uppers or the list cannot be opened, or are damaged.
-    pub fn open(stack: &Stack, first: &Paths, limit: u64) -> Result<(Volume, Self), Error> {
-        let absolute = |path: &Path| {
-            let made = std::path::absolute(path);
-            made.map_err(Error::file("find", path))
-        };
+    pub fn open(stack: &Stack, first: &Paths, options: Options) -> Result<(Volume, Self), Error> {
         let first = Paths {
             data: absolute(&first.data)?,
             index: absolute(&first.index)?,
         };
-        let frozen = load(&list_path(&first))?;
-        let mut layers = stack.layers().to_vec();
-        for number in 0..frozen.len() {
-            let paths = numbered(&first, number);
+        let own = stack.layers().iter().map(|layer| absolute(layer));
+        let own: Vec<_> = own.collect::<Result<_, _>>()?;
+        let list = load(&list_path(&first))?;
+        let mut layers = own.clone();
+        for frozen in &list.frozen {
+            let paths = numbered(&first, frozen.number);
             finish(&paths)?;
             layers.push(paths.data);
         }
         let image = Image::open(&Stack::new(layers))?;
         let options = Options {
-            limit,
             default_size: image.sectors().0 * SECTOR_SIZE,
+            ..options
         };
-        let upper = Upper::open(&numbered(&first, frozen.len()), &options)?;
+        let upper = Upper::open(&numbered(&first, list.active), &options)?;
         let snapshots = Self {
             first,
             options,
-            layers: stack.layers().to_vec(),
-            frozen: Mutex::new(frozen),
+            layers: own,
+            list: Mutex::new(list),
         };
         Ok((Volume::writable(image, vec![upper]), snapshots))
     }
 
-    /// Whether there were snapshots of a device that was first started with the upper `first`: the
-    /// first one's index is gone then.
-    pub fn exist(first: &Paths) -> bool {
-        list_path(first).exists()
-    }
-
     /// The snapshots, the oldest first.
     pub fn list(&self) -> Vec<Snapshot> {
-        let frozen = self.frozen.lock().unwrap_or_else(PoisonError::into_inner);
-        let numbers = 0..frozen.len();
-        numbers
-            .map(|number| self.describe(&frozen, number))
-            .collect()
+        let list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        let numbers = 0..list.frozen.len();
+        numbers.map(|number| self.describe(&list, number)).collect()
     }
 
-    fn describe(&self, frozen: &[Frozen], number: usize) -> Snapshot {
-        let uppers = (0..=number).map(|number| numbered(&self.first, number).data);
+    /// The snapshot at this place of the list.
+    fn describe(&self, list: &List, place: usize) -> Snapshot {
+        let frozen = list.frozen.iter().take(place + 1);
+        let uppers = frozen.map(|frozen| numbered(&self.first, frozen.number).data);
         Snapshot {
-            name: frozen[number].name.clone(),
-            uuid: frozen[number].uuid,
+            name: list.frozen[place].name.clone(),
+            uuid: list.frozen[place].uuid,
             layers: self.layers.iter().cloned().chain(uppers).collect(),
         }
     }
@@ -129,21 +135,25 @@ impl Snapshots {
     /// this name. If there is one of that name already, it is the answer.
     ///
     /// # Errors
-    /// Files cannot be made or written. Before the list is replaced all is as it was; after that,
-    /// the snapshot stands, and asking again finishes it.
+    /// Files cannot be made or written, or there are as many layers as there may be. Before the
+    /// list is replaced all is as it was; after that, the snapshot stands, and asking again
+    /// finishes it.
     pub fn take(&self, volume: &Volume, name: &str) -> Result<Snapshot, Error> {
-        let mut frozen = self.frozen.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(number) = frozen.iter().position(|known| known.name == name) {
-            seal(volume, &numbered(&self.first, number))?;
-            return Ok(self.describe(&frozen, number));
+        let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = list.frozen.iter().position(|known| known.name == name) {
+            seal(volume, &numbered(&self.first, list.frozen[place].number))?;
+            return Ok(self.describe(&list, place));
         }
         let uppers = volume.uppers();
         let active = uppers.first().ok_or(Error::ReadOnly)?;
-        let number = frozen.len();
-        let next = numbered(&self.first, number + 1);
-        // Left over from one that did not come to its end: the list does not know them.
-        remove_index(&next)?;
-        remove_if_there(&next.data)?;
+        has_room(volume.image(), &uppers)?;
+        // Files that are there belong to somebody, if only to a snapshot that was not finished.
+        let is_free = |number: &u64| {
+            let paths = numbered(&self.first, *number);
+            !paths.data.exists() && !paths.index.exists()
+        };
+        let number = (list.active + 1..).find(is_free).ok_or(Error::TooTall)?;
+        let next = numbered(&self.first, number);
         let header = Header {
             uuid: Uuid::new_v4(),
             parent_uuid: active.header().uuid,
@@ -152,15 +162,37 @@ impl Snapshots {
         };
         create(&next, active.kind(), &header)?;
         let upper = Upper::open(&next, &self.options)?;
-        let mut after = frozen.clone();
-        after.push(Frozen {
+        let mut after = list.clone();
+        after.frozen.push(Frozen {
             name: name.to_owned(),
             uuid: active.header().uuid,
+            number: list.active,
         });
-        volume.freeze(upper, || save(&list_path(&self.first), &after))?;
-        *frozen = after;
-        seal(volume, &numbered(&self.first, number))?;
-        Ok(self.describe(&frozen, number))
+        after.active = number;
+        // Everything that takes long comes before, so that writes wait for a moment only.
+        volume.flush()?;
+        let new = NewList::write(&list_path(&self.first), &after)?;
+        let settled = volume.freeze(upper, || new.put_in_place())?;
+        *list = after;
+        settled?;
+        let place = list.frozen.len() - 1;
+        seal(volume, &numbered(&self.first, list.frozen[place].number))?;
+        Ok(self.describe(&list, place))
+    }
+}
+
+/// Refuses a snapshot after which the device, or another on its layers, could not be opened.
+fn has_room(image: &Image, uppers: &[Arc<Upper>]) -> Result<(), Error> {
+    let mappings = image
+        .layers()
+        .iter()
+        .map(|layer| layer.trailer().index_entries);
+    let mappings: u64 = mappings.sum();
+    let above: u64 = uppers.iter().map(|upper| upper.mappings()).sum();
+    let layers = image.layers().len() + uppers.len();
+    match layers <= MAX_LAYERS && mappings + above <= MAX_MAPPINGS && uppers.len() < MAX_UPPERS {
+        true => Ok(()),
+        false => Err(Error::TooTall),
     }
 }
 
@@ -177,13 +209,9 @@ fn seal(volume: &Volume, paths: &Paths) -> Result<(), Error> {
 
 /// Seals a frozen upper that nobody serves, if that was not finished.
 fn finish(paths: &Paths) -> Result<(), Error> {
-    let options = Options {
-        limit: u64::MAX,
-        default_size: 0,
-    };
     match paths.index.exists() {
         false => Ok(()),
-        true => match Upper::open(paths, &options) {
+        true => match Upper::open(paths, &Options::default()) {
             Err(Error::Sealed { .. }) => remove_index(paths),
             opened => opened?.seal(),
         },
@@ -196,7 +224,7 @@ fn list_path(first: &Paths) -> PathBuf {
 }
 
 /// The pair with this number.
-fn numbered(first: &Paths, number: usize) -> Paths {
+fn numbered(first: &Paths, number: u64) -> Paths {
     match number {
         0 => first.clone(),
         _ => Paths {
@@ -206,6 +234,10 @@ fn numbered(first: &Paths, number: usize) -> Paths {
     }
 }
 
+fn absolute(path: &Path) -> Result<PathBuf, Error> {
+    std::path::absolute(path).map_err(Error::file("find", path))
+}
+
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(".");
@@ -213,19 +245,10 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-fn remove_if_there(path: &Path) -> Result<(), Error> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(Error::file("remove", path)(error))
-        }
-        _ => Ok(()),
-    }
-}
-
 /// The list; without a file, there was no snapshot.
-fn load(path: &Path) -> Result<Vec<Frozen>, Error> {
+fn load(path: &Path) -> Result<List, Error> {
     let file = match File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(List::default()),
         opened => opened.map_err(Error::file("open", path))?,
     };
     let mut text = Vec::new();
@@ -236,16 +259,40 @@ fn load(path: &Path) -> Result<Vec<Frozen>, Error> {
     list.map_err(|error| Error::file("understand", path)(error.into()))
 }
 
-/// Puts a list in place of the one there is, in one step.
-fn save(path: &Path, list: &[Frozen]) -> Result<(), Error> {
-    let new = with_suffix(path, "new");
-    let text = serde_json::to_vec_pretty(list);
-    let text = text.map_err(|error| Error::file("describe", path)(error.into()))?;
-    let written = File::create(&new).and_then(|mut file| {
-        file.write_all(&text)?;
-        file.sync_all()
-    });
-    written.map_err(Error::file("write", &new))?;
-    fs::rename(&new, path).map_err(Error::file("replace", path))?;
-    sync_folder_of(path)
+/// A list, written and durable but for its name.
+struct NewList {
+    path: PathBuf,
+    new: PathBuf,
+    folder: File,
+}
+
+impl NewList {
+    /// Writes the list that is to be at `path`.
+    fn write(path: &Path, list: &List) -> Result<Self, Error> {
+        let new = with_suffix(path, "new");
+        let text = serde_json::to_vec_pretty(list);
+        let text = text.map_err(|error| Error::file("describe", path)(error.into()))?;
+        let written = File::create(&new).and_then(|mut file| {
+            file.write_all(&text)?;
+            file.sync_all()
+        });
+        written.map_err(Error::file("write", &new))?;
+        let folder = folder_of(path);
+        Ok(Self {
+            path: path.to_owned(),
+            new,
+            folder: File::open(folder).map_err(Error::file("open", folder))?,
+        })
+    }
+
+    /// Puts the list in place of the one there is. The inner error is that of a list that is in
+    /// place and may not stay there.
+    ///
+    /// # Errors
+    /// The old list stays.
+    fn put_in_place(&self) -> Result<Result<(), Error>, Error> {
+        fs::rename(&self.new, &self.path).map_err(Error::file("replace", &self.path))?;
+        let synced = self.folder.sync_all();
+        Ok(synced.map_err(Error::file("sync", folder_of(&self.path))))
+    }
 }

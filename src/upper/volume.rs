@@ -175,25 +175,28 @@ impl Volume {
     }
 
     /// Puts `next`, an empty upper, above the active one, which is only read from then on, once
-    /// `commit` has made that last. Writes wait meanwhile. Returns the one that was active.
+    /// `commit` has done what makes that last. Writes wait meanwhile. If the inner result of
+    /// `commit` is an error, `next` stands there, but takes no writes: they might not last.
     ///
     /// # Errors
     /// What `commit` says, or the disk is read-only; then all is as before.
     pub fn freeze(
         &self,
         next: Upper,
-        commit: impl FnOnce() -> Result<(), Error>,
-    ) -> Result<Arc<Upper>, Error> {
+        commit: impl FnOnce() -> Result<Result<(), Error>, Error>,
+    ) -> Result<Result<(), Error>, Error> {
         let uppers = self.uppers.as_ref().ok_or(Error::ReadOnly)?;
         let now = uppers.load_full();
         let active = now.first().ok_or(Error::ReadOnly)?;
         active.freeze(|| {
-            commit()?;
+            let settled = commit()?;
+            if settled.is_err() {
+                next.give_up();
+            }
             let next = [Arc::new(next)].into_iter();
             uppers.store(Arc::new(next.chain(now.iter().cloned()).collect()));
-            Ok(())
-        })?;
-        Ok(active.clone())
+            Ok(settled)
+        })
     }
 
     /// The uppers of this moment, topmost first.

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::flush::{is_long, mappings};
+use super::flush::mappings;
 use super::journal::{self, Journal};
 use super::load::{Access, Loaded, load};
 use super::log::{Log, sync_folder_of};
@@ -15,7 +15,7 @@ use super::space::Space;
 use super::touched::Touched;
 use super::{Error, Paths};
 use crate::format::lsmt::writable::{Kind, encode_data_header};
-use crate::format::lsmt::{FIRST_DATA, HEADER_LEN, Header, MAX_SECTORS, Mapping};
+use crate::format::lsmt::{FIRST_DATA, HEADER_LEN, Header, MAX_ENTRIES, MAX_SECTORS, Mapping};
 use crate::source::Blob;
 use crate::units::SECTOR_SIZE;
 
@@ -26,6 +26,21 @@ pub struct Options {
     pub limit: u64,
     /// Size of the disk in bytes, for an upper that does not say it.
     pub default_size: u64,
+    /// Mappings that wait for a flush at most: with that many, a change flushes first.
+    pub max_pending: usize,
+    /// The log is written anew when it has twice the entries that its map needs, and this many more.
+    pub log_slack: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            limit: u64::MAX,
+            default_size: 0,
+            max_pending: 1 << 20,
+            log_slack: 1 << 16,
+        }
+    }
 }
 
 /// Makes the files of an empty layer, durable and under their names.
@@ -72,7 +87,12 @@ pub struct Upper {
     /// Held by every change while it is under way, and by who lets no more of them begin. Whether
     /// that is so.
     pub(super) gate: RwLock<bool>,
+    /// Where everything is. No one waits for storage with this locked.
     state: RwLock<State>,
+    /// Locked before `state` by whoever changes the map, until both say the same.
+    waiting: Mutex<Waiting>,
+    pub(super) max_pending: usize,
+    pub(super) log_slack: u64,
     /// Whether data was written since the last sync began.
     pub(super) dirty: AtomicBool,
     /// Storage lost something.
@@ -87,6 +107,11 @@ pub struct Upper {
 pub(super) struct State {
     pub(super) map: ExtentMap,
     pub(super) space: Space,
+}
+
+/// What a flush will enter in the index.
+#[derive(Debug)]
+pub(super) struct Waiting {
     pub(super) journal: Journal,
     /// What is in the journal and not in the index.
     pub(super) pending: Vec<Mapping>,
@@ -132,7 +157,13 @@ impl Upper {
             return Err(Error::Size(header.virtual_size));
         }
         data.sync_all().map_err(Error::file("sync", &paths.data))?;
-        if index_is_stale || is_long(&log, &map) {
+        if map.mappings() > MAX_ENTRIES {
+            return Err(Error::Fragmented {
+                path: paths.data.clone(),
+                most: MAX_ENTRIES,
+            });
+        }
+        if index_is_stale || log.entries() > 2 * map.mappings() + options.log_slack {
             log.replace(&header, mappings(&map))?;
         } else {
             log.trim()?;
@@ -161,9 +192,13 @@ impl Upper {
             state: RwLock::new(State {
                 space: Space::new(FIRST_DATA.0, used, options.limit / SECTOR_SIZE),
                 map,
+            }),
+            waiting: Mutex::new(Waiting {
                 journal,
                 pending: Vec::new(),
             }),
+            max_pending: options.max_pending,
+            log_slack: options.log_slack,
             dirty: AtomicBool::new(false),
             broken: AtomicBool::new(false),
             asked: AtomicU64::new(0),
@@ -190,6 +225,11 @@ impl Upper {
     /// Bytes of data that the limit counts.
     pub fn used(&self) -> u64 {
         (self.state().space.used() - FIRST_DATA.0) * SECTOR_SIZE
+    }
+
+    /// Index entries that say what it holds.
+    pub fn mappings(&self) -> u64 {
+        self.state().map.mappings()
     }
 
     /// Extents of its map.
@@ -251,6 +291,10 @@ impl Upper {
 
     pub(super) fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn flusher(&self) -> MutexGuard<'_, Flusher> {

@@ -47,6 +47,10 @@ pub enum Op {
         from: OsString,
         to: OsString,
     },
+    Link {
+        file: u64,
+        name: OsString,
+    },
     Remove {
         name: OsString,
     },
@@ -84,6 +88,9 @@ impl Files {
                 if let Some(file) = self.names.remove(from) {
                     self.names.insert(to.clone(), file);
                 }
+            }
+            Op::Link { file, name } => {
+                self.names.insert(name.clone(), *file);
             }
             Op::Remove { name } => {
                 self.names.remove(name);
@@ -421,6 +428,13 @@ impl Filesystem for Recording {
             to: newname.to_owned(),
         });
         reply.ok();
+    }
+
+    fn link(&self, _: &Request, ino: INodeNo, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let mut state = self.state();
+        let (file, name) = (ino.0, name.to_owned());
+        state.act(Op::Link { file, name });
+        reply.entry(&TTL, &state.attributes(ino), Generation(0));
     }
 
     fn unlink(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEmpty) {

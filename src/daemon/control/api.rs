@@ -1,5 +1,6 @@
 //! What can be asked of a device. `docs/control.md` describes it for users.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -9,7 +10,7 @@ use super::http::{Request, Response};
 use crate::daemon::error::chain;
 use crate::engine::Disk;
 use crate::upper::snapshots::MAX_NAME;
-use crate::upper::{Error, Snapshots};
+use crate::upper::{Error, Snapshot, Snapshots};
 
 /// A device under control.
 #[derive(Debug)]
@@ -34,7 +35,8 @@ impl Device {
             ("GET", "/api/v1/device") => found(self.describe()),
             ("GET", "/api/v1/snapshots") => {
                 let list = self.snapshots.as_ref().map(Snapshots::list);
-                found(json!(list.unwrap_or_default()))
+                let list = list.unwrap_or_default();
+                found(list.iter().map(summary).collect())
             }
             ("POST", "/api/v1/snapshots") => self.snapshot(&request.body),
             (_, "/api/v1/device" | "/api/v1/snapshots") => {
@@ -49,8 +51,8 @@ impl Device {
         let uppers = volume.uppers();
         let upper = uppers.first().map(|upper| {
             json!({
-                "data": upper.paths().data,
-                "index": upper.paths().index,
+                "data": text(&upper.paths().data),
+                "index": text(&upper.paths().index),
                 "type": upper.kind().name(),
                 "uuid": upper.header().uuid,
                 "used_bytes": upper.used(),
@@ -83,7 +85,7 @@ impl Device {
             return Response::error(400, &text);
         }
         match snapshots.take(&self.disk.volume, &request.name) {
-            Ok(snapshot) => found(json!(snapshot)),
+            Ok(snapshot) => found(details(&snapshot)),
             Err(error @ Error::ReadOnly) => Response::error(409, &error.to_string()),
             Err(error) => {
                 log::error!("control: no snapshot: {}", chain(&error));
@@ -91,6 +93,26 @@ impl Device {
             }
         }
     }
+}
+
+/// A snapshot in a list of them.
+fn summary(snapshot: &Snapshot) -> Value {
+    json!({
+        "name": snapshot.name,
+        "uuid": snapshot.uuid,
+        "layer": snapshot.layers.last().map(|layer| text(layer)),
+    })
+}
+
+/// A snapshot with all its layers.
+fn details(snapshot: &Snapshot) -> Value {
+    let layers: Vec<_> = snapshot.layers.iter().map(|layer| text(layer)).collect();
+    json!({ "name": snapshot.name, "uuid": snapshot.uuid, "layers": layers })
+}
+
+/// A path as JSON can carry it.
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
 }
 
 fn found(body: Value) -> Response {

@@ -149,9 +149,9 @@ fn body_len(headers: &[httparse::Header<'_>]) -> Result<usize, Error> {
         (Some(header), None) => {
             let text = std::str::from_utf8(header.value).map_err(|_| Error::Length)?;
             match text.parse() {
-                Ok(0..=MAX_BODY) => text.parse().map_err(|_| Error::Length),
-                Ok(_) => Err(Error::TooLarge),
-                Err(_) => Err(Error::Length),
+                Ok(len) if !text.starts_with('+') && len <= MAX_BODY => Ok(len),
+                Ok(_) if !text.starts_with('+') => Err(Error::TooLarge),
+                _ => Err(Error::Length),
             }
         }
     }
@@ -219,6 +219,7 @@ mod tests {
             (format!("{head}{}\r\n", "A: b\r\n".repeat(65)), 400),
             (format!("{head}Content-Length: 65537\r\n\r\n"), 413),
             (format!("{head}Content-Length: -1\r\n\r\n"), 411),
+            (format!("{head}Content-Length: +1\r\n\r\na"), 411),
             (
                 format!("{head}Content-Length: 99999999999999999999\r\n\r\n"),
                 411,
