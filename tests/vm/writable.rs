@@ -10,7 +10,7 @@ use std::time::Duration;
 use ovbd_vhost::image::reader::Reader;
 use ovbd_vhost::image::spec::Stack;
 use ovbd_vhost::units::Sector;
-use ovbd_vhost::upper::{Paths, Snapshots};
+use ovbd_vhost::upper::{Options, Paths, Snapshots};
 use tempfile::tempdir;
 
 use crate::assert_no_disk_errors;
@@ -65,7 +65,7 @@ fn assert_file_system(layer: &Path, folder: &Path) {
         data: folder.join("upper.data"),
         index: folder.join("upper.index"),
     };
-    let (volume, _) = Snapshots::open(&Stack::new([layer]), &first, u64::MAX).unwrap();
+    let (volume, _) = Snapshots::open(&Stack::new([layer]), &first, Options::default()).unwrap();
     let mut content = vec![0; usize::try_from(volume.size()).unwrap()];
     volume
         .read(&mut Reader::new(), Sector(0), &mut content)

@@ -105,6 +105,9 @@ const OPENING: &[c_long] = &[
     libc::SYS_rename,
     libc::SYS_renameat,
     libc::SYS_renameat2,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_link,
+    libc::SYS_linkat,
 ];
 
 /// What libraries try, and can do without.
