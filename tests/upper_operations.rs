@@ -41,10 +41,7 @@ fn work(folder: &Path, kind: Kind, durable: bool) {
         message: Vec::new(),
     };
     create(&paths(folder), kind, &header).unwrap();
-    let options = Options {
-        limit: u64::MAX,
-        default_size: 0,
-    };
+    let options = Options::default();
     let upper = Upper::open(&paths(folder), &options).unwrap();
     for (number, (start, sectors)) in [(0, 20), (70, 26), (5, 3), (30, 9), (90, 6)]
         .into_iter()

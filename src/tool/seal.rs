@@ -3,7 +3,7 @@
 use super::Error;
 use crate::upper::load::{Access, Loaded, load};
 use crate::upper::map::ExtentMap;
-use crate::upper::{self, Paths, seal};
+use crate::upper::{self, Paths, mappings, seal};
 
 /// What sealing came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +28,8 @@ pub fn seal(paths: &Paths) -> Result<Sealed, Error> {
             map,
             ..
         }) => {
-            seal::seal(&data, &paths.data, &header, kind, &map)?;
+            let mappings: Vec<_> = mappings(&map).collect();
+            seal::seal(&data, &paths.data, &header, kind, &mappings)?;
             Sealed::Now
         }
         Err(upper::Error::Sealed { .. }) => Sealed::Before,

@@ -123,6 +123,6 @@ impl Upper {
 }
 
 /// The mappings of a whole map.
-pub(super) fn mappings(map: &ExtentMap) -> impl Iterator<Item = Mapping> + '_ {
+pub fn mappings(map: &ExtentMap) -> impl Iterator<Item = Mapping> + '_ {
     map.iter().flat_map(split)
 }

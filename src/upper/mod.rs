@@ -34,6 +34,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 pub use error::Error;
+pub use flush::mappings;
 pub use overlay::{Overlay, Span, SpanContent};
 pub use resize::resize;
 pub use snapshots::{Snapshot, Snapshots};

@@ -76,7 +76,7 @@ fn append(
     let at = at.next_multiple_of(SECTOR_SIZE);
     data.set_len(at).map_err(Error::file("enlarge", path))?;
     data.sync_all().map_err(Error::file("sync", path))?;
-    data.write_all_at(&encode_seal(trailer, kind), at)
+    data.write_all_at(&encode_seal(&trailer, kind), at)
         .map_err(Error::bytes("write", path, at))?;
     data.sync_all().map_err(Error::file("sync", path))
 }

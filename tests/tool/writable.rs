@@ -72,11 +72,7 @@ pub fn close(upper: Upper) {
 }
 
 pub fn open_upper(paths: &Paths) -> Upper {
-    let options = Options {
-        limit: u64::MAX,
-        default_size: 0,
-    };
-    Upper::open(paths, &options).unwrap()
+    Upper::open(paths, &Options::default()).unwrap()
 }
 
 pub fn write(upper: &Upper, start: u64, bytes: &mut [u8]) {

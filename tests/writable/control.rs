@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -254,6 +255,31 @@ fn who_asks_wrongly_is_told_so() {
     controlled.disk.daemon.assert_alive();
     assert!(controlled.disk.daemon.terminate().success());
     assert!(!socket.exists(), "the socket goes with the daemon");
+}
+
+#[test]
+fn the_tool_asks_for_people() {
+    let controlled = serve();
+    let ctl = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ovbd"));
+        command.arg("ctl").arg(controlled.socket()).args(arguments);
+        command.output().unwrap()
+    };
+    let json = |output: Output| -> Value {
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let snapshot = json(ctl(&["snapshot", "one"]));
+    assert_eq!(snapshot, controlled.snapshot("one"));
+    assert_eq!(
+        json(ctl(&["snapshots"])),
+        controlled.get("/api/v1/snapshots")
+    );
+    assert_eq!(json(ctl(&["device"])), controlled.get("/api/v1/device"));
+    let refused = ctl(&["snapshot", ""]);
+    assert_eq!(refused.status.code(), Some(1));
+    let text = String::from_utf8(refused.stderr).unwrap();
+    assert!(text.contains("400") && text.lines().count() == 1, "{text}");
 }
 
 #[test]

@@ -75,14 +75,14 @@ fn what_is_no_upper_is_refused() {
             "absent",
         ),
         (
-            format!("data={},index={}", file("junk"), file("junk")),
+            format!("data={},index={}", file("junk"), file("absent")),
             1,
             "junk",
         ),
         (format!("data={layer},index={}", file("junk")), 1, "layer"),
         (format!("data={}", file("junk")), 2, "index"),
         ("data=,index=b".to_owned(), 2, "data"),
-        ("data=a,index=b,data=c".to_owned(), 2, "data=c"),
+        ("data=a,index=a".to_owned(), 2, "expected"),
         ("a,b".to_owned(), 2, "expected"),
     ] {
         let socket = file("socket");

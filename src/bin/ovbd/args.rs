@@ -12,6 +12,7 @@ use ovbd_vhost::format::zfile::{Algorithm, BLOCK_SIZES, BlockFormat};
 use ovbd_vhost::image::spec::{self, Config, Stack, UpperFiles};
 use ovbd_vhost::tool::commit::Commit;
 use ovbd_vhost::tool::create::Create;
+use ovbd_vhost::tool::ctl::Ask;
 use ovbd_vhost::tool::disk::Files;
 use ovbd_vhost::tool::merge::Merge;
 use ovbd_vhost::tool::raw_image::Input;
@@ -42,6 +43,7 @@ pub enum Command {
     Seal(SealArgs),
     Merge(MergeArgs),
     Resize(ResizeArgs),
+    Ctl(CtlArgs),
 }
 
 /// Make writable layers.
@@ -167,6 +169,40 @@ pub struct CommitArgs {
 pub struct SealArgs {
     #[command(flatten)]
     pub upper: UpperArgs,
+}
+
+/// Ask a running daemon, over the control socket it was given with --control.
+#[derive(Args)]
+pub struct CtlArgs {
+    /// The control socket
+    #[arg(value_name = "SOCKET")]
+    pub socket: PathBuf,
+    #[command(subcommand)]
+    pub ask: CtlCommand,
+}
+
+/// What to ask for.
+#[derive(Subcommand)]
+pub enum CtlCommand {
+    /// What the device is and holds
+    Device,
+    /// Its snapshots
+    Snapshots,
+    /// Freeze what the disk holds as a layer, and let the guest go on above it
+    Snapshot {
+        /// Name of the snapshot: asking again with it gives the same one
+        name: String,
+    },
+}
+
+impl From<CtlCommand> for Ask {
+    fn from(command: CtlCommand) -> Self {
+        match command {
+            CtlCommand::Device => Ask::Device,
+            CtlCommand::Snapshots => Ask::Snapshots,
+            CtlCommand::Snapshot { name } => Ask::Snapshot(name),
+        }
+    }
 }
 
 /// Make one sealed layer from several, and from a writable one above them.

@@ -12,6 +12,7 @@ use clap::error::ErrorKind;
 use ovbd_vhost::tool::check::{Finding, check};
 use ovbd_vhost::tool::commit::commit;
 use ovbd_vhost::tool::create::create;
+use ovbd_vhost::tool::ctl::ask;
 use ovbd_vhost::tool::inspect::inspect;
 use ovbd_vhost::tool::merge::merge;
 use ovbd_vhost::tool::seal::{Sealed, seal};
@@ -84,6 +85,10 @@ fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
         }
         Command::Resize(args) => {
             resize(&args.upper.upper, args.size, args.force)?;
+        }
+        Command::Ctl(args) => {
+            let answer = ask(&args.socket, &args.ask.into())?;
+            print(&(serde_json::to_string_pretty(&answer)? + "\n"))?;
         }
     }
     Ok(ExitCode::SUCCESS)
