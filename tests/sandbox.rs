@@ -10,7 +10,7 @@ use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::net::TcpListener;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
@@ -26,6 +26,8 @@ use common::guest::{Guest, Options};
 use io_uring::{IoUring, opcode, types};
 use libc::{SIGABRT, SIGSYS};
 use ovbd_vhost::daemon::sandbox::{self, Support, files};
+use ovbd_vhost::source::gather;
+use rustix::fs::{FallocateFlags, fallocate};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{CapabilitySet, capabilities};
 
@@ -96,12 +98,13 @@ impl From<ExitStatus> for End {
 }
 
 /// Runs [`probe`] in a process of its own.
-fn try_inside(what: &str, directory: &Path) -> End {
+fn try_inside(what: &str, directory: &Path, writable: bool) -> End {
     let mut probe = Command::new(std::env::current_exe().unwrap());
     probe
         .args(["--exact", "probe", "--ignored", "--nocapture"])
         .env("OVBD_PROBE", what)
         .env("OVBD_PROBE_DIRECTORY", directory)
+        .env("OVBD_PROBE_WRITABLE", writable.to_string())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     probe.status().unwrap().into()
@@ -124,6 +127,7 @@ fn what_serving_does_not_need_is_refused() {
         ("open by io_uring", denied(End::Fails(libc::EACCES))),
         ("remove elsewhere", denied(End::Fails(libc::EACCES))),
         ("rename", End::Killed(SIGSYS)),
+        ("write what is open", End::Killed(SIGSYS)),
         ("change a mode", End::Killed(SIGSYS)),
         ("tcp socket", End::Killed(SIGSYS)),
         ("unix socket", End::Killed(SIGSYS)),
@@ -137,7 +141,37 @@ fn what_serving_does_not_need_is_refused() {
         ("turn data into code", End::Killed(SIGSYS)),
     ] {
         fs::write(directory.path().join("socket"), "").unwrap();
-        assert_eq!(try_inside(what, directory.path()), expected, "{what}");
+        let end = try_inside(what, directory.path(), false);
+        assert_eq!(end, expected, "{what}");
+    }
+}
+
+#[test]
+fn a_writable_layer_takes_its_directory_and_no_more() {
+    let landlock = thread::spawn(|| files::close(&[], &[]).unwrap());
+    let fenced = landlock.join().unwrap() == Support::Full;
+    let directory = tempfile::tempdir().unwrap();
+    let fenced = |end: End| {
+        if fenced {
+            end
+        } else {
+            End::Fails(libc::ENOSYS)
+        }
+    };
+    for (what, expected) in [
+        ("write what is open", End::Works),
+        ("replace a file", fenced(End::Works)),
+        ("create", fenced(End::Works)),
+        ("open", fenced(End::Fails(libc::EACCES))),
+        ("change a mode", End::Killed(SIGSYS)),
+        ("unix socket", End::Killed(SIGSYS)),
+        ("run a program", End::Killed(SIGSYS)),
+        ("fork", End::Killed(SIGSYS)),
+        ("map code", End::Killed(SIGSYS)),
+    ] {
+        fs::write(directory.path().join("socket"), "").unwrap();
+        let end = try_inside(what, directory.path(), true);
+        assert_eq!(end, expected, "{what}");
     }
 }
 
@@ -156,7 +190,11 @@ fn probe() {
         unsafe { libc::mmap(null_mut(), 4096, rw, private | libc::MAP_ANONYMOUS, -1, 0) }
     };
     let (page, code) = (page(), libc::PROT_READ | libc::PROT_EXEC);
-    sandbox::enter(&[directory], &[]).unwrap();
+    let written = fs::File::create(directory.join("written")).unwrap();
+    match std::env::var("OVBD_PROBE_WRITABLE").as_deref() {
+        Ok("true") => sandbox::enter(&[], &[directory.to_owned()]).unwrap(),
+        _ => sandbox::enter(&[directory], &[]).unwrap(),
+    }
 
     let made = |result: i32| match result {
         -1 => Err(io::Error::last_os_error()),
@@ -175,6 +213,8 @@ fn probe() {
             "open" => fs::File::open("/etc/passwd").map(drop),
             "create" => fs::write(directory.join("new"), ""),
             "open by io_uring" => open_by_ring(),
+            "write what is open" => write_and_sync(&written),
+            "replace a file" => replace(directory),
             "remove elsewhere" => fs::remove_file(&elsewhere),
             "rename" => fs::rename(directory.join("socket"), directory.join("other")),
             "change a mode" => {
@@ -201,6 +241,27 @@ fn probe() {
         Ok(()) => 0,
         Err(error) => error.raw_os_error().unwrap(),
     });
+}
+
+/// Does to a file what is done to one of a writable layer.
+fn write_and_sync(file: &fs::File) -> io::Result<()> {
+    let mut bytes = [7u8; 512];
+    let piece = vm_memory::VolatileSlice::from(&mut bytes[..]);
+    gather::write_all_at(file, &[piece, piece], 4096)?;
+    file.write_all_at(&[1; 10], 0)?;
+    file.set_len(8192)?;
+    let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    fallocate(file, hole, 0, 4096)?;
+    file.sync_data()?;
+    file.sync_all()
+}
+
+/// Puts a file in another's place, and makes that last.
+fn replace(directory: &Path) -> io::Result<()> {
+    let new = directory.join("index.new");
+    fs::write(&new, "new")?;
+    fs::rename(&new, directory.join("index"))?;
+    fs::File::open(directory)?.sync_all()
 }
 
 /// Opens a file by a ring that is not restricted as ours are.
