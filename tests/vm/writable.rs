@@ -77,7 +77,7 @@ fn assert_file_system(layer: &Path, folder: &Path) {
 }
 
 #[test]
-fn a_second_machine_reads_what_the_first_one_wrote() {
+fn a_second_machine_reads_what_the_first_one_wrote_from_a_committed_layer() {
     let dir = tempdir().unwrap();
     let layer = file_system(dir.path());
     let upper = dir.path().join("upper");
@@ -100,7 +100,21 @@ fn a_second_machine_reads_what_the_first_one_wrote() {
     linux.power_off();
     assert_eq!(daemon.terminate().code(), Some(0));
 
-    let mut daemon = serve(&layer, &upper);
+    // The second one has no upper, but a layer made of it.
+    let committed = dir.path().join("committed.obd");
+    let files = |name: &str| upper.join(name).display().to_string();
+    let pair = format!(
+        "data={},index={}",
+        files("upper.data"),
+        files("upper.index")
+    );
+    let mut commit = command(env!("CARGO_BIN_EXE_ovbd"));
+    output(
+        commit
+            .args(["commit", "--upper", &pair, "-o"])
+            .arg(&committed),
+    );
+    let mut daemon = Daemon::with(&[&layer, &committed], &[]);
     let mut linux = Linux::boot(dir.path(), &daemon.socket());
     linux.run("mount -t ext4 -o ro /dev/vda /mnt");
     assert_eq!(linux.run(LIST), written);
