@@ -21,6 +21,10 @@ use crate::units::{SECTOR_SIZE, Sector};
 /// Most sectors of a mapping of data, as upstream writes them: 4 MiB.
 const MAX_DATA: u64 = 8192;
 
+/// A write over what is held in pieces of fewer sectors than this, on average, goes to free sectors
+/// as a whole: one write in place of many, and one extent.
+const PIECE: u64 = 64;
+
 /// Sectors that are made zeros in one step: bounds what that takes in memory.
 const STEP: u64 = 1 << 16;
 
@@ -198,8 +202,17 @@ impl Upper {
             }
         }
         let mut state = self.state_mut();
-        let mut at = start;
         let State { map, space } = &mut *state;
+        let pieces = map.within(start..end).count() as u64;
+        let scattered = pieces > 1 + sectors / PIECE;
+        // A sparse layer has one place for every sector. Where there is no room for the whole, its
+        // pieces are written.
+        if (scattered || self.kind == Kind::Sparse)
+            && self.place(space, start..end, &mut targets).is_ok()
+        {
+            return Ok((targets, space.hold()));
+        }
+        let mut at = start;
         let held = map.within(start..end);
         for extent in held {
             let Place::Data(place) = extent.place else {

@@ -92,29 +92,39 @@ struct Pass {
     flush_every: u64,
 }
 
-const PASSES: [Pass; 5] = [
+const PASSES: [Pass; 7] = [
     Pass {
-        name: "first, flush every 32",
+        name: "random, first, flush every 32",
         random: true,
         flush_every: 32,
     },
     Pass {
-        name: "first, flush every 1024",
+        name: "random, first, flush every 1024",
         random: true,
         flush_every: 1024,
     },
     Pass {
-        name: "again, flush every 32",
+        name: "random, again, flush every 32",
         random: true,
         flush_every: 32,
     },
     Pass {
-        name: "again, flush every 1024",
+        name: "random, again, flush every 1024",
         random: true,
         flush_every: 1024,
     },
     Pass {
-        name: "in order, flush every 256",
+        name: "in order, first, flush every 256",
+        random: false,
+        flush_every: 256,
+    },
+    Pass {
+        name: "in order, again, flush every 256",
+        random: false,
+        flush_every: 256,
+    },
+    Pass {
+        name: "in order over random writes, flush every 256",
         random: false,
         flush_every: 256,
     },
@@ -299,12 +309,14 @@ impl Guest {
     }
 }
 
-/// The sectors of a pass: of a quarter of the disk, at random and each once, or in order.
-fn sectors(args: &Args, random: bool) -> Vec<u64> {
+/// The sectors of a pass: at random and each once, every other 4 KiB of the first half of the disk; or
+/// in order, a quarter of it from byte `start` on.
+fn sectors(args: &Args, random: bool, start: u64) -> Vec<u64> {
     let len = if random { SMALL } else { LARGE };
     let count = (args.size << 20) / 4 / u64::from(len);
+    let step = if random { 2 } else { 1 };
     let mut sectors: Vec<_> = (0..count)
-        .map(|n| if random { n * 4 } else { n } * u64::from(len) / blk::SECTOR)
+        .map(|n| (start + n * step * u64::from(len)) / blk::SECTOR)
         .collect();
     if random {
         let mut state = 7u64;
@@ -321,7 +333,8 @@ fn sectors(args: &Args, random: bool) -> Vec<u64> {
 /// Runs all passes over one disk.
 fn measure(args: &Args, disk: usize) -> Result<Vec<Sample>> {
     let mut samples = Vec::new();
-    let (random, in_order) = (sectors(args, true), sectors(args, false));
+    let (random, over) = (sectors(args, true, 0), sectors(args, false, 0));
+    let in_order = sectors(args, false, args.size << 19);
     let (first, second) = random.split_at(random.len() / 2);
     let mut command = None;
     let process = Process::start(|socket| {
@@ -343,6 +356,7 @@ fn measure(args: &Args, disk: usize) -> Result<Vec<Sample>> {
             false => (LARGE, DEPTH_IN_ORDER),
         };
         let sectors = match (pass.random, pass.flush_every) {
+            (false, _) if number + 1 == PASSES.len() => &over[..],
             (false, _) => &in_order[..],
             (true, 32) => first,
             (true, _) => second,
