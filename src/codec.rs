@@ -194,8 +194,8 @@ fn encode_lz4(plain: &[u8], stored: &mut Vec<u8>) -> Result<(), Error> {
     // The worst case of incompressible bytes, by which LZ4 cannot run out of space.
     let room = plain.len() + plain.len() / 255 + 16;
     let (plain_len, room_len) = (c_len(plain.len())?, c_len(room)?);
-    stored.resize(start + room, 0);
-    let target = &mut stored[start..];
+    stored.reserve(room);
+    let target = stored.spare_capacity_mut();
     // SAFETY: both pointers are valid for the lengths given, `target` for writes.
     let len = unsafe {
         lz4_sys::LZ4_compress_default(
@@ -205,11 +205,12 @@ fn encode_lz4(plain: &[u8], stored: &mut Vec<u8>) -> Result<(), Error> {
             room_len,
         )
     };
-    let len = usize::try_from(len).unwrap_or_default();
-    stored.truncate(start + len);
+    let len = usize::try_from(len).unwrap_or_default().min(room);
     if len == 0 {
         return Err(Error::TooLarge(plain.len()));
     }
+    // SAFETY: there is room for `room` more bytes, and LZ4 has written the first `len` of them.
+    unsafe { stored.set_len(start + len) };
     Ok(())
 }
 

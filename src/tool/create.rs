@@ -6,6 +6,7 @@
 use std::fs;
 use std::num::NonZero;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread;
 
 use indicatif::ProgressBar;
@@ -16,7 +17,7 @@ use super::in_order::InOrder;
 use super::layer_writer::{LayerFormat, LayerWriter, Written};
 use super::name::hashed;
 use super::output;
-use super::raw_image::{Input, Part, RawImage};
+use super::raw_image::{Input, Part, RawImage, Source};
 use super::unit::{CHUNK, UNIT, data_from, is_zero};
 use crate::format::zfile::BlockFormat;
 use crate::image::Image;
@@ -83,8 +84,9 @@ pub fn create(task: &Create, progress: &ProgressBar) -> Result<Written, Error> {
         // All data is in memory when its place is known.
         let fetch = || |_: u64, _: &mut [u8]| Ok(());
         let layer = LayerWriter::start(scope, task.threads, &task.to, format, raw.size(), fetch)?;
+        let source = raw.source();
         let differ = || {
-            let mut differ = Differ::new(parent);
+            let mut differ = Differ::new(parent, Arc::clone(&source));
             move |chunk| differ.sort(chunk)
         };
         let mut sink = Sink {
@@ -95,7 +97,15 @@ pub fn create(task: &Create, progress: &ProgressBar) -> Result<Written, Error> {
         loop {
             let buffer = sink.spare.pop().unwrap_or_default();
             match raw.next(buffer)? {
-                Some(Part::Data { offset, bytes }) => sink.push(Chunk { offset, bytes })?,
+                Some(Part::Data {
+                    offset,
+                    bytes,
+                    unread,
+                }) => sink.push(Chunk {
+                    offset,
+                    bytes,
+                    unread,
+                })?,
                 Some(Part::Hole { offset, len }) => {
                     if let Some(parent) = parent {
                         sink.hide(parent, offset, offset + len)?;
@@ -119,6 +129,8 @@ fn derived_uuid(parent: Uuid, message: &str, head: &[u8]) -> Uuid {
 struct Chunk {
     offset: u64,
     bytes: Vec<u8>,
+    /// Whether the bytes are still to be read.
+    unread: bool,
 }
 
 /// What becomes of a unit.
@@ -135,15 +147,17 @@ enum Unit {
 /// Tells what to keep of a chunk.
 struct Differ<'p> {
     parent: Option<&'p Image>,
+    source: Arc<Source>,
     reader: Reader,
     /// What the parent holds where the chunk is.
     below: Vec<u8>,
 }
 
 impl<'p> Differ<'p> {
-    fn new(parent: Option<&'p Image>) -> Self {
+    fn new(parent: Option<&'p Image>, source: Arc<Source>) -> Self {
         Self {
             parent,
+            source,
             reader: Reader::new(),
             below: Vec::new(),
         }
@@ -153,6 +167,9 @@ impl<'p> Differ<'p> {
     fn sort(&mut self, mut chunk: Chunk) -> Result<(Chunk, Vec<Unit>), Error> {
         let sector = SECTOR_SIZE as usize;
         let bytes = &mut chunk.bytes;
+        if chunk.unread {
+            self.source.read_at(bytes, chunk.offset)?;
+        }
         bytes.resize(bytes.len().next_multiple_of(sector), 0);
         self.below.clear();
         if let Some(parent) = self.parent {
@@ -216,6 +233,7 @@ impl Sink {
             let chunk = Chunk {
                 offset: start,
                 bytes,
+                unread: false,
             };
             self.push(chunk)?;
         }

@@ -6,14 +6,18 @@
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, openat};
+use rustix::fs::{Advice, AtFlags, CWD, Mode, OFlags, fadvise, linkat, openat};
 
 use super::Error;
+
+/// Bytes after which the system is told to begin to store them.
+const SEND: u64 = 8 * 1024 * 1024;
 
 /// A file under way.
 #[derive(Debug)]
@@ -25,6 +29,8 @@ pub struct NewFile {
     temporary: Option<PathBuf>,
     /// Bytes written one after the other.
     position: u64,
+    /// Those of them that are on their way to storage.
+    sent: u64,
 }
 
 impl NewFile {
@@ -62,6 +68,7 @@ impl NewFile {
             target,
             temporary,
             position: 0,
+            sent: 0,
         })
     }
 
@@ -82,6 +89,13 @@ impl NewFile {
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
         self.write_at(bytes, self.position)?;
         self.position += bytes.len() as u64;
+        if self.position - self.sent >= SEND {
+            // Lets the system begin to store what will soon have to be durable; what is not stored
+            // yet it does not let go. It is advice: one that does not take it does no harm.
+            let len = NonZeroU64::new(self.position - self.sent);
+            let _ = fadvise(&self.file, self.sent, len, Advice::DontNeed);
+            self.sent = self.position;
+        }
         Ok(())
     }
 
@@ -123,6 +137,7 @@ impl NewFile {
             at += len;
         }
         self.position -= from - to;
+        self.sent = self.sent.min(self.position);
         self.set_len(self.position)
     }
 

@@ -5,6 +5,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use rustix::fs::{SeekFrom as SeekTo, seek};
 use rustix::io::Errno;
@@ -32,6 +33,8 @@ pub enum Part {
         offset: u64,
         /// The bytes.
         bytes: Vec<u8>,
+        /// Whether they are still to be read, with [`Source::read_at`]: by whoever uses them.
+        unread: bool,
     },
     /// A range known to be zeros without reading it.
     Hole {
@@ -42,12 +45,18 @@ pub enum Part {
     },
 }
 
-/// A raw image, open.
+/// The file or stream that a raw image is. All threads may read it.
 #[derive(Debug)]
-pub struct RawImage {
+pub struct Source {
     /// What messages call it.
     name: String,
     file: File,
+}
+
+/// A raw image, open.
+#[derive(Debug)]
+pub struct RawImage {
+    source: Arc<Source>,
     /// Its length; a stream's is known only at its end.
     len: Option<u64>,
     /// How far it was read.
@@ -82,8 +91,7 @@ impl RawImage {
             Err(source) => return Err(Error::Open { name, source }),
         };
         Ok(Self {
-            name,
-            file,
+            source: Arc::new(Source { name, file }),
             len,
             at: 0,
             data_end: 0,
@@ -98,7 +106,12 @@ impl RawImage {
 
     /// The open file.
     pub fn file(&self) -> &File {
-        &self.file
+        &self.source.file
+    }
+
+    /// What parts that are not read yet are read from.
+    pub fn source(&self) -> Arc<Source> {
+        Arc::clone(&self.source)
     }
 
     /// Length of what was read; of all of it, once [`RawImage::next`] had nothing more.
@@ -115,7 +128,7 @@ impl RawImage {
         match self.len {
             Some(len) => {
                 bytes.resize(len.min(CHUNK as u64) as usize, 0);
-                self.read_at(&mut bytes, 0)?;
+                self.source.read_at(&mut bytes, 0)?;
             }
             None => {
                 self.read_stream(&mut bytes)?;
@@ -138,12 +151,13 @@ impl RawImage {
             }
             self.at += buffer.len() as u64;
             if self.at == 0 {
-                let name = self.name.clone();
+                let name = self.source.name.clone();
                 return Err(Error::Empty { name });
             }
             let part = Part::Data {
                 offset,
                 bytes: buffer,
+                unread: false,
             };
             return Ok((self.at > offset).then_some(part));
         };
@@ -164,18 +178,18 @@ impl RawImage {
         }
         let part = (self.data_end - offset).min(CHUNK as u64);
         buffer.resize(part as usize, 0);
-        self.read_at(&mut buffer, offset)?;
         self.at += part;
         Ok(Some(Part::Data {
             offset,
             bytes: buffer,
+            unread: true,
         }))
     }
 
     /// The first byte of data at or after `offset`, or the end. Where the file system knows nothing
     /// of holes, all is data.
     fn data_from(&self, offset: u64, len: u64) -> u64 {
-        match seek(&self.file, SeekTo::Data(offset)) {
+        match seek(self.file(), SeekTo::Data(offset)) {
             Ok(found) => found.min(len),
             Err(Errno::NXIO) => len,
             Err(_) => offset,
@@ -184,10 +198,24 @@ impl RawImage {
 
     /// The first hole at or after `offset`, or the end.
     fn hole_from(&self, offset: u64, len: u64) -> u64 {
-        seek(&self.file, SeekTo::Hole(offset)).map_or(len, |found| found.min(len))
+        seek(self.file(), SeekTo::Hole(offset)).map_or(len, |found| found.min(len))
     }
 
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
+    /// Fills `buffer` with the next [`CHUNK`] bytes of a stream, fewer only at its end.
+    fn read_stream(&self, buffer: &mut Vec<u8>) -> Result<(), Error> {
+        buffer.clear();
+        let read = self.file().take(CHUNK as u64).read_to_end(buffer);
+        read.map_err(|source| self.source.failed(self.at, source))?;
+        Ok(())
+    }
+}
+
+impl Source {
+    /// Fills `buffer` with the bytes from `offset` on, of an image that has a length.
+    ///
+    /// # Errors
+    /// They cannot be read, or the file became shorter.
+    pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
         let read = self.file.read_exact_at(buffer, offset);
         read.map_err(|source| match source.kind() {
             io::ErrorKind::UnexpectedEof => Error::Shrunk {
@@ -196,14 +224,6 @@ impl RawImage {
             },
             _ => self.failed(offset, source),
         })
-    }
-
-    /// Fills `buffer` with the next [`CHUNK`] bytes of a stream, fewer only at its end.
-    fn read_stream(&self, buffer: &mut Vec<u8>) -> Result<(), Error> {
-        buffer.clear();
-        let read = (&self.file).take(CHUNK as u64).read_to_end(buffer);
-        read.map_err(|source| self.failed(self.at, source))?;
-        Ok(())
     }
 
     fn failed(&self, offset: u64, source: io::Error) -> Error {
