@@ -379,7 +379,7 @@ mod tests {
             ),
             (
                 r#"{"lowers":[{"file":"b"}],"upper":{"index":"i"}}"#,
-                "upper.index",
+                "upper has no data",
             ),
             (
                 r#"{"lowers":[{"file":"b"}],"upper":{"target":"i"}}"#,
