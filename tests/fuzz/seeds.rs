@@ -10,9 +10,11 @@ mod golden;
 mod layers;
 
 use layers::{LayerBuilder, Pack, noise, wrap_tar, zfile};
+use ovbd_vhost::format::lsmt::Mapping;
 use ovbd_vhost::format::tar;
 use ovbd_vhost::format::zfile::Algorithm;
 use ovbd_vhost::image::layer::Layer;
+use ovbd_vhost::units::Sector;
 
 /// Larger golden files are left out: a fuzzer works on what it can change in one go.
 const MOST: u64 = 12 << 10;
@@ -123,6 +125,29 @@ fn stack() {
         [vec![2], layers.concat()].concat()
     });
     write(&folder("stack"), seeds);
+}
+
+#[test]
+fn upper() {
+    // Kind, size, data and journal as `fuzz_targets/upper.rs` reads them, then the log.
+    let data = |start, length, at: u64| Mapping::data(Sector(start), length, Sector(8 + at));
+    let zeroed = |start, length| Mapping::zeroed(Sector(start), length, Sector(8));
+    let log = [
+        data(0, 8, 0),
+        data(100, 3, 8),
+        zeroed(4, 2),
+        data(101, 1, 11),
+        zeroed(2000, 30),
+        data(2010, 4, 12),
+    ];
+    let log = log.map(|mapping| mapping.expect("a mapping").encode());
+    let seeds = (0..3).flat_map(|kind| {
+        let whole = [&[kind, 12, 40, 0], log.as_flattened()].concat();
+        let journalled = [&[kind, 12, 40, 1], &[7; 32][..], log.as_flattened()].concat();
+        let torn = whole[..whole.len() - 5].to_vec();
+        [whole, journalled, torn]
+    });
+    write(&folder("upper"), seeds);
 }
 
 #[test]
