@@ -35,6 +35,9 @@ const BATCH: u32 = 16;
 /// Requests that wait for a read to finish before theirs can begin; no more are taken then.
 const MAX_STALLED: usize = 64;
 
+/// Requests that wait for the background thread at most: each keeps its chain's lists.
+const MAX_IN_BACKGROUND: usize = 64;
+
 /// Requests between two looks at the count of page faults that waited for storage.
 const FAULT_CHECK: u32 = 64;
 
@@ -230,7 +233,10 @@ impl<'a> Server<'a> {
 
     /// Whether no more can be taken before a read has finished.
     fn is_full(&self) -> bool {
-        self.under_way() >= usize::from(self.queue.size()) || self.stalled.len() >= MAX_STALLED
+        let in_background = self.background.as_ref().map_or(0, Background::under_way);
+        self.under_way() >= usize::from(self.queue.size())
+            || self.stalled.len() >= MAX_STALLED
+            || in_background >= MAX_IN_BACKGROUND
     }
 
     fn under_way(&self) -> usize {

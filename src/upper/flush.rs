@@ -39,7 +39,9 @@ impl Upper {
             self.state_mut().space.begin_flush();
             let batch = std::mem::take(&mut waiting.pending);
             // Nothing enters the map as long as `waiting` is locked.
-            let is_long = !batch.is_empty() && self.is_long(&flusher.log, &self.state().map);
+            let is_long = !batch.is_empty()
+                && flusher.log.entries() >= flusher.retry_at
+                && self.is_long(&flusher.log, &self.state().map);
             let whole = is_long.then(|| mappings(&self.state().map).collect::<Vec<_>>());
             (batch, whole)
         };
@@ -49,6 +51,8 @@ impl Upper {
             Some(whole) => {
                 let replaced = flusher.log.replace(&self.header, whole.into_iter());
                 replaced.or_else(|error| {
+                    // To be tried at every flush it is too much, and so is its log line.
+                    flusher.retry_at = flusher.log.entries().saturating_mul(2);
                     ::log::warn!("the index stays long: {error}");
                     flusher.log.append(&batch)
                 })

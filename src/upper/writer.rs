@@ -121,6 +121,8 @@ pub(super) struct Waiting {
 #[derive(Debug)]
 pub(super) struct Flusher {
     pub(super) log: Log,
+    /// Entries from which on it is tried to write the log anew.
+    pub(super) retry_at: u64,
     /// Flushes asked for that the last successful one did for.
     pub(super) done: u64,
 }
@@ -202,7 +204,11 @@ impl Upper {
             dirty: AtomicBool::new(false),
             broken: AtomicBool::new(false),
             asked: AtomicU64::new(0),
-            flush: Mutex::new(Flusher { log, done: 0 }),
+            flush: Mutex::new(Flusher {
+                log,
+                retry_at: 0,
+                done: 0,
+            }),
             header,
         })
     }
