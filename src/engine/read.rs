@@ -148,11 +148,11 @@ impl<'a> Fetcher<'a> {
             let mut cursor = task.chain.writable.cursor(position);
             let Some(stored) = Stored::of(&part, self.image, &task.overlay) else {
                 cursor.zero(part.len() as usize);
-                task.take();
+                task.take(&part);
                 continue;
             };
             if self.serve_mapped(&part, &stored, cursor)? {
-                task.take();
+                task.take(&part);
                 continue;
             }
             if task.outstanding >= MAX_READS_PER_TASK {
@@ -177,7 +177,7 @@ impl<'a> Fetcher<'a> {
                     filled: 0,
                 });
             }
-            task.take();
+            task.take(&part);
         }
         Ok(Progress::Begun)
     }

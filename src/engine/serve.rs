@@ -376,7 +376,9 @@ impl<'a> Server<'a> {
     /// Puts a chain into the used ring and frees its task.
     fn give_back(&mut self, slot: u16, len: u32) {
         let task = &mut self.tasks[usize::from(slot)];
-        task.overlay.clear();
+        if !task.overlay.is_empty() {
+            task.overlay.clear();
+        }
         self.queue.finish(task.head, len);
         self.free.push(slot);
         self.unpublished += 1;

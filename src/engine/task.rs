@@ -33,58 +33,36 @@ impl Part {
         }
     }
 
-    /// The first bytes of it, as many as fit one buffer, and the rest.
-    fn split(self) -> (Self, Option<Self>) {
+    /// The first bytes of it, as many as fit one buffer. What is packed is bounded already, and zeros
+    /// need no buffer.
+    fn first(self) -> Self {
         const MOST: u64 = MAX_STORED as u64;
-        if self.len() <= MOST {
-            return (self, None);
-        }
         match self {
             Part::Lower(Piece::Plain { layer, offset, len }) => {
-                let part = |offset, len| Part::Lower(Piece::Plain { layer, offset, len });
-                (part(offset, MOST), Some(part(offset + MOST, len - MOST)))
+                let len = len.min(MOST);
+                Part::Lower(Piece::Plain { layer, offset, len })
             }
             Part::Upper { file, offset, len } => {
-                let part = |offset, len| Part::Upper { file, offset, len };
-                (part(offset, MOST), Some(part(offset + MOST, len - MOST)))
+                let len = len.min(MOST);
+                Part::Upper { file, offset, len }
             }
-            // Needs no buffer, or what it needs is bounded already.
-            Part::Lower(_) => (self, None),
+            other => other,
         }
     }
-}
 
-/// What is left to plan of a read.
-#[derive(Debug)]
-struct Plan<'a> {
-    volume: &'a Volume,
-    /// The pieces of what lies in the image next, without an upper above it.
-    pieces: Option<Pieces<'a>>,
-    /// The next span of the overlay, and where it starts.
-    span: usize,
-    at: Sector,
-}
-
-impl<'a> Plan<'a> {
-    fn next(&mut self, overlay: &Overlay) -> Option<Part> {
-        loop {
-            if let Some(piece) = self.pieces.as_mut().and_then(Iterator::next) {
-                return Some(Part::Lower(piece));
+    /// What is left of it after its first `taken` bytes.
+    fn rest(self, taken: u64) -> Option<Self> {
+        let left = self.len().checked_sub(taken).filter(|left| *left > 0);
+        match (self, left?) {
+            (Part::Lower(Piece::Plain { layer, offset, .. }), len) => {
+                let offset = offset + taken;
+                Some(Part::Lower(Piece::Plain { layer, offset, len }))
             }
-            let span = overlay.spans().get(self.span)?;
-            let start = self.at;
-            self.span += 1;
-            self.at = Sector(start.0 + span.sectors);
-            let len = span.sectors * SECTOR_SIZE;
-            match span.content {
-                SpanContent::Lower => {
-                    self.pieces = Some(self.volume.image().pieces(start, span.sectors));
-                }
-                SpanContent::Zero => return Some(Part::Lower(Piece::Zero { len })),
-                SpanContent::Data { file, offset } => {
-                    return Some(Part::Upper { file, offset, len });
-                }
+            (Part::Upper { file, offset, .. }, len) => {
+                let offset = offset + taken;
+                Some(Part::Upper { file, offset, len })
             }
+            _ => None,
         }
     }
 }
@@ -100,7 +78,12 @@ pub struct Task<'a> {
     pub status: Option<StatusByte<'a>>,
     /// What of a read lies in uppers. Held until the answer: so long, the bytes stay what they are.
     pub overlay: Overlay,
-    plan: Option<Plan<'a>>,
+    /// What is left to plan of it, and of what lies in the image next.
+    volume: Option<&'a Volume>,
+    pieces: Option<Pieces<'a>>,
+    /// The next span of the overlay, and where it starts.
+    span: usize,
+    at: Sector,
     /// Planned and not yet begun.
     next: Option<Part>,
     /// Where in the data the next part goes, in bytes.
@@ -115,18 +98,16 @@ impl<'a> Task<'a> {
     /// Makes the task a read of `sectors` sectors at `start` into the chain's writable memory, and
     /// starts to bring closer what planning it needs.
     pub fn begin(&mut self, volume: &'a Volume, start: Sector, sectors: u64) {
-        volume.overlay(start, sectors, &mut self.overlay);
-        let whole = || {
+        if volume.is_writable() {
+            volume.overlay(start, sectors, &mut self.overlay);
+        }
+        self.pieces = None;
+        if self.overlay.is_empty() {
             let mut pieces = volume.image().pieces(start, sectors);
             pieces.prefetch();
-            pieces
-        };
-        self.plan = Some(Plan {
-            volume,
-            pieces: self.overlay.is_empty().then(whole),
-            span: 0,
-            at: start,
-        });
+            self.pieces = Some(pieces);
+        }
+        (self.volume, self.span, self.at) = (Some(volume), 0, start);
         self.next = None;
         (self.position, self.outstanding, self.failed) = (0, 0, false);
     }
@@ -135,22 +116,49 @@ impl<'a> Task<'a> {
     /// buffer of [`MAX_STORED`].
     pub fn peek(&mut self) -> Option<(Part, usize)> {
         if self.next.is_none() {
-            self.next = self.plan.as_mut()?.next(&self.overlay);
+            self.next = match self.pieces.as_mut().and_then(Iterator::next) {
+                Some(piece) => Some(Part::Lower(piece)),
+                None if self.overlay.is_empty() => None,
+                None => self.next_span(),
+            };
         }
-        Some((self.next?.split().0, self.position))
+        Some((self.next?.first(), self.position))
     }
 
-    /// Takes what [`Task::peek`] gave.
-    pub fn take(&mut self) {
-        let Some(next) = self.next.take() else { return };
-        let (taken, rest) = next.split();
+    /// The next part from the spans of the overlay on, if there is one.
+    #[inline(never)]
+    fn next_span(&mut self) -> Option<Part> {
+        while let Some(span) = self.overlay.spans().get(self.span) {
+            let start = self.at;
+            self.span += 1;
+            self.at = Sector(start.0 + span.sectors);
+            let len = span.sectors * SECTOR_SIZE;
+            match span.content {
+                SpanContent::Zero => return Some(Part::Lower(Piece::Zero { len })),
+                SpanContent::Data { file, offset } => {
+                    return Some(Part::Upper { file, offset, len });
+                }
+                SpanContent::Lower => {
+                    let pieces = self.volume?.image().pieces(start, span.sectors);
+                    if let Some(piece) = self.pieces.insert(pieces).next() {
+                        return Some(Part::Lower(piece));
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Takes `part`, which [`Task::peek`] gave.
+    pub fn take(&mut self, part: &Part) {
         // At most the request's data, which is a `usize`.
-        self.position += taken.len() as usize;
-        self.next = rest;
+        self.position += part.len() as usize;
+        self.next = self.next.and_then(|next| next.rest(part.len()));
     }
 
     /// Gives up on what is not begun.
     pub fn abandon(&mut self) {
-        (self.plan, self.next, self.failed) = (None, None, true);
+        (self.volume, self.pieces, self.next, self.failed) = (None, None, None, true);
+        self.span = usize::MAX;
     }
 }

@@ -90,6 +90,7 @@ impl<'i> Pieces<'i> {
 
     /// Looks up which layer the first bytes lie in, and starts to bring closer what the first
     /// [`next`](Iterator::next) needs to find them there.
+    #[inline]
     pub fn prefetch(&mut self) {
         if self.at >= self.end || self.segment.is_some() {
             return;

@@ -35,6 +35,7 @@ pub struct Range {
 /// The answer: an I/O error for a list that is empty, longer than offered or no whole number of
 /// ranges, and for a range that is too long or leaves the disk; unsupported for a flag that is
 /// unknown or not for this request (5.2.6.2).
+#[inline(never)]
 pub fn parse(
     mut data: Cursor<'_, '_>,
     len: usize,
