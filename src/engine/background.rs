@@ -8,17 +8,22 @@
 use std::io;
 use std::mem;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::Disk;
 use super::limit::{self, reason};
-use crate::upper::{Error, Volume};
+use crate::upper::{Error, MAX_STEP, Volume};
 use crate::virtio::ranges::Range;
 use crate::virtio::request::Status;
+
+/// How long ranges may go on being changed once the queue stops: a driver may ask for 64 GiB at a
+/// time, and nobody is served before the queue has stopped.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// What is to be done for a request.
 #[derive(Debug, Default)]
@@ -38,19 +43,30 @@ pub enum Change {
     Zero,
 }
 
-impl Job {
-    /// Does the first half.
-    fn change(&mut self, volume: &Volume) -> Result<(), Error> {
-        let Some((change, ranges)) = self.change.take() else {
-            return Ok(());
-        };
-        for range in ranges {
-            match change {
-                Change::Discard => volume.discard(range.start, range.sectors)?,
-                Change::Zero => volume.write_zeroes(range.start, range.sectors, range.unmap)?,
-            }
+impl Change {
+    /// For the log.
+    fn name(self) -> &'static str {
+        match self {
+            Change::Discard => "a discard",
+            Change::Zero => "writing zeros",
         }
-        Ok(())
+    }
+
+    /// Changes one step of a range.
+    fn apply(self, volume: &Volume, step: Range) -> Result<(), Error> {
+        match self {
+            Change::Discard => volume.discard(step.start, step.sectors),
+            Change::Zero => volume.write_zeroes(step.start, step.sectors, step.unmap),
+        }
+    }
+
+    /// The answer to a request that was not done to its end. Of what a driver discards it expects
+    /// nothing (virtio 1.2, section 5.2.6.2).
+    fn cut_short(self) -> Status {
+        match self {
+            Change::Discard => Status::Ok,
+            Change::Zero => Status::IoError,
+        }
     }
 }
 
@@ -58,41 +74,52 @@ impl Job {
 struct Performer {
     disk: Arc<Disk>,
     queue: u16,
+    /// When no more steps are begun: set once the queue stops.
+    end: Arc<OnceLock<Instant>>,
 }
 
 impl Performer {
     /// Does something that may fail, or panic: a request's end, not the thread's.
-    fn attempt(&mut self, what: &str, attempt: impl FnOnce(&Volume) -> Result<(), Error>) -> bool {
+    fn attempt(&self, what: &str, attempt: impl FnOnce(&Volume) -> Result<(), Error>) -> Status {
         let attempt = AssertUnwindSafe(|| attempt(&self.disk.volume));
         let reason = match panic::catch_unwind(attempt) {
-            Ok(Ok(())) => return true,
+            Ok(Ok(())) => return Status::Ok,
             Ok(Err(error)) => reason(&error),
             Err(_) => "a panic".to_owned(),
         };
         let queue = self.queue;
         limit::warn(format_args!("queue {queue}: {what} fails: {reason}"));
-        false
+        Status::IoError
+    }
+
+    /// Changes ranges step by step, until the end.
+    fn change(&self, change: Change, ranges: &[Range]) -> Status {
+        for step in ranges.iter().flat_map(|range| range.steps(MAX_STEP)) {
+            if self.end.get().is_some_and(|end| Instant::now() >= *end) {
+                return change.cut_short();
+            }
+            match self.attempt(change.name(), |volume| change.apply(volume, step)) {
+                Status::Ok => {}
+                failed => return failed,
+            }
+        }
+        Status::Ok
     }
 
     /// Does all jobs of `batch`, and calls `done` with each one's number and answer.
-    fn perform(&mut self, batch: Vec<(u16, Job)>, mut done: impl FnMut(u16, Status)) {
+    fn perform(&self, batch: Vec<(u16, Job)>, mut done: impl FnMut(u16, Status)) {
         let mut flushing = Vec::new();
-        for (slot, mut job) in batch {
-            if !self.attempt("a discard", |volume| job.change(volume)) {
-                done(slot, Status::IoError);
-            } else if job.flush {
-                flushing.push(slot);
-            } else {
-                done(slot, Status::Ok);
+        for (slot, job) in batch {
+            let changed = job.change.map(|(how, ranges)| self.change(how, &ranges));
+            match changed.unwrap_or(Status::Ok) {
+                Status::Ok if job.flush => flushing.push(slot),
+                status => done(slot, status),
             }
         }
         if flushing.is_empty() {
             return;
         }
-        let status = match self.attempt("a flush", Volume::flush) {
-            true => Status::Ok,
-            false => Status::IoError,
-        };
+        let status = self.attempt("a flush", Volume::flush);
         for slot in flushing {
             done(slot, status);
         }
@@ -108,6 +135,7 @@ pub struct Background {
     /// Written at each answer.
     event: Arc<EventFd>,
     under_way: usize,
+    end: Arc<OnceLock<Instant>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -122,7 +150,12 @@ impl Background {
         let (jobs, waiting) = channel::<(u16, Job)>();
         let (answer, answers) = channel();
         let theirs = event.clone();
-        let mut performer = Performer { disk, queue };
+        let end = Arc::new(OnceLock::new());
+        let performer = Performer {
+            disk,
+            queue,
+            end: end.clone(),
+        };
         let thread = thread::Builder::new()
             .name(format!("flush-{queue}"))
             .spawn(move || {
@@ -141,6 +174,7 @@ impl Background {
             answers,
             event,
             under_way: 0,
+            end,
             thread: Some(thread),
         })
     }
@@ -153,6 +187,11 @@ impl Background {
     /// Jobs without an answer yet.
     pub fn under_way(&self) -> usize {
         self.under_way
+    }
+
+    /// Leaves no more than [`GRACE`] to what is under way and to come, flushes aside.
+    pub fn begin_end(&self) {
+        self.end.get_or_init(|| Instant::now() + GRACE);
     }
 
     /// Begins a job for the task in `slot`.
@@ -190,5 +229,122 @@ impl Drop for Background {
             // It catches panics.
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::engine::Tuning;
+    use crate::format::lsmt::writable::Kind;
+    use crate::format::lsmt::{HEADER_LEN, Header, Part};
+    use crate::image::Image;
+    use crate::image::reader::Reader;
+    use crate::image::spec::Stack;
+    use crate::units::Sector;
+    use crate::upper::{Options, Paths, Upper, create};
+    use crate::virtio::config::DeviceConfig;
+
+    const SECTORS: u64 = 1 << 20;
+
+    /// An empty disk that can be written to.
+    fn disk(folder: &Path) -> Arc<Disk> {
+        let header = Header {
+            index_offset: HEADER_LEN as u64,
+            index_entries: 0,
+            virtual_size: SECTORS * 512,
+            uuid: Uuid::nil(),
+            parent_uuid: Uuid::nil(),
+            message: Vec::new(),
+        };
+        let layer = [Part::Header, Part::Trailer].map(|part| header.encode(part));
+        let lower = folder.join("lower");
+        std::fs::write(&lower, layer.as_flattened()).unwrap();
+        let image = Image::open(&Stack::new([lower])).unwrap();
+        let paths = Paths {
+            data: folder.join("data"),
+            index: folder.join("index"),
+        };
+        create(&paths, Kind::Hybrid, &header).unwrap();
+        let upper = Upper::open(&paths, &Options::default()).unwrap();
+        Arc::new(Disk {
+            volume: Volume::writable(image, vec![upper]),
+            config: DeviceConfig {
+                capacity: Sector(SECTORS),
+                queues: 1,
+                queue_size: 64,
+                optimal_io: 4096,
+                writable: true,
+            },
+            writeback: true.into(),
+            serial: Default::default(),
+            cache: None,
+            tuning: Tuning {
+                poll: Duration::ZERO,
+                io_uring: false,
+                readahead: 0,
+                drop_cache: false,
+                cpus: Vec::new(),
+            },
+        })
+    }
+
+    fn job(change: Change) -> Job {
+        let range = Range {
+            start: Sector(0),
+            sectors: SECTORS,
+            unmap: false,
+        };
+        Job {
+            change: Some((change, vec![range])),
+            flush: false,
+        }
+    }
+
+    /// However much a driver asks for, its queue stops in time.
+    #[test]
+    fn what_is_not_done_when_time_is_up_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = disk(folder.path());
+        let first = |fill: u8| {
+            let mut data = [fill; 512];
+            let mut scatter = crate::scatter::Scatter::new();
+            scatter.push(vm_memory::VolatileSlice::from(&mut data[..]));
+            let written = disk.volume.write(Sector(0), 1, scatter.cursor(0));
+            written.unwrap();
+        };
+        let read = || {
+            let mut found = [0; 512];
+            let read = disk.volume.read(&mut Reader::new(), Sector(0), &mut found);
+            read.unwrap();
+            found
+        };
+        let performer = Performer {
+            disk: disk.clone(),
+            queue: 0,
+            end: Arc::default(),
+        };
+        let perform = || {
+            let mut answers = Vec::new();
+            let jobs = [job(Change::Discard), job(Change::Zero), Job::default()];
+            let jobs = (0..).zip(jobs).collect();
+            performer.perform(jobs, |slot, status| answers.push((slot, status)));
+            answers
+        };
+        first(1);
+        let done = [(0, Status::Ok), (1, Status::Ok), (2, Status::Ok)];
+        assert_eq!(perform(), done);
+        assert_eq!(read(), [0; 512]);
+
+        first(2);
+        performer.end.set(Instant::now()).unwrap();
+        // Nothing is promised of what was discarded; of zeros it is.
+        let cut = [(0, Status::Ok), (1, Status::IoError), (2, Status::Ok)];
+        assert_eq!(perform(), cut);
+        assert_eq!(read(), [2; 512]);
     }
 }

@@ -376,9 +376,7 @@ impl<'a> Server<'a> {
     /// Puts a chain into the used ring and frees its task.
     fn give_back(&mut self, slot: u16, len: u32) {
         let task = &mut self.tasks[usize::from(slot)];
-        if !task.overlay.is_empty() {
-            task.overlay.clear();
-        }
+        task.overlay.clear();
         self.queue.finish(task.head, len);
         self.free.push(slot);
         self.unpublished += 1;
@@ -457,9 +455,22 @@ impl<'a> Server<'a> {
     /// Finishes what was taken, by this process or one before it; returns the available index to
     /// go on from.
     pub fn drain(&mut self) -> u16 {
+        self.background.iter().for_each(Background::begin_end);
         while let Some(head) = self.queue.pop_open() {
             self.accept(head);
+            if self.is_full() {
+                self.finish_all();
+            }
         }
+        self.finish_all();
+        // Lost memory is the front-end's own doing; nobody reads these answers.
+        let _ = self.publish();
+        debug_assert_eq!(self.under_way(), 0, "a request was taken and not answered");
+        self.queue.next_available()
+    }
+
+    /// Finishes what is under way.
+    fn finish_all(&mut self) {
         self.advance(0);
         self.start_reads();
         while self.fetcher.is_waiting() {
@@ -470,9 +481,5 @@ impl<'a> Server<'a> {
             }
         }
         self.wait_background();
-        // Lost memory is the front-end's own doing; nobody reads these answers.
-        let _ = self.publish();
-        debug_assert_eq!(self.under_way(), 0, "a request was taken and not answered");
-        self.queue.next_available()
     }
 }

@@ -15,7 +15,7 @@ pub enum Part {
     /// From the data file of an upper.
     Upper {
         /// Its number in the task's overlay.
-        file: u16,
+        file: u32,
         /// Byte of the file.
         offset: u64,
         /// Number of bytes.
@@ -76,14 +76,16 @@ pub struct Task<'a> {
     pub chain: Chain<'a>,
     /// Where the answer goes.
     pub status: Option<StatusByte<'a>>,
-    /// What of a read lies in uppers. Held until the answer: so long, the bytes stay what they are.
+    /// What of a read lies in uppers, as far as it is looked up. Held until the answer: so long, the
+    /// bytes stay what they are.
     pub overlay: Overlay,
     /// What is left to plan of it, and of what lies in the image next.
     volume: Option<&'a Volume>,
     pieces: Option<Pieces<'a>>,
-    /// The next span of the overlay, and where it starts.
+    /// The next span of the overlay; where what is not planned starts, and where the read ends.
     span: usize,
     at: Sector,
+    end: Sector,
     /// Planned and not yet begun.
     next: Option<Part>,
     /// Where in the data the next part goes, in bytes.
@@ -101,13 +103,14 @@ impl<'a> Task<'a> {
         if volume.is_writable() {
             volume.overlay(start, sectors, &mut self.overlay);
         }
-        self.pieces = None;
+        (self.volume, self.pieces, self.span) = (Some(volume), None, 0);
+        self.end = Sector(start.0 + sectors);
+        self.at = start;
         if self.overlay.is_empty() {
             let mut pieces = volume.image().pieces(start, sectors);
             pieces.prefetch();
-            self.pieces = Some(pieces);
+            (self.pieces, self.at) = (Some(pieces), self.end);
         }
-        (self.volume, self.span, self.at) = (Some(volume), 0, start);
         self.next = None;
         (self.position, self.outstanding, self.failed) = (0, 0, false);
     }
@@ -118,7 +121,7 @@ impl<'a> Task<'a> {
         if self.next.is_none() {
             self.next = match self.pieces.as_mut().and_then(Iterator::next) {
                 Some(piece) => Some(Part::Lower(piece)),
-                None if self.overlay.is_empty() => None,
+                None if self.at == self.end => None,
                 None => self.next_span(),
             };
         }
@@ -128,25 +131,35 @@ impl<'a> Task<'a> {
     /// The next part from the spans of the overlay on, if there is one.
     #[inline(never)]
     fn next_span(&mut self) -> Option<Part> {
-        while let Some(span) = self.overlay.spans().get(self.span) {
-            let start = self.at;
+        while self.at < self.end {
+            let Some(span) = self.overlay.spans().get(self.span).copied() else {
+                let left = self.end.0 - self.at.0;
+                self.volume?.overlay(self.at, left, &mut self.overlay);
+                self.span = 0;
+                if self.overlay.is_empty() {
+                    return self.lower(left);
+                }
+                continue;
+            };
             self.span += 1;
-            self.at = Sector(start.0 + span.sectors);
-            let len = span.sectors * SECTOR_SIZE;
-            match span.content {
-                SpanContent::Zero => return Some(Part::Lower(Piece::Zero { len })),
-                SpanContent::Data { file, offset } => {
-                    return Some(Part::Upper { file, offset, len });
-                }
-                SpanContent::Lower => {
-                    let pieces = self.volume?.image().pieces(start, span.sectors);
-                    if let Some(piece) = self.pieces.insert(pieces).next() {
-                        return Some(Part::Lower(piece));
-                    }
-                }
+            if span.content == SpanContent::Lower {
+                return self.lower(span.sectors);
             }
+            self.at = Sector(self.at.0 + span.sectors);
+            let len = span.sectors * SECTOR_SIZE;
+            return Some(match span.content {
+                SpanContent::Data { file, offset } => Part::Upper { file, offset, len },
+                _ => Part::Lower(Piece::Zero { len }),
+            });
         }
         None
+    }
+
+    /// The first part of the next `sectors` sectors, at least 1, which lie in the image.
+    fn lower(&mut self, sectors: u64) -> Option<Part> {
+        let pieces = self.volume?.image().pieces(self.at, sectors);
+        self.at = Sector(self.at.0 + sectors);
+        self.pieces.insert(pieces).next().map(Part::Lower)
     }
 
     /// Takes `part`, which [`Task::peek`] gave.
@@ -158,7 +171,7 @@ impl<'a> Task<'a> {
 
     /// Gives up on what is not begun.
     pub fn abandon(&mut self) {
-        (self.volume, self.pieces, self.next, self.failed) = (None, None, None, true);
-        self.span = usize::MAX;
+        (self.pieces, self.next, self.failed) = (None, None, true);
+        self.at = self.end;
     }
 }

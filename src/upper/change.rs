@@ -25,8 +25,9 @@ const MAX_DATA: u64 = 8192;
 /// as a whole: one write in place of many, and one extent.
 const PIECE: u64 = 64;
 
-/// Sectors that are made zeros in one step: bounds what that takes in memory.
-const STEP: u64 = 1 << 16;
+/// Sectors to discard or zero in one call, at most: bounds its memory, and the time it takes where
+/// the layer is scattered.
+pub const MAX_STEP: u64 = 1 << 14;
 
 /// Part of a write: where it goes.
 struct Target {
@@ -94,18 +95,13 @@ impl Upper {
         entered
     }
 
-    /// Makes `sectors` sectors from `start` on read as zeros, and gives back what they took.
+    /// Makes `sectors` sectors from `start` on, [`MAX_STEP`] or fewer, read as zeros, and gives back
+    /// what they took.
     ///
     /// # Errors
     /// As [`Upper::write`].
     pub fn discard(&self, start: u64, sectors: u64) -> Result<(), Error> {
-        steps(start, sectors).try_for_each(|(start, sectors)| {
-            self.make_room()?;
-            self.discard_step(start, sectors)
-        })
-    }
-
-    fn discard_step(&self, start: u64, sectors: u64) -> Result<(), Error> {
+        self.make_room()?;
         let _gate = self.enter()?;
         let zero = |extent: &Extent| extent.place == Place::Zero;
         // What is zero already stays; only what is between gets a mapping. What that frees must not
@@ -137,15 +133,12 @@ impl Upper {
         Ok(())
     }
 
-    /// Makes `sectors` sectors from `start` on read as zeros, and keeps what space they have.
+    /// Makes `sectors` sectors from `start` on, [`MAX_STEP`] or fewer, read as zeros, and keeps what
+    /// space they have.
     ///
     /// # Errors
     /// As [`Upper::write`].
     pub fn write_zeroes(&self, start: u64, sectors: u64) -> Result<(), Error> {
-        steps(start, sectors).try_for_each(|(start, sectors)| self.zero_step(start, sectors))
-    }
-
-    fn zero_step(&self, start: u64, sectors: u64) -> Result<(), Error> {
         let (mapped, _hold): (Vec<_>, Hold) = {
             let _gate = self.enter()?;
             let state = self.state();
@@ -335,13 +328,6 @@ impl Upper {
         self.dirty.store(true, Ordering::Release);
         zeroed.map_err(Error::bytes("zero", &self.paths.data, at * SECTOR_SIZE))
     }
-}
-
-/// A range in pieces of [`STEP`] sectors at most: start and length.
-fn steps(start: u64, sectors: u64) -> impl Iterator<Item = (u64, u64)> {
-    let end = start + sectors;
-    let starts = (start..end).step_by(STEP as usize);
-    starts.map(move |start| (start, STEP.min(end - start)))
 }
 
 /// The mappings of an extent: as many as their length field takes.

@@ -33,6 +33,7 @@ mod writer;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+pub use change::MAX_STEP;
 pub use error::Error;
 pub use flush::mappings;
 pub use overlay::{Overlay, Span, SpanContent};

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::space::Hold;
 use crate::source::Blob;
 
-/// Spans that room is kept for: those of a read in many small pieces are rare.
-const KEPT: usize = 256;
+/// Most spans looked up at a time: bounds what a read in many small pieces takes in memory.
+pub(super) const MAX_SPANS: usize = 256;
 
 /// Sectors of a range that lie in one piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,14 +27,14 @@ pub enum SpanContent {
     /// In the data file of an upper.
     Data {
         /// Number of the file, for [`Overlay::file`].
-        file: u16,
+        file: u32,
         /// Byte of the file.
         offset: u64,
     },
 }
 
-/// The spans of a range, in order; none if all of it lies below. The sectors of data files that it
-/// names are not used for anything else before it is cleared or dropped.
+/// The first spans of a range, in order; none if all of it lies below. The sectors of data files
+/// that it ever named are not used for anything else before it is cleared or dropped.
 #[derive(Debug, Default)]
 pub struct Overlay {
     pub(super) spans: Vec<Span>,
@@ -42,10 +42,9 @@ pub struct Overlay {
 }
 
 impl Overlay {
-    /// Forgets the spans, and keeps an allocation of ordinary size.
+    /// Forgets everything.
     pub fn clear(&mut self) {
         self.spans.clear();
-        self.spans.shrink_to(KEPT);
         self.files.clear();
     }
 
@@ -54,13 +53,13 @@ impl Overlay {
         self.spans.is_empty()
     }
 
-    /// The spans, which make up the whole range.
+    /// The spans, which make up the range from its start on.
     pub fn spans(&self) -> &[Span] {
         &self.spans
     }
 
     /// The data file with this number, which comes from a span.
-    pub fn file(&self, number: u16) -> &Arc<Blob> {
-        &self.files[usize::from(number)].0
+    pub fn file(&self, number: u32) -> &Arc<Blob> {
+        &self.files[number as usize].0
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use super::overlay::{Overlay, SpanContent};
+use super::overlay::{MAX_SPANS, Overlay, SpanContent};
 use super::{Error, Upper};
 use crate::image::Image;
 use crate::image::reader::Reader;
@@ -70,11 +70,12 @@ impl Volume {
         ByteOffset(self.size).sectors_up()
     }
 
-    /// Fills `into` with the parts that make up `sectors` sectors of the disk from `start` on, and
-    /// leaves it empty if all of them lie in the image. Takes no lock then.
+    /// Fills `into` with the parts that make up `sectors` sectors of the disk from `start` on, or
+    /// the first of them if there are many, and leaves it empty if all of them lie in the image.
+    /// Takes no lock then. What an earlier call named stays held.
     #[inline]
     pub fn overlay(&self, start: Sector, sectors: u64, into: &mut Overlay) {
-        into.clear();
+        into.spans.clear();
         let Some(uppers) = &self.uppers else { return };
         if sectors == 0 {
             return;
@@ -86,7 +87,7 @@ impl Volume {
         }
         let lower = |content| matches!(content, SpanContent::Lower);
         if into.spans.iter().all(|span| lower(span.content)) {
-            into.clear();
+            into.spans.clear();
         }
     }
 
@@ -98,7 +99,8 @@ impl Volume {
         self.change(|upper| upper.write(start.0, sectors, data))
     }
 
-    /// Makes sectors of the disk read as zeros, and gives back what they took.
+    /// Makes sectors of the disk, [`MAX_STEP`](super::MAX_STEP) or fewer, read as zeros, and gives
+    /// back what they took.
     ///
     /// # Errors
     /// As [`Upper::write`]; or the disk is read-only.
@@ -106,7 +108,8 @@ impl Volume {
         self.change(|upper| upper.discard(start.0, sectors))
     }
 
-    /// Makes sectors of the disk read as zeros; with `unmap`, gives back what they took.
+    /// Makes sectors of the disk, [`MAX_STEP`](super::MAX_STEP) or fewer, read as zeros; with
+    /// `unmap`, gives back what they took.
     ///
     /// # Errors
     /// As [`Upper::write`]; or the disk is read-only.
@@ -140,22 +143,24 @@ impl Volume {
     /// The bytes cannot be read or unpacked.
     pub fn read(&self, reader: &mut Reader, start: Sector, into: &mut [u8]) -> Result<(), Error> {
         let mut overlay = Overlay::default();
-        self.overlay(start, into.len() as u64 / SECTOR_SIZE, &mut overlay);
-        if overlay.is_empty() {
-            return Ok(reader.read(&self.image, start, into)?);
-        }
         let (mut at, mut rest) = (start, into);
-        for span in overlay.spans() {
-            // Part of a slice's length.
-            let (part, later) = rest.split_at_mut((span.sectors * SECTOR_SIZE) as usize);
-            match span.content {
-                SpanContent::Lower => reader.read(&self.image, at, part)?,
-                SpanContent::Zero => part.fill(0),
-                SpanContent::Data { file, offset } => {
-                    overlay.file(file).read_exact_at(part, offset)?;
-                }
+        while !rest.is_empty() {
+            self.overlay(at, rest.len() as u64 / SECTOR_SIZE, &mut overlay);
+            if overlay.is_empty() {
+                return Ok(reader.read(&self.image, at, rest)?);
             }
-            (at, rest) = (Sector(at.0 + span.sectors), later);
+            for span in overlay.spans() {
+                // Part of a slice's length.
+                let (part, later) = rest.split_at_mut((span.sectors * SECTOR_SIZE) as usize);
+                match span.content {
+                    SpanContent::Lower => reader.read(&self.image, at, part)?,
+                    SpanContent::Zero => part.fill(0),
+                    SpanContent::Data { file, offset } => {
+                        overlay.file(file).read_exact_at(part, offset)?;
+                    }
+                }
+                (at, rest) = (Sector(at.0 + span.sectors), later);
+            }
         }
         Ok(())
     }
@@ -206,7 +211,7 @@ impl Volume {
     }
 }
 
-/// Puts what `upper` holds of a range under what is in `into` already.
+/// Puts what `upper` holds of a range under what is in `into` already, as far as there is room.
 fn lay(upper: &Upper, start: u64, sectors: u64, into: &mut Overlay) {
     let mut file = None;
     if into.spans.is_empty() {
@@ -214,9 +219,15 @@ fn lay(upper: &Upper, start: u64, sectors: u64, into: &mut Overlay) {
     }
     let mut at = start;
     for span in std::mem::take(&mut into.spans) {
+        let before = into.spans.len();
         match span.content {
+            _ if before >= MAX_SPANS => return,
             SpanContent::Lower => upper.spans(at, span.sectors, into, &mut file),
             _ => into.spans.push(span),
+        }
+        let covered: u64 = into.spans[before..].iter().map(|span| span.sectors).sum();
+        if covered < span.sectors {
+            return;
         }
         at += span.sectors;
     }

@@ -10,7 +10,7 @@ use super::journal::{self, Journal};
 use super::load::{Access, Loaded, load};
 use super::log::{Log, sync_folder_of};
 use super::map::{ExtentMap, Place};
-use super::overlay::{Overlay, Span, SpanContent};
+use super::overlay::{MAX_SPANS, Overlay, Span, SpanContent};
 use super::space::Space;
 use super::touched::Touched;
 use super::{Error, Paths};
@@ -249,14 +249,14 @@ impl Upper {
         self.touched.any(start, sectors)
     }
 
-    /// Appends the spans that make up a range to `into`; what it does not hold lies below. `file`
-    /// is the number of its data file there, once it has one.
+    /// Appends the spans that make up a range to `into`, until that is full; what it does not hold
+    /// lies below. `file` is the number of its data file there, once it has one.
     pub(super) fn spans(
         &self,
         start: u64,
         sectors: u64,
         into: &mut Overlay,
-        file: &mut Option<u16>,
+        file: &mut Option<u32>,
     ) {
         let end = start + sectors;
         let state = self.state();
@@ -266,6 +266,9 @@ impl Upper {
             content: SpanContent::Lower,
         };
         for extent in state.map.within(start..end) {
+            if into.spans.len() >= MAX_SPANS {
+                return;
+            }
             if extent.start > at {
                 into.spans.push(below(at, extent.start));
             }
@@ -274,8 +277,8 @@ impl Upper {
                 Place::Data(sector) => SpanContent::Data {
                     file: *file.get_or_insert_with(|| {
                         into.files.push((self.blob.clone(), state.space.hold()));
-                        // One for each upper, of which there are few.
-                        (into.files.len() - 1) as u16
+                        // One for each upper, of which there are few, and each 256 spans.
+                        (into.files.len() - 1) as u32
                     }),
                     offset: sector * SECTOR_SIZE,
                 },

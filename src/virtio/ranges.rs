@@ -26,6 +26,19 @@ pub struct Range {
     pub unmap: bool,
 }
 
+impl Range {
+    /// The range in pieces of `most` sectors, the last one of what is left.
+    pub fn steps(self, most: u64) -> impl Iterator<Item = Range> {
+        let count = self.sectors.div_ceil(most);
+        (0..count).map(move |step| Range {
+            // Inside the disk, as the range is.
+            start: Sector(self.start.0 + step * most),
+            sectors: (self.sectors - step * most).min(most),
+            ..self
+        })
+    }
+}
+
 /// Reads the ranges in the `len` bytes at `data`, each byte once.
 ///
 /// `capacity` is the disk's size; `may_unmap` says whether a range may ask for it.
@@ -99,6 +112,20 @@ mod tests {
         bytes.extend(sectors.to_le_bytes());
         bytes.extend(flags.to_le_bytes());
         bytes
+    }
+
+    #[test]
+    fn steps_make_up_the_range() {
+        let range = |start, sectors| Range {
+            start: Sector(start),
+            sectors,
+            unmap: true,
+        };
+        let steps = |sectors| range(7, sectors).steps(4).collect::<Vec<_>>();
+        assert_eq!(steps(0), []);
+        assert_eq!(steps(3), [range(7, 3)]);
+        assert_eq!(steps(8), [range(7, 4), range(11, 4)]);
+        assert_eq!(steps(9), [range(7, 4), range(11, 4), range(15, 1)]);
     }
 
     #[test]

@@ -150,6 +150,23 @@ fn a_snapshot_is_a_layer_for_others_and_the_guest_goes_on() {
     assert_disk(&mut controlled.disk.plain_guest(), &model);
 }
 
+/// More pieces than are looked up at a time, in two layers and below them.
+#[test]
+fn reads_in_many_pieces() {
+    let controlled = serve();
+    let mut model = controlled.disk.content.to_vec();
+    let mut guest = controlled.disk.plain_guest();
+    for sector in (0..1000).step_by(2) {
+        write(&mut guest, &mut model, sector, 1, 1);
+    }
+    assert_start(&mut guest, &model);
+    controlled.snapshot("every other");
+    for sector in (0..1000).step_by(3) {
+        write(&mut guest, &mut model, sector, 1, 2);
+    }
+    assert_start(&mut guest, &model);
+}
+
 #[test]
 fn a_writing_guest_does_not_notice() {
     let controlled = serve();
