@@ -1,9 +1,12 @@
-//! Bytes as a file that needs no disk.
+//! Files that need no disk.
 
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use tempfile::TempDir;
 
 /// A file in memory, with a path as long as it lives.
 pub struct Held {
@@ -25,4 +28,19 @@ impl Held {
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// A new folder for files that are written, in memory if there is such a place.
+#[allow(dead_code, reason = "not all targets write")]
+pub fn folder() -> TempDir {
+    /// Goes with all that is in it.
+    static PARENT: LazyLock<TempDir> = LazyLock::new(|| {
+        let memory = Path::new("/dev/shm");
+        let folder = match memory.is_dir() {
+            true => tempfile::tempdir_in(memory),
+            false => tempfile::tempdir(),
+        };
+        folder.expect("folder")
+    });
+    tempfile::tempdir_in(PARENT.path()).expect("folder")
 }

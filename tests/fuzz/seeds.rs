@@ -249,12 +249,26 @@ impl Steps {
         self
     }
 
-    fn memory(mut self) -> Self {
-        for (at, bytes) in requests() {
-            let [low, high] = at.to_le_bytes();
+    fn memory(self) -> Self {
+        let requests = requests().into_iter();
+        requests.fold(self, |steps, (at, bytes)| steps.bytes(at, &bytes))
+    }
+
+    fn bytes(mut self, at: u16, bytes: &[u8]) -> Self {
+        for (part, bytes) in (0..).zip(bytes.chunks(255)) {
+            let [low, high] = (at + 255 * part).to_le_bytes();
             self.0.extend([4, low, high, bytes.len() as u8]);
             self.0.extend(bytes);
         }
+        self
+    }
+
+    /// SET_CONFIG of that byte: offset, length and flags, then the bytes.
+    fn set_writeback(mut self, writeback: u8) -> Self {
+        let head = [32u32, 1, 0].map(u32::to_le_bytes);
+        self.0.extend([0, 25, NO_FD, 8, 13]);
+        self.0.extend(head.as_flattened());
+        self.0.push(writeback);
         self
     }
 
@@ -269,11 +283,22 @@ impl Steps {
     }
 
     fn negotiate(self) -> Self {
+        self.negotiate_for(0)
+    }
+
+    /// With more features than a read-only device has.
+    fn negotiate_for(self, more: u64) -> Self {
         self.message(3, NO_FD, &[])
             .message(15, NO_FD, &[])
             // MQ, LOG_SHMFD, REPLY_ACK, CONFIG, INFLIGHT_SHMFD, RESET_DEVICE, memory slots, state
             .message(16, NO_FD, &[0x8b20b])
-            .message(2, NO_FD, &[1 << 32 | 1 << 30 | 1 << 29 | 1 << 28])
+            .message(2, NO_FD, &[1 << 32 | 1 << 30 | 1 << 29 | 1 << 28 | more])
+    }
+
+    /// The same with a disk that can be written to, in the way of this number.
+    fn writable(mut self, way: u8) -> Self {
+        self.0[0] += 0x80 + 0x20 * way;
+        self
     }
 
     fn table(self) -> Self {
@@ -281,8 +306,12 @@ impl Steps {
     }
 
     fn queue(self, index: u64, log: u64) -> Self {
-        self.message(8, NO_FD, &[index | 8 << 32])
-            .message(10, NO_FD, &[index])
+        self.queue_of(8, index, log, 0)
+    }
+
+    fn queue_of(self, size: u64, index: u64, log: u64, base: u64) -> Self {
+        self.message(8, NO_FD, &[index | size << 32])
+            .message(10, NO_FD, &[index | base << 32])
             .message(
                 9,
                 NO_FD,
@@ -293,6 +322,91 @@ impl Steps {
             .message(12, KICK, &[index])
             .message(18, NO_FD, &[index | 1 << 32])
     }
+}
+
+const WRITE: u32 = 1;
+const FLUSH: u32 = 4;
+const GET_ID: u32 = 8;
+const DISCARD: u32 = 11;
+const WRITE_ZEROES: u32 = 13;
+/// FLUSH, CONFIG_WCE, DISCARD and WRITE_ZEROES.
+const WRITABLE: u64 = 1 << 9 | 1 << 11 | 1 << 13 | 1 << 14;
+
+/// Descriptors of a queue of 32 in the same places, and headers and lists of ranges from 0x1000 on.
+#[derive(Default)]
+struct Chains {
+    table: Vec<u8>,
+    heads: Vec<u16>,
+    headers: Vec<u8>,
+}
+
+impl Chains {
+    fn descriptor(&mut self, at: usize, len: usize, write: bool, last: bool) {
+        let next = self.table.len() as u64 / 16 + 1;
+        let flags = u64::from(!last) | u64::from(write) << 1;
+        let at = 0x10000 + at as u64;
+        let rest = len as u64 | flags << 32 | next << 48;
+        self.table.extend(at.to_le_bytes());
+        self.table.extend(rest.to_le_bytes());
+    }
+
+    /// A request with so many bytes of data at 0x4000, for or by the device.
+    fn request(mut self, kind: u32, sector: u64, out: usize, back: usize) -> Self {
+        self.heads.push(self.table.len() as u16 / 16);
+        let at = 0x1000 + self.headers.len();
+        self.headers.extend(u64::from(kind).to_le_bytes());
+        self.headers.extend(sector.to_le_bytes());
+        self.descriptor(at, 16, false, false);
+        for (len, write) in [(out, false), (back, true)] {
+            if len > 0 {
+                self.descriptor(0x4000, len, write, false);
+            }
+        }
+        self.descriptor(0x1800 + self.heads.len(), 1, true, true);
+        self
+    }
+
+    /// A request with ranges: first sector, sectors, flags.
+    fn ranges(mut self, kind: u32, ranges: &[[u64; 3]]) -> Self {
+        self.heads.push(self.table.len() as u16 / 16);
+        let at = 0x1000 + self.headers.len();
+        self.headers.extend(u64::from(kind).to_le_bytes());
+        self.headers.extend([0; 8]);
+        for [start, sectors, flags] in ranges {
+            self.headers.extend(start.to_le_bytes());
+            self.headers.extend((sectors | flags << 32).to_le_bytes());
+        }
+        self.descriptor(at, 16 + 16 * ranges.len(), false, false);
+        self.descriptor(0x1800 + self.heads.len(), 1, true, true);
+        self
+    }
+
+    /// Writes it all to memory, and makes as many available as the last parameter says.
+    fn lay(&self, steps: Steps, available: usize) -> Steps {
+        let heads = self.heads.iter().copied().cycle().take(32);
+        let ring = [0, available as u16].into_iter().chain(heads);
+        let ring: Vec<u8> = ring.flat_map(u16::to_le_bytes).collect();
+        steps
+            .bytes(0, &ring)
+            .bytes(0x200, &self.table)
+            .bytes(0x1000, &self.headers)
+            .bytes(0x1800, &[0xEE; 32])
+    }
+}
+
+/// A request of every kind, those that others overtake among them.
+fn changes() -> Chains {
+    Chains::default()
+        .request(WRITE, 7, 4096, 0)
+        .request(WRITE, 600, 1536, 0)
+        .request(FLUSH, 0, 0, 0)
+        .request(0, 0, 0, 8192)
+        .ranges(DISCARD, &[[8, 4, 0], [599, 2, 0]])
+        .ranges(WRITE_ZEROES, &[[0, 3, 1], [100, 5, 0]])
+        .request(WRITE, 9, 512, 0)
+        .request(GET_ID, 0, 0, 20)
+        .request(FLUSH, 0, 0, 0)
+        .request(0, 4, 0, 8192)
 }
 
 #[test]
@@ -342,5 +456,31 @@ fn messages() {
             .message(42, OTHER, &[1])
             .message(43, NO_FD, &[]),
     ];
+    let chains = changes();
+    let all = chains.heads.len();
+    let available = |steps: Steps, count: usize| steps.bytes(2, &(count as u16).to_le_bytes());
+    // All in turn, then writes that are durable once answered, then another queue goes on there.
+    let session = |way| {
+        let steps = chains.lay(Steps::default(), 4).writable(way);
+        let steps = steps.negotiate_for(WRITABLE).table();
+        let steps = available(steps.queue_of(32, 0, 0, 0).kick(), all).kick();
+        let steps = steps.set_writeback(0);
+        let steps = available(steps, all + 2).kick().message(11, NO_FD, &[0]);
+        let steps = steps.queue_of(32, 1, 0, all as u64 + 2);
+        available(steps, all + 5).kick().message(11, NO_FD, &[1])
+    };
+    // An area of four queues of 32 takes 4 * 576 bytes; a driver that cannot flush; a log.
+    let steps = chains.lay(Steps::default(), all).writable(0);
+    let through = steps
+        .negotiate_for(1 << 26 | 1 << 13 | 1 << 14)
+        .message(32, AREA, &[2304, 0, 4 | 32 << 16])
+        .message(6, LOG, &[0x1000, 0])
+        .table()
+        .queue_of(32, 0, 1, 0)
+        .kick()
+        .kick();
+    let again = new().writable(1).table().queue(0, 0).kick();
+    let writing = (0..4).map(session).chain([through, again]);
+    let seeds = seeds.into_iter().chain(writing);
     write(&folder("messages"), seeds.map(|steps| steps.0));
 }

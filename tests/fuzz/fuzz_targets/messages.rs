@@ -1,5 +1,6 @@
 //! A front-end and a guest that do anything: messages, whole and in pieces, with any descriptors,
-//! kicks, and changes of memory, in any order. The session ends, and its queues with it.
+//! kicks, and changes of memory, in any order. The session ends, and its queues with it. A writable
+//! layer then holds the same when it is opened again, for nothing of it was answered in vain.
 //!
 //! An input is a list of steps, each a byte with its kind and two arguments:
 //!
@@ -10,6 +11,9 @@
 //! | 4, 5 | bytes written to memory | place, bytes |
 //! | 6 | a kick, and a moment for it | - |
 //! | 7 | a file cut short or made whole | which, pages |
+//!
+//! The upper bits of the first kind say what disk it is: below 0x80 it is read-only, then a writable
+//! layer of each kind above the same image.
 #![no_main]
 
 use std::fs::File;
@@ -25,13 +29,17 @@ use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use ovbd_vhost::engine::{Disk, Tuning};
+use ovbd_vhost::format::lsmt::Header;
+use ovbd_vhost::format::lsmt::writable::Kind;
 use ovbd_vhost::image::Image;
 use ovbd_vhost::image::spec::Stack;
-use ovbd_vhost::upper::Volume;
+use ovbd_vhost::units::{SECTOR_SIZE, Sector};
+use ovbd_vhost::upper::{Options, Overlay, Paths, SpanContent, Upper, Volume, create};
 use ovbd_vhost::vhost::session;
 use ovbd_vhost::virtio::config::DeviceConfig;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use tempfile::TempDir;
 
 #[path = "../file.rs"]
 mod file;
@@ -42,22 +50,42 @@ use layers::{LayerBuilder, Pack, noise, zfile};
 
 /// Bytes of the files that can become memory, in-flight area and log.
 const FILE: u64 = 0x10000;
+/// Times to wait in vain in one session, so that there is time for many.
+const PATIENCE: u32 = 4;
+/// Calls that are waited for after a kick.
+const MOST_CALLS: usize = 8;
 /// Most descriptors of one message.
 const MOST_FDS: usize = 8;
 
-/// A disk of 1 MiB, the first half of it in compressed data.
-static DISK: LazyLock<Arc<Disk>> = LazyLock::new(|| {
-    let layer = LayerBuilder::new(1 << 20)
-        .data(0, &noise(1, 1 << 19))
+/// Bytes of the disk.
+const DISK: u64 = 1 << 20;
+/// Bytes that a writable layer may take, and a guest wants more.
+const LIMIT: u64 = 768 << 10;
+
+/// Bytes of its file at most: what is freed is used again, though some of it is in small pieces.
+const MOST_DATA: u64 = 8 << 20;
+
+/// A layer of which the first half is compressed data.
+static LAYER: LazyLock<file::Held> = LazyLock::new(|| {
+    let layer = LayerBuilder::new(DISK)
+        .data(0, &noise(1, DISK as usize / 2))
         .zeroed(1024, 8);
-    let held = file::Held::new(&zfile(&layer.lsmt(), Pack::default()));
-    let image = Image::open(&Stack::new([held.path()])).expect("a layer");
+    file::Held::new(&zfile(&layer.lsmt(), Pack::default()))
+});
+
+static READ_ONLY: LazyLock<Arc<Disk>> = LazyLock::new(|| disk(Volume::read_only(image())));
+
+fn image() -> Image {
+    Image::open(&Stack::new([LAYER.path()])).expect("a layer")
+}
+
+fn disk(volume: Volume) -> Arc<Disk> {
     let config = DeviceConfig {
-        capacity: image.sectors(),
+        capacity: volume.sectors(),
         queues: 4,
         queue_size: 64,
         optimal_io: 4096,
-        writable: false,
+        writable: volume.is_writable(),
     };
     let tuning = Tuning {
         poll: Duration::ZERO,
@@ -67,14 +95,91 @@ static DISK: LazyLock<Arc<Disk>> = LazyLock::new(|| {
         cpus: Vec::new(),
     };
     Arc::new(Disk {
-        volume: Volume::read_only(image),
+        volume,
         config,
         writeback: AtomicBool::new(true),
         serial: [7; 20],
         cache: None,
         tuning,
     })
-});
+}
+
+/// A writable layer, and where it lies.
+struct Layer {
+    folder: TempDir,
+    kind: Kind,
+}
+
+impl Layer {
+    fn create(kind: Kind) -> Self {
+        let header = Header {
+            index_offset: 0,
+            index_entries: 0,
+            virtual_size: DISK,
+            uuid: uuid::Uuid::from_u128(7),
+            parent_uuid: Default::default(),
+            message: Vec::new(),
+        };
+        let layer = Self {
+            folder: file::folder(),
+            kind,
+        };
+        create(&layer.paths(), kind, &header).expect("an empty layer");
+        layer
+    }
+
+    fn paths(&self) -> Paths {
+        Paths {
+            data: self.folder.path().join("data"),
+            index: self.folder.path().join("index"),
+        }
+    }
+
+    /// Above the image, with little room for anything.
+    fn open(&self) -> Volume {
+        let options = Options {
+            limit: match self.kind {
+                Kind::Sparse => u64::MAX,
+                _ => LIMIT,
+            },
+            max_pending: 16,
+            log_slack: 16,
+            ..Options::default()
+        };
+        let upper = Upper::open(&self.paths(), &options).expect("what was made here");
+        Volume::writable(image(), vec![upper])
+    }
+
+    /// Nobody may have it open.
+    fn check(&self, disk: Arc<Disk>) {
+        let before = held(&disk.volume);
+        drop(Arc::into_inner(disk).expect("the session let go of the disk"));
+        let data = self.paths().data.metadata().expect("data").len();
+        assert!(data <= MOST_DATA, "{data} bytes for a disk of {DISK}");
+        assert!(held(&self.open()) == before, "after another opening");
+    }
+}
+
+/// What each sector holds above the image, if it does.
+fn held(volume: &Volume) -> Vec<Option<[u8; SECTOR_SIZE as usize]>> {
+    let mut overlay = Overlay::default();
+    volume.overlay(Sector(0), volume.sectors().0, &mut overlay);
+    let mut sectors = Vec::new();
+    for span in overlay.spans() {
+        let end = sectors.len() + span.sectors as usize;
+        match span.content {
+            SpanContent::Lower => sectors.resize(end, None),
+            SpanContent::Zero => sectors.resize(end, Some([0; _])),
+            SpanContent::Data { file, offset } => {
+                let mut bytes = vec![0; (span.sectors * SECTOR_SIZE) as usize];
+                let read = overlay.file(file).read_exact_at(&mut bytes, offset);
+                read.expect("data of the layer");
+                sectors.extend(bytes.as_chunks().0.iter().copied().map(Some));
+            }
+        }
+    }
+    sectors
+}
 
 /// What can be sent: memory, in-flight area, log, kick, call and error.
 struct Fds {
@@ -99,15 +204,23 @@ impl Fds {
         }
     }
 
-    /// Waits a moment for a queue to answer, or to complain.
-    fn wait_for_call(&self) {
-        let mut polled = [PollFd::new(&self.other, PollFlags::IN)];
-        let moment = Timespec {
-            tv_sec: 0,
-            tv_nsec: 2_000_000,
+    /// Waits a moment for a queue to answer, or to complain, and as long as more comes; returns
+    /// whether anything did.
+    fn wait_for_calls(&self) -> bool {
+        let was_called = |nanoseconds| {
+            let mut polled = [PollFd::new(&self.other, PollFlags::IN)];
+            let moment = Timespec {
+                tv_sec: 0,
+                tv_nsec: nanoseconds,
+            };
+            let _ = poll(&mut polled, Some(&moment));
+            rustix::io::read(&self.other, &mut [0; 8]).is_ok()
         };
-        let _ = poll(&mut polled, Some(&moment));
-        let _ = rustix::io::read(&self.other, &mut [0; 8]);
+        let any = was_called(5_000_000);
+        if any {
+            (0..MOST_CALLS).all(|_| was_called(1_000_000));
+        }
+        any
     }
 
     /// Those of a byte: how many in the low bits, then the first of them.
@@ -137,21 +250,22 @@ fn send(stream: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> bool {
 }
 
 /// Lets the session take all messages that were sent: asks for its features, and waits for the
-/// answer. None comes if a message before is not complete.
-fn settle(mut stream: &UnixStream) {
+/// answer; returns whether it came. It does not if a message before is not complete.
+fn settle(mut stream: &UnixStream) -> bool {
     const ASKED: [u8; 12] = [1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
     const ANSWER: [u8; 12] = [1, 0, 0, 0, 5, 0, 0, 0, 8, 0, 0, 0];
     if !send(stream, &ASKED, &[]) {
-        return;
+        return false;
     }
     let mut answers: Vec<u8> = Vec::new();
     let mut buffer = [0; 4096];
     while !answers.windows(ANSWER.len()).any(|part| part == ANSWER) {
         match stream.read(&mut buffer) {
-            Ok(0) | Err(_) => return,
+            Ok(0) | Err(_) => return false,
             Ok(count) => answers.extend(&buffer[..count]),
         }
     }
+    true
 }
 
 fn take<'b>(bytes: &mut &'b [u8], count: usize) -> &'b [u8] {
@@ -162,6 +276,7 @@ fn take<'b>(bytes: &mut &'b [u8], count: usize) -> &'b [u8] {
 
 /// Performs the steps until they, or the session, end.
 fn play(stream: &UnixStream, fds: &Fds, mut bytes: &[u8]) {
+    let mut patience = PATIENCE;
     for _ in 0..64 {
         let &[kind, first, second, ref rest @ ..] = bytes else {
             return;
@@ -192,9 +307,13 @@ fn play(stream: &UnixStream, fds: &Fds, mut bytes: &[u8]) {
                 true
             }
             6 => {
-                settle(stream);
+                if patience > 0 && !settle(stream) {
+                    patience -= 1;
+                }
                 let _ = rustix::io::write(&fds.kick, &1u64.to_ne_bytes());
-                fds.wait_for_call();
+                if patience > 0 && !fds.wait_for_calls() {
+                    patience -= 1;
+                }
                 true
             }
             _ => {
@@ -215,11 +334,25 @@ fuzz_target!(|bytes: &[u8]| {
         .expect("socket");
     ours.set_read_timeout(Some(Duration::from_millis(10)))
         .expect("socket");
-    let disk = DISK.clone();
-    let serving = std::thread::spawn(move || session::serve(theirs, disk));
+    let layer = match bytes.first().map_or(0, |first| first / 32) {
+        0..4 => None,
+        4 | 5 => Some(Kind::Hybrid),
+        6 => Some(Kind::Append),
+        _ => Some(Kind::Sparse),
+    };
+    let layer = layer.map(Layer::create);
+    let disk = match &layer {
+        None => READ_ONLY.clone(),
+        Some(layer) => disk(layer.open()),
+    };
+    let served = disk.clone();
+    let serving = std::thread::spawn(move || session::serve(theirs, served));
     let fds = Fds::new();
     play(&ours, &fds, bytes);
     // What was sent is still read, and answered.
     let _ = ours.shutdown(Shutdown::Write);
     let _ = serving.join().expect("the session panicked");
+    if let Some(layer) = layer {
+        layer.check(disk);
+    }
 });

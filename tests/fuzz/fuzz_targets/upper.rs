@@ -8,7 +8,6 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use ovbd_vhost::format::lsmt::Header;
@@ -25,16 +24,6 @@ use vm_memory::VolatileSlice;
 mod file;
 #[path = "../../common/layers.rs"]
 mod layers;
-
-/// Where files are written: in memory, if there is such a place.
-static FOLDER: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
-    let memory = Path::new("/dev/shm");
-    let folder = match memory.is_dir() {
-        true => tempfile::tempdir_in(memory),
-        false => tempfile::tempdir(),
-    };
-    folder.expect("folder")
-});
 
 /// Opens the layer above an empty image.
 fn open(paths: &Paths) -> Option<Volume> {
@@ -66,7 +55,7 @@ fuzz_target!(|bytes: &[u8]| {
     let [kind, size, data, records, entries @ ..] = bytes else {
         return;
     };
-    let folder = tempfile::tempdir_in(FOLDER.path()).expect("folder");
+    let folder = file::folder();
     let paths = Paths {
         data: folder.path().join("data"),
         index: folder.path().join("index"),
