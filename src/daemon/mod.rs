@@ -149,6 +149,8 @@ fn signals() -> Result<UnixStream, Error> {
             signal_hook::flag::register(signal, asked.clone())?;
             signal_hook::low_level::pipe::register(signal, write.try_clone()?)?;
         }
+        // A file as long as we may make it is an error of the write, and not our end.
+        signal_hook::flag::register(libc::SIGXFSZ, Arc::default())?;
         Ok(read)
     };
     pipe().map_err(Error::Signals)

@@ -65,6 +65,7 @@ impl Upper {
 
     fn try_write(&self, start: u64, sectors: u64, mut data: Cursor<'_, '_>) -> Result<(), Error> {
         let _gate = self.enter()?;
+        self.check_len()?;
         let (targets, _hold) = self.targets(start, sectors)?;
         let written = targets.iter().try_for_each(|target| {
             let mut pieces = Vec::new();
@@ -72,8 +73,17 @@ impl Upper {
             let len = (target.len * SECTOR_SIZE) as usize;
             data.take(len, |piece| pieces.push(piece));
             let offset = target.at * SECTOR_SIZE;
-            let written = gather::write_all_at(&self.file, &pieces, offset);
-            written.map_err(Error::bytes("write", &self.paths.data, offset))
+            gather::write_all_at(&self.file, &pieces, offset).map_err(Error::bytes(
+                "write",
+                &self.paths.data,
+                offset,
+            ))?;
+            // It only grows: most writes need no more than a look.
+            let end = offset + len as u64;
+            if target.fresh && self.len.load(Ordering::Relaxed) < end {
+                self.len.fetch_max(end, Ordering::Release);
+            }
+            Ok(())
         });
         // After the write and before its answer: a sync that began in between does not count.
         self.dirty.store(true, Ordering::Release);
@@ -167,11 +177,33 @@ impl Upper {
 
     /// Bounds what waits for a flush.
     fn make_room(&self) -> Result<(), Error> {
-        let pending = self.waiting().pending.len();
+        let pending = {
+            let mut waiting = self.waiting();
+            waiting.journal.mend()?;
+            waiting.pending.len()
+        };
         match pending < self.max_pending {
             true => Ok(()),
             false => self.flush(),
         }
+    }
+
+    /// Refuses a data file that somebody cut short.
+    pub(super) fn check_len(&self) -> Result<(), Error> {
+        let expected = self.len.load(Ordering::Acquire);
+        let path = &self.paths.data;
+        let found = rustix::fs::fstat(&self.file)
+            .map_err(|errno| Error::file("examine", path)(errno.into()))?;
+        // Never negative.
+        let found = found.st_size as u64;
+        if found < expected {
+            return Err(Error::CutShort {
+                path: path.clone(),
+                expected,
+                found,
+            });
+        }
+        Ok(())
     }
 
     /// Where the parts of a write go: what is held in place, the rest to free sectors.
@@ -271,6 +303,8 @@ impl Upper {
             return Ok(freed);
         }
         let mut waiting = self.waiting();
+        // What is noted once storage has lost something would outlive us.
+        self.check()?;
         // Each new mapping cuts off at most two others.
         if self.mappings() + 2 * new.len() as u64 > MAX_ENTRIES {
             return Err(Error::Fragmented {
@@ -311,6 +345,8 @@ impl Upper {
     /// Fills sectors of the data file with zeros.
     fn zero(&self, at: u64, sectors: u64) -> Result<(), Error> {
         static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+        self.check_len()?;
+        self.waiting().journal.mend()?;
         let (mut offset, len) = (at * SECTOR_SIZE, sectors * SECTOR_SIZE);
         let end = offset + len;
         let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;

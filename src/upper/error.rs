@@ -134,8 +134,27 @@ pub enum Error {
          anew"
     )]
     TooTall,
+    /// The data file is shorter than what was written to it: to write behind its end would make
+    /// zeros of what is missing.
+    #[error(
+        "somebody cut {} short: expected at least {expected} bytes, found {found}; put back what is \
+         missing, or start again without it",
+        path.display()
+    )]
+    CutShort {
+        /// The data file.
+        path: PathBuf,
+        /// Bytes that were written.
+        expected: u64,
+        /// Bytes that are there.
+        found: u64,
+    },
     /// Storage lost data it had taken: nothing more is promised.
-    #[error("{} failed to become durable before; nothing more is written to it", path.display())]
+    #[error(
+        "{} failed to become durable before, so nothing more is written to it; start again to go on \
+         from what is durable",
+        path.display()
+    )]
     Broken {
         /// The data file.
         path: PathBuf,

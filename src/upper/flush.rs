@@ -1,5 +1,6 @@
 //! How changes of a writable layer are made to last, and how it is frozen.
 
+use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{PoisonError, RwLockReadGuard};
 
@@ -29,11 +30,13 @@ impl Upper {
     }
 
     fn flush_all(&self, flusher: &mut Flusher) -> Result<(), Error> {
+        self.check_len()?;
+        let is_cut = flusher.log.is_cut_short()?;
         let (batch, whole) = {
             let mut waiting = self.waiting();
             if !waiting.pending.is_empty() {
                 waiting.journal.switch()?;
-            } else if !self.dirty.load(Ordering::Acquire) {
+            } else if !self.dirty.load(Ordering::Acquire) && !is_cut {
                 return Ok(());
             }
             self.state_mut().space.begin_flush();
@@ -42,15 +45,19 @@ impl Upper {
             let is_long = !batch.is_empty()
                 && flusher.log.entries() >= flusher.retry_at
                 && self.is_long(&flusher.log, &self.state().map);
-            let whole = is_long.then(|| mappings(&self.state().map).collect::<Vec<_>>());
+            let anew = is_cut || is_long;
+            let whole = anew.then(|| mappings(&self.state().map).collect::<Vec<_>>());
             (batch, whole)
         };
         let made = self.sync_data().and_then(|()| match whole {
-            _ if batch.is_empty() => Ok(()),
+            None if batch.is_empty() => Ok(()),
             None => flusher.log.append(&batch),
             Some(whole) => {
                 let replaced = flusher.log.replace(&self.header, whole.into_iter());
                 replaced.or_else(|error| {
+                    if is_cut {
+                        return Err(error);
+                    }
                     // To be tried at every flush it is too much, and so is its log line.
                     flusher.retry_at = flusher.log.entries().saturating_mul(2);
                     ::log::warn!("the index stays long: {error}");
@@ -82,11 +89,25 @@ impl Upper {
             return Ok(());
         }
         self.file.sync_data().map_err(|error| {
-            // The system forgets what it could not write: a later sync that succeeds says nothing
-            // about it.
-            self.broken.store(true, Ordering::Release);
+            self.break_down(&error);
             Error::file("sync", &self.paths.data)(error)
         })
+    }
+
+    /// The system forgets what it could not write: a later sync that succeeds says nothing about
+    /// it. Who opens the layer next goes by the index alone, which points at nothing that may be
+    /// lost.
+    fn break_down(&self, error: &io::Error) {
+        let waiting = self.waiting();
+        self.broken.store(true, Ordering::Release);
+        let path = self.paths.data.display();
+        ::log::error!(
+            "{path}: storage lost data ({error}): what was not flushed before is gone when the \
+             device starts again, and no more is written until then"
+        );
+        if let Err(error) = waiting.journal.discard() {
+            ::log::error!("{path}: what was not flushed may come back damaged: {error}");
+        }
     }
 
     /// Waits for changes under way, and lets none begin while `commit` puts something in the
@@ -116,7 +137,7 @@ impl Upper {
         }
     }
 
-    fn check(&self) -> Result<(), Error> {
+    pub(super) fn check(&self) -> Result<(), Error> {
         match self.broken.load(Ordering::Acquire) {
             true => Err(Error::Broken {
                 path: self.paths.data.clone(),

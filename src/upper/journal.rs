@@ -24,6 +24,8 @@ use crate::format::crc;
 use crate::format::lsmt::{ENTRY_LEN, Mapping};
 
 const MAGIC: [u8; 8] = *b"ovbdjrn1";
+/// Bytes before the records: a file without any keeps these, so that the first finds room.
+const HEAD_LEN: u64 = size_of::<Head>() as u64;
 /// Most bytes of a journal that are read.
 const MAX_LEN: u64 = 256 << 20;
 
@@ -72,7 +74,6 @@ impl Record {
 #[derive(Debug)]
 pub struct Journal {
     files: [(PathBuf, File); 2],
-    head: Head,
     /// Which of the files takes new records, and where.
     active: usize,
     end: u64,
@@ -80,14 +81,8 @@ pub struct Journal {
     next: u64,
     /// Whether the other file holds records.
     other_in_use: bool,
-    /// Whether records that do not count could not be taken back.
-    spoiled: bool,
-}
-
-impl std::fmt::Debug for Head {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Head").finish_non_exhaustive()
-    }
+    /// Whether records that do not count could not be taken back yet.
+    unclean: bool,
 }
 
 /// The paths of the two files that go with an index file.
@@ -212,35 +207,42 @@ impl Journal {
         // The older records go first: without newer ones they would count again.
         files.sort_by_key(|(first, ..)| *first);
         for (_, path, file) in &files {
-            file.set_len(0).map_err(Error::file("truncate", path))?;
+            // Before the head, under which they would count.
+            file.set_len(HEAD_LEN)
+                .map_err(Error::file("truncate", path))?;
+            let written = file.write_all_at(head.as_bytes(), 0);
+            written.map_err(Error::bytes("write", path, 0))?;
         }
         let mut files = files.into_iter().map(|(_, path, file)| (path, file));
         let (Some(first), Some(second)) = (files.next(), files.next()) else {
             return Err(Error::file("find", index)(io::ErrorKind::NotFound.into()));
         };
-        let mut journal = Self {
+        Ok(Self {
             files: [first, second],
-            head,
             active: 0,
-            end: 0,
+            end: HEAD_LEN,
             next: 0,
             other_in_use: false,
-            spoiled: false,
-        };
-        journal.begin(0)?;
-        Ok(journal)
+            unclean: false,
+        })
     }
 
-    /// Makes the empty file `which` the one that takes new records.
-    fn begin(&mut self, which: usize) -> Result<(), Error> {
-        let (path, file) = &self.files[which];
-        let written = file.write_all_at(self.head.as_bytes(), 0);
-        written.map_err(Error::bytes("write", path, 0))?;
-        (self.active, self.end) = (which, size_of::<Head>() as u64);
+    /// Takes back what [`Journal::add`] wrote in part and could not take back: it would count if we
+    /// died, whatever was changed since.
+    ///
+    /// # Errors
+    /// It still cannot.
+    pub fn mend(&mut self) -> Result<(), Error> {
+        if self.unclean {
+            let (path, file) = &self.files[self.active];
+            file.set_len(self.end)
+                .map_err(Error::file("truncate", path))?;
+            self.unclean = false;
+        }
         Ok(())
     }
 
-    /// Adds mappings. After an error none of them counts.
+    /// Adds mappings. After an error none of them counts, once [`Journal::mend`] succeeds.
     ///
     /// # Errors
     /// They cannot be written.
@@ -250,14 +252,14 @@ impl Journal {
             .zip(self.next..)
             .map(|(mapping, number)| Record::new(*mapping, number))
             .collect();
+        self.mend()?;
         let (path, file) = &self.files[self.active];
-        if self.spoiled {
-            return Err(Error::Broken { path: path.clone() });
-        }
         if let Err(error) = file.write_all_at(records.as_bytes(), self.end) {
-            // Records written in part would count if we died now, and behind later ones.
-            self.spoiled = file.set_len(self.end).is_err();
-            return Err(Error::bytes("write", path, self.end)(error));
+            let error = Error::bytes("write", path, self.end)(error);
+            self.unclean = true;
+            // Else it is tried again.
+            let _ = self.mend();
+            return Err(error);
         }
         self.next += records.len() as u64;
         self.end += size_of_val(&*records) as u64;
@@ -268,10 +270,11 @@ impl Journal {
     /// this one holds.
     ///
     /// # Errors
-    /// The other file cannot be written.
+    /// As [`Journal::mend`].
     pub fn switch(&mut self) -> Result<(), Error> {
+        self.mend()?;
         if !self.other_in_use {
-            self.begin(1 - self.active)?;
+            (self.active, self.end) = (1 - self.active, HEAD_LEN);
             self.other_in_use = true;
         }
         Ok(())
@@ -283,9 +286,19 @@ impl Journal {
     /// The file cannot be emptied; then its records only count once more.
     pub fn settle(&mut self) -> Result<(), Error> {
         let (path, file) = &self.files[1 - self.active];
-        file.set_len(0).map_err(Error::file("truncate", path))?;
+        file.set_len(HEAD_LEN)
+            .map_err(Error::file("truncate", path))?;
         self.other_in_use = false;
         Ok(())
+    }
+
+    /// No record counts any more, for good.
+    ///
+    /// # Errors
+    /// A file cannot be emptied.
+    pub fn discard(&self) -> Result<(), Error> {
+        let mut files = self.files.iter();
+        files.try_for_each(|(path, file)| file.set_len(0).map_err(Error::file("truncate", path)))
     }
 }
 

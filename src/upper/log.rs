@@ -94,6 +94,16 @@ impl Log {
         (self.end - HEADER_LEN as u64) / ENTRY_LEN as u64
     }
 
+    /// Whether somebody cut off entries.
+    ///
+    /// # Errors
+    /// The file cannot be examined.
+    pub fn is_cut_short(&self) -> Result<bool, Error> {
+        let metadata = self.file.metadata();
+        let metadata = metadata.map_err(Error::file("examine", &self.path))?;
+        Ok(metadata.len() < self.end)
+    }
+
     /// Calls `each` with all mappings, the oldest first. A torn entry at the end is none; nor is one
     /// of zeros, which is what a power loss leaves of entries on their way to storage. Returns how
     /// many of those there are.
@@ -242,8 +252,10 @@ fn start_new(path: &Path, header: &Header) -> Result<Log, Error> {
         .truncate(true)
         .open(&path);
     let file = opened.map_err(Error::file("create", &path))?;
-    file.write_all_at(&encode_log_header(header), 0)
-        .map_err(Error::bytes("write", &path, 0))?;
+    if let Err(error) = file.write_all_at(&encode_log_header(header), 0) {
+        let _ = fs::remove_file(&path);
+        return Err(Error::bytes("write", &path, 0)(error));
+    }
     Ok(Log {
         path,
         file,

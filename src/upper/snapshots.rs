@@ -2,9 +2,9 @@
 //!
 //! A snapshot freezes the active upper and puts an empty one above it, in files of its own beside
 //! the first one's. The list `DATA.snapshots`, JSON, names the pairs below the active one; it is
-//! replaced in one step while writes wait, and that step is the snapshot: a crash
-//! before it leaves the old upper active, and one after it the new one. Sealing the frozen upper comes
-//! after, while the guest goes on, and is done again at the next start if it was not finished.
+//! replaced in one step while writes wait, and that step is the snapshot: a crash before it leaves
+//! the old upper active, and one after it the new one. Sealing the frozen upper comes after, while
+//! the guest goes on, and is done again at the next start if it was not finished.
 //!
 //! Once sealed, a frozen upper is a layer, for everybody: other devices open it at once, and this
 //! one when it starts again.
@@ -160,8 +160,6 @@ impl Snapshots {
             message: Vec::new(),
             ..active.header().clone()
         };
-        create(&next, active.kind(), &header)?;
-        let upper = Upper::open(&next, &self.options)?;
         let mut after = list.clone();
         after.frozen.push(Frozen {
             name: name.to_owned(),
@@ -169,15 +167,32 @@ impl Snapshots {
             number: list.active,
         });
         after.active = number;
-        // Everything that takes long comes before, so that writes wait for a moment only.
-        volume.flush()?;
-        let new = NewList::write(&list_path(&self.first), &after)?;
-        let settled = volume.freeze(upper, || new.put_in_place())?;
+        create(&next, active.kind(), &header)?;
+        let settled = self.go_on_above(volume, &next, &after).inspect_err(|_| {
+            // Else every try would leave another pair.
+            let _ = remove_index(&next);
+            let _ = fs::remove_file(&next.data);
+        })?;
         *list = after;
         settled?;
         let place = list.frozen.len() - 1;
         seal(volume, &numbered(&self.first, list.frozen[place].number))?;
         Ok(self.describe(&list, place))
+    }
+
+    /// Freezes the active upper and puts that of `next` above it, which `after` says. The inner
+    /// error is that of a list that may not last.
+    fn go_on_above(
+        &self,
+        volume: &Volume,
+        next: &Paths,
+        after: &List,
+    ) -> Result<Result<(), Error>, Error> {
+        let upper = Upper::open(next, &self.options)?;
+        // Everything that takes long comes before, so that writes wait for a moment only.
+        volume.flush()?;
+        let new = NewList::write(&list_path(&self.first), after)?;
+        volume.freeze(upper, || new.put_in_place())
     }
 }
 
@@ -276,13 +291,21 @@ impl NewList {
             file.write_all(&text)?;
             file.sync_all()
         });
-        written.map_err(Error::file("write", &new))?;
         let folder = folder_of(path);
-        Ok(Self {
-            path: path.to_owned(),
-            new,
-            folder: File::open(folder).map_err(Error::file("open", folder))?,
-        })
+        let opened = written
+            .map_err(Error::file("write", &new))
+            .and_then(|()| File::open(folder).map_err(Error::file("open", folder)));
+        match opened {
+            Err(error) => {
+                let _ = fs::remove_file(&new);
+                Err(error)
+            }
+            Ok(folder) => Ok(Self {
+                path: path.to_owned(),
+                new,
+                folder,
+            }),
+        }
     }
 
     /// Puts the list in place of the one there is. The inner error is that of a list that is in
@@ -291,7 +314,10 @@ impl NewList {
     /// # Errors
     /// The old list stays.
     fn put_in_place(&self) -> Result<Result<(), Error>, Error> {
-        fs::rename(&self.new, &self.path).map_err(Error::file("replace", &self.path))?;
+        if let Err(error) = fs::rename(&self.new, &self.path) {
+            let _ = fs::remove_file(&self.new);
+            return Err(Error::file("replace", &self.path)(error));
+        }
         let synced = self.folder.sync_all();
         Ok(synced.map_err(Error::file("sync", folder_of(&self.path))))
     }

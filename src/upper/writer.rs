@@ -1,7 +1,8 @@
 //! A writable layer in use.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -48,21 +49,29 @@ impl Default for Options {
 /// # Errors
 /// A file of either name exists, or cannot be written; the size is impossible.
 pub fn create(paths: &Paths, kind: Kind, header: &Header) -> Result<(), Error> {
-    let size = header.virtual_size;
-    check_size(size)?;
+    check_size(header.virtual_size)?;
     let path = &paths.data;
     let file = File::options().write(true).create_new(true).open(path);
     let file = file.map_err(Error::file("create", path))?;
+    // Half a layer would be in the way of the next try.
+    let remove = |path: &PathBuf| drop(fs::remove_file(path));
+    write_data_file(&file, path, kind, header)
+        .and_then(|()| Log::create(&paths.index, header))
+        .and_then(|()| {
+            let synced = sync_folder_of(path).and_then(|()| sync_folder_of(&paths.index));
+            synced.inspect_err(|_| remove(&paths.index))
+        })
+        .inspect_err(|_| remove(path))
+}
+
+fn write_data_file(file: &File, path: &Path, kind: Kind, header: &Header) -> Result<(), Error> {
     file.write_all_at(&encode_data_header(header, kind), 0)
         .map_err(Error::bytes("write", path, 0))?;
     if kind == Kind::Sparse {
-        let len = size + HEADER_LEN as u64;
+        let len = header.virtual_size + HEADER_LEN as u64;
         file.set_len(len).map_err(Error::file("enlarge", path))?;
     }
-    file.sync_all().map_err(Error::file("sync", path))?;
-    Log::create(&paths.index, header)?;
-    sync_folder_of(path)?;
-    sync_folder_of(&paths.index)
+    file.sync_all().map_err(Error::file("sync", path))
 }
 
 /// Refuses a disk that writable layers cannot have.
@@ -93,9 +102,11 @@ pub struct Upper {
     waiting: Mutex<Waiting>,
     pub(super) max_pending: usize,
     pub(super) log_slack: u64,
+    /// Bytes that the data file has at least, unless somebody cut it short.
+    pub(super) len: AtomicU64,
     /// Whether data was written since the last sync began.
     pub(super) dirty: AtomicBool,
-    /// Storage lost something.
+    /// Storage lost something, or might.
     pub(super) broken: AtomicBool,
     /// Flushes asked for so far.
     pub(super) asked: AtomicU64,
@@ -181,6 +192,7 @@ impl Upper {
             }
         }
         used.sort_unstable_by_key(|range| range.start);
+        let end = used.last().map_or(0, |range| range.end * SECTOR_SIZE);
         let again = data.try_clone().map_err(Error::file("open", &paths.data))?;
         let blob = Blob::changing(&paths.data, again)?;
         Ok(Self {
@@ -201,6 +213,7 @@ impl Upper {
             }),
             max_pending: options.max_pending,
             log_slack: options.log_slack,
+            len: AtomicU64::new(end),
             dirty: AtomicBool::new(false),
             broken: AtomicBool::new(false),
             asked: AtomicU64::new(0),

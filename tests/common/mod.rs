@@ -16,6 +16,7 @@
 //! | `raw` | vhost-user messages byte by byte, for what the polite front-end refuses to send |
 //! | `daemon` | the real `ovbd-vhost` binary as a child process |
 //! | `faulty` | a file system whose one file fails or is slow on demand |
+//! | `recorder` | a file system in memory that records what is done to it, and fails on demand |
 //! | `reference` | a small back-end over a byte vector, to test the front-end itself |
 //! | `content` | bytes that tell where they belong, and a seeded generator |
 //! | `golden`, `layers` | the golden images of `tests/data`, and layers made to order |
@@ -43,6 +44,7 @@ pub mod memory;
 pub mod mixed;
 pub mod queue;
 pub mod raw;
+pub mod recorder;
 pub mod reference;
 pub mod returning;
 pub mod ring;

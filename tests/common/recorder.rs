@@ -1,5 +1,8 @@
-//! A file system in memory that records what is done to it, and tells what a crash at any moment
-//! may leave.
+//! A file system in memory that records what is done to it, tells what a crash at any moment may
+//! leave, and fails on demand.
+
+// Some tests only watch.
+#![allow(dead_code)]
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -100,11 +103,36 @@ impl Files {
     }
 }
 
+/// What can be made to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    Create,
+    Write,
+    Resize,
+    /// To take room for what is written later.
+    Reserve,
+    Sync,
+    /// From this name.
+    Rename,
+    /// To this name.
+    Link,
+    SyncFolder,
+}
+
+/// A call that fails.
+#[derive(Clone, Debug)]
+struct Fault {
+    call: Call,
+    name: OsString,
+    errno: Errno,
+}
+
 #[derive(Default)]
 struct State {
     files: Files,
     log: Vec<Op>,
     next: u64,
+    faults: Vec<Fault>,
 }
 
 struct Recording(Arc<Mutex<State>>);
@@ -148,6 +176,24 @@ impl Recorder {
     /// All that was done.
     pub fn log(&self) -> Vec<Op> {
         self.state.lock().unwrap().log.clone()
+    }
+
+    /// From now on, `call` to the file `name` fails with `errno`, and does nothing.
+    pub fn fail(&self, call: Call, name: &str, errno: Errno) {
+        let name = name.into();
+        let fault = Fault { call, name, errno };
+        self.state.lock().unwrap().faults.push(fault);
+    }
+
+    /// Lets everything succeed again.
+    pub fn heal(&self) {
+        self.state.lock().unwrap().faults.clear();
+    }
+
+    /// Names of the files there are.
+    pub fn names(&self) -> Vec<OsString> {
+        let state = self.state.lock().unwrap();
+        state.files.names.keys().cloned().collect()
     }
 }
 
@@ -252,8 +298,27 @@ impl State {
         self.log.push(op);
     }
 
+    /// Whether a call to the file of this name is to fail.
+    fn check(&self, call: Call, name: &OsStr) -> Result<(), Errno> {
+        let fails = |fault: &&Fault| fault.call == call && fault.name == name;
+        let fault = self.faults.iter().find(fails);
+        fault.map_or(Ok(()), |fault| Err(fault.errno))
+    }
+
+    /// Whether a call to this file is to fail.
+    fn check_file(&self, call: Call, ino: INodeNo) -> Result<(), Errno> {
+        let names = self.files.names.iter();
+        let mut own = names.filter(|(_, file)| **file == ino.0);
+        own.try_for_each(|(name, _)| self.check(call, name))
+    }
+
+    fn content(&self, ino: INodeNo) -> &[u8] {
+        let content = self.files.content.get(&ino.0);
+        content.map_or(&[], |content| content)
+    }
+
     fn attributes(&self, ino: INodeNo) -> FileAttr {
-        let len = self.files.content.get(&ino.0).map_or(0, Vec::len) as u64;
+        let len = self.content(ino).len() as u64;
         FileAttr {
             ino,
             size: len,
@@ -310,6 +375,9 @@ impl Filesystem for Recording {
     ) {
         let mut state = self.state();
         if let Some(size) = size {
+            if let Err(errno) = state.check_file(Call::Resize, ino) {
+                return reply.error(errno);
+            }
             let len = size as usize;
             state.act(Op::Resize { file: ino.0, len });
         }
@@ -327,6 +395,9 @@ impl Filesystem for Recording {
         reply: ReplyCreate,
     ) {
         let mut state = self.state();
+        if let Err(errno) = state.check(Call::Create, name) {
+            return reply.error(errno);
+        }
         let file = state.next;
         state.next += 1;
         let name = name.to_owned();
@@ -352,11 +423,7 @@ impl Filesystem for Recording {
         reply: ReplyData,
     ) {
         let state = self.state();
-        let content = state
-            .files
-            .content
-            .get(&ino.0)
-            .map_or(&[][..], |content| content);
+        let content = state.content(ino);
         let start = (offset as usize).min(content.len());
         let end = (start + size as usize).min(content.len());
         reply.data(&content[start..end]);
@@ -374,7 +441,11 @@ impl Filesystem for Recording {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.state().act(Op::Write {
+        let mut state = self.state();
+        if let Err(errno) = state.check_file(Call::Write, ino) {
+            return reply.error(errno);
+        }
+        state.act(Op::Write {
             file: ino.0,
             at: offset as usize,
             bytes: data.to_vec(),
@@ -392,10 +463,14 @@ impl Filesystem for Recording {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let mut state = self.state();
         if mode & (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) == 0 {
-            return reply.error(Errno::EOPNOTSUPP);
+            return match state.check_file(Call::Reserve, ino) {
+                Err(errno) => reply.error(errno),
+                Ok(()) => reply.ok(),
+            };
         }
-        self.state().act(Op::Zero {
+        state.act(Op::Zero {
             file: ino.0,
             at: offset as usize,
             len: length as usize,
@@ -404,12 +479,20 @@ impl Filesystem for Recording {
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        self.state().act(Op::Sync { file: ino.0 });
+        let mut state = self.state();
+        if let Err(errno) = state.check_file(Call::Sync, ino) {
+            return reply.error(errno);
+        }
+        state.act(Op::Sync { file: ino.0 });
         reply.ok();
     }
 
     fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        self.state().act(Op::SyncFolder);
+        let mut state = self.state();
+        if let Err(errno) = state.check(Call::SyncFolder, OsStr::new("")) {
+            return reply.error(errno);
+        }
+        state.act(Op::SyncFolder);
         reply.ok();
     }
 
@@ -423,7 +506,11 @@ impl Filesystem for Recording {
         _: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        self.state().act(Op::Rename {
+        let mut state = self.state();
+        if let Err(errno) = state.check(Call::Rename, name) {
+            return reply.error(errno);
+        }
+        state.act(Op::Rename {
             from: name.to_owned(),
             to: newname.to_owned(),
         });
@@ -432,6 +519,9 @@ impl Filesystem for Recording {
 
     fn link(&self, _: &Request, ino: INodeNo, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let mut state = self.state();
+        if let Err(errno) = state.check(Call::Link, name) {
+            return reply.error(errno);
+        }
         let (file, name) = (ino.0, name.to_owned());
         state.act(Op::Link { file, name });
         reply.entry(&TTL, &state.attributes(ino), Generation(0));

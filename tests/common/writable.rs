@@ -1,9 +1,10 @@
 //! The daemon with the disk most tests read, under a writable layer.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ovbd_vhost::upper::journal;
 use tempfile::TempDir;
 
 use super::daemon::Daemon;
@@ -16,7 +17,9 @@ pub struct Writable {
     pub daemon: Daemon,
     /// Every byte of the disk before anything was written.
     pub content: Arc<Vec<u8>>,
-    folder: TempDir,
+    path: PathBuf,
+    /// Where the layer is, if the folder is our own.
+    _folder: Option<TempDir>,
 }
 
 impl Writable {
@@ -33,13 +36,21 @@ impl Writable {
 
     /// Serves it with a layer in `folder`.
     pub fn serve_in(folder: TempDir, options: &[&str]) -> Self {
+        let mut disk = Self::serve_at(folder.path(), options);
+        disk._folder = Some(folder);
+        disk
+    }
+
+    /// Serves it with a layer in a folder that outlives it.
+    pub fn serve_at(path: &Path, options: &[&str]) -> Self {
         let (case, content) = deep();
-        let path = folder.path().to_str().expect("UTF-8");
-        let options = [&["--upper-auto", path], options].concat();
+        let folder = path.to_str().expect("UTF-8");
+        let options = [&["--upper-auto", folder], options].concat();
         Self {
             daemon: Daemon::with(&case.layers, &options),
             content,
-            folder,
+            path: path.to_owned(),
+            _folder: None,
         }
     }
 
@@ -55,16 +66,18 @@ impl Writable {
 
     /// A file of the layer.
     pub fn file(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.path.join(name)
     }
 
     /// Kills the daemon, takes away what a power loss takes away, and starts it anew: what is not
     /// durable may be lost, and here the journal is, which counts only as long as the system runs.
     pub fn lose_power(&mut self) {
         self.daemon.kill();
-        for name in ["upper.index.journal0", "upper.index.journal1"] {
-            fs::remove_file(self.file(name)).expect("a journal");
-        }
+        // The layer the daemon was first started with, or the one a snapshot put above it.
+        let indexes = ["upper.index", "upper.index.1"].map(|index| self.file(index));
+        let journals = indexes.iter().flat_map(|index| journal::paths(index));
+        let removed = journals.filter(|file| fs::remove_file(file).is_ok());
+        assert_eq!(removed.count(), 2, "files of one journal");
         self.daemon.restart();
     }
 

@@ -44,7 +44,8 @@ fn send(socket: &Path, text: &str) -> Option<(u16, Value)> {
     Some((status, serde_json::from_str(body).unwrap()))
 }
 
-fn ask(socket: &Path, method: &str, path: &str, body: &str) -> Option<(u16, Value)> {
+/// Asks what a control socket is for; returns the status and the body of the answer.
+pub fn ask(socket: &Path, method: &str, path: &str, body: &str) -> Option<(u16, Value)> {
     let len = body.len();
     let text = format!("{method} {path} HTTP/1.1\r\nContent-Length: {len}\r\n\r\n{body}");
     send(socket, &text)

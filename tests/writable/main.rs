@@ -6,6 +6,7 @@ mod common;
 mod cache;
 mod control;
 mod crash;
+mod faults;
 mod full;
 mod hostile;
 mod load;
