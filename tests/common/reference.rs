@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use vhost::vhost_user::Listener;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_user_backend::{VhostUserBackendMut, VhostUserDaemon, VringRwLock, VringT};
-use virtio_queue::{DescriptorChain, QueueOwnedT};
+use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryLoadGuard, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{
@@ -86,6 +86,11 @@ impl Disk {
     /// Answers everything available in one ring.
     fn drain(&self, vring: &VringRwLock) -> io::Result<()> {
         let mut state = vring.get_mut();
+        // The event may have come before the queue was stopped. An error here would end the thread
+        // that waits for kicks, and no queue of the session would be served any more.
+        if !state.get_queue().ready() {
+            return Ok(());
+        }
         loop {
             state.disable_notification().map_err(io::Error::other)?;
             let chains: Vec<Chain> = {

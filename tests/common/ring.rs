@@ -227,7 +227,8 @@ impl Ring {
             self.available.store(available, 0, Ordering::Relaxed);
             self.used.store(used, 0, Ordering::Relaxed);
         }
-        for event in [&self.vring.kick, &self.vring.call, &self.vring.err] {
+        // A kick that is left is the device's to take: it may be about to.
+        for event in [&self.vring.call, &self.vring.err] {
             // Empty is what it should be.
             let _ = event.read();
         }
