@@ -341,6 +341,36 @@ fn nothing_panics_outside_tests() {
     );
 }
 
+/// The lines of `code` that log without a limit, numbered from 1. Those of which a process writes
+/// one are none of them.
+fn unlimited_logging(code: &str) -> Vec<usize> {
+    let loud = ["log::info!", "log::warn!", "log::error!"];
+    let lines = code.lines().zip(1..);
+    lines
+        .filter(|(line, _)| !line.contains("call_once("))
+        .filter(|(line, _)| loud.iter().any(|name| line.contains(name)))
+        .map(|(_, number)| number)
+        .collect()
+}
+
+#[test]
+fn neither_a_guest_nor_a_front_end_can_flood_the_log() {
+    let floors = ["engine/", "vhost/", "virtio/"];
+    let sources = sources();
+    let theirs = sources.iter().filter(|source| {
+        let name = source.name.as_str();
+        name != "engine/limit.rs" && floors.iter().any(|floor| name.starts_with(floor))
+    });
+    fail_on(
+        theirs
+            .flat_map(|source| {
+                let found = unlimited_logging(&source.code).into_iter();
+                found.map(|line| format!("src/{}:{line}: not by way of limit", source.name))
+            })
+            .collect(),
+    );
+}
+
 #[test]
 fn the_rules_see_what_they_should() {
     let text = r####"
@@ -369,4 +399,7 @@ fn the_rules_see_what_they_should() {
     let escapes = |name| !floor_breaches(name, "use super::super::engine;", &floors).is_empty();
     assert!(escapes("image/mod.rs") && escapes("image/plan.rs") && !escapes("image/zfile/a.rs"));
     assert!(has_word("x unsafe {", "unsafe") && !has_word("unsafe_code", "unsafe"));
+    let logging =
+        "log::warn!()\n// log\nX.call_once(|| log::warn!());\n  ::log::error!()\nlimit::warn()";
+    assert_eq!(unlimited_logging(logging), [1, 4]);
 }

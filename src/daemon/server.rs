@@ -94,7 +94,7 @@ impl Active {
     /// Reports what became of a thread that ended.
     fn reap(self) {
         if self.thread.join().is_err() {
-            log::error!("a front-end's thread panicked");
+            limit::error(format_args!("a front-end's thread panicked"));
         }
     }
 }

@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::limit;
+use super::limit::{self, reason};
 use super::serve::Server;
 use super::setup::{Context, QueueSetup, Stop};
 use crate::virtio::queue::{Queue, StartError};
@@ -60,7 +60,8 @@ impl Worker {
                 let run = AssertUnwindSafe(|| run(&setup, &context, &theirs));
                 panic::catch_unwind(run).unwrap_or_else(|_| {
                     // A defect of ours. The front-end shall see it, not wait for ever.
-                    log::error!("the worker of queue {} panicked", setup.index);
+                    let index = setup.index;
+                    limit::error(format_args!("the worker of queue {index} panicked"));
                     setup.eventfds.signal_error();
                     let _ = context.hangup.shutdown(Shutdown::Both);
                     Resume::AtUsedIndex
@@ -97,13 +98,13 @@ fn run(setup: &QueueSetup, context: &Context, stop: &Stop) -> Resume {
     let mut server = match Server::new(queue, setup, context) {
         Ok(server) => server,
         Err(error) => {
-            log::error!("queue {index} does not start: {error}");
+            limit::error(format_args!("queue {index} does not start: {error}"));
             setup.eventfds.signal_error();
             return Resume::AsBefore;
         }
     };
     if let Err(broken) = server.serve(stop) {
-        limit::error(format_args!("queue {index} stops: {broken}"));
+        limit::error(format_args!("queue {index} stops: {}", reason(&broken)));
         // Rings that are gone read as zeros, which may break a rule first.
         if context.is_lost() {
             // Already gone is as good.
