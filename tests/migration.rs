@@ -9,14 +9,18 @@ use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use common::blk::IN;
+use common::blk::{DISCARD, FLUSH, GET_ID, IN, OK, OUT, UNMAP, WRITE_ZEROES, range};
+use common::content::tagged;
 use common::disk::Disk;
 use common::guest::{Guest, Options};
 use common::memory::Memory;
+use common::queue::Layout;
 use common::session::{Wanted, addresses, feature};
+use common::writable::Writable;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::{
-    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserProtocolFeatures as Protocol,
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags,
+    VhostUserProtocolFeatures as Protocol,
 };
 use vhost::{VhostBackend, VhostUserDirtyLogRegion, VringConfigData};
 
@@ -123,64 +127,68 @@ fn set_logging(guest: &Guest, on: bool) {
         .expect("ring addresses");
 }
 
-fn boot(disk: &Disk) -> Guest {
+fn wanted() -> Options {
     let mut wanted = Wanted::all();
     wanted.protocol |= Protocol::LOG_SHMFD | Protocol::DEVICE_STATE;
-    disk.guest(Options {
+    Options {
         wanted,
         ..Options::default()
-    })
+    }
+}
+
+/// A request: kind, sector, and its data, of which a read fills as much.
+type Request = (u32, u64, Vec<u8>);
+
+/// Runs `requests` with the log on; returns the pages that the device may have written, the pages
+/// of data that it only read, and the pages it marked.
+fn run_logged(guest: &mut Guest, log: &Log, requests: &[Request]) -> [BTreeSet<u64>; 3] {
+    let region = Some(log.region());
+    guest.session.frontend.set_log_base(0, region).expect("log");
+    set_logging(guest, true);
+    log.take();
+    let (mut written, mut read) = (BTreeSet::new(), BTreeSet::new());
+    let before = pages(&guest.memory);
+    for (kind, sector, data) in requests {
+        let placed = guest.place_data(*kind, *sector, data);
+        let answer = guest.run(0, &placed, Layout::Indirect);
+        assert_eq!(answer.status, OK, "type {kind} at sector {sector}");
+        for part in placed.chain.iter().filter(|part| part.len > 0) {
+            let last = part.address + u64::from(part.len) - 1;
+            let pages = part.address / PAGE..=last / PAGE;
+            match part.write {
+                true => written.extend(pages),
+                false => read.extend(pages),
+            }
+        }
+    }
+    let ring = used_ring(guest);
+    let len = 6 + 8 * u64::from(guest.queues[0].ring.size());
+    written.extend(ring / PAGE..=(ring + len - 1) / PAGE);
+    let marked = log.take();
+    // What the driver wrote itself changed as well, but not these pages of ours.
+    let changed = changed(&before, &guest.memory);
+    let ours: BTreeSet<_> = changed.intersection(&written).copied().collect();
+    assert!(!ours.is_empty());
+    let missing = &ours - &marked;
+    assert!(missing.is_empty(), "changed and not marked: {missing:?}");
+    [written, read, marked]
 }
 
 #[test]
 fn every_page_written_is_logged_and_no_other() {
     let disk = Disk::serve();
-    let mut guest = boot(&disk);
+    let mut guest = disk.guest(wanted());
     let logs = [Log::new(&guest.memory), Log::new(&guest.memory)];
+    let reads = [(0, 512), (9, 65536), (70_001, 4096 + 512), (100, 131_072)];
+    let requests = reads.map(|(sector, len)| (IN, sector, vec![0; len]));
     for _ in 0..2 {
         for (round, log) in logs.iter().enumerate() {
-            guest
-                .session
-                .frontend
-                .set_log_base(0, Some(log.region()))
-                .expect("log");
-            set_logging(&guest, true);
-            log.take();
-            let mut written = BTreeSet::new();
-            let before = pages(&guest.memory);
-            for (sector, len) in [(0, 512), (9, 65536), (70_001, 4096 + 512), (100, 131_072)] {
-                let placed = guest.place(IN, sector, len);
-                guest.run(0, &placed, common::queue::Layout::Indirect);
-                for part in placed
-                    .chain
-                    .iter()
-                    .filter(|part| part.write && part.len > 0)
-                {
-                    written.extend(
-                        part.address / PAGE..=(part.address + u64::from(part.len) - 1) / PAGE,
-                    );
-                }
-            }
-            let ring = used_ring(&guest);
-            let ring = ring / PAGE..=(ring + 6 + 8 * u64::from(guest.queues[0].ring.size())) / PAGE;
-            written.extend(ring);
-            let marked = log.take();
-            // What the driver wrote itself changed as well, but not these pages of ours.
-            let ours: BTreeSet<_> = changed(&before, &guest.memory)
-                .intersection(&written)
-                .copied()
-                .collect();
-            assert!(
-                ours.is_subset(&marked),
-                "round {round}: {:?}",
-                &ours - &marked
-            );
+            let [written, _, marked] = run_logged(&mut guest, log, &requests);
             assert!(
                 marked.is_subset(&written),
                 "round {round}: {:?}",
                 &marked - &written
             );
-            assert!(!ours.is_empty());
             // The other log is not written to any more.
             assert!(logs[1 - round].take().is_empty());
         }
@@ -194,10 +202,44 @@ fn every_page_written_is_logged_and_no_other() {
     }
 }
 
+/// Of requests that write to the disk nothing changes in memory but the answers.
+#[test]
+fn what_the_disk_is_written_from_is_not_logged() {
+    let disk = Writable::serve();
+    let mut guest = disk.guest(wanted());
+    let log = Log::new(&guest.memory);
+    let requests: [Request; 8] = [
+        (OUT, 5, tagged(512, 1)),
+        (OUT, 70_001, tagged(131_072, 2)),
+        (FLUSH, 0, vec![]),
+        (DISCARD, 0, range(5, 1, 0)),
+        (WRITE_ZEROES, 0, range(70_000, 9, UNMAP)),
+        (WRITE_ZEROES, 0, range(70_020, 9, 0)),
+        (GET_ID, 0, vec![0; 20]),
+        (FLUSH, 0, vec![]),
+    ];
+    // One by one, so that each must mark its own answer; then all with durable writes.
+    for writeback in [1, 0] {
+        let flags = VhostUserConfigFlags::WRITABLE;
+        let frontend = &mut guest.session.frontend;
+        frontend
+            .set_config(32, flags, &[writeback])
+            .expect("writeback");
+        for request in &requests {
+            let one = std::slice::from_ref(request);
+            let [written, read, marked] = run_logged(&mut guest, &log, one);
+            assert!(read.is_disjoint(&written), "the test tells them apart");
+            assert_eq!(marked, written, "type {}", request.0);
+        }
+    }
+    guest.session.stop_queue(0).expect("stop");
+    assert!(log.take().is_empty(), "nothing was left to mark");
+}
+
 #[test]
 fn the_device_state_is_empty() {
     let disk = Disk::serve();
-    let guest = boot(&disk);
+    let guest = disk.guest(wanted());
     guest.session.stop_queue(0).expect("stop");
     let transfer = |direction, theirs: OwnedFd| {
         let frontend = &guest.session.frontend;
