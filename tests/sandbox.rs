@@ -10,19 +10,23 @@ use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::net::TcpListener;
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio, exit};
 use std::ptr::{null, null_mut};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::PATIENCE;
+use common::content::tagged;
 use common::daemon::{self, Daemon};
 use common::disk::{self, Disk};
 use common::guest::{Guest, Options};
+use common::writable::Writable;
 use io_uring::{IoUring, opcode, types};
 use libc::{SIGABRT, SIGSYS};
 use ovbd_vhost::daemon::sandbox::{self, Support, files};
@@ -44,29 +48,106 @@ fn field<'a>(status: &'a str, name: &str) -> &'a str {
     line.and_then(|line| line.split_once(":\t")).expect(name).1
 }
 
+/// No capability, none to gain, and a filter of system calls.
+fn assert_confined(status: &str) {
+    let name = field(status, "Name");
+    for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+        assert_eq!(field(status, set), "0000000000000000", "{name}: {set}");
+    }
+    let own = capabilities(None).unwrap().effective;
+    if own.contains(CapabilitySet::SETPCAP) {
+        assert_eq!(field(status, "CapBnd"), "0000000000000000", "{name}");
+    }
+    assert_eq!(field(status, "NoNewPrivs"), "1", "{name}");
+    assert_eq!(field(status, "Seccomp"), "2", "{name}: a filter");
+}
+
+/// Asserts that the threads of a process are these, and that all are confined.
+fn assert_threads(pid: Pid, names: &[&str]) {
+    let threads = statuses(pid);
+    let mut found: Vec<_> = threads.iter().map(|status| field(status, "Name")).collect();
+    found.sort_unstable();
+    assert_eq!(found, names);
+    threads.iter().for_each(|status| assert_confined(status));
+}
+
 #[test]
 fn no_thread_of_the_running_daemon_has_a_privilege_left() {
     let disk = Disk::serve();
-    let queues = 2;
     let mut guest = disk.guest(Options {
-        queues,
+        queues: 2,
         ..Options::default()
     });
     guest.assert_reads(0, &disk.content);
-    let threads = statuses(disk.daemon.pid());
-    assert_eq!(threads.len(), 2 + queues, "main, front-end, queues");
-    for status in &threads {
-        for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
-            assert_eq!(field(status, set), "0000000000000000", "{set}");
-        }
-        let own = capabilities(None).unwrap().effective;
-        if own.contains(CapabilitySet::SETPCAP) {
-            assert_eq!(field(status, "CapBnd"), "0000000000000000");
-        }
-        assert_eq!(field(status, "NoNewPrivs"), "1");
-        assert_eq!(field(status, "Seccomp"), "2", "a filter");
-    }
+    let names = ["front-end", "ovbd-vhost", "queue-0", "queue-1"];
+    assert_threads(disk.daemon.pid(), &names);
     assert!(!disk.daemon.log().contains("WARN"), "{}", disk.daemon.log());
+}
+
+#[test]
+fn no_thread_of_a_writable_device_has_a_privilege_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let control = folder.path().join("control");
+    let disk = Writable::serve_with(&["--control", control.to_str().unwrap()]);
+    let mut guest = disk.guest(Options {
+        queues: 2,
+        ..Options::default()
+    });
+    guest.write(0, 7, &[7; 4096]);
+    guest.flush(1);
+    let names = [
+        "control",
+        "flush-0",
+        "flush-1",
+        "front-end",
+        "ovbd-vhost",
+        "queue-0",
+        "queue-1",
+    ];
+    assert_threads(disk.daemon.pid(), &names);
+    assert!(!disk.daemon.log().contains("WARN"), "{}", disk.daemon.log());
+}
+
+/// It lives for a moment at the end: the daemon is ended until that was seen.
+#[test]
+fn the_thread_of_the_last_flush_has_no_privilege_left() {
+    let mut disk = Writable::serve();
+    let start = Instant::now();
+    loop {
+        let mut guest = disk.plain_guest();
+        for sector in (0..16 << 10).step_by(512) {
+            guest.write(0, sector, &tagged(512 * 512, sector));
+        }
+        drop(guest);
+        let pid = disk.daemon.pid();
+        let ended = AtomicBool::new(false);
+        let seen = thread::scope(|scope| {
+            let watching = scope.spawn(|| {
+                while !ended.load(Ordering::Relaxed) {
+                    let threads = fs::read_dir(format!("/proc/{pid}/task"))
+                        .into_iter()
+                        .flatten();
+                    // Those that have ended meanwhile have no status.
+                    let statuses = threads.filter_map(|thread| {
+                        fs::read_to_string(thread.ok()?.path().join("status")).ok()
+                    });
+                    let last = |status: &String| field(status, "Name") == "last-flush";
+                    if let Some(status) = statuses.into_iter().find(last) {
+                        return Some(status);
+                    }
+                }
+                None
+            });
+            assert_eq!(disk.daemon.terminate().code(), Some(0));
+            ended.store(true, Ordering::Relaxed);
+            watching.join().unwrap()
+        });
+        if let Some(status) = seen {
+            return assert_confined(&status);
+        }
+        assert!(start.elapsed() < PATIENCE, "no last flush");
+        disk.daemon.restart();
+    }
 }
 
 #[test]
@@ -151,25 +232,54 @@ fn a_writable_layer_takes_its_directory_and_no_more() {
     let landlock = thread::spawn(|| files::close(&[], &[]).unwrap());
     let fenced = landlock.join().unwrap() == Support::Full;
     let directory = tempfile::tempdir().unwrap();
-    let fenced = |end: End| {
+    // Where nothing keeps them to the directory, files are not opened and names not changed.
+    let open = |end: End| {
         if fenced {
             end
         } else {
             End::Fails(libc::ENOSYS)
         }
     };
+    let name = |end: End| if fenced { end } else { End::Killed(SIGSYS) };
+    let denied = || End::Fails(libc::EACCES);
     for (what, expected) in [
         ("write what is open", End::Works),
-        ("replace a file", fenced(End::Works)),
-        ("create", fenced(End::Works)),
-        ("open", fenced(End::Fails(libc::EACCES))),
+        ("replace a file", open(End::Works)),
+        ("create", open(End::Works)),
+        ("rename", name(End::Works)),
+        ("link", name(End::Works)),
+        ("remove in the directory", name(End::Works)),
+        ("open", open(denied())),
+        ("open to write elsewhere", open(denied())),
+        (
+            "open by io_uring",
+            if fenced { denied() } else { End::Works },
+        ),
+        ("create elsewhere", open(denied())),
+        ("remove elsewhere", name(denied())),
+        ("rename to elsewhere", name(denied())),
+        ("rename from elsewhere", name(denied())),
+        ("link to elsewhere", name(denied())),
+        ("link from elsewhere", name(End::Fails(libc::EXDEV))),
+        ("make a symbolic link", End::Killed(SIGSYS)),
+        ("make a directory", End::Killed(SIGSYS)),
+        ("truncate elsewhere", End::Killed(SIGSYS)),
         ("change a mode", End::Killed(SIGSYS)),
+        ("tcp socket", End::Killed(SIGSYS)),
         ("unix socket", End::Killed(SIGSYS)),
         ("run a program", End::Killed(SIGSYS)),
         ("fork", End::Killed(SIGSYS)),
+        ("new namespace", End::Killed(SIGSYS)),
+        ("trace", End::Killed(SIGSYS)),
+        ("signal its parent", End::Killed(SIGSYS)),
+        ("become another user", End::Killed(SIGSYS)),
         ("map code", End::Killed(SIGSYS)),
+        ("turn data into code", End::Killed(SIGSYS)),
     ] {
         fs::write(directory.path().join("socket"), "").unwrap();
+        for left in ["other", "linked"] {
+            let _ = fs::remove_file(directory.path().join(left));
+        }
         let end = try_inside(what, directory.path(), true);
         assert_eq!(end, expected, "{what}");
     }
@@ -216,6 +326,23 @@ fn probe() {
             "write what is open" => write_and_sync(&written),
             "replace a file" => replace(directory),
             "remove elsewhere" => fs::remove_file(&elsewhere),
+            "open to write elsewhere" => fs::File::options().write(true).open(&elsewhere).map(drop),
+            "create elsewhere" => fs::write(elsewhere.with_extension("new"), ""),
+            "rename to elsewhere" => {
+                fs::rename(directory.join("socket"), elsewhere.with_extension("new"))
+            }
+            "rename from elsewhere" => fs::rename(&elsewhere, directory.join("other")),
+            "link" => fs::hard_link(directory.join("socket"), directory.join("linked")),
+            "link to elsewhere" => {
+                fs::hard_link(directory.join("socket"), elsewhere.with_extension("new"))
+            }
+            "link from elsewhere" => fs::hard_link(&elsewhere, directory.join("linked")),
+            "make a symbolic link" => symlink("/etc/passwd", directory.join("linked")),
+            "make a directory" => fs::create_dir(directory.join("linked")),
+            "truncate elsewhere" => {
+                let path = CString::new(elsewhere.as_os_str().as_bytes()).unwrap();
+                made(libc::truncate(path.as_ptr(), 0))
+            }
             "rename" => fs::rename(directory.join("socket"), directory.join("other")),
             "change a mode" => {
                 fs::set_permissions(directory.join("socket"), fs::Permissions::from_mode(0o777))
