@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use clap::Parser;
 
-/// Reads from four devices under trouble of every kind, and checks every byte.
+/// Reads from six devices, and writes to two of them, under trouble of every kind, and checks every
+/// byte.
 #[derive(Parser)]
 struct Args {
     /// How long.

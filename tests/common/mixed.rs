@@ -47,7 +47,8 @@ pub struct Mixed {
     slots: Vec<Slot>,
     /// The disk as it must read; only this queue's stripes are kept.
     pub model: Vec<u8>,
-    random: Random,
+    /// What is done next.
+    pub random: Random,
     index: u64,
     queues: u64,
 }

@@ -98,3 +98,10 @@ impl Writable {
         self.daemon.restart();
     }
 }
+
+/// Removes the journal of a layer that `--upper-auto` made in `folder`.
+pub fn forget_journal(folder: &Path) {
+    for name in ["upper.index.journal0", "upper.index.journal1"] {
+        fs::remove_file(folder.join(name)).expect("a journal");
+    }
+}

@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct Count(AtomicU64);
 
 impl Count {
-    /// One more.
-    pub fn add(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+    /// So many more.
+    pub fn add(&self, more: u64) {
+        self.0.fetch_add(more, Ordering::Relaxed);
     }
 
     /// So many.
@@ -30,6 +30,8 @@ impl fmt::Display for Count {
 pub struct Counts {
     /// Reads whose every byte was right.
     pub verified: Count,
+    /// Requests of all kinds to writable devices, each of which did what it should.
+    pub changes: Count,
     /// Reads that came back as good and were not.
     pub mismatches: Count,
     /// Reads that failed while a layer was cut.
@@ -56,6 +58,7 @@ impl Counts {
         let wrong = [&self.mismatches, &self.unexpected];
         let made = [
             &self.verified,
+            &self.changes,
             &self.kills,
             &self.stops,
             &self.reconnects,
@@ -71,6 +74,7 @@ impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             verified,
+            changes,
             mismatches,
             failed,
             unexpected,
@@ -78,8 +82,8 @@ impl fmt::Display for Counts {
         } = self;
         writeln!(
             f,
-            "{verified} reads verified, {mismatches} mismatches, {unexpected} unexpected errors, \
-             {failed} I/O errors while a layer was cut"
+            "{verified} reads verified, {changes} requests to writable devices, {mismatches} \
+             mismatches, {unexpected} unexpected errors, {failed} I/O errors while a layer was cut"
         )?;
         write!(
             f,

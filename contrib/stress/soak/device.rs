@@ -1,45 +1,32 @@
 //! One device: a daemon, a front-end whose queues are kept full, and the trouble made for both.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use vhost::vhost_user::VhostUserFrontend;
 
+use super::changes;
 use super::counts::Counts;
 use super::health::Health;
 use super::images::Image;
+use super::reads::{Faults, Reads, SHAPES};
 use crate::common::PATIENCE;
-use crate::common::blk::{IOERR, OK, SECTOR};
 use crate::common::content::Random;
 use crate::common::daemon::Daemon;
 use crate::common::guest::{Guest, Options};
-use crate::common::load::{Load, Shape};
+use crate::common::load::Load;
 use crate::common::memory::{Memory, Region};
+use crate::common::mixed::Mixed;
+use crate::common::queue::Queue;
 use crate::common::returning::Returning;
-use crate::common::ring::{Addresses, Ring};
+use crate::common::ring::{Addresses, Ring, Vring};
 use crate::common::session::{Session, feature};
+use crate::common::writable;
 
+const QUEUES: usize = 2;
 const QUEUE_SIZE: u16 = 128;
-
-/// One shape of reads for each queue.
-const SHAPES: [Shape; 2] = [
-    Shape {
-        depth: 32,
-        len: 4096,
-        segments: 1,
-        indirect: false,
-    },
-    Shape {
-        depth: 16,
-        len: 49152,
-        segments: 5,
-        indirect: true,
-    },
-];
 
 /// Guest address of the first region that comes and goes.
 const EXTRA: u64 = 0x10_0000_0000;
@@ -53,79 +40,33 @@ pub struct Plan {
     pub options: &'static [&'static str],
     /// Whether its daemon is killed and restarted. One that is not shows leaks.
     pub restarts: bool,
+    /// Whether it has a writable layer. Then its front-end writes as much as it reads, and its lower
+    /// layers are left whole.
+    pub writable: bool,
 }
 
-/// A layer is cut while this is odd: reads that began or ended then may fail.
-#[derive(Default)]
-struct Faults(AtomicU64);
-
-impl Faults {
-    fn now(&self) -> u64 {
-        self.0.load(Ordering::SeqCst)
-    }
-
-    fn turn(&self) {
-        self.0.fetch_add(1, Ordering::SeqCst);
-    }
-
-    fn excuse(&self, began: u64) -> bool {
-        began % 2 == 1 || began != self.now()
-    }
+/// What keeps a queue busy.
+enum Work<'i> {
+    Reads(Reads<'i>),
+    /// A writable device's.
+    Changes(Mixed),
 }
 
-/// Reads at random until told to stop, and judges what comes back.
-fn read(
-    name: &str,
-    load: &mut Load,
-    image: &Image,
-    faults: &Faults,
-    counts: &Counts,
-    random: &mut Random,
-) {
-    let len = load.shape().len as usize;
-    let last = (image.content.len() - len) as u64 / SECTOR;
-    // For each sector being read: how often, and when the first of these reads began.
-    let began: RefCell<HashMap<u64, (u32, u64)>> = RefCell::default();
-    let mut left = 500;
-    let mut buffer = vec![0; len];
-    load.run(
-        || {
-            left = u64::checked_sub(left, 1)?;
-            let sector = random.within(0..=last);
-            let mut began = began.borrow_mut();
-            began.entry(sector).or_insert((0, faults.now())).0 += 1;
-            Some(sector)
-        },
-        |done| {
-            let mut began = began.borrow_mut();
-            let Entry::Occupied(mut read) = began.entry(done.sector) else {
-                return counts.unexpected.add();
-            };
-            read.get_mut().0 -= 1;
-            let (others, began) = *read.get();
-            if others == 0 {
-                read.remove();
-            }
-            let start = (done.sector * SECTOR) as usize;
-            done.data.copy_to(&mut buffer);
-            if done.status == OK {
-                let right = buffer == image.content[start..start + len];
-                match right && done.len as usize == len + 1 {
-                    true => counts.verified.add(),
-                    false => counts.mismatches.add(),
-                }
-            } else if done.status == IOERR && faults.excuse(began) {
-                counts.failed.add();
-            } else {
-                counts.unexpected.add();
-                let now = faults.now();
-                eprintln!(
-                    "{name}: status {} at sector {}, faults {began} to {now}",
-                    done.status, done.sector
-                );
-            }
-        },
-    );
+impl Work<'_> {
+    fn vring(&self) -> Vring {
+        match self {
+            Work::Reads(reads) => reads.load.ring.vring.clone(),
+            Work::Changes(mixed) => mixed.queue.ring.vring.clone(),
+        }
+    }
+
+    /// Does a number of requests, and waits for the last answer.
+    fn turn(&mut self, counts: &Counts) {
+        match self {
+            Work::Reads(reads) => reads.turn(counts),
+            Work::Changes(mixed) => changes::turn(mixed, counts),
+        }
+    }
 }
 
 /// Who makes the trouble.
@@ -159,21 +100,21 @@ impl Controller<'_> {
             0 if self.plan.restarts => {
                 self.daemon.kill();
                 self.daemon.restart();
-                self.counts.kills.add();
+                self.counts.kills.add(1);
             }
             1 if self.plan.restarts => {
                 assert_eq!(self.daemon.terminate().code(), Some(0));
                 self.daemon.restart();
-                self.counts.stops.add();
+                self.counts.stops.add(1);
             }
-            2 => self.cut_layer(),
+            2 if !self.plan.writable => self.cut_layer(),
             3 => self.cut_memory(),
             4..=5 => self.change_memory(),
             _ => {
                 // Sometimes the old connection stands until the new one is there.
                 let _old = self.session.take().filter(|_| self.random.coin());
                 self.connect();
-                self.counts.reconnects.add();
+                self.counts.reconnects.add(1);
             }
         }
         if self
@@ -191,14 +132,18 @@ impl Controller<'_> {
         self.pause(Duration::from_millis(50));
         drop(cut);
         self.faults.turn();
-        self.counts.layer_cuts.add();
+        self.counts.layer_cuts.add(1);
     }
 
     /// Another front-end takes over and cuts its memory: the device is free again for ours.
     fn cut_memory(&mut self) {
         self.session = None;
         let mut guest = Guest::boot(self.daemon.connect(), Options::default()).expect("guest");
-        guest.assert_reads(0, &self.image.content);
+        match self.plan.writable {
+            // Ours are under way to write there.
+            true => drop(guest.read(0, 0, 4096)),
+            false => guest.assert_reads(0, &self.image.content),
+        }
         for region in &guest.memory.regions {
             region.file().set_len(0).expect("cut");
         }
@@ -208,7 +153,32 @@ impl Controller<'_> {
             assert!(start.elapsed() < PATIENCE, "a guest without memory goes on");
             thread::sleep(Duration::from_millis(1));
         }
-        self.counts.memory_cuts.add();
+        self.counts.memory_cuts.add(1);
+    }
+
+    /// All that was answered is there, also after a crash; and after a flush, also without what only
+    /// lasts as long as the system runs.
+    fn verify_all(mut self, work: &[Work], folder: &Path) {
+        self.session = None;
+        let mut model = self.image.content.to_vec();
+        for work in work {
+            if let Work::Changes(mixed) = work {
+                mixed.merge_into(&mut model);
+            }
+        }
+        let verify = |daemon: &Daemon| {
+            let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
+            changes::verify(&mut guest, &model, self.counts);
+            guest.flush(0);
+        };
+        verify(&self.daemon);
+        self.daemon.kill();
+        self.daemon.restart();
+        verify(&self.daemon);
+        self.daemon.kill();
+        writable::forget_journal(folder);
+        self.daemon.restart();
+        verify(&self.daemon);
     }
 
     /// A region comes or goes, by itself or with the whole table sent again.
@@ -236,26 +206,62 @@ impl Controller<'_> {
             }
             self.extra = Some(extra);
         }
-        self.counts.memory_changes.add();
+        self.counts.memory_changes.add(1);
     }
 }
 
-/// Runs a device until `end`.
-pub fn run(plan: &Plan, image: &Image, end: Instant, seed: u64, counts: &Counts) -> Health {
-    let memory = Memory::typical();
+/// The queues of a device.
+fn work<'i>(
+    plan: &'i Plan,
+    image: &'i Image,
+    memory: &Memory,
+    faults: &'i Faults,
+    seed: u64,
+) -> Vec<Work<'i>> {
     let event_idx = Returning::wanted().features & feature::EVENT_IDX != 0;
-    let loads = SHAPES.into_iter().enumerate().map(|(index, shape)| {
-        let at = Addresses::alloc(&memory, QUEUE_SIZE, [index; 3]);
-        let ring = Ring::new(&memory, at, QUEUE_SIZE, event_idx);
-        Load::new(ring, &memory, index, shape)
-    });
-    let loads: Vec<_> = loads.collect();
-    let vrings = loads.iter().map(|load| load.ring.vring.clone()).collect();
+    let queue = |index: usize| {
+        let random = Random::new(seed + 1 + index as u64);
+        if plan.writable {
+            let queue = Queue::new(memory, QUEUE_SIZE, event_idx);
+            let model = image.content.to_vec();
+            let mut mixed = Mixed::new(queue, memory, model, (index, QUEUES), changes::DEPTH);
+            mixed.random = random;
+            return Work::Changes(mixed);
+        }
+        let at = Addresses::alloc(memory, QUEUE_SIZE, [index; 3]);
+        let ring = Ring::new(memory, at, QUEUE_SIZE, event_idx);
+        Work::Reads(Reads {
+            load: Load::new(ring, memory, index, SHAPES[index]),
+            name: plan.name,
+            image,
+            faults,
+            random,
+        })
+    };
+    (0..QUEUES).map(queue).collect()
+}
+
+/// Runs a device until `end`; its writable layer is made in `folder`.
+pub fn run(
+    plan: &Plan,
+    image: &Image,
+    folder: &Path,
+    end: Instant,
+    seed: u64,
+    counts: &Counts,
+) -> Health {
+    let memory = Memory::typical();
     let faults = Faults::default();
+    let work = work(plan, image, &memory, &faults, seed);
+    let vrings = work.iter().map(Work::vring).collect();
+    let mut options = plan.options.to_vec();
+    if plan.writable {
+        options.extend(["--upper-auto", folder.to_str().expect("UTF-8")]);
+    }
     let mut controller = Controller {
         image,
         plan,
-        daemon: Daemon::with(&image.files, plan.options),
+        daemon: Daemon::with(&image.files, &options),
         front_end: Returning::new(memory, vrings),
         session: None,
         extra: None,
@@ -267,24 +273,34 @@ pub fn run(plan: &Plan, image: &Image, end: Instant, seed: u64, counts: &Counts)
     controller.connect();
     let mut health = Health::new(plan.name);
     let stop = AtomicBool::new(false);
-    thread::scope(|scope| {
-        for (number, mut load) in (1..).zip(loads) {
-            let (stop, faults) = (&stop, &faults);
+    let work: Vec<_> = thread::scope(|scope| {
+        let busy = work.into_iter().map(|mut work| {
+            let stop = &stop;
             scope.spawn(move || {
-                let mut random = Random::new(seed + number);
                 while !stop.load(Ordering::Relaxed) {
-                    read(plan.name, &mut load, image, faults, counts, &mut random);
+                    work.turn(counts);
                 }
-            });
+                work
+            })
+        });
+        let busy: Vec<_> = busy.collect();
+        {
+            // Whatever happens here, the queues come to rest.
+            let _stop = Raise(&stop);
+            while Instant::now() < end {
+                controller.pause(Duration::from_millis(400));
+                controller.disturb();
+                health.sample(&controller.daemon);
+            }
         }
-        // Whatever happens here, the readers end.
-        let _stop = Raise(&stop);
-        while Instant::now() < end {
-            controller.pause(Duration::from_millis(400));
-            controller.disturb();
-            health.sample(&controller.daemon);
-        }
+        let ended = busy.into_iter().map(|queue| queue.join());
+        ended
+            .map(|work| work.expect("a queue's requests"))
+            .collect()
     });
+    if plan.writable {
+        controller.verify_all(&work, folder);
+    }
     health
 }
 

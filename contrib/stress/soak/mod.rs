@@ -1,11 +1,13 @@
-//! The soak: four devices, each with trouble of every kind, for as long as wanted.
+//! The soak: six devices, each with trouble of every kind, for as long as wanted.
 
 #![allow(clippy::print_stderr)] // What is wrong, when it happens.
 
+mod changes;
 mod counts;
 mod device;
 mod health;
 mod images;
+mod reads;
 
 use std::fmt;
 use std::thread;
@@ -22,12 +24,13 @@ use crate::common::content::Random;
 const LONG: Duration = Duration::from_secs(5 * 60);
 
 /// The devices: what each is, its layers, and their form.
-const DEVICES: [(Plan, u64, Form); 4] = [
+const DEVICES: [(Plan, u64, Form); 6] = [
     (
         Plan {
             name: "lz4",
             options: &[],
             restarts: true,
+            writable: false,
         },
         1,
         Form::Lz4,
@@ -37,6 +40,7 @@ const DEVICES: [(Plan, u64, Form); 4] = [
             name: "zstd",
             options: &["--block-cache", "8M", "--poll-us", "20"],
             restarts: true,
+            writable: false,
         },
         3,
         Form::Zstd,
@@ -46,6 +50,7 @@ const DEVICES: [(Plan, u64, Form); 4] = [
             name: "plain",
             options: &["--io", "pread", "--readahead", "256K"],
             restarts: true,
+            writable: false,
         },
         8,
         Form::Plain,
@@ -55,9 +60,30 @@ const DEVICES: [(Plan, u64, Form); 4] = [
             name: "255 layers",
             options: &["--drop-cache"],
             restarts: false,
+            writable: false,
         },
         255,
         Form::Mixed,
+    ),
+    (
+        Plan {
+            name: "writable",
+            options: &[],
+            restarts: true,
+            writable: true,
+        },
+        3,
+        Form::Mixed,
+    ),
+    (
+        Plan {
+            name: "left alone",
+            options: &["--io", "pread"],
+            restarts: false,
+            writable: true,
+        },
+        1,
+        Form::Lz4,
     ),
 ];
 
@@ -86,7 +112,9 @@ pub fn run(time: Duration, seed: u64) -> Report {
         let (mut threads, counts) = (Vec::new(), &counts);
         for (number, (plan, image)) in (0..).zip(&devices) {
             let seed = seed + 100 * number;
-            threads.push(scope.spawn(move || device::run(plan, image, end, seed, counts)));
+            let upper = folder.path().join(plan.name).join("upper");
+            let run = move || device::run(plan, image, &upper, end, seed, counts);
+            threads.push(scope.spawn(run));
         }
         threads.into_iter().map(|thread| thread.join()).collect()
     });
