@@ -1,7 +1,7 @@
 //! The scripts under `contrib/` that touch a host, run where they can do no harm.
 
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::{fs, str};
 
@@ -15,6 +15,40 @@ fn attach(arguments: &[&str]) -> Output {
 
 fn text(bytes: &[u8]) -> &str {
     str::from_utf8(bytes).unwrap()
+}
+
+/// Names that follow `--bench` in scripts and documents, with the file each was found in.
+fn benches_named(folder: &Path, found: &mut Vec<(String, PathBuf)>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            benches_named(&path, found);
+        } else if let Ok(text) = fs::read_to_string(&path) {
+            let mut words = text.split(|c: char| c.is_whitespace() || c == '`');
+            while let Some(word) = words.next() {
+                if word == "--bench"
+                    && let Some(name) = words.next()
+                {
+                    found.push((name.to_owned(), path.clone()));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_benchmark_that_a_script_or_a_document_names_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifest = fs::read_to_string(root.join("Cargo.toml")).unwrap();
+    let mut found = Vec::new();
+    for folder in ["contrib", "docs"] {
+        benches_named(&root.join(folder), &mut found);
+    }
+    assert!(found.iter().any(|(name, _)| name == "stress"), "{found:?}");
+    for (name, path) in found {
+        let entry = format!("[[bench]]\nname = \"{name}\"\npath = ");
+        assert!(manifest.contains(&entry), "{}: {name}", path.display());
+    }
 }
 
 #[test]
