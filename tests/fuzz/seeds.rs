@@ -480,7 +480,11 @@ fn messages() {
         .kick()
         .kick();
     let again = new().writable(1).table().queue(0, 0).kick();
-    let writing = (0..4).map(session).chain([through, again]);
+    // Two writes, of which only the journal knows.
+    let steps = chains.lay(Steps::default(), 2).writable(0);
+    let unflushed = steps.negotiate_for(WRITABLE).table();
+    let unflushed = unflushed.queue_of(32, 0, 0, 0).kick();
+    let writing = (0..4).map(session).chain([through, again, unflushed]);
     let seeds = seeds.into_iter().chain(writing);
     write(&folder("messages"), seeds.map(|steps| steps.0));
 }
