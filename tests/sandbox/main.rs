@@ -1,0 +1,185 @@
+//! What the daemon, once it serves, can no longer do.
+//!
+//! The running daemon is looked at from outside (`/proc`). What its fences hold back is tried from
+//! inside (`probes`).
+
+#[path = "../common/mod.rs"]
+mod common;
+mod probes;
+mod users;
+
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use common::PATIENCE;
+use common::content::tagged;
+use common::daemon::Daemon;
+use common::disk::{Disk, deep};
+use common::guest::{Guest, Options};
+use common::writable::Writable;
+use rustix::process::Pid;
+use rustix::thread::{CapabilitySet, capabilities};
+
+/// The fields of `/proc/PID/status` for each thread of a process.
+fn statuses(pid: Pid) -> Vec<String> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("the daemon runs");
+    threads
+        .map(|thread| fs::read_to_string(thread.unwrap().path().join("status")).unwrap())
+        .collect()
+}
+
+fn field<'a>(status: &'a str, name: &str) -> &'a str {
+    let line = status.lines().find(|line| line.starts_with(name));
+    line.and_then(|line| line.split_once(":\t")).expect(name).1
+}
+
+/// No capability, none to gain, and a filter of system calls.
+fn assert_confined(status: &str) {
+    let name = field(status, "Name");
+    for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+        assert_eq!(field(status, set), "0000000000000000", "{name}: {set}");
+    }
+    let own = capabilities(None).unwrap().effective;
+    if own.contains(CapabilitySet::SETPCAP) {
+        assert_eq!(field(status, "CapBnd"), "0000000000000000", "{name}");
+    }
+    assert_eq!(field(status, "NoNewPrivs"), "1", "{name}");
+    assert_eq!(field(status, "Seccomp"), "2", "{name}: a filter");
+}
+
+/// Asserts that the threads of a process are these, and that all are confined.
+fn assert_threads(pid: Pid, names: &[&str]) {
+    let threads = statuses(pid);
+    let mut found: Vec<_> = threads.iter().map(|status| field(status, "Name")).collect();
+    found.sort_unstable();
+    assert_eq!(found, names);
+    threads.iter().for_each(|status| assert_confined(status));
+}
+
+#[test]
+fn no_thread_of_the_running_daemon_has_a_privilege_left() {
+    let disk = Disk::serve();
+    let mut guest = disk.guest(Options {
+        queues: 2,
+        ..Options::default()
+    });
+    guest.assert_reads(0, &disk.content);
+    let names = ["front-end", "ovbd-vhost", "queue-0", "queue-1"];
+    assert_threads(disk.daemon.pid(), &names);
+    assert!(!disk.daemon.log().contains("WARN"), "{}", disk.daemon.log());
+}
+
+#[test]
+fn no_thread_of_a_writable_device_has_a_privilege_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let control = folder.path().join("control");
+    let disk = Writable::serve_with(&["--control", control.to_str().unwrap()]);
+    let mut guest = disk.guest(Options {
+        queues: 2,
+        ..Options::default()
+    });
+    guest.write(0, 7, &[7; 4096]);
+    guest.flush(1);
+    let names = [
+        "control",
+        "flush-0",
+        "flush-1",
+        "front-end",
+        "ovbd-vhost",
+        "queue-0",
+        "queue-1",
+    ];
+    assert_threads(disk.daemon.pid(), &names);
+    assert!(!disk.daemon.log().contains("WARN"), "{}", disk.daemon.log());
+}
+
+/// It lives for a moment at the end: the daemon is ended until that was seen.
+#[test]
+fn the_thread_of_the_last_flush_has_no_privilege_left() {
+    let mut disk = Writable::serve();
+    let start = Instant::now();
+    loop {
+        let mut guest = disk.plain_guest();
+        for sector in (0..16 << 10).step_by(512) {
+            guest.write(0, sector, &tagged(512 * 512, sector));
+        }
+        drop(guest);
+        let pid = disk.daemon.pid();
+        let ended = AtomicBool::new(false);
+        let seen = thread::scope(|scope| {
+            let watching = scope.spawn(|| {
+                while !ended.load(Ordering::Relaxed) {
+                    let threads = fs::read_dir(format!("/proc/{pid}/task"))
+                        .into_iter()
+                        .flatten();
+                    // Those that have ended meanwhile have no status.
+                    let statuses = threads.filter_map(|thread| {
+                        fs::read_to_string(thread.ok()?.path().join("status")).ok()
+                    });
+                    let last = |status: &String| field(status, "Name") == "last-flush";
+                    if let Some(status) = statuses.into_iter().find(last) {
+                        return Some(status);
+                    }
+                }
+                None
+            });
+            assert_eq!(disk.daemon.terminate().code(), Some(0));
+            ended.store(true, Ordering::Relaxed);
+            watching.join().unwrap()
+        });
+        if let Some(status) = seen {
+            return assert_confined(&status);
+        }
+        assert!(start.elapsed() < PATIENCE, "no last flush");
+        disk.daemon.restart();
+    }
+}
+
+#[test]
+fn the_sandbox_can_be_left_out() {
+    let mut disk = Disk::serve_with(&["--sandbox", "off"]);
+    disk.assert_well();
+    for status in statuses(disk.daemon.pid()) {
+        assert_eq!(field(&status, "Seccomp"), "0");
+        assert_eq!(field(&status, "NoNewPrivs"), "0");
+    }
+}
+
+/// A layer that is cut while it is mapped: the fault handler works inside, too.
+#[test]
+fn a_fault_in_a_cut_layer_is_survived_inside() {
+    let (case, _) = deep();
+    let directory = tempfile::tempdir().unwrap();
+    let layers: Vec<_> = case
+        .layers
+        .iter()
+        .enumerate()
+        .map(|(number, layer)| {
+            let copy = directory.path().join(number.to_string());
+            fs::copy(layer, &copy).unwrap();
+            copy
+        })
+        .collect();
+    let mut daemon = Daemon::serve(&layers);
+    let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
+    let read_all = |guest: &mut Guest| {
+        (0..case.size / common::blk::SECTOR)
+            .step_by(1024)
+            .map(|sector| guest.request(0, common::blk::IN, sector, 4096).status)
+            .filter(|status| *status != common::blk::OK)
+            .count()
+    };
+    assert_eq!(read_all(&mut guest), 0);
+    for layer in &layers {
+        fs::File::options()
+            .write(true)
+            .open(layer)
+            .unwrap()
+            .set_len(512)
+            .unwrap();
+    }
+    assert_ne!(read_all(&mut guest), 0, "what is gone cannot be read");
+    daemon.assert_alive();
+}
