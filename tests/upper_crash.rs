@@ -1,5 +1,6 @@
 //! Everything an upper does to its files, recorded; then a crash after each single step of it, by a
-//! killed process or by a power loss, and what the next process finds.
+//! killed process or by a power loss, and what the next process finds. Now and then there is no room
+//! for the index.
 
 #[path = "common/layers.rs"]
 mod layers;
@@ -10,6 +11,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use fuser::Errno;
 use layers::LayerBuilder;
 use ovbd_vhost::format::lsmt::Header;
 use ovbd_vhost::format::lsmt::writable::Kind;
@@ -17,8 +19,8 @@ use ovbd_vhost::image::reader::Reader;
 use ovbd_vhost::image::spec::Stack;
 use ovbd_vhost::scatter::Scatter;
 use ovbd_vhost::units::Sector;
-use ovbd_vhost::upper::{Options, Paths, Snapshots, Volume, create};
-use recorder::{Op, Recorder, after_kill, after_power_loss};
+use ovbd_vhost::upper::{Error, Options, Paths, Snapshots, Volume, create};
+use recorder::{Call, Op, Recorder, after_kill, after_power_loss};
 use tempfile::TempDir;
 use uuid::Uuid;
 use vm_memory::VolatileSlice;
@@ -77,8 +79,37 @@ fn open(folder: &Path, stack: &Stack) -> (Volume, Snapshots) {
     Snapshots::open(stack, &paths(folder), OPTIONS).unwrap()
 }
 
-/// Makes an upper and works on it; returns what was done.
-fn work(recorder: &Recorder, stack: &Stack, kind: Kind, random: &mut Random) -> Vec<Step> {
+/// From now on there is no room for a longer index of any upper.
+fn fill(recorder: &Recorder) {
+    for name in recorder.names() {
+        let name = name.to_str().unwrap();
+        if name.starts_with("index") && !name.contains("journal") {
+            recorder.fail(Call::Write, name, Errno::ENOSPC);
+            recorder.fail(Call::Create, &format!("{name}.new"), Errno::ENOSPC);
+        }
+    }
+}
+
+fn write(volume: &Volume, start: Sector, content: &mut [Content]) -> Result<(), Error> {
+    let sectors = content.len() as u64;
+    let mut scatter = Scatter::new();
+    scatter.push(VolatileSlice::from(content.as_flattened_mut()));
+    volume.write(start, sectors, scatter.cursor(0))
+}
+
+/// Gives the running system another name than the one in the journals.
+fn start_machine(folder: &Path) {
+    for file in fs::read_dir(folder).unwrap() {
+        let path = file.unwrap().path();
+        let extension = path.extension().unwrap_or_default();
+        if extension.to_string_lossy().starts_with("journal") {
+            let file = File::options().write(true).open(path).unwrap();
+            file.write_all_at(b"another start", 8).unwrap();
+        }
+    }
+}
+
+fn make(recorder: &Recorder, kind: Kind) {
     let header = Header {
         index_offset: 0,
         index_entries: 0,
@@ -88,9 +119,15 @@ fn work(recorder: &Recorder, stack: &Stack, kind: Kind, random: &mut Random) -> 
         message: Vec::new(),
     };
     create(&paths(recorder.path()), kind, &header).unwrap();
+}
+
+/// Makes an upper and works on it; returns what was done.
+fn work(recorder: &Recorder, stack: &Stack, kind: Kind, random: &mut Random) -> Vec<Step> {
+    make(recorder, kind);
     let mut device = open(recorder.path(), stack);
     let mut steps = Vec::new();
-    for number in 0..60_u32 {
+    let mut full = false;
+    for number in 0..80_u32 {
         let start = random.below(SECTORS);
         let sectors = (1 + random.below(12)).min(SECTORS - start);
         let range = start as usize..(start + sectors) as usize;
@@ -99,29 +136,41 @@ fn work(recorder: &Recorder, stack: &Stack, kind: Kind, random: &mut Random) -> 
         zeros.extend(range.clone().map(|sector| (sector, [0; 512])));
         let (volume, snapshots) = &device;
         let start = Sector(start);
-        let (changed, is_flush) = match random.below(20) {
+        let mut is_flush = false;
+        let mut changed = Vec::new();
+        let done = match random.below(22) {
             0..=3 => {
-                volume.flush().unwrap();
-                (Vec::new(), true)
+                let flushed = volume.flush();
+                is_flush = flushed.is_ok();
+                flushed
             }
             4 | 5 => {
-                volume.discard(start, sectors).unwrap();
-                (zeros, false)
+                changed = zeros;
+                volume.discard(start, sectors)
             }
             6 | 7 => {
-                volume.write_zeroes(start, sectors, false).unwrap();
-                (zeros, false)
+                changed = zeros;
+                volume.write_zeroes(start, sectors, false)
             }
             8 => {
                 drop(device);
                 device = open(recorder.path(), stack);
-                (Vec::new(), true)
+                is_flush = !full;
+                Ok(())
             }
             9 => {
                 let name = format!("snapshot {number}");
-                let taken = snapshots.take(volume, &name).unwrap();
-                assert_eq!(snapshots.take(volume, &name).unwrap(), taken);
-                (Vec::new(), false)
+                snapshots.take(volume, &name).map(|taken| {
+                    assert_eq!(snapshots.take(volume, &name).unwrap(), taken);
+                })
+            }
+            10 | 11 => {
+                full = !full;
+                match full {
+                    true => fill(recorder),
+                    false => recorder.heal(),
+                }
+                Ok(())
             }
             _ => {
                 let mut content = Vec::new();
@@ -130,13 +179,19 @@ fn work(recorder: &Recorder, stack: &Stack, kind: Kind, random: &mut Random) -> 
                     bytes[..4].copy_from_slice(&(number + 1).to_le_bytes());
                     content.push(bytes);
                 }
-                let mut bytes = content.as_flattened().to_vec();
-                let mut scatter = Scatter::new();
-                scatter.push(VolatileSlice::from(&mut bytes[..]));
-                volume.write(start, sectors, scatter.cursor(0)).unwrap();
-                (range.zip(content).collect(), false)
+                let written = write(volume, start, &mut content);
+                changed = range.zip(content).collect();
+                written
             }
         };
+        assert!(full || done.is_ok(), "{done:?}");
+        if done.is_err() {
+            // Old or new, from now on it is what it is.
+            let now = content(&device.0);
+            changed
+                .iter_mut()
+                .for_each(|(sector, content)| *content = now[*sector]);
+        }
         steps.push(Step {
             began,
             ended: recorder.position(),
@@ -149,7 +204,10 @@ fn work(recorder: &Recorder, stack: &Stack, kind: Kind, random: &mut Random) -> 
 
 /// What the next process finds in `folder`.
 fn found(folder: &Path, stack: &Stack) -> Vec<Content> {
-    let (volume, _) = open(folder, stack);
+    content(&open(folder, stack).0)
+}
+
+fn content(volume: &Volume) -> Vec<Content> {
     let mut content = vec![BELOW; SECTORS as usize];
     let into = content.as_flattened_mut();
     volume.read(&mut Reader::new(), Sector(0), into).unwrap();
@@ -172,8 +230,9 @@ fn folder_after(log: &[Op]) -> TempDir {
     folder
 }
 
-/// What is left when a process that opens what is in `folder` dies, at each step of that.
-fn die_while_opening(folder: &Path, stack: &Stack) -> Vec<TempDir> {
+/// What is left when a process that opens what is in `folder`, with room or without, dies at each
+/// step of that.
+fn die_while_opening(folder: &Path, stack: &Stack, full: bool) -> Vec<TempDir> {
     let recorder = Recorder::mount();
     for file in fs::read_dir(folder).unwrap() {
         let path = file.unwrap().path();
@@ -181,6 +240,9 @@ fn die_while_opening(folder: &Path, stack: &Stack) -> Vec<TempDir> {
         fs::write(recorder.path().join(name), fs::read(&path).unwrap()).unwrap();
     }
     let began = recorder.position();
+    if full {
+        fill(&recorder);
+    }
     drop(open(recorder.path(), stack));
     let log = recorder.log();
     (began..=log.len())
@@ -219,7 +281,8 @@ fn crash_everywhere(kind: Kind, seed: u64) {
 
         // The next process dies as well, before it has even begun to serve.
         if at % 5 == 0 {
-            for again in die_while_opening(folder_after(&log[..at]).path(), &stack) {
+            let full = at % 10 == 0;
+            for again in die_while_opening(folder_after(&log[..at]).path(), &stack, full) {
                 check(again.path(), &stack, &expected, || {
                     format!("{kind:?}, seed {seed}: killed at {at}, and again while opening")
                 });
@@ -248,19 +311,7 @@ fn crash_everywhere(kind: Kind, seed: u64) {
                 1 => true,
                 _ => random.below(2) == 0,
             });
-            for file in fs::read_dir(folder.path()).unwrap() {
-                let path = file.unwrap().path();
-                if path
-                    .extension()
-                    .unwrap_or_default()
-                    .to_string_lossy()
-                    .starts_with("journal")
-                {
-                    // The name of the running system is another one.
-                    let file = File::options().write(true).open(path).unwrap();
-                    file.write_all_at(b"another start", 8).unwrap();
-                }
-            }
+            start_machine(folder.path());
             check(folder.path(), &stack, &expected, || {
                 format!(
                     "{kind:?}, seed {seed}: no power at {at} of {}, luck {luck}",
@@ -283,6 +334,38 @@ fn check(folder: &Path, stack: &Stack, expected: &[Vec<Content>], when: impl Fn(
                 .map(|file| file.unwrap().file_name())
                 .collect::<Vec<_>>()
         );
+    }
+}
+
+/// What the index points at is not written to before it points elsewhere, whoever opens the layer
+/// meanwhile.
+#[test]
+fn space_is_not_used_again_before_a_flush() {
+    for kind in [Kind::Append, Kind::Hybrid] {
+        let recorder = Recorder::mount();
+        let (_folder, stack) = below();
+        make(&recorder, kind);
+        let (volume, _) = open(recorder.path(), &stack);
+        write(&volume, Sector(0), &mut [[1; 512]; 8]).unwrap();
+        volume.flush().unwrap();
+        fill(&recorder);
+        volume.discard(Sector(0), 8).unwrap();
+        drop(volume);
+        let (volume, _) = open(recorder.path(), &stack);
+        write(&volume, Sector(40), &mut [[2; 512]; 8]).unwrap();
+        let folder = leftovers();
+        after_power_loss(&recorder.log(), folder.path(), || true);
+        start_machine(folder.path());
+        let mut expected = vec![vec![BELOW]; SECTORS as usize];
+        expected[..8].fill(vec![[0; 512], [1; 512]]);
+        expected[40..48].fill(vec![BELOW, [2; 512]]);
+        check(folder.path(), &stack, &expected, || format!("{kind:?}"));
+
+        recorder.heal();
+        volume.flush().unwrap();
+        write(&volume, Sector(60), &mut [[3; 512]; 8]).unwrap();
+        let len = fs::metadata(paths(recorder.path()).data).unwrap().len();
+        assert_eq!(len, 4096 + 16 * 512, "what is free is used");
     }
 }
 

@@ -68,6 +68,7 @@ impl Upper {
             map,
             journal,
             index_is_stale,
+            ..
         } = load(paths, Access::Read, map)?;
         let blob = Blob::changing(&paths.data, data).map_err(crate::upper::Error::from)?;
         Ok(Self {

@@ -184,6 +184,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether storage had no room.
+    pub(super) fn is_full(&self) -> bool {
+        let (Error::File { source, .. } | Error::Bytes { source, .. }) = self else {
+            return false;
+        };
+        let kinds = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
+        kinds.contains(&source.kind())
+    }
+
     /// Makes the error of something done to the file `path`.
     pub(super) fn file(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
         let path = path.to_owned();

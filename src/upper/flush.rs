@@ -44,7 +44,7 @@ impl Upper {
             // Nothing enters the map as long as `waiting` is locked.
             let is_long = !batch.is_empty()
                 && flusher.log.entries() >= flusher.retry_at
-                && self.is_long(&flusher.log, &self.state().map);
+                && is_long(&flusher.log, &self.state().map, self.log_slack);
             let anew = is_cut || is_long;
             let whole = anew.then(|| mappings(&self.state().map).collect::<Vec<_>>());
             (batch, whole)
@@ -76,12 +76,6 @@ impl Upper {
             true => Ok(()),
             false => self.waiting().journal.settle(),
         }
-    }
-
-    /// Whether a log would better be written anew: it has twice the entries that its map needs, and
-    /// then some.
-    fn is_long(&self, log: &Log, map: &ExtentMap) -> bool {
-        log.entries() > 2 * map.mappings() + self.log_slack
     }
 
     fn sync_data(&self) -> Result<(), Error> {
@@ -145,6 +139,12 @@ impl Upper {
             false => Ok(()),
         }
     }
+}
+
+/// Whether a log would better be written anew: it has twice the entries that its map needs, and
+/// `slack` more.
+pub(super) fn is_long(log: &Log, map: &ExtentMap, slack: u64) -> bool {
+    log.entries() > 2 * map.mappings() + slack
 }
 
 /// The mappings of a whole map.

@@ -139,22 +139,31 @@ pub fn read(index: &Path, uuid: Uuid, boot: [u8; 36]) -> Result<Vec<Mapping>, Er
     let head = head(uuid, boot);
     let mut found = Vec::new();
     for path in paths(index) {
-        let file = match File::open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            opened => opened.map_err(Error::file("open", &path))?,
-        };
-        let mut bytes = Vec::new();
-        file.take(MAX_LEN)
-            .read_to_end(&mut bytes)
-            .map_err(Error::file("read", &path))?;
-        found.extend(records(&bytes, &head));
+        match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            opened => {
+                let file = opened.map_err(Error::file("open", &path))?;
+                found.extend(read_file(&path, &file, &head)?);
+            }
+        }
     }
     found.sort_by_key(|(number, _)| *number);
     Ok(found.into_iter().map(|(_, mapping)| mapping).collect())
 }
 
+/// Mappings with the numbers of their records.
+type Numbered = Vec<(u64, Mapping)>;
+
+fn read_file(path: &Path, file: &File, head: &Head) -> Result<Numbered, Error> {
+    let mut bytes = Vec::new();
+    file.take(MAX_LEN)
+        .read_to_end(&mut bytes)
+        .map_err(Error::file("read", path))?;
+    Ok(records(&bytes, head))
+}
+
 /// The valid records at the start of a file.
-fn records(bytes: &[u8], head: &Head) -> Vec<(u64, Mapping)> {
+fn records(bytes: &[u8], head: &Head) -> Numbered {
     let Ok((found, rest)) = Head::read_from_prefix(bytes) else {
         return Vec::new();
     };
@@ -182,48 +191,72 @@ fn head(uuid: Uuid, boot: [u8; 36]) -> Head {
     head
 }
 
+/// Opens both files, or makes them, and reads them: those with the older records first.
+fn open(index: &Path, head: &Head) -> Result<[(Numbered, PathBuf, File); 2], Error> {
+    let open = |path: PathBuf| {
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(false);
+        let file = options.open(&path).map_err(Error::file("create", &path))?;
+        Ok::<_, Error>((read_file(&path, &file, head)?, path, file))
+    };
+    let [first, second] = paths(index);
+    let mut files = [open(first)?, open(second)?];
+    files.sort_by_key(|(records, ..)| records.first().map(|(number, _)| *number));
+    Ok(files)
+}
+
+/// Leaves nothing in a file but its head.
+fn empty(path: &Path, file: &File, head: &Head) -> Result<(), Error> {
+    // The records first: under a new head they would count.
+    file.set_len(HEAD_LEN)
+        .map_err(Error::file("truncate", path))?;
+    file.write_all_at(head.as_bytes(), 0)
+        .map_err(Error::bytes("write", path, 0))
+}
+
 impl Journal {
-    /// Starts an empty journal in place of what there is.
+    /// Starts an empty journal in place of what there is. Where there was one, that takes no room.
     ///
     /// # Errors
     /// The files cannot be made.
     pub fn start(index: &Path, uuid: Uuid, boot: [u8; 36]) -> Result<Self, Error> {
         let head = head(uuid, boot);
-        let mut files = Vec::new();
-        for path in paths(index) {
-            let options = File::options()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(&path);
-            let mut file = options.map_err(Error::file("create", &path))?;
-            let mut bytes = [0; size_of::<Head>() + size_of::<Record>()];
-            let first = file.read_exact(&mut bytes).ok();
-            let first =
-                first.and_then(|()| records(&bytes, &head).first().map(|(number, _)| *number));
-            files.push((first, path, file));
-        }
+        let [first, second] = open(index, &head)?;
         // The older records go first: without newer ones they would count again.
-        files.sort_by_key(|(first, ..)| *first);
-        for (_, path, file) in &files {
-            // Before the head, under which they would count.
-            file.set_len(HEAD_LEN)
-                .map_err(Error::file("truncate", path))?;
-            let written = file.write_all_at(head.as_bytes(), 0);
-            written.map_err(Error::bytes("write", path, 0))?;
+        for (_, path, file) in [&first, &second] {
+            empty(path, file, &head)?;
         }
-        let mut files = files.into_iter().map(|(_, path, file)| (path, file));
-        let (Some(first), Some(second)) = (files.next(), files.next()) else {
-            return Err(Error::file("find", index)(io::ErrorKind::NotFound.into()));
-        };
         Ok(Self {
-            files: [first, second],
+            files: [(first.1, first.2), (second.1, second.2)],
             active: 0,
             end: HEAD_LEN,
             next: 0,
             other_in_use: false,
             unclean: false,
+        })
+    }
+
+    /// Goes on behind what [`read`] returns, as if a flush of it had failed.
+    ///
+    /// # Errors
+    /// The files cannot be read, or not be made.
+    pub fn resume(index: &Path, uuid: Uuid, boot: [u8; 36]) -> Result<Self, Error> {
+        let head = head(uuid, boot);
+        let [older, newer] = open(index, &head)?;
+        for (records, path, file) in [&older, &newer] {
+            if records.is_empty() {
+                empty(path, file, &head)?;
+            }
+        }
+        let records = &newer.0;
+        Ok(Self {
+            active: 1,
+            end: HEAD_LEN + (records.len() * size_of::<Record>()) as u64,
+            next: records.last().map_or(0, |(number, _)| number + 1),
+            other_in_use: !older.0.is_empty(),
+            // Behind the records may be part of another.
+            unclean: true,
+            files: [(older.1, older.2), (newer.1, newer.2)],
         })
     }
 
@@ -335,6 +368,34 @@ mod tests {
         journal.switch().unwrap();
         journal.settle().unwrap();
         assert_eq!(read(&index, uuid, BOOT).unwrap(), []);
+    }
+
+    #[test]
+    fn goes_on_where_another_left_off() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = folder.path().join("index");
+        let uuid = Uuid::from_u128(1);
+        let mut journal = Journal::start(&index, uuid, BOOT).unwrap();
+        let mut all = Vec::new();
+        for round in 0..6 {
+            let new = [mapping(2 * round), mapping(2 * round + 1)];
+            journal.add(&new).unwrap();
+            all.extend(new);
+            if round % 3 == 1 {
+                journal.switch().unwrap();
+            }
+            // Part of a record that was on its way.
+            let (_, file) = &journal.files[journal.active];
+            file.write_all_at(&[1; 9], journal.end).unwrap();
+            journal = Journal::resume(&index, uuid, BOOT).unwrap();
+            assert_eq!(read(&index, uuid, BOOT).unwrap(), all);
+            if round == 3 {
+                journal.switch().unwrap();
+                journal.settle().unwrap();
+                all = read(&index, uuid, BOOT).unwrap();
+                assert!(!all.contains(&mapping(0)));
+            }
+        }
     }
 
     #[test]

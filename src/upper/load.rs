@@ -52,6 +52,9 @@ pub struct Loaded {
     /// Whether the index file does not say what the map says: it is missing a header, or has
     /// entries without data.
     pub index_is_stale: bool,
+    /// Whether index or journal say what is wrong once the data file grows, or the index says
+    /// nothing: it must be made anew before anything is written.
+    pub index_misleads: bool,
 }
 
 /// Opens the files of a layer and reads its map into `map`, an empty one.
@@ -96,6 +99,7 @@ pub fn load(paths: &Paths, access: Access, map: ExtentMap) -> Result<Loaded, Err
         map,
         journal: Vec::new(),
         index_is_stale: log_header.is_none(),
+        index_misleads: log_header.is_none(),
     };
     let file_end = len / SECTOR_SIZE;
     if log_header.is_none() {
@@ -121,8 +125,11 @@ pub fn load(paths: &Paths, access: Access, map: ExtentMap) -> Result<Loaded, Err
         loaded.index_is_stale = true;
     }
     let boot = journal::boot_id()?;
-    loaded.journal = journal::read(&paths.index, loaded.header.uuid, boot)?;
+    let journal = journal::read(&paths.index, loaded.header.uuid, boot)?;
+    let found = journal.len();
+    loaded.journal = journal;
     loaded.journal.retain(|mapping| is_there(mapping, file_end));
+    loaded.index_misleads |= without_data > 0 || loaded.journal.len() < found;
     for mapping in &loaded.journal {
         enter(&mut loaded.map, *mapping);
     }

@@ -21,6 +21,7 @@ pub mod journal;
 pub mod load;
 pub mod log;
 pub mod map;
+mod open;
 pub mod overlay;
 mod resize;
 pub mod seal;

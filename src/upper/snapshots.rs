@@ -93,10 +93,30 @@ impl Snapshots {
         let own: Vec<_> = own.collect::<Result<_, _>>()?;
         let list = load(&list_path(&first))?;
         let mut layers = own.clone();
+        // One that there is no room to seal stays an upper, and with it all above.
+        let (mut unsealed, mut no_room) = (Vec::new(), None);
         for frozen in &list.frozen {
             let paths = numbered(&first, frozen.number);
-            finish(&paths)?;
-            layers.push(paths.data);
+            if no_room.is_none() {
+                match finish(&paths) {
+                    Err(error) if error.is_full() => no_room = Some(error),
+                    finished => {
+                        finished?;
+                        layers.push(paths.data);
+                        continue;
+                    }
+                }
+            }
+            match (Upper::open(&paths, &Options::default()), no_room.take()) {
+                (Err(Error::Sealed { .. }), Some(error)) => return Err(error),
+                (opened, error) => {
+                    unsealed.push(opened?);
+                    no_room = error;
+                }
+            }
+        }
+        if let Some(error) = no_room {
+            log::warn!("{error}: the layer of a snapshot is not finished");
         }
         let image = Image::open(&Stack::new(layers))?;
         let options = Options {
@@ -110,7 +130,8 @@ impl Snapshots {
             layers: own,
             list: Mutex::new(list),
         };
-        Ok((Volume::writable(image, vec![upper]), snapshots))
+        let uppers = [upper].into_iter().chain(unsealed.into_iter().rev());
+        Ok((Volume::writable(image, uppers.collect()), snapshots))
     }
 
     /// The snapshots, the oldest first.

@@ -143,6 +143,20 @@ impl Space {
         self.freed.push(range);
     }
 
+    /// Leaves all that is free below sector `end` to the next flush to free: what is durable may
+    /// still point at it.
+    pub fn withhold(&mut self, end: u64) {
+        if self.end < end {
+            self.give(self.end..end);
+            self.end = end;
+        }
+        self.by_len.clear();
+        self.free = 0;
+        let free = std::mem::take(&mut self.by_start).into_iter();
+        self.freed
+            .extend(free.map(|(start, len)| start..start + len));
+    }
+
     /// Whether a flush would free sectors, once nobody holds them any more.
     pub fn has_freed(&self) -> bool {
         !self.freed.is_empty() || !self.closing.is_empty()

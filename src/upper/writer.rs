@@ -6,9 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::flush::mappings;
-use super::journal::{self, Journal};
-use super::load::{Access, Loaded, load};
+use super::journal::Journal;
 use super::log::{Log, sync_folder_of};
 use super::map::{ExtentMap, Place};
 use super::overlay::{MAX_SPANS, Overlay, Span, SpanContent};
@@ -16,7 +14,7 @@ use super::space::Space;
 use super::touched::Touched;
 use super::{Error, Paths};
 use crate::format::lsmt::writable::{Kind, encode_data_header};
-use crate::format::lsmt::{FIRST_DATA, HEADER_LEN, Header, MAX_ENTRIES, MAX_SECTORS, Mapping};
+use crate::format::lsmt::{FIRST_DATA, HEADER_LEN, Header, MAX_SECTORS, Mapping};
 use crate::source::Blob;
 use crate::units::SECTOR_SIZE;
 
@@ -90,16 +88,16 @@ pub struct Upper {
     pub(super) header: Header,
     pub(super) kind: Kind,
     pub(super) file: File,
-    blob: Arc<Blob>,
+    pub(super) blob: Arc<Blob>,
     pub(super) limit: u64,
     pub(super) touched: Touched,
     /// Held by every change while it is under way, and by who lets no more of them begin. Whether
     /// that is so.
     pub(super) gate: RwLock<bool>,
     /// Where everything is. No one waits for storage with this locked.
-    state: RwLock<State>,
+    pub(super) state: RwLock<State>,
     /// Locked before `state` by whoever changes the map, until both say the same.
-    waiting: Mutex<Waiting>,
+    pub(super) waiting: Mutex<Waiting>,
     pub(super) max_pending: usize,
     pub(super) log_slack: u64,
     /// Bytes that the data file has at least, unless somebody cut it short.
@@ -110,7 +108,7 @@ pub struct Upper {
     pub(super) broken: AtomicBool,
     /// Flushes asked for so far.
     pub(super) asked: AtomicU64,
-    flush: Mutex<Flusher>,
+    pub(super) flush: Mutex<Flusher>,
 }
 
 /// What changes with every mapping.
@@ -139,93 +137,6 @@ pub(super) struct Flusher {
 }
 
 impl Upper {
-    /// Opens a layer to write to it. What its journal holds is made durable first.
-    ///
-    /// # Errors
-    /// The files cannot be read, or written; somebody else has them open; they are damaged.
-    pub fn open(paths: &Paths, options: &Options) -> Result<Self, Error> {
-        let loaded = load(paths, Access::Write, ExtentMap::new())?;
-        let Loaded {
-            data,
-            mut log,
-            mut header,
-            kind,
-            map,
-            journal: late,
-            mut index_is_stale,
-        } = loaded;
-        if kind == Kind::Sparse && options.limit != u64::MAX {
-            return Err(Error::NoLimit {
-                path: paths.data.clone(),
-            });
-        }
-        if header.virtual_size == 0 {
-            header.virtual_size = options.default_size;
-            let written = data.write_all_at(&encode_data_header(&header, kind), 0);
-            written.map_err(Error::bytes("write", &paths.data, 0))?;
-            index_is_stale = true;
-        }
-        let sectors = header.virtual_size.div_ceil(SECTOR_SIZE);
-        if sectors == 0 || sectors > MAX_SECTORS {
-            return Err(Error::Size(header.virtual_size));
-        }
-        data.sync_all().map_err(Error::file("sync", &paths.data))?;
-        if map.mappings() > MAX_ENTRIES {
-            return Err(Error::Fragmented {
-                path: paths.data.clone(),
-                most: MAX_ENTRIES,
-            });
-        }
-        if index_is_stale || log.entries() > 2 * map.mappings() + options.log_slack {
-            log.replace(&header, mappings(&map))?;
-        } else {
-            log.trim()?;
-            log.append(&late)?;
-        }
-        let journal = Journal::start(&paths.index, header.uuid, journal::boot_id()?)?;
-        let touched = Touched::new(sectors);
-        let mut used = Vec::new();
-        for extent in map.iter() {
-            touched.set(extent.start, extent.len);
-            if let Place::Data(at) = extent.place {
-                used.push(at..at + extent.len);
-            }
-        }
-        used.sort_unstable_by_key(|range| range.start);
-        let end = used.last().map_or(0, |range| range.end * SECTOR_SIZE);
-        let again = data.try_clone().map_err(Error::file("open", &paths.data))?;
-        let blob = Blob::changing(&paths.data, again)?;
-        Ok(Self {
-            paths: paths.clone(),
-            kind,
-            blob: Arc::new(blob),
-            file: data,
-            limit: options.limit,
-            touched,
-            gate: RwLock::new(false),
-            state: RwLock::new(State {
-                space: Space::new(FIRST_DATA.0, used, options.limit / SECTOR_SIZE),
-                map,
-            }),
-            waiting: Mutex::new(Waiting {
-                journal,
-                pending: Vec::new(),
-            }),
-            max_pending: options.max_pending,
-            log_slack: options.log_slack,
-            len: AtomicU64::new(end),
-            dirty: AtomicBool::new(false),
-            broken: AtomicBool::new(false),
-            asked: AtomicU64::new(0),
-            flush: Mutex::new(Flusher {
-                log,
-                retry_at: 0,
-                done: 0,
-            }),
-            header,
-        })
-    }
-
     /// Its files.
     pub fn paths(&self) -> &Paths {
         &self.paths

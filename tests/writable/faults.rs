@@ -281,6 +281,12 @@ fn a_snapshot_that_storage_refuses() {
     assert_eq!(status, 500, "{said}");
     fixture.write(&mut guest, 3);
     guest.flush(0);
+    // Nor is it at the next start, which goes on without.
+    fixture.write(&mut guest, 9);
+    fixture.disk.crash();
+    let mut guest = fixture.disk.plain_guest();
+    assert_beginning(&mut guest, &fixture.model);
+    fixture.write(&mut guest, 1000);
     recorder.heal();
     let (status, snapshot) = take("one");
     assert_eq!(status, 200, "{snapshot}");

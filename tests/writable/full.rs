@@ -1,6 +1,7 @@
 //! A layer that is full.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
@@ -100,6 +101,51 @@ impl Drop for Small {
     fn drop(&mut self) {
         run(Command::new("umount").arg("--lazy").arg(self.path()));
     }
+}
+
+/// Fills all of the file system but what is less than a block.
+fn stuff(path: &Path) {
+    let mut file = File::create(path).expect("file");
+    while file.write_all(&[1; 4096]).is_ok() {}
+}
+
+/// A process that dies on a full disk: the next one serves what was answered, and flushes it when
+/// there is room.
+#[test]
+fn killed_on_a_full_disk() {
+    let small = Small::mount(4 << 20);
+    let inside = tempfile::tempdir_in(small.path()).expect("folder");
+    let mut disk = Writable::serve_in(inside, &[]);
+    let mut model = disk.content.to_vec();
+    let mut guest = disk.plain_guest();
+    let mut write = |guest: &mut Guest, sector: u64, sectors: u64, seed: u64| {
+        let data = tagged((sectors * SECTOR) as usize, seed);
+        guest.write(0, sector, &data);
+        part(&mut model, sector, sectors).copy_from_slice(&data);
+    };
+    // More mappings than a block of the index takes.
+    for number in 0..600 {
+        write(&mut guest, 20000 + 2 * number, 1, number);
+    }
+    write(&mut guest, 0, PIECE, 1000);
+    let ballast = small.path().join("ballast");
+    stuff(&ballast);
+    for round in 0..3 {
+        disk.crash();
+        guest = disk.plain_guest();
+        // Over what is there already.
+        write(&mut guest, 10 * round, 20, 2000 + round);
+    }
+    assert!(
+        disk.daemon.log().contains("no room"),
+        "{}",
+        disk.daemon.log()
+    );
+    assert_disk(&mut guest, &model);
+    fs::remove_file(&ballast).expect("ballast");
+    guest.flush(0);
+    disk.lose_power();
+    assert_disk(&mut disk.plain_guest(), &model);
 }
 
 #[test]
