@@ -312,7 +312,11 @@ impl Upper {
                 most: MAX_ENTRIES,
             });
         }
-        waiting.journal.add(&new)?;
+        waiting.room.take(new.len())?;
+        waiting
+            .journal
+            .add(&new)
+            .inspect_err(|_| waiting.room.leave(new.len()))?;
         waiting.pending.append(&mut new);
         let mut state = self.state_mut();
         let State { map, space } = &mut *state;

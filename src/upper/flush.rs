@@ -8,6 +8,7 @@ use super::Error;
 use super::change::split;
 use super::log::Log;
 use super::map::ExtentMap;
+use super::room::Room;
 use super::writer::{Flusher, Upper};
 use crate::format::lsmt::Mapping;
 
@@ -49,6 +50,7 @@ impl Upper {
             let whole = anew.then(|| mappings(&self.state().map).collect::<Vec<_>>());
             (batch, whole)
         };
+        let is_new = whole.is_some();
         let made = self.sync_data().and_then(|()| match whole {
             None if batch.is_empty() => Ok(()),
             None => flusher.log.append(&batch),
@@ -69,12 +71,18 @@ impl Upper {
             let mut waiting = self.waiting();
             let later = std::mem::replace(&mut waiting.pending, batch);
             waiting.pending.extend(later);
+            // What was taken may have been given back; whoever writes next takes it again.
+            waiting.room = Room::new(&flusher.log, waiting.pending.len());
             return Err(error);
         }
         self.state_mut().space.end_flush();
+        let mut waiting = self.waiting();
+        if is_new {
+            waiting.room = Room::new(&flusher.log, waiting.pending.len());
+        }
         match batch.is_empty() {
             true => Ok(()),
-            false => self.waiting().journal.settle(),
+            false => waiting.journal.settle(),
         }
     }
 

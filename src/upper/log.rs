@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::Error;
 use crate::format::lsmt::writable::{decode_log_header, encode_log_header};
@@ -19,7 +20,7 @@ const CHUNK: usize = 65536;
 #[derive(Debug)]
 pub struct Log {
     path: PathBuf,
-    file: File,
+    file: Arc<File>,
     /// Byte after the last whole entry.
     end: u64,
     /// Whether it is not yet certain that the file has its name for good.
@@ -77,7 +78,7 @@ impl Log {
         };
         let log = Self {
             path: path.to_owned(),
-            file,
+            file: file.into(),
             end: HEADER_LEN as u64 + entries * ENTRY_LEN as u64,
             name_is_new: false,
         };
@@ -87,6 +88,16 @@ impl Log {
     /// The path it was opened by.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The file.
+    pub(super) fn file(&self) -> Arc<File> {
+        self.file.clone()
+    }
+
+    /// Byte after the last entry.
+    pub(super) fn end(&self) -> u64 {
+        self.end
     }
 
     /// Number of entries.
@@ -99,9 +110,7 @@ impl Log {
     /// # Errors
     /// The file cannot be examined.
     pub fn is_cut_short(&self) -> Result<bool, Error> {
-        let metadata = self.file.metadata();
-        let metadata = metadata.map_err(Error::file("examine", &self.path))?;
-        Ok(metadata.len() < self.end)
+        Ok(self.len()? < self.end)
     }
 
     /// Calls `each` with all mappings, the oldest first. A torn entry at the end is none; nor is one
@@ -161,7 +170,7 @@ impl Log {
             Err(error) => {
                 // If that fails as well, entries come twice or in part: the next ones overwrite
                 // them.
-                let _ = self.file.set_len(self.end);
+                let _ = self.trim();
                 return Err(error);
             }
         }
@@ -173,8 +182,18 @@ impl Log {
     /// # Errors
     /// The system refuses.
     pub fn trim(&self) -> Result<(), Error> {
-        let trimmed = self.file.set_len(self.end);
-        trimmed.map_err(Error::file("truncate", &self.path))
+        // Room that was taken behind the end would go as well: not for nothing.
+        match self.len()? > self.end {
+            true => self.file.set_len(self.end),
+            false => Ok(()),
+        }
+        .map_err(Error::file("truncate", &self.path))
+    }
+
+    fn len(&self) -> Result<u64, Error> {
+        let metadata = self.file.metadata();
+        let metadata = metadata.map_err(Error::file("examine", &self.path))?;
+        Ok(metadata.len())
     }
 
     /// Puts a log of these mappings in this one's place, durable and under its name.
@@ -258,7 +277,7 @@ fn start_new(path: &Path, header: &Header) -> Result<Log, Error> {
     }
     Ok(Log {
         path,
-        file,
+        file: file.into(),
         end: HEADER_LEN as u64,
         name_is_new: false,
     })

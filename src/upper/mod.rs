@@ -24,6 +24,7 @@ pub mod map;
 mod open;
 pub mod overlay;
 mod resize;
+mod room;
 pub mod seal;
 pub mod snapshots;
 pub mod space;

@@ -13,6 +13,7 @@ use super::flush::{is_long, mappings};
 use super::journal::{self, Journal};
 use super::load::{Access, Loaded, load};
 use super::map::{ExtentMap, Place};
+use super::room::Room;
 use super::space::Space;
 use super::touched::Touched;
 use super::writer::{Flusher, State, Waiting};
@@ -64,6 +65,7 @@ impl Upper {
             true => Journal::start(&paths.index, header.uuid, boot)?,
             false => Journal::resume(&paths.index, header.uuid, boot)?,
         };
+        let pending = if folded { Vec::new() } else { late };
         let touched = Touched::new(sectors);
         let mut used = Vec::new();
         for extent in map.iter() {
@@ -91,7 +93,8 @@ impl Upper {
             state: RwLock::new(State { map, space }),
             waiting: Mutex::new(Waiting {
                 journal,
-                pending: if folded { Vec::new() } else { late },
+                room: Room::new(&log, pending.len()),
+                pending,
             }),
             max_pending: options.max_pending,
             log_slack: options.log_slack,

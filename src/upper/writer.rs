@@ -10,6 +10,7 @@ use super::journal::Journal;
 use super::log::{Log, sync_folder_of};
 use super::map::{ExtentMap, Place};
 use super::overlay::{MAX_SPANS, Overlay, Span, SpanContent};
+use super::room::Room;
 use super::space::Space;
 use super::touched::Touched;
 use super::{Error, Paths};
@@ -122,6 +123,8 @@ pub(super) struct State {
 #[derive(Debug)]
 pub(super) struct Waiting {
     pub(super) journal: Journal,
+    /// In the index, for what waits.
+    pub(super) room: Room,
     /// What is in the journal and not in the index.
     pub(super) pending: Vec<Mapping>,
 }

@@ -151,6 +151,39 @@ fn a_journal_that_cannot_be_written() {
 }
 
 #[test]
+fn no_room_for_the_index() {
+    let files = Recorder::mount();
+    let mut fixture = Fixture::on(&files);
+    let mut guest = fixture.disk.plain_guest();
+    files.fail(Call::Reserve, "upper.index", Errno::ENOSPC);
+    for _ in 0..2 {
+        fixture.fail_to_write(&mut guest, 0);
+        assert_eq!(guest.send(0, DISCARD, 0, &range(4, 2, 0)), IOERR);
+        guest.flush(0);
+    }
+    files.heal();
+    fixture.write(&mut guest, 0);
+    // A flush that failed may have lost it.
+    files.fail(Call::Write, "upper.index", Errno::ENOSPC);
+    files.fail(Call::Reserve, "upper.index", Errno::ENOSPC);
+    assert_eq!(guest.send(0, FLUSH, 0, &[]), IOERR);
+    fixture.fail_to_write(&mut guest, 1000);
+    fixture.write(&mut guest, 0);
+    files.heal();
+    fixture.write(&mut guest, 1000);
+    fixture.assert_well(&mut guest);
+
+    // Where none can be taken ahead, it goes without.
+    let files = Recorder::mount();
+    let mut fixture = Fixture::on(&files);
+    files.fail(Call::Reserve, "upper.index", Errno::EOPNOTSUPP);
+    let mut guest = fixture.disk.plain_guest();
+    fixture.write(&mut guest, 0);
+    guest.flush(0);
+    fixture.assert_well(&mut guest);
+}
+
+#[test]
 fn an_index_that_cannot_be_written_or_synced() {
     for errno in ERRNOS {
         for call in [Call::Write, Call::Sync] {

@@ -105,7 +105,11 @@ impl Drop for Small {
 
 /// Fills all of the file system but what is less than a block.
 fn stuff(path: &Path) {
-    let mut file = File::create(path).expect("file");
+    let mut file = File::options()
+        .create(true)
+        .append(true)
+        .open(path)
+        .expect("file");
     while file.write_all(&[1; 4096]).is_ok() {}
 }
 
@@ -129,9 +133,16 @@ fn killed_on_a_full_disk() {
     }
     write(&mut guest, 0, PIECE, 1000);
     let ballast = small.path().join("ballast");
-    stuff(&ballast);
     for round in 0..3 {
-        disk.crash();
+        disk.daemon.kill();
+        // As if room for the index had not been taken ahead.
+        let index = File::options().write(true).open(disk.file("upper.index"));
+        let index = index.expect("index");
+        index
+            .set_len(index.metadata().expect("index").len())
+            .expect("index");
+        stuff(&ballast);
+        disk.daemon.restart();
         guest = disk.plain_guest();
         // Over what is there already.
         write(&mut guest, 10 * round, 20, 2000 + round);
@@ -143,6 +154,42 @@ fn killed_on_a_full_disk() {
     );
     assert_disk(&mut guest, &model);
     fs::remove_file(&ballast).expect("ballast");
+    guest.flush(0);
+    disk.lose_power();
+    assert_disk(&mut disk.plain_guest(), &model);
+}
+
+/// What a full disk refuses, it refuses at once: a write that was taken can be flushed.
+#[test]
+fn a_flush_finds_room_for_what_was_written() {
+    let small = Small::mount(4 << 20);
+    let inside = tempfile::tempdir_in(small.path()).expect("folder");
+    let mut disk = Writable::serve_in(inside, &[]);
+    let mut model = disk.content.to_vec();
+    let mut guest = disk.plain_guest();
+    guest.write(0, 0, &tagged(SECTOR as usize, 1));
+    part(&mut model, 0, 1).copy_from_slice(&tagged(SECTOR as usize, 1));
+    let ballast = small.path().join("ballast");
+    stuff(&ballast);
+    let mut refused = 0;
+    // Each takes a mapping and no data; flushed so often, a page is enough for the journal.
+    for number in 0..6000 {
+        let sector = 1000 + 2 * number;
+        match guest.send(0, DISCARD, 0, &range(sector, 1, 0)) {
+            OK => part(&mut model, sector, 1).fill(0),
+            _ => refused += 1,
+        }
+        if number.is_multiple_of(50) {
+            guest.flush(0);
+        }
+    }
+    assert!(refused > 0, "there was room for everything");
+    guest.flush(0);
+    assert_disk(&mut guest, &model);
+    fs::remove_file(&ballast).expect("ballast");
+    let data = tagged(SECTOR as usize, 9999);
+    guest.write(0, 30000, &data);
+    part(&mut model, 30000, 1).copy_from_slice(&data);
     guest.flush(0);
     disk.lose_power();
     assert_disk(&mut disk.plain_guest(), &model);

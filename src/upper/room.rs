@@ -1,0 +1,79 @@
+//! Room in an index file for entries to come.
+//!
+//! An entry is written when it is flushed, which is late to find storage full: the guest was told
+//! that its write is done. So room is taken before that, some steps ahead and behind the end of the
+//! file, whose length stays. A full disk then refuses the write.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::{Errno, retry_on_intr};
+
+use super::Error;
+use super::log::Log;
+use crate::format::lsmt::ENTRY_LEN;
+
+/// Bytes taken at a time, unless there are fewer.
+const STEP: u64 = 64 << 10;
+
+/// What was taken of an index file.
+#[derive(Debug)]
+pub struct Room {
+    path: PathBuf,
+    file: Arc<File>,
+    /// Bytes of the file when all that waits is written.
+    needed: u64,
+    /// Bytes there is room for.
+    taken: u64,
+}
+
+impl Room {
+    /// None but for what the file holds, with `waiting` entries to come.
+    pub fn new(log: &Log, waiting: usize) -> Self {
+        Self {
+            path: log.path().to_owned(),
+            file: log.file(),
+            needed: log.end() + bytes(waiting),
+            taken: log.end(),
+        }
+    }
+
+    /// Takes room for `entries` more entries.
+    ///
+    /// # Errors
+    /// There is none; those before keep theirs.
+    pub fn take(&mut self, entries: usize) -> Result<(), Error> {
+        let needed = self.needed + bytes(entries);
+        if needed > self.taken {
+            let ahead = needed.next_multiple_of(STEP);
+            self.taken = match self.reserve(ahead) {
+                Err(Errno::NOSPC) => self.reserve(needed).map(|()| needed),
+                reserved => reserved.map(|()| ahead),
+            }
+            .map_err(|errno| Error::bytes("take room", &self.path, self.taken)(errno.into()))?;
+        }
+        self.needed = needed;
+        Ok(())
+    }
+
+    /// As many entries do not come.
+    pub fn leave(&mut self, entries: usize) {
+        self.needed -= bytes(entries);
+    }
+
+    fn reserve(&self, end: u64) -> Result<(), Errno> {
+        let len = end - self.taken;
+        let flags = FallocateFlags::KEEP_SIZE;
+        match retry_on_intr(|| fallocate(&self.file, flags, self.taken, len)) {
+            // A file system that cannot says so when the entries are written.
+            Err(Errno::OPNOTSUPP) => Ok(()),
+            reserved => reserved,
+        }
+    }
+}
+
+fn bytes(entries: usize) -> u64 {
+    (entries * ENTRY_LEN) as u64
+}
