@@ -67,7 +67,9 @@ struct Args {
     #[arg(long, value_name = "DIR")]
     upper_auto: Option<PathBuf>,
 
-    /// Bytes of data the writable layer may hold, as 10G [default: as storage has room].
+    /// Bytes of data the writable layer may hold, as 10G [default: as storage has room]. Counts
+    /// sectors of 512 bytes, not the blocks that storage keeps them in, and neither index nor
+    /// journal; and each layer by itself that a snapshot puts above another.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     upper_limit: Option<u64>,
 
