@@ -18,6 +18,7 @@
 //! | 0 | [`units`], [`scatter`] | sectors and bytes that cannot be mixed; a request's memory |
 //! | 0 | [`mapping`], [`sigbus`] | shared file mappings that survive the loss of their file |
 //! | 0 | [`poller`] | waiting for several descriptors |
+//! | 0 | [`reason`](mod@reason) | an error and its causes, in a line |
 //! | 0 | [`prefetch`] | hints to the processor: memory that will be needed soon |
 //!
 //! `docs/architecture.md` follows one read through them.
@@ -30,6 +31,7 @@ pub mod image;
 pub mod mapping;
 pub mod poller;
 pub mod prefetch;
+pub mod reason;
 pub mod scatter;
 pub mod sigbus;
 pub mod source;

@@ -7,8 +7,9 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use ovbd_vhost::daemon::config::{Config, ImageSource, MAX_QUEUES, UpperSource};
-use ovbd_vhost::daemon::{self, activation, error};
+use ovbd_vhost::daemon::{self, activation};
 use ovbd_vhost::engine::Tuning;
+use ovbd_vhost::reason::reason;
 use ovbd_vhost::upper;
 use ovbd_vhost::virtio::queue::MAX_QUEUE_SIZE;
 use ovbd_vhost::virtio::request::SERIAL_LEN;
@@ -224,7 +225,7 @@ fn main() -> ExitCode {
     match daemon::run(args.into()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ovbd-vhost: {}", error::chain(&error));
+            eprintln!("ovbd-vhost: {}", reason(&error));
             ExitCode::FAILURE
         }
     }

@@ -91,15 +91,3 @@ pub enum Error {
     #[error("cannot wait for connections")]
     Wait(#[source] io::Error),
 }
-
-/// An error and its causes, on one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text.replace('\n', " ")
-}

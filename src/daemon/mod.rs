@@ -32,6 +32,7 @@ use sd_notify::NotifyState;
 
 use crate::engine::Disk;
 use crate::image::spec::{self, Stack};
+use crate::reason::reason;
 use config::ImageSource;
 use listener::Listener;
 use notify::Manager;
@@ -174,7 +175,7 @@ impl ResultFile {
     fn report(mut self, failure: Option<&Error>) -> Result<(), Error> {
         let text = match failure {
             None => "success".to_owned(),
-            Some(error) => format!("failed:{}", error::chain(error)),
+            Some(error) => format!("failed:{}", reason(error)),
         };
         let path = self.path;
         let written = self.file.write_all(text.as_bytes());

@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::Disk;
-use super::limit::{self, reason};
+use super::limit;
+use crate::reason::reason;
 use crate::upper::{Error, MAX_STEP, Volume};
 use crate::virtio::ranges::Range;
 use crate::virtio::request::Status;

@@ -11,7 +11,7 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 
 use super::Disk;
 use super::background::{Background, Change};
-use super::limit::{self, reason};
+use super::limit;
 use super::polling::Polling;
 use super::read::{Fetcher, Progress};
 use super::readahead::Readahead;
@@ -20,6 +20,7 @@ use super::task::Task;
 use super::uring::Uring;
 use crate::image;
 use crate::poller::{Poller, Trigger};
+use crate::reason::reason;
 use crate::source::window::major_faults;
 use crate::units::SECTOR_SIZE;
 use crate::virtio::memory::Memory;
@@ -29,8 +30,10 @@ use crate::virtio::request::{Operation, Request, Status};
 /// Requests at each step before being served, so that what the next step looks at is in the cache.
 const AHEAD: usize = 4;
 
-/// Answers published together at most, while more requests wait.
+/// Answers published together at most, and their bytes, while more requests wait: who has many small
+/// ones in flight is called less often, who has a few large ones prepares the next meanwhile.
 const BATCH: u32 = 16;
+const BATCH_BYTES: usize = 256 << 10;
 
 /// Requests that wait for a read to finish before theirs can begin; no more are taken then.
 const MAX_STALLED: usize = 64;
@@ -91,6 +94,7 @@ pub struct Server<'a> {
     /// Waiting for a read to finish, so that they can begin theirs.
     stalled: VecDeque<u16>,
     unpublished: u32,
+    unpublished_bytes: usize,
     until_fault_check: u32,
     faults: u64,
 }
@@ -138,6 +142,7 @@ impl<'a> Server<'a> {
             fetched: VecDeque::new(),
             stalled: VecDeque::new(),
             unpublished: 0,
+            unpublished_bytes: 0,
             until_fault_check: FAULT_CHECK,
             faults: major_faults(),
         })
@@ -217,10 +222,6 @@ impl<'a> Server<'a> {
             worked = true;
             self.accept(head);
             self.advance(AHEAD);
-            if self.unpublished >= BATCH {
-                self.publish()?;
-                self.start_reads();
-            }
         }
         self.advance(0);
         self.publish()?;
@@ -295,7 +296,8 @@ impl<'a> Server<'a> {
         }
     }
 
-    /// Takes requests from step to step, and serves them, until `ahead` are left at each.
+    /// Takes requests from step to step, and serves them, until `ahead` are left at each. Publishes
+    /// what is ripe.
     fn advance(&mut self, ahead: usize) {
         while self.looked_up.len() > ahead
             && let Some(slot) = self.looked_up.pop_front()
@@ -315,6 +317,17 @@ impl<'a> Server<'a> {
         {
             self.serve_task(slot);
             self.check_faults();
+            self.publish_batch();
+        }
+        self.publish_batch();
+    }
+
+    /// Publishes answers once they are as many as belong together.
+    fn publish_batch(&mut self) {
+        let ripe = self.unpublished >= BATCH || self.unpublished_bytes >= BATCH_BYTES;
+        // The last one of a turn says so if memory is lost.
+        if ripe && self.publish().is_ok() {
+            self.start_reads();
         }
     }
 
@@ -380,6 +393,7 @@ impl<'a> Server<'a> {
         self.queue.finish(task.head, len);
         self.free.push(slot);
         self.unpublished += 1;
+        self.unpublished_bytes += len as usize;
     }
 
     /// Makes answers visible and signals, if the driver wants it.
@@ -387,7 +401,7 @@ impl<'a> Server<'a> {
         if self.context.is_lost() {
             return Err(Broken::MemoryLost);
         }
-        self.unpublished = 0;
+        (self.unpublished, self.unpublished_bytes) = (0, 0);
         if self.queue.publish() {
             self.eventfds.signal_call();
         }

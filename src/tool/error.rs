@@ -117,10 +117,3 @@ pub enum Error {
     #[error("cannot run worker threads")]
     Threads(#[source] io::Error),
 }
-
-/// An error and its causes, on one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    let causes: Vec<_> = causes.map(ToString::to_string).collect();
-    causes.join(": ").replace('\n', " ")
-}

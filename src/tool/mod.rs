@@ -25,4 +25,4 @@ mod unit;
 pub mod upper;
 mod zfile_writer;
 
-pub use error::{Error, chain};
+pub use error::Error;

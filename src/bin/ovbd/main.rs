@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use args::{Cli, Command, UpperCommand};
 use clap::Parser;
 use clap::error::ErrorKind;
+use ovbd_vhost::reason::reason;
 use ovbd_vhost::tool::check::{Finding, check};
 use ovbd_vhost::tool::commit::commit;
 use ovbd_vhost::tool::create::create;
@@ -16,7 +17,7 @@ use ovbd_vhost::tool::ctl::ask;
 use ovbd_vhost::tool::inspect::inspect;
 use ovbd_vhost::tool::merge::merge;
 use ovbd_vhost::tool::seal::{Sealed, seal};
-use ovbd_vhost::tool::{self, chain, export, progress, upper};
+use ovbd_vhost::tool::{self, export, progress, upper};
 use ovbd_vhost::upper::resize;
 
 /// Exit code for a command line that makes no sense.
@@ -32,7 +33,7 @@ fn main() -> ExitCode {
     match error.downcast_ref() {
         Some(usage) => wrong_usage(usage),
         None => {
-            say(&chain(&*error));
+            say(&reason(&*error));
             ExitCode::FAILURE
         }
     }

@@ -7,8 +7,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::http::{Request, Response};
-use crate::daemon::error::chain;
 use crate::engine::Disk;
+use crate::reason::reason;
 use crate::upper::snapshots::MAX_NAME;
 use crate::upper::{Error, Snapshot, Snapshots};
 
@@ -88,8 +88,8 @@ impl Device {
             Ok(snapshot) => found(details(&snapshot)),
             Err(error @ Error::ReadOnly) => Response::error(409, &error.to_string()),
             Err(error) => {
-                log::error!("control: no snapshot: {}", chain(&error));
-                Response::error(500, &chain(&error))
+                log::error!("control: no snapshot: {}", reason(&error));
+                Response::error(500, &reason(&error))
             }
         }
     }

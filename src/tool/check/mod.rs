@@ -14,9 +14,9 @@ use uuid::Uuid;
 
 use super::Error;
 use super::disk::{Files, Upper};
-use super::error::chain;
 use crate::image::spec::Stack;
 use crate::image::{self, Image};
+use crate::reason::reason;
 
 mod blocks;
 mod container;
@@ -196,7 +196,7 @@ struct Findings<'f> {
 impl Findings<'_> {
     fn broken(&mut self, offset: Option<u64>, error: &dyn std::error::Error) -> Result<(), Error> {
         self.broken += 1;
-        self.add(false, offset, chain(error))
+        self.add(false, offset, reason(error))
     }
 
     /// Something broken at a place in the layer, with what follows from it.
@@ -208,7 +208,7 @@ impl Findings<'_> {
     ) -> Result<(), Error> {
         self.broken += 1;
         let block = place.block.map(|block| format!("block {block}: "));
-        let what = block.unwrap_or_default() + &chain(error) + consequence;
+        let what = block.unwrap_or_default() + &reason(error) + consequence;
         self.add(false, Some(place.offset), what)
     }
 
