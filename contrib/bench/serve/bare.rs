@@ -126,7 +126,7 @@ impl Bare {
 }
 
 /// A number that cannot be foreseen, but is the same each time.
-fn next(state: &mut u64) -> usize {
+pub fn next(state: &mut u64) -> usize {
     *state = state
         .wrapping_mul(6_364_136_223_846_793_005)
         .wrapping_add(1);
@@ -134,13 +134,14 @@ fn next(state: &mut u64) -> usize {
 }
 
 /// Nanoseconds this thread has run.
-fn ran() -> Result<u64> {
+pub fn ran() -> Result<u64> {
     // The kernel brings the count up to date when a thread gives way.
     thread::yield_now();
     let text = fs::read_to_string("/proc/thread-self/schedstat")?;
     Ok(text.split(' ').next().unwrap_or_default().parse()?)
 }
 
-fn ran_since(before: u64) -> Result<u64> {
+/// Nanoseconds this thread has run since it had run `before`.
+pub fn ran_since(before: u64) -> Result<u64> {
     Ok(ran()? - before)
 }

@@ -13,6 +13,7 @@ mod content;
 mod data;
 mod drive;
 mod histogram;
+mod mapped;
 mod opening;
 mod plot;
 mod process;
@@ -32,6 +33,7 @@ use common::layers;
 use content::Content;
 use data::{Data, FORMS};
 use drive::{Connection, Limit, Outcome, WORKLOADS, Workload};
+use mapped::Mapped;
 use process::{Process, bind};
 use report::{Row, Sample, Table};
 use subjects::{Build, Kind, Subject};
@@ -147,24 +149,35 @@ enum Runner<'s> {
     Served(&'s Process, Connection),
     /// A loop in this process.
     Bare(Bare),
+    /// Another, and how far it is.
+    Mapped(Mapped, usize),
 }
 
 impl Runner<'_> {
     fn turn(&mut self, content: &Content, limit: Limit, spin: bool) -> Result<Sample> {
-        let mut stored = 0;
+        let (mut stored, mut front) = (0, 0);
         let (outcome, cpu): (Outcome, u64) = match self {
             Runner::Served(process, connection) => {
                 let before = process.cpu()?;
+                let front_before = process::own_cpu();
                 let stored_before = process.read_from_storage()?;
                 let outcome = connection.measure(content, limit, spin)?;
                 stored = process.read_from_storage()? - stored_before;
+                // Spinning is not work.
+                front = if spin {
+                    0
+                } else {
+                    process::own_cpu() - front_before
+                };
                 (outcome, process.cpu()? - before)
             }
             Runner::Bare(bare) => bare.measure(limit.time)?,
+            Runner::Mapped(mapped, at) => mapped.measure(limit.time, at)?,
         };
         Ok(Sample {
             rate: outcome.reads as f64 / outcome.seconds,
             cpu: cpu as f64 / 1000.0 / outcome.reads as f64,
+            front: front as f64 / 1000.0 / outcome.reads as f64,
             p50: outcome.times.quantile(0.5),
             p99: outcome.times.quantile(0.99),
             stored,
@@ -255,6 +268,7 @@ fn compare(
         }
         processes.push(process);
     }
+    let mut warm: Vec<Table> = Vec::new();
     for queues in &args.queues {
         for workload in WORKLOADS {
             let wanted = args.workloads.iter().any(|name| name == workload.name);
@@ -262,10 +276,14 @@ fn compare(
                 let served: Vec<_> = subjects.iter().zip(&processes).collect();
                 let table = measure(args, data, content, &served, *queues, workload)?;
                 println!("{}", table.markdown());
-                tables.push(table);
+                if let Some(one) = warm.iter().find(|one| one.workload == table.workload) {
+                    println!("{}", table.against(one));
+                }
+                warm.push(table);
             }
         }
     }
+    tables.append(&mut warm);
     println!("| image | private memory, KiB |\n|---|--:|");
     for (subject, process) in subjects.iter().zip(&processes) {
         println!("| {} | {} |", subject.name, process.private()?);
@@ -365,6 +383,21 @@ fn measure(
             runners.push(Runner::Bare(Bare::load(layer, content, workload.random)?));
             table.rows.push(Row {
                 name,
+                kind: None,
+                samples: Vec::new(),
+            });
+        }
+    }
+    for name in ["plain", "plain@255"] {
+        if let Some((subject, _)) = served.iter().find(|(subject, _)| subject.name == name)
+            && queues == 1
+            && workload.random
+            && workload.depth > 1
+        {
+            let mapped = Mapped::load(&subject.files, content)?;
+            runners.push(Runner::Mapped(mapped, 0));
+            table.rows.push(Row {
+                name: format!("mapped:{name}"),
                 kind: None,
                 samples: Vec::new(),
             });

@@ -140,6 +140,12 @@ impl Process {
     }
 }
 
+/// Nanoseconds all threads of this process have run, those that ended among them.
+pub fn own_cpu() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
         // Already gone is as good.

@@ -13,6 +13,8 @@ pub struct Sample {
     pub rate: f64,
     /// Microseconds of processor time of the daemon for each read.
     pub cpu: f64,
+    /// The same of the front-end; zero where there is none.
+    pub front: f64,
     /// Microseconds half of the reads took at most; zero where there is no such thing.
     pub p50: f64,
     /// The same for 99 of 100.
@@ -102,8 +104,8 @@ impl Table {
         if let Some(best) = best {
             let _ = write!(out, "; ratios are to {}", best.name);
         }
-        out += "\n\n| image | reads/s | MB/s | ratio | CPU us/read | ratio | p50 us | p99 us |\n";
-        out += "|---|--:|--:|--:|--:|--:|--:|--:|\n";
+        out += "\n\n| image | reads/s | MB/s | ratio | CPU us/read | ratio | p50 us | p99 us | front-end us/read | processors |\n";
+        out += "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n";
         for row in &self.rows {
             let rate = row.median(|sample| sample.rate);
             let ratio = |figure: fn(&Sample) -> f64| match best {
@@ -114,9 +116,16 @@ impl Table {
                 0.0 => String::new(),
                 time => format!("{time:.1}"),
             };
+            let busy = match row.median(|sample| sample.front) {
+                0.0 => String::new(),
+                front => format!(
+                    "{:.2}",
+                    rate * (row.median(|sample| sample.cpu) + front) / 1e6
+                ),
+            };
             let _ = writeln!(
                 out,
-                "| {} | {rate:.0} | {:.0} | {} | {:.2} | {} | {} | {} |",
+                "| {} | {rate:.0} | {:.0} | {} | {:.2} | {} | {} | {} | {} | {busy} |",
                 row.name,
                 rate * self.len as f64 / 1e6,
                 ratio(|sample| sample.rate),
@@ -124,11 +133,30 @@ impl Table {
                 ratio(|sample| sample.cpu),
                 time(|sample| sample.p50),
                 time(|sample| sample.p99),
+                time(|sample| sample.front),
             );
         }
         out += "\n";
         for row in &self.rows {
             self.notes(row, &mut out);
+        }
+        out
+    }
+
+    /// How the rows compare with those of the same workload with another number of queues.
+    pub fn against(&self, other: &Table) -> String {
+        let mut out = format!(
+            "{} to {}: reads/s, CPU us/read\n",
+            self.title(),
+            other.title()
+        );
+        for row in &self.rows {
+            let Some(basis) = other.rows.iter().find(|basis| basis.name == row.name) else {
+                continue;
+            };
+            let ratio = |figure: fn(&Sample) -> f64| row.median(figure) / basis.median(figure);
+            let (rate, cpu) = (ratio(|sample| sample.rate), ratio(|sample| sample.cpu));
+            let _ = writeln!(out, "{}: {rate:.2}, {cpu:.2}", row.name);
         }
         out
     }
@@ -171,6 +199,7 @@ impl Table {
                 "image": row.name,
                 "reads_per_second": all(|sample| sample.rate),
                 "cpu_us_per_read": all(|sample| sample.cpu),
+                "front_end_cpu_us_per_read": all(|sample| sample.front),
                 "p50_us": all(|sample| sample.p50),
                 "p99_us": all(|sample| sample.p99),
                 "bytes_from_storage": all(|sample| sample.stored as f64),
