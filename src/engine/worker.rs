@@ -10,9 +10,10 @@ use std::thread::{self, JoinHandle};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::limit::{self, reason};
+use super::limit;
 use super::serve::Server;
 use super::setup::{Context, QueueSetup, Stop};
+use crate::reason::reason;
 use crate::virtio::queue::{Queue, StartError};
 
 /// Where a queue goes on when it starts again.
