@@ -32,6 +32,7 @@ const OPTIONS: Options = Options {
     default_size: 0,
     max_pending: 9,
     log_slack: 4,
+    max_log: 1 << 20,
 };
 
 type Content = [u8; 512];

@@ -76,6 +76,7 @@ fn open(folder: &Path, paths: &Paths, limit: u64) -> Result<Volume, Error> {
         // Small, so that flushes by themselves and new logs happen.
         max_pending: 6,
         log_slack: 3,
+        max_log: 1 << 20,
     };
     let upper = Upper::open(paths, &options)?;
     let image = Image::open(&Stack::new([folder.join("lower.obd")])).unwrap();
@@ -245,6 +246,46 @@ proptest! {
             disk.check();
         }
     }
+}
+
+/// Where no shorter index can be made, a full one fails the flush, and says what to do.
+#[test]
+fn an_index_that_is_full() {
+    let mut disk = Disk::new(Kind::Hybrid);
+    disk.volume = None;
+    let options = Options {
+        log_slack: 1000,
+        max_log: 30,
+        ..Options::default()
+    };
+    let upper = Upper::open(&disk.paths, &options).unwrap();
+    let new = disk.folder.path().join("upper.index.new");
+    for round in 0..200 {
+        // Each takes a mapping.
+        upper.discard(0, 1).unwrap();
+        let mut bytes = [round; 512];
+        let mut scatter = Scatter::new();
+        scatter.push(VolatileSlice::from(&mut bytes[..]));
+        upper.write(0, 1, scatter.cursor(0)).unwrap();
+        if round == 100 {
+            fs::create_dir(&new).unwrap();
+        }
+        match upper.flush() {
+            Ok(()) => assert!(fs::metadata(&disk.paths.index).unwrap().len() <= 4096 + 30 * 16),
+            Err(error) => {
+                assert!(round > 100, "{error}");
+                let said = error.to_string();
+                assert!(
+                    said.contains("index has") && said.contains("folder"),
+                    "{said}"
+                );
+                fs::remove_dir(&new).unwrap();
+                upper.flush().unwrap();
+                return;
+            }
+        }
+    }
+    panic!("it is never full");
 }
 
 #[test]

@@ -61,6 +61,20 @@ pub enum Error {
         /// Entries it may have.
         most: u64,
     },
+    /// The index has as many entries as it may, and a shorter one cannot take its place.
+    #[error(
+        "{} has as many entries as it may, {most}, and cannot be made anew; make room beside it, and \
+         see that files can be made and renamed in its folder",
+        path.display()
+    )]
+    IndexFull {
+        /// The index file.
+        path: PathBuf,
+        /// Most entries.
+        most: u64,
+        /// Why it cannot.
+        source: Box<Error>,
+    },
     /// Two ranges of the disk have the same data, or data is not where this kind of layer has it:
     /// writing one would change another.
     #[error(

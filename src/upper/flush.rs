@@ -33,6 +33,8 @@ impl Upper {
     fn flush_all(&self, flusher: &mut Flusher) -> Result<(), Error> {
         self.check_len()?;
         let is_cut = flusher.log.is_cut_short()?;
+        let entries = flusher.log.entries();
+        let is_full = |more: usize| entries + more as u64 > self.max_log;
         let (batch, whole) = {
             let mut waiting = self.waiting();
             if !waiting.pending.is_empty() {
@@ -46,7 +48,7 @@ impl Upper {
             let is_long = !batch.is_empty()
                 && flusher.log.entries() >= flusher.retry_at
                 && is_long(&flusher.log, &self.state().map, self.log_slack);
-            let anew = is_cut || is_long;
+            let anew = is_cut || is_full(batch.len()) || is_long;
             let whole = anew.then(|| mappings(&self.state().map).collect::<Vec<_>>());
             (batch, whole)
         };
@@ -59,6 +61,13 @@ impl Upper {
                 replaced.or_else(|error| {
                     if is_cut {
                         return Err(error);
+                    }
+                    if is_full(batch.len()) {
+                        return Err(Error::IndexFull {
+                            path: self.paths.index.clone(),
+                            most: self.max_log,
+                            source: error.into(),
+                        });
                     }
                     // To be tried at every flush it is too much, and so is its log line.
                     flusher.retry_at = flusher.log.entries().saturating_mul(2);

@@ -11,7 +11,7 @@ use crate::format::lsmt::writable::{decode_log_header, encode_log_header};
 use crate::format::lsmt::{ENTRY_LEN, HEADER_LEN, Header, Mapping};
 
 /// Most entries of a log, as upstream has it.
-const MAX_ENTRIES: u64 = 128_000_000;
+pub const MAX_ENTRIES: u64 = 128_000_000;
 
 /// Entries read or written at a time.
 const CHUNK: usize = 65536;

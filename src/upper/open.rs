@@ -98,6 +98,7 @@ impl Upper {
             }),
             max_pending: options.max_pending,
             log_slack: options.log_slack,
+            max_log: options.max_log,
             len: AtomicU64::new(end),
             dirty: AtomicBool::new(false),
             broken: AtomicBool::new(false),

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::journal::Journal;
-use super::log::{Log, sync_folder_of};
+use super::log::{self, Log, sync_folder_of};
 use super::map::{ExtentMap, Place};
 use super::overlay::{MAX_SPANS, Overlay, Span, SpanContent};
 use super::room::Room;
@@ -30,6 +30,8 @@ pub struct Options {
     pub max_pending: usize,
     /// The log is written anew when it has twice the entries that its map needs, and this many more.
     pub log_slack: u64,
+    /// Most entries of the log.
+    pub max_log: u64,
 }
 
 impl Default for Options {
@@ -39,6 +41,7 @@ impl Default for Options {
             default_size: 0,
             max_pending: 1 << 20,
             log_slack: 1 << 16,
+            max_log: log::MAX_ENTRIES,
         }
     }
 }
@@ -101,6 +104,7 @@ pub struct Upper {
     pub(super) waiting: Mutex<Waiting>,
     pub(super) max_pending: usize,
     pub(super) log_slack: u64,
+    pub(super) max_log: u64,
     /// Bytes that the data file has at least, unless somebody cut it short.
     pub(super) len: AtomicU64,
     /// Whether data was written since the last sync began.
