@@ -48,18 +48,31 @@ impl Upper {
     /// The upper is full, broken or frozen, or the system fails. Then each sector has its old
     /// content or the new one.
     pub fn write(&self, start: u64, sectors: u64, data: Cursor<'_, '_>) -> Result<(), Error> {
-        self.make_room()?;
+        loop {
+            match self.write_now(start, sectors, data) {
+                Err(Error::FlushFirst) => self.flush()?,
+                done => return done,
+            }
+        }
+    }
+
+    /// As [`Upper::write`], but never waits for storage.
+    ///
+    /// # Errors
+    /// As [`Upper::write`], and [`Error::FlushFirst`] where it would wait.
+    pub fn write_now(&self, start: u64, sectors: u64, data: Cursor<'_, '_>) -> Result<(), Error> {
+        if !self.has_room()? {
+            return Err(Error::FlushFirst);
+        }
         match self.try_write(start, sectors, data) {
             // What was discarded since the last flush is free after the next.
-            Err(Error::Full { .. }) if self.has_freed() => {
-                self.flush()?;
-                self.try_write(start, sectors, data)
-            }
+            Err(Error::Full { .. }) if self.has_freed() => Err(Error::FlushFirst),
             done => done,
         }
     }
 
-    fn has_freed(&self) -> bool {
+    /// Whether a flush would free sectors.
+    pub(super) fn has_freed(&self) -> bool {
         self.state().space.has_freed()
     }
 
@@ -177,15 +190,17 @@ impl Upper {
 
     /// Bounds what waits for a flush.
     fn make_room(&self) -> Result<(), Error> {
-        let pending = {
-            let mut waiting = self.waiting();
-            waiting.journal.mend()?;
-            waiting.pending.len()
-        };
-        match pending < self.max_pending {
+        match self.has_room()? {
             true => Ok(()),
             false => self.flush(),
         }
+    }
+
+    /// Whether more may wait for a flush.
+    fn has_room(&self) -> Result<bool, Error> {
+        let mut waiting = self.waiting();
+        waiting.journal.mend()?;
+        Ok(waiting.pending.len() < self.max_pending)
     }
 
     /// Refuses a data file that somebody cut short.

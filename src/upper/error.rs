@@ -192,6 +192,9 @@ pub enum Error {
     /// The device has no upper.
     #[error("the device is read-only")]
     ReadOnly,
+    /// A flush must come first.
+    #[error("the layer has no room before it is flushed")]
+    FlushFirst,
     /// The layer was frozen while the caller was about to write to it.
     #[error("the layer was frozen")]
     Frozen,

@@ -39,7 +39,7 @@ impl Upper {
             let mut waiting = self.waiting();
             if !waiting.pending.is_empty() {
                 waiting.journal.switch()?;
-            } else if !self.dirty.load(Ordering::Acquire) && !is_cut {
+            } else if !self.dirty.load(Ordering::Acquire) && !is_cut && !self.has_freed() {
                 return Ok(());
             }
             self.state_mut().space.begin_flush();

@@ -99,6 +99,19 @@ impl Volume {
         self.change(|upper| upper.write(start.0, sectors, data))
     }
 
+    /// As [`Volume::write`], but never waits for storage.
+    ///
+    /// # Errors
+    /// As [`Upper::write_now`]; or the disk is read-only.
+    pub fn write_now(
+        &self,
+        start: Sector,
+        sectors: u64,
+        data: Cursor<'_, '_>,
+    ) -> Result<(), Error> {
+        self.change(|upper| upper.write_now(start.0, sectors, data))
+    }
+
     /// Makes sectors of the disk, [`MAX_STEP`](super::MAX_STEP) or fewer, read as zeros, and gives
     /// back what they took.
     ///

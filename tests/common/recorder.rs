@@ -133,6 +133,9 @@ struct State {
     log: Vec<Op>,
     next: u64,
     faults: Vec<Fault>,
+    /// Name of the file whose syncs are not answered, and those that are not.
+    holding: Option<OsString>,
+    held: Vec<ReplyEmpty>,
 }
 
 struct Recording(Arc<Mutex<State>>);
@@ -185,9 +188,22 @@ impl Recorder {
         self.state.lock().unwrap().faults.push(fault);
     }
 
-    /// Lets everything succeed again.
+    /// From now on, syncs of the file `name` are not answered.
+    pub fn hold_syncs(&self, name: &str) {
+        self.state.lock().unwrap().holding = Some(name.into());
+    }
+
+    /// Whether a sync is not answered.
+    pub fn is_holding(&self) -> bool {
+        !self.state.lock().unwrap().held.is_empty()
+    }
+
+    /// Lets everything succeed again, and answers what was held.
     pub fn heal(&self) {
-        self.state.lock().unwrap().faults.clear();
+        let mut state = self.state.lock().unwrap();
+        state.faults.clear();
+        state.holding = None;
+        state.held.drain(..).for_each(ReplyEmpty::ok);
     }
 
     /// Names of the files there are.
@@ -199,6 +215,7 @@ impl Recorder {
 
 impl Drop for Recorder {
     fn drop(&mut self) {
+        self.heal();
         drop(self.session.take());
     }
 }
@@ -484,7 +501,12 @@ impl Filesystem for Recording {
             return reply.error(errno);
         }
         state.act(Op::Sync { file: ino.0 });
-        reply.ok();
+        let held = state.holding.as_ref();
+        let held = held.and_then(|name| state.files.names.get(name));
+        match held == Some(&ino.0) {
+            true => state.held.push(reply),
+            false => reply.ok(),
+        }
     }
 
     fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {

@@ -2,15 +2,20 @@
 //! fails for the requests it hits, what was answered stays, and nothing is ever wrong.
 
 use std::fs::{self, File};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use fuser::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
 use serde_json::json;
 
+use crate::common::PATIENCE;
+use crate::common::blk::UNANSWERED;
 use crate::common::blk::{DISCARD, FLUSH, IN, IOERR, OK, OUT, SECTOR, WRITE_ZEROES, range};
 use crate::common::content::tagged;
 use crate::common::daemon::Daemon;
 use crate::common::guest::{Guest, Options};
+use crate::common::queue::{Layout, Segment};
 use crate::common::recorder::{Call, Recorder};
 use crate::common::session::{Wanted, feature};
 use crate::common::writable::Writable;
@@ -94,6 +99,58 @@ impl Fixture {
         self.disk.lose_power();
         assert_beginning(&mut self.disk.plain_guest(), &self.model);
     }
+}
+
+/// Who writes where only a flush makes room waits for it; nobody else does.
+#[test]
+fn a_write_that_waits_for_a_flush_holds_nobody_up() {
+    let files = Recorder::mount();
+    let options = ["--upper-limit", "16K"];
+    let mut fixture = Fixture::new(Writable::serve_at(files.path(), &options));
+    let mut guest = fixture.disk.plain_guest();
+    fixture.write(&mut guest, 0);
+    fixture.write(&mut guest, 100);
+    fixture.fail_to_write(&mut guest, 200);
+    assert_eq!(guest.send(0, DISCARD, 0, &range(0, LEN as u32, 0)), OK);
+    part(&mut fixture.model, 0, LEN).fill(0);
+
+    files.hold_syncs("upper.data");
+    let data = fixture.fresh();
+    let mut placed = guest.place(OUT, 200, 512);
+    // Not where the next requests have theirs.
+    let at = guest.memory.regions[2].alloc(data.len() as u64, 4096);
+    guest.memory.write(at, &data);
+    placed.chain[1] = Segment::readable(at, data.len() as u32);
+    let waiting = guest.queues[0].submit(&placed.chain, Layout::Direct);
+    guest.queues[0].publish();
+    let start = Instant::now();
+    while !files.is_holding() {
+        assert!(start.elapsed() < PATIENCE, "nobody flushes");
+        thread::sleep(Duration::from_millis(1));
+    }
+    for sector in [100, 5000, 0, 200] {
+        let read = guest.place(IN, sector, (LEN * SECTOR) as u32);
+        guest.queues[0].submit(&read.chain, Layout::Direct);
+        guest.queues[0].publish();
+        let used = guest.queues[0].wait();
+        assert_ne!(used.head, u32::from(waiting), "what waits came back");
+        let answer = guest.answer(&read, used);
+        assert_eq!(answer.status, OK);
+        assert!(
+            answer.data == *part(&mut fixture.model, sector, LEN),
+            "{sector}"
+        );
+    }
+    guest.memory.write(placed.status, &[UNANSWERED]);
+    files.heal();
+    let used = guest.queues[0].wait();
+    assert_eq!(used.head, u32::from(waiting));
+    assert_eq!(guest.memory.read(placed.status, 1), [OK]);
+    part(&mut fixture.model, 200, LEN).copy_from_slice(&data);
+    assert_beginning(&mut guest, &fixture.model);
+    guest.flush(0);
+    fixture.disk.lose_power();
+    assert_beginning(&mut fixture.disk.plain_guest(), &fixture.model);
 }
 
 /// What storage says.

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use super::Server;
 use crate::engine::background::{Background, Change, Job};
 use crate::units::{SECTOR_SIZE, Sector};
+use crate::upper::Error;
 use crate::virtio::config::writes_through;
 use crate::virtio::ranges::Range;
 use crate::virtio::request::{HEADER, Status};
@@ -26,9 +27,14 @@ impl Server<'_> {
         let through = self.writes_through();
         let data = &self.tasks[usize::from(slot)].chain.readable;
         let sectors = (data.len() - HEADER) as u64 / SECTOR_SIZE;
-        match self.disk.volume.write(start, sectors, data.cursor(HEADER)) {
+        let data = data.cursor(HEADER);
+        match self.disk.volume.write_now(start, sectors, data) {
             Ok(()) if through => self.flush(slot),
             Ok(()) => self.answer(slot, Status::Ok, 0),
+            Err(Error::FlushFirst) => {
+                self.tasks[usize::from(slot)].write_again = Some(start);
+                self.flush(slot);
+            }
             Err(error) => {
                 self.complain("a write", &error);
                 self.answer(slot, Status::IoError, 0);
@@ -82,15 +88,23 @@ impl Server<'_> {
         let mut any = false;
         while let Some((slot, status)) = self.background.as_mut().and_then(Background::answer) {
             any = true;
-            self.answer(slot, status, 0);
+            self.go_on(slot, status);
         }
         any
+    }
+
+    /// Answers the task in `slot`, or writes what had to wait for a flush.
+    fn go_on(&mut self, slot: u16, status: Status) {
+        match self.tasks[usize::from(slot)].write_again.take() {
+            Some(start) if status == Status::Ok => self.write(slot, start),
+            _ => self.answer(slot, status, 0),
+        }
     }
 
     /// Waits for all that is left to that thread.
     pub(super) fn wait_background(&mut self) {
         while let Some((slot, status)) = self.background.as_mut().and_then(Background::wait) {
-            self.answer(slot, status, 0);
+            self.go_on(slot, status);
         }
     }
 }
