@@ -13,7 +13,6 @@ use std::path::Path;
 
 use fuser::Errno;
 use layers::LayerBuilder;
-use ovbd_vhost::format::lsmt::Header;
 use ovbd_vhost::format::lsmt::writable::Kind;
 use ovbd_vhost::image::reader::Reader;
 use ovbd_vhost::image::spec::Stack;
@@ -111,14 +110,7 @@ fn start_machine(folder: &Path) {
 }
 
 fn make(recorder: &Recorder, kind: Kind) {
-    let header = Header {
-        index_offset: 0,
-        index_entries: 0,
-        virtual_size: SECTORS * 512,
-        uuid: Uuid::new_v4(),
-        parent_uuid: Uuid::nil(),
-        message: Vec::new(),
-    };
+    let header = layers::upper_header(SECTORS * 512, Uuid::new_v4());
     create(&paths(recorder.path()), kind, &header).unwrap();
 }
 

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Barrier;
 use std::thread;
 
-use layers::{LayerBuilder, write};
+use layers::{LayerBuilder, upper_header, write};
 use ovbd_vhost::format::lsmt::Header;
 use ovbd_vhost::format::lsmt::writable::Kind;
 use ovbd_vhost::image::Image;
@@ -42,14 +42,7 @@ struct Disk {
 }
 
 fn header() -> Header {
-    Header {
-        index_offset: 0,
-        index_entries: 0,
-        virtual_size: SECTORS * 512,
-        uuid: Uuid::new_v4(),
-        parent_uuid: Uuid::nil(),
-        message: Vec::new(),
-    }
+    upper_header(SECTORS * 512, Uuid::new_v4())
 }
 
 /// Each sector of the lower layer tells its number; some are holes.

@@ -4,7 +4,7 @@
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
 
-use crate::common::blk::{self, DISCARD, OK, OUT, SECTOR, Scratch, WRITE_ZEROES, range};
+use crate::common::blk::{self, DISCARD, OK, OUT, SECTOR, Scratch, WRITE_ZEROES};
 use crate::common::content::{difference, tagged};
 use crate::common::guest::{Guest, Options};
 use crate::common::memory::Memory;
@@ -12,7 +12,7 @@ use crate::common::queue::{Layout, Queue, Segment};
 use crate::common::returning::Returning;
 use crate::common::session::{Wanted, feature};
 use crate::common::writable::Writable;
-use crate::{assert_beginning, part};
+use crate::{assert_beginning, write, zero};
 
 const LEN: usize = 16 * SECTOR as usize;
 
@@ -40,12 +40,9 @@ fn what_a_flush_covers_outlives_a_power_loss() {
     let mut model = disk.content.to_vec();
     let mut guest = disk.plain_guest();
     let data = tagged(LEN, 1);
-    guest.write(0, 1000, &data);
-    part(&mut model, 1000, 16).copy_from_slice(&data);
-    assert_eq!(guest.send(0, DISCARD, 0, &range(2000, 9, 0)), OK);
-    part(&mut model, 2000, 9).fill(0);
-    assert_eq!(guest.send(0, WRITE_ZEROES, 0, &range(1003, 5, 0)), OK);
-    part(&mut model, 1003, 5).fill(0);
+    write(&mut guest, &mut model, 1000, &data);
+    zero(&mut guest, &mut model, DISCARD, 2000, 9, false);
+    zero(&mut guest, &mut model, WRITE_ZEROES, 1003, 5, false);
     guest.flush(0);
     // Not covered: this test would not notice a flush that does nothing if it was there.
     guest.write(0, 5000, &data);
@@ -72,12 +69,9 @@ fn who_cannot_flush_or_does_not_want_to_has_writes_durable_when_answered() {
             _ => {}
         }
         let data = tagged(LEN, round);
-        guest.write(0, 1000, &data);
-        part(&mut model, 1000, 16).copy_from_slice(&data);
-        assert_eq!(guest.send(0, DISCARD, 0, &range(2000, 9, 0)), OK);
-        part(&mut model, 2000, 9).fill(0);
-        assert_eq!(guest.send(0, WRITE_ZEROES, 0, &range(3000, 9, 1)), OK);
-        part(&mut model, 3000, 9).fill(0);
+        write(&mut guest, &mut model, 1000, &data);
+        zero(&mut guest, &mut model, DISCARD, 2000, 9, false);
+        zero(&mut guest, &mut model, WRITE_ZEROES, 3000, 9, true);
         disk.lose_power();
         assert_beginning(&mut disk.plain_guest(), &model);
     }
@@ -101,8 +95,7 @@ fn switching_the_cache_off_makes_durable_what_was_written_and_on_again_is_on() {
     let mut model = disk.content.to_vec();
     let mut guest = disk.plain_guest();
     let data = tagged(LEN, 1);
-    guest.write(0, 1000, &data);
-    part(&mut model, 1000, 16).copy_from_slice(&data);
+    write(&mut guest, &mut model, 1000, &data);
     set_writeback(&mut guest, 0);
     set_writeback(&mut guest, 1);
     guest.write(0, 7000, &data);
@@ -167,8 +160,7 @@ fn a_clean_end_leaves_everything_durable() {
     let mut model = disk.content.to_vec();
     let mut guest = disk.plain_guest();
     let data = tagged(LEN, 1);
-    guest.write(0, 1000, &data);
-    part(&mut model, 1000, 16).copy_from_slice(&data);
+    write(&mut guest, &mut model, 1000, &data);
     disk.stop_and_start();
     disk.lose_power();
     assert_beginning(&mut disk.plain_guest(), &model);

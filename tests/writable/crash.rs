@@ -9,7 +9,7 @@ use crate::common::blk::{self, DISCARD, IN, OK, OUT, SECTOR, range};
 use crate::common::content::{Random, difference, tagged};
 use crate::common::queue::{Event, Layout, Segment};
 use crate::common::writable::Writable;
-use crate::{assert_beginning, part};
+use crate::{assert_beginning, part, write};
 
 #[test]
 fn what_was_not_answered_is_old_or_new() {
@@ -19,11 +19,9 @@ fn what_was_not_answered_is_old_or_new() {
     for round in 0..25 {
         let mut guest = disk.plain_guest();
         let before = tagged(500 * SECTOR as usize, round);
-        guest.write(0, 3, &before);
-        part(&mut model, 3, 500).copy_from_slice(&before);
+        write(&mut guest, &mut model, 3, &before);
         let answered = tagged(100 * SECTOR as usize, round + 1000);
-        guest.write(0, 1003 + round, &answered);
-        part(&mut model, 1003 + round, 100).copy_from_slice(&answered);
+        write(&mut guest, &mut model, 1003 + round, &answered);
 
         let new = tagged(400 * SECTOR as usize, round + 2000);
         let placed = guest.place_data(OUT, 50, &new);

@@ -20,7 +20,7 @@ use crate::common::recorder::{Call, Recorder};
 use crate::common::session::{Wanted, feature};
 use crate::common::writable::Writable;
 use crate::control::ask;
-use crate::{assert_beginning, part};
+use crate::{assert_beginning, part, write, zero};
 
 /// Sectors of a write.
 const LEN: u64 = 16;
@@ -55,8 +55,7 @@ impl Fixture {
     /// A write that works.
     fn write(&mut self, guest: &mut Guest, sector: u64) {
         let data = self.fresh();
-        guest.write(0, sector, &data);
-        part(&mut self.model, sector, LEN).copy_from_slice(&data);
+        write(guest, &mut self.model, sector, &data);
     }
 
     /// A write that fails: each sector is as before or as it would be. Which, is what it is from
@@ -86,10 +85,8 @@ impl Fixture {
         for sector in [0, 100, 3000] {
             self.write(guest, sector);
         }
-        assert_eq!(guest.send(0, DISCARD, 0, &range(105, 3, 0)), OK);
-        part(&mut self.model, 105, 3).fill(0);
-        assert_eq!(guest.send(0, WRITE_ZEROES, 0, &range(3005, 3, 0)), OK);
-        part(&mut self.model, 3005, 3).fill(0);
+        zero(guest, &mut self.model, DISCARD, 105, 3, false);
+        zero(guest, &mut self.model, WRITE_ZEROES, 3005, 3, false);
         assert_beginning(guest, &self.model);
         self.disk.crash();
         let mut guest = self.disk.plain_guest();
@@ -111,8 +108,14 @@ fn a_write_that_waits_for_a_flush_holds_nobody_up() {
     fixture.write(&mut guest, 0);
     fixture.write(&mut guest, 100);
     fixture.fail_to_write(&mut guest, 200);
-    assert_eq!(guest.send(0, DISCARD, 0, &range(0, LEN as u32, 0)), OK);
-    part(&mut fixture.model, 0, LEN).fill(0);
+    zero(
+        &mut guest,
+        &mut fixture.model,
+        DISCARD,
+        0,
+        LEN as u32,
+        false,
+    );
 
     files.hold_syncs("upper.data");
     let data = fixture.fresh();
@@ -168,8 +171,7 @@ fn data_that_cannot_be_written() {
             fixture.fail_to_write(&mut guest, sector);
         }
         // What needs no data goes on.
-        assert_eq!(guest.send(0, DISCARD, 0, &range(4, 2, 0)), OK);
-        part(&mut fixture.model, 4, 2).fill(0);
+        zero(&mut guest, &mut fixture.model, DISCARD, 4, 2, false);
         guest.flush(0);
         assert_beginning(&mut guest, &fixture.model);
         files.heal();
@@ -401,8 +403,7 @@ fn data_cut_short() {
         let mut model = disk.content.to_vec();
         for sector in 0..3 {
             let data = tagged((LEN * SECTOR) as usize, sector);
-            guest.write(0, sector * 100, &data);
-            part(&mut model, sector * 100, LEN).copy_from_slice(&data);
+            write(&mut guest, &mut model, sector * 100, &data);
         }
         guest.flush(0);
         let path = disk.file("upper.data");
@@ -438,8 +439,7 @@ fn data_cut_short() {
         guest.flush(0);
         assert_beginning(&mut guest, &model);
         let data = tagged((LEN * SECTOR) as usize, 77);
-        guest.write(0, 4000, &data);
-        part(&mut model, 4000, LEN).copy_from_slice(&data);
+        write(&mut guest, &mut model, 4000, &data);
         guest.flush(0);
         disk.lose_power();
         assert_beginning(&mut disk.plain_guest(), &model);
@@ -450,14 +450,13 @@ fn data_cut_short() {
 #[test]
 fn an_index_cut_short() {
     for len in [0, 100, 4096, 4096 + 20] {
-        for write in [false, true] {
+        for more in [false, true] {
             let mut disk = Writable::serve();
             let mut guest = disk.plain_guest();
             let mut model = disk.content.to_vec();
             let mut put = |guest: &mut Guest, sector: u64| {
                 let data = tagged((LEN * SECTOR) as usize, sector);
-                guest.write(0, sector, &data);
-                part(&mut model, sector, LEN).copy_from_slice(&data);
+                write(guest, &mut model, sector, &data);
             };
             for sector in 0..3 {
                 put(&mut guest, sector * 100);
@@ -465,7 +464,7 @@ fn an_index_cut_short() {
             }
             let file = File::options().write(true).open(disk.file("upper.index"));
             file.unwrap().set_len(len).unwrap();
-            if write {
+            if more {
                 put(&mut guest, 5000);
             }
             guest.flush(0);

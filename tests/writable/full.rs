@@ -12,7 +12,7 @@ use crate::common::blk::{DISCARD, IOERR, OK, OUT, SECTOR, range};
 use crate::common::content::tagged;
 use crate::common::guest::Guest;
 use crate::common::writable::Writable;
-use crate::part;
+use crate::{part, write, zero};
 
 const PIECE: u64 = 128;
 
@@ -45,22 +45,23 @@ fn full_and_again(mut disk: Writable, make_room: impl Fn(&Writable)) {
     part(&mut model, end, PIECE).copy_from_slice(&failed);
     assert_disk(&mut guest, &model);
     let over = tagged((PIECE * SECTOR) as usize, 99);
-    guest.write(0, 0, &over);
-    part(&mut model, 0, PIECE).copy_from_slice(&over);
+    write(&mut guest, &mut model, 0, &over);
     assert_disk(&mut guest, &model);
 
     make_room(&disk);
     disk.crash();
     let mut guest = disk.plain_guest();
     assert_disk(&mut guest, &model);
-    assert_eq!(
-        guest.send(0, DISCARD, 0, &range(PIECE, 3 * PIECE as u32, 0)),
-        OK
+    zero(
+        &mut guest,
+        &mut model,
+        DISCARD,
+        PIECE,
+        3 * PIECE as u32,
+        false,
     );
-    part(&mut model, PIECE, 3 * PIECE).fill(0);
     guest.flush(0);
-    guest.write(0, end, &over);
-    part(&mut model, end, PIECE).copy_from_slice(&over);
+    write(&mut guest, &mut model, end, &over);
     guest.flush(0);
     assert_disk(&mut guest, &model);
     drop(guest);
@@ -122,16 +123,15 @@ fn killed_on_a_full_disk() {
     let mut disk = Writable::serve_in(inside, &[]);
     let mut model = disk.content.to_vec();
     let mut guest = disk.plain_guest();
-    let mut write = |guest: &mut Guest, sector: u64, sectors: u64, seed: u64| {
+    let mut put = |guest: &mut Guest, sector: u64, sectors: u64, seed: u64| {
         let data = tagged((sectors * SECTOR) as usize, seed);
-        guest.write(0, sector, &data);
-        part(&mut model, sector, sectors).copy_from_slice(&data);
+        write(guest, &mut model, sector, &data);
     };
     // More mappings than a block of the index takes.
     for number in 0..600 {
-        write(&mut guest, 20000 + 2 * number, 1, number);
+        put(&mut guest, 20000 + 2 * number, 1, number);
     }
-    write(&mut guest, 0, PIECE, 1000);
+    put(&mut guest, 0, PIECE, 1000);
     let ballast = small.path().join("ballast");
     for round in 0..3 {
         disk.daemon.kill();
@@ -145,7 +145,7 @@ fn killed_on_a_full_disk() {
         disk.daemon.restart();
         guest = disk.plain_guest();
         // Over what is there already.
-        write(&mut guest, 10 * round, 20, 2000 + round);
+        put(&mut guest, 10 * round, 20, 2000 + round);
     }
     assert!(
         disk.daemon.log().contains("no room"),
@@ -188,8 +188,7 @@ fn a_flush_finds_room_for_what_was_written() {
     assert_disk(&mut guest, &model);
     fs::remove_file(&ballast).expect("ballast");
     let data = tagged(SECTOR as usize, 9999);
-    guest.write(0, 30000, &data);
-    part(&mut model, 30000, 1).copy_from_slice(&data);
+    write(&mut guest, &mut model, 30000, &data);
     guest.flush(0);
     disk.lose_power();
     assert_disk(&mut disk.plain_guest(), &model);

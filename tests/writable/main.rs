@@ -13,7 +13,7 @@ mod load;
 mod requests;
 mod setup;
 
-use common::blk::{IN, OK, SECTOR};
+use common::blk::{self, IN, OK, SECTOR};
 use common::content::difference;
 use common::guest::Guest;
 use common::queue::Layout;
@@ -42,4 +42,17 @@ fn assert_beginning(guest: &mut Guest, model: &[u8]) {
 /// The part of `bytes` that `sectors` sectors from `sector` on are.
 fn part(bytes: &mut [u8], sector: u64, sectors: u64) -> &mut [u8] {
     &mut bytes[(sector * SECTOR) as usize..((sector + sectors) * SECTOR) as usize]
+}
+
+/// Writes `data` at `sector`, to the disk and to `model`.
+fn write(guest: &mut Guest, model: &mut [u8], sector: u64, data: &[u8]) {
+    guest.write(0, sector, data);
+    part(model, sector, data.len() as u64 / SECTOR).copy_from_slice(data);
+}
+
+/// Lets `kind`, which is DISCARD or WRITE_ZEROES, make zeros of sectors, on the disk and in `model`.
+fn zero(guest: &mut Guest, model: &mut [u8], kind: u32, sector: u64, sectors: u32, unmap: bool) {
+    let range = blk::range(sector, sectors, u32::from(unmap));
+    assert_eq!(guest.send(0, kind, 0, &range), OK);
+    part(model, sector, u64::from(sectors)).fill(0);
 }

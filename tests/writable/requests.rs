@@ -8,7 +8,7 @@ use crate::common::content::{Random, difference, tagged};
 use crate::common::queue::{Layout, Segment};
 use crate::common::session::feature;
 use crate::common::writable::Writable;
-use crate::{assert_beginning, assert_disk, part};
+use crate::{assert_beginning, assert_disk, part, write};
 
 #[test]
 fn what_is_offered_in_place_of_read_only() {
@@ -75,8 +75,7 @@ fn the_disk_reads_as_what_was_written() {
                 2 => guest.flush(0),
                 _ => {
                     let data = tagged((count * SECTOR) as usize, random.any());
-                    guest.write(0, sector, &data);
-                    part(&mut model, sector, count).copy_from_slice(&data);
+                    write(&mut guest, &mut model, sector, &data);
                 }
             }
             let before = sector.saturating_sub(random.below(9));
@@ -195,8 +194,7 @@ fn the_first_and_the_last_sector() {
     let last = model.len() as u64 / SECTOR - 1;
     for sector in [0, last] {
         let data = tagged(SECTOR as usize, sector);
-        guest.write(0, sector, &data);
-        part(&mut model, sector, 1).copy_from_slice(&data);
+        write(&mut guest, &mut model, sector, &data);
     }
     assert_disk(&mut guest, &model);
     assert_eq!(
