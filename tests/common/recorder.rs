@@ -188,9 +188,10 @@ impl Recorder {
         self.state.lock().unwrap().faults.push(fault);
     }
 
-    /// From now on, syncs of the file `name` are not answered.
-    pub fn hold_syncs(&self, name: &str) {
+    /// Syncs of the file `name` are not answered before what this returns is dropped.
+    pub fn hold_syncs(&self, name: &str) -> Held<'_> {
         self.state.lock().unwrap().holding = Some(name.into());
+        Held(self)
     }
 
     /// Whether a sync is not answered.
@@ -213,9 +214,17 @@ impl Recorder {
     }
 }
 
+/// Syncs that are not answered: who waits for one cannot even be killed.
+pub struct Held<'a>(&'a Recorder);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.heal();
+    }
+}
+
 impl Drop for Recorder {
     fn drop(&mut self) {
-        self.heal();
         drop(self.session.take());
     }
 }

@@ -117,7 +117,7 @@ fn a_write_that_waits_for_a_flush_holds_nobody_up() {
         false,
     );
 
-    files.hold_syncs("upper.data");
+    let held = files.hold_syncs("upper.data");
     let data = fixture.fresh();
     let mut placed = guest.place(OUT, 200, 512);
     // Not where the next requests have theirs.
@@ -145,7 +145,7 @@ fn a_write_that_waits_for_a_flush_holds_nobody_up() {
         );
     }
     guest.memory.write(placed.status, &[UNANSWERED]);
-    files.heal();
+    drop(held);
     let used = guest.queues[0].wait();
     assert_eq!(used.head, u32::from(waiting));
     assert_eq!(guest.memory.read(placed.status, 1), [OK]);
