@@ -5,14 +5,18 @@
 //! All jobs that wait are taken together: those that discard are done in turn, and one flush serves
 //! all that asked for one, for everything they cover was written before.
 
+use std::cell::Cell;
 use std::io;
 use std::mem;
+use std::os::unix::net::UnixStream;
 use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::Disk;
@@ -22,8 +26,8 @@ use crate::upper::{Error, MAX_STEP, Volume};
 use crate::virtio::ranges::Range;
 use crate::virtio::request::Status;
 
-/// How long ranges may go on being changed once the queue stops: a driver may ask for 64 GiB at a
-/// time, and nobody is served before the queue has stopped.
+/// How long ranges go on being changed once the connection is over: a driver may ask for 64 GiB at a
+/// time, and the next front-end is only served when this one's queues have stopped.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// What is to be done for a request.
@@ -60,23 +64,19 @@ impl Change {
             Change::Zero => volume.write_zeroes(step.start, step.sectors, step.unmap),
         }
     }
-
-    /// The answer to a request that was not done to its end. Of what a driver discards it expects
-    /// nothing (virtio 1.2, section 5.2.6.2).
-    fn cut_short(self) -> Status {
-        match self {
-            Change::Discard => Status::Ok,
-            Change::Zero => Status::IoError,
-        }
-    }
 }
 
 /// Does jobs, and says what comes of them.
 struct Performer {
     disk: Arc<Disk>,
     queue: u16,
-    /// When no more steps are begun: set once the queue stops.
-    end: Arc<OnceLock<Instant>>,
+    /// The front-end's connection.
+    connection: Arc<UnixStream>,
+    /// When it was first found to be over, and how long after that steps are begun.
+    over: Cell<Option<Instant>>,
+    grace: Duration,
+    /// Set once nobody waits for answers.
+    abandoned: Arc<AtomicBool>,
 }
 
 impl Performer {
@@ -93,28 +93,47 @@ impl Performer {
         Status::IoError
     }
 
-    /// Changes ranges step by step, until the end.
-    fn change(&self, change: Change, ranges: &[Range]) -> Status {
+    /// Changes ranges step by step; `None` if it had to leave off.
+    fn change(&self, change: Change, ranges: &[Range]) -> Option<Status> {
         for step in ranges.iter().flat_map(|range| range.steps(MAX_STEP)) {
-            if self.end.get().is_some_and(|end| Instant::now() >= *end) {
-                return change.cut_short();
+            if self.is_late() {
+                return None;
             }
             match self.attempt(change.name(), |volume| change.apply(volume, step)) {
                 Status::Ok => {}
-                failed => return failed,
+                failed => return Some(failed),
             }
         }
-        Status::Ok
+        Some(Status::Ok)
+    }
+
+    /// Whether others wait for the queue to stop, and did long enough.
+    fn is_late(&self) -> bool {
+        if self.abandoned.load(Ordering::Relaxed) {
+            return true;
+        }
+        // Also where messages wait to be read.
+        let mut watched = [PollFd::new(&*self.connection, PollFlags::RDHUP)];
+        let looked = poll(&mut watched, Some(&Timespec::default()));
+        if !matches!(looked, Ok(1..)) {
+            return false;
+        }
+        let since = self.over.get().unwrap_or_else(Instant::now);
+        self.over.set(Some(since));
+        since.elapsed() >= self.grace
     }
 
     /// Does all jobs of `batch`, and calls `done` with each one's number and answer.
-    fn perform(&self, batch: Vec<(u16, Job)>, mut done: impl FnMut(u16, Status)) {
+    fn perform(&self, batch: Vec<(u16, Job)>, mut done: impl FnMut(u16, Option<Status>)) {
         let mut flushing = Vec::new();
         for (slot, job) in batch {
-            let changed = job.change.map(|(how, ranges)| self.change(how, &ranges));
-            match changed.unwrap_or(Status::Ok) {
-                Status::Ok if job.flush => flushing.push(slot),
-                status => done(slot, status),
+            let changed = match job.change {
+                Some((change, ranges)) => self.change(change, &ranges),
+                None => Some(Status::Ok),
+            };
+            match changed {
+                Some(Status::Ok) if job.flush => flushing.push(slot),
+                answer => done(slot, answer),
             }
         }
         if flushing.is_empty() {
@@ -122,7 +141,7 @@ impl Performer {
         }
         let status = self.attempt("a flush", Volume::flush);
         for slot in flushing {
-            done(slot, status);
+            done(slot, Some(status));
         }
     }
 }
@@ -132,30 +151,34 @@ impl Performer {
 pub struct Background {
     /// None once it shall end.
     jobs: Option<Sender<(u16, Job)>>,
-    answers: Receiver<(u16, Status)>,
+    answers: Receiver<(u16, Option<Status>)>,
     /// Written at each answer.
     event: Arc<EventFd>,
     under_way: usize,
-    end: Arc<OnceLock<Instant>>,
+    abandoned: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Background {
-    /// Starts the thread of queue `queue`.
+    /// Starts the thread of queue `queue`, which serves the front-end at the other end of
+    /// `connection`.
     ///
     /// # Errors
     ///
     /// No thread or descriptor is to be had.
-    pub fn start(queue: u16, disk: Arc<Disk>) -> io::Result<Self> {
+    pub fn start(queue: u16, disk: Arc<Disk>, connection: Arc<UnixStream>) -> io::Result<Self> {
         let event = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         let (jobs, waiting) = channel::<(u16, Job)>();
         let (answer, answers) = channel();
         let theirs = event.clone();
-        let end = Arc::new(OnceLock::new());
+        let abandoned = Arc::new(AtomicBool::new(false));
         let performer = Performer {
             disk,
             queue,
-            end: end.clone(),
+            connection,
+            over: Cell::new(None),
+            grace: GRACE,
+            abandoned: abandoned.clone(),
         };
         let thread = thread::Builder::new()
             .name(format!("flush-{queue}"))
@@ -175,7 +198,7 @@ impl Background {
             answers,
             event,
             under_way: 0,
-            end,
+            abandoned,
             thread: Some(thread),
         })
     }
@@ -190,11 +213,6 @@ impl Background {
         self.under_way
     }
 
-    /// Leaves no more than [`GRACE`] to what is under way and to come, flushes aside.
-    pub fn begin_end(&self) {
-        self.end.get_or_init(|| Instant::now() + GRACE);
-    }
-
     /// Begins a job for the task in `slot`.
     pub fn begin(&mut self, slot: u16, job: Job) {
         let sent = self.jobs.as_ref().map(|jobs| jobs.send((slot, job)));
@@ -202,8 +220,9 @@ impl Background {
         self.under_way += 1;
     }
 
-    /// The next answer, if there is one.
-    pub fn answer(&mut self) -> Option<(u16, Status)> {
+    /// The next answer, if there is one: how the job of a task ended, or `None` if its ranges are
+    /// not all changed because the connection is over.
+    pub fn answer(&mut self) -> Option<(u16, Option<Status>)> {
         if self.under_way == 0 {
             return None;
         }
@@ -213,7 +232,7 @@ impl Background {
     }
 
     /// Waits for the next answer; there is none when no job is under way.
-    pub fn wait(&mut self) -> Option<(u16, Status)> {
+    pub fn wait(&mut self) -> Option<(u16, Option<Status>)> {
         if self.under_way == 0 {
             return None;
         }
@@ -225,6 +244,7 @@ impl Background {
 
 impl Drop for Background {
     fn drop(&mut self) {
+        self.abandoned.store(true, Ordering::Relaxed);
         drop(mem::take(&mut self.jobs));
         if let Some(thread) = self.thread.take() {
             // It catches panics.
@@ -235,6 +255,7 @@ impl Drop for Background {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::path::Path;
 
     use uuid::Uuid;
@@ -306,7 +327,8 @@ mod tests {
         }
     }
 
-    /// However much a driver asks for, its queue stops in time.
+    /// However much a driver asks for, its queue stops in time once its connection is over, and not
+    /// before.
     #[test]
     fn what_is_not_done_when_time_is_up_is_left() {
         let folder = tempfile::tempdir().unwrap();
@@ -324,10 +346,14 @@ mod tests {
             read.unwrap();
             found
         };
+        let (connection, mut theirs) = UnixStream::pair().unwrap();
         let performer = Performer {
             disk: disk.clone(),
             queue: 0,
-            end: Arc::default(),
+            connection: Arc::new(connection),
+            over: Cell::new(None),
+            grace: Duration::ZERO,
+            abandoned: Arc::default(),
         };
         let perform = || {
             let mut answers = Vec::new();
@@ -337,14 +363,14 @@ mod tests {
             answers
         };
         first(1);
-        let done = [(0, Status::Ok), (1, Status::Ok), (2, Status::Ok)];
+        let done = [0, 1, 2].map(|slot| (slot, Some(Status::Ok)));
         assert_eq!(perform(), done);
         assert_eq!(read(), [0; 512]);
 
         first(2);
-        performer.end.set(Instant::now()).unwrap();
-        // Nothing is promised of what was discarded; of zeros it is.
-        let cut = [(0, Status::Ok), (1, Status::IoError), (2, Status::Ok)];
+        theirs.write_all(b"a message nobody reads").unwrap();
+        drop(theirs);
+        let cut = [(0, None), (1, None), (2, Some(Status::Ok))];
         assert_eq!(perform(), cut);
         assert_eq!(read(), [2; 512]);
     }

@@ -1,6 +1,7 @@
 //! The loop of one queue: take chains, plan them, serve them, answer them.
 
 mod change;
+mod drain;
 
 use std::collections::VecDeque;
 use std::io;
@@ -108,7 +109,10 @@ impl<'a> Server<'a> {
     pub fn new(queue: Queue<'a>, setup: &'a QueueSetup, context: &'a Context) -> io::Result<Self> {
         let writable = context.disk.volume.is_writable();
         let background = writable
-            .then(|| Background::start(setup.index, context.disk.clone()))
+            .then(|| {
+                let connection = context.hangup.clone();
+                Background::start(setup.index, context.disk.clone(), connection)
+            })
             .transpose()?;
         let uring = context
             .disk
@@ -388,12 +392,18 @@ impl<'a> Server<'a> {
 
     /// Puts a chain into the used ring and frees its task.
     fn give_back(&mut self, slot: u16, len: u32) {
-        let task = &mut self.tasks[usize::from(slot)];
-        task.overlay.clear();
-        self.queue.finish(task.head, len);
-        self.free.push(slot);
+        self.queue.finish(self.tasks[usize::from(slot)].head, len);
+        self.let_go(slot);
         self.unpublished += 1;
         self.unpublished_bytes += len as usize;
+    }
+
+    /// Frees a task.
+    fn let_go(&mut self, slot: u16) {
+        let task = &mut self.tasks[usize::from(slot)];
+        task.overlay.clear();
+        task.flushes = 0;
+        self.free.push(slot);
     }
 
     /// Makes answers visible and signals, if the driver wants it.
@@ -464,36 +474,5 @@ impl<'a> Server<'a> {
         // Even without a finished read, the rest of one that came short may have been prepared.
         self.start_reads();
         any
-    }
-
-    /// Finishes what was taken, by this process or one before it; returns the available index to
-    /// go on from.
-    pub fn drain(&mut self) -> u16 {
-        self.background.iter().for_each(Background::begin_end);
-        while let Some(head) = self.queue.pop_open() {
-            self.accept(head);
-            if self.is_full() {
-                self.finish_all();
-            }
-        }
-        self.finish_all();
-        // Lost memory is the front-end's own doing; nobody reads these answers.
-        let _ = self.publish();
-        debug_assert_eq!(self.under_way(), 0, "a request was taken and not answered");
-        self.queue.next_available()
-    }
-
-    /// Finishes what is under way.
-    fn finish_all(&mut self) {
-        self.advance(0);
-        self.start_reads();
-        while self.fetcher.is_waiting() {
-            if !self.take_reads()
-                && let Err(error) = self.fetcher.wait()
-            {
-                self.fall_back(error);
-            }
-        }
-        self.wait_background();
     }
 }

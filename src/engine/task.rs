@@ -78,6 +78,8 @@ pub struct Task<'a> {
     pub status: Option<StatusByte<'a>>,
     /// Where on the disk it writes, once a flush has made room.
     pub write_again: Option<Sector>,
+    /// Flushes it waited for.
+    pub flushes: u32,
     /// What of a read lies in uppers, as far as it is looked up. Held until the answer: so long, the
     /// bytes stay what they are.
     pub overlay: Overlay,

@@ -207,9 +207,17 @@ impl Upper {
                 Place::Zero => SpanContent::Zero,
                 Place::Data(sector) => SpanContent::Data {
                     file: *file.get_or_insert_with(|| {
-                        into.files.push((self.blob.clone(), state.space.hold()));
-                        // One for each upper, of which there are few, and each 256 spans.
-                        (into.files.len() - 1) as u32
+                        let known = into
+                            .files
+                            .iter()
+                            .position(|(blob, _)| Arc::ptr_eq(blob, &self.blob));
+                        // What was held first keeps all that is freed later.
+                        let number = known.unwrap_or_else(|| {
+                            into.files.push((self.blob.clone(), state.space.hold()));
+                            into.files.len() - 1
+                        });
+                        // One for each upper, of which there are few.
+                        number as u32
                     }),
                     offset: sector * SECTOR_SIZE,
                 },

@@ -100,6 +100,38 @@ fn memory_cut_short_under_a_write() {
     );
 }
 
+/// Zeros that stand in for memory that is gone are not written to the disk.
+#[test]
+fn memory_found_to_be_cut_short_before_a_write() {
+    let disk = Writable::serve();
+    let mut guest = disk.plain_guest();
+    let data = tagged(65536, 1);
+    guest.write(0, 0, &data);
+    // The answer to the first request goes where the data of the second is; all else lies in other
+    // regions.
+    let cut = guest.memory.regions[2].clone();
+    let mut name = guest.place(blk::GET_ID, 0, 20);
+    name.chain[1] = Segment::writable(cut.alloc(4096, 4096), 20);
+    let kept = guest.memory.regions[1].clone();
+    let header = kept.alloc(16, 16);
+    guest.memory.write(header, &blk::header(OUT, 8));
+    let data_at = cut.alloc(4096, 4096);
+    guest.memory.write(data_at, &[0x5a; 4096]);
+    let write = [
+        Segment::readable(header, blk::HEADER),
+        Segment::readable(data_at, 4096),
+        Segment::writable(kept.alloc(1, 1), 1),
+    ];
+    guest.queues[0].submit(&name.chain, Layout::Direct);
+    guest.queues[0].submit(&write, Layout::Direct);
+    cut.file().set_len(0).expect("cut");
+    guest.queues[0].ring.publish();
+    assert!(matches!(guest.queues[0].wait_event(), Event::Stopped));
+    drop(guest);
+    let found = disk.plain_guest().read(0, 0, 65536);
+    assert_eq!(difference(&found, &data), None);
+}
+
 /// What a front-end that replaces another reads is what the one before wrote.
 #[test]
 fn another_front_end_reads_what_was_written() {

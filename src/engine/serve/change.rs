@@ -14,6 +14,9 @@ use crate::virtio::config::writes_through;
 use crate::virtio::ranges::Range;
 use crate::virtio::request::{HEADER, Status};
 
+/// Flushes that one write waits for at most, to use what was discarded before it.
+const MAX_FLUSHES: u32 = 3;
+
 impl Server<'_> {
     /// Whether what is written must be durable before it is answered.
     fn writes_through(&self) -> bool {
@@ -23,6 +26,11 @@ impl Server<'_> {
     /// Writes the data of the task in `slot`.
     #[inline(never)]
     pub(super) fn write(&mut self, slot: u16, start: Sector) {
+        if self.context.is_lost() {
+            // Zeros that stand in for memory that is gone are not the guest's data; and nobody is
+            // shown this answer.
+            return self.answer(slot, Status::IoError, 0);
+        }
         // Asked before: a driver that switches meanwhile has no claim to either.
         let through = self.writes_through();
         let data = &self.tasks[usize::from(slot)].chain.readable;
@@ -31,8 +39,9 @@ impl Server<'_> {
         match self.disk.volume.write_now(start, sectors, data) {
             Ok(()) if through => self.flush(slot),
             Ok(()) => self.answer(slot, Status::Ok, 0),
-            Err(Error::FlushFirst) => {
-                self.tasks[usize::from(slot)].write_again = Some(start);
+            Err(Error::FlushFirst) if self.tasks[usize::from(slot)].flushes < MAX_FLUSHES => {
+                let task = &mut self.tasks[usize::from(slot)];
+                (task.write_again, task.flushes) = (Some(start), task.flushes + 1);
                 self.flush(slot);
             }
             Err(error) => {
@@ -57,6 +66,9 @@ impl Server<'_> {
     /// Answers the task in `slot` once `ranges` are changed.
     #[inline(never)]
     pub(super) fn change(&mut self, slot: u16, change: Change, ranges: Vec<Range>) {
+        if self.context.is_lost() {
+            return self.answer(slot, Status::IoError, 0);
+        }
         let flush = self.writes_through();
         self.leave(
             slot,
@@ -94,10 +106,14 @@ impl Server<'_> {
     }
 
     /// Answers the task in `slot`, or writes what had to wait for a flush.
-    fn go_on(&mut self, slot: u16, status: Status) {
-        match self.tasks[usize::from(slot)].write_again.take() {
-            Some(start) if status == Status::Ok => self.write(slot, start),
-            _ => self.answer(slot, status, 0),
+    fn go_on(&mut self, slot: u16, outcome: Option<Status>) {
+        let write_again = self.tasks[usize::from(slot)].write_again.take();
+        match (outcome, write_again) {
+            (Some(Status::Ok), Some(start)) => self.write(slot, start),
+            (Some(status), _) => self.answer(slot, status, 0),
+            // It is noted as taken: whoever serves the queue next does it again.
+            (None, _) if self.context.inflight.is_some() => self.let_go(slot),
+            (None, _) => self.answer(slot, Status::IoError, 0),
         }
     }
 

@@ -163,22 +163,28 @@ impl Layer {
 /// What each sector holds above the image, if it does.
 fn held(volume: &Volume) -> Vec<Option<[u8; SECTOR_SIZE as usize]>> {
     let mut overlay = Overlay::default();
-    volume.overlay(Sector(0), volume.sectors().0, &mut overlay);
     let mut sectors = Vec::new();
-    for span in overlay.spans() {
-        let end = sectors.len() + span.sectors as usize;
-        match span.content {
-            SpanContent::Lower => sectors.resize(end, None),
-            SpanContent::Zero => sectors.resize(end, Some([0; _])),
-            SpanContent::Data { file, offset } => {
-                let mut bytes = vec![0; (span.sectors * SECTOR_SIZE) as usize];
-                let read = overlay.file(file).read_exact_at(&mut bytes, offset);
-                read.expect("data of the layer");
-                sectors.extend(bytes.as_chunks().0.iter().copied().map(Some));
+    loop {
+        let at = sectors.len() as u64;
+        volume.overlay(Sector(at), volume.sectors().0 - at, &mut overlay);
+        if overlay.is_empty() {
+            sectors.resize(volume.sectors().0 as usize, None);
+            return sectors;
+        }
+        for span in overlay.spans() {
+            let end = sectors.len() + span.sectors as usize;
+            match span.content {
+                SpanContent::Lower => sectors.resize(end, None),
+                SpanContent::Zero => sectors.resize(end, Some([0; _])),
+                SpanContent::Data { file, offset } => {
+                    let mut bytes = vec![0; (span.sectors * SECTOR_SIZE) as usize];
+                    let read = overlay.file(file).read_exact_at(&mut bytes, offset);
+                    read.expect("data of the layer");
+                    sectors.extend(bytes.as_chunks().0.iter().copied().map(Some));
+                }
             }
         }
     }
-    sectors
 }
 
 /// What can be sent: memory, in-flight area, log, kick, call and error.
