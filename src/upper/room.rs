@@ -30,14 +30,17 @@ pub struct Room {
 }
 
 impl Room {
-    /// None but for what the file holds, with `waiting` entries to come.
+    /// That of a file for which `waiting` entries wait. They were answered for already: where there
+    /// is no room for them, the next that come ask for it again.
     pub fn new(log: &Log, waiting: usize) -> Self {
-        Self {
+        let mut room = Self {
             path: log.path().to_owned(),
             file: log.file(),
             needed: log.end() + bytes(waiting),
             taken: log.end(),
-        }
+        };
+        let _ = room.take(0);
+        room
     }
 
     /// Takes room for `entries` more entries.
@@ -49,7 +52,7 @@ impl Room {
         if needed > self.taken {
             let ahead = needed.next_multiple_of(STEP);
             self.taken = match self.reserve(ahead) {
-                Err(Errno::NOSPC) => self.reserve(needed).map(|()| needed),
+                Err(Errno::NOSPC | Errno::DQUOT) => self.reserve(needed).map(|()| needed),
                 reserved => reserved.map(|()| ahead),
             }
             .map_err(|errno| Error::bytes("take room", &self.path, self.taken)(errno.into()))?;
@@ -76,4 +79,36 @@ impl Room {
 
 fn bytes(entries: usize) -> u64 {
     (entries * ENTRY_LEN) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::format::lsmt::Header;
+
+    #[test]
+    fn what_waits_has_room_in_a_new_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("index");
+        let header = Header {
+            index_offset: 0,
+            index_entries: 0,
+            virtual_size: 1 << 20,
+            uuid: Uuid::new_v4(),
+            parent_uuid: Uuid::nil(),
+            message: Vec::new(),
+        };
+        Log::create(&path, &header).unwrap();
+        let (log, _) = Log::open(&path, true).unwrap();
+        let len = log.end();
+        // Each takes 16 bytes.
+        Room::new(&log, 4096);
+        let metadata = std::fs::metadata(&path).unwrap();
+        assert_eq!(metadata.len(), len);
+        assert!(metadata.blocks() * 512 >= len + 4096 * 16);
+    }
 }
