@@ -18,7 +18,9 @@ use ovbd_vhost::image::reader::Reader;
 use ovbd_vhost::image::spec::Stack;
 use ovbd_vhost::scatter::Scatter;
 use ovbd_vhost::units::Sector;
-use ovbd_vhost::upper::{Error, Options, Paths, Snapshots, Upper, Volume, create, journal};
+use ovbd_vhost::upper::{
+    Error, Options, Overlay, Paths, Snapshots, Upper, Volume, create, journal,
+};
 use proptest::prelude::*;
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -360,6 +362,29 @@ fn full_is_an_error_that_passes() {
     disk.zero(0, 8, true, true);
     disk.write(20, 8);
     disk.check();
+}
+
+/// What was discarded is free once nobody reads it any more; nobody waits for that for ever.
+#[test]
+fn full_passes_when_a_request_ends() {
+    let mut disk = Disk::new(Kind::Hybrid);
+    disk.volume = None;
+    disk.volume = Some(open(disk.folder.path(), &disk.paths, 16 * 512).unwrap());
+    disk.write(0, 8);
+    disk.write(40, 8);
+    let mut reading = Overlay::default();
+    disk.volume().overlay(Sector(40), 8, &mut reading);
+    disk.zero(0, 8, true, true);
+    disk.flush();
+    let mut bytes = [1; 4096];
+    let mut scatter = Scatter::new();
+    scatter.push(VolatileSlice::from(&mut bytes[..]));
+    let now = || disk.volume().write_now(Sector(60), 8, scatter.cursor(0));
+    assert!(matches!(now(), Err(Error::FlushFirst)));
+    let full = disk.volume().write(Sector(60), 8, scatter.cursor(0));
+    assert!(matches!(full, Err(Error::Full { .. })), "{full:?}");
+    drop(reading);
+    now().unwrap();
 }
 
 #[test]

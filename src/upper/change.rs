@@ -25,6 +25,9 @@ const MAX_DATA: u64 = 8192;
 /// as a whole: one write in place of many, and one extent.
 const PIECE: u64 = 64;
 
+/// Flushes that a write waits for to find space, at most: others may take what they free.
+const MAX_FLUSHES: usize = 3;
+
 /// Sectors to discard or zero in one call, at most: bounds its memory, and the time it takes where
 /// the layer is scattered.
 pub const MAX_STEP: u64 = 1 << 14;
@@ -46,27 +49,31 @@ impl Upper {
     ///
     /// # Errors
     /// The upper is full, broken or frozen, or the system fails. Then each sector has its old
-    /// content or the new one.
+    /// content or the new one. It is full as well if space was given back, but three flushes did
+    /// not free it: requests under way, which may still use it, outlasted them, or others took it.
     pub fn write(&self, start: u64, sectors: u64, data: Cursor<'_, '_>) -> Result<(), Error> {
-        loop {
+        for _ in 0..MAX_FLUSHES {
             match self.write_now(start, sectors, data) {
                 Err(Error::FlushFirst) => self.flush()?,
                 done => return done,
             }
         }
+        self.make_room()?;
+        self.try_write(start, sectors, data)
     }
 
     /// As [`Upper::write`], but never waits for storage.
     ///
     /// # Errors
-    /// As [`Upper::write`], and [`Error::FlushFirst`] where it would wait.
+    /// As [`Upper::write`], and [`Error::FlushFirst`] where it would wait. A flush may not be enough
+    /// to find space: who tries again bounds how often.
     pub fn write_now(&self, start: u64, sectors: u64, data: Cursor<'_, '_>) -> Result<(), Error> {
         if !self.has_room()? {
             return Err(Error::FlushFirst);
         }
         match self.try_write(start, sectors, data) {
-            // What was discarded since the last flush is free after the next.
-            Err(Error::Full { .. }) if self.has_freed() => Err(Error::FlushFirst),
+            // What was discarded is free after a flush, once no request uses it.
+            Err(Error::Full { .. }) if self.state().space.will_free() => Err(Error::FlushFirst),
             done => done,
         }
     }

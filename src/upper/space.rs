@@ -162,6 +162,13 @@ impl Space {
         !self.freed.is_empty() || !self.closing.is_empty()
     }
 
+    /// Whether sectors that no longer count are not free yet: a flush and the end of the requests
+    /// that may know them will free them.
+    pub fn will_free(&self) -> bool {
+        let held = |settled: &Settled| !settled.ranges.is_empty();
+        self.has_freed() || self.settled.iter().any(held)
+    }
+
     /// A flush begins, which makes durable what replaced the sectors freed so far.
     pub fn begin_flush(&mut self) {
         self.closing.append(&mut self.freed);
@@ -220,6 +227,7 @@ mod tests {
         let held = space.hold();
         assert_eq!(space.take(8), Some(8));
         assert_eq!(space.take(1), None, "the limit");
+        assert!(!space.will_free());
         space.freed(8..16);
         assert_eq!(space.take(8), None);
         space.begin_flush();
@@ -227,8 +235,10 @@ mod tests {
         let later = space.hold();
         space.end_flush();
         assert_eq!(space.take(8), None, "a request may still read it");
+        assert!(space.will_free() && !space.has_freed());
         drop(held);
         assert_eq!(space.take(8), Some(8), "one that came later does not");
+        assert!(!space.will_free());
         drop(later);
     }
 
