@@ -3,6 +3,8 @@
 
 #[path = "common/layers.rs"]
 mod layers;
+#[path = "common/recorder.rs"]
+mod recorder;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -10,6 +12,7 @@ use std::path::Path;
 use std::sync::Barrier;
 use std::thread;
 
+use fuser::Errno;
 use layers::{LayerBuilder, upper_header, write};
 use ovbd_vhost::format::lsmt::Header;
 use ovbd_vhost::format::lsmt::writable::Kind;
@@ -22,6 +25,7 @@ use ovbd_vhost::upper::{
     Error, Options, Overlay, Paths, Snapshots, Upper, Volume, create, journal,
 };
 use proptest::prelude::*;
+use recorder::{Call, Recorder};
 use tempfile::TempDir;
 use uuid::Uuid;
 use vm_memory::VolatileSlice;
@@ -520,6 +524,37 @@ fn a_snapshot_that_cannot_be_taken_changes_nothing() {
     let now = content(&volume);
     assert_eq!((now[3], now[4]), ([7; 512], [8; 512]));
     assert!(content(&Volume::read_only(image)) == now);
+}
+
+/// One that could not be sealed is sealed before another is taken, or none is.
+#[test]
+fn snapshots_are_sealed_in_order() {
+    let recorder = Recorder::mount();
+    let folder = recorder.path();
+    lower(folder);
+    let paths = Paths {
+        data: folder.join("upper.data"),
+        index: folder.join("upper.index"),
+    };
+    create(&paths, Kind::Hybrid, &header()).unwrap();
+    let stack = Stack::new([folder.join("lower.obd")]);
+    let (volume, snapshots) = Snapshots::open(&stack, &paths, Options::default()).unwrap();
+    put(&volume, 0, &mut [1; 4096]).unwrap();
+    volume.flush().unwrap();
+    recorder.fail(Call::Write, "upper.data", Errno::ENOSPC);
+    snapshots.take(&volume, "one").unwrap_err();
+    put(&volume, 8, &mut [2; 4096]).unwrap();
+    snapshots.take(&volume, "two").unwrap_err();
+    assert_eq!(snapshots.list().len(), 1, "the second changed nothing");
+    recorder.heal();
+    let two = snapshots.take(&volume, "two").unwrap();
+    let now = content(&volume);
+    let image = Image::open(&Stack::new(&two.layers)).unwrap();
+    assert!(content(&Volume::read_only(image)) == now);
+    drop((volume, snapshots));
+    recorder.fail(Call::Write, "upper.data", Errno::ENOSPC);
+    let (volume, _) = Snapshots::open(&stack, &paths, Options::default()).unwrap();
+    assert!(content(&volume) == now);
 }
 
 fn content(volume: &Volume) -> Vec<[u8; 512]> {

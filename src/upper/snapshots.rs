@@ -158,15 +158,19 @@ impl Snapshots {
     /// # Errors
     /// Files cannot be made or written, or there are as many layers as there may be. Before the
     /// list is replaced all is as it was; after that, the snapshot stands, and asking again
-    /// finishes it.
+    /// finishes it. Those before it are finished first, so that its layers are all there is to open.
     pub fn take(&self, volume: &Volume, name: &str) -> Result<Snapshot, Error> {
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(place) = list.frozen.iter().position(|known| known.name == name) {
-            seal(volume, &numbered(&self.first, list.frozen[place].number))?;
+        let place = list.frozen.iter().position(|known| known.name == name);
+        if let Some(place) = place {
+            self.seal_to(volume, &list, place)?;
             return Ok(self.describe(&list, place));
         }
         let uppers = volume.uppers();
         let active = uppers.first().ok_or(Error::ReadOnly)?;
+        if let Some(last) = list.frozen.len().checked_sub(1) {
+            self.seal_to(volume, &list, last)?;
+        }
         has_room(volume.image(), &uppers)?;
         // Files that are there belong to somebody, if only to a snapshot that was not finished.
         let is_free = |number: &u64| {
@@ -197,8 +201,15 @@ impl Snapshots {
         *list = after;
         settled?;
         let place = list.frozen.len() - 1;
-        seal(volume, &numbered(&self.first, list.frozen[place].number))?;
+        self.seal_to(volume, &list, place)?;
         Ok(self.describe(&list, place))
+    }
+
+    /// Seals the frozen uppers up to the one at `place` of the list, as far as they are not sealed.
+    /// In order: a layer above one that is not sealed would be of no use to anybody.
+    fn seal_to(&self, volume: &Volume, list: &List, place: usize) -> Result<(), Error> {
+        let mut frozen = list.frozen.iter().take(place + 1);
+        frozen.try_for_each(|frozen| seal(volume, &numbered(&self.first, frozen.number)))
     }
 
     /// Freezes the active upper and puts that of `next` above it, which `after` says. The inner
