@@ -114,7 +114,10 @@ impl Upper {
             place: Place::Data(target.at),
         });
         let entered = written.and_then(|()| self.publish(extents.clone()).map(drop));
-        if entered.is_err() && self.kind != Kind::Sparse {
+        // Records that cannot be taken back may count after all, at the next start: until then, what
+        // they point at stays out of use.
+        let is_gone = || self.waiting().journal.mend().is_ok();
+        if entered.is_err() && self.kind != Kind::Sparse && is_gone() {
             let mut state = self.state_mut();
             for extent in extents {
                 if let Place::Data(at) = extent.place {
@@ -321,10 +324,11 @@ impl Upper {
             published.push(extent);
             new.extend(split(extent));
         }
-        if new.is_empty() {
-            return Ok(freed);
-        }
         let mut waiting = self.waiting();
+        if new.is_empty() {
+            // A record of a change that failed meanwhile would count over what was done in place.
+            return waiting.journal.mend().map(|()| freed);
+        }
         // What is noted once storage has lost something would outlive us.
         self.check()?;
         // Each new mapping cuts off at most two others.
@@ -372,7 +376,6 @@ impl Upper {
     fn zero(&self, at: u64, sectors: u64) -> Result<(), Error> {
         static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
         self.check_len()?;
-        self.waiting().journal.mend()?;
         let (mut offset, len) = (at * SECTOR_SIZE, sectors * SECTOR_SIZE);
         let end = offset + len;
         let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
@@ -388,7 +391,9 @@ impl Upper {
             zeroed => zeroed.map_err(io::Error::from),
         };
         self.dirty.store(true, Ordering::Release);
-        zeroed.map_err(Error::bytes("zero", &self.paths.data, at * SECTOR_SIZE))
+        zeroed.map_err(Error::bytes("zero", &self.paths.data, at * SECTOR_SIZE))?;
+        // As after a write in place.
+        self.waiting().journal.mend()
     }
 }
 
@@ -404,4 +409,70 @@ pub(super) fn split(extent: Extent) -> impl Iterator<Item = Mapping> {
             Place::Data(at) => Mapping::data(start, len, Sector(at)),
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use uuid::Uuid;
+    use vm_memory::VolatileSlice;
+
+    use super::*;
+    use crate::format::lsmt::Header;
+    use crate::scatter::Scatter;
+    use crate::upper::{Options, Paths, create};
+
+    fn upper(folder: &Path) -> Upper {
+        let paths = Paths {
+            data: folder.join("data"),
+            index: folder.join("index"),
+        };
+        let header = Header {
+            index_offset: 0,
+            index_entries: 0,
+            virtual_size: 1 << 20,
+            uuid: Uuid::new_v4(),
+            parent_uuid: Uuid::nil(),
+            message: Vec::new(),
+        };
+        create(&paths, Kind::Hybrid, &header).unwrap();
+        Upper::open(&paths, &Options::default()).unwrap()
+    }
+
+    /// Writes without a look at what waits, as if that had been before the journal failed.
+    fn put(upper: &Upper, start: u64) -> Result<(), Error> {
+        let mut bytes = [7; 4096];
+        let mut scatter = Scatter::new();
+        scatter.push(VolatileSlice::from(&mut bytes[..]));
+        upper.try_write(start, 8, scatter.cursor(0))
+    }
+
+    #[test]
+    fn what_a_failed_record_may_point_at_is_not_used_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let upper = upper(folder.path());
+        put(&upper, 0).unwrap();
+        let healthy = upper.waiting().journal.fail().unwrap();
+        put(&upper, 8).unwrap_err();
+        assert_eq!(upper.used(), 2 * 4096);
+        upper.waiting().journal.heal(healthy);
+        put(&upper, 16).unwrap();
+        assert_eq!(upper.used(), 3 * 4096);
+    }
+
+    #[test]
+    fn nothing_is_done_in_place_beside_a_record_that_may_count() {
+        let folder = tempfile::tempdir().unwrap();
+        let upper = upper(folder.path());
+        put(&upper, 0).unwrap();
+        upper.discard(16, 8).unwrap();
+        let healthy = upper.waiting().journal.fail().unwrap();
+        put(&upper, 8).unwrap_err();
+        put(&upper, 0).unwrap_err();
+        upper.write_zeroes(0, 8).unwrap_err();
+        upper.waiting().journal.heal(healthy);
+        put(&upper, 0).unwrap();
+        upper.write_zeroes(0, 8).unwrap();
+    }
 }

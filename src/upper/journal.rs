@@ -336,6 +336,24 @@ impl Journal {
 }
 
 #[cfg(test)]
+impl Journal {
+    /// Makes every write and [`Journal::mend`] fail; returns what [`Journal::heal`] takes.
+    pub(super) fn fail(&mut self) -> io::Result<[(PathBuf, File); 2]> {
+        let [(first, _), (second, _)] = &self.files;
+        let read_only = [
+            (first.clone(), File::open(first)?),
+            (second.clone(), File::open(second)?),
+        ];
+        Ok(std::mem::replace(&mut self.files, read_only))
+    }
+
+    /// Makes them succeed again.
+    pub(super) fn heal(&mut self, files: [(PathBuf, File); 2]) {
+        self.files = files;
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::units::Sector;
