@@ -1,12 +1,19 @@
 //! Random stacks against a plain model: one array per disk, layers painted over each other.
 
-#[path = "common/layers.rs"]
-mod layers;
+mod common;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::thread;
 
-use layers::{LayerBuilder, Pack, wrap_tar, write, zfile};
+use common::checks::random_load;
+use common::content::Random;
+use common::daemon::Daemon;
+use common::layers::{LayerBuilder, Pack, wrap_tar, write, zfile};
+use common::load::{Load, Shape};
+use common::memory::Memory;
+use common::ring::{Addresses, Ring};
+use common::session::{Session, Wanted, feature};
 use ovbd_vhost::format::lsmt::PADDING;
 use ovbd_vhost::format::zfile::Algorithm;
 use ovbd_vhost::image::plan::Piece;
@@ -236,6 +243,59 @@ proptest! {
         let mut beyond = [0; 1024];
         let error = reader.read(&image, Sector(sectors - 1), &mut beyond).unwrap_err();
         prop_assert!(matches!(error, Error::Beyond { .. }), "{:?}", error);
+    }
+}
+
+/// Sixteen reads of a page in flight in each of three queues.
+const SHAPE: Shape = Shape {
+    depth: 16,
+    len: 4096,
+    segments: 2,
+    indirect: true,
+};
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn stacks_read_as_the_model_by_several_queues_at_depth(
+        plans in prop::collection::vec(plan(), 1..7),
+        seed in any::<u64>(),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut model = Model::new();
+        let paths: Vec<_> = plans
+            .iter()
+            .enumerate()
+            .map(|(number, plan)| build(dir.path(), number, plan, &mut model))
+            .collect();
+        let size = plans.iter().rev().map(|plan| plan.virtual_size).find(|size| *size > 0);
+        let size = size.unwrap_or(0);
+        prop_assume!(size >= u64::from(SHAPE.len));
+        let content = expected(&model, size, 0, WINDOW.min(size.div_ceil(512)));
+
+        let daemon = Daemon::serve(&paths);
+        let mut session = Session::negotiate(daemon.connect(), Wanted::all()).unwrap();
+        let memory = Memory::typical();
+        session.share(&memory).unwrap();
+        let loads: Vec<_> = (0..3)
+            .map(|index| {
+                let at = Addresses::alloc(&memory, 64, [index; 3]);
+                let ring = Ring::new(&memory, at, 64, session.has(feature::EVENT_IDX));
+                let load = Load::new(ring, &memory, index, SHAPE);
+                session.start_queue(index, &load.ring.vring, 0).unwrap();
+                load
+            })
+            .collect();
+        thread::scope(|scope| {
+            for (mut load, number) in loads.into_iter().zip(0..) {
+                let content = &content;
+                scope.spawn(move || {
+                    let mut random = Random::new(seed.wrapping_add(number));
+                    random_load(&mut load, SHAPE, content, 400, &mut random);
+                });
+            }
+        });
     }
 }
 
