@@ -14,6 +14,7 @@ use std::path::Path;
 use fuser::Errno;
 use layers::LayerBuilder;
 use ovbd_vhost::format::lsmt::writable::Kind;
+use ovbd_vhost::image::Image;
 use ovbd_vhost::image::reader::Reader;
 use ovbd_vhost::image::spec::Stack;
 use ovbd_vhost::scatter::Scatter;
@@ -47,6 +48,8 @@ struct Step {
     /// What the sectors it touched hold afterwards.
     changed: Vec<(usize, Content)>,
     is_flush: bool,
+    /// The name of the snapshot that was taken, and what it holds.
+    snapshot: Option<(String, Vec<Content>)>,
 }
 
 struct Random(u64);
@@ -130,8 +133,9 @@ fn work(recorder: &Recorder, stack: &Stack, kind: Kind, random: &mut Random) -> 
         let (volume, snapshots) = &device;
         let start = Sector(start);
         let mut is_flush = false;
+        let mut snapshot = None;
         let mut changed = Vec::new();
-        let done = match random.below(22) {
+        let done = match random.below(24) {
             0..=3 => {
                 let flushed = volume.flush();
                 is_flush = flushed.is_ok();
@@ -155,6 +159,8 @@ fn work(recorder: &Recorder, stack: &Stack, kind: Kind, random: &mut Random) -> 
                 let name = format!("snapshot {number}");
                 snapshots.take(volume, &name).map(|taken| {
                     assert_eq!(snapshots.take(volume, &name).unwrap(), taken);
+                    snapshot = Some((name, content(volume)));
+                    is_flush = true;
                 })
             }
             10 | 11 => {
@@ -165,6 +171,7 @@ fn work(recorder: &Recorder, stack: &Stack, kind: Kind, random: &mut Random) -> 
                 }
                 Ok(())
             }
+            12 | 13 => snapshots.seal(volume),
             _ => {
                 let mut content = Vec::new();
                 for sector in range.clone() {
@@ -190,14 +197,10 @@ fn work(recorder: &Recorder, stack: &Stack, kind: Kind, random: &mut Random) -> 
             ended: recorder.position(),
             changed,
             is_flush,
+            snapshot,
         });
     }
     steps
-}
-
-/// What the next process finds in `folder`.
-fn found(folder: &Path, stack: &Stack) -> Vec<Content> {
-    content(&open(folder, stack).0)
 }
 
 fn content(volume: &Volume) -> Vec<Content> {
@@ -252,6 +255,7 @@ fn crash_everywhere(kind: Kind, seed: u64) {
     for at in steps[0].began..=log.len() {
         let begun = || steps.iter().filter(|step| step.began < at);
         let over = || steps.iter().filter(|step| step.ended <= at);
+        let snapshot = over().filter_map(|step| step.snapshot.as_ref()).next_back();
 
         // The process dies: what was answered is there; what was under way, in part.
         let folder = folder_after(&log[..at]);
@@ -264,7 +268,7 @@ fn crash_everywhere(kind: Kind, seed: u64) {
                 expected[*sector].push(*content);
             }
         }
-        check(folder.path(), &stack, &expected, || {
+        check(folder.path(), &stack, &expected, snapshot, || {
             format!(
                 "{kind:?}, seed {seed}: killed at {at} of {}: {:?}",
                 log.len(),
@@ -276,7 +280,7 @@ fn crash_everywhere(kind: Kind, seed: u64) {
         if at % 5 == 0 {
             let full = at % 10 == 0;
             for again in die_while_opening(folder_after(&log[..at]).path(), &stack, full) {
-                check(again.path(), &stack, &expected, || {
+                check(again.path(), &stack, &expected, snapshot, || {
                     format!("{kind:?}, seed {seed}: killed at {at}, and again while opening")
                 });
             }
@@ -305,7 +309,7 @@ fn crash_everywhere(kind: Kind, seed: u64) {
                 _ => random.below(2) == 0,
             });
             start_machine(folder.path());
-            check(folder.path(), &stack, &expected, || {
+            check(folder.path(), &stack, &expected, snapshot, || {
                 format!(
                     "{kind:?}, seed {seed}: no power at {at} of {}, luck {luck}",
                     log.len()
@@ -315,8 +319,28 @@ fn crash_everywhere(kind: Kind, seed: u64) {
     }
 }
 
-fn check(folder: &Path, stack: &Stack, expected: &[Vec<Content>], when: impl Fn() -> String) {
-    for (sector, (found, possible)) in found(folder, stack).iter().zip(expected).enumerate() {
+/// Asserts that the next process finds in `folder` what is `expected`, and the last snapshot that was
+/// answered.
+fn check(
+    folder: &Path,
+    stack: &Stack,
+    expected: &[Vec<Content>],
+    snapshot: Option<&(String, Vec<Content>)>,
+    when: impl Fn() -> String,
+) {
+    let (volume, snapshots) = open(folder, stack);
+    if let Some((name, held)) = snapshot {
+        let list = snapshots.list(&volume);
+        let found = list.iter().find(|found| found.name == *name);
+        let found = found.unwrap_or_else(|| panic!("{}: no {name} in {list:?}", when()));
+        let image = Image::open(&Stack::new(&found.layers)).unwrap();
+        assert!(
+            content(&Volume::read_only(image)) == *held,
+            "{}: {name}",
+            when()
+        );
+    }
+    for (sector, (found, possible)) in content(&volume).iter().zip(expected).enumerate() {
         assert!(
             possible.contains(found),
             "{}: sector {sector} holds {:?}, files {:?}",
@@ -352,7 +376,9 @@ fn space_is_not_used_again_before_a_flush() {
         let mut expected = vec![vec![BELOW]; SECTORS as usize];
         expected[..8].fill(vec![[0; 512], [1; 512]]);
         expected[40..48].fill(vec![BELOW, [2; 512]]);
-        check(folder.path(), &stack, &expected, || format!("{kind:?}"));
+        check(folder.path(), &stack, &expected, None, || {
+            format!("{kind:?}")
+        });
 
         recorder.heal();
         volume.flush().unwrap();

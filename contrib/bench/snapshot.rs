@@ -1,9 +1,9 @@
 //! What a snapshot costs the guest, by how much the upper holds: `cargo bench --bench snapshot`.
 //!
 //! An upper is filled with blocks of 4 KiB, every other one, so that each has an extent of its own.
-//! Then a thread writes on, block after block, while the snapshot is taken: the longest of its writes
-//! is what the guest notices. The same is measured beside it for as long without a snapshot. Each
-//! round makes new files.
+//! Then a thread writes on, block after block, while the snapshot is taken and sealed, and another
+//! device opens it: the longest of its writes is what the guest notices. The same is measured beside
+//! it for as long without a snapshot. Each round makes new files.
 #![allow(clippy::print_stdout)] // its result
 
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use ovbd_vhost::format::lsmt::writable::Kind;
 use ovbd_vhost::format::lsmt::{HEADER_LEN, Header, Part};
+use ovbd_vhost::image::Image;
 use ovbd_vhost::image::spec::Stack;
 use ovbd_vhost::scatter::Scatter;
 use ovbd_vhost::units::Sector;
@@ -41,8 +42,10 @@ struct Args {
 
 /// Milliseconds of one round.
 struct Round {
-    /// From the question to the answer: the layer is whole and durable.
+    /// From the question to the answer: what the disk held is durable, and has its name.
     answer: f64,
+    /// From the question until another device has the layer open, which waits until it is sealed.
+    open: f64,
     /// The longest write meanwhile.
     wait: f64,
     /// The longest write in as much time without a snapshot.
@@ -52,7 +55,7 @@ struct Round {
 fn main() {
     let args = Args::parse();
     println!(
-        "| extents | answer ms | longest write ms | without a snapshot ms |\n|--:|--:|--:|--:|"
+        "| extents | answer ms | open elsewhere ms | longest write ms | without a snapshot ms |\n|--:|--:|--:|--:|--:|"
     );
     for extents in &args.extents {
         let rounds: Vec<_> = (0..args.rounds)
@@ -64,8 +67,9 @@ fn main() {
             figures[figures.len() / 2]
         };
         println!(
-            "| {extents} | {:.1} | {:.2} | {:.2} |",
+            "| {extents} | {:.1} | {:.1} | {:.2} | {:.2} |",
             median(|round| round.answer),
+            median(|round| round.open),
             median(|round| round.wait),
             median(|round| round.usual)
         );
@@ -98,15 +102,21 @@ fn round(dir: &Path, extents: u64) -> Round {
     volume.flush().expect("a flush");
 
     let took = Instant::now();
-    let mut answer = Duration::ZERO;
+    let (mut answer, mut open) = (Duration::ZERO, Duration::ZERO);
     let wait = beside(&volume, extents, || {
-        snapshots.take(&volume, "one").expect("a snapshot");
+        let snapshot = snapshots.take(&volume, "one").expect("a snapshot");
         answer = took.elapsed();
+        thread::scope(|scope| {
+            scope.spawn(|| snapshots.seal(&volume).expect("a layer"));
+            Image::open(&Stack::new(snapshot.layers)).expect("an image");
+            open = took.elapsed();
+        });
     });
-    let usual = beside(&volume, extents, || thread::sleep(answer));
+    let usual = beside(&volume, extents, || thread::sleep(open));
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
     Round {
         answer: ms(answer),
+        open: ms(open),
         wait: ms(wait),
         usual: ms(usual),
     }

@@ -1,6 +1,7 @@
 //! Why an image cannot be opened or read.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -62,6 +63,20 @@ pub enum Error {
         offset: u64,
         /// What is wrong.
         source: lsmt::Error,
+    },
+    /// A writable layer, which nobody has open.
+    #[error("{}: a writable layer, not a sealed one, or one cut short; `ovbd seal` or `ovbd commit` makes it one, and so does its device when it starts, if a snapshot froze it", path.display())]
+    Unsealed {
+        /// The layer's file.
+        path: PathBuf,
+    },
+    /// A writable layer that somebody has open, and does not seal.
+    #[error("{}: somebody writes to this layer and did not seal it within {} s; `ovbd ctl SOCKET snapshot NAME` makes a layer of what a device in use has written", path.display(), waited.as_secs())]
+    InUse {
+        /// The layer's file.
+        path: PathBuf,
+        /// How long it was waited for.
+        waited: Duration,
     },
     /// Data at a position beyond what the merged index can tell.
     #[error("{}: data of {offset} lies at {moffset} of the layer; at most {MAX_MOFFSET} is supported", path.display())]

@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::container::Container;
 use super::error::Error;
 use super::reader::Reader;
+use super::unsealed;
 use crate::format::crc;
 use crate::format::lsmt::{self, ENTRY_LEN, HEADER_LEN, Header, IndexReader, Mapping, Part};
 
@@ -23,12 +24,32 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// Opens a layer in whatever wrappers it comes, and reads its index.
+    /// Opens a layer in whatever wrappers it comes, and reads its index. Waits for one that is being
+    /// sealed.
     ///
     /// # Errors
     /// The file cannot be read, or breaks a rule of its formats.
     pub fn open(path: &Path) -> Result<(Self, Vec<Mapping>), Error> {
         let container = Container::open(path)?;
+        let Some(uuid) = unsealed::wait(&container)? else {
+            return Self::within(container, None);
+        };
+        // As long as it is by now.
+        let opened = Self::within(Container::open(path)?, Some(uuid));
+        opened.map_err(|error| match error {
+            Error::TooShort { path, .. } => Error::Unsealed { path },
+            Error::Lsmt {
+                path,
+                source: lsmt::Error::Magic(Part::Trailer),
+                ..
+            } => Error::Unsealed { path },
+            error => error,
+        })
+    }
+
+    /// Reads what a container holds: a layer with this uuid, if it began as a writable one.
+    fn within(container: Container, began: Option<Uuid>) -> Result<(Self, Vec<Mapping>), Error> {
+        let path = &container.blob().path().to_owned();
         let header_len = HEADER_LEN as u64;
         let Some(trailer_at) = container
             .len()
@@ -53,6 +74,11 @@ impl Layer {
         reader.read_layer(&container, trailer_at, &mut bytes)?;
         // The trailer counts: sealing in place leaves the header as it was.
         let trailer = Header::decode(&bytes, Part::Trailer).map_err(failed(trailer_at))?;
+        if began.is_some_and(|uuid| !uuid.is_nil() && uuid != trailer.uuid) {
+            // Data of a guest's that looks like one.
+            let path = path.to_owned();
+            return Err(Error::Unsealed { path });
+        }
 
         let index_at = trailer.index_offset;
         let index = IndexReader::new(&trailer, trailer_at).map_err(failed(trailer_at))?;

@@ -17,6 +17,7 @@ mod search;
 pub mod segment;
 pub mod spec;
 pub mod unpack;
+mod unsealed;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -17,8 +17,13 @@ pub enum Ask {
     Device,
     /// Its snapshots.
     Snapshots,
-    /// A new snapshot of this name.
-    Snapshot(String),
+    /// A new snapshot.
+    Snapshot {
+        /// Its name.
+        name: String,
+        /// Whether to wait until its layer is sealed.
+        wait: bool,
+    },
 }
 
 /// Why there is no answer, or no good one.
@@ -56,7 +61,10 @@ pub fn ask(path: &Path, ask: &Ask) -> Result<Value, Error> {
     let (method, resource, body) = match ask {
         Ask::Device => ("GET", "device", String::new()),
         Ask::Snapshots => ("GET", "snapshots", String::new()),
-        Ask::Snapshot(name) => ("POST", "snapshots", json!({ "name": name }).to_string()),
+        Ask::Snapshot { name, wait } => {
+            let body = json!({ "name": name, "wait": wait });
+            ("POST", "snapshots", body.to_string())
+        }
     };
     let request = format!(
         "{method} /api/v1/{resource} HTTP/1.1\r\nHost: localhost\r\n\

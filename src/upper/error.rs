@@ -195,6 +195,16 @@ pub enum Error {
     /// A flush must come first.
     #[error("the layer has no room before it is flushed")]
     FlushFirst,
+    /// The list of snapshots was replaced and could not be made durable.
+    #[error(
+        "{} was replaced and may not stay so: no layer of a snapshot is finished before the daemon \
+         starts again",
+        path.display()
+    )]
+    ListMayReturn {
+        /// The list.
+        path: PathBuf,
+    },
     /// The layer was frozen while the caller was about to write to it.
     #[error("the layer was frozen")]
     Frozen,

@@ -102,6 +102,7 @@ impl Upper {
             len: AtomicU64::new(end),
             dirty: AtomicBool::new(false),
             broken: AtomicBool::new(false),
+            sealed: AtomicBool::new(false),
             asked: AtomicU64::new(0),
             flush: Mutex::new(Flusher {
                 log,

@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 use super::flush::mappings;
 use super::log::sync_folder_of;
@@ -93,21 +94,35 @@ pub fn remove_index(paths: &Paths) -> Result<(), Error> {
 }
 
 impl Upper {
-    /// Seals the layer, to which nobody writes any more: it is frozen, or not served.
+    /// Seals the layer, to which nobody writes any more: it is frozen, or not served. Then others
+    /// may have its file. Does what is left to do if it was called before.
     ///
     /// # Errors
     /// It cannot be made durable, or the files not be written or removed.
     pub fn seal(&self) -> Result<(), Error> {
-        self.flush()?;
-        // Who waits for storage must not keep readers waiting.
-        let mappings: Vec<_> = mappings(&self.state().map).collect();
-        seal(
-            &self.file,
-            &self.paths.data,
-            &self.header,
-            self.kind,
-            &mappings,
-        )?;
-        remove_index(&self.paths)
+        if !self.is_sealed() {
+            self.flush()?;
+            // Who waits for storage must not keep readers waiting.
+            let mappings: Vec<_> = mappings(&self.state().map).collect();
+            seal(
+                &self.file,
+                &self.paths.data,
+                &self.header,
+                self.kind,
+                &mappings,
+            )?;
+            self.sealed.store(true, Ordering::Release);
+            let unlocked = self.file.unlock();
+            unlocked.map_err(Error::file("unlock", &self.paths.data))?;
+        }
+        match self.paths.index.exists() {
+            true => remove_index(&self.paths),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether it was sealed since it was opened.
+    pub fn is_sealed(&self) -> bool {
+        self.sealed.load(Ordering::Acquire)
     }
 }

@@ -3,22 +3,25 @@
 //! A snapshot freezes the active upper and puts an empty one above it, in files of its own beside
 //! the first one's. The list `DATA.snapshots`, JSON, names the pairs below the active one; it is
 //! replaced in one step while writes wait, and that step is the snapshot: a crash before it leaves
-//! the old upper active, and one after it the new one. Sealing the frozen upper comes after, while
-//! the guest goes on, and is done again at the next start if it was not finished.
+//! the old upper active, and one after it the new one. None of this depends on how much the upper
+//! holds.
 //!
-//! Once sealed, a frozen upper is a layer, for everybody: other devices open it at once, and this
-//! one when it starts again.
+//! [`Snapshots::seal`] makes frozen uppers layers, for everybody. It writes an index, which takes
+//! longer the more there is to tell, while guest and device go on; what was not finished is done at
+//! the next start. The file of a frozen upper is locked until it is sealed: so who opens it as a
+//! layer before knows that it is worth waiting for.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::log::folder_of;
+use super::log::{folder_of, sync_folder_of};
 use super::seal::remove_index;
 use super::{Error, Options, Paths, Upper, Volume, create};
 use crate::format::lsmt::Header;
@@ -39,7 +42,7 @@ pub const MAX_NAME: usize = 128;
 
 /// What the list says. The pair with number 0 has the files the device was first started with; others
 /// have the same names with their number behind.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct List {
     /// The pair that is written to.
     active: u64,
@@ -48,7 +51,7 @@ struct List {
 }
 
 /// A frozen upper, as the list has it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Frozen {
     /// Given by who asked for it.
     name: String,
@@ -65,6 +68,8 @@ pub struct Snapshot {
     pub uuid: Uuid,
     /// The layers that make up the disk as it was, bottom first; the last one is the snapshot's.
     pub layers: Vec<PathBuf>,
+    /// Whether its layer is whole. Until then, who opens it waits.
+    pub sealed: bool,
 }
 
 /// The uppers of a device, and how to make snapshots of it.
@@ -76,6 +81,13 @@ pub struct Snapshots {
     /// The layers below all uppers, bottom first.
     layers: Vec<PathBuf>,
     list: Mutex<List>,
+    /// Held by who seals.
+    sealing: Mutex<()>,
+    /// Whether the last try to seal failed.
+    stuck: AtomicBool,
+    /// Whether a power loss may bring the list before this one back, in which what is frozen is
+    /// active: it must not be sealed then.
+    may_return: AtomicBool,
 }
 
 impl Snapshots {
@@ -91,12 +103,33 @@ impl Snapshots {
         };
         let own = stack.layers().iter().map(|layer| absolute(layer));
         let own: Vec<_> = own.collect::<Result<_, _>>()?;
-        let list = load(&list_path(&first))?;
-        let mut layers = own.clone();
+        let path = list_path(&first);
+        loop {
+            let list = load(&path)?;
+            let opened = Self::open_as(&first, &own, options, &list);
+            // Who had the files until now may have taken a snapshot while we waited for them.
+            if load(&path)? == list {
+                return opened;
+            }
+        }
+    }
+
+    /// Opens what `list` says.
+    fn open_as(
+        first: &Paths,
+        own: &[PathBuf],
+        options: Options,
+        list: &List,
+    ) -> Result<(Volume, Self), Error> {
+        if *list != List::default() {
+            // It may be there without being there for good, and what is done next cannot be undone.
+            sync_folder_of(&list_path(first))?;
+        }
+        let mut layers = own.to_vec();
         // One that there is no room to seal stays an upper, and with it all above.
         let (mut unsealed, mut no_room) = (Vec::new(), None);
         for frozen in &list.frozen {
-            let paths = numbered(&first, frozen.number);
+            let paths = numbered(first, frozen.number);
             if no_room.is_none() {
                 match finish(&paths) {
                     Err(error) if error.is_full() => no_room = Some(error),
@@ -123,54 +156,66 @@ impl Snapshots {
             default_size: image.sectors().0 * SECTOR_SIZE,
             ..options
         };
-        let upper = Upper::open(&numbered(&first, list.active), &options)?;
+        let upper = Upper::open(&numbered(first, list.active), &options)?;
         let snapshots = Self {
-            first,
+            first: first.clone(),
             options,
-            layers: own,
-            list: Mutex::new(list),
+            layers: own.to_vec(),
+            list: Mutex::new(list.clone()),
+            sealing: Mutex::default(),
+            stuck: AtomicBool::new(!unsealed.is_empty()),
+            may_return: AtomicBool::new(false),
         };
         let uppers = [upper].into_iter().chain(unsealed.into_iter().rev());
         Ok((Volume::writable(image, uppers.collect()), snapshots))
     }
 
-    /// The snapshots, the oldest first.
-    pub fn list(&self) -> Vec<Snapshot> {
-        let list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+    /// The snapshots of `volume`, which was opened with this, the oldest first.
+    pub fn list(&self, volume: &Volume) -> Vec<Snapshot> {
+        let list = self.lock_list();
         let numbers = 0..list.frozen.len();
-        numbers.map(|number| self.describe(&list, number)).collect()
+        let describe = |number| self.describe(volume, &list, number);
+        numbers.map(describe).collect()
+    }
+
+    fn lock_list(&self) -> MutexGuard<'_, List> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The snapshot at this place of the list.
-    fn describe(&self, list: &List, place: usize) -> Snapshot {
+    fn describe(&self, volume: &Volume, list: &List, place: usize) -> Snapshot {
         let frozen = list.frozen.iter().take(place + 1);
         let uppers = frozen.map(|frozen| numbered(&self.first, frozen.number).data);
+        let paths = numbered(&self.first, list.frozen[place].number);
+        let upper = frozen_upper(volume, &paths);
         Snapshot {
             name: list.frozen[place].name.clone(),
             uuid: list.frozen[place].uuid,
             layers: self.layers.iter().cloned().chain(uppers).collect(),
+            sealed: upper.is_none_or(|upper| upper.is_sealed()),
         }
     }
 
-    /// Freezes what `volume`, which was opened with this, holds now, as the layer of a snapshot of
-    /// this name. If there is one of that name already, it is the answer.
+    /// Freezes what `volume`, which was opened with this, holds now, durably, as the layer of a
+    /// snapshot of this name; it is still to be sealed. If there is one of that name already, it is
+    /// the answer.
     ///
     /// # Errors
     /// Files cannot be made or written, or there are as many layers as there may be. Before the
-    /// list is replaced all is as it was; after that, the snapshot stands, and asking again
-    /// finishes it. Those before it are finished first, so that its layers are all there is to open.
+    /// list is replaced all is as it was; after that, the snapshot stands. If the last
+    /// [`Snapshots::seal`] failed, it is done again first: no snapshot is on top of one that has no
+    /// layer to come.
     pub fn take(&self, volume: &Volume, name: &str) -> Result<Snapshot, Error> {
-        let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.stuck.load(Ordering::Acquire) {
+            self.seal(volume)?;
+        }
+        let mut list = self.lock_list();
         let place = list.frozen.iter().position(|known| known.name == name);
         if let Some(place) = place {
-            self.seal_to(volume, &list, place)?;
-            return Ok(self.describe(&list, place));
+            return Ok(self.describe(volume, &list, place));
         }
         let uppers = volume.uppers();
         let active = uppers.first().ok_or(Error::ReadOnly)?;
-        if let Some(last) = list.frozen.len().checked_sub(1) {
-            self.seal_to(volume, &list, last)?;
-        }
         has_room(volume.image(), &uppers)?;
         // Files that are there belong to somebody, if only to a snapshot that was not finished.
         let is_free = |number: &u64| {
@@ -199,17 +244,38 @@ impl Snapshots {
             let _ = fs::remove_file(&next.data);
         })?;
         *list = after;
-        settled?;
-        let place = list.frozen.len() - 1;
-        self.seal_to(volume, &list, place)?;
-        Ok(self.describe(&list, place))
+        if let Err(error) = settled {
+            self.may_return.store(true, Ordering::Release);
+            self.stuck.store(true, Ordering::Release);
+            return Err(error);
+        }
+        // What was written since `go_on_above` flushed.
+        if let Err(error) = active.flush() {
+            self.stuck.store(true, Ordering::Release);
+            return Err(error);
+        }
+        Ok(self.describe(volume, &list, list.frozen.len() - 1))
     }
 
-    /// Seals the frozen uppers up to the one at `place` of the list, as far as they are not sealed.
-    /// In order: a layer above one that is not sealed would be of no use to anybody.
-    fn seal_to(&self, volume: &Volume, list: &List, place: usize) -> Result<(), Error> {
-        let mut frozen = list.frozen.iter().take(place + 1);
-        frozen.try_for_each(|frozen| seal(volume, &numbered(&self.first, frozen.number)))
+    /// Seals what is frozen of `volume`, in order: a layer above one that is not sealed would be of
+    /// no use to anybody. Waits for who is at it already.
+    ///
+    /// # Errors
+    /// A file cannot be written or made durable, or it is not certain that the list lasts.
+    pub fn seal(&self, volume: &Volume) -> Result<(), Error> {
+        let _alone = self.sealing.lock().unwrap_or_else(PoisonError::into_inner);
+        let sealed = match self.may_return.load(Ordering::Acquire) {
+            true => Err(Error::ListMayReturn {
+                path: list_path(&self.first),
+            }),
+            false => {
+                let uppers = volume.uppers();
+                let mut frozen = uppers.iter().skip(1).rev();
+                frozen.try_for_each(|upper| upper.seal())
+            }
+        };
+        self.stuck.store(sealed.is_err(), Ordering::Release);
+        sealed
     }
 
     /// Freezes the active upper and puts that of `next` above it, which `after` says. The inner
@@ -243,15 +309,11 @@ fn has_room(image: &Image, uppers: &[Arc<Upper>]) -> Result<(), Error> {
     }
 }
 
-/// Seals a frozen upper of a device in use, if it is not sealed yet.
-fn seal(volume: &Volume, paths: &Paths) -> Result<(), Error> {
+/// The frozen upper with these files, if the device still has it as one.
+fn frozen_upper(volume: &Volume, paths: &Paths) -> Option<Arc<Upper>> {
     let uppers = volume.uppers();
     let mut frozen = uppers.iter().skip(1);
-    match frozen.find(|upper| upper.paths() == paths) {
-        Some(upper) if paths.index.exists() => upper.seal(),
-        // Sealed, since before this device was started or since the first time it was asked for.
-        _ => Ok(()),
-    }
+    frozen.find(|upper| upper.paths() == paths).cloned()
 }
 
 /// Seals a frozen upper that nobody serves, if that was not finished.

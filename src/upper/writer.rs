@@ -111,6 +111,8 @@ pub struct Upper {
     pub(super) dirty: AtomicBool,
     /// Storage lost something, or might.
     pub(super) broken: AtomicBool,
+    /// Whether its data file is a layer like any other by now.
+    pub(super) sealed: AtomicBool,
     /// Flushes asked for so far.
     pub(super) asked: AtomicU64,
     pub(super) flush: Mutex<Flusher>,

@@ -90,6 +90,7 @@ fn no_thread_of_a_writable_device_has_a_privilege_left() {
         "ovbd-vhost",
         "queue-0",
         "queue-1",
+        "seal",
     ];
     assert_threads(disk.daemon.pid(), &names);
     assert!(!disk.daemon.log().contains("WARN"), "{}", disk.daemon.log());

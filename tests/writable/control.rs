@@ -63,7 +63,16 @@ impl Controlled {
     }
 
     fn snapshot(&self, name: &str) -> Value {
-        let body = json!({ "name": name }).to_string();
+        self.ask_for(&json!({ "name": name }))
+    }
+
+    /// The same, once it is sealed.
+    fn sealed(&self, name: &str) -> Value {
+        self.ask_for(&json!({ "name": name, "wait": true }))
+    }
+
+    fn ask_for(&self, what: &Value) -> Value {
+        let body = what.to_string();
         let (status, body) = ask(&self.socket(), "POST", "/api/v1/snapshots", &body).unwrap();
         assert_eq!(status, 200, "{body}");
         body
@@ -100,14 +109,16 @@ fn a_snapshot_is_a_layer_for_others_and_the_guest_goes_on() {
         let start = u64::from(round) * 30;
         write(&mut guest, &mut model, start, 50, round + 1);
         let name = format!("round {round}");
-        let snapshot = controlled.snapshot(&name);
+        let mut snapshot = controlled.snapshot(&name);
+        // As it will be.
+        snapshot["sealed"] = json!(true);
         taken.push((snapshot.clone(), model.clone()));
         write(&mut guest, &mut model, start + 20, 50, round + 101);
-        assert_eq!(controlled.snapshot(&name), snapshot, "asked again");
+        assert_eq!(controlled.sealed(&name), snapshot, "asked again");
         assert_start(&mut guest, &model);
     }
     let listed = controlled.get("/api/v1/snapshots");
-    let summary = |snapshot: &Value| json!({ "name": snapshot["name"], "uuid": snapshot["uuid"], "layer": layers(snapshot).last() });
+    let summary = |snapshot: &Value| json!({ "name": snapshot["name"], "uuid": snapshot["uuid"], "layer": layers(snapshot).last(), "sealed": true });
     let expected: Vec<_> = taken
         .iter()
         .map(|(snapshot, _)| summary(snapshot))
@@ -287,7 +298,12 @@ fn the_tool_asks_for_people() {
         assert!(output.status.success(), "{output:?}");
         serde_json::from_slice(&output.stdout).unwrap()
     };
-    let snapshot = json(ctl(&["snapshot", "one"]));
+    let uuid = json(ctl(&["snapshot", "one"]))["uuid"].clone();
+    let snapshot = json(ctl(&["snapshot", "one", "--wait"]));
+    assert_eq!(
+        (&snapshot["uuid"], &snapshot["sealed"]),
+        (&uuid, &json!(true))
+    );
     assert_eq!(snapshot, controlled.snapshot("one"));
     assert_eq!(
         json(ctl(&["snapshots"])),

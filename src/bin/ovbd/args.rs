@@ -192,6 +192,10 @@ pub enum CtlCommand {
     Snapshot {
         /// Name of the snapshot: asking again with it gives the same one
         name: String,
+        /// Answer only when its layer is sealed: other devices wait for that by themselves, but it
+        /// cannot be copied before
+        #[arg(long)]
+        wait: bool,
     },
 }
 
@@ -200,7 +204,7 @@ impl From<CtlCommand> for Ask {
         match command {
             CtlCommand::Device => Ask::Device,
             CtlCommand::Snapshots => Ask::Snapshots,
-            CtlCommand::Snapshot { name } => Ask::Snapshot(name),
+            CtlCommand::Snapshot { name, wait } => Ask::Snapshot { name, wait },
         }
     }
 }

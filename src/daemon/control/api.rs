@@ -26,6 +26,9 @@ pub struct Device {
 #[serde(deny_unknown_fields)]
 struct SnapshotRequest {
     name: String,
+    /// Whether to answer only when the layer is sealed.
+    #[serde(default)]
+    wait: bool,
 }
 
 impl Device {
@@ -34,7 +37,8 @@ impl Device {
         match (request.method.as_str(), request.path.as_str()) {
             ("GET", "/api/v1/device") => found(self.describe()),
             ("GET", "/api/v1/snapshots") => {
-                let list = self.snapshots.as_ref().map(Snapshots::list);
+                let list = self.snapshots.as_ref();
+                let list = list.map(|snapshots| snapshots.list(&self.disk.volume));
                 let list = list.unwrap_or_default();
                 found(list.iter().map(summary).collect())
             }
@@ -44,6 +48,15 @@ impl Device {
             }
             _ => Response::error(404, "expected /api/v1/device or /api/v1/snapshots"),
         }
+    }
+
+    /// Seals what snapshots froze.
+    ///
+    /// # Errors
+    /// As [`Snapshots::seal`].
+    pub fn seal(&self) -> Result<(), Error> {
+        let snapshots = self.snapshots.as_ref();
+        snapshots.map_or(Ok(()), |snapshots| snapshots.seal(&self.disk.volume))
     }
 
     fn describe(&self) -> Value {
@@ -75,7 +88,9 @@ impl Device {
         let request: SnapshotRequest = match serde_json::from_slice(body) {
             Ok(request) => request,
             Err(error) => {
-                let text = format!("expected {{\"name\": \"...\"}}: {error}");
+                let text = format!(
+                    "expected {{\"name\": \"...\"}}, and \"wait\": true if it shall be sealed first: {error}"
+                );
                 return Response::error(400, &text);
             }
         };
@@ -84,7 +99,15 @@ impl Device {
             let text = format!("expected a name of 1 to {MAX_NAME} printable bytes");
             return Response::error(400, &text);
         }
-        match snapshots.take(&self.disk.volume, &request.name) {
+        let taken = snapshots.take(&self.disk.volume, &request.name);
+        let taken = taken.and_then(|snapshot| match request.wait {
+            true => self.seal().map(|()| Snapshot {
+                sealed: true,
+                ..snapshot
+            }),
+            false => Ok(snapshot),
+        });
+        match taken {
             Ok(snapshot) => found(details(&snapshot)),
             Err(error @ Error::ReadOnly) => Response::error(409, &error.to_string()),
             Err(error) => {
@@ -101,13 +124,19 @@ fn summary(snapshot: &Snapshot) -> Value {
         "name": snapshot.name,
         "uuid": snapshot.uuid,
         "layer": snapshot.layers.last().map(|layer| text(layer)),
+        "sealed": snapshot.sealed,
     })
 }
 
 /// A snapshot with all its layers.
 fn details(snapshot: &Snapshot) -> Value {
     let layers: Vec<_> = snapshot.layers.iter().map(|layer| text(layer)).collect();
-    json!({ "name": snapshot.name, "uuid": snapshot.uuid, "layers": layers })
+    json!({
+        "name": snapshot.name,
+        "uuid": snapshot.uuid,
+        "layers": layers,
+        "sealed": snapshot.sealed,
+    })
 }
 
 /// A path as JSON can carry it.
