@@ -18,6 +18,7 @@ use crate::image::reader::Reader;
 use crate::units::{SECTOR_SIZE, Sector};
 use crate::upper::Paths;
 use crate::upper::map::ExtentMap;
+use crate::upper::snapshots::Pairs;
 
 /// Bytes of an index up to which its pieces are kept apart as they arrived.
 const MAX_APART: u64 = 4_000_000 * ENTRY_LEN as u64;
@@ -49,6 +50,7 @@ pub struct Commit {
 /// # Errors
 /// Something cannot be read or written; there is no output then.
 pub fn commit(task: &Commit, progress: &ProgressBar) -> Result<Written, Error> {
+    Pairs::refuse_frozen(&task.upper)?;
     // Upstream joins neighbours only up to a length, so what it makes of them depends on how they
     // arrived. For an index with very many entries we would rather save the memory.
     let index = fs::metadata(&task.upper.index);

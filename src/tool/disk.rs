@@ -16,14 +16,34 @@ use crate::units::{ByteOffset, SECTOR_SIZE, Sector};
 use crate::upper::Paths;
 use crate::upper::load::{Access, Loaded, load};
 use crate::upper::map::{ExtentMap, Place};
+use crate::upper::snapshots::Pairs;
 
 /// The files of a disk. At least one of the two is there.
 #[derive(Clone, Debug)]
 pub struct Files {
     /// The sealed layers, bottom first; possibly none under an upper.
     pub layers: Vec<PathBuf>,
-    /// The writable layer above them.
+    /// The writable layer above them, or the first one of it that snapshots have put others above.
     pub upper: Option<Paths>,
+}
+
+impl Files {
+    /// The files as snapshots have left them: what they froze is a layer, and the upper is the one
+    /// above.
+    ///
+    /// # Errors
+    /// The list of the snapshots cannot be read.
+    pub fn followed(&self) -> Result<Self, Error> {
+        let mut files = self.clone();
+        if let Some(first) = &self.upper {
+            let Pairs { frozen, active } = Pairs::follow(first)?;
+            files
+                .layers
+                .extend(frozen.into_iter().map(|pair| pair.data));
+            files.upper = Some(active);
+        }
+        Ok(files)
+    }
 }
 
 /// A disk, open to be read. Shared by all threads.
@@ -131,11 +151,12 @@ pub enum Content {
 }
 
 impl Disk {
-    /// Opens the files of a disk.
+    /// Opens the files of a disk, as snapshots have left them.
     ///
     /// # Errors
     /// One of them cannot be opened, or somebody writes to the upper.
     pub fn open(files: &Files) -> Result<Self, Error> {
+        let files = files.followed()?;
         let upper = files.upper.as_ref();
         let upper = upper.map(|paths| Upper::open(paths, ExtentMap::new()));
         let upper = upper.transpose()?;

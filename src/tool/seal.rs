@@ -3,6 +3,7 @@
 use super::Error;
 use crate::upper::load::{Access, Loaded, load};
 use crate::upper::map::ExtentMap;
+use crate::upper::snapshots::Pairs;
 use crate::upper::{self, Paths, mappings, seal};
 
 /// What sealing came to.
@@ -18,7 +19,8 @@ pub enum Sealed {
 /// as it was, or sealed; doing it again does the rest.
 ///
 /// # Errors
-/// A file cannot be read or written, or somebody else has the layer open.
+/// A file cannot be read or written, or somebody else has the layer open; or it was sealed already,
+/// by a snapshot above which the disk goes on.
 pub fn seal(paths: &Paths) -> Result<Sealed, Error> {
     let sealed = match load(paths, Access::Write, ExtentMap::new()) {
         Ok(Loaded {
@@ -36,5 +38,8 @@ pub fn seal(paths: &Paths) -> Result<Sealed, Error> {
         Err(error) => return Err(error.into()),
     };
     seal::remove_index(paths)?;
+    if sealed == Sealed::Before {
+        Pairs::refuse_frozen(paths)?;
+    }
     Ok(sealed)
 }

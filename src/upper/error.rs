@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use super::Paths;
 use crate::format::lsmt;
 use crate::units::Sector;
 
@@ -103,6 +104,19 @@ pub enum Error {
     Sealed {
         /// The data file.
         path: PathBuf,
+    },
+    /// The layer was frozen by a snapshot, and the disk goes on in another one.
+    #[error(
+        "{} is frozen: by {}, the disk goes on above it in data={},index={}; name that pair",
+        path.display(), list.display(), active.data.display(), active.index.display()
+    )]
+    GoesOn {
+        /// The data file.
+        path: PathBuf,
+        /// The list that says so.
+        list: PathBuf,
+        /// The pair that is written to.
+        active: Paths,
     },
     /// Somebody else has it open.
     #[error("{} is in use by another process", path.display())]

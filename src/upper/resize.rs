@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 use super::flush::mappings;
 use super::load::{Access, Loaded, load};
 use super::map::{Extent, ExtentMap, Place};
+use super::snapshots::Pairs;
 use super::writer::check_size;
 use super::{Error, Paths, journal};
 use crate::format::lsmt::writable::{Kind, encode_data_header};
@@ -18,10 +19,11 @@ use crate::units::SECTOR_SIZE;
 /// dropped is missing.
 ///
 /// # Errors
-/// There is data beyond the new end, the size is impossible, a file cannot be written, or somebody
-/// else has the layer open.
+/// There is data beyond the new end, the size is impossible, a file cannot be written, a snapshot
+/// froze the layer, or somebody else has it open.
 pub fn resize(paths: &Paths, size: u64, cut: bool) -> Result<u64, Error> {
     check_size(size)?;
+    Pairs::refuse_frozen(paths)?;
     let Loaded {
         data,
         mut log,

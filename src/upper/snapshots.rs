@@ -50,6 +50,17 @@ struct List {
     frozen: Vec<Frozen>,
 }
 
+impl List {
+    /// The pairs it tells of, if the device was first started with `first`.
+    fn pairs(&self, first: &Paths) -> Pairs {
+        let frozen = self.frozen.iter();
+        Pairs {
+            frozen: frozen.map(|pair| numbered(first, pair.number)).collect(),
+            active: numbered(first, self.active),
+        }
+    }
+}
+
 /// A frozen upper, as the list has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Frozen {
@@ -57,6 +68,41 @@ struct Frozen {
     name: String,
     uuid: Uuid,
     number: u64,
+}
+
+/// What snapshots have made of the pair of files that a device was first started with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pairs {
+    /// Those that are frozen, the oldest first: the layers right below the active one.
+    pub frozen: Vec<Paths>,
+    /// The one that is written to.
+    pub active: Paths,
+}
+
+impl Pairs {
+    /// Follows the list of the pair `first`. Without a list, that is the active one.
+    ///
+    /// # Errors
+    /// There is a list, and it cannot be read.
+    pub fn follow(first: &Paths) -> Result<Self, Error> {
+        Ok(load(&list_path(first))?.pairs(first))
+    }
+
+    /// Refuses the pair `first` if a snapshot froze it: what the disk holds now is not in it alone.
+    ///
+    /// # Errors
+    /// It is frozen, or the list cannot be read.
+    pub fn refuse_frozen(first: &Paths) -> Result<(), Error> {
+        let active = Self::follow(first)?.active;
+        match active == *first {
+            true => Ok(()),
+            false => Err(Error::GoesOn {
+                path: first.data.clone(),
+                list: list_path(first),
+                active,
+            }),
+        }
+    }
 }
 
 /// A snapshot: a layer that holds what was written since the one before.
@@ -128,19 +174,19 @@ impl Snapshots {
         let mut layers = own.to_vec();
         // One that there is no room to seal stays an upper, and with it all above.
         let (mut unsealed, mut no_room) = (Vec::new(), None);
-        for frozen in &list.frozen {
-            let paths = numbered(first, frozen.number);
+        let pairs = list.pairs(first);
+        for paths in &pairs.frozen {
             if no_room.is_none() {
-                match finish(&paths) {
+                match finish(paths) {
                     Err(error) if error.is_full() => no_room = Some(error),
                     finished => {
                         finished?;
-                        layers.push(paths.data);
+                        layers.push(paths.data.clone());
                         continue;
                     }
                 }
             }
-            match (Upper::open(&paths, &Options::default()), no_room.take()) {
+            match (Upper::open(paths, &Options::default()), no_room.take()) {
                 (Err(Error::Sealed { .. }), Some(error)) => return Err(error),
                 (opened, error) => {
                     unsealed.push(opened?);
@@ -156,7 +202,7 @@ impl Snapshots {
             default_size: image.sectors().0 * SECTOR_SIZE,
             ..options
         };
-        let upper = Upper::open(&numbered(first, list.active), &options)?;
+        let upper = Upper::open(&pairs.active, &options)?;
         let snapshots = Self {
             first: first.clone(),
             options,

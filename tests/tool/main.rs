@@ -12,6 +12,7 @@ mod golden;
 mod inspect;
 mod merge;
 mod seal;
+mod snapshots;
 mod trouble;
 mod writable;
 

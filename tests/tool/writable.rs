@@ -61,12 +61,17 @@ pub fn write_at_random(paths: &Paths, kind: Kind, random: &mut Random, disk: &mu
     close(upper);
 }
 
-/// Closes an upper. Another test's thread may be about to run a program meanwhile, which has all our
-/// files open until it starts.
+/// Closes an upper, for everybody.
 pub fn close(upper: Upper) {
     let path = upper.paths().data.clone();
     drop(upper);
-    let data = File::open(path).unwrap();
+    free(&path);
+}
+
+/// Waits until a data file is free that was closed. Another test's thread may be about to run a
+/// program meanwhile, which has all our files open until it starts.
+pub fn free(data: &Path) {
+    let data = File::open(data).unwrap();
     data.lock().unwrap();
     data.unlock().unwrap();
 }

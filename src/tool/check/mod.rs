@@ -82,14 +82,15 @@ impl fmt::Display for Outcome {
 /// the check ends with its error.
 ///
 /// # Errors
-/// Only that of `tell`, and that no thread could be started: whatever is wrong with a layer is a
-/// finding.
+/// Only that of `tell`, that no thread could be started, and that a list of snapshots cannot be read:
+/// whatever is wrong with a layer is a finding.
 pub fn check(
     files: &Files,
     threads: NonZero<usize>,
     progress: &ProgressBar,
     tell: &mut dyn FnMut(&Finding) -> Result<(), Error>,
 ) -> Result<Outcome, Error> {
+    let files = &files.followed()?;
     let mut outcome = Outcome::default();
     for path in &files.layers {
         let mut findings = Findings {
