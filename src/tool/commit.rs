@@ -95,13 +95,16 @@ pub fn write(
     thread::scope(|scope| {
         let mut layer = LayerWriter::start(scope, threads, to, format, Some(disk.size()), fetch)?;
         for piece in disk.all_pieces() {
-            for start in (piece.start..piece.end).step_by(usize::from(MAX_LENGTH)) {
-                let sectors = (piece.end - start).min(u64::from(MAX_LENGTH)) as u16;
-                match piece.content {
-                    Content::Zeroed => layer.zeroed(Sector(start), sectors)?,
-                    Content::Layer(_) | Content::Upper => {
-                        layer.fetched(Sector(start), sectors, start * SECTOR_SIZE)?;
+            let sectors = piece.end - piece.start;
+            match piece.content {
+                Content::Zeroed => {
+                    for start in (piece.start..piece.end).step_by(usize::from(MAX_LENGTH)) {
+                        let sectors = (piece.end - start).min(u64::from(MAX_LENGTH)) as u16;
+                        layer.zeroed(Sector(start), sectors)?;
                     }
+                }
+                Content::Layer(_) | Content::Upper => {
+                    layer.fetched(Sector(piece.start), sectors, piece.start * SECTOR_SIZE)?;
                 }
             }
             progress.set_position(piece.end * SECTOR_SIZE);

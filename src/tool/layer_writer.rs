@@ -28,6 +28,10 @@ pub const MAX_ENTRIES: u64 = 1_000_000 / ENTRY_GROUP * ENTRY_GROUP;
 /// tell.
 const MAX_JOINED: u16 = 16382;
 
+/// Sectors of a piece that are joined to what comes before at once: upstream copies so many at a
+/// time.
+const JOINED_AT_ONCE: u64 = 64;
+
 /// How a layer is wrapped, and what it says about itself.
 #[derive(Clone, Debug)]
 pub struct LayerFormat {
@@ -144,15 +148,19 @@ impl LayerWriter {
         self.write(bytes)
     }
 
-    /// Adds data as [`LayerWriter::data`] does, which `fetch` will find at `from`. The layer's size
-    /// must be known from the start.
+    /// Adds data of any length for the sectors from `offset` on, which `fetch` will find at `from`.
+    /// The layer's size must be known from the start.
     ///
     /// # Errors
     /// It cannot be fetched or written, or there are too many mappings.
-    pub fn fetched(&mut self, offset: Sector, sectors: u16, from: u64) -> Result<(), Error> {
-        self.map(Mapping::data(offset, sectors, self.next))?;
-        self.next.0 += u64::from(sectors);
-        let len = u64::from(sectors) * SECTOR_SIZE;
+    pub fn fetched(&mut self, offset: Sector, sectors: u64, from: u64) -> Result<(), Error> {
+        for done in (0..sectors).step_by(JOINED_AT_ONCE as usize) {
+            let length = (sectors - done).min(JOINED_AT_ONCE);
+            let start = Sector(offset.0 + done);
+            self.map(Mapping::data(start, length as u16, self.next))?;
+            self.next.0 += length;
+        }
+        let len = sectors * SECTOR_SIZE;
         let file = &mut self.file;
         match &mut self.body {
             Body::Packed(zfile) => zfile.fetch(file, len, from),

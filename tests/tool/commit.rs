@@ -160,13 +160,15 @@ fn all_ways_to_a_layer_read_the_same() {
     }
 }
 
+/// As upstream joins them: by parts of 64 sectors, counted from the start of each piece, and zeroed
+/// ranges whole.
 #[test]
-fn neighbours_of_one_piece_are_joined_as_they_arrived() {
+fn neighbours_are_joined_as_they_arrived() {
     let dir = tempfile::tempdir().unwrap();
     let paths = paths(&dir);
     ovbd_vhost::upper::create(&paths, Kind::Append, &header(64 << 20)).unwrap();
     let upper = open_upper(&paths);
-    // 8000 + 8000 fit one mapping, a third does not, and 8000 + 382 fill one up.
+    // 250 parts of two pieces, and five of the third; then 115 of it, 5 and a rest of 62, and 125.
     for (start, sectors) in [
         (0, 8000),
         (8000, 8000),
@@ -175,12 +177,18 @@ fn neighbours_of_one_piece_are_joined_as_they_arrived() {
         (24382, 8000),
     ] {
         write(&upper, start, &mut tagged(sectors * 512, start));
+        upper.discard(40_000 + start, sectors as u64).unwrap();
+        upper.flush().unwrap();
     }
     close(upper);
     succeed(&dir, &["commit", "--upper", UPPER, "-o", "top"], b"");
-    let lengths = bare(&dir.path().join("top")).mappings;
-    let lengths: Vec<_> = lengths.iter().map(|mapping| mapping.length()).collect();
-    assert_eq!(lengths, [16000, 16382]);
+    let mappings = bare(&dir.path().join("top")).mappings;
+    let lengths: Vec<_> = mappings
+        .iter()
+        .map(|mapping| (mapping.length(), mapping.is_zeroed()))
+        .collect();
+    let expected = [(16320, false), (16062, false), (16000, true), (16382, true)];
+    assert_eq!(lengths, expected);
 }
 
 #[test]
