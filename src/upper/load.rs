@@ -49,6 +49,8 @@ pub struct Loaded {
     pub map: ExtentMap,
     /// Mappings of the journal, which are part of the map.
     pub journal: Vec<Mapping>,
+    /// Whether the index file says nothing, and the holes of the data file tell what there is.
+    pub by_holes: bool,
     /// Whether the index file does not say what the map says: it is missing a header, or has
     /// entries without data.
     pub index_is_stale: bool,
@@ -98,11 +100,12 @@ pub fn load(paths: &Paths, access: Access, map: ExtentMap) -> Result<Loaded, Err
         kind,
         map,
         journal: Vec::new(),
+        by_holes: log_header.is_none(),
         index_is_stale: log_header.is_none(),
         index_misleads: log_header.is_none(),
     };
     let file_end = len / SECTOR_SIZE;
-    if log_header.is_none() {
+    if loaded.by_holes {
         // What lies beyond the disk is none of it, like what sealing began to append.
         let disk = ByteOffset(loaded.header.virtual_size).sectors_up();
         let end = disk.0.saturating_add(FIRST_DATA.0);

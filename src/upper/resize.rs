@@ -30,6 +30,7 @@ pub fn resize(paths: &Paths, size: u64, cut: bool) -> Result<u64, Error> {
         mut header,
         kind,
         mut map,
+        by_holes,
         index_is_stale,
         ..
     } = load(paths, Access::Write, ExtentMap::new())?;
@@ -66,14 +67,18 @@ pub fn resize(paths: &Paths, size: u64, cut: bool) -> Result<u64, Error> {
         map.insert(extent, |_| ());
     }
     data.sync_all().map_err(Error::file("sync", path))?;
-    if beyond > 0 || index_is_stale {
+    // Holes need no index, but do not tell that what is dropped is zeros.
+    let by_holes = by_holes && beyond == 0;
+    if beyond > 0 || (index_is_stale && !by_holes) {
         log.replace(&header, mappings(&map))?;
         journal::remove(&paths.index)?;
     }
     data.write_all_at(&encode_data_header(&header, kind), 0)
         .map_err(Error::bytes("write", path, 0))?;
     data.sync_all().map_err(Error::file("sync", path))?;
-    log.set_header(&header)?;
+    if !by_holes {
+        log.set_header(&header)?;
+    }
     if kind == Kind::Sparse {
         data.set_len(file_len)
             .map_err(Error::file("truncate", path))?;

@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+
 use super::journal::Journal;
 use super::log::{self, Log, sync_folder_of};
 use super::map::{ExtentMap, Place};
@@ -58,7 +61,7 @@ pub fn create(paths: &Paths, kind: Kind, header: &Header) -> Result<(), Error> {
     // Half a layer would be in the way of the next try.
     let remove = |path: &PathBuf| drop(fs::remove_file(path));
     write_data_file(&file, path, kind, header)
-        .and_then(|()| Log::create(&paths.index, header))
+        .and_then(|()| create_index(&paths.index, &file, kind, header))
         .and_then(|()| {
             let synced = sync_folder_of(path).and_then(|()| sync_folder_of(&paths.index));
             synced.inspect_err(|_| remove(&paths.index))
@@ -74,6 +77,19 @@ fn write_data_file(file: &File, path: &Path, kind: Kind, header: &Header) -> Res
         file.set_len(len).map_err(Error::file("enlarge", path))?;
     }
     file.sync_all().map_err(Error::file("sync", path))
+}
+
+/// A sparse layer begins without an index, where the file system tells holes from zeros: tools that
+/// go by the holes may write to it as well, until we do.
+fn create_index(path: &Path, data: &File, kind: Kind, header: &Header) -> Result<(), Error> {
+    let first = SeekFrom::Data(HEADER_LEN as u64);
+    if kind != Kind::Sparse || rustix::fs::seek(data, first) != Err(Errno::NXIO) {
+        return Log::create(path, header);
+    }
+    let made = File::create_new(path).map_err(Error::file("create", path))?;
+    made.sync_all()
+        .map_err(Error::file("sync", path))
+        .inspect_err(|_| drop(fs::remove_file(path)))
 }
 
 /// Refuses a disk that writable layers cannot have.

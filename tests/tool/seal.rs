@@ -73,6 +73,38 @@ fn uppers_of_every_type_and_size() {
     }
 }
 
+/// As upstream makes it, a new sparse layer has no index: what other tools write to the data file
+/// counts until we do.
+#[test]
+fn what_others_write_to_a_new_sparse_layer_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let create = ["upper", "create", UPPER, "--type", "sparse", "--size", "4M"];
+    succeed(&dir, &create, b"");
+    succeed(&dir, &["resize", "--upper", UPPER, "6M"], b"");
+    let paths = paths(&dir);
+    let mut disk = vec![0; 6 << 20];
+    disk[5 << 20..][..8192].copy_from_slice(&tagged(8192, 3));
+    let data = File::options().write(true).open(&paths.data).unwrap();
+    data.write_all_at(&disk[5 << 20..][..8192], 4096 + (5 << 20))
+        .unwrap();
+    drop(data);
+    let reads = |disk: &[u8]| {
+        let raw = succeed(&dir, &["export", "--upper", UPPER, "-o", "-"], b"");
+        assert_eq!(difference(&raw, disk), None);
+    };
+    reads(&disk);
+    let upper = open_upper(&paths);
+    let mut sector = tagged(512, 4);
+    disk[512..1024].copy_from_slice(&sector);
+    write(&upper, 1, &mut sector);
+    close(upper);
+    reads(&disk);
+    assert_eq!(
+        File::open(&paths.index).unwrap().metadata().unwrap().len(),
+        4096 + 16
+    );
+}
+
 fn succeed_text(dir: &TempDir, args: &[&str]) -> String {
     String::from_utf8(succeed(dir, args, b"")).unwrap()
 }
