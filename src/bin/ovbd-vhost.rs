@@ -48,7 +48,7 @@ struct Args {
         long,
         value_name = "FILE",
         value_delimiter = ',',
-        required_unless_present = "config"
+        required_unless_present_any = ["config", "upper"]
     )]
     layers: Vec<PathBuf>,
 
@@ -56,7 +56,7 @@ struct Args {
     #[arg(long, value_name = "FILE", conflicts_with = "layers")]
     config: Option<PathBuf>,
 
-    /// Writable layer above them: its two files.
+    /// Writable layer above them, or alone: its two files.
     #[arg(
         long,
         value_name = "data=FILE,index=FILE",

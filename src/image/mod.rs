@@ -74,6 +74,16 @@ impl Image {
         })
     }
 
+    /// No layers: what a writable layer lies upon that is the first of its image. The disk has no
+    /// size of its own.
+    pub fn empty() -> Self {
+        Self {
+            layers: Vec::new(),
+            index: Index::new(&[]),
+            size: 0,
+        }
+    }
+
     /// The same layers as a disk of `size` bytes, of which they may have more or less: as if a layer
     /// of that size lay above them.
     pub fn with_size(self, size: u64) -> Self {

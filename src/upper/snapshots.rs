@@ -137,8 +137,8 @@ pub struct Snapshots {
 }
 
 impl Snapshots {
-    /// Opens an image under the upper `first`, or under what snapshots have put above that since.
-    /// `options` says how the upper is used, but for the size of the disk.
+    /// Opens an image under the upper `first`, or under what snapshots have put above that since; the
+    /// stack may be empty. `options` says how the upper is used, but for the size of the disk.
     ///
     /// # Errors
     /// The layers, the uppers or the list cannot be opened, or are damaged.
@@ -197,7 +197,10 @@ impl Snapshots {
         if let Some(error) = no_room {
             log::warn!("{error}: the layer of a snapshot is not finished");
         }
-        let image = Image::open(&Stack::new(layers))?;
+        let image = match layers.is_empty() {
+            true => Image::empty(),
+            false => Image::open(&Stack::new(layers))?,
+        };
         let options = Options {
             default_size: image.sectors().0 * SECTOR_SIZE,
             ..options

@@ -2,12 +2,18 @@
 
 use std::fs;
 
-use crate::assert_beginning;
+use ovbd_vhost::format::lsmt::Header;
+use ovbd_vhost::format::lsmt::writable::Kind;
+use ovbd_vhost::upper::{Paths, create};
+use uuid::Uuid;
+
+use crate::common::content::tagged;
 use crate::common::daemon::{self, Daemon};
 use crate::common::disk::deep;
 use crate::common::guest::{Guest, Options};
 use crate::common::session::feature;
 use crate::common::writable::Writable;
+use crate::{assert_beginning, assert_disk, write};
 
 fn text(path: &std::path::Path) -> String {
     path.to_str().expect("UTF-8").to_owned()
@@ -59,6 +65,45 @@ fn files_and_config_name_the_same_layer() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("--upper"), "{said}");
+}
+
+/// The first layer of an image is written upon nothing.
+#[test]
+fn an_upper_needs_no_layers() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name);
+    let header = Header {
+        index_offset: 0,
+        index_entries: 0,
+        virtual_size: 9 << 20,
+        uuid: Uuid::from_u128(5),
+        parent_uuid: Uuid::nil(),
+        message: Vec::new(),
+    };
+    let paths = Paths {
+        data: file("d"),
+        index: file("i"),
+    };
+    create(&paths, Kind::Hybrid, &header).unwrap();
+    let config = r#"{"lowers": [], "upper": {"data": "d", "index": "i"}}"#;
+    fs::write(file("config.v1.json"), config).unwrap();
+    let upper = format!("data={},index={}", text(&file("d")), text(&file("i")));
+    let mut model = vec![0; 9 << 20];
+    let none: [&str; 0] = [];
+    for (number, options) in [
+        ["--upper", &upper],
+        ["--config", &text(&file("config.v1.json"))],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let daemon = Daemon::with(&none, &options);
+        let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
+        assert_eq!(guest.session.capacity().unwrap(), 9 << 11);
+        let data = tagged(7 * 512, number as u64);
+        write(&mut guest, &mut model, 100 + 5 * number as u64, &data);
+        assert_disk(&mut guest, &model);
+    }
 }
 
 #[test]
