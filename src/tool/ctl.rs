@@ -3,12 +3,21 @@
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use serde_json::{Value, json};
 use thiserror::Error;
 
 /// Most bytes of an answer.
 const MAX_ANSWER: u64 = 64 << 20;
+
+/// How long an answer may take: a snapshot makes durable what was written before.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// The same if it waits for a layer to be sealed.
+const SEAL_LIMIT: Duration = Duration::from_secs(3600);
 
 /// What to ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +46,18 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// The daemon takes too long.
+    #[error(
+        "no answer from {} within {seconds} s; what was asked for may still be done: ask for the \
+         snapshots to see",
+        path.display()
+    )]
+    Late {
+        /// The control socket.
+        path: PathBuf,
+        /// How long it had.
+        seconds: u64,
+    },
     /// Something else than a daemon answers.
     #[error("{} answers with no HTTP; expected the control socket of ovbd-vhost", path.display())]
     NoAnswer {
@@ -56,7 +77,7 @@ pub enum Error {
 /// Asks the daemon whose control socket is at `path`; returns its answer.
 ///
 /// # Errors
-/// It cannot be reached, or refuses.
+/// It cannot be reached, refuses, or takes too long: two minutes, or an hour to seal a layer.
 pub fn ask(path: &Path, ask: &Ask) -> Result<Value, Error> {
     let (method, resource, body) = match ask {
         Ask::Device => ("GET", "device", String::new()),
@@ -71,15 +92,20 @@ pub fn ask(path: &Path, ask: &Ask) -> Result<Value, Error> {
          Content-Length: {}\r\n\r\n{body}",
         body.len()
     );
-    let failed = |source| Error::Connection {
-        path: path.to_owned(),
-        source,
+    let limit = match ask {
+        Ask::Snapshot { wait: true, .. } => SEAL_LIMIT,
+        _ => LIMIT,
     };
-    let mut stream = UnixStream::connect(path).map_err(failed)?;
-    stream.write_all(request.as_bytes()).map_err(failed)?;
-    let mut answer = Vec::new();
-    let read = stream.take(MAX_ANSWER).read_to_end(&mut answer);
-    read.map_err(failed)?;
+    let answer = exchange(path, request.as_bytes(), limit).map_err(|source| {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Error::Late {
+                path,
+                seconds: limit.as_secs(),
+            },
+            _ => Error::Connection { path, source },
+        }
+    })?;
     let (status, body) = parse(&answer).ok_or_else(|| Error::NoAnswer {
         path: path.to_owned(),
     })?;
@@ -92,6 +118,33 @@ pub fn ask(path: &Path, ask: &Ask) -> Result<Value, Error> {
     }
 }
 
+/// Sends a request and receives what comes, up to the end, within `limit`.
+fn exchange(path: &Path, request: &[u8], limit: Duration) -> io::Result<Vec<u8>> {
+    let end = Instant::now() + limit;
+    // To connect takes as long as others are served.
+    let socket = socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    set_socket_timeout(&socket, Timeout::Send, Some(limit))?;
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    let mut stream = UnixStream::from(socket);
+    stream.write_all(request)?;
+    let (mut answer, mut part) = (Vec::new(), [0; 4096]);
+    while (answer.len() as u64) < MAX_ANSWER {
+        let left = end.saturating_duration_since(Instant::now());
+        // No time at all would be no limit.
+        stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+        match stream.read(&mut part)? {
+            0 => break,
+            count => answer.extend_from_slice(&part[..count]),
+        }
+    }
+    Ok(answer)
+}
+
 /// Status and body of an answer, which ends with its connection.
 fn parse(answer: &[u8]) -> Option<(u16, Value)> {
     let mut headers = [httparse::EMPTY_HEADER; 32];
@@ -101,4 +154,20 @@ fn parse(answer: &[u8]) -> Option<(u16, Value)> {
     };
     let body = serde_json::from_slice(answer.get(head..)?).ok()?;
     Some((response.code?, body))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn who_does_not_answer_is_not_waited_for_without_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control");
+        let _silent = UnixListener::bind(&path).unwrap();
+        let answer = exchange(&path, b"GET / HTTP/1.1\r\n\r\n", Duration::from_millis(20));
+        assert_eq!(answer.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
 }

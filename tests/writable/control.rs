@@ -1,7 +1,7 @@
 //! The control socket: snapshots of a device in use.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -272,8 +272,25 @@ fn who_asks_wrongly_is_told_so() {
         assert!(answer["error"].is_string());
     }
     assert_eq!(send(&socket, "what?\r\n\r\n").unwrap().0, 400);
-    // One that stays silent, and goes, holds nobody up for long.
-    drop(UnixStream::connect(&socket).unwrap());
+    let whole = "GET http://localhost/api/v1/device HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    assert_eq!(send(&socket, whole).unwrap().0, 200);
+    // Who sends more than is read is answered all the same.
+    let much = "x".repeat(70_000);
+    for (text, expected) in [
+        (format!("GET / HTTP/1.1\r\nA: {much}\r\n\r\n"), 413),
+        (
+            format!("POST / HTTP/1.1\r\nContent-Length: 70000\r\n\r\n{much}"),
+            413,
+        ),
+        (
+            format!("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{much}"),
+            411,
+        ),
+        (format!("what? {much}"), 400),
+    ] {
+        let answer = send(&socket, &text).expect("an answer");
+        assert_eq!(answer.0, expected, "{}: {}", &text[..40], answer.1);
+    }
     assert!(
         controlled
             .get("/api/v1/snapshots")
@@ -284,6 +301,43 @@ fn who_asks_wrongly_is_told_so() {
     controlled.disk.daemon.assert_alive();
     assert!(controlled.disk.daemon.terminate().success());
     assert!(!socket.exists(), "the socket goes with the daemon");
+}
+
+/// Silent ones are sent away after 5 seconds: until then, others are served.
+#[test]
+fn who_stays_silent_holds_nobody_up() {
+    let controlled = serve();
+    let mut silent: Vec<_> = (0..7)
+        .map(|_| UnixStream::connect(controlled.socket()).unwrap())
+        .collect();
+    controlled.get("/api/v1/device");
+    controlled.snapshot("one");
+    for stream in &mut silent {
+        stream.set_nonblocking(true).unwrap();
+        let answer = stream.read(&mut [0; 100]);
+        let answer = answer.expect_err("served before those that came first were sent away");
+        assert_eq!(answer.kind(), ErrorKind::WouldBlock);
+    }
+    // More of them, and more than are served at a time: they are sent away, and it goes on.
+    silent.extend((0..3).map(|_| UnixStream::connect(controlled.socket()).unwrap()));
+    controlled.get("/api/v1/device");
+    silent[0].set_nonblocking(false).unwrap();
+    let mut answer = String::new();
+    silent[0].read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+}
+
+#[test]
+fn the_log_does_not_grow_with_what_is_refused() {
+    let controlled = serve();
+    for _ in 0..300 {
+        let path = format!("/{}", "x".repeat(1000));
+        assert_eq!(ask(&controlled.socket(), "GET", &path, "").unwrap().0, 404);
+    }
+    let log = controlled.disk.daemon.log();
+    let refused = log.lines().filter(|line| line.contains("404"));
+    assert!((1..200).contains(&refused.count()), "{log}");
+    assert!(log.len() < 100_000);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::http::{Request, Response};
-use crate::engine::Disk;
+use crate::engine::{Disk, limit};
 use crate::reason::reason;
 use crate::upper::snapshots::MAX_NAME;
 use crate::upper::{Error, Snapshot, Snapshots};
@@ -111,7 +111,7 @@ impl Device {
             Ok(snapshot) => found(details(&snapshot)),
             Err(error @ Error::ReadOnly) => Response::error(409, &error.to_string()),
             Err(error) => {
-                log::error!("control: no snapshot: {}", reason(&error));
+                limit::error(format_args!("control: no snapshot: {}", reason(&error)));
                 Response::error(500, &reason(&error))
             }
         }

@@ -2,12 +2,13 @@
 //! answer in JSON. What a client may make us read is bounded, in bytes and in time.
 
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-/// How long a client may take to say what it wants, and again to read the answer.
+/// How long a client may take in all to say what it wants, and again to read the answer.
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// Most bytes of request line and headers.
@@ -18,6 +19,12 @@ const MAX_HEADERS: usize = 64;
 
 /// Most bytes of a body.
 const MAX_BODY: usize = 64 * 1024;
+
+/// Most bytes that are taken from a client after it was refused.
+const MAX_DRAINED: usize = 1024 * 1024;
+
+/// Bytes given to the system at a time, which waits for a reader at each. Few enough for one wait.
+const PIECE: usize = 16 * 1024;
 
 /// What a client asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,8 +64,19 @@ pub enum Error {
 }
 
 impl Error {
-    /// The answer to a client that may still listen.
-    pub fn response(&self) -> Response {
+    /// Sends the answer to a client that may still listen.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn send(&self, stream: &mut UnixStream) -> io::Result<()> {
+        self.response().send(stream)?;
+        match self {
+            Error::Connection(_) => Ok(()),
+            _ => drain(stream),
+        }
+    }
+
+    fn response(&self) -> Response {
         let status = match self {
             Error::Connection(_) => 408,
             Error::Syntax(_) => 400,
@@ -101,9 +119,50 @@ impl Response {
             self.status,
             body.len() + 1
         );
-        stream.set_write_timeout(Some(LIMIT))?;
-        stream.write_all(&[head.as_bytes(), body.as_bytes(), b"\n"].concat())
+        let bytes = [head.as_bytes(), body.as_bytes(), b"\n"].concat();
+        send_all(stream, &bytes, Instant::now() + LIMIT)
     }
+}
+
+/// Sends all of it before `end`.
+fn send_all(stream: &mut UnixStream, bytes: &[u8], end: Instant) -> io::Result<()> {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        stream.set_write_timeout(Some(left(end)?))?;
+        let count = stream.write(&rest[..rest.len().min(PIECE)])?;
+        rest = &rest[count..];
+    }
+    Ok(())
+}
+
+/// Ends the answer, and takes what the client goes on to send. To close a connection with bytes
+/// unread would be an error to the client, who may then not read the answer.
+fn drain(stream: &mut UnixStream) -> io::Result<()> {
+    stream.shutdown(Shutdown::Write)?;
+    let end = Instant::now() + LIMIT;
+    let (mut drained, mut part) = (0, [0; 4096]);
+    while drained < MAX_DRAINED {
+        match receive(stream, &mut part, end)? {
+            0 => break,
+            count => drained += count,
+        }
+    }
+    Ok(())
+}
+
+/// What is left of the time until `end`.
+fn left(end: Instant) -> io::Result<Duration> {
+    let left = end.saturating_duration_since(Instant::now());
+    match left.is_zero() {
+        true => Err(io::ErrorKind::TimedOut.into()),
+        false => Ok(left),
+    }
+}
+
+/// Receives what comes next, before `end`; 0 bytes if the client has said all.
+fn receive(stream: &mut UnixStream, into: &mut [u8], end: Instant) -> io::Result<usize> {
+    stream.set_read_timeout(Some(left(end)?))?;
+    stream.read(into)
 }
 
 /// Reads the request of a connection.
@@ -118,11 +177,10 @@ pub fn read(stream: &mut UnixStream) -> Result<Request, Error> {
         let mut request = httparse::Request::new(&mut headers);
         if let httparse::Status::Complete(head) = request.parse(&bytes)? {
             let method = request.method.unwrap_or_default().to_owned();
-            let path = request.path.unwrap_or_default();
-            let path = path.split('?').next().unwrap_or_default().to_owned();
+            let path = path_of(request.path.unwrap_or_default()).to_owned();
             let len = body_len(request.headers)?;
             while bytes.len() < head + len {
-                receive(stream, &mut bytes, end)?;
+                receive_more(stream, &mut bytes, end)?;
             }
             let body = bytes[head..head + len].to_vec();
             return Ok(Request { method, path, body });
@@ -130,8 +188,22 @@ pub fn read(stream: &mut UnixStream) -> Result<Request, Error> {
         if bytes.len() >= MAX_HEAD {
             return Err(Error::TooLarge);
         }
-        receive(stream, &mut bytes, end)?;
+        receive_more(stream, &mut bytes, end)?;
     }
+}
+
+/// The path of a request's target, which may be a whole URL (RFC 9112, 3.2.2).
+fn path_of(target: &str) -> &str {
+    const SCHEME: &str = "http://";
+    let scheme = target.get(..SCHEME.len());
+    let path = match scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(SCHEME)) {
+        false => target,
+        true => {
+            let rest = &target[SCHEME.len()..];
+            &rest[rest.find(['/', '?']).unwrap_or(rest.len())..]
+        }
+    };
+    path.split('?').next().unwrap_or_default()
 }
 
 fn body_len(headers: &[httparse::Header<'_>]) -> Result<usize, Error> {
@@ -158,15 +230,10 @@ fn body_len(headers: &[httparse::Header<'_>]) -> Result<usize, Error> {
 }
 
 /// Appends what comes next to `bytes`.
-fn receive(stream: &mut UnixStream, bytes: &mut Vec<u8>, end: Instant) -> Result<(), Error> {
-    let left = end.saturating_duration_since(Instant::now());
-    if left.is_zero() {
-        return Err(io::Error::from(io::ErrorKind::TimedOut).into());
-    }
-    stream.set_read_timeout(Some(left))?;
+fn receive_more(stream: &mut UnixStream, bytes: &mut Vec<u8>, end: Instant) -> io::Result<()> {
     let mut part = [0; 4096];
-    match stream.read(&mut part)? {
-        0 => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+    match receive(stream, &mut part, end)? {
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
         count => {
             bytes.extend_from_slice(&part[..count]);
             Ok(())
@@ -208,6 +275,40 @@ mod tests {
         large.extend(vec![b'a'; 10_000]);
         large.extend(b"\r\n\r\n");
         assert_eq!(parse(&large).unwrap().body, b"");
+    }
+
+    #[test]
+    fn a_whole_url_has_a_path_like_any_other() {
+        for (target, path) in [
+            ("http://localhost/api/v1/device", "/api/v1/device"),
+            ("HTTP://a:80/b?c=/d", "/b"),
+            ("http://a?/b", ""),
+            ("http://a", ""),
+            ("/http://a/b", "/http://a/b"),
+            ("*", "*"),
+        ] {
+            assert_eq!(path_of(target), path, "{target}");
+        }
+    }
+
+    /// A client that reads, but so slowly that no single wait is a long one.
+    #[test]
+    fn all_of_an_answer_has_a_time_in_which_it_must_be_read() {
+        let (mut client, mut server) = UnixStream::pair().unwrap();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                while client.read(&mut [0; 4096]).unwrap() > 0 {
+                    thread::sleep(Duration::from_millis(1));
+                }
+            });
+            let end = Instant::now() + Duration::from_millis(100);
+            // It would take 16 s.
+            let sent = send_all(&mut server, &vec![0; 64 << 20], end);
+            drop(server);
+            let kind = sent.unwrap_err().kind();
+            let late = [io::ErrorKind::TimedOut, io::ErrorKind::WouldBlock];
+            assert!(late.contains(&kind), "{kind}");
+        });
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! The control socket: requests of whoever runs the device, as HTTP with JSON.
 //!
-//! One thread serves one request after the other ([`http`]), beside the queues and without them
-//! noticing; [`api`] says what can be asked. What takes long after an answer, another does ([`sealer`]).
-//! Who may connect to the socket may ask: its permissions
-//! are the only lock.
+//! One thread accepts connections, and starts another for each, which serves one request ([`http`])
+//! beside the queues and without them noticing; [`api`] says what can be asked. What takes long after
+//! an answer, one more does ([`sealer`]). Who may connect to the socket may ask: its permissions are
+//! the only lock.
 
 pub mod api;
 pub mod http;
@@ -12,12 +12,18 @@ mod sealer;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
 
 use super::listener::Listener;
+use crate::engine::limit;
 use api::Device;
 use sealer::Sealer;
+
+/// Connections served at a time: who stays silent, or waits long, holds up few others. More wait
+/// until one ends.
+const MAX_CONNECTIONS: usize = 8;
 
 /// Pause after a connection could not be accepted.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -32,16 +38,28 @@ pub fn start(listener: &Listener, device: Device) -> io::Result<()> {
     let device = Arc::new(device);
     let writable = device.snapshots.is_some();
     let sealer = writable
-        .then(|| Sealer::start(device.clone()))
+        .then(|| Sealer::start(device.clone()).map(Arc::new))
         .transpose()?;
+    let (back, turns) = sync_channel(MAX_CONNECTIONS);
+    (0..MAX_CONNECTIONS).for_each(|_| drop(Turn(back.clone())));
     let run = move || {
-        loop {
-            match socket.accept() {
-                Ok((stream, _)) => serve(stream, &device, sealer.as_ref()),
-                Err(error) => {
-                    log::warn!("control: no connection can be accepted: {error}");
-                    thread::sleep(PAUSE);
-                }
+        while turns.recv().is_ok() {
+            let turn = Turn(back.clone());
+            let (device, sealer) = (device.clone(), sealer.clone());
+            let started = socket.accept().and_then(|(stream, _)| {
+                let run = move || {
+                    serve(stream, &device, sealer.as_deref());
+                    drop(turn);
+                };
+                thread::Builder::new()
+                    .name("control-client".into())
+                    .spawn(run)
+            });
+            if let Err(error) = started {
+                limit::warn(format_args!(
+                    "control: no connection can be served: {error}"
+                ));
+                thread::sleep(PAUSE);
             }
         }
     };
@@ -49,19 +67,31 @@ pub fn start(listener: &Listener, device: Device) -> io::Result<()> {
     Ok(())
 }
 
+/// The right to serve a connection, which is given back at the end of it.
+struct Turn(SyncSender<()>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        // There is room for all there are.
+        let _ = self.0.try_send(());
+    }
+}
+
 fn serve(mut stream: UnixStream, device: &Device, sealer: Option<&Sealer>) {
-    let response = match http::read(&mut stream) {
+    // Who does not listen need not know.
+    let _ = match http::read(&mut stream) {
         Ok(request) => {
             let response = device.answer(&request);
             // If it was a snapshot, there is something to seal; else this finds nothing.
             sealer.into_iter().for_each(Sealer::wake);
-            let (method, path) = (&request.method, &request.path);
-            log::info!("control: {method} {path}: {}", response.status);
-            response
+            let (method, path, status) = (&request.method, &request.path, response.status);
+            match status {
+                200 => log::info!("control: {method} {path}: {status}"),
+                _ => limit::warn(format_args!("control: {method:.20} {path:.100}: {status}")),
+            }
+            response.send(&mut stream)
         }
         // A probe that says nothing is no news.
-        Err(error) => error.response(),
+        Err(error) => error.send(&mut stream),
     };
-    // Who does not listen need not know.
-    let _ = response.send(&mut stream);
 }
