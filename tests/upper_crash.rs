@@ -18,8 +18,9 @@ use ovbd_vhost::image::Image;
 use ovbd_vhost::image::reader::Reader;
 use ovbd_vhost::image::spec::Stack;
 use ovbd_vhost::scatter::Scatter;
+use ovbd_vhost::tool::seal::seal;
 use ovbd_vhost::units::Sector;
-use ovbd_vhost::upper::{Error, Options, Paths, Snapshots, Volume, create};
+use ovbd_vhost::upper::{Error, Options, Paths, Snapshots, Volume, create, resize};
 use recorder::{Call, Op, Recorder, after_kill, after_power_loss};
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -352,6 +353,90 @@ fn check(
                 .collect::<Vec<_>>()
         );
     }
+}
+
+/// An index that points past the end of the data, as one whose data was never durable does, does not
+/// come to point at what is appended, however far sealing or resizing got.
+#[test]
+fn what_is_appended_is_no_data() {
+    for kind in [Kind::Append, Kind::Hybrid, Kind::Sparse] {
+        let recorder = Recorder::mount();
+        let (_folder, stack) = below();
+        make(&recorder, kind);
+        let paths = paths(recorder.path());
+        let (volume, _) = open(recorder.path(), &stack);
+        write(&volume, Sector(10), &mut [[1; 512]; 8]).unwrap();
+        write(&volume, Sector(90), &mut [[2; 512]]).unwrap();
+        volume.flush().unwrap();
+        drop(volume);
+        let sectors = match kind {
+            Kind::Sparse => 90,
+            _ => 8,
+        };
+        let data = File::options().write(true).open(&paths.data).unwrap();
+        data.set_len(4096 + sectors * 512).unwrap();
+        drop(data);
+        let began = recorder.position();
+        match kind {
+            Kind::Sparse => drop(resize(&paths, 2 * SECTORS * 512, false).unwrap()),
+            _ => drop(seal(&paths).unwrap()),
+        }
+        let mut expected = vec![BELOW; SECTORS as usize];
+        expected[10..18].fill([1; 512]);
+        let log = recorder.log();
+        assert!(log.len() > began + 5);
+        for at in began..=log.len() {
+            let folder = folder_after(&log[..at]);
+            let data = crate::paths(folder.path()).data;
+            let opened = Snapshots::open(&stack, &crate::paths(folder.path()), OPTIONS);
+            let volume = match opened {
+                Err(Error::Sealed { .. }) => {
+                    let layers = stack.layers().iter().chain([&data]);
+                    Volume::read_only(Image::open(&Stack::new(layers)).unwrap())
+                }
+                opened => opened.unwrap().0,
+            };
+            assert!(content(&volume) == expected, "{kind:?}: killed at {at}");
+        }
+    }
+}
+
+/// A process is killed before the name of its new index, or of its files, is durable. What the next one
+/// answers a flush for is there all the same after a power loss.
+#[test]
+fn names_that_were_not_durable() {
+    let killed_after = |last: fn(&Op) -> bool| {
+        let recorder = Recorder::mount();
+        let (_folder, stack) = below();
+        make(&recorder, Kind::Hybrid);
+        for round in 0..40_u8 {
+            let (volume, _) = open(recorder.path(), &stack);
+            for sector in [0, 2, 1, 0, 2, 1] {
+                write(&volume, Sector(sector), &mut [[round; 512]]).unwrap();
+                volume.discard(Sector(sector), 1).unwrap();
+            }
+            volume.flush().unwrap();
+        }
+        let log = recorder.log();
+        let steps = log.iter().zip(&log[1..]).enumerate();
+        let unsynced = steps.filter(|(_, (op, next))| last(op) && matches!(next, Op::SyncFolder));
+        let cuts: Vec<_> = unsynced.map(|(at, _)| at + 1).collect();
+        assert!(!cuts.is_empty());
+        // Everything but the sync came before the kill: what the next process sees is the same.
+        let (volume, _) = open(recorder.path(), &stack);
+        write(&volume, Sector(50), &mut [[99; 512]]).unwrap();
+        volume.flush().unwrap();
+        let mut log = recorder.log();
+        for cut in cuts.into_iter().rev() {
+            log.remove(cut);
+        }
+        let folder = leftovers();
+        after_power_loss(&log, folder.path(), || false);
+        start_machine(folder.path());
+        assert_eq!(content(&open(folder.path(), &stack).0)[50], [99; 512]);
+    };
+    killed_after(|op| matches!(op, Op::Rename { .. }));
+    killed_after(|op| matches!(op, Op::Link { .. } | Op::Remove { .. }));
 }
 
 /// What the index points at is not written to before it points elsewhere, whoever opens the layer

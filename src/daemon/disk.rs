@@ -1,6 +1,6 @@
 //! From layers to a disk: what is above them, and what the guest sees.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -29,12 +29,17 @@ pub fn open(
     stack: &Stack,
     configured: Option<UpperFiles>,
 ) -> Result<Device, Error> {
+    // Kept until the layer is open, and with that locked itself.
+    let mut _alone = None;
     let upper = match (&config.upper, configured) {
         (Some(_), Some(_)) => return Err(Error::TwoUppers),
         (None, None) => None,
         (None, Some(UpperFiles { data, index })) => Some(Paths { data, index }),
         (Some(UpperSource::Files(paths)), None) => Some(paths.clone()),
-        (Some(UpperSource::Folder(folder)), None) => Some(find_or_create(folder, stack)?),
+        (Some(UpperSource::Folder(folder)), None) => {
+            _alone = Some(lock(folder)?);
+            Some(find_or_create(folder, stack)?)
+        }
     };
     let (volume, snapshots) = match upper {
         None => {
@@ -85,6 +90,19 @@ pub fn open(
     })
 }
 
+/// Makes a folder if there is none, and waits until nobody else is about to use or make the layer in
+/// it, as a second daemon started by mistake would.
+fn lock(folder: &Path) -> Result<File, Error> {
+    let failed = |what| {
+        let path = folder.to_owned();
+        move |source| Error::Upper(upper::Error::File { what, path, source })
+    };
+    fs::create_dir_all(folder).map_err(failed("create"))?;
+    let opened = File::open(folder).map_err(failed("open"))?;
+    opened.lock().map_err(failed("lock"))?;
+    Ok(opened)
+}
+
 /// The writable layer in `folder`, an empty one above `stack` if there was none.
 fn find_or_create(folder: &Path, stack: &Stack) -> Result<Paths, Error> {
     let failed = |what, path: &Path| {
@@ -104,7 +122,6 @@ fn find_or_create(folder: &Path, stack: &Stack) -> Result<Paths, Error> {
     if len.is_ok() {
         fs::remove_file(&paths.data).map_err(failed("remove", &paths.data))?;
     }
-    fs::create_dir_all(folder).map_err(failed("create", folder))?;
     let image = Image::open(stack).map_err(Error::Image)?;
     let header = Header {
         index_offset: 0,
@@ -121,6 +138,9 @@ fn find_or_create(folder: &Path, stack: &Stack) -> Result<Paths, Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
+    use std::thread;
+
     use super::*;
     use crate::format::lsmt::Part;
     use crate::upper::Upper;
@@ -151,6 +171,7 @@ mod tests {
     fn a_folder_gets_one_layer_and_keeps_it() {
         let dir = tempfile::tempdir().unwrap();
         let (stack, folder) = (stack(dir.path()), dir.path().join("a/b"));
+        drop(lock(&folder).unwrap());
         let paths = find_or_create(&folder, &stack).unwrap();
         let upper = open_upper(&paths).unwrap();
         assert_eq!(upper.header().virtual_size, 6 * 512);
@@ -159,6 +180,36 @@ mod tests {
         drop(upper);
         assert_eq!(find_or_create(&folder, &stack).unwrap(), paths);
         assert_eq!(open_upper(&paths).unwrap().header().uuid, uuid);
+    }
+
+    #[test]
+    fn of_two_who_start_at_once_one_has_the_layer() {
+        for _ in 0..8 {
+            let dir = tempfile::tempdir().unwrap();
+            let stack = stack(dir.path());
+            let folder = dir.path().join("upper");
+            let barrier = Barrier::new(2);
+            let start = || {
+                barrier.wait();
+                let _alone = lock(&folder).unwrap();
+                let paths = find_or_create(&folder, &stack).unwrap();
+                (open_upper(&paths), paths)
+            };
+            let (one, other) = thread::scope(|scope| {
+                let other = scope.spawn(start);
+                (start(), other.join().unwrap())
+            });
+            let (opened, failed) = match one.0.is_ok() {
+                true => (one, other.0),
+                false => (other, one.0),
+            };
+            assert!(
+                matches!(failed, Err(upper::Error::Busy { .. })),
+                "{failed:?}"
+            );
+            let uuid = opened.0.unwrap().header().uuid;
+            assert_eq!(open_upper(&opened.1).unwrap().header().uuid, uuid);
+        }
     }
 
     #[test]

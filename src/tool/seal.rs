@@ -23,13 +23,15 @@ pub enum Sealed {
 /// by a snapshot above which the disk goes on.
 pub fn seal(paths: &Paths) -> Result<Sealed, Error> {
     let sealed = match load(paths, Access::Write, ExtentMap::new()) {
-        Ok(Loaded {
-            data,
-            header,
-            kind,
-            map,
-            ..
-        }) => {
+        Ok(mut loaded) => {
+            loaded.settle_index(paths)?;
+            let Loaded {
+                data,
+                header,
+                kind,
+                map,
+                ..
+            } = loaded;
             let mappings: Vec<_> = mappings(&map).collect();
             seal::seal(&data, &paths.data, &header, kind, &mappings)?;
             Sealed::Now

@@ -331,8 +331,7 @@ impl Upper {
         }
         // What is noted once storage has lost something would outlive us.
         self.check()?;
-        // Each new mapping cuts off at most two others.
-        if self.mappings() + 2 * new.len() as u64 > MAX_ENTRIES {
+        if !self.has_room_for(&published, new.len()) {
             return Err(Error::Fragmented {
                 path: self.paths.data.clone(),
                 most: MAX_ENTRIES,
@@ -359,6 +358,19 @@ impl Upper {
             });
         }
         Ok(freed)
+    }
+
+    /// Whether these extents, `mappings` in all, leave no more mappings than there may be, or no more
+    /// than there are.
+    fn has_room_for(&self, extents: &[Extent], mappings: usize) -> bool {
+        let map = &self.state().map;
+        // Each new one cuts off at most two others.
+        if map.mappings() + 2 * mappings as u64 <= MAX_ENTRIES {
+            return true;
+        }
+        let growth = extents.iter().map(|new| map.growth(new.start..new.end()));
+        let growth: i64 = growth.sum();
+        growth <= 0 || map.mappings().saturating_add_signed(growth) <= MAX_ENTRIES
     }
 
     /// Gives the blocks of data that no longer counts back to the file system.

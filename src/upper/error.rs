@@ -146,8 +146,8 @@ pub enum Error {
     Image(#[from] crate::image::Error),
     /// The upper is cut into as many pieces as a layer can describe.
     #[error(
-        "{} has {most} mappings, the most a layer can have; take a snapshot, or commit it and start \
-         a new one",
+        "{} has {most} mappings, the most a layer can have, and would need more; discard, or write over, \
+         larger pieces, or take a snapshot, which begins a new layer",
         path.display()
     )]
     Fragmented {

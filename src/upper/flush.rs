@@ -35,7 +35,7 @@ impl Upper {
         let is_cut = flusher.log.is_cut_short()?;
         let entries = flusher.log.entries();
         let is_full = |more: usize| entries + more as u64 > self.max_log;
-        let (batch, whole) = {
+        let (batch, anew) = {
             let mut waiting = self.waiting();
             if !waiting.pending.is_empty() {
                 waiting.journal.switch()?;
@@ -49,10 +49,10 @@ impl Upper {
                 && flusher.log.entries() >= flusher.retry_at
                 && is_long(&flusher.log, &self.state().map, self.log_slack);
             let anew = is_cut || is_full(batch.len()) || is_long;
-            let whole = anew.then(|| mappings(&self.state().map).collect::<Vec<_>>());
-            (batch, whole)
+            (batch, anew)
         };
-        let is_new = whole.is_some();
+        // What enters the map meanwhile may be part of it: the next flush enters it again.
+        let whole = anew.then(|| self.copy_map());
         let made = self.sync_data().and_then(|()| match whole {
             None if batch.is_empty() => Ok(()),
             None => flusher.log.append(&batch),
@@ -86,12 +86,32 @@ impl Upper {
         }
         self.state_mut().space.end_flush();
         let mut waiting = self.waiting();
-        if is_new {
+        if anew {
             waiting.room = Room::new(&flusher.log, waiting.pending.len());
         }
         match batch.is_empty() {
             true => Ok(()),
             false => waiting.journal.settle(),
+        }
+    }
+
+    /// All mappings, copied a few at a time: with very many, who writes meanwhile must not wait for
+    /// all of them.
+    fn copy_map(&self) -> Vec<Mapping> {
+        const EXTENTS: usize = 1024;
+        let mut copied = Vec::new();
+        let mut from = 0;
+        loop {
+            let state = self.state();
+            let mut last = None;
+            for extent in state.map.within(from..u64::MAX).take(EXTENTS) {
+                copied.extend(split(extent));
+                last = Some(extent.end());
+            }
+            match last {
+                Some(end) => from = end,
+                None => return copied,
+            }
         }
     }
 

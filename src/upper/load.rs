@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
+use super::flush::mappings;
 use super::journal;
-use super::log::Log;
+use super::log::{Log, folder_of, sync_folder_of};
 use super::map::{Extent, ExtentMap, Place};
 use super::{Error, Paths};
 use crate::format::lsmt::writable::{Kind, decode_data_header};
@@ -57,6 +58,27 @@ pub struct Loaded {
     /// Whether index or journal say what is wrong once the data file grows, or the index says
     /// nothing: it must be made anew before anything is written.
     pub index_misleads: bool,
+}
+
+impl Loaded {
+    /// Makes an index that misleads say what the map says, durably, and empties the journal: to be
+    /// done before the data file grows, or what is appended becomes what an entry points at.
+    ///
+    /// # Errors
+    /// A file cannot be written, or not be made durable.
+    pub fn settle_index(&mut self, paths: &Paths) -> Result<(), Error> {
+        // Holes mislead nobody.
+        if !self.index_misleads || self.by_holes {
+            return Ok(());
+        }
+        let synced = self.data.sync_all();
+        synced.map_err(Error::file("sync", &paths.data))?;
+        self.log.replace(&self.header, mappings(&self.map))?;
+        journal::remove(&paths.index)?;
+        self.journal.clear();
+        (self.index_is_stale, self.index_misleads) = (false, false);
+        Ok(())
+    }
 }
 
 /// Opens the files of a layer and reads its map into `map`, an empty one.
@@ -138,6 +160,12 @@ pub fn load(paths: &Paths, access: Access, map: ExtentMap) -> Result<Loaded, Err
     }
     if access == Access::Write {
         check_places(&loaded)?;
+        // Who made or replaced a file and died may not have made its name durable; what is flushed to
+        // it from now on must be.
+        sync_folder_of(&paths.data)?;
+        if folder_of(&paths.index) != folder_of(&paths.data) {
+            sync_folder_of(&paths.index)?;
+        }
     }
     Ok(loaded)
 }

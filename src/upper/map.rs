@@ -114,6 +114,22 @@ impl ExtentMap {
         before.into_iter().chain(inside).map(clip)
     }
 
+    /// How many more index entries it would take, at most, if `range` were covered anew: fewer than
+    /// none, where that takes the place of several.
+    pub fn growth(&self, range: Range<u64>) -> i64 {
+        let Range { start, end } = range;
+        let before = self.extents.range(..start).next_back().map(extent);
+        let before = before.filter(|before| before.end() > start);
+        let inside = self.extents.range(start..end).map(extent);
+        let mut growth = mappings_of(end - start) as i64;
+        for old in before.into_iter().chain(inside) {
+            let left = mappings_of(start.saturating_sub(old.start));
+            let right = mappings_of(old.end().saturating_sub(end));
+            growth += (left + right) as i64 - mappings_of(old.len) as i64;
+        }
+        growth
+    }
+
     /// Covers the sectors of `new`, which counts where others were. Calls `removed` with each part
     /// of an extent that no longer counts.
     pub fn insert(&mut self, new: Extent, mut removed: impl FnMut(Extent)) {
@@ -243,7 +259,9 @@ mod tests {
                 map.insert(new, |part| {
                     removed.extend((0..part.len).map(|n| part.place.moved(n)));
                 });
+                let (before, growth) = (apart.mappings(), apart.growth(start..start + len));
                 apart.insert(new, |_| ());
+                prop_assert_eq!(apart.mappings(), before.strict_add_signed(growth));
                 prop_assert_eq!(&mut removed, &mut expected);
                 for n in 0..len {
                     model[(start + n) as usize] = Some(place.moved(n));

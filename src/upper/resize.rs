@@ -24,6 +24,8 @@ use crate::units::SECTOR_SIZE;
 pub fn resize(paths: &Paths, size: u64, cut: bool) -> Result<u64, Error> {
     check_size(size)?;
     Pairs::refuse_frozen(paths)?;
+    let mut loaded = load(paths, Access::Write, ExtentMap::new())?;
+    loaded.settle_index(paths)?;
     let Loaded {
         data,
         mut log,
@@ -33,7 +35,7 @@ pub fn resize(paths: &Paths, size: u64, cut: bool) -> Result<u64, Error> {
         by_holes,
         index_is_stale,
         ..
-    } = load(paths, Access::Write, ExtentMap::new())?;
+    } = loaded;
     let path = &paths.data;
     let old = std::mem::replace(&mut header.virtual_size, size);
     let (file_len, disk_end) = (size + HEADER_LEN as u64, size / SECTOR_SIZE);

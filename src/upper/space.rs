@@ -87,8 +87,11 @@ impl Space {
         let unit = if len.is_multiple_of(PAGE) { PAGE } else { 1 };
         self.reclaim();
         let fits = |(free, start): &&(u64, u64)| start.next_multiple_of(unit) + len <= start + free;
-        // The next size that fits is near: pieces are cut at pages unless small.
-        let found = self.by_len.range((len, 0)..).take(16).find(fits).copied();
+        // The next size that fits is near: pieces are cut at pages unless small. One that is longer by
+        // a page always fits.
+        let near = self.by_len.range((len, 0)..).take(16).find(fits);
+        let longer = || self.by_len.range((len + unit - 1, 0)..).next();
+        let found = near.or_else(longer).copied();
         if self.used().checked_add(len)? > self.limit {
             return None;
         }
@@ -198,6 +201,65 @@ impl Space {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Whatever sizes a guest writes and discards, the file stays within a few times the disk.
+    #[test]
+    fn pieces_of_all_sizes_take_bounded_space() {
+        const SECTORS: u64 = 8 << 11;
+        for unit in [1, 2, 8] {
+            let mut random = 88_172_645_463_325_252_u64;
+            let mut below = |end: u64| {
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                random % end
+            };
+            let mut space = Space::new(8, [], u64::MAX);
+            let mut disk = vec![None; SECTORS as usize];
+            for round in 0..200_000 {
+                let len = unit * (1 + below(16));
+                let start = below((SECTORS - len) / unit) * unit;
+                let sectors = &mut disk[start as usize..(start + len) as usize];
+                // A write goes over what is there; a discard gives it back.
+                let is_write = round % 2 == 0;
+                for empty in sectors.chunk_by_mut(|one, other| one.is_some() == other.is_some()) {
+                    match empty[0] {
+                        None if is_write => {
+                            let at = space.take(empty.len() as u64).unwrap();
+                            empty
+                                .iter_mut()
+                                .zip(at..)
+                                .for_each(|(sector, at)| *sector = Some(at));
+                        }
+                        Some(_) if !is_write => {
+                            let freed = empty.iter_mut().filter_map(Option::take);
+                            freed.for_each(|at| space.freed(at..at + 1));
+                        }
+                        _ => {}
+                    }
+                }
+                if below(64) == 0 {
+                    space.begin_flush();
+                    space.end_flush();
+                }
+            }
+            assert!(space.end < 3 * SECTORS, "{unit}: {} sectors", space.end);
+        }
+    }
+
+    #[test]
+    fn small_pieces_do_not_hide_a_large_one() {
+        let small = (0..40).map(|n| 100 + 20 * n + 1..100 + 20 * n + 9);
+        let mut used = Vec::new();
+        let mut end = 8;
+        for piece in small.chain(std::iter::once(1000..9000)) {
+            used.push(end..piece.start);
+            end = piece.end;
+        }
+        used.push(end..10_000);
+        let mut space = Space::new(8, used, u64::MAX);
+        assert_eq!(space.take(8), Some(1000));
+    }
 
     fn space(limit: u64) -> Space {
         Space::new(8, [], limit)

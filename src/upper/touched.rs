@@ -5,8 +5,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Least sectors to a bit, as a power of two: 64 KiB.
-const MIN_SHIFT: u32 = 7;
+/// Least sectors to a bit, as a power of two: 4 KiB, the block of most file systems.
+const MIN_SHIFT: u32 = 3;
 
 /// Most bits: one mebibyte of them.
 const MAX_BITS: u64 = 1 << 23;
@@ -34,13 +34,10 @@ impl Touched {
 
     /// Sets the bits of `sectors` sectors, at least 1, from `start` on.
     pub fn set(&self, start: u64, sectors: u64) {
-        for bit in start >> self.shift..=(start + sectors - 1) >> self.shift {
-            if let Some(word) = self.words.get((bit / 64) as usize) {
-                let mask = 1 << (bit % 64);
-                // Most are set already: leave the cache line to the other readers.
-                if word.load(Ordering::Relaxed) & mask == 0 {
-                    word.fetch_or(mask, Ordering::Release);
-                }
+        for (word, mask) in self.words(start, sectors) {
+            // Most are set already: leave the cache line to the other readers.
+            if word.load(Ordering::Relaxed) & mask != mask {
+                word.fetch_or(mask, Ordering::Release);
             }
         }
     }
@@ -48,9 +45,20 @@ impl Touched {
     /// Whether any bit of a range, at least one sector of the disk, is set.
     #[inline]
     pub fn any(&self, start: u64, sectors: u64) -> bool {
-        (start >> self.shift..=(start + sectors - 1) >> self.shift).any(|bit| {
-            let word = self.words.get((bit / 64) as usize);
-            word.is_some_and(|word| word.load(Ordering::Acquire) >> (bit % 64) & 1 != 0)
+        self.words(start, sectors)
+            .any(|(word, mask)| word.load(Ordering::Acquire) & mask != 0)
+    }
+
+    /// The words that have the bits of a range, and which of theirs those are.
+    #[inline]
+    fn words(&self, start: u64, sectors: u64) -> impl Iterator<Item = (&AtomicU64, u64)> {
+        let (first, last) = (start >> self.shift, (start + sectors - 1) >> self.shift);
+        let numbers = first / 64..=last / 64;
+        numbers.filter_map(move |number| {
+            let from = first.saturating_sub(number * 64);
+            let to = (last - number * 64).min(63);
+            let mask = u64::MAX << from & u64::MAX >> (63 - to);
+            Some((self.words.get(number as usize)?, mask))
         })
     }
 }
@@ -60,14 +68,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bit_for_each_64_kib() {
+    fn a_bit_for_each_4_kib() {
         let touched = Touched::new(1 << 21);
         assert!(!touched.any(0, 1 << 21));
-        touched.set(130, 1);
-        assert!(!touched.any(0, 128) && touched.any(0, 129) && touched.any(255, 1));
-        assert!(!touched.any(256, 1));
+        touched.set(9, 1);
+        assert!(!touched.any(0, 8) && touched.any(0, 9) && touched.any(15, 1));
+        assert!(!touched.any(16, 1));
         touched.set((1 << 21) - 1, 1);
-        assert!(touched.any((1 << 21) - 128, 128));
+        assert!(touched.any((1 << 21) - 8, 8));
+    }
+
+    /// Ranges within a word and over several, against a set of sectors.
+    #[test]
+    fn ranges_of_all_lengths() {
+        const SECTORS: u64 = 4096;
+        for (start, len) in [
+            (0, 1),
+            (500, 24),
+            (511, 2),
+            (512, 512),
+            (700, 1500),
+            (8, 4000),
+        ] {
+            let touched = Touched::new(SECTORS);
+            touched.set(start, len);
+            let whole = start / 8 * 8..(start + len).next_multiple_of(8);
+            for from in 0..SECTORS {
+                for sectors in [1, 8, 9, 511, 513] {
+                    let expected = from < whole.end && from + sectors > whole.start;
+                    let found = touched.any(from, sectors.min(SECTORS - from));
+                    assert_eq!(found, expected, "{start} {len}: {from} {sectors}");
+                }
+            }
+        }
     }
 
     #[test]
