@@ -231,6 +231,35 @@ fn a_config_names_the_layers() {
 }
 
 #[test]
+fn a_limit_without_a_writable_layer_is_refused() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let path = |name: &str| {
+        directory
+            .path()
+            .join(name)
+            .to_str()
+            .expect("UTF-8")
+            .to_owned()
+    };
+    let config = serde_json::json!({ "lowers": [{ "file": a_layer() }] });
+    fs::write(path("config.v1.json"), config.to_string()).expect("config");
+    for (option, value) in [
+        ("--layers", a_layer()),
+        ("--config", path("config.v1.json")),
+    ] {
+        let output = daemon::run([
+            "--socket",
+            &path("s"),
+            "--upper-limit",
+            "1G",
+            option,
+            &value,
+        ]);
+        assert_cannot_serve(&output, &["--upper-limit", "--upper-auto"]);
+    }
+}
+
+#[test]
 fn a_comma_list_and_repeated_options_are_the_same_stack() {
     let (case, content) = disk::deep();
     let layers = case.layers;

@@ -195,7 +195,7 @@ impl From<Args> for Config {
                 (Some(paths), _) => Some(UpperSource::Files(paths)),
                 (None, folder) => folder.map(UpperSource::Folder),
             },
-            upper_limit: args.upper_limit.unwrap_or(u64::MAX),
+            upper_limit: args.upper_limit,
             num_queues: args.num_queues,
             queue_size: args.queue_size,
             serial: args.serial,

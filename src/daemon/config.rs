@@ -28,8 +28,8 @@ pub struct Config {
     pub image: ImageSource,
     /// The writable layer above them, unless an image config names it or there is none.
     pub upper: Option<UpperSource>,
-    /// Most bytes of data a writable layer may hold.
-    pub upper_limit: u64,
+    /// Most bytes of data the writable layer may hold, if there is a bound.
+    pub upper_limit: Option<u64>,
     /// Queues a front-end may use.
     pub num_queues: u16,
     /// Largest queue it may set up.

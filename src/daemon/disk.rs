@@ -33,6 +33,7 @@ pub fn open(
     let mut _alone = None;
     let upper = match (&config.upper, configured) {
         (Some(_), Some(_)) => return Err(Error::TwoUppers),
+        (None, None) if config.upper_limit.is_some() => return Err(Error::NothingToLimit),
         (None, None) => None,
         (None, Some(UpperFiles { data, index })) => Some(Paths { data, index }),
         (Some(UpperSource::Files(paths)), None) => Some(paths.clone()),
@@ -48,7 +49,7 @@ pub fn open(
         }
         Some(first) => {
             let options = Options {
-                limit: config.upper_limit,
+                limit: config.upper_limit.unwrap_or(u64::MAX),
                 ..Options::default()
             };
             let opened = Snapshots::open(stack, &first, options);

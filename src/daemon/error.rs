@@ -18,6 +18,11 @@ pub enum Error {
     /// Both the command line and the image config name a writable layer.
     #[error("the image config names an upper: leave --upper and --upper-auto out, or the upper")]
     TwoUppers,
+    /// A limit for what a writable layer may hold, and no such layer.
+    #[error(
+        "--upper-limit is for a writable layer: add --upper, --upper-auto, or an upper to the image config"
+    )]
+    NothingToLimit,
     /// The socket cannot be bound.
     #[error("cannot listen on {}", path.display())]
     Socket {
