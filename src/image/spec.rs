@@ -105,7 +105,7 @@ pub struct UpperFiles {
 
 /// An OverlayBD image config, as the snapshotter writes it.
 ///
-/// It is read first and judged later, by [`Config::stack`], so that a refusal can be reported where
+/// It is read first and judged later, by [`Config::stack_and_upper`], so that a refusal can be reported where
 /// the config asks for it.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -145,7 +145,6 @@ struct Upper {
 }
 
 const NO_TURBO: &str = "TurboOCI layers need their original tar; convert the image to OverlayBD";
-const NO_UPPER: &str = "commit the upper first, and name the layer among the lowers";
 const NO_TRACE: &str = "remove it from the config: prefetch traces are neither kept nor replayed";
 
 impl Config {
@@ -181,16 +180,6 @@ impl Config {
     /// File that is to get `success` or `failed:<reason>`, if there is one.
     pub fn result_file(&self) -> Option<PathBuf> {
         given(&self.keys.result_file).map(|file| self.resolve(file))
-    }
-
-    /// The layers of an image that nobody writes to.
-    ///
-    /// # Errors
-    /// The config asks for something unsupported, a layer is not there, or there is an upper.
-    pub fn stack(&self) -> Result<Stack, Error> {
-        let (stack, upper) = self.stack_and_upper()?;
-        self.refuse("upper", upper.map(|_| ""), NO_UPPER)?;
-        Ok(stack)
     }
 
     /// The layers of the image, and the data and index files of the writable layer above them, if
@@ -301,7 +290,7 @@ mod tests {
     }
 
     fn stack(dir: &tempfile::TempDir, text: &str) -> Result<Stack, Error> {
-        config(dir, text)?.stack()
+        config(dir, text)?.stack_and_upper().map(|(stack, _)| stack)
     }
 
     #[test]
@@ -336,7 +325,10 @@ mod tests {
             root.join("c/overlaybd.sealed"),
             root.join("rel/ative"),
         ];
-        assert_eq!(config.stack().unwrap(), Stack::new(expected));
+        assert_eq!(
+            config.stack_and_upper().unwrap(),
+            (Stack::new(expected), None)
+        );
         assert_eq!(config.result_file(), Some(root.join("r")));
     }
 
@@ -372,10 +364,6 @@ mod tests {
             (
                 r#"{"lowers":[{"file":"b","gzipIndex":"t"}]}"#,
                 "lowers[0].gzipIndex",
-            ),
-            (
-                r#"{"lowers":[{"file":"b"}],"upper":{"data":"d","index":"i"}}"#,
-                "upper is",
             ),
             (
                 r#"{"lowers":[{"file":"b"}],"upper":{"index":"i"}}"#,
@@ -433,8 +421,10 @@ mod tests {
         let lowers = Stack::new([dir.path().join("l")]);
         assert_eq!(both.stack_and_upper().unwrap().0, lowers);
         for none in ["null", "{}", r#"{"data":"","index":""}"#] {
-            assert_eq!(upper(none).stack_and_upper().unwrap().1, None);
-            assert_eq!(upper(none).stack().unwrap(), lowers);
+            assert_eq!(
+                upper(none).stack_and_upper().unwrap(),
+                (lowers.clone(), None)
+            );
         }
         for (half, missing) in [
             (r#"{"data":"d"}"#, "no index"),

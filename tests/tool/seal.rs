@@ -105,6 +105,44 @@ fn what_others_write_to_a_new_sparse_layer_counts() {
     );
 }
 
+#[test]
+fn the_upper_that_a_config_names_is_made() {
+    let dir = tempfile::tempdir().unwrap();
+    lower(&dir, 1, 3 << 20);
+    let config = |lowers: &str, upper: &str| {
+        let text = format!(r#"{{"lowers": [{lowers}], "upper": {{{upper}}}}}"#);
+        fs::write(dir.path().join("config.v1.json"), text).unwrap();
+    };
+    let (layer, pair) = (
+        r#"{"file": "lower"}"#,
+        r#""data": "u.data", "index": "u.index""#,
+    );
+    let create = ["upper", "create", "--config", "config.v1.json"];
+    config(layer, pair);
+    succeed(&dir, &create, b"");
+    let made = succeed_text(&dir, &["check", "--config", "config.v1.json"]);
+    assert!(
+        made.contains("ok; layers: 2") && !made.contains("note"),
+        "{made}"
+    );
+    let exists = fail(&dir, 1, &[&create[..], &[UPPER]].concat());
+    assert!(exists.contains("u.data"), "{exists}");
+    succeed(
+        &dir,
+        &[&create[..], &["data=other,index=one"]].concat(),
+        b"",
+    );
+    fs::remove_file(dir.path().join("u.data")).unwrap();
+    fs::remove_file(dir.path().join("u.index")).unwrap();
+    config("", pair);
+    let size = fail(&dir, 2, &create);
+    assert!(size.contains("--size"), "{size}");
+    succeed(&dir, &[&create[..], &["--size", "1M"]].concat(), b"");
+    config(layer, "");
+    let upper = fail(&dir, 2, &create);
+    assert!(upper.contains("names no upper"), "{upper}");
+}
+
 fn succeed_text(dir: &TempDir, args: &[&str]) -> String {
     String::from_utf8(succeed(dir, args, b"")).unwrap()
 }

@@ -9,7 +9,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use ovbd_vhost::format::lsmt::writable::Kind;
 use ovbd_vhost::format::zfile::{Algorithm, BLOCK_SIZES, BlockFormat};
-use ovbd_vhost::image::spec::{self, Config, Stack, UpperFiles};
+use ovbd_vhost::image::spec::{Config, Stack, UpperFiles};
 use ovbd_vhost::tool::commit::Commit;
 use ovbd_vhost::tool::create::Create;
 use ovbd_vhost::tool::ctl::Ask;
@@ -118,16 +118,16 @@ pub struct ExportArgs {
 /// parent.
 #[derive(Args)]
 pub struct CreateUpperArgs {
-    /// Files to be made, as data=FILE,index=FILE
-    #[arg(value_name = "FILES")]
-    upper: Paths,
+    /// Files to be made, as data=FILE,index=FILE [default: those of the config's upper]
+    #[arg(value_name = "FILES", required_unless_present = "config")]
+    upper: Option<Paths>,
     /// Bytes of the disk, also as 512M, 10G or 1T
     #[arg(long, value_name = "N", value_parser = size, required_unless_present_any = ["parent", "config"])]
     size: Option<u64>,
     /// Layers it is to lie upon (bottom first; a comma list, and repeatable)
     #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
     parent: Vec<PathBuf>,
-    /// An OverlayBD image config that names them
+    /// An OverlayBD image config that names them, and may name the files
     #[arg(long, value_name = "FILE", conflicts_with = "parent")]
     config: Option<PathBuf>,
     /// How it places data
@@ -263,7 +263,8 @@ pub struct FilesArgs {
     /// An OverlayBD image config (config.v1.json) in place of a list
     #[arg(long, value_name = "FILE", conflicts_with = "layers")]
     config: Option<PathBuf>,
-    /// A writable layer above them, as data=FILE,index=FILE
+    /// A writable layer above them, as data=FILE,index=FILE; where snapshots were taken, the one
+    /// the device was first started with
     #[arg(long, value_name = "FILES")]
     upper: Option<Paths>,
 }
@@ -305,8 +306,11 @@ enum Compression {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum KindArg {
+    /// Behind what is there
     Append,
+    /// Where it is on the disk: the file is as long as the disk, with holes
     Sparse,
+    /// Behind what is there, and what is there already in place
     Hybrid,
 }
 
@@ -348,6 +352,11 @@ fn threads(text: &str) -> Result<NonZero<usize>, String> {
     number.ok_or_else(|| format!("expected a number from 1 to {MAX_THREADS}"))
 }
 
+/// The files of a config's upper.
+fn paths(UpperFiles { data, index }: UpperFiles) -> Paths {
+    Paths { data, index }
+}
+
 fn conflict(what: impl Display) -> clap::Error {
     Cli::command().error(ErrorKind::ArgumentConflict, what)
 }
@@ -373,9 +382,7 @@ impl FilesArgs {
         }
         Ok(Files {
             layers: stack.layers().to_vec(),
-            upper: self
-                .upper
-                .or(upper.map(|UpperFiles { data, index }| Paths { data, index })),
+            upper: self.upper.or(upper.map(paths)),
         })
     }
 }
@@ -427,13 +434,23 @@ impl InspectArgs {
 }
 
 impl CreateUpperArgs {
-    pub fn task(self) -> Result<CreateUpper, spec::Error> {
-        let layers = match self.config {
-            Some(path) => Config::load(&path)?.stack()?.layers().to_vec(),
-            None => self.parent,
+    pub fn task(self) -> Result<CreateUpper, Box<dyn std::error::Error>> {
+        let (layers, configured) = match self.config {
+            Some(path) => {
+                let (stack, upper) = Config::load(&path)?.stack_and_upper()?;
+                (stack.layers().to_vec(), upper.map(paths))
+            }
+            None => (self.parent, None),
         };
+        let missing = |what| Cli::command().error(ErrorKind::MissingRequiredArgument, what);
+        if layers.is_empty() && self.size.is_none() {
+            return Err(missing("the config names no layers: give --size").into());
+        }
+        let paths = self.upper.or(configured);
         Ok(CreateUpper {
-            paths: self.upper,
+            paths: paths.ok_or_else(|| {
+                missing("the config names no upper: give its files as data=FILE,index=FILE")
+            })?,
             kind: match self.kind {
                 KindArg::Append => Kind::Append,
                 KindArg::Sparse => Kind::Sparse,

@@ -11,8 +11,8 @@ fuzz_target!(|bytes: &[u8]| {
     let held = file::Held::new(bytes);
     if let Ok(config) = Config::load(held.path()) {
         let _ = config.result_file();
-        if let Ok(stack) = config.stack() {
-            assert!(!stack.layers().is_empty());
+        if let Ok((stack, upper)) = config.stack_and_upper() {
+            assert!(!stack.layers().is_empty() || upper.is_some());
         }
     }
 });
