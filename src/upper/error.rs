@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use super::Paths;
-use crate::format::lsmt;
+use crate::format::lsmt::{self, HEADER_LEN};
 use crate::units::Sector;
 
 /// Why an upper cannot be opened, read or written.
@@ -43,6 +43,19 @@ pub enum Error {
         expected: &'static str,
         /// What is wrong.
         source: lsmt::Error,
+    },
+    /// The file is shorter than what every such file starts with.
+    #[error(
+        "{} has {found} bytes; the {expected} of a writable layer has at least {HEADER_LEN}",
+        path.display()
+    )]
+    TooShort {
+        /// The file.
+        path: PathBuf,
+        /// What it should be.
+        expected: &'static str,
+        /// Bytes it has.
+        found: u64,
     },
     /// An entry of the index breaks a rule.
     #[error("index of writable layer {}", path.display())]

@@ -20,7 +20,7 @@ use super::log::{Log, folder_of, sync_folder_of};
 use super::map::{Extent, ExtentMap, Place};
 use super::{Error, Paths};
 use crate::format::lsmt::writable::{Kind, decode_data_header};
-use crate::format::lsmt::{self, FIRST_DATA, HEADER_LEN, Header, Mapping, Part};
+use crate::format::lsmt::{FIRST_DATA, HEADER_LEN, Header, Mapping, Part};
 use crate::units::{ByteOffset, SECTOR_SIZE, Sector};
 
 /// How long somebody else may hold the files before that is an error.
@@ -94,6 +94,13 @@ pub fn load(paths: &Paths, access: Access, map: ExtentMap) -> Result<Loaded, Err
         .map_err(Error::file("open", path))?;
     lock(&data, path, access)?;
     let len = data.metadata().map_err(Error::file("examine", path))?.len();
+    if len < HEADER_LEN as u64 {
+        return Err(Error::TooShort {
+            path: path.clone(),
+            expected: "data file",
+            found: len,
+        });
+    }
     let (header, kind) = read_header(&data, path)?;
     if is_sealed(&data, len, &header) {
         return Err(Error::Sealed { path: path.clone() });
@@ -109,10 +116,10 @@ pub fn load(paths: &Paths, access: Access, map: ExtentMap) -> Result<Loaded, Err
         });
     }
     if log_header.is_none() && kind != Kind::Sparse {
-        return Err(Error::Format {
+        return Err(Error::TooShort {
             path: paths.index.clone(),
             expected: "index file",
-            source: lsmt::Error::Magic(Part::Header),
+            found: 0,
         });
     }
     let mut loaded = Loaded {

@@ -61,6 +61,13 @@ impl Log {
         }
         let header = match len {
             0 => None,
+            found if found < HEADER_LEN as u64 => {
+                return Err(Error::TooShort {
+                    path: path.to_owned(),
+                    expected: "index file",
+                    found,
+                });
+            }
             _ => {
                 let mut bytes = [0; HEADER_LEN];
                 file.read_exact_at(&mut bytes, 0).map_err(Error::bytes(

@@ -192,6 +192,28 @@ fn neighbours_are_joined_as_they_arrived() {
 }
 
 #[test]
+fn a_file_that_is_too_short_is_told_how_long_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths = paths(&dir);
+    ovbd_vhost::upper::create(&paths, Kind::Hybrid, &header(1 << 20)).unwrap();
+    let commit = ["commit", "--upper", UPPER, "-o", "top"];
+    for (path, what) in [(&paths.index, "index file"), (&paths.data, "data file")] {
+        for len in [100, 4095, 0] {
+            fs::write(path, vec![0; len]).unwrap();
+            let short = fail(&dir, 1, &commit);
+            let said = format!(
+                "{} has {len} bytes; the {what}",
+                path.file_name().unwrap().display()
+            );
+            assert!(
+                short.contains(&said) && short.contains("at least 4096"),
+                "{short}"
+            );
+        }
+    }
+}
+
+#[test]
 fn what_is_in_use_or_wrong_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let paths = paths(&dir);
