@@ -12,7 +12,7 @@ use super::Error;
 use super::disk::{Content, Disk, Upper};
 use super::layer_writer::{LayerFormat, LayerWriter, Written};
 use super::output;
-use crate::format::lsmt::{ENTRY_LEN, MAX_LENGTH};
+use crate::format::lsmt::{ENTRY_LEN, MAX_ENTRIES, MAX_LENGTH};
 use crate::format::zfile::BlockFormat;
 use crate::image::reader::Reader;
 use crate::units::{SECTOR_SIZE, Sector};
@@ -87,6 +87,12 @@ pub fn write(
     progress: &ProgressBar,
 ) -> Result<Written, Error> {
     output::refuse_inputs(to, disk.inputs())?;
+    // To find out later would cost the copying of most of it.
+    if runs(disk) > MAX_ENTRIES {
+        return Err(Error::TooManyMappings {
+            path: to.to_owned(),
+        });
+    }
     progress.set_length(disk.size());
     let fetch = || {
         let mut reader = Reader::new();
@@ -111,4 +117,16 @@ pub fn write(
         }
         layer.finish(disk.size())
     })
+}
+
+/// Runs of sectors that hold something, or are zeroed. A layer has a mapping for each at least, and
+/// no more unless they are long.
+pub fn runs(disk: &Disk) -> u64 {
+    let (mut count, mut last) = (0, None);
+    for piece in disk.all_pieces() {
+        let zeroed = piece.content == Content::Zeroed;
+        count += u64::from(last != Some((piece.start, zeroed)));
+        last = Some((piece.end, zeroed));
+    }
+    count
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use super::layer_writer::MAX_ENTRIES;
+use crate::format::lsmt::MAX_ENTRIES;
 use crate::{codec, image, upper};
 
 /// Why a layer or a raw image could not be read, made or checked.
@@ -89,7 +89,9 @@ pub enum Error {
     },
     /// Changes in more places than one layer can describe.
     #[error(
-        "{} would need more than {MAX_ENTRIES} mappings, which upstream's reader refuses",
+        "{} would need more than {MAX_ENTRIES} mappings, the most a layer can have; merge fewer \
+         layers, or make one of the disk with ovbd export and ovbd create, which takes no notice of \
+         changes below 4 KiB",
         path.display()
     )]
     TooManyMappings {

@@ -15,14 +15,14 @@ use super::jobs::{Job, Jobs};
 use super::output::NewFile;
 use super::zfile_writer::ZFileWriter;
 use crate::format::lsmt::{
-    ENTRY_GROUP, FIRST_DATA, HEADER_LEN, Header, Mapping, PADDING, Part, padding_after,
+    ENTRY_GROUP, FIRST_DATA, HEADER_LEN, Header, MAX_ENTRIES, Mapping, PADDING, Part, padding_after,
 };
 use crate::format::tar;
 use crate::format::zfile::BlockFormat;
 use crate::units::{SECTOR_SIZE, Sector};
 
 /// Most entries of an index, padding included, that upstream's reader accepts in one layer.
-pub const MAX_ENTRIES: u64 = 1_000_000 / ENTRY_GROUP * ENTRY_GROUP;
+pub const UPSTREAM_ENTRIES: u64 = 1_000_000 / ENTRY_GROUP * ENTRY_GROUP;
 
 /// Most sectors that neighbours are joined to, as upstream does it: one less than an entry can
 /// tell.

@@ -9,8 +9,8 @@ use crate::upper::{self, Paths, mappings, seal};
 /// What sealing came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sealed {
-    /// The layer is sealed now.
-    Now,
+    /// The layer is sealed now, and has this many mappings.
+    Now(usize),
     /// It was already. What a run before this one did not come to is done.
     Before,
 }
@@ -34,7 +34,7 @@ pub fn seal(paths: &Paths) -> Result<Sealed, Error> {
             } = loaded;
             let mappings: Vec<_> = mappings(&map).collect();
             seal::seal(&data, &paths.data, &header, kind, &mappings)?;
-            Sealed::Now
+            Sealed::Now(mappings.len())
         }
         Err(upper::Error::Sealed { .. }) => Sealed::Before,
         Err(error) => return Err(error.into()),

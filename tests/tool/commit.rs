@@ -3,7 +3,11 @@
 use super::create::{Bare, bare};
 use super::writable::*;
 use super::*;
+use ovbd_vhost::format::lsmt::Mapping;
 use ovbd_vhost::format::lsmt::writable::Kind;
+use ovbd_vhost::tool::commit;
+use ovbd_vhost::tool::disk::{Disk, Files, Upper};
+use ovbd_vhost::upper::map::ExtentMap;
 
 const PAIR: [&str; 4] = [
     "--uuid",
@@ -124,12 +128,20 @@ fn all_ways_to_a_layer_read_the_same() {
             let merge = ["merge", "lower", "--upper", UPPER, "-o", "merged"];
             succeed(&dir, &[&merge[..], args].concat(), b"");
             assert_reads(&dir, &["merged"], &disk);
+            let upper = Disk::of(None, Some(Upper::open(&paths, ExtentMap::apart()).unwrap()));
             let Bare {
                 header,
                 trailer,
                 bytes,
-                ..
+                mappings,
             } = bare(&dir.path().join("top"));
+            assert_eq!(commit::runs(&upper), runs(&mappings), "known before");
+            let whole = Disk::open(&Files {
+                layers: vec![dir.path().join("lower")],
+                upper: Some(paths.clone()),
+            });
+            let merged = bare(&dir.path().join("merged")).mappings;
+            assert_eq!(commit::runs(&whole.unwrap()), runs(&merged), "known before");
             assert_eq!(
                 (header.uuid, header.parent_uuid),
                 (trailer.uuid, trailer.parent_uuid)
@@ -157,6 +169,65 @@ fn all_ways_to_a_layer_read_the_same() {
         assert_reads(&dir, &["lower", "u.data"], &disk);
         assert_eq!(names(&dir), ["lower", "merged", "plain", "top", "u.data"]);
         succeed(&dir, &["check", "lower", "u.data"], b"");
+    }
+}
+
+/// Runs of sectors of a kind.
+fn runs(mappings: &[Mapping]) -> u64 {
+    let apart = |one: &Mapping, next: &Mapping| {
+        one.end() != next.offset() || one.is_zeroed() != next.is_zeroed()
+    };
+    1 + mappings
+        .windows(2)
+        .filter(|pair| apart(&pair[0], &pair[1]))
+        .count() as u64
+}
+
+/// Every other sector is made zero, more often than upstream's reader takes.
+#[test]
+fn a_layer_that_upstream_does_not_open_is_made_with_a_warning() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths = paths(&dir);
+    const PIECES: u64 = 1_000_000;
+    ovbd_vhost::upper::create(&paths, Kind::Hybrid, &header(PIECES * 1024)).unwrap();
+    let zeroed = |number| Mapping::zeroed(Sector(number * 2), 1, Sector(8)).unwrap();
+    let entries: Vec<u8> = (0..PIECES)
+        .flat_map(|number| zeroed(number).encode())
+        .collect();
+    let mut index = File::options().append(true).open(&paths.index).unwrap();
+    index.write_all(&entries).unwrap();
+    drop(index);
+    for args in [
+        &["commit", "--upper", UPPER, "-o", "commit"][..],
+        &[
+            "merge",
+            "--upper",
+            UPPER,
+            "-o",
+            "merge",
+            "--algorithm",
+            "none",
+        ],
+        &["seal", "--upper", UPPER],
+    ] {
+        let output = ovbd(&dir, args, b"");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{stderr}");
+        assert!(
+            stderr.starts_with("ovbd: warning: the layer has 1000000 mappings"),
+            "{stderr}"
+        );
+        assert!(
+            stderr.contains("999936") && stderr.lines().count() == 1,
+            "{stderr}"
+        );
+    }
+    for layer in ["commit", "merge", "u.data"] {
+        assert_eq!(
+            open(&dir, &[layer]).layers()[0].mappings() as u64,
+            PIECES,
+            "{layer}"
+        );
     }
 }
 

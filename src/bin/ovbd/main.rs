@@ -15,6 +15,7 @@ use ovbd_vhost::tool::commit::commit;
 use ovbd_vhost::tool::create::create;
 use ovbd_vhost::tool::ctl::ask;
 use ovbd_vhost::tool::inspect::inspect;
+use ovbd_vhost::tool::layer_writer::UPSTREAM_ENTRIES;
 use ovbd_vhost::tool::merge::merge;
 use ovbd_vhost::tool::seal::{Sealed, seal};
 use ovbd_vhost::tool::{self, export, progress, upper};
@@ -42,7 +43,8 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
     match cli.command {
         Command::Create(args) => {
-            create(&args.task()?, &progress::bar("creating"))?;
+            let made = create(&args.task()?, &progress::bar("creating"))?;
+            warn_of(made.mappings);
         }
         Command::Inspect(args) => {
             let json = args.json;
@@ -74,15 +76,16 @@ fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
         }
         Command::Upper(UpperCommand::Create(args)) => upper::create(&args.task()?)?,
         Command::Commit(args) => {
-            commit(&args.task()?, &progress::bar("committing"))?;
+            let made = commit(&args.task()?, &progress::bar("committing"))?;
+            warn_of(made.mappings);
         }
-        Command::Seal(args) => {
-            if seal(&args.upper.upper)? == Sealed::Before {
-                print("it was sealed already\n")?;
-            }
-        }
+        Command::Seal(args) => match seal(&args.upper.upper)? {
+            Sealed::Now(mappings) => warn_of(mappings),
+            Sealed::Before => print("it was sealed already\n")?,
+        },
         Command::Merge(args) => {
-            merge(&args.task()?, &progress::bar("merging"))?;
+            let made = merge(&args.task()?, &progress::bar("merging"))?;
+            warn_of(made.mappings);
         }
         Command::Resize(args) => {
             resize(&args.upper.upper, args.size, args.force)?;
@@ -93,6 +96,16 @@ fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says so if a layer has more mappings than upstream's reader opens.
+fn warn_of(mappings: usize) {
+    if mappings as u64 > UPSTREAM_ENTRIES {
+        say(&format!(
+            "warning: the layer has {mappings} mappings; ovbd-vhost opens it, upstream's reader opens \
+             no more than {UPSTREAM_ENTRIES}"
+        ));
+    }
 }
 
 /// Writes a result. A reader who has seen enough is no error.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::super::Error;
-use super::super::layer_writer::MAX_ENTRIES;
+use super::super::layer_writer::UPSTREAM_ENTRIES;
 use super::Findings;
 use super::container::{Container, PieceReader, Unreadable};
 use crate::format::lsmt::{ENTRY_LEN, HEADER_LEN, Header, IndexReader, MAX_LENGTH, Mapping, Part};
@@ -69,9 +69,9 @@ impl Layout {
         reader: &mut PieceReader,
         findings: &mut Findings<'_>,
     ) -> Result<(), Error> {
-        if trailer.index_entries > MAX_ENTRIES {
+        if trailer.index_entries > UPSTREAM_ENTRIES {
             let entries = trailer.index_entries;
-            let what = format!("{entries} index entries; upstream opens about {MAX_ENTRIES}");
+            let what = format!("{entries} index entries; upstream opens about {UPSTREAM_ENTRIES}");
             findings.note(None, what)?;
         }
         let start = trailer.index_offset;
