@@ -167,4 +167,13 @@ fn wrong_usage() {
         fail(&dir, 2, args);
     }
     assert!(names(&dir).is_empty());
+    for (args, help) in [
+        (&["commit"][..], "see ovbd commit --help"),
+        (&["upper", "create"], "see ovbd upper create --help"),
+        (&["inspect", "a", "--nonsense"], "see ovbd inspect --help"),
+        (&["nonsense"], "see ovbd --help"),
+    ] {
+        let wrong = fail(&dir, 2, args);
+        assert!(wrong.contains(help), "{wrong}");
+    }
 }

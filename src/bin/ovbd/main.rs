@@ -131,12 +131,23 @@ fn wrong_usage(error: &clap::Error) -> ExitCode {
         let end = text.find("\n\nUsage:").unwrap_or(text.len());
         let end = text[..end].find("\n\nFor more").unwrap_or(end);
         let words: Vec<_> = text[..end].split_whitespace().collect();
-        say(&format!("{}; see ovbd --help", words.join(" ")));
+        let command = command_of(text);
+        say(&format!("{}; see {command} --help", words.join(" ")));
     }
     match error.use_stderr() {
         true => ExitCode::from(WRONG_USAGE),
         false => ExitCode::SUCCESS,
     }
+}
+
+/// The command whose usage an error ends with, as `ovbd commit`.
+fn command_of(error: &str) -> String {
+    let usage = error
+        .split_once("Usage: ")
+        .map_or("ovbd", |(_, usage)| usage);
+    let words = usage.split_whitespace();
+    let names = words.take_while(|word| word.bytes().all(|byte| byte.is_ascii_lowercase()));
+    names.collect::<Vec<_>>().join(" ")
 }
 
 fn say(line: &str) {
