@@ -19,7 +19,7 @@ use crate::upper::map::{ExtentMap, Place};
 use crate::upper::snapshots::Pairs;
 
 /// The files of a disk. At least one of the two is there.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Files {
     /// The sealed layers, bottom first; possibly none under an upper.
     pub layers: Vec<PathBuf>,
@@ -156,7 +156,18 @@ impl Disk {
     /// # Errors
     /// One of them cannot be opened, or somebody writes to the upper.
     pub fn open(files: &Files) -> Result<Self, Error> {
-        let files = files.followed()?;
+        loop {
+            let followed = files.followed()?;
+            let opened = Self::open_as(&followed);
+            // Who had the upper until now may have taken a snapshot while we waited for it.
+            if files.followed()? == followed {
+                return opened;
+            }
+        }
+    }
+
+    /// Opens these very files.
+    fn open_as(files: &Files) -> Result<Self, Error> {
         let upper = files.upper.as_ref();
         let upper = upper.map(|paths| Upper::open(paths, ExtentMap::new()));
         let upper = upper.transpose()?;
