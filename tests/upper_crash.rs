@@ -10,6 +10,8 @@ mod recorder;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use fuser::Errno;
 use layers::LayerBuilder;
@@ -437,6 +439,68 @@ fn names_that_were_not_durable() {
     };
     killed_after(|op| matches!(op, Op::Rename { .. }));
     killed_after(|op| matches!(op, Op::Link { .. } | Op::Remove { .. }));
+}
+
+/// While the folder with a new list is made durable, writes go on; what says that they last waits.
+#[test]
+fn writes_do_not_wait_until_the_list_lasts() {
+    let recorder = Recorder::mount();
+    let (_folder, stack) = below();
+    make(&recorder, Kind::Hybrid);
+    let (volume, snapshots) = open(recorder.path(), &stack);
+    write(&volume, Sector(0), &mut [[1; 512]]).unwrap();
+    volume.flush().unwrap();
+    let mut expected = vec![vec![BELOW]; SECTORS as usize];
+    expected[0] = vec![[1; 512]];
+    let mut random = Random(7);
+    let held = recorder.hold_folder_syncs("data.snapshots");
+    thread::scope(|scope| {
+        let taken = scope.spawn(|| snapshots.take(&volume, "one").map(drop));
+        while !recorder.is_holding() {
+            thread::yield_now();
+        }
+        write(&volume, Sector(1), &mut [[2; 512]]).unwrap();
+        let flushed = scope.spawn(|| volume.flush());
+        let sealed = scope.spawn(|| snapshots.seal(&volume));
+        let waiting = [taken, flushed, sealed];
+        thread::sleep(Duration::from_millis(50));
+        assert!(waiting.iter().all(|thread| !thread.is_finished()));
+
+        let log = recorder.log();
+        expected[1] = vec![[2; 512]];
+        let killed = folder_after(&log);
+        check(killed.path(), &stack, &expected, None, || "killed".into());
+        expected[1] = vec![BELOW, [2; 512]];
+        for luck in 0..20 {
+            let folder = leftovers();
+            after_power_loss(&log, folder.path(), || match luck {
+                0 => false,
+                1 => true,
+                _ => random.below(2) == 0,
+            });
+            start_machine(folder.path());
+            check(folder.path(), &stack, &expected, None, || {
+                format!("no power, luck {luck}")
+            });
+        }
+        drop(held);
+        for thread in waiting {
+            thread.join().unwrap().unwrap();
+        }
+    });
+    let now = content(&volume);
+    expected[1] = vec![[2; 512]];
+    let folder = leftovers();
+    after_power_loss(&recorder.log(), folder.path(), || false);
+    start_machine(folder.path());
+    let snapshot = ("one".to_owned(), {
+        let mut held = now;
+        held[1] = BELOW;
+        held
+    });
+    check(folder.path(), &stack, &expected, Some(&snapshot), || {
+        "no power afterwards".into()
+    });
 }
 
 /// What the index points at is not written to before it points elsewhere, whoever opens the layer

@@ -119,7 +119,7 @@ fn merge(criterion: &mut Criterion<ThreadTime>) {
     );
     group.throughput(Throughput::Elements(1_000_000));
     group.bench_function("two layers, 1,000,000 mappings", |bencher| {
-        bencher.iter(|| segment::merge(black_box(&lower), black_box(&upper)));
+        bencher.iter(|| segment::merge(black_box(&lower).iter().copied(), black_box(&upper)));
     });
     let all = segments(0..1_000_000);
     group.bench_function("index of 1,000,000 segments", |bencher| {

@@ -169,7 +169,7 @@ fn load(paths: &[PathBuf]) -> Result<(Vec<Layer>, Vec<Vec<Segment>>), Error> {
     match paths.len() {
         0 => return Err(Error::NoLayers),
         len if len > MAX_LAYERS => return Err(Error::TooManyLayers(len)),
-        len => source::make_room(len),
+        len => _ = source::make_room(len),
     }
     let total = AtomicU64::new(0);
     let jobs = paths.iter().zip(0..).collect();
@@ -212,7 +212,7 @@ fn merge_all(mut lists: Vec<Vec<Segment>>) -> Vec<Segment> {
             pairs.push((lower, rest.next()));
         }
         let one = |(lower, upper): (Vec<Segment>, Option<Vec<Segment>>)| match upper {
-            Some(upper) => segment::merge(&lower, &upper),
+            Some(upper) => segment::merge(lower, &upper),
             None => lower,
         };
         lists = if total < PARALLEL_FROM {

@@ -132,9 +132,10 @@ impl Segment {
 
 /// Lays `upper` over `lower`: where both have a segment, the one of `upper` counts. Both are sorted
 /// and free of overlaps, and so is the result.
-pub fn merge(lower: &[Segment], upper: &[Segment]) -> Vec<Segment> {
-    let mut out = Vec::with_capacity(lower.len() + upper.len());
-    let mut lowers = lower.iter().copied().peekable();
+pub fn merge(lower: impl IntoIterator<Item = Segment>, upper: &[Segment]) -> Vec<Segment> {
+    let mut lowers = lower.into_iter().peekable();
+    let count = lowers.size_hint().1.unwrap_or(0);
+    let mut out = Vec::with_capacity(count + upper.len());
     let mut covered = 0; // sectors below this are settled
     for over in upper {
         while let Some(under) = lowers.next_if(|under| under.end() <= over.start()) {
@@ -211,41 +212,41 @@ mod tests {
             data(90, 130, 1, 18),
             data(220, 80, 0, 128),
         ];
-        assert_eq!(merge(&lower, &upper), expected);
-        assert_eq!(merge(&upper, &lower).len(), 3, "the other way round");
-        assert_eq!(merge(&lower, &[]), lower);
-        assert_eq!(merge(&[], &upper), upper);
+        assert_eq!(merge(lower, &upper), expected);
+        assert_eq!(merge(upper, &lower).len(), 3, "the other way round");
+        assert_eq!(merge(lower, &[]), lower);
+        assert_eq!(merge([], &upper), upper);
     }
 
     #[test]
     fn one_upper_hides_many_and_one_lower_is_cut_often() {
         let small: Vec<_> = (0..50).map(|n| data(n * 10, 3, 0, 8 + n * 100)).collect();
         let large = [data(2, 480, 1, 1000)];
-        let merged = merge(&small, &large);
+        let merged = merge(small.clone(), &large);
         assert_eq!(merged[..2], [data(0, 2, 0, 8), large[0]]);
         assert_eq!(
             merged[2..],
             [data(482, 1, 0, 8 + 4802), data(490, 3, 0, 4908)]
         );
-        let merged = merge(&large, &small);
+        let merged = merge(large, &small);
         assert_eq!(merged.len(), 50 + 48);
         assert!(merged.is_sorted_by(|a, b| a.end() <= b.start()));
     }
 
     #[test]
     fn neighbours_that_continue_are_joined() {
-        let joined = merge(&[data(0, 10, 0, 8)], &[data(10, 5, 0, 18)]);
+        let joined = merge([data(0, 10, 0, 8)], &[data(10, 5, 0, 18)]);
         assert_eq!(joined, [data(0, 15, 0, 8)]);
-        let zeros = merge(&[zeroed(0, 10)], &[zeroed(10, 16373)]);
+        let zeros = merge([zeroed(0, 10)], &[zeroed(10, 16373)]);
         assert_eq!(zeros, [zeroed(0, 16383)]);
         assert_eq!(
-            merge(&zeros, &[zeroed(16383, 1)]).len(),
+            merge(zeros.clone(), &[zeroed(16383, 1)]).len(),
             2,
             "length field is full"
         );
-        let moved = merge(&[data(0, 10, 0, 8)], &[data(10, 5, 0, 19)]);
+        let moved = merge([data(0, 10, 0, 8)], &[data(10, 5, 0, 19)]);
         assert_eq!(moved.len(), 2);
-        let other = merge(&[data(0, 10, 0, 8)], &[data(10, 5, 1, 18)]);
+        let other = merge([data(0, 10, 0, 8)], &[data(10, 5, 1, 18)]);
         assert_eq!(other.len(), 2);
     }
 }

@@ -268,20 +268,29 @@ impl AsFd for Blob {
     }
 }
 
-/// Makes room for `count` more open files, as far as the hard limit allows: each layer of a stack
-/// is one, and the usual soft limit is 1024. Opening reports what did not fit.
-pub fn make_room(count: usize) {
-    /// Files the rest of the process may have open.
+/// Makes room for `count` more open files, as far as the hard limit allows, and returns how many
+/// there is room for, at most `count`: each layer of a stack is one, and the usual soft limit is
+/// 1024. Opening reports what did not fit.
+pub fn make_room(count: usize) -> usize {
+    /// Files the rest of the process may have open, unless that is more than half of all.
     const OTHERS: u64 = 512;
     let limit = getrlimit(Resource::Nofile);
     let wanted = OTHERS + count as u64;
-    if limit.current.is_none_or(|current| current >= wanted) {
-        return;
-    }
-    let current = Some(limit.maximum.map_or(wanted, |maximum| maximum.min(wanted)));
-    let raised = Rlimit { current, ..limit };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        log::warn!("cannot raise the limit of open files to {wanted}: {error}");
+    let room = |limit: u64| count.min(limit.saturating_sub(OTHERS.min(limit / 2)) as usize);
+    let Some(current) = limit.current.filter(|current| *current < wanted) else {
+        return count;
+    };
+    let raised = limit.maximum.map_or(wanted, |maximum| maximum.min(wanted));
+    let new = Rlimit {
+        current: Some(raised),
+        ..limit
+    };
+    match setrlimit(Resource::Nofile, new) {
+        Ok(()) => room(raised),
+        Err(error) => {
+            log::warn!("cannot raise the limit of open files to {raised}: {error}");
+            room(current)
+        }
     }
 }
 

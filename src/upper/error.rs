@@ -175,6 +175,12 @@ pub enum Error {
          anew"
     )]
     TooTall,
+    /// As many layers are open as there may be files.
+    #[error(
+        "the disk has {0} layers, and each is an open file: no more may be open; raise the limit \
+         (RLIMIT_NOFILE, LimitNOFILE=), or merge layers with ovbd merge, and start anew"
+    )]
+    TooManyFiles(usize),
     /// The data file is shorter than what was written to it: to write behind its end would make
     /// zeros of what is missing.
     #[error(

@@ -12,7 +12,8 @@
 //! ```
 //!
 //! A [`Volume`] is an image under its uppers. A read asks it for an [`Overlay`]: which parts of a
-//! range lie in uppers. A bitmap ([`touched`]) answers without a lock where nothing does.
+//! range lie in uppers. A bitmap ([`touched`]) answers without a lock where nothing does. What
+//! snapshots froze and sealed since the start is one index, like that of the image ([`sealed`]).
 
 mod change;
 mod error;
@@ -26,6 +27,7 @@ pub mod overlay;
 mod resize;
 mod room;
 pub mod seal;
+mod sealed;
 pub mod snapshots;
 pub mod space;
 pub mod touched;

@@ -8,6 +8,9 @@ use crate::source::Blob;
 /// Most spans looked up at a time: bounds what a read in many small pieces takes in memory.
 pub(super) const MAX_SPANS: usize = 256;
 
+/// Set in the numbers of files of sealed layers.
+pub(super) const SEALED: u32 = 1 << 31;
+
 /// Sectors of a range that lie in one piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
@@ -39,6 +42,8 @@ pub enum SpanContent {
 pub struct Overlay {
     pub(super) spans: Vec<Span>,
     pub(super) files: Vec<(Arc<Blob>, Hold)>,
+    /// Those of sealed layers, by number without [`SEALED`].
+    pub(super) sealed: Option<Arc<[Arc<Blob>]>>,
 }
 
 impl Overlay {
@@ -46,6 +51,7 @@ impl Overlay {
     pub fn clear(&mut self) {
         self.spans.clear();
         self.files.clear();
+        self.sealed = None;
     }
 
     /// Whether no part of the range lies in an upper.
@@ -60,6 +66,9 @@ impl Overlay {
 
     /// The data file with this number, which comes from a span.
     pub fn file(&self, number: u32) -> &Arc<Blob> {
-        &self.files[number as usize].0
+        match number & SEALED {
+            0 => &self.files[number as usize].0,
+            _ => &self.sealed.as_deref().unwrap_or_default()[(number ^ SEALED) as usize],
+        }
     }
 }

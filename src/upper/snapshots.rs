@@ -3,13 +3,14 @@
 //! A snapshot freezes the active upper and puts an empty one above it, in files of its own beside
 //! the first one's. The list `DATA.snapshots`, JSON, names the pairs below the active one; it is
 //! replaced in one step while writes wait, and that step is the snapshot: a crash before it leaves
-//! the old upper active, and one after it the new one. None of this depends on how much the upper
-//! holds.
+//! the old upper active, and one after it the new one. Flushes wait until that lasts. None of this
+//! depends on how much the upper holds.
 //!
 //! [`Snapshots::seal`] makes frozen uppers layers, for everybody. It writes an index, which takes
 //! longer the more there is to tell, while guest and device go on; what was not finished is done at
 //! the next start. The file of a frozen upper is locked until it is sealed: so who opens it as a
-//! layer before knows that it is worth waiting for.
+//! layer before knows that it is worth waiting for. The device itself then looks it up as one with
+//! those sealed before, and keeps nothing of it but that and its open file.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -24,18 +25,19 @@ use uuid::Uuid;
 use super::log::{folder_of, sync_folder_of};
 use super::seal::remove_index;
 use super::{Error, Options, Paths, Upper, Volume, create};
-use crate::format::lsmt::Header;
+use crate::format::lsmt::{Header, MAX_ENTRIES};
 use crate::image::Image;
 use crate::image::segment::{MAX_LAYERS, MAX_MAPPINGS};
 use crate::image::spec::Stack;
+use crate::source;
 use crate::units::SECTOR_SIZE;
 
 /// Most bytes of a list that are read.
 const MAX_LIST: u64 = 16 << 20;
 
-/// Uppers of a device at a time: each keeps files open until the device starts again, when those
-/// below become layers.
-const MAX_UPPERS: usize = 128;
+/// Uppers of a device at a time that are not sealed: each has a map in memory and five open files,
+/// and every read looks in it.
+const MAX_UPPERS: usize = 16;
 
 /// Most bytes of a snapshot's name.
 pub const MAX_NAME: usize = 128;
@@ -126,6 +128,8 @@ pub struct Snapshots {
     options: Options,
     /// The layers below all uppers, bottom first.
     layers: Vec<PathBuf>,
+    /// How many may be open as files.
+    max_layers: usize,
     list: Mutex<List>,
     /// Held by who seals.
     sealing: Mutex<()>,
@@ -210,6 +214,7 @@ impl Snapshots {
             first: first.clone(),
             options,
             layers: own.to_vec(),
+            max_layers: source::make_room(MAX_LAYERS),
             list: Mutex::new(list.clone()),
             sealing: Mutex::default(),
             stuck: AtomicBool::new(!unsealed.is_empty()),
@@ -253,9 +258,9 @@ impl Snapshots {
     /// Files cannot be made or written, or there are as many layers as there may be. Before the
     /// list is replaced all is as it was; after that, the snapshot stands. If the last
     /// [`Snapshots::seal`] failed, it is done again first: no snapshot is on top of one that has no
-    /// layer to come.
+    /// layer to come. So it is if much waits for it: what is not sealed takes memory.
     pub fn take(&self, volume: &Volume, name: &str) -> Result<Snapshot, Error> {
-        if self.stuck.load(Ordering::Acquire) {
+        if self.stuck.load(Ordering::Acquire) || much_is_unsealed(&volume.uppers()) {
             self.seal(volume)?;
         }
         let mut list = self.lock_list();
@@ -265,7 +270,7 @@ impl Snapshots {
         }
         let uppers = volume.uppers();
         let active = uppers.first().ok_or(Error::ReadOnly)?;
-        has_room(volume.image(), &uppers)?;
+        self.has_room(volume)?;
         // Files that are there belong to somebody, if only to a snapshot that was not finished.
         let is_free = |number: &u64| {
             let paths = numbered(&self.first, *number);
@@ -313,14 +318,24 @@ impl Snapshots {
     /// A file cannot be written or made durable, or it is not certain that the list lasts.
     pub fn seal(&self, volume: &Volume) -> Result<(), Error> {
         let _alone = self.sealing.lock().unwrap_or_else(PoisonError::into_inner);
+        // Not before it is certain that the list lasts which says that they are frozen.
+        let uppers = {
+            let _list = self.lock_list();
+            volume.uppers()
+        };
         let sealed = match self.may_return.load(Ordering::Acquire) {
             true => Err(Error::ListMayReturn {
                 path: list_path(&self.first),
             }),
             false => {
-                let uppers = volume.uppers();
-                let mut frozen = uppers.iter().skip(1).rev();
-                frozen.try_for_each(|upper| upper.seal())
+                let frozen: Vec<_> = uppers.into_iter().skip(1).rev().collect();
+                let failed = frozen.iter().enumerate().find_map(|(number, upper)| {
+                    let error = upper.seal().err()?;
+                    Some((number, error))
+                });
+                let sealed = failed.as_ref().map_or(frozen.len(), |(number, _)| *number);
+                let folded = volume.fold(&frozen[..sealed]);
+                failed.map_or(folded, |(_, error)| Err(error))
             }
         };
         self.stuck.store(sealed.is_err(), Ordering::Release);
@@ -339,23 +354,30 @@ impl Snapshots {
         // Everything that takes long comes before, so that writes wait for a moment only.
         volume.flush()?;
         let new = NewList::write(&list_path(&self.first), after)?;
-        volume.freeze(upper, || new.put_in_place())
+        volume.freeze(upper, || new.put_in_place(), || new.settle())
+    }
+
+    /// Refuses a snapshot after which the device, or another on its layers, could not be opened.
+    fn has_room(&self, volume: &Volume) -> Result<(), Error> {
+        let image = volume.image().layers();
+        let mappings = image.iter().map(|layer| layer.trailer().index_entries);
+        let mappings = mappings.sum::<u64>() + volume.mappings();
+        // The active upper becomes one.
+        let layers = image.len() + volume.frozen() + 1;
+        if layers > MAX_LAYERS || mappings > MAX_MAPPINGS {
+            return Err(Error::TooTall);
+        }
+        match layers > self.max_layers {
+            true => Err(Error::TooManyFiles(self.max_layers)),
+            false => Ok(()),
+        }
     }
 }
 
-/// Refuses a snapshot after which the device, or another on its layers, could not be opened.
-fn has_room(image: &Image, uppers: &[Arc<Upper>]) -> Result<(), Error> {
-    let mappings = image
-        .layers()
-        .iter()
-        .map(|layer| layer.trailer().index_entries);
-    let mappings: u64 = mappings.sum();
-    let above: u64 = uppers.iter().map(|upper| upper.mappings()).sum();
-    let layers = image.layers().len() + uppers.len();
-    match layers <= MAX_LAYERS && mappings + above <= MAX_MAPPINGS && uppers.len() < MAX_UPPERS {
-        true => Ok(()),
-        false => Err(Error::TooTall),
-    }
+/// Whether what is not sealed is as much as may be kept in memory beside a new upper.
+fn much_is_unsealed(uppers: &[Arc<Upper>]) -> bool {
+    let mappings: u64 = uppers.iter().map(|upper| upper.mappings()).sum();
+    uppers.len() > 1 && (uppers.len() >= MAX_UPPERS || mappings > MAX_ENTRIES)
 }
 
 /// The frozen upper with these files, if the device still has it as one.
@@ -451,17 +473,23 @@ impl NewList {
         }
     }
 
-    /// Puts the list in place of the one there is. The inner error is that of a list that is in
-    /// place and may not stay there.
+    /// Puts the list in place of the one there is.
     ///
     /// # Errors
     /// The old list stays.
-    fn put_in_place(&self) -> Result<Result<(), Error>, Error> {
-        if let Err(error) = fs::rename(&self.new, &self.path) {
+    fn put_in_place(&self) -> Result<(), Error> {
+        fs::rename(&self.new, &self.path).map_err(|error| {
             let _ = fs::remove_file(&self.new);
-            return Err(Error::file("replace", &self.path)(error));
-        }
+            Error::file("replace", &self.path)(error)
+        })
+    }
+
+    /// Makes its place last.
+    ///
+    /// # Errors
+    /// It may not stay there.
+    fn settle(&self) -> Result<(), Error> {
         let synced = self.folder.sync_all();
-        Ok(synced.map_err(Error::file("sync", folder_of(&self.path))))
+        synced.map_err(Error::file("sync", folder_of(&self.path)))
     }
 }

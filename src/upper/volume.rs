@@ -1,28 +1,48 @@
 //! An image under its uppers: what a device serves.
 //!
 //! At most one upper is written to, the *active* one. Those below it are *frozen*: each was the
-//! active one until a snapshot put a new one above it. The image itself never changes.
+//! active one until a snapshot put a new one above it. Once they are sealed they are looked up as
+//! one. The image itself never changes.
+//!
+//! ```text
+//! active upper ── frozen uppers, until they are sealed ── what was sealed since the start ── image
+//! ```
+//!
+//! Who reads goes by what there is at one moment, without a lock.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
 use super::overlay::{MAX_SPANS, Overlay, SpanContent};
+use super::sealed::SealedLayers;
 use super::{Error, Upper};
 use crate::image::Image;
 use crate::image::reader::Reader;
 use crate::scatter::Cursor;
 use crate::units::{ByteOffset, SECTOR_SIZE, Sector};
 
-/// The uppers of a moment, topmost first; the first one is active.
-type Uppers = Vec<Arc<Upper>>;
+/// How long the readers of what is given up are waited for, in steps of a millisecond.
+const MAX_WAIT: u32 = 1000;
+
+/// What lies above the image at one moment.
+#[derive(Clone, Debug)]
+struct Above {
+    /// Topmost first; the first one is active, the others are not part of `sealed` yet.
+    uppers: Vec<Arc<Upper>>,
+    sealed: Option<Arc<SealedLayers>>,
+}
 
 /// A disk. Shared by everybody who serves it.
 #[derive(Debug)]
 pub struct Volume {
     image: Image,
     /// Without it, the disk is read-only.
-    uppers: Option<ArcSwap<Uppers>>,
+    above: Option<ArcSwap<Above>>,
+    /// Locked while it is not certain that the active upper will be found at the next start.
+    settling: Mutex<()>,
     size: u64,
 }
 
@@ -32,21 +52,26 @@ impl Volume {
         Self {
             size: image.size(),
             image,
-            uppers: None,
+            above: None,
+            settling: Mutex::default(),
         }
     }
 
     /// An image under uppers, the topmost and active one first; those after it are never written
     /// to. The disk is as large as the active one says.
     pub fn writable(image: Image, uppers: Vec<Upper>) -> Self {
-        let uppers: Uppers = uppers.into_iter().map(Arc::new).collect();
+        let uppers: Vec<_> = uppers.into_iter().map(Arc::new).collect();
         let active = uppers.first();
         let size = active.map_or(image.size(), |upper| upper.header().virtual_size);
         Self {
             size,
             // As it will be when the uppers are layers.
             image: image.with_size(size),
-            uppers: (!uppers.is_empty()).then(|| ArcSwap::from_pointee(uppers)),
+            above: (!uppers.is_empty()).then(|| {
+                let sealed = None;
+                ArcSwap::from_pointee(Above { uppers, sealed })
+            }),
+            settling: Mutex::default(),
         }
     }
 
@@ -57,7 +82,7 @@ impl Volume {
 
     /// Whether it can be written to.
     pub fn is_writable(&self) -> bool {
-        self.uppers.is_some()
+        self.above.is_some()
     }
 
     /// Size of the disk in bytes.
@@ -76,14 +101,25 @@ impl Volume {
     #[inline]
     pub fn overlay(&self, start: Sector, sectors: u64, into: &mut Overlay) {
         into.spans.clear();
-        let Some(uppers) = &self.uppers else { return };
+        let Some(above) = &self.above else { return };
         if sectors == 0 {
             return;
         }
-        for upper in uppers.load().iter() {
+        let above = above.load();
+        for upper in &above.uppers {
             if upper.may_hold(start.0, sectors) {
-                lay(upper, start.0, sectors, into);
+                let mut file = None;
+                lay(start.0, sectors, into, |start, sectors, into| {
+                    upper.spans(start, sectors, into, &mut file);
+                });
             }
+        }
+        if let Some(sealed) = &above.sealed
+            && sealed.may_hold(start.0, sectors)
+        {
+            lay(start.0, sectors, into, |start, sectors, into| {
+                sealed.spans(start, sectors, into);
+            });
         }
         let lower = |content| matches!(content, SpanContent::Lower);
         if into.spans.iter().all(|span| lower(span.content)) {
@@ -138,15 +174,18 @@ impl Volume {
     /// # Errors
     /// As [`Upper::flush`].
     pub fn flush(&self) -> Result<(), Error> {
-        let Some(uppers) = &self.uppers else {
+        let Some(above) = &self.above else {
             return Ok(());
         };
+        let now = above.load_full();
+        // What is durable in an upper that is not found again is lost all the same.
+        drop(self.settling());
         // Frozen ones first: they may have been active when what they hold was answered.
-        uppers
-            .load()
-            .iter()
-            .rev()
-            .try_for_each(|upper| upper.flush())
+        let mut unsealed = now.uppers.iter().rev().filter(|upper| !upper.is_sealed());
+        unsealed.try_for_each(|upper| {
+            upper.flush()?;
+            upper.check()
+        })
     }
 
     /// Fills `into` with sectors of the disk from `start` on, and waits for storage: for tools and
@@ -180,10 +219,10 @@ impl Volume {
 
     /// Does `what` to the active upper, again if that was frozen meanwhile.
     fn change(&self, what: impl Fn(&Upper) -> Result<(), Error>) -> Result<(), Error> {
-        let uppers = self.uppers.as_ref().ok_or(Error::ReadOnly)?;
+        let above = self.above.as_ref().ok_or(Error::ReadOnly)?;
         loop {
-            let now = uppers.load_full();
-            let active = now.first().ok_or(Error::ReadOnly)?;
+            let now = above.load_full();
+            let active = now.uppers.first().ok_or(Error::ReadOnly)?;
             match what(active) {
                 // Another stands above it by now.
                 Err(Error::Frozen) => {}
@@ -193,49 +232,113 @@ impl Volume {
     }
 
     /// Puts `next`, an empty upper, above the active one, which is only read from then on, once
-    /// `commit` has done what makes that last. Writes wait meanwhile. If the inner result of
-    /// `commit` is an error, `next` stands there, but takes no writes: they might not last.
+    /// `commit` says that it will be found there; writes wait meanwhile. Then `settle` makes that
+    /// last, for which flushes wait. If it fails, `next` takes no more writes: they might be lost.
+    /// The inner result is that of `settle`.
     ///
     /// # Errors
     /// What `commit` says, or the disk is read-only; then all is as before.
     pub fn freeze(
         &self,
         next: Upper,
-        commit: impl FnOnce() -> Result<Result<(), Error>, Error>,
+        commit: impl FnOnce() -> Result<(), Error>,
+        settle: impl FnOnce() -> Result<(), Error>,
     ) -> Result<Result<(), Error>, Error> {
-        let uppers = self.uppers.as_ref().ok_or(Error::ReadOnly)?;
-        let now = uppers.load_full();
-        let active = now.first().ok_or(Error::ReadOnly)?;
+        let above = self.above.as_ref().ok_or(Error::ReadOnly)?;
+        let _settling = self.settling();
+        let now = above.load_full();
+        let active = now.uppers.first().ok_or(Error::ReadOnly)?;
+        let next = Arc::new(next);
         active.freeze(|| {
-            let settled = commit()?;
-            if settled.is_err() {
-                next.give_up();
+            commit()?;
+            above.rcu(|now| {
+                let uppers = [&next].into_iter().chain(&now.uppers);
+                Above {
+                    uppers: uppers.cloned().collect(),
+                    sealed: now.sealed.clone(),
+                }
+            });
+            Ok(())
+        })?;
+        Ok(settle().inspect_err(|_| next.give_up()))
+    }
+
+    fn settling(&self) -> MutexGuard<'_, ()> {
+        self.settling.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets the lowest uppers, `sealed`, the oldest first, be looked up as one with all below, and
+    /// lets go of what they took in memory. One at a time may do this.
+    ///
+    /// # Errors
+    /// They cannot be told apart, or have data too far away; all stays as it is.
+    pub(super) fn fold(&self, sealed: &[Arc<Upper>]) -> Result<(), Error> {
+        let above = self.above.as_ref().ok_or(Error::ReadOnly)?;
+        if sealed.is_empty() {
+            return Ok(());
+        }
+        let below = above.load_full();
+        let one = SealedLayers::above(below.sealed.as_deref(), sealed, self.sectors().0)?;
+        let one = Arc::new(one);
+        drop(below);
+        let old = above.rcu(|now| {
+            let left = now.uppers.len().saturating_sub(sealed.len());
+            Above {
+                uppers: now.uppers[..left].to_vec(),
+                sealed: Some(one.clone()),
             }
-            let next = [Arc::new(next)].into_iter();
-            uppers.store(Arc::new(next.chain(now.iter().cloned()).collect()));
-            Ok(settled)
+        });
+        // Else the last reader has to free it all, which takes long.
+        for _ in 0..MAX_WAIT {
+            if Arc::strong_count(&old) == 1 {
+                break;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// The uppers of this moment, topmost first, but for those that were sealed.
+    pub fn uppers(&self) -> Vec<Arc<Upper>> {
+        let above = self.above.as_ref().map(ArcSwap::load);
+        above.map_or_else(Vec::new, |above| above.uppers.clone())
+    }
+
+    /// How many uppers were frozen since the disk was opened, or were not sealed then.
+    pub fn frozen(&self) -> usize {
+        let above = self.above.as_ref().map(ArcSwap::load);
+        above.map_or(0, |above| {
+            let sealed = above.sealed.as_ref().map_or(0, |sealed| sealed.len());
+            sealed + above.uppers.len().saturating_sub(1)
         })
     }
 
-    /// The uppers of this moment, topmost first.
-    pub fn uppers(&self) -> Arc<Vec<Arc<Upper>>> {
-        let uppers = self.uppers.as_ref();
-        uppers.map(ArcSwap::load_full).unwrap_or_default()
+    /// Mappings of everything above the image.
+    pub(super) fn mappings(&self) -> u64 {
+        let above = self.above.as_ref().map(ArcSwap::load_full);
+        above.map_or(0, |above| {
+            let uppers: u64 = above.uppers.iter().map(|upper| upper.mappings()).sum();
+            uppers + above.sealed.as_ref().map_or(0, |sealed| sealed.mappings())
+        })
     }
 }
 
-/// Puts what `upper` holds of a range under what is in `into` already, as far as there is room.
-fn lay(upper: &Upper, start: u64, sectors: u64, into: &mut Overlay) {
-    let mut file = None;
+/// Puts what `spans` finds of a range under what is in `into` already, as far as there is room.
+fn lay(
+    start: u64,
+    sectors: u64,
+    into: &mut Overlay,
+    mut spans: impl FnMut(u64, u64, &mut Overlay),
+) {
     if into.spans.is_empty() {
-        return upper.spans(start, sectors, into, &mut file);
+        return spans(start, sectors, into);
     }
     let mut at = start;
     for span in std::mem::take(&mut into.spans) {
         let before = into.spans.len();
         match span.content {
             _ if before >= MAX_SPANS => return,
-            SpanContent::Lower => upper.spans(at, span.sectors, into, &mut file),
+            SpanContent::Lower => spans(at, span.sectors, into),
             _ => into.spans.push(span),
         }
         let covered: u64 = into.spans[before..].iter().map(|span| span.sectors).sum();

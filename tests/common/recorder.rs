@@ -133,9 +133,11 @@ struct State {
     log: Vec<Op>,
     next: u64,
     faults: Vec<Fault>,
-    /// Name of the file whose syncs are not answered, and those that are not.
+    /// Name of the file whose syncs are not answered, or with which those of the folder are not;
+    /// and what is not answered.
     holding: Option<OsString>,
-    held: Vec<ReplyEmpty>,
+    holding_folder: Option<OsString>,
+    held: Vec<(Op, ReplyEmpty)>,
 }
 
 struct Recording(Arc<Mutex<State>>);
@@ -188,9 +190,16 @@ impl Recorder {
         self.state.lock().unwrap().faults.push(fault);
     }
 
-    /// Syncs of the file `name` are not answered before what this returns is dropped.
+    /// Syncs of the file `name` are neither done nor answered before what this returns is dropped.
     pub fn hold_syncs(&self, name: &str) -> Held<'_> {
         self.state.lock().unwrap().holding = Some(name.into());
+        Held(self)
+    }
+
+    /// Syncs of the folder, once there is a file `name` in it, are neither done nor answered before
+    /// what this returns is dropped.
+    pub fn hold_folder_syncs(&self, name: &str) -> Held<'_> {
+        self.state.lock().unwrap().holding_folder = Some(name.into());
         Held(self)
     }
 
@@ -203,8 +212,11 @@ impl Recorder {
     pub fn heal(&self) {
         let mut state = self.state.lock().unwrap();
         state.faults.clear();
-        state.holding = None;
-        state.held.drain(..).for_each(ReplyEmpty::ok);
+        (state.holding, state.holding_folder) = (None, None);
+        for (op, reply) in std::mem::take(&mut state.held) {
+            state.act(op);
+            reply.ok();
+        }
     }
 
     /// Names of the files there are.
@@ -322,6 +334,17 @@ impl State {
     fn act(&mut self, op: Op) {
         self.files.apply(&op);
         self.log.push(op);
+    }
+
+    /// Does what `op` says and answers, now or later.
+    fn sync(&mut self, op: Op, is_held: bool, reply: ReplyEmpty) {
+        match is_held {
+            true => self.held.push((op, reply)),
+            false => {
+                self.act(op);
+                reply.ok();
+            }
+        }
     }
 
     /// Whether a call to the file of this name is to fail.
@@ -509,13 +532,10 @@ impl Filesystem for Recording {
         if let Err(errno) = state.check_file(Call::Sync, ino) {
             return reply.error(errno);
         }
-        state.act(Op::Sync { file: ino.0 });
         let held = state.holding.as_ref();
         let held = held.and_then(|name| state.files.names.get(name));
-        match held == Some(&ino.0) {
-            true => state.held.push(reply),
-            false => reply.ok(),
-        }
+        let held = held == Some(&ino.0);
+        state.sync(Op::Sync { file: ino.0 }, held, reply);
     }
 
     fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
@@ -523,8 +543,9 @@ impl Filesystem for Recording {
         if let Err(errno) = state.check(Call::SyncFolder, OsStr::new("")) {
             return reply.error(errno);
         }
-        state.act(Op::SyncFolder);
-        reply.ok();
+        let held = state.holding_folder.as_ref();
+        let held = held.is_some_and(|name| state.files.names.contains_key(name));
+        state.sync(Op::SyncFolder, held, reply);
     }
 
     fn rename(

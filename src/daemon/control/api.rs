@@ -76,7 +76,7 @@ impl Device {
             "version": env!("CARGO_PKG_VERSION"),
             "size_bytes": volume.size(),
             "layers": volume.image().layers().len(),
-            "frozen_uppers": uppers.len().saturating_sub(1),
+            "frozen_uppers": volume.frozen(),
             "upper": upper,
         })
     }
