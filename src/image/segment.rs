@@ -240,7 +240,7 @@ mod tests {
         let zeros = merge([zeroed(0, 10)], &[zeroed(10, 16373)]);
         assert_eq!(zeros, [zeroed(0, 16383)]);
         assert_eq!(
-            merge(zeros.clone(), &[zeroed(16383, 1)]).len(),
+            merge(zeros, &[zeroed(16383, 1)]).len(),
             2,
             "length field is full"
         );
