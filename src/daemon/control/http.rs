@@ -176,6 +176,10 @@ pub fn read(stream: &mut UnixStream) -> Result<Request, Error> {
         let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
         let mut request = httparse::Request::new(&mut headers);
         if let httparse::Status::Complete(head) = request.parse(&bytes)? {
+            // However much of it came at once.
+            if head > MAX_HEAD {
+                return Err(Error::TooLarge);
+            }
             let method = request.method.unwrap_or_default().to_owned();
             let path = path_of(request.path.unwrap_or_default()).to_owned();
             let len = body_len(request.headers)?;
