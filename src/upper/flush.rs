@@ -37,19 +37,23 @@ impl Upper {
         let is_full = |more: usize| entries + more as u64 > self.max_log;
         let (batch, anew) = {
             let mut waiting = self.waiting();
-            if !waiting.pending.is_empty() {
+            let pending = waiting.pending.len();
+            if pending > 0 {
                 waiting.journal.switch()?;
             } else if !self.dirty.load(Ordering::Acquire) && !is_cut && !self.has_freed() {
                 return Ok(());
             }
-            self.state_mut().space.begin_flush();
-            let batch = std::mem::take(&mut waiting.pending);
             // Nothing enters the map as long as `waiting` is locked.
-            let is_long = !batch.is_empty()
+            let is_long = pending > 0
                 && flusher.log.entries() >= flusher.retry_at
                 && is_long(&flusher.log, &self.state().map, self.log_slack);
-            let anew = is_cut || is_full(batch.len()) || is_long;
-            (batch, anew)
+            let anew = is_cut || is_full(pending) || is_long;
+            if anew {
+                // It may have any number of entries.
+                waiting.journal.set_entries(u64::MAX)?;
+            }
+            self.state_mut().space.begin_flush();
+            (std::mem::take(&mut waiting.pending), anew)
         };
         // What enters the map meanwhile may be part of it: the next flush enters it again.
         let whole = anew.then(|| self.copy_map());
@@ -89,9 +93,9 @@ impl Upper {
         if anew {
             waiting.room = Room::new(&flusher.log, waiting.pending.len());
         }
-        match batch.is_empty() {
+        match batch.is_empty() && !anew {
             true => Ok(()),
-            false => waiting.journal.settle(),
+            false => waiting.journal.settle(flusher.log.entries()),
         }
     }
 

@@ -8,6 +8,9 @@
 //!
 //! There are two files, used in turn: what a flush is about to make durable stays in one while new
 //! mappings go to the other. Neither is ever synced. `docs/format.md` has their layout.
+//!
+//! Others do not know of it, and may append to the index what is newer than what waits here. So it
+//! tells how many entries the index had: what follows those is ours if the journal begins with it.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -17,63 +20,23 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use uuid::Uuid;
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_endian};
+use zerocopy::IntoBytes;
 
 use super::Error;
-use crate::format::crc;
-use crate::format::lsmt::{ENTRY_LEN, Mapping};
+use super::record::{Contents, Head, Record};
+use crate::format::lsmt::Mapping;
 
-const MAGIC: [u8; 8] = *b"ovbdjrn1";
 /// Bytes before the records: a file without any keeps these, so that the first finds room.
 const HEAD_LEN: u64 = size_of::<Head>() as u64;
 /// Most bytes of a journal that are read.
 const MAX_LEN: u64 = 256 << 20;
 
-#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, PartialEq)]
-#[repr(C)]
-struct Head {
-    magic: [u8; 8],
-    /// Of the running system, as text.
-    boot: [u8; 36],
-    /// Of the writable layer.
-    uuid: [u8; 16],
-    crc: little_endian::U32,
-}
-
-#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
-#[repr(C)]
-struct Record {
-    entry: [u8; ENTRY_LEN],
-    /// Number of the record, over both files.
-    number: little_endian::U64,
-    crc: little_endian::U32,
-    zero: [u8; 4],
-}
-
-impl Record {
-    fn new(mapping: Mapping, number: u64) -> Self {
-        let mut record = Self {
-            entry: mapping.encode(),
-            number: number.into(),
-            crc: 0.into(),
-            zero: [0; 4],
-        };
-        record.crc = record.sum().into();
-        record
-    }
-
-    fn sum(&self) -> u32 {
-        crc::raw(
-            crc::raw(crc::BLOCK_SEED, &self.entry),
-            self.number.as_bytes(),
-        )
-    }
-}
-
 /// The journal of one writable layer.
 #[derive(Debug)]
 pub struct Journal {
     files: [(PathBuf, File); 2],
+    /// What the head of the active file says.
+    head: Head,
     /// Which of the files takes new records, and where.
     active: usize,
     end: u64,
@@ -131,68 +94,50 @@ pub fn boot_id() -> Result<[u8; 36], Error> {
     Ok(*ID.get_or_init(|| id))
 }
 
-/// The mappings that the journal of a layer holds, the oldest first.
+/// What the journal of a layer holds.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Mappings, the oldest first.
+    pub mappings: Vec<Mapping>,
+    /// Entries the index had when the last flush ended. What follows them is the beginning of
+    /// `mappings`, which a flush did not get further with; or else somebody else's.
+    pub entries: u64,
+}
+
+/// Reads the journal of a layer.
 ///
 /// # Errors
 /// A file is there but cannot be read.
-pub fn read(index: &Path, uuid: Uuid, boot: [u8; 36]) -> Result<Vec<Mapping>, Error> {
-    let head = head(uuid, boot);
-    let mut found = Vec::new();
+pub fn read(index: &Path, uuid: Uuid, boot: [u8; 36]) -> Result<Found, Error> {
+    let head = Head::new(uuid, boot, 0);
+    let mut parts = Vec::new();
     for path in paths(index) {
         match File::open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             opened => {
                 let file = opened.map_err(Error::file("open", &path))?;
-                found.extend(read_file(&path, &file, &head)?);
+                parts.push(read_file(&path, &file, &head)?);
             }
         }
     }
-    found.sort_by_key(|(number, _)| *number);
-    Ok(found.into_iter().map(|(_, mapping)| mapping).collect())
+    parts.sort_by_key(Contents::first);
+    let records = parts.iter().flat_map(|part| &part.records);
+    Ok(Found {
+        mappings: records.map(|(_, mapping)| *mapping).collect(),
+        entries: parts.last().map_or(0, |newest| newest.entries),
+    })
 }
 
-/// Mappings with the numbers of their records.
-type Numbered = Vec<(u64, Mapping)>;
-
-fn read_file(path: &Path, file: &File, head: &Head) -> Result<Numbered, Error> {
+fn read_file(path: &Path, file: &File, head: &Head) -> Result<Contents, Error> {
     let mut bytes = Vec::new();
     file.take(MAX_LEN)
         .read_to_end(&mut bytes)
         .map_err(Error::file("read", path))?;
-    Ok(records(&bytes, head))
-}
-
-/// The valid records at the start of a file.
-fn records(bytes: &[u8], head: &Head) -> Numbered {
-    let Ok((found, rest)) = Head::read_from_prefix(bytes) else {
-        return Vec::new();
-    };
-    if found != *head {
-        return Vec::new();
-    }
-    let whole = rest.chunks_exact(size_of::<Record>());
-    let record = |bytes: &[u8]| {
-        let record = Record::read_from_bytes(bytes).ok()?;
-        let mapping = Mapping::decode(&record.entry, 0).ok()??;
-        (record.crc.get() == record.sum()).then_some((record.number.get(), mapping))
-    };
-    whole.map_while(record).collect()
-}
-
-fn head(uuid: Uuid, boot: [u8; 36]) -> Head {
-    let mut head = Head {
-        magic: MAGIC,
-        boot,
-        uuid: *uuid.as_bytes(),
-        crc: 0.into(),
-    };
-    let len = size_of::<Head>() - size_of_val(&head.crc);
-    head.crc = crc::raw(crc::BLOCK_SEED, &head.as_bytes()[..len]).into();
-    head
+    Ok(Contents::read(&bytes, head))
 }
 
 /// Opens both files, or makes them, and reads them: those with the older records first.
-fn open(index: &Path, head: &Head) -> Result<[(Numbered, PathBuf, File); 2], Error> {
+fn open(index: &Path, head: &Head) -> Result<[(Contents, PathBuf, File); 2], Error> {
     let open = |path: PathBuf| {
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(false);
@@ -201,7 +146,7 @@ fn open(index: &Path, head: &Head) -> Result<[(Numbered, PathBuf, File); 2], Err
     };
     let [first, second] = paths(index);
     let mut files = [open(first)?, open(second)?];
-    files.sort_by_key(|(records, ..)| records.first().map(|(number, _)| *number));
+    files.sort_by_key(|(contents, ..)| contents.first());
     Ok(files)
 }
 
@@ -210,17 +155,22 @@ fn empty(path: &Path, file: &File, head: &Head) -> Result<(), Error> {
     // The records first: under a new head they would count.
     file.set_len(HEAD_LEN)
         .map_err(Error::file("truncate", path))?;
+    write_head(path, file, head)
+}
+
+fn write_head(path: &Path, file: &File, head: &Head) -> Result<(), Error> {
     file.write_all_at(head.as_bytes(), 0)
         .map_err(Error::bytes("write", path, 0))
 }
 
 impl Journal {
-    /// Starts an empty journal in place of what there is. Where there was one, that takes no room.
+    /// Starts an empty journal in place of what there is, for an index of so many entries. Where
+    /// there was one, that takes no room.
     ///
     /// # Errors
     /// The files cannot be made.
-    pub fn start(index: &Path, uuid: Uuid, boot: [u8; 36]) -> Result<Self, Error> {
-        let head = head(uuid, boot);
+    pub fn start(index: &Path, uuid: Uuid, boot: [u8; 36], entries: u64) -> Result<Self, Error> {
+        let head = Head::new(uuid, boot, entries);
         let [first, second] = open(index, &head)?;
         // The older records go first: without newer ones they would count again.
         for (_, path, file) in [&first, &second] {
@@ -228,6 +178,7 @@ impl Journal {
         }
         Ok(Self {
             files: [(first.1, first.2), (second.1, second.2)],
+            head,
             active: 0,
             end: HEAD_LEN,
             next: 0,
@@ -241,19 +192,21 @@ impl Journal {
     /// # Errors
     /// The files cannot be read, or not be made.
     pub fn resume(index: &Path, uuid: Uuid, boot: [u8; 36]) -> Result<Self, Error> {
-        let head = head(uuid, boot);
+        let head = Head::new(uuid, boot, 0);
         let [older, newer] = open(index, &head)?;
-        for (records, path, file) in [&older, &newer] {
-            if records.is_empty() {
+        let head = Head::new(uuid, boot, newer.0.entries);
+        for (contents, path, file) in [&older, &newer] {
+            if contents.records.is_empty() {
                 empty(path, file, &head)?;
             }
         }
-        let records = &newer.0;
+        let records = &newer.0.records;
         Ok(Self {
+            head,
             active: 1,
             end: HEAD_LEN + (records.len() * size_of::<Record>()) as u64,
             next: records.last().map_or(0, |(number, _)| number + 1),
-            other_in_use: !older.0.is_empty(),
+            other_in_use: !older.0.records.is_empty(),
             // Behind the records may be part of another.
             unclean: true,
             files: [(older.1, older.2), (newer.1, newer.2)],
@@ -303,26 +256,39 @@ impl Journal {
     /// this one holds.
     ///
     /// # Errors
-    /// As [`Journal::mend`].
+    /// As [`Journal::mend`]; or the other file cannot be written.
     pub fn switch(&mut self) -> Result<(), Error> {
         self.mend()?;
         if !self.other_in_use {
+            let (path, file) = &self.files[1 - self.active];
+            write_head(path, file, &self.head)?;
             (self.active, self.end) = (1 - self.active, HEAD_LEN);
             self.other_in_use = true;
         }
         Ok(())
     }
 
-    /// What came before [`Journal::switch`] is durable.
+    /// What came before [`Journal::switch`] is durable, in an index of so many entries.
     ///
     /// # Errors
-    /// The file cannot be emptied; then its records only count once more.
-    pub fn settle(&mut self) -> Result<(), Error> {
+    /// A file cannot be written or emptied; then its records only count once more.
+    pub fn settle(&mut self, entries: u64) -> Result<(), Error> {
+        self.set_entries(entries)?;
         let (path, file) = &self.files[1 - self.active];
         file.set_len(HEAD_LEN)
             .map_err(Error::file("truncate", path))?;
         self.other_in_use = false;
         Ok(())
+    }
+
+    /// The index has so many entries, or no more than that; what follows them is not ours.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn set_entries(&mut self, entries: u64) -> Result<(), Error> {
+        self.head.set_entries(entries);
+        let (path, file) = &self.files[self.active];
+        write_head(path, file, &self.head)
     }
 
     /// No record counts any more, for good.
@@ -364,28 +330,32 @@ mod tests {
         Mapping::data(Sector(start), 1, Sector(8 + start)).unwrap()
     }
 
+    fn known(index: &Path, uuid: Uuid, boot: [u8; 36]) -> Vec<Mapping> {
+        read(index, uuid, boot).unwrap().mappings
+    }
+
     #[test]
     fn survives_its_writer_but_no_restart_of_the_machine() {
         let folder = tempfile::tempdir().unwrap();
         let index = folder.path().join("index");
         let uuid = Uuid::from_u128(1);
-        let mut journal = Journal::start(&index, uuid, BOOT).unwrap();
+        let mut journal = Journal::start(&index, uuid, BOOT, 9).unwrap();
         journal.add(&[mapping(1), mapping(2)]).unwrap();
         journal.switch().unwrap();
         journal.add(&[mapping(3)]).unwrap();
         let all = [mapping(1), mapping(2), mapping(3)];
-        assert_eq!(read(&index, uuid, BOOT).unwrap(), all);
-        assert_eq!(read(&index, uuid, [b'b'; 36]).unwrap(), []);
-        assert_eq!(read(&index, Uuid::from_u128(2), BOOT).unwrap(), []);
+        assert_eq!(known(&index, uuid, BOOT), all);
+        assert_eq!(known(&index, uuid, [b'b'; 36]), []);
+        assert_eq!(known(&index, Uuid::from_u128(2), BOOT), []);
         // The flush failed: another one takes over what it began.
         journal.switch().unwrap();
         journal.add(&[mapping(4)]).unwrap();
-        assert_eq!(read(&index, uuid, BOOT).unwrap().len(), 4);
-        journal.settle().unwrap();
-        assert_eq!(read(&index, uuid, BOOT).unwrap(), [mapping(3), mapping(4)]);
+        assert_eq!(known(&index, uuid, BOOT).len(), 4);
+        journal.settle(9).unwrap();
+        assert_eq!(known(&index, uuid, BOOT), [mapping(3), mapping(4)]);
         journal.switch().unwrap();
-        journal.settle().unwrap();
-        assert_eq!(read(&index, uuid, BOOT).unwrap(), []);
+        journal.settle(9).unwrap();
+        assert_eq!(known(&index, uuid, BOOT), []);
     }
 
     #[test]
@@ -393,7 +363,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let index = folder.path().join("index");
         let uuid = Uuid::from_u128(1);
-        let mut journal = Journal::start(&index, uuid, BOOT).unwrap();
+        let mut journal = Journal::start(&index, uuid, BOOT, 9).unwrap();
         let mut all = Vec::new();
         for round in 0..6 {
             let new = [mapping(2 * round), mapping(2 * round + 1)];
@@ -406,11 +376,11 @@ mod tests {
             let (_, file) = &journal.files[journal.active];
             file.write_all_at(&[1; 9], journal.end).unwrap();
             journal = Journal::resume(&index, uuid, BOOT).unwrap();
-            assert_eq!(read(&index, uuid, BOOT).unwrap(), all);
+            assert_eq!(known(&index, uuid, BOOT), all);
             if round == 3 {
                 journal.switch().unwrap();
-                journal.settle().unwrap();
-                all = read(&index, uuid, BOOT).unwrap();
+                journal.settle(9).unwrap();
+                all = known(&index, uuid, BOOT);
                 assert!(!all.contains(&mapping(0)));
             }
         }
@@ -420,19 +390,19 @@ mod tests {
     fn a_torn_record_is_none() {
         let folder = tempfile::tempdir().unwrap();
         let index = folder.path().join("index");
-        let mut journal = Journal::start(&index, Uuid::nil(), BOOT).unwrap();
+        let mut journal = Journal::start(&index, Uuid::nil(), BOOT, 9).unwrap();
         journal.add(&[mapping(1), mapping(2)]).unwrap();
         let (path, _) = &journal.files[0];
         let whole = fs::read(path).unwrap();
         for cut in 0..whole.len() {
             fs::write(path, &whole[..cut]).unwrap();
             let expected = cut.saturating_sub(size_of::<Head>()) / size_of::<Record>();
-            let found = read(&index, Uuid::nil(), BOOT).unwrap();
+            let found = known(&index, Uuid::nil(), BOOT);
             assert_eq!(found, [mapping(1), mapping(2)][..expected], "{cut}");
         }
         let mut flipped = whole;
         flipped[size_of::<Head>() + 3] ^= 1;
         fs::write(path, &flipped).unwrap();
-        assert_eq!(read(&index, Uuid::nil(), BOOT).unwrap(), []);
+        assert_eq!(known(&index, Uuid::nil(), BOOT), []);
     }
 }

@@ -157,10 +157,19 @@ pub fn load(paths: &Paths, access: Access, map: ExtentMap) -> Result<Loaded, Err
         loaded.index_is_stale = true;
     }
     let boot = journal::boot_id()?;
-    let journal = journal::read(&paths.index, loaded.header.uuid, boot)?;
-    let found = journal.len();
-    loaded.journal = journal;
-    loaded.journal.retain(|mapping| is_there(mapping, file_end));
+    let journal::Found { mappings, entries } =
+        journal::read(&paths.index, loaded.header.uuid, boot)?;
+    let found = mappings.len();
+    if found > 0 && loaded.log.has_others(entries, &mappings)? {
+        ::log::warn!(
+            "{}: somebody else has written to the layer since we did: {found} mappings that were \
+             not flushed before are dropped",
+            paths.index.display()
+        );
+    } else {
+        loaded.journal = mappings;
+        loaded.journal.retain(|mapping| is_there(mapping, file_end));
+    }
     loaded.index_misleads |= without_data > 0 || loaded.journal.len() < found;
     for mapping in &loaded.journal {
         enter(&mut loaded.map, *mapping);

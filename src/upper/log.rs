@@ -153,6 +153,23 @@ impl Log {
         Ok(lost)
     }
 
+    /// Whether the entries after the first `known` are others than those at the start of `ours`.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn has_others(&self, known: u64, ours: &[Mapping]) -> Result<bool, Error> {
+        let new = self.entries().saturating_sub(known);
+        let Some(ours) = usize::try_from(new).ok().and_then(|new| ours.get(..new)) else {
+            return Ok(true);
+        };
+        let ours: Vec<u8> = ours.iter().flat_map(|mapping| mapping.encode()).collect();
+        let mut found = vec![0; ours.len()];
+        let at = self.end - found.len() as u64;
+        let read = self.file.read_exact_at(&mut found, at);
+        read.map_err(Error::bytes("read", &self.path, at))?;
+        Ok(found != ours)
+    }
+
     /// Appends mappings and makes them durable. After an error the log is as before.
     ///
     /// # Errors

@@ -24,6 +24,7 @@ pub mod log;
 pub mod map;
 mod open;
 pub mod overlay;
+mod record;
 mod resize;
 mod room;
 pub mod seal;

@@ -61,8 +61,8 @@ impl Upper {
             ..
         } = loaded;
         let boot = journal::boot_id()?;
-        let journal = match folded {
-            true => Journal::start(&paths.index, header.uuid, boot)?,
+        let journal = match folded || late.is_empty() {
+            true => Journal::start(&paths.index, header.uuid, boot, log.entries())?,
             false => Journal::resume(&paths.index, header.uuid, boot)?,
         };
         let pending = if folded { Vec::new() } else { late };
