@@ -64,6 +64,17 @@ pub fn write_all_at(file: &File, pieces: &[VolatileSlice<'_>], mut offset: u64) 
     Ok(())
 }
 
+/// Lets storage begin to take what was written to `len` bytes from `offset` on, and does not wait for
+/// it. Advice only: whether they last is what the next sync says.
+pub fn begin_to_store(file: &File, offset: u64, len: u64) {
+    if let (Ok(offset), Ok(len)) = (libc::off_t::try_from(offset), libc::off_t::try_from(len)) {
+        // SAFETY: takes numbers alone, and changes nothing that a program could see.
+        unsafe {
+            libc::sync_file_range(file.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

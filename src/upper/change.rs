@@ -25,6 +25,10 @@ const MAX_DATA: u64 = 8192;
 /// as a whole: one write in place of many, and one extent.
 const PIECE: u64 = 64;
 
+/// Bytes in one piece that storage begins to take as soon as they are written, rather than at the next
+/// flush: what comes in such pieces is seldom written again before.
+const STREAM: u64 = 128 << 10;
+
 /// Flushes that a write waits for to find space, at most: others may take what they free.
 const MAX_FLUSHES: usize = 3;
 
@@ -98,6 +102,9 @@ impl Upper {
                 &self.paths.data,
                 offset,
             ))?;
+            if len as u64 >= STREAM {
+                gather::begin_to_store(&self.file, offset, len as u64);
+            }
             // It only grows: most writes need no more than a look.
             let end = offset + len as u64;
             if target.fresh && self.len.load(Ordering::Relaxed) < end {

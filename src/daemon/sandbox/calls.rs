@@ -91,7 +91,8 @@ const REMOVING: &[c_long] = &[
 const WRITING: &[c_long] = &[
     libc::SYS_pwritev, // a guest's data
     libc::SYS_pwrite64,
-    libc::SYS_fallocate, // discards
+    libc::SYS_fallocate,       // discards
+    libc::SYS_sync_file_range, // large writes
     libc::SYS_fdatasync,
     libc::SYS_fsync,
 ];
