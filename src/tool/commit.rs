@@ -17,8 +17,8 @@ use crate::format::zfile::BlockFormat;
 use crate::image::reader::Reader;
 use crate::units::{SECTOR_SIZE, Sector};
 use crate::upper::Paths;
+use crate::upper::list::Pairs;
 use crate::upper::map::ExtentMap;
-use crate::upper::snapshots::Pairs;
 
 /// Bytes of an index up to which its pieces are kept apart as they arrived.
 const MAX_APART: u64 = 4_000_000 * ENTRY_LEN as u64;

@@ -14,9 +14,9 @@ use crate::image::spec::Stack;
 use crate::source::Blob;
 use crate::units::{ByteOffset, SECTOR_SIZE, Sector};
 use crate::upper::Paths;
+use crate::upper::list::Pairs;
 use crate::upper::load::{Access, Loaded, load};
 use crate::upper::map::{ExtentMap, Place};
-use crate::upper::snapshots::Pairs;
 
 /// The files of a disk. At least one of the two is there.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,9 +1,9 @@
 //! `ovbd seal`: a writable layer becomes a sealed one, in place.
 
 use super::Error;
+use crate::upper::list::Pairs;
 use crate::upper::load::{Access, Loaded, load};
 use crate::upper::map::ExtentMap;
-use crate::upper::snapshots::Pairs;
 use crate::upper::{self, Paths, mappings, seal};
 
 /// What sealing came to.

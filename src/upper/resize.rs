@@ -3,9 +3,9 @@
 use std::os::unix::fs::FileExt;
 
 use super::flush::mappings;
+use super::list::Pairs;
 use super::load::{Access, Loaded, load};
 use super::map::{Extent, ExtentMap, Place};
-use super::snapshots::Pairs;
 use super::writer::check_size;
 use super::{Error, Paths, journal};
 use crate::format::lsmt::writable::{Kind, encode_data_header};

@@ -12,17 +12,15 @@
 //! layer before knows that it is worth waiting for. The device itself then looks it up as one with
 //! those sealed before, and keeps nothing of it but that and its open file.
 
-use std::ffi::OsString;
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::log::{folder_of, sync_folder_of};
+use super::list::{Frozen, List, NewList, list_path, load, numbered};
+use super::log::sync_folder_of;
 use super::seal::remove_index;
 use super::{Error, Options, Paths, Upper, Volume, create};
 use crate::format::lsmt::{Header, MAX_ENTRIES};
@@ -32,80 +30,12 @@ use crate::image::spec::Stack;
 use crate::source;
 use crate::units::SECTOR_SIZE;
 
-/// Most bytes of a list that are read.
-const MAX_LIST: u64 = 16 << 20;
-
 /// Uppers of a device at a time that are not sealed: each has a map in memory and five open files,
 /// and every read looks in it.
 const MAX_UPPERS: usize = 16;
 
 /// Most bytes of a snapshot's name.
 pub const MAX_NAME: usize = 128;
-
-/// What the list says. The pair with number 0 has the files the device was first started with; others
-/// have the same names with their number behind.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct List {
-    /// The pair that is written to.
-    active: u64,
-    /// Those below it, the oldest first.
-    frozen: Vec<Frozen>,
-}
-
-impl List {
-    /// The pairs it tells of, if the device was first started with `first`.
-    fn pairs(&self, first: &Paths) -> Pairs {
-        let frozen = self.frozen.iter();
-        Pairs {
-            frozen: frozen.map(|pair| numbered(first, pair.number)).collect(),
-            active: numbered(first, self.active),
-        }
-    }
-}
-
-/// A frozen upper, as the list has it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Frozen {
-    /// Given by who asked for it.
-    name: String,
-    uuid: Uuid,
-    number: u64,
-}
-
-/// What snapshots have made of the pair of files that a device was first started with.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pairs {
-    /// Those that are frozen, the oldest first: the layers right below the active one.
-    pub frozen: Vec<Paths>,
-    /// The one that is written to.
-    pub active: Paths,
-}
-
-impl Pairs {
-    /// Follows the list of the pair `first`. Without a list, that is the active one.
-    ///
-    /// # Errors
-    /// There is a list, and it cannot be read.
-    pub fn follow(first: &Paths) -> Result<Self, Error> {
-        Ok(load(&list_path(first))?.pairs(first))
-    }
-
-    /// Refuses the pair `first` if a snapshot froze it: what the disk holds now is not in it alone.
-    ///
-    /// # Errors
-    /// It is frozen, or the list cannot be read.
-    pub fn refuse_frozen(first: &Paths) -> Result<(), Error> {
-        let active = Self::follow(first)?.active;
-        match active == *first {
-            true => Ok(()),
-            false => Err(Error::GoesOn {
-                path: first.data.clone(),
-                list: list_path(first),
-                active,
-            }),
-        }
-    }
-}
 
 /// A snapshot: a layer that holds what was written since the one before.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -398,98 +328,6 @@ fn finish(paths: &Paths) -> Result<(), Error> {
     }
 }
 
-/// Where the list of the uppers that started with `first` is.
-fn list_path(first: &Paths) -> PathBuf {
-    with_suffix(&first.data, "snapshots")
-}
-
-/// The pair with this number.
-fn numbered(first: &Paths, number: u64) -> Paths {
-    match number {
-        0 => first.clone(),
-        _ => Paths {
-            data: with_suffix(&first.data, &number.to_string()),
-            index: with_suffix(&first.index, &number.to_string()),
-        },
-    }
-}
-
 fn absolute(path: &Path) -> Result<PathBuf, Error> {
     std::path::absolute(path).map_err(Error::file("find", path))
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = OsString::from(path);
-    name.push(".");
-    name.push(suffix);
-    name.into()
-}
-
-/// The list; without a file, there was no snapshot.
-fn load(path: &Path) -> Result<List, Error> {
-    let file = match File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(List::default()),
-        opened => opened.map_err(Error::file("open", path))?,
-    };
-    let mut text = Vec::new();
-    file.take(MAX_LIST)
-        .read_to_end(&mut text)
-        .map_err(Error::file("read", path))?;
-    let list = serde_json::from_slice(&text);
-    list.map_err(|error| Error::file("understand", path)(error.into()))
-}
-
-/// A list, written and durable but for its name.
-struct NewList {
-    path: PathBuf,
-    new: PathBuf,
-    folder: File,
-}
-
-impl NewList {
-    /// Writes the list that is to be at `path`.
-    fn write(path: &Path, list: &List) -> Result<Self, Error> {
-        let new = with_suffix(path, "new");
-        let text = serde_json::to_vec_pretty(list);
-        let text = text.map_err(|error| Error::file("describe", path)(error.into()))?;
-        let written = File::create(&new).and_then(|mut file| {
-            file.write_all(&text)?;
-            file.sync_all()
-        });
-        let folder = folder_of(path);
-        let opened = written
-            .map_err(Error::file("write", &new))
-            .and_then(|()| File::open(folder).map_err(Error::file("open", folder)));
-        match opened {
-            Err(error) => {
-                let _ = fs::remove_file(&new);
-                Err(error)
-            }
-            Ok(folder) => Ok(Self {
-                path: path.to_owned(),
-                new,
-                folder,
-            }),
-        }
-    }
-
-    /// Puts the list in place of the one there is.
-    ///
-    /// # Errors
-    /// The old list stays.
-    fn put_in_place(&self) -> Result<(), Error> {
-        fs::rename(&self.new, &self.path).map_err(|error| {
-            let _ = fs::remove_file(&self.new);
-            Error::file("replace", &self.path)(error)
-        })
-    }
-
-    /// Makes its place last.
-    ///
-    /// # Errors
-    /// It may not stay there.
-    fn settle(&self) -> Result<(), Error> {
-        let synced = self.folder.sync_all();
-        synced.map_err(Error::file("sync", folder_of(&self.path)))
-    }
 }
