@@ -142,7 +142,7 @@ impl Target {
             Self::Stdout { mut file, written } => {
                 write_zeros(&mut file, size - written).map_err(Error::Stdout)
             }
-            Self::File(file) => {
+            Self::File(mut file) => {
                 file.set_len(size)?;
                 file.publish()
             }

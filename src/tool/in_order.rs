@@ -13,8 +13,11 @@ use std::thread::{Builder, Scope};
 
 use super::Error;
 
-/// Jobs under way for each thread: one in work, and two waiting so that no thread ever waits.
-const JOBS_PER_THREAD: usize = 3;
+/// Jobs under way for each thread: one in work, and some waiting so that no thread ever waits.
+const JOBS_PER_THREAD: usize = 4;
+
+/// Jobs under way besides: where all processors are busy with jobs, their giver waits for one.
+const MORE_JOBS: usize = 8;
 
 /// Threads at work on jobs `J`, which become `D` when done.
 pub struct InOrder<J, D> {
@@ -62,7 +65,7 @@ impl<J: Send, D: Send> InOrder<J, D> {
         Ok(Self {
             jobs,
             under_way: VecDeque::new(),
-            most: threads.get() * JOBS_PER_THREAD,
+            most: threads.get() * JOBS_PER_THREAD + MORE_JOBS,
         })
     }
 
@@ -112,7 +115,7 @@ mod tests {
                 let mut results = Vec::new();
                 for n in 0..1000 {
                     results.extend(pool.push(n).unwrap());
-                    assert!(pool.under_way.len() <= 3 * threads.get());
+                    assert!(pool.under_way.len() <= 4 * threads.get() + 8);
                 }
                 while let Some(result) = pool.pop().unwrap() {
                     results.push(result);

@@ -11,6 +11,7 @@ use std::thread::Scope;
 use uuid::Uuid;
 
 use super::Error;
+use super::appender::Cache;
 use super::jobs::{Job, Jobs};
 use super::output::NewFile;
 use super::zfile_writer::ZFileWriter;
@@ -97,9 +98,14 @@ impl LayerWriter {
     where
         F: FnMut(u64, &mut [u8]) -> Result<(), Error> + Send + 'scope,
     {
-        let mut file = NewFile::create(target)?;
+        // A header that comes late moves what was written.
+        let cache = match (&format.blocks, virtual_size) {
+            (Some(_), None) => Cache::Through,
+            _ => Cache::Past,
+        };
+        let mut file = NewFile::append(target, cache)?;
         if format.tar {
-            file.skip(tar::PREFIX as u64);
+            file.skip(tar::PREFIX as u64)?;
         }
         let body = match format.blocks {
             None => Body::Plain {
@@ -209,9 +215,8 @@ impl LayerWriter {
         }
         if self.tar {
             let len = file.position() - tar::PREFIX as u64;
+            file.skip(tar::trailing(len))?;
             file.write_at(&tar::prefix(len), 0)?;
-            file.skip(tar::trailing(len));
-            file.set_len(file.position())?;
         }
         let written = Written {
             file_len: file.position(),

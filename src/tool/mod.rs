@@ -4,6 +4,7 @@
 //! what came of it. Long work runs on all cores in [`in_order`]; whatever is written goes through
 //! [`output`], so that a file is whole or not there.
 
+mod appender;
 pub mod check;
 pub mod commit;
 pub mod create;

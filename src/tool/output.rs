@@ -3,34 +3,35 @@
 //! It is written without a name, or under a temporary one where the file system knows no files
 //! without; [`NewFile::publish`] makes it durable and gives it its name. Until then a failure leaves
 //! nothing behind, and what had the name before is as it was.
+//!
+//! A large file is written from front to back by an [`Appender`]; whatever else is done to it comes
+//! after that.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
-use std::num::NonZeroU64;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{Advice, AtFlags, CWD, Mode, OFlags, fadvise, linkat, openat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, openat};
 
 use super::Error;
-
-/// Bytes after which the system is told to begin to store them.
-const SEND: u64 = 8 * 1024 * 1024;
+use super::appender::{Appender, Cache};
 
 /// A file under way.
 #[derive(Debug)]
 pub struct NewFile {
-    file: File,
+    file: Arc<File>,
+    /// Takes what is written one after the other, while nothing else is done to the file.
+    appender: Option<Appender>,
     /// Where it is to appear.
     target: PathBuf,
     /// Temporary name, while it has one.
     temporary: Option<PathBuf>,
     /// Bytes written one after the other.
     position: u64,
-    /// Those of them that are on their way to storage.
-    sent: u64,
 }
 
 impl NewFile {
@@ -46,6 +47,17 @@ impl NewFile {
         };
         let nameless = nameless(&target);
         Self::start(target, nameless)
+    }
+
+    /// Starts a large file, of which most is written one after the other.
+    ///
+    /// # Errors
+    /// As [`NewFile::create`], and there is no thread.
+    pub fn append(target: &Path, cache: Cache) -> Result<Self, Error> {
+        let mut new = Self::create(target)?;
+        let appender = Appender::start(Arc::clone(&new.file), cache);
+        new.appender = Some(appender.map_err(Error::Threads)?);
+        Ok(new)
     }
 
     /// Goes on with a file without a name, or starts one with a temporary name.
@@ -64,11 +76,11 @@ impl NewFile {
             }
         };
         Ok(Self {
-            file,
+            file: Arc::new(file),
+            appender: None,
             target,
             temporary,
             position: 0,
-            sent: 0,
         })
     }
 
@@ -87,37 +99,51 @@ impl NewFile {
     /// # Errors
     /// The system fails to.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        self.write_at(bytes, self.position)?;
+        let written = match &mut self.appender {
+            Some(appender) => appender.write(bytes),
+            None => self.file.write_all_at(bytes, self.position),
+        };
+        written.map_err(|source| self.failed(source))?;
         self.position += bytes.len() as u64;
-        if self.position - self.sent >= SEND {
-            // Lets the system begin to store what will soon have to be durable; what is not stored
-            // yet it does not let go. It is advice: one that does not take it does no harm.
-            let len = NonZeroU64::new(self.position - self.sent);
-            let _ = fadvise(&self.file, self.sent, len, Advice::DontNeed);
-            self.sent = self.position;
-        }
         Ok(())
     }
 
     /// Leaves the next `len` bytes for later; they are zeros until written.
-    pub fn skip(&mut self, len: u64) {
-        self.position += len;
+    ///
+    /// # Errors
+    /// The system fails to write.
+    pub fn skip(&mut self, mut len: u64) -> Result<(), Error> {
+        let zeros = [0; 4096];
+        while len > 0 {
+            let part = len.min(zeros.len() as u64);
+            self.write(&zeros[..part as usize])?;
+            len -= part;
+        }
+        Ok(())
     }
 
     /// Writes bytes at a place of their own.
     ///
     /// # Errors
     /// The system fails to.
-    pub fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), Error> {
+    pub fn write_at(&mut self, bytes: &[u8], offset: u64) -> Result<(), Error> {
+        self.settle()?;
         let written = self.file.write_all_at(bytes, offset);
         written.map_err(|source| self.failed(source))
+    }
+
+    /// Lets all that was appended be in the file.
+    fn settle(&mut self) -> Result<(), Error> {
+        let settled = self.appender.take().map_or(Ok(()), Appender::finish);
+        settled.map_err(|source| self.failed(source))
     }
 
     /// Reads back what was written.
     ///
     /// # Errors
     /// The system fails to.
-    pub fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<(), Error> {
+    pub fn read_at(&mut self, bytes: &mut [u8], offset: u64) -> Result<(), Error> {
+        self.settle()?;
         let read = self.file.read_exact_at(bytes, offset);
         read.map_err(|source| self.failed(source))
     }
@@ -137,7 +163,6 @@ impl NewFile {
             at += len;
         }
         self.position -= from - to;
-        self.sent = self.sent.min(self.position);
         self.set_len(self.position)
     }
 
@@ -145,7 +170,8 @@ impl NewFile {
     ///
     /// # Errors
     /// The system fails to.
-    pub fn set_len(&self, len: u64) -> Result<(), Error> {
+    pub fn set_len(&mut self, len: u64) -> Result<(), Error> {
+        self.settle()?;
         self.file.set_len(len).map_err(|source| self.failed(source))
     }
 
@@ -154,6 +180,7 @@ impl NewFile {
     /// # Errors
     /// The system fails to; unless it failed to make the name durable, the file does not appear.
     pub fn publish(mut self) -> Result<(), Error> {
+        self.settle()?;
         let result = self.name_it();
         result.map_err(|source| self.failed(source))
     }
@@ -256,28 +283,39 @@ mod tests {
     fn a_file_is_whole_or_not_there() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("target");
-        let start = |named: bool| {
+        let start = |named: bool, cache: Option<Cache>| {
             let nameless = if named { None } else { nameless(&target) };
             let mut file = NewFile::start(target.clone(), nameless).unwrap();
             assert_eq!(file.temporary.is_some(), named);
+            let appender = cache.map(|cache| Appender::start(Arc::clone(&file.file), cache));
+            file.appender = appender.transpose().unwrap();
             file.write(b"0123456789").unwrap();
-            file.skip(2);
+            file.skip(2).unwrap();
             file.write(b"abc").unwrap();
             file.write_at(b"X", 1).unwrap();
             file
         };
         let files = || fs::read_dir(dir.path()).unwrap().count();
-        for (named, existed) in [(true, 0), (false, 1)] {
+        let mut existed = 0;
+        for (named, cache) in [
+            (true, None),
+            (false, None),
+            (true, Some(Cache::Past)),
+            (false, Some(Cache::Past)),
+            (false, Some(Cache::Through)),
+        ] {
             assert_eq!(files(), existed);
-            let file = start(named);
+            let file = start(named, cache);
             assert_eq!(files(), existed + usize::from(named));
             drop(file);
             assert_eq!(files(), existed, "a file given up leaves nothing");
-            let mut file = start(named);
+            let mut file = start(named, cache);
             file.move_down(8, 5).unwrap();
+            file.write(b"end").unwrap();
             file.publish().unwrap();
-            assert_eq!(files(), 1);
-            assert_eq!(fs::read(&target).unwrap(), b"0X23489\0\0abc");
+            existed = 1;
+            assert_eq!(files(), existed);
+            assert_eq!(fs::read(&target).unwrap(), b"0X23489\0\0abcend");
             fs::write(&target, b"old").unwrap();
         }
     }

@@ -59,7 +59,7 @@ impl ZFileWriter {
         file.write(&initial_header(&format))?;
         if keep_head {
             // No block may be longer, compressed or not.
-            file.skip(MAX_STORED as u64);
+            file.skip(MAX_STORED as u64)?;
         }
         let pack = || {
             let mut encoder = Encoder::new();
@@ -227,14 +227,14 @@ impl Table {
     }
 
     /// Writes all entries, `first` before those pushed: the checksum over them.
-    fn write(&self, file: &mut NewFile, first: Option<u32>) -> Result<u32, Error> {
+    fn write(&mut self, file: &mut NewFile, first: Option<u32>) -> Result<u32, Error> {
         let mut crc = 0;
         let mut write = |bytes: &[u8]| {
             crc = crc::raw(crc, bytes);
             file.write(bytes)
         };
         write(&encode_table(first.as_slice()))?;
-        if let Some(older) = &self.older {
+        if let Some(older) = &mut self.older {
             let mut chunk = vec![0; self.most * 4];
             for at in (0..older.position()).step_by(chunk.len()) {
                 older.read_at(&mut chunk, at)?;
