@@ -122,6 +122,33 @@ impl Disk {
         }
     }
 
+    /// Four threads write neighbouring ranges, each twice and with something taken out between, while
+    /// another flushes.
+    fn write_together(&mut self, start: u64, sectors: u64) {
+        self.writes += 1;
+        let (volume, fill) = (self.volume.as_ref().unwrap(), self.writes as u8);
+        thread::scope(|scope| {
+            for number in 0..4 {
+                let start = start + number * sectors;
+                scope.spawn(move || {
+                    let mut bytes = vec![fill ^ 0x55; (sectors * 512) as usize];
+                    put(volume, start, &mut bytes).unwrap();
+                    volume.discard(Sector(start), sectors.div_ceil(2)).unwrap();
+                    bytes.fill(fill);
+                    put(volume, start, &mut bytes).unwrap();
+                });
+            }
+            scope.spawn(|| volume.flush().unwrap());
+        });
+        for number in 0..4 {
+            let start = (start + number * sectors) as usize;
+            for sector in start..start + sectors as usize {
+                self.now[sector] = [fill; 512];
+                self.since[sector].extend([[fill ^ 0x55; 512], [0; 512], [fill; 512]]);
+            }
+        }
+    }
+
     fn zero(&mut self, start: u64, sectors: u64, unmap: bool, discard: bool) {
         let volume = self.volume();
         match discard {
@@ -154,6 +181,14 @@ impl Disk {
     fn die(&mut self) {
         self.volume = None;
         self.volume = Some(open(self.folder.path(), &self.paths, u64::MAX).unwrap());
+    }
+
+    /// The same, while it was about to append to the index.
+    fn tear(&mut self, bytes: usize) {
+        self.volume = None;
+        let index = File::options().append(true).open(&self.paths.index);
+        std::io::Write::write_all(&mut index.unwrap(), &vec![7; bytes]).unwrap();
+        self.die();
     }
 
     /// The machine starts again: what is in memory only is gone, the rest is as it was, for all
@@ -200,8 +235,12 @@ enum Step {
     Write(u64, u64),
     Discard(u64, u64),
     Zero(u64, u64, bool),
+    /// Some threads write at the same time, from there on, so many sectors each.
+    Together(u64, u64),
     Flush,
     Die,
+    /// So many bytes of an index entry were written when the process died.
+    Tear(usize),
     LosePower,
 }
 
@@ -216,8 +255,11 @@ fn step() -> impl Strategy<Value = Step> {
         3 => range().prop_map(|(start, sectors)| Step::Discard(start, sectors)),
         2 => (range(), any::<bool>())
             .prop_map(|((start, sectors), unmap)| Step::Zero(start, sectors, unmap)),
+        2 => (0..SECTORS - 4 * 20, 1..20_u64)
+            .prop_map(|(start, sectors)| Step::Together(start, sectors)),
         2 => Just(Step::Flush),
         1 => Just(Step::Die),
+        1 => (1..16_usize).prop_map(Step::Tear),
         1 => Just(Step::LosePower),
     ]
 }
@@ -233,7 +275,9 @@ proptest! {
                     Step::Write(start, sectors) => disk.write(start, sectors),
                     Step::Discard(start, sectors) => disk.zero(start, sectors, true, true),
                     Step::Zero(start, sectors, unmap) => disk.zero(start, sectors, unmap, false),
+                    Step::Together(start, sectors) => disk.write_together(start, sectors),
                     Step::Flush => disk.flush(),
+                    Step::Tear(bytes) => disk.tear(bytes),
                     Step::Die => disk.die(),
                     Step::LosePower => disk.lose_power(),
                 }
@@ -294,13 +338,7 @@ fn a_torn_tail_is_cut_off() {
         let mut disk = Disk::new(kind);
         disk.write(10, 4);
         disk.flush();
-        disk.volume = None;
-        let file = File::options()
-            .append(true)
-            .open(&disk.paths.index)
-            .unwrap();
-        std::io::Write::write_all(&mut &file, &[7; 9]).unwrap();
-        disk.die();
+        disk.tear(9);
         disk.check();
         disk.write(12, 30);
         disk.flush();

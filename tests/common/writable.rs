@@ -4,8 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ovbd_vhost::upper::journal;
+use ovbd_vhost::format::lsmt::Header;
+use ovbd_vhost::format::lsmt::writable::Kind;
+use ovbd_vhost::upper::{self, Paths, journal};
 use tempfile::TempDir;
+use uuid::Uuid;
 
 use super::daemon::Daemon;
 use super::disk::deep;
@@ -31,6 +34,25 @@ impl Writable {
     /// Serves it with more options on the daemon's command line.
     pub fn serve_with(options: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("temporary directory");
+        Self::serve_in(folder, options)
+    }
+
+    /// Serves it with a new layer of a kind that is not the usual one.
+    pub fn serve_kind(kind: Kind, options: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("temporary directory");
+        let paths = Paths {
+            data: folder.path().join("upper.data"),
+            index: folder.path().join("upper.index"),
+        };
+        let header = Header {
+            index_offset: 0,
+            index_entries: 0,
+            virtual_size: deep().1.len() as u64,
+            uuid: Uuid::new_v4(),
+            parent_uuid: Uuid::nil(),
+            message: Vec::new(),
+        };
+        upper::create(&paths, kind, &header).expect("a layer");
         Self::serve_in(folder, options)
     }
 

@@ -127,9 +127,33 @@ fn a_second_machine_reads_what_the_first_one_wrote_from_a_committed_layer() {
 
 #[test]
 fn a_killed_daemon_is_restarted_and_the_guest_writes_on() {
+    write_on_after_kills("hybrid");
+}
+
+#[test]
+fn so_is_one_whose_layer_is_sparse() {
+    write_on_after_kills("sparse");
+}
+
+#[test]
+fn so_is_one_whose_layer_only_grows() {
+    write_on_after_kills("append");
+}
+
+fn write_on_after_kills(kind: &str) {
     let dir = tempdir().unwrap();
     let layer = file_system(dir.path());
     let upper = dir.path().join("upper");
+    fs::create_dir(&upper).unwrap();
+    let mut create = command(env!("CARGO_BIN_EXE_ovbd"));
+    create.current_dir(&upper).args(["upper", "create"]);
+    create.args([
+        "data=upper.data,index=upper.index",
+        "--type",
+        kind,
+        "--parent",
+    ]);
+    output(create.arg(&layer));
     let mut daemon = serve(&layer, &upper);
     let mut linux = Linux::boot(dir.path(), &daemon.socket());
     linux.run(MOUNT);

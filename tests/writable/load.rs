@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use ovbd_vhost::format::lsmt::writable::Kind;
+
 use crate::assert_disk;
 use crate::common::content::Random;
 use crate::common::memory::Memory;
@@ -14,14 +16,15 @@ use crate::common::returning::Returning;
 use crate::common::session::feature;
 use crate::common::writable::Writable;
 
+const KINDS: [Kind; 3] = [Kind::Append, Kind::Sparse, Kind::Hybrid];
 const QUEUES: usize = 3;
 const DEPTH: usize = 16;
 const SIZE: u16 = 128;
 
 /// Runs mixed requests on all queues while `disturb` is called `rounds` times; it leaves a daemon
 /// that listens. Every request is answered, once and well, and the disk reads as what was written.
-fn under_load(options: &[&str], rounds: u64, disturb: impl Fn(&mut Writable, u64)) {
-    let mut disk = Writable::serve_with(options);
+fn under_load(kind: Kind, options: &[&str], rounds: u64, disturb: impl Fn(&mut Writable, u64)) {
+    let mut disk = Writable::serve_kind(kind, options);
     let memory = Memory::typical();
     let event_idx = Returning::wanted().features & feature::EVENT_IDX != 0;
     let mixed: Vec<_> = (0..QUEUES)
@@ -76,25 +79,29 @@ fn under_load(options: &[&str], rounds: u64, disturb: impl Fn(&mut Writable, u64
 
 #[test]
 fn several_queues_read_and_write_at_depth() {
-    under_load(&[], 0, |_, _| {});
+    for kind in KINDS {
+        under_load(kind, &[], 0, |_, _| {});
+    }
 }
 
 #[test]
 fn several_queues_without_io_uring() {
-    under_load(&["--io", "pread"], 0, |_, _| {});
+    under_load(Kind::Hybrid, &["--io", "pread"], 0, |_, _| {});
 }
 
 #[test]
 fn killed_and_started_again() {
-    under_load(&[], 30, |disk, _| disk.crash());
+    for kind in KINDS {
+        under_load(kind, &[], 15, |disk, _| disk.crash());
+    }
 }
 
 #[test]
 fn asked_to_stop_and_started_again() {
-    under_load(&[], 10, |disk, _| disk.stop_and_start());
+    under_load(Kind::Hybrid, &[], 10, |disk, _| disk.stop_and_start());
 }
 
 #[test]
 fn the_connection_is_lost_and_made_again() {
-    under_load(&[], 30, |_, _| {});
+    under_load(Kind::Hybrid, &[], 30, |_, _| {});
 }
