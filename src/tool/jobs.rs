@@ -3,6 +3,7 @@
 //! What is in memory is copied into a job. What lies in files is only noted there, and fetched by
 //! the thread that does the job, so that reading overlaps with compressing.
 
+use std::mem;
 use std::num::NonZero;
 use std::thread::Scope;
 
@@ -15,7 +16,8 @@ const JOB_LEN: usize = 256 * 1024;
 /// A piece of the layer, and what becomes of it.
 #[derive(Default)]
 pub struct Job {
-    /// Room for its bytes, which is never made smaller: clearing it would take time.
+    /// Room for its bytes, which is never made smaller: clearing it would take time. A job of which
+    /// all is to be fetched gets it from the thread that does it.
     room: Vec<u8>,
     len: usize,
     fetches: Vec<Fetch>,
@@ -47,9 +49,8 @@ impl Job {
         &self.room[..self.len]
     }
 
-    /// Makes room for up to `wanted` bytes: how many more it takes.
-    fn grow(&mut self, wanted: u64) -> usize {
-        self.room.resize(JOB_LEN, 0);
+    /// How many more bytes of those wanted it takes.
+    fn takes(&self, wanted: u64) -> usize {
         wanted.min((JOB_LEN - self.len) as u64) as usize
     }
 
@@ -98,12 +99,22 @@ impl Jobs {
     {
         let worker = || {
             let (mut fetch, mut pack) = (fetch(), pack());
+            let mut own_room = Vec::new();
             move |mut job: Job| {
+                // What only passes through stays in this processor's cache.
+                let lent = job.room.is_empty();
+                if lent {
+                    mem::swap(&mut job.room, &mut own_room);
+                    job.room.resize(JOB_LEN, 0);
+                }
                 let Job { room, fetches, .. } = &mut job;
                 for Fetch { at, len, from } in fetches {
                     fetch(*from, &mut room[*at..*at + *len])?;
                 }
                 pack(&mut job)?;
+                if lent && !job.stored.is_empty() {
+                    mem::swap(&mut job.room, &mut own_room);
+                }
                 Ok(job)
             }
         };
@@ -124,7 +135,8 @@ impl Jobs {
         mut done: impl FnMut(&Job) -> Result<(), Error>,
     ) -> Result<(), Error> {
         while !bytes.is_empty() {
-            let part = self.pending.grow(bytes.len() as u64);
+            let part = self.pending.takes(bytes.len() as u64);
+            self.pending.room.resize(JOB_LEN, 0);
             let (now, later) = bytes.split_at(part);
             let at = self.pending.len;
             self.pending.room[at..at + part].copy_from_slice(now);
@@ -146,7 +158,7 @@ impl Jobs {
         mut done: impl FnMut(&Job) -> Result<(), Error>,
     ) -> Result<(), Error> {
         while len > 0 {
-            let part = self.pending.grow(len);
+            let part = self.pending.takes(len);
             self.pending.note(part, from);
             (len, from) = (len - part as u64, from + part as u64);
             self.submit_full(&mut done)?;
@@ -163,7 +175,7 @@ impl Jobs {
 
     fn submit(&mut self, mut done: impl FnMut(&Job) -> Result<(), Error>) -> Result<(), Error> {
         let next = self.spare.pop().unwrap_or_default();
-        let job = std::mem::replace(&mut self.pending, next);
+        let job = mem::replace(&mut self.pending, next);
         if let Some(oldest) = self.under_way.push(job)? {
             let mut job = oldest?;
             done(&job)?;
