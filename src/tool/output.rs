@@ -2,7 +2,8 @@
 //!
 //! It is written without a name, or under a temporary one where the file system knows no files
 //! without; [`NewFile::publish`] makes it durable and gives it its name. Until then a failure leaves
-//! nothing behind, and what had the name before is as it was.
+//! nothing behind, and what had the name before is as it was. (Killed in the moment in which it takes
+//! another file's place, it leaves the temporary name, which starts with a point and ends with `.tmp`.)
 //!
 //! A large file is written from front to back by an [`Appender`]; whatever else is done to it comes
 //! after that.
