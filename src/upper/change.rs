@@ -220,24 +220,6 @@ impl Upper {
         Ok(waiting.pending.len() < self.max_pending)
     }
 
-    /// Refuses a data file that somebody cut short.
-    pub(super) fn check_len(&self) -> Result<(), Error> {
-        let expected = self.len.load(Ordering::Acquire);
-        let path = &self.paths.data;
-        let found = rustix::fs::fstat(&self.file)
-            .map_err(|errno| Error::file("examine", path)(errno.into()))?;
-        // Never negative.
-        let found = found.st_size as u64;
-        if found < expected {
-            return Err(Error::CutShort {
-                path: path.clone(),
-                expected,
-                found,
-            });
-        }
-        Ok(())
-    }
-
     /// Where the parts of a write go: what is held in place, the rest to free sectors.
     fn targets(&self, start: u64, sectors: u64) -> Result<(Vec<Target>, Hold), Error> {
         let end = start + sectors;

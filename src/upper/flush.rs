@@ -31,7 +31,7 @@ impl Upper {
     }
 
     fn flush_all(&self, flusher: &mut Flusher) -> Result<(), Error> {
-        self.check_len()?;
+        self.check_len_apart()?;
         let is_cut = flusher.log.is_cut_short()?;
         let entries = flusher.log.entries();
         let is_full = |more: usize| entries + more as u64 > self.max_log;

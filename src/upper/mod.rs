@@ -19,6 +19,7 @@ mod change;
 mod error;
 mod flush;
 pub mod journal;
+mod length;
 pub mod list;
 pub mod load;
 pub mod log;

@@ -93,6 +93,7 @@ const WRITING: &[c_long] = &[
     libc::SYS_pwrite64,
     libc::SYS_fallocate,       // discards
     libc::SYS_sync_file_range, // large writes
+    libc::SYS_lseek,           // how long it is
     libc::SYS_fdatasync,
     libc::SYS_fsync,
 ];
@@ -100,7 +101,6 @@ const WRITING: &[c_long] = &[
 /// To put a file of a writable layer in another's place. Landlock keeps these to its directory.
 const OPENING: &[c_long] = &[
     libc::SYS_openat,
-    libc::SYS_lseek,
     libc::SYS_flock,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_rename,
