@@ -101,14 +101,7 @@ fn what_others_wrote_since_outlives_the_journal() {
             data: folder.path().join("data"),
             index: folder.path().join("index"),
         };
-        let header = Header {
-            index_offset: 0,
-            index_entries: 0,
-            virtual_size: image().size(),
-            uuid: uuid::Uuid::from_u128(3),
-            parent_uuid: Default::default(),
-            message: Vec::new(),
-        };
+        let header = Header::empty(image().size(), uuid::Uuid::from_u128(3), Default::default());
         create(&paths, kind, &header).unwrap();
         let volume = open(&case, &paths);
         let mut flushed = content(&volume);

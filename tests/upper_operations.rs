@@ -32,14 +32,7 @@ fn paths(folder: &Path) -> Paths {
 
 /// Makes an upper in `folder` and writes to it; all is durable in the end, or only answered.
 fn work(folder: &Path, kind: Kind, durable: bool) {
-    let header = Header {
-        index_offset: 0,
-        index_entries: 0,
-        virtual_size: SECTORS * 512,
-        uuid: Uuid::from_u128(1),
-        parent_uuid: Uuid::nil(),
-        message: Vec::new(),
-    };
+    let header = Header::empty(SECTORS * 512, Uuid::from_u128(1), Uuid::nil());
     create(&paths(folder), kind, &header).unwrap();
     let options = Options::default();
     let upper = Upper::open(&paths(folder), &options).unwrap();

@@ -252,14 +252,7 @@ fn write_upper(dir: &Path, bytes: &[u8]) -> Paths {
         data: dir.join("data"),
         index: dir.join("index"),
     };
-    let header = Header {
-        index_offset: 0,
-        index_entries: 0,
-        virtual_size: bytes.len() as u64,
-        uuid: Uuid::new_v4(),
-        parent_uuid: Uuid::nil(),
-        message: Vec::new(),
-    };
+    let header = Header::empty(bytes.len() as u64, Uuid::new_v4(), Uuid::nil());
     upper::create(&paths, Kind::Hybrid, &header).expect("an upper");
     let upper = Upper::open(&paths, &Options::default()).expect("the upper");
     let pieces: Vec<_> = bytes.chunks(PIECE).collect();

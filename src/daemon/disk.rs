@@ -124,14 +124,11 @@ fn find_or_create(folder: &Path, stack: &Stack) -> Result<Paths, Error> {
         fs::remove_file(&paths.data).map_err(failed("remove", &paths.data))?;
     }
     let image = Image::open(stack).map_err(Error::Image)?;
-    let header = Header {
-        index_offset: 0,
-        index_entries: 0,
-        virtual_size: image.sectors().0 * SECTOR_SIZE,
-        uuid: Uuid::new_v4(),
-        parent_uuid: image.layers().last().map_or(Uuid::nil(), Layer::uuid),
-        message: Vec::new(),
-    };
+    let header = Header::empty(
+        image.sectors().0 * SECTOR_SIZE,
+        Uuid::new_v4(),
+        image.layers().last().map_or(Uuid::nil(), Layer::uuid),
+    );
     upper::create(&paths, Kind::Hybrid, &header).map_err(Error::Upper)?;
     log::info!("made the writable layer {}", paths.data.display());
     Ok(paths)

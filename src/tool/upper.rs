@@ -38,13 +38,10 @@ pub fn create(task: &CreateUpper) -> Result<(), Error> {
     let image = image.as_ref();
     let size = image.map_or(0, Image::size);
     let top = image.and_then(|image| image.layers().last());
-    let header = Header {
-        index_offset: 0,
-        index_entries: 0,
-        virtual_size: task.size.unwrap_or(size),
-        uuid: task.uuid.unwrap_or_else(Uuid::new_v4),
-        parent_uuid: top.map_or(Uuid::nil(), |top| top.uuid()),
-        message: Vec::new(),
-    };
+    let header = Header::empty(
+        task.size.unwrap_or(size),
+        task.uuid.unwrap_or_else(Uuid::new_v4),
+        top.map_or(Uuid::nil(), |top| top.uuid()),
+    );
     Ok(upper::create(&task.paths, task.kind, &header)?)
 }

@@ -429,14 +429,7 @@ mod tests {
             data: folder.join("data"),
             index: folder.join("index"),
         };
-        let header = Header {
-            index_offset: 0,
-            index_entries: 0,
-            virtual_size: 1 << 20,
-            uuid: Uuid::new_v4(),
-            parent_uuid: Uuid::nil(),
-            message: Vec::new(),
-        };
+        let header = Header::empty(1 << 20, Uuid::new_v4(), Uuid::nil());
         create(&paths, Kind::Hybrid, &header).unwrap();
         Upper::open(&paths, &Options::default()).unwrap()
     }

@@ -94,14 +94,7 @@ mod tests {
     fn what_waits_has_room_in_a_new_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("index");
-        let header = Header {
-            index_offset: 0,
-            index_entries: 0,
-            virtual_size: 1 << 20,
-            uuid: Uuid::new_v4(),
-            parent_uuid: Uuid::nil(),
-            message: Vec::new(),
-        };
+        let header = Header::empty(1 << 20, Uuid::new_v4(), Uuid::nil());
         Log::create(&path, &header).unwrap();
         let (log, _) = Log::open(&path, true).unwrap();
         let len = log.end();

@@ -11,14 +11,7 @@ use uuid::Uuid;
 
 /// The header of a writable layer for a disk of `virtual_size` bytes.
 pub fn upper_header(virtual_size: u64, uuid: Uuid) -> lsmt::Header {
-    lsmt::Header {
-        index_offset: 0,
-        index_entries: 0,
-        virtual_size,
-        uuid,
-        parent_uuid: Uuid::nil(),
-        message: Vec::new(),
-    }
+    lsmt::Header::empty(virtual_size, uuid, Uuid::nil())
 }
 
 /// What a test wants in a layer. Add content in ascending order of sectors.

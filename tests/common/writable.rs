@@ -44,14 +44,7 @@ impl Writable {
             data: folder.path().join("upper.data"),
             index: folder.path().join("upper.index"),
         };
-        let header = Header {
-            index_offset: 0,
-            index_entries: 0,
-            virtual_size: deep().1.len() as u64,
-            uuid: Uuid::new_v4(),
-            parent_uuid: Uuid::nil(),
-            message: Vec::new(),
-        };
+        let header = Header::empty(deep().1.len() as u64, Uuid::new_v4(), Uuid::nil());
         upper::create(&paths, kind, &header).expect("a layer");
         Self::serve_in(folder, options)
     }

@@ -22,14 +22,7 @@ pub fn paths(dir: &TempDir) -> Paths {
 pub const UPPER: &str = "data=u.data,index=u.index";
 
 pub fn header(size: u64) -> Header {
-    Header {
-        index_offset: 0,
-        index_entries: 0,
-        virtual_size: size,
-        uuid: Uuid::from_u128(0x77),
-        parent_uuid: Uuid::from_u128(0x66),
-        message: Vec::new(),
-    }
+    Header::empty(size, Uuid::from_u128(0x77), Uuid::from_u128(0x66))
 }
 
 /// An upper of a process that was killed while it wrote: some of what it holds is only in the

@@ -72,14 +72,7 @@ fn files_and_config_name_the_same_layer() {
 fn an_upper_needs_no_layers() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str| folder.path().join(name);
-    let header = Header {
-        index_offset: 0,
-        index_entries: 0,
-        virtual_size: 9 << 20,
-        uuid: Uuid::from_u128(5),
-        parent_uuid: Uuid::nil(),
-        message: Vec::new(),
-    };
+    let header = Header::empty(9 << 20, Uuid::from_u128(5), Uuid::nil());
     let paths = Paths {
         data: file("d"),
         index: file("i"),

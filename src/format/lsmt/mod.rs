@@ -168,6 +168,18 @@ pub struct Header {
 }
 
 impl Header {
+    /// That of a layer that holds nothing yet, for a disk of so many bytes.
+    pub fn empty(virtual_size: u64, uuid: Uuid, parent_uuid: Uuid) -> Self {
+        Self {
+            index_offset: 0,
+            index_entries: 0,
+            virtual_size,
+            uuid,
+            parent_uuid,
+            message: Vec::new(),
+        }
+    }
+
     /// Whether `bytes` start with the magic of an LSMT structure.
     pub fn has_magic(bytes: &[u8]) -> bool {
         bytes.starts_with(&MAGIC)
