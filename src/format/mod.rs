@@ -6,6 +6,7 @@
 //! trusts none of them.
 
 pub mod crc;
+pub mod digest;
 pub mod lsmt;
 pub mod tar;
 pub mod zfile;
