@@ -3,8 +3,6 @@
 //! They count processor time of their thread, but for opening, which has many and is waited for.
 #![allow(missing_docs)] // What `criterion_group!` makes has none.
 
-#[path = "../../tests/common/layers.rs"]
-mod layers;
 mod thread_time;
 mod wide;
 

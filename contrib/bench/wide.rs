@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use ovbd_vhost::format::lsmt::Mapping;
 use ovbd_vhost::units::Sector;
 
-use crate::layers::{self, LayerBuilder, Pack};
+use common::layers::{self, LayerBuilder, Pack};
 
 /// Sectors of a mapping: one block.
 pub const SECTORS: u64 = 8;

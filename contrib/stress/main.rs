@@ -1,8 +1,6 @@
 //! Soaks the daemon: see `contrib/stress/README.md`.
 #![allow(clippy::print_stdout)] // The summary.
 
-#[path = "../../tests/common/mod.rs"]
-mod common;
 mod soak;
 
 use std::process::ExitCode;

@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::PATIENCE;
+use super::{PATIENCE, programs};
 
 /// A command line of the daemon that nothing was added to yet.
 pub fn command() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ovbd-vhost"));
+    let mut command = Command::new(programs::path("ovbd-vhost"));
     command
         .stdin(Stdio::null())
         .env_remove("NOTIFY_SOCKET")

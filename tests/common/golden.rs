@@ -1,5 +1,4 @@
 //! The golden images: unpacked once into the build directory, described by their manifest.
-#![allow(dead_code)] // each test binary uses its part
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,6 +7,8 @@ use std::sync::OnceLock;
 
 use ovbd_vhost::upper::Paths;
 use serde_json::Value;
+
+use super::programs;
 
 const ARCHIVE: &[u8] = include_bytes!("../data/golden.tar.zst");
 const MANIFEST: &str = include_str!("../data/MANIFEST.json");
@@ -116,7 +117,7 @@ pub fn path(name: &str) -> PathBuf {
 
 /// Unpacks the archive unless an earlier run did; test binaries may race for it.
 fn unpack() -> PathBuf {
-    let build = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let build = programs::temporary();
     let folder = build.join(format!(
         "golden-{:08x}",
         ovbd_vhost::format::crc::raw(!0, ARCHIVE)
@@ -124,7 +125,7 @@ fn unpack() -> PathBuf {
     if folder.exists() {
         return folder;
     }
-    let fresh = tempfile::tempdir_in(build).unwrap();
+    let fresh = tempfile::tempdir_in(&build).unwrap();
     let len = zstd_safe::get_frame_content_size(ARCHIVE).unwrap().unwrap();
     let mut tar = vec![0; usize::try_from(len).unwrap()];
     assert_eq!(zstd_safe::decompress(&mut tar[..], ARCHIVE), Ok(tar.len()));

@@ -1,5 +1,4 @@
 //! Builds layers for tests, from the structures up.
-#![allow(dead_code)] // each test binary uses its part
 
 use std::path::{Path, PathBuf};
 

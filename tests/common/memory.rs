@@ -45,6 +45,7 @@ impl Region {
     }
 
     /// Bytes.
+    #[allow(clippy::len_without_is_empty, reason = "no region is empty")]
     pub fn len(&self) -> u64 {
         self.mapping.len()
     }

@@ -1,9 +1,6 @@
 //! A file system in memory that records what is done to it, tells what a crash at any moment may
 //! leave, and fails on demand.
 
-// Some tests only watch.
-#![allow(dead_code)]
-
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -25,38 +22,63 @@ const ROOT: INodeNo = INodeNo(1);
 /// Something done to a file, named by its number, or to the folder.
 #[derive(Clone, Debug)]
 pub enum Op {
+    /// A new, empty file.
     Create {
+        /// Its name.
         name: OsString,
+        /// Its number.
         file: u64,
     },
+    /// A write.
     Write {
+        /// The file.
         file: u64,
+        /// Position of the first byte.
         at: usize,
+        /// What was written.
         bytes: Vec<u8>,
     },
+    /// A change of the length, by `ftruncate`.
     Resize {
+        /// The file.
         file: u64,
+        /// The new length in bytes.
         len: usize,
     },
+    /// A hole or zeros, by `fallocate`.
     Zero {
+        /// The file.
         file: u64,
+        /// Position of the first byte.
         at: usize,
+        /// Bytes that are zero now.
         len: usize,
     },
+    /// An `fsync` of a file.
     Sync {
+        /// The file.
         file: u64,
     },
+    /// A new name in place of the old one.
     Rename {
+        /// The old name.
         from: OsString,
+        /// The new name.
         to: OsString,
     },
+    /// A further name.
     Link {
+        /// The file.
         file: u64,
+        /// The further name.
         name: OsString,
     },
+    /// A name that is gone.
     Remove {
+        /// The name.
         name: OsString,
     },
+    /// An `fsync` of the folder.
     SyncFolder,
 }
 
@@ -106,16 +128,21 @@ impl Files {
 /// What can be made to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
+    /// To make a file.
     Create,
+    /// To write.
     Write,
+    /// To change the length.
     Resize,
     /// To take room for what is written later.
     Reserve,
+    /// To sync a file.
     Sync,
     /// From this name.
     Rename,
     /// To this name.
     Link,
+    /// To sync the folder.
     SyncFolder,
 }
 

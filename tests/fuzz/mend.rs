@@ -10,7 +10,7 @@ use ovbd_vhost::image::layer::Layer;
 use ovbd_vhost::image::reader::Reader;
 
 use crate::file::Held;
-use crate::layers::{Pack, wrap_tar, zfile};
+use common::layers::{Pack, wrap_tar, zfile};
 
 const ZFILE_MAGIC: &[u8] = b"ZFile\0\x01\0tuji.yyf@Alibaba";
 /// Bytes of a ZFile's header, and of its trailer.

@@ -4,12 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-#[path = "../common/golden.rs"]
-mod golden;
-#[path = "../common/layers.rs"]
-mod layers;
-
-use layers::{LayerBuilder, Pack, noise, wrap_tar, zfile};
+use common::golden;
+use common::layers::{self, LayerBuilder, Pack, noise, wrap_tar, zfile};
 use ovbd_vhost::format::lsmt::Mapping;
 use ovbd_vhost::format::tar;
 use ovbd_vhost::format::zfile::Algorithm;

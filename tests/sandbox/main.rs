@@ -3,8 +3,6 @@
 //! The running daemon is looked at from outside (`/proc`). What its fences hold back is tried from
 //! inside (`probes`).
 
-#[path = "../common/mod.rs"]
-mod common;
 mod probes;
 mod users;
 

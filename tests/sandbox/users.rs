@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::common::PATIENCE;
-use crate::common::daemon;
-use crate::common::disk;
-use crate::common::guest::{Guest, Options};
 use crate::{field, statuses};
+use common::PATIENCE;
+use common::daemon;
+use common::disk;
+use common::guest::{Guest, Options};
 
 /// Starts the daemon as nobody, on layers only the starter may read.
 #[test]

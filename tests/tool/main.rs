@@ -1,14 +1,11 @@
-//! Runs the `ovbd` image tool and looks at what it wrote and said.
+//! The programs as they are run by hand: the `ovbd` image tool, what it wrote and said, and the
+//! command line of the daemon.
 
 mod check;
+mod command_line;
 mod commit;
-#[path = "../common/content.rs"]
-#[allow(dead_code)]
-mod content;
 mod create;
 mod export;
-#[path = "../common/golden.rs"]
-mod golden;
 mod inspect;
 mod merge;
 mod seal;
@@ -22,7 +19,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use content::{Random, difference, tagged};
+use common::content::{Random, difference, tagged};
+use common::golden;
 use ovbd_vhost::image::Image;
 use ovbd_vhost::image::reader::Reader;
 use ovbd_vhost::image::spec::Stack;

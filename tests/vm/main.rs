@@ -3,9 +3,6 @@
 //! `common` holds what must be read and the daemon that serves it, `machine` is QEMU, and two guests
 //! run on it: `linux` (a real driver, a real file system) and `tiny` (a driver that breaks the rules).
 
-#[path = "../common/mod.rs"]
-mod common;
-
 mod linux;
 mod machine;
 mod process;
@@ -23,10 +20,10 @@ use ovbd_vhost::units::Sector;
 use sha2::{Digest, Sha256};
 use tempfile::tempdir;
 
-use crate::common::daemon::Daemon;
-use crate::common::golden::{self, Case};
 use crate::linux::Linux;
 use crate::process::{output, tool};
+use common::daemon::Daemon;
+use common::golden::{self, Case};
 
 /// An ext4 file system in three layers.
 const IMAGE: &str = "07s-ext4-3layer-small";

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use tempfile::tempdir;
 
-use crate::common::golden;
 use crate::linux::Linux;
 use crate::{IMAGE, assert_no_disk_errors, serve};
+use common::golden;
 
 /// Rounds, unless `OVBD_TEST_KILLS` says otherwise.
 const KILLS: u32 = 5;

@@ -14,9 +14,9 @@ use ovbd_vhost::upper::{Options, Paths, Snapshots};
 use tempfile::tempdir;
 
 use crate::assert_no_disk_errors;
-use crate::common::daemon::Daemon;
 use crate::linux::Linux;
 use crate::process::{command, output, tool};
+use common::daemon::Daemon;
 
 /// Times the daemon is killed under the guest.
 const KILLS: u32 = 5;

@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 use crate::Result;
 use vm_memory::VolatileSlice;
 
-use crate::common::PATIENCE;
-use crate::common::blk;
-use crate::common::load::{Load, Shape};
-use crate::common::memory::{Memory, Region};
-use crate::common::ring::{Addresses, Ring};
-use crate::common::session::{Session, Wanted, feature};
 use crate::content::{BLOCK, Content, WINDOW};
 use crate::histogram::Histogram;
+use common::PATIENCE;
+use common::blk;
+use common::load::{Load, Shape};
+use common::memory::{Memory, Region};
+use common::ring::{Addresses, Ring};
+use common::session::{Session, Wanted, feature};
 
 const SECTORS_PER_BLOCK: u64 = BLOCK as u64 / blk::SECTOR;
 

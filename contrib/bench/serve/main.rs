@@ -2,9 +2,6 @@
 //! vhost-user with one front-end, and compares what that took. See `contrib/bench/README.md`.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // Results, and progress.
 
-#[path = "../../../tests/common/mod.rs"]
-mod common;
-
 #[path = "../wide.rs"]
 mod wide;
 
@@ -29,7 +26,6 @@ use std::time::Duration;
 use clap::Parser;
 
 use bare::Bare;
-use common::layers;
 use content::Content;
 use data::{Data, FORMS};
 use drive::{Connection, Limit, Outcome, WORKLOADS, Workload};

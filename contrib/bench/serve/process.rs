@@ -13,7 +13,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tempfile::TempDir;
 
 use crate::Result;
-use crate::common::PATIENCE;
+use common::PATIENCE;
 
 /// How long a daemon may take to end.
 const LAST_WORDS: Duration = Duration::from_secs(5);

@@ -5,8 +5,6 @@
 //! promise, at the same moments.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // Results, and progress.
 
-#[path = "../../../tests/common/mod.rs"]
-mod common;
 #[allow(dead_code)] // the other benchmark uses all of it
 #[path = "../serve/histogram.rs"]
 mod histogram;

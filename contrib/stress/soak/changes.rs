@@ -2,9 +2,9 @@
 //! on the disk in the end.
 
 use super::counts::Counts;
-use crate::common::blk::SECTOR;
-use crate::common::guest::Guest;
-use crate::common::mixed::Mixed;
+use common::blk::SECTOR;
+use common::guest::Guest;
+use common::mixed::Mixed;
 
 /// Requests in flight on each queue.
 pub const DEPTH: usize = 16;

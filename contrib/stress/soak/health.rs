@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::common::daemon::Daemon;
+use common::daemon::Daemon;
 
 /// Growth of private memory that is no leak: noise of the allocator.
 const SLACK_KIB: u64 = 1024;

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use ovbd_vhost::format::zfile::Algorithm;
 
-use crate::common::blk::SECTOR;
-use crate::common::content::Random;
-use crate::common::layers::{LayerBuilder, Pack, noise, wrap_tar, zfile};
+use common::blk::SECTOR;
+use common::content::Random;
+use common::layers::{LayerBuilder, Pack, noise, wrap_tar, zfile};
 
 /// Sectors of each disk.
 const SECTORS: u64 = 64 << 10;

@@ -18,7 +18,7 @@ use device::Plan;
 use health::Health;
 use images::{Form, Image};
 
-use crate::common::content::Random;
+use common::content::Random;
 
 /// A shorter run says nothing about growth.
 const LONG: Duration = Duration::from_secs(5 * 60);

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::counts::Counts;
 use super::images::Image;
-use crate::common::blk::{IOERR, OK, SECTOR};
-use crate::common::content::Random;
-use crate::common::load::{Load, Shape};
+use common::blk::{IOERR, OK, SECTOR};
+use common::content::Random;
+use common::load::{Load, Shape};
 
 /// One shape of reads for each queue.
 pub const SHAPES: [Shape; 2] = [

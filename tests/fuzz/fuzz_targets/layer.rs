@@ -7,8 +7,6 @@ use ovbd_vhost::image::reader::Reader;
 
 #[path = "../file.rs"]
 mod file;
-#[path = "../../common/layers.rs"]
-mod layers;
 #[path = "../mend.rs"]
 mod mend;
 

@@ -27,6 +27,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use common::layers::{LayerBuilder, Pack, noise, zfile};
 use libfuzzer_sys::fuzz_target;
 use ovbd_vhost::engine::{Disk, Tuning};
 use ovbd_vhost::format::lsmt::Header;
@@ -43,10 +44,6 @@ use tempfile::TempDir;
 
 #[path = "../file.rs"]
 mod file;
-#[path = "../../common/layers.rs"]
-mod layers;
-
-use layers::{LayerBuilder, Pack, noise, zfile};
 
 /// Bytes of the files that can become memory, in-flight area and log.
 const FILE: u64 = 0x10000;

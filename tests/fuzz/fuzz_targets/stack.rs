@@ -5,6 +5,7 @@
 //! number of mappings, a byte with its size, and four bytes for each mapping.
 #![no_main]
 
+use common::layers::{LayerBuilder, Pack, wrap_tar, zfile};
 use libfuzzer_sys::fuzz_target;
 use ovbd_vhost::format::zfile::Algorithm;
 use ovbd_vhost::image::Image;
@@ -14,10 +15,6 @@ use ovbd_vhost::units::Sector;
 
 #[path = "../file.rs"]
 mod file;
-#[path = "../../common/layers.rs"]
-mod layers;
-
-use layers::{LayerBuilder, Pack, wrap_tar, zfile};
 
 /// Sectors of data in each layer.
 const DATA: u64 = 16;

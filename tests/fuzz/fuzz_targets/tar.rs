@@ -6,8 +6,6 @@ use ovbd_vhost::format::tar;
 
 #[path = "../file.rs"]
 mod file;
-#[path = "../../common/layers.rs"]
-mod layers;
 #[path = "../mend.rs"]
 mod mend;
 

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use common::layers::LayerBuilder;
 use libfuzzer_sys::fuzz_target;
 use ovbd_vhost::format::lsmt::Header;
 use ovbd_vhost::format::lsmt::writable::{Kind, encode_log_header};
@@ -22,8 +23,6 @@ use vm_memory::VolatileSlice;
 
 #[path = "../file.rs"]
 mod file;
-#[path = "../../common/layers.rs"]
-mod layers;
 
 /// Opens the layer above an empty image.
 fn open(paths: &Paths) -> Option<Volume> {
@@ -33,7 +32,7 @@ fn open(paths: &Paths) -> Option<Volume> {
         ..Options::default()
     };
     let upper = Upper::open(paths, &options).ok()?;
-    let held = file::Held::new(&layers::LayerBuilder::new(1 << 20).lsmt());
+    let held = file::Held::new(&LayerBuilder::new(1 << 20).lsmt());
     let image = Image::open(&Stack::new([held.path()])).expect("an empty layer");
     Some(Volume::writable(image, vec![upper]))
 }

@@ -1,0 +1,56 @@
+//! The project's own test front-end: the driver's and the VMM's side of a vhost-user-blk device.
+//!
+//! From guest memory up to whole checks:
+//!
+//! | file | one line |
+//! |---|---|
+//! | `memory` | guest memory in memfds: regions with holes and without, a bump allocator |
+//! | `ring` | the driver's half of one split virtqueue: offer, publish, take |
+//! | `queue` | descriptor chains of any shape over a ring; each answered exactly once |
+//! | `load` | a prefilled ring kept full to a depth: nothing allocated per request |
+//! | `mixed` | requests of all kinds at depth, checked against a model |
+//! | `blk` | virtio-blk requests: header, data, status |
+//! | `session` | one connection: negotiation, memory, starting and stopping queues |
+//! | `returning` | a front-end that keeps memory, queues and in-flight region across connections |
+//! | `guest` | a session with memory and queues, ready to read |
+//! | `raw` | vhost-user messages byte by byte, for what the polite front-end refuses to send |
+//! | `programs` | where the programs under test are, and the folder for temporary files |
+//! | `daemon` | the real `ovbd-vhost` binary as a child process |
+//! | `faulty` | a file system whose one file fails or is slow on demand |
+//! | `recorder` | a file system in memory that records what is done to it, and fails on demand |
+//! | `reference` | a small back-end over a byte vector, to test the front-end itself |
+//! | `content` | bytes that tell where they belong, and a seeded generator |
+//! | `golden`, `layers` | the golden images of `tests/data`, and layers made to order |
+//! | `disk` | the daemon with the disk most tests read |
+//! | `writable` | the daemon with that disk under a writable layer |
+//! | `checks` | what any read-only back-end must do, whichever it is |
+//!
+//! Every wait has a limit of [`PATIENCE`], which only turns a hang into a failure: no verdict
+//! depends on how long something takes.
+
+pub mod blk;
+pub mod checks;
+pub mod content;
+pub mod daemon;
+pub mod disk;
+pub mod faulty;
+pub mod golden;
+pub mod guest;
+pub mod layers;
+pub mod load;
+pub mod memory;
+pub mod mixed;
+pub mod programs;
+pub mod queue;
+pub mod raw;
+pub mod recorder;
+pub mod reference;
+pub mod returning;
+pub mod ring;
+pub mod session;
+pub mod writable;
+
+use std::time::Duration;
+
+/// How long an answer may take before a test calls it a hang.
+pub const PATIENCE: Duration = Duration::from_secs(60);

@@ -1,0 +1,4 @@
+//! A crash after each single step of what is done to a writable layer's files.
+
+mod operations;
+mod writable;

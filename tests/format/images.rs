@@ -1,0 +1,413 @@
+//! Reads what upstream's tools wrote, and what is damaged.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use common::golden;
+use common::layers::{LayerBuilder, Pack, noise, wrap_tar, write, zfile};
+use ovbd_vhost::format::zfile::Algorithm;
+use ovbd_vhost::image::reader::Reader;
+use ovbd_vhost::image::spec::Stack;
+use ovbd_vhost::image::{Error, Image};
+use ovbd_vhost::scatter::Scatter;
+use ovbd_vhost::units::Sector;
+use sha2::{Digest, Sha256};
+use vm_memory::VolatileSlice;
+
+/// A simple generator of numbers, the same each time.
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (self.0 >> 33) % end
+    }
+}
+
+fn open(layers: &[impl AsRef<Path>]) -> Result<Image, Error> {
+    Image::open(&Stack::new(layers.iter().map(AsRef::as_ref)))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The whole disk, up to its size in bytes, read in large pieces.
+fn whole(image: &Image) -> Result<Vec<u8>, Error> {
+    let mut disk = vec![0xEE; (image.sectors().0 * 512) as usize];
+    let mut reader = Reader::new();
+    for (number, chunk) in disk.chunks_mut(1 << 20).enumerate() {
+        reader.read(image, Sector(number as u64 * 2048), chunk)?;
+    }
+    let tail = disk.split_off(image.size() as usize);
+    assert!(
+        tail.iter().all(|byte| *byte == 0),
+        "nothing beyond the size"
+    );
+    Ok(disk)
+}
+
+/// Reads at random places, into random pieces of memory.
+fn random_reads(image: &Image, disk: &[u8], seed: u64, count: usize) {
+    let mut numbers = Numbers(seed);
+    let mut reader = Reader::new();
+    let mut padded = disk.to_vec();
+    padded.resize((image.sectors().0 * 512) as usize, 0);
+    for _ in 0..count {
+        let start = numbers.below(image.sectors().0);
+        let len = 1 + numbers.below(256.min(image.sectors().0 - start));
+        let mut buffer = vec![0xEE; len as usize * 512];
+        let mut scatter = Scatter::new();
+        let mut rest = &mut buffer[..];
+        while !rest.is_empty() {
+            let cut = 1 + numbers.below(20_000.min(rest.len() as u64));
+            let (piece, after) = rest.split_at_mut(cut as usize);
+            scatter.push(VolatileSlice::from(piece));
+            rest = after;
+        }
+        reader.read_scatter(image, Sector(start), &scatter).unwrap();
+        drop(scatter);
+        let at = start as usize * 512;
+        assert!(
+            buffer == padded[at..at + buffer.len()],
+            "{len} sectors at {start}"
+        );
+    }
+}
+
+#[test]
+fn every_golden_image_reads_as_written() {
+    let mut seen = 0;
+    for case in golden::cases() {
+        if case.has_upper || case.name.starts_with("14") {
+            continue;
+        }
+        let image = open(&case.layers).unwrap_or_else(|error| panic!("{}: {error:?}", case.name));
+        assert_eq!(image.size(), case.size, "{}", case.name);
+        let disk = whole(&image).unwrap();
+        assert_eq!(hex(&Sha256::digest(&disk)), case.sha256, "{}", case.name);
+        random_reads(&image, &disk, case.size, 300);
+        seen += 1;
+    }
+    assert_eq!(seen, 21);
+}
+
+#[test]
+fn the_base_layer_of_upstream_opens() {
+    let path = golden::path("base-ext4_64/ext4_64");
+    let image = open(&[&path]).unwrap();
+    assert_eq!(image.size(), 64 << 30);
+    let layer = &image.layers()[0];
+    assert_eq!(layer.mappings(), 8323);
+    assert!(!layer.container().packing().unwrap().header().digest);
+    let mut reader = Reader::new();
+    let mut superblock = [0; 1024];
+    reader.read(&image, Sector(2), &mut superblock).unwrap();
+    assert_eq!(superblock[56..58], [0x53, 0xEF], "magic of ext4");
+    for segment in image.index().iter() {
+        let mut bytes = vec![0; segment.length() as usize * 512];
+        reader
+            .read(&image, Sector(segment.start()), &mut bytes)
+            .unwrap();
+    }
+}
+
+#[test]
+fn all_forms_of_a_committed_layer_hold_the_same() {
+    let open = |name| open(&[golden::path(&format!("commit-pairs/{name}"))]).unwrap();
+    let raw = open("raw.obd");
+    let disk = whole(&raw).unwrap();
+    for name in ["lz4.obd", "zstd.obd", "lz4.tar"] {
+        assert!(whole(&open(name)).unwrap() == disk, "{name}");
+    }
+    assert_eq!(open("lz4.obd").serial(1), open("lz4.tar").serial(1));
+    assert_eq!(raw.serial(1).len(), 20);
+    let trailer = raw.layers()[0].trailer();
+    assert_eq!(trailer.message, b"golden pair");
+    assert_eq!(
+        trailer.uuid.to_string(),
+        "11111111-2222-3333-4444-555555555555"
+    );
+}
+
+#[test]
+fn our_headers_are_those_of_upstream() {
+    use ovbd_vhost::format::{lsmt, tar, zfile};
+    let raw = std::fs::read(golden::path("commit-pairs/raw.obd")).unwrap();
+    for (part, at) in [
+        (lsmt::Part::Header, 0),
+        (lsmt::Part::Trailer, raw.len() - 4096),
+    ] {
+        let bytes = raw[at..].first_chunk().unwrap();
+        assert!(
+            lsmt::Header::decode(bytes, part).unwrap().encode(part) == *bytes,
+            "{part}"
+        );
+    }
+    let packed = std::fs::read(golden::path("commit-pairs/lz4.obd")).unwrap();
+    let header = zfile::Header::decode(packed.first_chunk().unwrap(), zfile::Part::Header).unwrap();
+    assert!(header.is_overwritten() && header.digest);
+    assert!(packed[..512] == zfile::final_header(&header.format, &header.extent));
+    assert!(packed[packed.len() - 512..] == zfile::trailer(&header.format, &header.extent));
+    let wrapped = std::fs::read(golden::path("commit-pairs/lz4.tar")).unwrap();
+    assert!(wrapped[..1536] == tar::prefix(packed.len() as u64));
+    assert!(wrapped == wrap_tar(&packed));
+}
+
+/// Reads a damaged image sector by sector: every one that reads must be as it was. How many did
+/// not read.
+fn failed_sectors(image: &Image, undamaged: &[u8]) -> usize {
+    let mut reader = Reader::new();
+    let mut sector = [0; 512];
+    let results = undamaged.chunks(512).enumerate().map(|(number, expected)| {
+        match reader.read(image, Sector(number as u64), &mut sector) {
+            Ok(()) => {
+                assert!(
+                    sector[..expected.len()] == *expected,
+                    "wrong data in sector {number}"
+                );
+                0
+            }
+            Err(_) => 1,
+        }
+    });
+    results.sum()
+}
+
+#[test]
+fn damaged_golden_images_never_read_wrong() {
+    let good = whole(&open(&golden::find("01-lz4-4k-nocrc").layers).unwrap()).unwrap();
+    let damaged = golden::find("14a-flip-block-crc");
+    let image = open(&damaged.layers).unwrap();
+    let failed = failed_sectors(&image, &good);
+    assert!(
+        (1..=16).contains(&failed),
+        "one block of 4 KiB, {failed} sectors failed"
+    );
+    let error = whole(&image).unwrap_err();
+    let text = format!("{error}: {}", std::error::Error::source(&error).unwrap());
+    assert!(
+        text.contains("damaged block") && text.contains("checksum"),
+        "{text}"
+    );
+
+    for (name, expected) in [
+        ("14d-flip-header-digest", "digest"),
+        ("14g-truncated", "trailer"),
+        ("14j-raw-index-moffset-oob", "data area"),
+    ] {
+        let error = open(&golden::find(name).layers).unwrap_err();
+        let text = format!("{error}: {}", std::error::Error::source(&error).unwrap());
+        assert!(text.contains(expected) && text.contains(name), "{text}");
+    }
+    // Nothing in the file tells that this one is damaged; it must only not upset us.
+    let image = open(&golden::find("14b-flip-block-nocrc").layers).unwrap();
+    let _ = whole(&image);
+}
+
+/// A small layer with data, zeros and holes, and what it reads as.
+fn small_layer() -> (LayerBuilder, Vec<u8>) {
+    let mut disk = vec![0; 64 * 512 - 100];
+    let (first, second) = (noise(1, 5 * 512), noise(2, 9 * 512));
+    disk[512..6 * 512].copy_from_slice(&first);
+    disk[30 * 512..39 * 512].copy_from_slice(&second);
+    let layer = LayerBuilder::new(disk.len() as u64)
+        .data(1, &first)
+        .zeroed(10, 10)
+        .data(30, &second)
+        .without_padding();
+    (layer, disk)
+}
+
+/// Opens the file as a layer and reads it all: nothing may panic, nothing may be wrong. Whether it
+/// all read.
+fn survives(path: &Path, disk: &[u8]) -> bool {
+    let Ok(image) = open(&[path]) else {
+        return false;
+    };
+    // A size is no content: only a smaller or larger disk may differ, and that the rules must see.
+    assert_eq!(image.size(), disk.len() as u64);
+    failed_sectors(&image, disk) == 0
+}
+
+#[test]
+fn every_flipped_byte_of_a_checksummed_layer_is_noticed_or_harmless() {
+    let dir = tempfile::tempdir().unwrap();
+    let (layer, disk) = small_layer();
+    for algorithm in [Algorithm::Lz4, Algorithm::Zstd] {
+        for overwrite in [true, false] {
+            let pack = Pack {
+                algorithm,
+                overwrite,
+                ..Pack::default()
+            };
+            let good = zfile(&layer.lsmt(), pack);
+            let path = write(dir.path(), "flipped", &good);
+            let file = File::options().write(true).open(&path).unwrap();
+            assert!(survives(&path, &disk));
+            let mut unnoticed = 0;
+            for (at, byte) in good.iter().enumerate() {
+                for flip in [1 << (at % 8), 0xFF] {
+                    file.write_all_at(&[byte ^ flip], at as u64).unwrap();
+                    unnoticed += usize::from(survives(&path, &disk));
+                }
+                file.write_all_at(&[*byte], at as u64).unwrap();
+            }
+            // Only the unused ends of header and trailer are free, and of each the flag that it
+            // has a digest: without it the structure is right all the same.
+            assert!(
+                unnoticed <= 2 * 2 * (512 - 89) + 2,
+                "{unnoticed} flips unnoticed"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_truncation_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (layer, disk) = small_layer();
+    let lsmt = layer.lsmt();
+    let packed = zfile(&lsmt, Pack::default());
+    // Tar's own zeros at the end may be missing, as they hold nothing.
+    for (bytes, needed) in [
+        (&packed, packed.len()),
+        (&wrap_tar(&packed), 1536 + packed.len()),
+        (&wrap_tar(&lsmt), 1536 + lsmt.len()),
+        (&lsmt, lsmt.len()),
+    ] {
+        let path = write(dir.path(), "truncated", bytes);
+        let file = File::options().write(true).open(&path).unwrap();
+        for len in (0..bytes.len()).rev() {
+            file.set_len(len as u64).unwrap();
+            let fine = survives(&path, &disk);
+            assert_eq!(fine, len >= needed, "{len} of {} bytes", bytes.len());
+        }
+    }
+}
+
+#[test]
+fn flips_in_a_bare_layer_upset_nobody() {
+    // Without checksums wrong data cannot be told from right; but structure can.
+    let dir = tempfile::tempdir().unwrap();
+    let (layer, _) = small_layer();
+    let good = layer.lsmt();
+    let index = good.len() - 4096 - 512;
+    for at in (0..512).chain(index..good.len() - 3600) {
+        for bit in 0..8 {
+            let mut bad = good.clone();
+            bad[at] ^= 1 << bit;
+            let path = write(dir.path(), "damaged", &bad);
+            if let Ok(image) = open(&[path]) {
+                let mut reader = Reader::new();
+                let mut sector = [0; 512];
+                for number in [0, 1, 30, image.sectors().0 - 1] {
+                    let number = number.min(image.sectors().0 - 1);
+                    reader.read(&image, Sector(number), &mut sector).unwrap();
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn wrappers_in_every_combination() {
+    let dir = tempfile::tempdir().unwrap();
+    let (layer, disk) = small_layer();
+    let lsmt = layer.lsmt();
+    let mut forms = vec![("bare".to_owned(), lsmt.clone())];
+    for algorithm in [Algorithm::Lz4, Algorithm::Zstd] {
+        for block_size in [4096, 8192, 16384, 32768, 65536] {
+            for (checksum, dictionary_len, overwrite) in [
+                (true, 0, true),
+                (false, 0, false),
+                (true, 777, false),
+                (false, 4096, true),
+            ] {
+                let pack = Pack {
+                    algorithm,
+                    block_size,
+                    checksum,
+                    dictionary_len,
+                    overwrite,
+                };
+                forms.push((format!("{pack:?}"), zfile(&lsmt, pack)));
+            }
+        }
+    }
+    for (name, bytes) in forms {
+        for bytes in [wrap_tar(&bytes), bytes] {
+            let path = write(dir.path(), "layer", &bytes);
+            let image = open(&[&path]).unwrap_or_else(|error| panic!("{name}: {error:?}"));
+            assert!(whole(&image).unwrap() == disk, "{name}");
+            random_reads(&image, &disk, 7, 50);
+        }
+    }
+}
+
+#[test]
+fn incompressible_blocks_of_every_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut numbers = Numbers(3);
+    let data: Vec<u8> = (0..512 * 1024).map(|_| numbers.below(256) as u8).collect();
+    let lsmt = LayerBuilder::new(data.len() as u64).data(0, &data).lsmt();
+    for algorithm in [Algorithm::Lz4, Algorithm::Zstd] {
+        for block_size in [4096, 8192, 16384, 32768, 65536] {
+            let pack = Pack {
+                algorithm,
+                block_size,
+                ..Pack::default()
+            };
+            let packed = zfile(&lsmt, pack);
+            assert!(packed.len() > data.len());
+            let path = write(dir.path(), "layer", &packed);
+            let image = open(&[path]).unwrap();
+            assert!(whole(&image).unwrap() == data, "{algorithm} {block_size}");
+        }
+    }
+}
+
+#[test]
+fn what_is_no_layer_is_refused_in_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let lsmt = small_layer().0.lsmt();
+    let mut unsealed = lsmt.clone();
+    let trailer = lsmt.len() - 4096;
+    unsealed[trailer + 28] = 2;
+    let mut index_file = lsmt.clone();
+    index_file[28] = 1;
+    for (name, bytes, expected) in [
+        ("empty", Vec::new(), "at least 8192"),
+        ("text", b"hello".to_vec(), "at least 8192"),
+        ("zeros", vec![0; 100_000], "no LSMT magic in the header"),
+        ("unsealed", unsealed, "sealed"),
+        ("index", index_file, "index of a writable layer"),
+        ("tar of nothing", wrap_tar(&[]), "at least 8192"),
+        ("short tar", wrap_tar(&lsmt)[..3000].to_vec(), "cut short"),
+        (
+            "header only",
+            zfile(&lsmt, Pack::default())[..512].to_vec(),
+            "trailer",
+        ),
+    ] {
+        let path = write(dir.path(), name, &bytes);
+        let error = open(&[path]).unwrap_err();
+        let mut text = error.to_string();
+        if let Some(source) = std::error::Error::source(&error) {
+            text = format!("{text}: {source}");
+        }
+        assert!(text.contains(expected) && text.contains(name), "{text}");
+        assert!(!text.contains('\n'), "{text}");
+    }
+    let none: [&Path; 0] = [];
+    assert!(matches!(open(&none), Err(Error::NoLayers)));
+    let many = vec!["x"; 5000];
+    assert!(matches!(open(&many), Err(Error::TooManyLayers(5000))));
+    let sizeless = LayerBuilder::new(0).data(0, &[1; 512]).lsmt();
+    let path = write(dir.path(), "sizeless", &sizeless);
+    assert!(matches!(open(&[path]), Err(Error::NoSize)));
+}

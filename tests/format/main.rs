@@ -1,0 +1,4 @@
+//! Formats on disk: images and writable layers that upstream's tools wrote, and damaged ones.
+
+mod images;
+mod writable;

@@ -1,0 +1,6 @@
+//! The daemon with guests, front-ends and storage that misbehave.
+
+mod exhaustion;
+mod frontend;
+mod guest;
+mod storage_faults;

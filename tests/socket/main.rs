@@ -1,0 +1,10 @@
+//! The daemon through its sockets, with front-ends and guests that keep to the protocol.
+
+mod activation;
+mod migration;
+mod reading;
+mod reference_backend;
+mod soak;
+mod stopping;
+mod vmm_sequences;
+mod writable;
