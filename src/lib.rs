@@ -9,17 +9,15 @@
 //! | 7 | [`vhost`] | vhost-user messages of one front-end start and stop queues |
 //! | 6 | [`engine`] | one worker per queue: pop, parse, plan, read, finish |
 //! | 6 | [`tool`] | what the `ovbd` image tool does, a command a file |
-//! | 5 | [`upper`] | the writable layer: where writes go, and how they last |
+//! | 5 | [`writable`] | the writable layer: where writes go, and how they last |
 //! | 5 | [`virtio`] | what the guest says: memory, virtqueue, descriptor chain, block request |
 //! | 4 | [`image`] | layers merged into one disk, and which bytes make up a range of it |
 //! | 3 | [`source`] | a blob's bytes, made local |
 //! | 2 | [`codec`] | LZ4 and zstd blocks in and out |
 //! | 1 | [`format`](mod@format) | on-disk structures: bytes to structs and back, no I/O |
-//! | 0 | [`units`], [`scatter`] | sectors and bytes that cannot be mixed; a request's memory |
-//! | 0 | [`mapping`], [`sigbus`] | shared file mappings that survive the loss of their file |
-//! | 0 | [`poller`] | waiting for several descriptors |
-//! | 0 | [`reason`](mod@reason) | an error and its causes, in a line |
-//! | 0 | [`prefetch`] | hints to the processor: memory that will be needed soon |
+//! | 0 | [`units`] | sectors and bytes that cannot be mixed |
+//! | 0 | [`io`] | system helpers: mappings, memory of requests, waiting, hints to the processor |
+//! | 0 | [`reason`](mod@reason) | an error and its causes, in one line |
 //!
 //! `docs/architecture.md` follows one read through them.
 
@@ -28,15 +26,11 @@ pub mod daemon;
 pub mod engine;
 pub mod format;
 pub mod image;
-pub mod mapping;
-pub mod poller;
-pub mod prefetch;
+pub mod io;
 pub mod reason;
-pub mod scatter;
-pub mod sigbus;
 pub mod source;
 pub mod tool;
 pub mod units;
-pub mod upper;
 pub mod vhost;
 pub mod virtio;
+pub mod writable;

@@ -27,11 +27,11 @@ use ovbd_vhost::format::crc;
 use ovbd_vhost::format::lsmt::Header;
 use ovbd_vhost::format::lsmt::writable::Kind;
 use ovbd_vhost::format::zfile::{Algorithm, BlockFormat};
-use ovbd_vhost::scatter::Scatter;
+use ovbd_vhost::io::scatter::Scatter;
 use ovbd_vhost::tool::commit::{Commit, commit};
 use ovbd_vhost::tool::create::{Create, create};
 use ovbd_vhost::tool::raw_image::Input;
-use ovbd_vhost::upper::{self, Options, Paths, Upper};
+use ovbd_vhost::writable::{self, Options, Paths, WritableLayer};
 use rustix::fs::OFlags;
 use rustix::time::{ClockId, clock_gettime};
 use uuid::Uuid;
@@ -253,8 +253,8 @@ fn write_upper(dir: &Path, bytes: &[u8]) -> Paths {
         index: dir.join("index"),
     };
     let header = Header::empty(bytes.len() as u64, Uuid::new_v4(), Uuid::nil());
-    upper::create(&paths, Kind::Hybrid, &header).expect("an upper");
-    let upper = Upper::open(&paths, &Options::default()).expect("the upper");
+    writable::create(&paths, Kind::Hybrid, &header).expect("an upper");
+    let upper = WritableLayer::open(&paths, &Options::default()).expect("the upper");
     let pieces: Vec<_> = bytes.chunks(PIECE).collect();
     // A step that shares no factor with the number of pieces meets each once.
     let step = (pieces.len() / 3..).find(|step| gcd(*step, pieces.len()) == 1 && *step > 0);

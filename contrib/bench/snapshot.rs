@@ -20,10 +20,10 @@ use clap::Parser;
 use ovbd_vhost::format::lsmt::writable::Kind;
 use ovbd_vhost::format::lsmt::{HEADER_LEN, Header, Part};
 use ovbd_vhost::image::Image;
-use ovbd_vhost::image::spec::Stack;
-use ovbd_vhost::scatter::Scatter;
+use ovbd_vhost::image::config::Stack;
+use ovbd_vhost::io::scatter::Scatter;
 use ovbd_vhost::units::Sector;
-use ovbd_vhost::upper::{self, Options, Overlay, Paths, Snapshots, Volume};
+use ovbd_vhost::writable::{self, Lookup, Options, Paths, Snapshots, Volume};
 use uuid::Uuid;
 use vm_memory::VolatileSlice;
 
@@ -147,7 +147,7 @@ fn disk(folder: &Path, blocks: u64) -> (Volume, Snapshots) {
         data: folder.join("data"),
         index: folder.join("index"),
     };
-    upper::create(&paths, Kind::Hybrid, &header).expect("an upper");
+    writable::create(&paths, Kind::Hybrid, &header).expect("an upper");
     let opened = Snapshots::open(&Stack::new([lower]), &paths, Options::default());
     opened.expect("a disk")
 }
@@ -163,14 +163,14 @@ fn look_ups(dir: &Path) -> Vec<(u64, f64)> {
             .wrapping_add(1);
         (state >> 33) % BLOCKS
     };
-    let mut overlay = Overlay::default();
+    let mut overlay = Lookup::default();
     let mut figures = Vec::new();
     for number in 0..=100 {
         (0..WRITES).for_each(|_| write(&volume, random()));
         if [0, 1, 10, 100].contains(&number) {
             let start = Instant::now();
             for _ in 0..LOOK_UPS {
-                volume.overlay(Sector(random() * BLOCK), BLOCK, &mut overlay);
+                volume.lookup(Sector(random() * BLOCK), BLOCK, &mut overlay);
                 black_box(&mut overlay).clear();
             }
             let took = start.elapsed().as_nanos() as f64;

@@ -10,9 +10,9 @@ use ovbd_vhost::daemon::config::{Config, ImageSource, MAX_QUEUES, UpperSource};
 use ovbd_vhost::daemon::{self, activation};
 use ovbd_vhost::engine::Tuning;
 use ovbd_vhost::reason::reason;
-use ovbd_vhost::upper;
 use ovbd_vhost::virtio::queue::MAX_QUEUE_SIZE;
 use ovbd_vhost::virtio::request::SERIAL_LEN;
+use ovbd_vhost::writable;
 
 /// Serves a stack of OverlayBD layers to a virtual machine as a vhost-user-blk device.
 #[derive(Parser)]
@@ -62,7 +62,7 @@ struct Args {
         value_name = "data=FILE,index=FILE",
         conflicts_with = "upper_auto"
     )]
-    upper: Option<upper::Paths>,
+    upper: Option<writable::Paths>,
 
     /// Folder of the writable layer, which is made there unless it is there.
     #[arg(long, value_name = "DIR")]

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use crate::engine::Tuning;
-use crate::upper;
 use crate::virtio::request::SERIAL_LEN;
+use crate::writable;
 
 /// Queues the protocol can name.
 pub const MAX_QUEUES: u16 = 256;
@@ -55,7 +55,7 @@ pub enum ImageSource {
 #[derive(Debug)]
 pub enum UpperSource {
     /// In these files.
-    Files(upper::Paths),
+    Files(writable::Paths),
     /// In this folder, where it is made unless it is there.
     Folder(PathBuf),
 }

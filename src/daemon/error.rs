@@ -11,10 +11,10 @@ pub enum Error {
     Image(#[source] crate::image::Error),
     /// The image config does not tell an image.
     #[error("cannot use the image config")]
-    ImageConfig(#[source] crate::image::spec::Error),
+    ImageConfig(#[source] crate::image::config::Error),
     /// The writable layer cannot be opened or made.
     #[error("cannot open the writable layer")]
-    Upper(#[source] crate::upper::Error),
+    Upper(#[source] crate::writable::Error),
     /// Both the command line and the image config name a writable layer.
     #[error("the image config names an upper: leave --upper and --upper-auto out, or the upper")]
     TwoUppers,
@@ -79,7 +79,7 @@ pub enum Error {
     },
     /// What was written could not be made durable at the end.
     #[error("what the guest wrote since its last flush may not be durable")]
-    Flush(#[source] crate::upper::Error),
+    Flush(#[source] crate::writable::Error),
     /// The same, and nobody knows.
     #[error("what the guest wrote is not durable {seconds} s after it left: ended without it")]
     FlushLate {

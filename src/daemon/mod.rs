@@ -1,19 +1,19 @@
 //! The `ovbd-vhost` daemon: from command line to running device.
 //!
-//! [`run`] opens the image and what is written above it (`disk`), binds the socket ([`listener`]) or
+//! [`run`] opens the image and what is written above it (`device`), binds the socket ([`listener`]) or
 //! takes the one passed to it ([`activation`]), gives up what it does not need any more
 //! ([`sandbox`]), says that it is ready ([`notify`]), answers who controls it ([`control`]) and
-//! serves one front-end after the other ([`server`]) until a signal ends it.
+//! serves one front-end after the other ([`accept`]) until a signal ends it.
 
+pub mod accept;
 pub mod activation;
 pub mod config;
 pub mod control;
-mod disk;
+mod device;
 pub mod error;
 pub mod listener;
 pub mod notify;
 pub mod sandbox;
-pub mod server;
 
 use std::fs::File;
 use std::io::Write;
@@ -31,7 +31,7 @@ pub use error::Error;
 use sd_notify::NotifyState;
 
 use crate::engine::Disk;
-use crate::image::spec::{self, Stack};
+use crate::image::config::{Config as ImageConfig, Stack};
 use crate::reason::reason;
 use config::ImageSource;
 use listener::Listener;
@@ -50,7 +50,7 @@ const CONTROL_MODE: u32 = 0o600;
 pub fn run(config: Config) -> Result<(), Error> {
     let passed = activation::take()?;
     let open = |config: &Config, stack: &Stack, upper| {
-        let device = disk::open(config, stack, upper)?;
+        let device = device::open(config, stack, upper)?;
         // A signal that comes while they are set up is lost: nobody knows of us before the socket.
         let signals = signals()?;
         // Bound last: who can connect will be served.
@@ -59,7 +59,7 @@ pub fn run(config: Config) -> Result<(), Error> {
     let opened = match &config.image {
         ImageSource::Layers(layers) => open(&config, &Stack::new(layers), None),
         ImageSource::Config(path) => {
-            let image = spec::Config::load(path).map_err(Error::ImageConfig)?;
+            let image = ImageConfig::load(path).map_err(Error::ImageConfig)?;
             // Made by whoever starts us: `open` may make us somebody else.
             let result = image.result_file().map(ResultFile::create).transpose()?;
             let parts = image.stack_and_upper().map_err(Error::ImageConfig);
@@ -92,7 +92,7 @@ pub fn run(config: Config) -> Result<(), Error> {
         disk.volume.image().index().len(),
         socket.map_or("the passed socket".into(), Path::to_string_lossy)
     );
-    server::serve(&guest, &disk, &signals, &manager)
+    accept::serve(&guest, &disk, &signals, &manager)
 }
 
 /// The directories in which files of writable layers are replaced while they are served.

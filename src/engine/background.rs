@@ -20,11 +20,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::Disk;
-use super::limit;
+use super::ratelimited_log;
 use crate::reason::reason;
-use crate::upper::{Error, MAX_STEP, Volume};
-use crate::virtio::ranges::Range;
+use crate::virtio::discard::Range;
 use crate::virtio::request::Status;
+use crate::writable::{Error, MAX_STEP, Volume};
 
 /// How long ranges go on being changed once the connection is over: a driver may ask for 64 GiB at a
 /// time, and the next front-end is only served when this one's queues have stopped.
@@ -89,7 +89,7 @@ impl Performer {
             Err(_) => "a panic".to_owned(),
         };
         let queue = self.queue;
-        limit::warn(format_args!("queue {queue}: {what} fails: {reason}"));
+        ratelimited_log::warn(format_args!("queue {queue}: {what} fails: {reason}"));
         Status::IoError
     }
 
@@ -265,11 +265,11 @@ mod tests {
     use crate::format::lsmt::writable::Kind;
     use crate::format::lsmt::{HEADER_LEN, Header, Part};
     use crate::image::Image;
+    use crate::image::config::Stack;
     use crate::image::reader::Reader;
-    use crate::image::spec::Stack;
     use crate::units::Sector;
-    use crate::upper::{Options, Paths, Upper, create};
     use crate::virtio::config::DeviceConfig;
+    use crate::writable::{Options, Paths, WritableLayer, create};
 
     const SECTORS: u64 = 1 << 20;
 
@@ -292,7 +292,7 @@ mod tests {
             index: folder.join("index"),
         };
         create(&paths, Kind::Hybrid, &header).unwrap();
-        let upper = Upper::open(&paths, &Options::default()).unwrap();
+        let upper = WritableLayer::open(&paths, &Options::default()).unwrap();
         Arc::new(Disk {
             volume: Volume::writable(image, vec![upper]),
             config: DeviceConfig {
@@ -335,7 +335,7 @@ mod tests {
         let disk = disk(folder.path());
         let first = |fill: u8| {
             let mut data = [fill; 512];
-            let mut scatter = crate::scatter::Scatter::new();
+            let mut scatter = crate::io::scatter::Scatter::new();
             scatter.push(vm_memory::VolatileSlice::from(&mut data[..]));
             let written = disk.volume.write(Sector(0), 1, scatter.cursor(0));
             written.unwrap();

@@ -11,8 +11,8 @@
 
 pub mod background;
 pub mod drop_behind;
-pub mod limit;
 pub mod polling;
+pub mod ratelimited_log;
 pub mod read;
 pub mod readahead;
 pub mod serve;
@@ -26,9 +26,9 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use crate::image::block_cache::BlockCache;
-use crate::upper::Volume;
 use crate::virtio::config::DeviceConfig;
 use crate::virtio::request::SERIAL_LEN;
+use crate::writable::Volume;
 
 /// What all queues of a device share.
 #[derive(Debug)]

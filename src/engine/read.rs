@@ -12,13 +12,13 @@ use super::Disk;
 use super::drop_behind::DropBehind;
 use super::task::{Part, Task};
 use super::uring::{Completion, MAX_READS, Uring};
-use crate::image::plan::{Packed, Piece};
+use crate::image::plan::{CompressedRun, Piece};
 use crate::image::unpack::Unpacker;
 use crate::image::{Error, Image, MAX_STORED};
-use crate::prefetch;
-use crate::scatter::Cursor;
+use crate::io::prefetch;
+use crate::io::scatter::Cursor;
 use crate::source::Blob;
-use crate::upper::Overlay;
+use crate::writable::Lookup;
 
 /// Reads of one task under way at a time, so that a large one leaves room for others.
 const MAX_READS_PER_TASK: usize = 16;
@@ -45,17 +45,19 @@ struct Stored<'t> {
 
 impl<'t> Stored<'t> {
     /// What `part` needs; zeros need nothing.
-    fn of(part: &Part, image: &'t Image, overlay: &'t Overlay) -> Option<Self> {
+    fn of(part: &Part, image: &'t Image, lookup: &'t Lookup) -> Option<Self> {
         let (blob, offset, len) = match part {
             Part::Lower(piece) => {
                 let (layer, offset, len) = match piece {
                     Piece::Zero { .. } => return None,
                     Piece::Plain { layer, offset, len } => (*layer, *offset, *len as usize),
-                    Piece::Packed(packed) => (packed.layer, packed.offset, packed.stored as usize),
+                    Piece::Compressed(packed) => {
+                        (packed.layer, packed.offset, packed.stored as usize)
+                    }
                 };
                 (image.container(layer).blob(), offset, len)
             }
-            Part::Upper { file, offset, len } => (&**overlay.file(*file), *offset, *len as usize),
+            Part::Upper { file, offset, len } => (&**lookup.file(*file), *offset, *len as usize),
         };
         Some(Self { blob, offset, len })
     }
@@ -127,7 +129,7 @@ impl<'a> Fetcher<'a> {
 
     fn first<'t>(&'t self, task: &'t mut Task<'a>) -> Option<Stored<'t>> {
         let (part, _) = task.peek()?;
-        Stored::of(&part, self.image, &task.overlay)
+        Stored::of(&part, self.image, &task.lookup)
     }
 
     /// Serves what can be served of the task in `slot`, and begins to read the rest.
@@ -146,7 +148,7 @@ impl<'a> Fetcher<'a> {
     fn serve_parts(&mut self, slot: u16, task: &mut Task<'a>) -> Result<Progress, Error> {
         while let Some((part, position)) = task.peek() {
             let mut cursor = task.chain.writable.cursor(position);
-            let Some(stored) = Stored::of(&part, self.image, &task.overlay) else {
+            let Some(stored) = Stored::of(&part, self.image, &task.lookup) else {
                 cursor.zero(part.len() as usize);
                 task.take(&part);
                 continue;
@@ -190,7 +192,7 @@ impl<'a> Fetcher<'a> {
         mut cursor: Cursor<'_, '_>,
     ) -> Result<bool, Error> {
         let Stored { blob, offset, len } = *stored;
-        if let Part::Lower(Piece::Packed(packed)) = part
+        if let Part::Lower(Piece::Compressed(packed)) = part
             && self
                 .unpacker
                 .unpack_held(self.image.container(packed.layer), packed, &mut cursor)
@@ -201,7 +203,7 @@ impl<'a> Fetcher<'a> {
             return Ok(false);
         };
         match part {
-            Part::Lower(Piece::Packed(packed)) => {
+            Part::Lower(Piece::Compressed(packed)) => {
                 let bytes = &mut self.buffer[..len];
                 mapped.copy_to(bytes);
                 // Cut under its mapping: this is not the file's content. Read it.
@@ -270,7 +272,7 @@ impl<'a> Fetcher<'a> {
             ..
         } = self.waiting.iter_mut().find_map(Option::take)?;
         let task = &mut tasks[usize::from(slot)];
-        let outcome = match Stored::of(&part, self.image, &task.overlay) {
+        let outcome = match Stored::of(&part, self.image, &task.lookup) {
             None => Ok(()),
             Some(stored) => {
                 let cursor = task.chain.writable.cursor(position);
@@ -301,7 +303,7 @@ impl<'a> Fetcher<'a> {
             let Some(mut waiting) = waiting else { continue };
             let slot = waiting.slot;
             let task = &mut tasks[usize::from(slot)];
-            let stored = Stored::of(&waiting.part, self.image, &task.overlay);
+            let stored = Stored::of(&waiting.part, self.image, &task.lookup);
             let Some(Stored { blob, offset, len }) = stored else {
                 // Zeros, which nobody reads.
                 continue;
@@ -360,7 +362,7 @@ fn settle<'a>(
     len: usize,
 ) {
     let (Part::Lower(Piece::Plain { layer, .. })
-    | Part::Lower(Piece::Packed(Packed { layer, .. }))) = part
+    | Part::Lower(Piece::Compressed(CompressedRun { layer, .. }))) = part
     else {
         return;
     };
@@ -380,7 +382,7 @@ fn place(
     mut cursor: Cursor<'_, '_>,
 ) -> Result<(), Error> {
     match part {
-        Part::Lower(Piece::Packed(packed)) => {
+        Part::Lower(Piece::Compressed(packed)) => {
             unpacker.unpack(image.container(packed.layer), packed, bytes, &mut cursor)
         }
         _ => {

@@ -56,7 +56,9 @@ impl Readahead {
             let (layer, offset, len) = match piece {
                 Piece::Zero { .. } => continue,
                 Piece::Plain { layer, offset, len } => (layer, offset, len),
-                Piece::Packed(packed) => (packed.layer, packed.offset, u64::from(packed.stored)),
+                Piece::Compressed(packed) => {
+                    (packed.layer, packed.offset, u64::from(packed.stored))
+                }
             };
             image.container(layer).blob().will_need(offset, len);
         }

@@ -12,17 +12,17 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 
 use super::Disk;
 use super::background::{Background, Change};
-use super::limit;
 use super::polling::Polling;
+use super::ratelimited_log;
 use super::read::{Fetcher, Progress};
 use super::readahead::Readahead;
-use super::setup::{Context, Eventfds, QueueSetup, Stop};
+use super::setup::{ConnectionContext, Eventfds, QueueSetup, Stop};
 use super::task::Task;
 use super::uring::Uring;
 use crate::image;
-use crate::poller::{Poller, Trigger};
+use crate::io::poller::{Poller, Trigger};
 use crate::reason::reason;
-use crate::source::window::major_faults;
+use crate::source::resident_map::major_faults;
 use crate::units::SECTOR_SIZE;
 use crate::virtio::memory::Memory;
 use crate::virtio::queue::{Queue, QueueError};
@@ -69,11 +69,11 @@ const STORAGE: u64 = 2;
 const BACKGROUND: u64 = 3;
 
 /// One queue being served.
-pub struct Server<'a> {
+pub struct QueueWorker<'a> {
     queue: Queue<'a>,
     index: u16,
     disk: &'a Disk,
-    context: &'a Context,
+    context: &'a ConnectionContext,
     memory: &'a Memory,
     /// What the driver acknowledged.
     features: u64,
@@ -100,13 +100,17 @@ pub struct Server<'a> {
     faults: u64,
 }
 
-impl<'a> Server<'a> {
+impl<'a> QueueWorker<'a> {
     /// Takes a started queue over.
     ///
     /// # Errors
     ///
     /// A device that can be written to needs one more thread, which is not to be had.
-    pub fn new(queue: Queue<'a>, setup: &'a QueueSetup, context: &'a Context) -> io::Result<Self> {
+    pub fn new(
+        queue: Queue<'a>,
+        setup: &'a QueueSetup,
+        context: &'a ConnectionContext,
+    ) -> io::Result<Self> {
         let writable = context.disk.volume.is_writable();
         let background = writable
             .then(|| {
@@ -261,7 +265,7 @@ impl<'a> Server<'a> {
         let indirect = self.features & 1 << VIRTIO_RING_F_INDIRECT_DESC != 0;
         if let Err(error) = task.chain.walk(self.memory, table, head, indirect) {
             let index = self.index;
-            limit::warn(format_args!(
+            ratelimited_log::warn(format_args!(
                 "queue {index}: the driver sent a bad chain: {error}"
             ));
             // Where the status byte would be is anybody's guess.
@@ -271,7 +275,7 @@ impl<'a> Server<'a> {
         task.status = request.status;
         if request.status.is_none() {
             let index = self.index;
-            limit::warn(format_args!(
+            ratelimited_log::warn(format_args!(
                 "queue {index}: the driver left no room for a status"
             ));
             return self.give_back(slot, 0);
@@ -360,7 +364,7 @@ impl<'a> Server<'a> {
 
     fn complain(&mut self, what: &str, error: &dyn std::error::Error) {
         let (index, reason) = (self.index, reason(error));
-        limit::warn(format_args!("queue {index}: {what} fails: {reason}"));
+        ratelimited_log::warn(format_args!("queue {index}: {what} fails: {reason}"));
     }
 
     fn finish_if_done(&mut self, slot: u16) {
@@ -401,7 +405,7 @@ impl<'a> Server<'a> {
     /// Frees a task.
     fn let_go(&mut self, slot: u16) {
         let task = &mut self.tasks[usize::from(slot)];
-        task.overlay.clear();
+        task.lookup.clear();
         task.flushes = 0;
         self.free.push(slot);
     }
@@ -427,7 +431,7 @@ impl<'a> Server<'a> {
 
     /// Goes on without io_uring.
     fn fall_back(&mut self, error: io::Error) {
-        limit::error(format_args!(
+        ratelimited_log::error(format_args!(
             "queue {}: io_uring fails ({error}): reading with pread",
             self.index
         ));

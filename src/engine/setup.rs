@@ -16,7 +16,7 @@ use crate::virtio::queue::RingAddresses;
 
 /// What all workers of a front-end stand on.
 #[derive(Clone, Debug)]
-pub struct Context {
+pub struct ConnectionContext {
     /// The device.
     pub disk: Arc<Disk>,
     /// The guest's memory.
@@ -29,7 +29,7 @@ pub struct Context {
     pub hangup: Arc<UnixStream>,
 }
 
-impl Context {
+impl ConnectionContext {
     /// Whether the front-end cut a file under us: guest memory, in-flight area or log.
     pub fn is_lost(&self) -> bool {
         self.memory.is_lost()

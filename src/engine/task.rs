@@ -3,9 +3,9 @@
 use crate::image::MAX_STORED;
 use crate::image::plan::{Piece, Pieces};
 use crate::units::{SECTOR_SIZE, Sector};
-use crate::upper::{Overlay, SpanContent, Volume};
 use crate::virtio::chain::Chain;
 use crate::virtio::request::StatusByte;
+use crate::writable::{Lookup, SpanContent, Volume};
 
 /// Where the next bytes of a read come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub enum Part {
     Lower(Piece),
     /// From the data file of an upper.
     Upper {
-        /// Its number in the task's overlay.
+        /// Its number in the task's lookup.
         file: u32,
         /// Byte of the file.
         offset: u64,
@@ -82,11 +82,11 @@ pub struct Task<'a> {
     pub flushes: u32,
     /// What of a read lies in uppers, as far as it is looked up. Held until the answer: so long, the
     /// bytes stay what they are.
-    pub overlay: Overlay,
+    pub lookup: Lookup,
     /// What is left to plan of it, and of what lies in the image next.
     volume: Option<&'a Volume>,
     pieces: Option<Pieces<'a>>,
-    /// The next span of the overlay; where what is not planned starts, and where the read ends.
+    /// The next span of the lookup; where what is not planned starts, and where the read ends.
     span: usize,
     at: Sector,
     end: Sector,
@@ -105,12 +105,12 @@ impl<'a> Task<'a> {
     /// starts to bring closer what planning it needs.
     pub fn begin(&mut self, volume: &'a Volume, start: Sector, sectors: u64) {
         if volume.is_writable() {
-            volume.overlay(start, sectors, &mut self.overlay);
+            volume.lookup(start, sectors, &mut self.lookup);
         }
         (self.volume, self.pieces, self.span) = (Some(volume), None, 0);
         self.end = Sector(start.0 + sectors);
         self.at = start;
-        if self.overlay.is_empty() {
+        if self.lookup.is_empty() {
             let mut pieces = volume.image().pieces(start, sectors);
             pieces.prefetch();
             (self.pieces, self.at) = (Some(pieces), self.end);
@@ -132,15 +132,15 @@ impl<'a> Task<'a> {
         Some((self.next?.first(), self.position))
     }
 
-    /// The next part from the spans of the overlay on, if there is one.
+    /// The next part from the spans of the lookup on, if there is one.
     #[inline(never)]
     fn next_span(&mut self) -> Option<Part> {
         while self.at < self.end {
-            let Some(span) = self.overlay.spans().get(self.span).copied() else {
+            let Some(span) = self.lookup.spans().get(self.span).copied() else {
                 let left = self.end.0 - self.at.0;
-                self.volume?.overlay(self.at, left, &mut self.overlay);
+                self.volume?.lookup(self.at, left, &mut self.lookup);
                 self.span = 0;
-                if self.overlay.is_empty() {
+                if self.lookup.is_empty() {
                     return self.lower(left);
                 }
                 continue;

@@ -10,9 +10,9 @@ use std::thread::{self, JoinHandle};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::limit;
-use super::serve::Server;
-use super::setup::{Context, QueueSetup, Stop};
+use super::ratelimited_log;
+use super::serve::QueueWorker;
+use super::setup::{ConnectionContext, QueueSetup, Stop};
 use crate::reason::reason;
 use crate::virtio::queue::{Queue, StartError};
 
@@ -41,7 +41,7 @@ impl Worker {
     ///
     /// No thread or descriptor is to be had. A queue that is unusable is no error here: the worker
     /// says so on the error descriptor, and ends.
-    pub fn start(setup: QueueSetup, context: Context) -> io::Result<Worker> {
+    pub fn start(setup: QueueSetup, context: ConnectionContext) -> io::Result<Worker> {
         for eventfd in [&setup.eventfds.call, &setup.eventfds.error]
             .into_iter()
             .flatten()
@@ -62,7 +62,7 @@ impl Worker {
                 panic::catch_unwind(run).unwrap_or_else(|_| {
                     // A defect of ours. The front-end shall see it, not wait for ever.
                     let index = setup.index;
-                    limit::error(format_args!("the worker of queue {index} panicked"));
+                    ratelimited_log::error(format_args!("the worker of queue {index} panicked"));
                     setup.eventfds.signal_error();
                     let _ = context.hangup.shutdown(Shutdown::Both);
                     Resume::AtUsedIndex
@@ -85,27 +85,27 @@ impl Worker {
     }
 }
 
-fn run(setup: &QueueSetup, context: &Context, stop: &Stop) -> Resume {
+fn run(setup: &QueueSetup, context: &ConnectionContext, stop: &Stop) -> Resume {
     let index = setup.index;
     bind(index, &context.disk.tuning.cpus);
     let queue = match start_queue(setup, context) {
         Ok(queue) => queue,
         Err(error) => {
-            limit::error(format_args!("queue {index} does not start: {error}"));
+            ratelimited_log::error(format_args!("queue {index} does not start: {error}"));
             setup.eventfds.signal_error();
             return Resume::AsBefore;
         }
     };
-    let mut server = match Server::new(queue, setup, context) {
+    let mut server = match QueueWorker::new(queue, setup, context) {
         Ok(server) => server,
         Err(error) => {
-            limit::error(format_args!("queue {index} does not start: {error}"));
+            ratelimited_log::error(format_args!("queue {index} does not start: {error}"));
             setup.eventfds.signal_error();
             return Resume::AsBefore;
         }
     };
     if let Err(broken) = server.serve(stop) {
-        limit::error(format_args!("queue {index} stops: {}", reason(&broken)));
+        ratelimited_log::error(format_args!("queue {index} stops: {}", reason(&broken)));
         // Rings that are gone read as zeros, which may break a rule first.
         if context.is_lost() {
             // Already gone is as good.
@@ -123,14 +123,17 @@ fn bind(index: u16, cpus: &[usize]) {
     let mut set = rustix::thread::CpuSet::new();
     set.set(*cpu);
     if let Err(errno) = rustix::thread::sched_setaffinity(None, &set) {
-        limit::warn(format_args!(
+        ratelimited_log::warn(format_args!(
             "queue {index} cannot be bound to processor {cpu}: {}",
             io::Error::from(errno)
         ));
     }
 }
 
-fn start_queue<'a>(setup: &QueueSetup, context: &'a Context) -> Result<Queue<'a>, StartError> {
+fn start_queue<'a>(
+    setup: &QueueSetup,
+    context: &'a ConnectionContext,
+) -> Result<Queue<'a>, StartError> {
     let inflight = match &context.inflight {
         Some(area) => Some(area.queue(setup.index, setup.size)?),
         None => None,

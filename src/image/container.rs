@@ -7,11 +7,11 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::error::Error;
-use super::plan::{Packed, Piece};
+use super::plan::{CompressedRun, Piece};
 use crate::format::{tar, zfile};
 use crate::source::Blob;
 
-/// Most stored bytes of one [`Packed`] piece, so that one read into a buffer of this size serves
+/// Most stored bytes of one [`CompressedRun`] piece, so that one read into a buffer of this size serves
 /// it. Any single block is smaller.
 pub const MAX_STORED: usize = 256 * 1024;
 
@@ -23,19 +23,19 @@ const TABLE_CHUNK: usize = 256 * 1024;
 pub struct Container {
     blob: Blob,
     payload: tar::Payload,
-    packing: Option<Packing>,
+    zfile_map: Option<ZFileMap>,
     id: u64,
 }
 
 /// How a ZFile holds the layer's bytes.
 #[derive(Debug)]
-pub struct Packing {
+pub struct ZFileMap {
     header: zfile::Header,
     table: zfile::BlockTable,
     shift: u32,
 }
 
-impl Packing {
+impl ZFileMap {
     /// What the ZFile says about itself.
     pub fn header(&self) -> &zfile::Header {
         &self.header
@@ -63,12 +63,12 @@ impl Container {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let blob = Blob::open(path)?;
         let payload = find_payload(&blob)?;
-        let packing = find_packing(&blob, payload)?;
+        let zfile_map = find_zfile_map(&blob, payload)?;
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         Ok(Self {
             blob,
             payload,
-            packing,
+            zfile_map,
             id,
         })
     }
@@ -89,14 +89,14 @@ impl Container {
     }
 
     /// The ZFile the layer's bytes are packed in, if they are.
-    pub fn packing(&self) -> Option<&Packing> {
-        self.packing.as_ref()
+    pub fn zfile_map(&self) -> Option<&ZFileMap> {
+        self.zfile_map.as_ref()
     }
 
     /// Bytes of the layer.
     pub fn len(&self) -> u64 {
-        match &self.packing {
-            Some(packing) => packing.header.extent.original_size,
+        match &self.zfile_map {
+            Some(zfile_map) => zfile_map.header.extent.original_size,
             None => self.payload.len,
         }
     }
@@ -112,8 +112,8 @@ impl Container {
     }
 
     /// Byte of the file at which a block starts.
-    pub(super) fn block_offset(&self, packing: &Packing, block: u64) -> u64 {
-        self.payload.offset + packing.table.offset(block)
+    pub(super) fn block_offset(&self, zfile_map: &ZFileMap, block: u64) -> u64 {
+        self.payload.offset + zfile_map.table.offset(block)
     }
 
     /// Where the layer's bytes from `offset` on are: as many of the next `len` as one piece can
@@ -121,26 +121,26 @@ impl Container {
     /// the number to put into the piece.
     #[inline]
     pub(super) fn piece(&self, layer: u16, offset: u64, len: u64) -> Piece {
-        match &self.packing {
+        match &self.zfile_map {
             None => Piece::Plain {
                 layer,
                 offset: self.payload.offset + offset,
                 len,
             },
-            Some(packing) => Piece::Packed(self.packed(packing, layer, offset, len)),
+            Some(zfile_map) => Piece::Compressed(self.packed(zfile_map, layer, offset, len)),
         }
     }
 
     /// Starts to bring closer what [`Container::piece`] needs for the layer's byte `offset`.
     #[inline]
     pub(super) fn prefetch_table(&self, offset: u64) {
-        if let Some(Packing { table, shift, .. }) = &self.packing {
+        if let Some(ZFileMap { table, shift, .. }) = &self.zfile_map {
             table.prefetch(offset >> shift);
         }
     }
 
-    fn packed(&self, packing: &Packing, layer: u16, offset: u64, len: u64) -> Packed {
-        let Packing { table, shift, .. } = packing;
+    fn packed(&self, zfile_map: &ZFileMap, layer: u16, offset: u64, len: u64) -> CompressedRun {
+        let ZFileMap { table, shift, .. } = zfile_map;
         let first = offset >> shift;
         let start = table.offset(first);
         let stored = |end: u64| table.offset(end) - start;
@@ -158,7 +158,7 @@ impl Container {
             }
             end = fits;
         }
-        Packed {
+        CompressedRun {
             layer,
             first,
             count: (end - first) as u32,
@@ -200,7 +200,7 @@ fn find_payload(blob: &Blob) -> Result<tar::Payload, Error> {
 }
 
 /// Reads header, trailer and block table, if the payload is a ZFile.
-fn find_packing(blob: &Blob, payload: tar::Payload) -> Result<Option<Packing>, Error> {
+fn find_zfile_map(blob: &Blob, payload: tar::Payload) -> Result<Option<ZFileMap>, Error> {
     let header_len = zfile::HEADER_LEN as u64;
     let mut bytes = [0; zfile::HEADER_LEN];
     if payload.len < header_len {
@@ -237,7 +237,7 @@ fn find_packing(blob: &Blob, payload: tar::Payload) -> Result<Option<Packing>, E
         table.read(chunk).map_err(failed(table_at))?;
         (at, left) = (at + len, left - len);
     }
-    Ok(Some(Packing {
+    Ok(Some(ZFileMap {
         header,
         table: table.finish().map_err(failed(table_at))?,
         shift: header.format.block_size.trailing_zeros(),

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::container::Container;
 use super::error::Error;
 use super::reader::Reader;
-use super::unsealed;
+use super::wait_for_seal;
 use crate::format::crc;
 use crate::format::lsmt::{self, ENTRY_LEN, HEADER_LEN, Header, IndexReader, Mapping, Part};
 
@@ -31,7 +31,7 @@ impl Layer {
     /// The file cannot be read, or breaks a rule of its formats.
     pub fn open(path: &Path) -> Result<(Self, Vec<Mapping>), Error> {
         let container = Container::open(path)?;
-        let Some(uuid) = unsealed::wait(&container)? else {
+        let Some(uuid) = wait_for_seal::wait(&container)? else {
             return Self::within(container, None);
         };
         // As long as it is by now.

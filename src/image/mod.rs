@@ -1,11 +1,12 @@
 //! Layers merged into one disk.
 //!
-//! [`Image::open`] opens the layers of a [`spec::Stack`] side by side, merges their indexes once,
+//! [`Image::open`] opens the layers of a [`config::Stack`] side by side, merges their indexes once,
 //! and from then on nothing changes: any number of threads ask it where bytes are
 //! ([`Image::pieces`]), read them by their own means, and unpack them with an
 //! [`Unpacker`](unpack::Unpacker) each.
 
 pub mod block_cache;
+pub mod config;
 mod container;
 mod error;
 pub mod index;
@@ -15,22 +16,21 @@ pub mod plan;
 pub mod reader;
 mod search;
 pub mod segment;
-pub mod spec;
 pub mod unpack;
-mod unsealed;
+mod wait_for_seal;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-pub use container::{Container, MAX_STORED, Packing};
+pub use container::{Container, MAX_STORED, ZFileMap};
 pub use error::{BlockError, Error};
 pub use segment::MAX_LAYERS;
 
+use config::Stack;
 use index::Index;
 use layer::Layer;
 use plan::Pieces;
 use segment::{MAX_MAPPINGS, Segment};
-use spec::Stack;
 
 use crate::format::lsmt;
 use crate::source;
@@ -106,8 +106,8 @@ impl Image {
         let packings = self
             .layers
             .iter()
-            .filter_map(|layer| layer.container().packing());
-        let sizes = packings.map(|packing| packing.header().format.block_size);
+            .filter_map(|layer| layer.container().zfile_map());
+        let sizes = packings.map(|zfile_map| zfile_map.header().format.block_size);
         sizes.max().unwrap_or(0).max(4096)
     }
 
@@ -156,8 +156,8 @@ impl Image {
             add(layer.parent_uuid().as_bytes());
             add(&layer.trailer().virtual_size.to_le_bytes());
             add(&layer.index_crc().to_le_bytes());
-            let packing = layer.container().packing();
-            let table_crc = packing.map_or(0, |packing| packing.header().extent.table_crc);
+            let zfile_map = layer.container().zfile_map();
+            let table_crc = zfile_map.map_or(0, |zfile_map| zfile_map.header().extent.table_crc);
             add(&table_crc.to_le_bytes());
         }
         format!("ovbd{hash:016x}")

@@ -22,12 +22,12 @@ pub enum Piece {
         len: u64,
     },
     /// They come out of compressed blocks.
-    Packed(Packed),
+    Compressed(CompressedRun),
 }
 
 /// Adjacent compressed blocks of one layer, and the bytes wanted of what they hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Packed {
+pub struct CompressedRun {
     /// Number of the layer, counted from the bottom.
     pub layer: u16,
     /// Number of the first block.
@@ -49,7 +49,7 @@ impl Piece {
     pub fn len(&self) -> u64 {
         match self {
             Piece::Zero { len } | Piece::Plain { len, .. } => *len,
-            Piece::Packed(packed) => packed.len,
+            Piece::Compressed(packed) => packed.len,
         }
     }
 

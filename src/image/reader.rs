@@ -5,7 +5,7 @@ use super::container::Container;
 use super::error::Error;
 use super::plan::Piece;
 use super::unpack::Unpacker;
-use crate::scatter::{Cursor, Scatter};
+use crate::io::scatter::{Cursor, Scatter};
 use crate::units::{SECTOR_SIZE, Sector};
 use vm_memory::VolatileSlice;
 
@@ -53,7 +53,7 @@ impl Reader {
                 Piece::Plain { layer, .. } => {
                     self.fill(image.container(layer), piece, &mut cursor)?
                 }
-                Piece::Packed(packed) => {
+                Piece::Compressed(packed) => {
                     self.fill(image.container(packed.layer), piece, &mut cursor)?;
                 }
             }
@@ -122,7 +122,7 @@ impl Reader {
                     at += part;
                 }
             }
-            Piece::Packed(packed) => {
+            Piece::Compressed(packed) => {
                 if self.unpacker.unpack_held(container, &packed, into) {
                     return Ok(());
                 }

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use super::block_cache::{BlockCache, BlockId};
-use super::container::{Container, Packing};
+use super::container::{Container, ZFileMap};
 use super::error::{BlockError, Error};
-use super::plan::Packed;
+use super::plan::CompressedRun;
 use crate::codec::Decoder;
 use crate::format::crc;
 use crate::format::zfile::CHECKSUM_LEN;
-use crate::scatter::Cursor;
+use crate::io::scatter::Cursor;
 use vm_memory::VolatileSlice;
 
 /// Unpacks blocks for one worker; keeps what the codecs work with, and the last block that was only
@@ -43,7 +43,7 @@ impl Unpacker {
     pub fn unpack_held(
         &mut self,
         container: &Container,
-        piece: &Packed,
+        piece: &CompressedRun,
         into: &mut Cursor<'_, '_>,
     ) -> bool {
         if piece.count != 1 {
@@ -71,26 +71,26 @@ impl Unpacker {
     pub fn unpack(
         &mut self,
         container: &Container,
-        piece: &Packed,
+        piece: &CompressedRun,
         stored: &[u8],
         into: &mut Cursor<'_, '_>,
     ) -> Result<(), Error> {
         // A piece of a container without blocks has none to unpack.
-        let Some(packing) = container.packing() else {
+        let Some(zfile_map) = container.zfile_map() else {
             return Ok(());
         };
         let mut rest = stored;
         let mut skip = piece.skip as usize;
         let mut wanted = piece.len as usize;
         for block in piece.first..piece.first + u64::from(piece.count) {
-            let len = packing.block_len(block);
+            let len = zfile_map.block_len(block);
             let part = wanted.min(len - skip);
             let shared = self.cache.is_some() && piece.count == 1;
-            let result = match take_block(packing, block, &mut rest) {
-                Ok(bytes) if part == len && !shared => self.whole(packing, bytes, len, into),
+            let result = match take_block(zfile_map, block, &mut rest) {
+                Ok(bytes) if part == len && !shared => self.whole(zfile_map, bytes, len, into),
                 Ok(bytes) => {
                     let id = (container.id(), block);
-                    self.partly(packing, bytes, len, id)
+                    self.partly(zfile_map, bytes, len, id)
                         .map(|plain| into.write(&plain[skip..skip + part]))
                 }
                 Err(error) => Err(error),
@@ -98,7 +98,7 @@ impl Unpacker {
             result.map_err(|source| Error::Block {
                 path: container.blob().path().to_owned(),
                 block,
-                offset: container.block_offset(packing, block),
+                offset: container.block_offset(zfile_map, block),
                 source,
             })?;
             wanted -= part;
@@ -110,12 +110,12 @@ impl Unpacker {
     /// Decodes a block that is wanted whole, in place if its destination is in one piece.
     fn whole(
         &mut self,
-        packing: &Packing,
+        zfile_map: &ZFileMap,
         stored: &[u8],
         len: usize,
         into: &mut Cursor<'_, '_>,
     ) -> Result<(), BlockError> {
-        let algorithm = packing.header().format.algorithm;
+        let algorithm = zfile_map.header().format.algorithm;
         if let Some(target) = into.take_contiguous(len) {
             return Ok(self.decoder.decode(algorithm, stored, &target)?);
         }
@@ -130,7 +130,7 @@ impl Unpacker {
     /// Decodes a block into the bounce buffer, unless it is there, and keeps it.
     fn partly(
         &mut self,
-        packing: &Packing,
+        zfile_map: &ZFileMap,
         stored: &[u8],
         len: usize,
         id: (u64, u64),
@@ -138,7 +138,7 @@ impl Unpacker {
         if self.held != Some(id) {
             self.held = None;
             let target = VolatileSlice::from(grown(&mut self.bounce, len));
-            let algorithm = packing.header().format.algorithm;
+            let algorithm = zfile_map.header().format.algorithm;
             self.decoder.decode(algorithm, stored, &target)?;
             self.held = Some(id);
             if let Some(cache) = &self.cache {
@@ -151,15 +151,15 @@ impl Unpacker {
 
 /// Takes the next block off the stored bytes and verifies its checksum: the block without it.
 fn take_block<'s>(
-    packing: &Packing,
+    zfile_map: &ZFileMap,
     block: u64,
     rest: &mut &'s [u8],
 ) -> Result<&'s [u8], BlockError> {
-    let table = packing.table();
+    let table = zfile_map.table();
     let len = (table.offset(block + 1) - table.offset(block)) as usize;
     let (stored, after) = rest.split_at_checked(len).ok_or(BlockError::Missing)?;
     *rest = after;
-    verified(stored, packing.header().format.checksum)
+    verified(stored, zfile_map.header().format.checksum)
 }
 
 /// The compressed bytes of a stored block: all of it, or, if a checksum follows them, what comes

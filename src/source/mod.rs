@@ -2,11 +2,10 @@
 //!
 //! A [`Blob`] is a local file, open and of known length. Readers that wait use
 //! [`Blob::read_exact_at`]. Those that must not look whether the bytes are in memory, in the mapped
-//! [`window`] first and with a read that does not wait second, and take the descriptor to their
+//! [`resident_map`] first and with a read that does not wait second, and take the descriptor to their
 //! ring if they are not.
 
-pub mod gather;
-pub mod window;
+pub mod resident_map;
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -21,7 +20,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
 use vm_memory::VolatileSlice;
 
-use window::Window;
+use resident_map::ResidentMap;
 
 /// Why a blob's bytes are not to be had.
 #[derive(Debug, Error)]
@@ -73,7 +72,7 @@ pub struct Blob {
     file: File,
     len: u64,
     /// Where it can be mapped; a file that cannot be is always read.
-    window: Option<Window>,
+    resident_map: Option<ResidentMap>,
 }
 
 impl Blob {
@@ -99,9 +98,9 @@ impl Blob {
         }
         rustix::fs::fcntl_setfl(&file, OFlags::empty()).map_err(|errno| failed(errno.into()))?;
         let len = file.seek(SeekFrom::End(0)).map_err(failed)?;
-        let window = (len > 0).then(|| Window::new(&file, len));
-        let window = window.and_then(|window| {
-            window
+        let resident_map = (len > 0).then(|| ResidentMap::new(&file, len));
+        let resident_map = resident_map.and_then(|resident_map| {
+            resident_map
                 .inspect_err(|error| log::info!("{} is read, not mapped: {error}", path.display()))
                 .ok()
         });
@@ -109,7 +108,7 @@ impl Blob {
             path: path.to_owned(),
             file,
             len,
-            window,
+            resident_map,
         })
     }
 
@@ -125,7 +124,7 @@ impl Blob {
             path: path.to_owned(),
             file,
             len,
-            window: None,
+            resident_map: None,
         })
     }
 
@@ -182,39 +181,39 @@ impl Blob {
     /// `len` bytes at `offset`, if they are known to be in memory. Copy them, then ask
     /// [`Blob::is_lost`]: only if it is false were they the file's.
     pub fn resident(&self, offset: u64, len: usize) -> Option<VolatileSlice<'_>> {
-        self.window.as_ref()?.resident(offset, len)
+        self.resident_map.as_ref()?.resident(offset, len)
     }
 
     /// Whether the mapped file could not deliver a page that was touched.
     pub fn is_lost(&self) -> bool {
-        self.window.as_ref().is_some_and(Window::is_lost)
+        self.resident_map.as_ref().is_some_and(ResidentMap::is_lost)
     }
 
     /// Notes that a range was just read, and is in memory.
     pub fn note(&self, offset: u64, len: usize) {
-        if let Some(window) = &self.window {
-            window.note(offset, len);
+        if let Some(resident_map) = &self.resident_map {
+            resident_map.note(offset, len);
         }
     }
 
     /// Forgets what is in memory: some of it was evicted.
     pub fn forget_resident(&self) {
-        if let Some(window) = &self.window {
-            window.forget();
+        if let Some(resident_map) = &self.resident_map {
+            resident_map.forget();
         }
     }
 
     /// Starts to find a range's pages, for [`Blob::prefetch`] to come.
     pub fn prefetch_pages(&self, offset: u64, len: usize) {
-        if let Some(window) = &self.window {
-            window.prefetch_pages(offset, len);
+        if let Some(resident_map) = &self.resident_map {
+            resident_map.prefetch_pages(offset, len);
         }
     }
 
     /// Starts to bring the first bytes of a range into the processor's cache.
     pub fn prefetch(&self, offset: u64, len: usize) {
-        if let Some(window) = &self.window {
-            window.prefetch(offset, len);
+        if let Some(resident_map) = &self.resident_map {
+            resident_map.prefetch(offset, len);
         }
     }
 
@@ -226,11 +225,11 @@ impl Blob {
         }
     }
 
-    /// Lets go of the pages of a range, which must not have been seen through the window.
+    /// Lets go of the pages of a range, which must not have been seen through the resident_map.
     pub fn drop_cached(&self, offset: u64, len: u64) {
         // Whole pages: the neighbours' bytes on the first and last go as well.
-        let start = offset / window::PAGE * window::PAGE;
-        let end = (offset + len).next_multiple_of(window::PAGE);
+        let start = offset / resident_map::PAGE * resident_map::PAGE;
+        let end = (offset + len).next_multiple_of(resident_map::PAGE);
         self.advise(start, end - start, Advice::DontNeed);
     }
 

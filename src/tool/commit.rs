@@ -16,9 +16,9 @@ use crate::format::lsmt::{ENTRY_LEN, MAX_ENTRIES, MAX_LENGTH};
 use crate::format::zfile::BlockFormat;
 use crate::image::reader::Reader;
 use crate::units::{SECTOR_SIZE, Sector};
-use crate::upper::Paths;
-use crate::upper::list::Pairs;
-use crate::upper::map::ExtentMap;
+use crate::writable::Paths;
+use crate::writable::extent_map::ExtentMap;
+use crate::writable::manifest::Pairs;
 
 /// Bytes of an index up to which its pieces are kept apart as they arrived.
 const MAX_APART: u64 = 4_000_000 * ENTRY_LEN as u64;

@@ -21,8 +21,8 @@ use super::raw_image::{Input, Part, RawImage, Source};
 use super::unit::{CHUNK, UNIT, data_from, is_zero};
 use crate::format::zfile::BlockFormat;
 use crate::image::Image;
+use crate::image::config::Stack;
 use crate::image::reader::Reader;
-use crate::image::spec::Stack;
 use crate::units::{SECTOR_SIZE, Sector};
 
 /// Sectors of a unit.

@@ -8,15 +8,15 @@ use super::Error;
 use crate::format::lsmt::writable::Kind;
 use crate::format::lsmt::{Header, MAX_SECTORS};
 use crate::image::Image;
+use crate::image::config::Stack;
 use crate::image::reader::Reader;
 use crate::image::segment;
-use crate::image::spec::Stack;
 use crate::source::Blob;
 use crate::units::{ByteOffset, SECTOR_SIZE, Sector};
-use crate::upper::Paths;
-use crate::upper::list::Pairs;
-use crate::upper::load::{Access, Loaded, load};
-use crate::upper::map::{ExtentMap, Place};
+use crate::writable::Paths;
+use crate::writable::extent_map::{ExtentMap, Place};
+use crate::writable::load::{Access, Loaded, load};
+use crate::writable::manifest::Pairs;
 
 /// The files of a disk. At least one of the two is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,7 +90,7 @@ impl Upper {
             index_is_stale,
             ..
         } = load(paths, Access::Read, map)?;
-        let blob = Blob::changing(&paths.data, data).map_err(crate::upper::Error::from)?;
+        let blob = Blob::changing(&paths.data, data).map_err(crate::writable::Error::from)?;
         Ok(Self {
             paths: paths.clone(),
             header,
@@ -124,7 +124,7 @@ impl Upper {
         let (part, rest) = into.split_at_mut(part);
         rest.fill(0);
         let read = self.blob.read_exact_at(part, offset);
-        Ok(read.map_err(crate::upper::Error::from)?)
+        Ok(read.map_err(crate::writable::Error::from)?)
     }
 }
 

@@ -6,20 +6,20 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use crate::format::lsmt::MAX_ENTRIES;
-use crate::{codec, image, upper};
+use crate::{codec, image, writable};
 
 /// Why a layer or a raw image could not be read, made or checked.
 #[derive(Debug, Error)]
 pub enum Error {
     /// The config does not tell which layers to open.
     #[error(transparent)]
-    Config(#[from] image::spec::Error),
+    Config(#[from] image::config::Error),
     /// A stack of layers cannot be opened or read.
     #[error(transparent)]
     Image(#[from] image::Error),
     /// A writable layer cannot be opened, read or written.
     #[error(transparent)]
-    Upper(#[from] upper::Error),
+    Upper(#[from] writable::Error),
     /// The raw image cannot be opened.
     #[error("cannot open {name}")]
     Open {

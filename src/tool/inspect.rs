@@ -13,7 +13,7 @@ use crate::format::lsmt::HEADER_LEN;
 use crate::image::Image;
 use crate::image::layer::Layer;
 use crate::units::SECTOR_SIZE;
-use crate::upper::map::Place;
+use crate::writable::extent_map::Place;
 
 /// What a disk is made of. Field names are those of the JSON; sizes are in bytes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -198,8 +198,8 @@ fn look_at_upper(upper: &Upper, share: &Share, size: u64) -> UpperInfo {
 
 fn look_at(layer: &Layer, share: &Share, size: u64) -> LayerInfo {
     let container = layer.container();
-    let compression = container.packing().map(|packing| {
-        let (header, table) = (packing.header(), packing.table());
+    let compression = container.zfile_map().map(|zfile_map| {
+        let (header, table) = (zfile_map.header(), zfile_map.table());
         Compression {
             algorithm: header.format.algorithm.to_string(),
             block_size: header.format.block_size,

@@ -77,7 +77,7 @@ enum Body {
     /// To the file, from byte `start` on.
     Plain { start: u64, jobs: Jobs },
     /// Into a ZFile.
-    Packed(Box<ZFileWriter>),
+    CompressedRun(Box<ZFileWriter>),
 }
 
 impl LayerWriter {
@@ -116,7 +116,7 @@ impl LayerWriter {
                 let keep_head = virtual_size.is_none();
                 let zfile =
                     ZFileWriter::start(scope, threads, fetch, &mut file, blocks, keep_head)?;
-                Body::Packed(Box::new(zfile))
+                Body::CompressedRun(Box::new(zfile))
             }
         };
         let mut writer = Self {
@@ -169,7 +169,7 @@ impl LayerWriter {
         let len = sectors * SECTOR_SIZE;
         let file = &mut self.file;
         match &mut self.body {
-            Body::Packed(zfile) => zfile.fetch(file, len, from),
+            Body::CompressedRun(zfile) => zfile.fetch(file, len, from),
             Body::Plain { jobs, .. } => jobs.fetch(len, from, |job| file.write(job.bytes())),
         }
     }
@@ -211,7 +211,7 @@ impl LayerWriter {
                     file.write_at(head, start)?;
                 }
             }
-            Body::Packed(zfile) => zfile.finish(&mut file, head)?,
+            Body::CompressedRun(zfile) => zfile.finish(&mut file, head)?,
         }
         if self.tar {
             let len = file.position() - tar::PREFIX as u64;
@@ -250,7 +250,7 @@ impl LayerWriter {
     fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let file = &mut self.file;
         match &mut self.body {
-            Body::Packed(zfile) => zfile.write(file, bytes),
+            Body::CompressedRun(zfile) => zfile.write(file, bytes),
             Body::Plain { jobs, .. } => jobs.write(bytes, |job| file.write(job.bytes())),
         }
     }

@@ -1,10 +1,10 @@
 //! `ovbd seal`: a writable layer becomes a sealed one, in place.
 
 use super::Error;
-use crate::upper::list::Pairs;
-use crate::upper::load::{Access, Loaded, load};
-use crate::upper::map::ExtentMap;
-use crate::upper::{self, Paths, mappings, seal};
+use crate::writable::extent_map::ExtentMap;
+use crate::writable::load::{Access, Loaded, load};
+use crate::writable::manifest::Pairs;
+use crate::writable::{self, Paths, mappings, seal};
 
 /// What sealing came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub fn seal(paths: &Paths) -> Result<Sealed, Error> {
             seal::seal(&data, &paths.data, &header, kind, &mappings)?;
             Sealed::Now(mappings.len())
         }
-        Err(upper::Error::Sealed { .. }) => Sealed::Before,
+        Err(writable::Error::Sealed { .. }) => Sealed::Before,
         Err(error) => return Err(error.into()),
     };
     seal::remove_index(paths)?;

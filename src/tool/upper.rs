@@ -8,8 +8,8 @@ use super::Error;
 use crate::format::lsmt::Header;
 use crate::format::lsmt::writable::Kind;
 use crate::image::Image;
-use crate::image::spec::Stack;
-use crate::upper::{self, Paths};
+use crate::image::config::Stack;
+use crate::writable::{self, Paths};
 
 /// What to make.
 #[derive(Clone, Debug)]
@@ -43,5 +43,5 @@ pub fn create(task: &CreateUpper) -> Result<(), Error> {
         task.uuid.unwrap_or_else(Uuid::new_v4),
         top.map_or(Uuid::nil(), |top| top.uuid()),
     );
-    Ok(upper::create(&task.paths, task.kind, &header)?)
+    Ok(writable::create(&task.paths, task.kind, &header)?)
 }

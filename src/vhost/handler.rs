@@ -20,7 +20,7 @@ use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut
 
 use super::vring::{UserRings, Vring};
 use crate::engine::Disk;
-use crate::engine::setup::Context;
+use crate::engine::setup::ConnectionContext;
 use crate::virtio::config;
 use crate::virtio::dirty_log::DirtyLog;
 use crate::virtio::inflight::InflightArea;
@@ -101,7 +101,7 @@ impl Handler {
     fn start(&mut self) {
         let logging = self.features & VhostUserVirtioFeatures::LOG_ALL.bits() != 0;
         let log = self.log.clone().filter(|_| logging);
-        let context = Context {
+        let context = ConnectionContext {
             disk: self.disk.clone(),
             memory: Arc::new(self.memory.with_log(log)),
             inflight: self.inflight.clone(),

@@ -3,8 +3,8 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use crate::engine::limit;
-use crate::engine::setup::{Context, Eventfds, QueueSetup};
+use crate::engine::ratelimited_log;
+use crate::engine::setup::{ConnectionContext, Eventfds, QueueSetup};
 use crate::engine::worker::{Resume, Worker};
 use crate::virtio::memory::Memory;
 use crate::virtio::queue::RingAddresses;
@@ -58,13 +58,13 @@ impl Vring {
     }
 
     /// Starts a worker, if the front-end said all that one needs.
-    pub fn start(&mut self, index: u16, context: &Context) {
+    pub fn start(&mut self, index: u16, context: &ConnectionContext) {
         let Some(rings) = self.rings else { return };
         if !self.started || !self.enabled || self.size == 0 || self.is_running() {
             return;
         }
         let Some(rings) = rings.translate(&context.memory) else {
-            limit::error(format_args!(
+            ratelimited_log::error(format_args!(
                 "queue {index}: its rings are not in the memory the front-end shares"
             ));
             self.eventfds.signal_error();
@@ -80,7 +80,7 @@ impl Vring {
         match Worker::start(setup, context.clone()) {
             Ok(worker) => self.worker = Some(worker),
             Err(error) => {
-                limit::error(format_args!("queue {index}: no worker: {error}"));
+                ratelimited_log::error(format_args!("queue {index}: no worker: {error}"));
                 self.eventfds.signal_error();
             }
         }

@@ -9,7 +9,7 @@ use virtio_queue::desc::split::Descriptor;
 
 use super::dirty_log::DirtyLog;
 use super::memory::Memory;
-use crate::scatter::Scatter;
+use crate::io::scatter::Scatter;
 
 /// Most descriptors in one chain, direct and indirect together. The specification stops at the
 /// queue's size; Linux drivers go a little beyond it with indirect tables.

@@ -9,7 +9,7 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-use super::ranges::{MAX_RANGES, MAX_SECTORS};
+use super::discard::{MAX_RANGES, MAX_SECTORS};
 use crate::units::{SECTOR_SIZE, Sector};
 
 /// Descriptors next to the data in a chain: header and status.

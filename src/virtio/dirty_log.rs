@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use vm_memory::{GuestAddress, VolatileMemory};
 
-use crate::mapping::{Access, MapError, Mapping};
+use crate::io::mapping::{Access, MapError, Mapping};
 
 /// Bytes of guest memory one bit stands for (VHOST_LOG_PAGE).
 const LOG_PAGE: u64 = 4096;

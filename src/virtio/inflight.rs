@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering;
 
 use vm_memory::{Bytes, VolatileSlice};
 
-use crate::mapping::{Access, MapError, Mapping};
+use crate::io::mapping::{Access, MapError, Mapping};
 
 const HEADER: usize = 16;
 const ENTRY: usize = 16;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use vm_memory::{GuestAddress, VolatileSlice};
 
 use super::dirty_log::DirtyLog;
-use crate::mapping::{Access, MapError, Mapping};
+use crate::io::mapping::{Access, MapError, Mapping};
 
 /// Why a region cannot be part of guest memory.
 #[derive(Debug, thiserror::Error)]

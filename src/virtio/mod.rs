@@ -8,8 +8,8 @@
 pub mod chain;
 pub mod config;
 pub mod dirty_log;
+pub mod discard;
 pub mod inflight;
 pub mod memory;
 pub mod queue;
-pub mod ranges;
 pub mod request;

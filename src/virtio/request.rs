@@ -12,7 +12,7 @@ use vm_memory::VolatileSlice;
 
 use super::chain::Chain;
 use super::config::DeviceConfig;
-use super::ranges::{self, Range};
+use super::discard::{self, Range};
 use crate::units::{SECTOR_SIZE, Sector};
 
 /// Bytes of a request's header: type, reserved, sector.
@@ -123,7 +123,7 @@ impl<'m> Request<'m> {
             let inside = end.is_some_and(|end| end <= config.capacity);
             whole && inside && len <= MAX_DATA
         };
-        let ranges = |may_unmap| ranges::parse(cursor, data, config.capacity, may_unmap);
+        let ranges = |may_unmap| discard::parse(cursor, data, config.capacity, may_unmap);
         match u32::from_le_bytes([t0, t1, t2, t3]) {
             VIRTIO_BLK_T_IN if transfer(chain.writable.len()) => Ok(Operation::Read(sector)),
             VIRTIO_BLK_T_OUT if config.writable && transfer(data) => Ok(Operation::Write(sector)),

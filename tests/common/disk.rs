@@ -3,8 +3,8 @@
 use std::sync::{Arc, OnceLock};
 
 use ovbd_vhost::image::Image;
+use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::image::reader::Reader;
-use ovbd_vhost::image::spec::Stack;
 use ovbd_vhost::units::Sector;
 use sha2::{Digest, Sha256};
 

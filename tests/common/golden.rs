@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use ovbd_vhost::upper::Paths;
+use ovbd_vhost::writable::Paths;
 use serde_json::Value;
 
 use super::programs;

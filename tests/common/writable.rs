@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ovbd_vhost::format::lsmt::Header;
 use ovbd_vhost::format::lsmt::writable::Kind;
-use ovbd_vhost::upper::{self, Paths, journal};
+use ovbd_vhost::writable::{self, Paths, journal};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -45,7 +45,7 @@ impl Writable {
             index: folder.path().join("upper.index"),
         };
         let header = Header::empty(deep().1.len() as u64, Uuid::new_v4(), Uuid::nil());
-        upper::create(&paths, kind, &header).expect("a layer");
+        writable::create(&paths, kind, &header).expect("a layer");
         Self::serve_in(folder, options)
     }
 

@@ -8,12 +8,12 @@ use common::recorder::{Op, Recorder, after_kill, after_power_loss};
 use ovbd_vhost::format::lsmt::Header;
 use ovbd_vhost::format::lsmt::writable::Kind;
 use ovbd_vhost::image::reader::Reader;
-use ovbd_vhost::scatter::Scatter;
+use ovbd_vhost::io::scatter::Scatter;
 use ovbd_vhost::tool::disk::{Disk, Files};
 use ovbd_vhost::tool::seal::{Sealed, seal};
-use ovbd_vhost::upper::load::{Access, load};
-use ovbd_vhost::upper::map::ExtentMap;
-use ovbd_vhost::upper::{Error, Options, Paths, Upper, create, resize};
+use ovbd_vhost::writable::extent_map::ExtentMap;
+use ovbd_vhost::writable::load::{Access, load};
+use ovbd_vhost::writable::{Error, Options, Paths, WritableLayer, create, resize};
 use uuid::Uuid;
 use vm_memory::VolatileSlice;
 
@@ -32,7 +32,7 @@ fn work(folder: &Path, kind: Kind, durable: bool) {
     let header = Header::empty(SECTORS * 512, Uuid::from_u128(1), Uuid::nil());
     create(&paths(folder), kind, &header).unwrap();
     let options = Options::default();
-    let upper = Upper::open(&paths(folder), &options).unwrap();
+    let upper = WritableLayer::open(&paths(folder), &options).unwrap();
     for (number, (start, sectors)) in [(0, 20), (70, 26), (5, 3), (30, 9), (90, 6)]
         .into_iter()
         .enumerate()

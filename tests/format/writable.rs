@@ -8,11 +8,11 @@ use common::golden::{self, Case};
 use ovbd_vhost::format::lsmt::writable::Kind;
 use ovbd_vhost::format::lsmt::{Header, Mapping};
 use ovbd_vhost::image::Image;
+use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::image::reader::Reader;
-use ovbd_vhost::image::spec::Stack;
-use ovbd_vhost::scatter::Scatter;
+use ovbd_vhost::io::scatter::Scatter;
 use ovbd_vhost::units::Sector;
-use ovbd_vhost::upper::{Options, Paths, Upper, Volume, create, journal};
+use ovbd_vhost::writable::{Options, Paths, Volume, WritableLayer, create, journal};
 use sha2::{Digest, Sha256};
 use vm_memory::VolatileSlice;
 
@@ -22,7 +22,7 @@ fn open(case: &Case, paths: &Paths) -> Volume {
         default_size: image.size(),
         ..Options::default()
     };
-    Volume::writable(image, vec![Upper::open(paths, &options).unwrap()])
+    Volume::writable(image, vec![WritableLayer::open(paths, &options).unwrap()])
 }
 
 fn content(volume: &Volume) -> Vec<u8> {

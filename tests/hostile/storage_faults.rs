@@ -14,8 +14,8 @@ use common::guest::{Guest, Options};
 use common::layers::{LayerBuilder, Pack, noise, write, zfile};
 use common::queue::Layout;
 use ovbd_vhost::image::Image;
+use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::image::plan::Piece;
-use ovbd_vhost::image::spec::Stack;
 use ovbd_vhost::units::Sector;
 
 /// Sectors of the disk.
@@ -36,7 +36,7 @@ fn stored(path: &std::path::Path, start: u64, sectors: u64) -> std::ops::Range<u
         .pieces(Sector(start), sectors)
         .map(|piece| match piece {
             Piece::Plain { offset, len, .. } => offset..offset + len,
-            Piece::Packed(packed) => packed.offset..packed.offset + u64::from(packed.stored),
+            Piece::Compressed(packed) => packed.offset..packed.offset + u64::from(packed.stored),
             Piece::Zero { .. } => panic!("the disk has no holes"),
         });
     ranges

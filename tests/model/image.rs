@@ -14,10 +14,10 @@ use common::ring::{Addresses, Ring};
 use common::session::{Session, Wanted, feature};
 use ovbd_vhost::format::lsmt::PADDING;
 use ovbd_vhost::format::zfile::Algorithm;
+use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::image::plan::Piece;
 use ovbd_vhost::image::reader::Reader;
 use ovbd_vhost::image::segment::Segment;
-use ovbd_vhost::image::spec::Stack;
 use ovbd_vhost::image::{Error, Image, MAX_LAYERS, MAX_STORED};
 use ovbd_vhost::units::Sector;
 use proptest::prelude::*;
@@ -192,7 +192,7 @@ fn check(image: &Image, model: &Model, reader: &mut Reader, start: u64, sectors:
     let mut len = 0;
     for piece in image.pieces(Sector(start), sectors) {
         assert!(!piece.is_empty());
-        if let Piece::Packed(packed) = piece {
+        if let Piece::Compressed(packed) = piece {
             assert!(packed.stored as usize <= MAX_STORED && packed.count > 0);
         }
         len += piece.len();

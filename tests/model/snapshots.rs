@@ -10,11 +10,11 @@ use std::thread;
 use common::layers::{self, LayerBuilder, upper_header};
 use ovbd_vhost::format::lsmt::writable::Kind;
 use ovbd_vhost::image::Image;
+use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::image::reader::Reader;
-use ovbd_vhost::image::spec::Stack;
-use ovbd_vhost::scatter::Scatter;
+use ovbd_vhost::io::scatter::Scatter;
 use ovbd_vhost::units::Sector;
-use ovbd_vhost::upper::{Options, Overlay, Paths, Snapshots, SpanContent, Volume, create};
+use ovbd_vhost::writable::{Lookup, Options, Paths, Snapshots, SpanContent, Volume, create};
 use proptest::prelude::*;
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -258,8 +258,8 @@ fn hundreds_of_snapshots() {
     const COUNT: u32 = 300;
     let disk = Disk::new(Kind::Hybrid);
     disk.write(0, 8, 1);
-    let mut reading = Overlay::default();
-    disk.volume.overlay(Sector(0), 8, &mut reading);
+    let mut reading = Lookup::default();
+    disk.volume.lookup(Sector(0), 8, &mut reading);
     let mut model = vec![BELOW; SECTORS as usize];
     model[..8].fill(1);
     for number in 2..COUNT + 2 {

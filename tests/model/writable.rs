@@ -13,13 +13,13 @@ use common::recorder::{Call, Recorder};
 use fuser::Errno;
 use ovbd_vhost::format::lsmt::Header;
 use ovbd_vhost::format::lsmt::writable::Kind;
+use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::image::reader::Reader;
-use ovbd_vhost::image::spec::Stack;
 use ovbd_vhost::image::{self, Image};
-use ovbd_vhost::scatter::Scatter;
+use ovbd_vhost::io::scatter::Scatter;
 use ovbd_vhost::units::Sector;
-use ovbd_vhost::upper::{
-    Error, Options, Overlay, Paths, Snapshots, Upper, Volume, create, journal,
+use ovbd_vhost::writable::{
+    Error, Lookup, Options, Paths, Snapshots, Volume, WritableLayer, create, journal,
 };
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -73,7 +73,7 @@ fn open(folder: &Path, paths: &Paths, limit: u64) -> Result<Volume, Error> {
         log_slack: 3,
         max_log: 1 << 20,
     };
-    let upper = Upper::open(paths, &options)?;
+    let upper = WritableLayer::open(paths, &options)?;
     let image = Image::open(&Stack::new([folder.join("lower.obd")])).unwrap();
     Ok(Volume::writable(image, vec![upper]))
 }
@@ -297,7 +297,7 @@ fn an_index_that_is_full() {
         max_log: 30,
         ..Options::default()
     };
-    let upper = Upper::open(&disk.paths, &options).unwrap();
+    let upper = WritableLayer::open(&disk.paths, &options).unwrap();
     let new = disk.folder.path().join("upper.index.new");
     for round in 0..200 {
         // Each takes a mapping.
@@ -410,8 +410,8 @@ fn full_passes_when_a_request_ends() {
     disk.volume = Some(open(disk.folder.path(), &disk.paths, 16 * 512).unwrap());
     disk.write(0, 8);
     disk.write(40, 8);
-    let mut reading = Overlay::default();
-    disk.volume().overlay(Sector(40), 8, &mut reading);
+    let mut reading = Lookup::default();
+    disk.volume().lookup(Sector(40), 8, &mut reading);
     disk.zero(0, 8, true, true);
     disk.flush();
     let mut bytes = [1; 4096];

@@ -17,8 +17,8 @@ use std::thread;
 
 use io_uring::{IoUring, opcode, types};
 use libc::{SIGABRT, SIGSYS};
-use ovbd_vhost::daemon::sandbox::{self, Support, files};
-use ovbd_vhost::source::gather;
+use ovbd_vhost::daemon::sandbox::{self, Support, landlock};
+use ovbd_vhost::io::vectored;
 use rustix::fs::{FallocateFlags, fallocate};
 
 /// What is to come of a probe.
@@ -55,7 +55,7 @@ fn try_inside(what: &str, directory: &Path, writable: bool) -> End {
 #[test]
 fn what_serving_does_not_need_is_refused() {
     // In a thread, for it holds for that.
-    let landlock = thread::spawn(|| files::close(&[], &[]).unwrap());
+    let landlock = thread::spawn(|| landlock::close(&[], &[]).unwrap());
     let fenced = landlock.join().unwrap() == Support::Full;
     let directory = tempfile::tempdir().unwrap();
     let denied = |end: End| if fenced { end } else { End::Works };
@@ -90,7 +90,7 @@ fn what_serving_does_not_need_is_refused() {
 
 #[test]
 fn a_writable_layer_takes_its_directory_and_no_more() {
-    let landlock = thread::spawn(|| files::close(&[], &[]).unwrap());
+    let landlock = thread::spawn(|| landlock::close(&[], &[]).unwrap());
     let fenced = landlock.join().unwrap() == Support::Full;
     let directory = tempfile::tempdir().unwrap();
     // Where nothing keeps them to the directory, files are not opened and names not changed.
@@ -235,7 +235,7 @@ fn probe() {
 fn write_and_sync(file: &fs::File) -> io::Result<()> {
     let mut bytes = [7u8; 512];
     let piece = vm_memory::VolatileSlice::from(&mut bytes[..]);
-    gather::write_all_at(file, &[piece, piece], 4096)?;
+    vectored::write_all_at(file, &[piece, piece], 4096)?;
     file.write_all_at(&[1; 10], 0)?;
     file.set_len(8192)?;
     let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;

@@ -7,7 +7,7 @@ use ovbd_vhost::format::lsmt::Mapping;
 use ovbd_vhost::format::lsmt::writable::Kind;
 use ovbd_vhost::tool::commit;
 use ovbd_vhost::tool::disk::{Disk, Files, Upper};
-use ovbd_vhost::upper::map::ExtentMap;
+use ovbd_vhost::writable::extent_map::ExtentMap;
 
 const PAIR: [&str; 4] = [
     "--uuid",
@@ -189,7 +189,7 @@ fn a_layer_that_upstream_does_not_open_is_made_with_a_warning() {
     let dir = tempfile::tempdir().unwrap();
     let paths = paths(&dir);
     const PIECES: u64 = 1_000_000;
-    ovbd_vhost::upper::create(&paths, Kind::Hybrid, &header(PIECES * 1024)).unwrap();
+    ovbd_vhost::writable::create(&paths, Kind::Hybrid, &header(PIECES * 1024)).unwrap();
     let zeroed = |number| Mapping::zeroed(Sector(number * 2), 1, Sector(8)).unwrap();
     let entries: Vec<u8> = (0..PIECES)
         .flat_map(|number| zeroed(number).encode())
@@ -237,7 +237,7 @@ fn a_layer_that_upstream_does_not_open_is_made_with_a_warning() {
 fn neighbours_are_joined_as_they_arrived() {
     let dir = tempfile::tempdir().unwrap();
     let paths = paths(&dir);
-    ovbd_vhost::upper::create(&paths, Kind::Append, &header(64 << 20)).unwrap();
+    ovbd_vhost::writable::create(&paths, Kind::Append, &header(64 << 20)).unwrap();
     let upper = open_upper(&paths);
     // 250 parts of two pieces, and five of the third; then 115 of it, 5 and a rest of 62, and 125.
     for (start, sectors) in [
@@ -266,7 +266,7 @@ fn neighbours_are_joined_as_they_arrived() {
 fn a_file_that_is_too_short_is_told_how_long_it_is() {
     let dir = tempfile::tempdir().unwrap();
     let paths = paths(&dir);
-    ovbd_vhost::upper::create(&paths, Kind::Hybrid, &header(1 << 20)).unwrap();
+    ovbd_vhost::writable::create(&paths, Kind::Hybrid, &header(1 << 20)).unwrap();
     let commit = ["commit", "--upper", UPPER, "-o", "top"];
     for (path, what) in [(&paths.index, "index file"), (&paths.data, "data file")] {
         for len in [100, 4095, 0] {
@@ -288,7 +288,7 @@ fn a_file_that_is_too_short_is_told_how_long_it_is() {
 fn what_is_in_use_or_wrong_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let paths = paths(&dir);
-    ovbd_vhost::upper::create(&paths, Kind::Hybrid, &header(1 << 20)).unwrap();
+    ovbd_vhost::writable::create(&paths, Kind::Hybrid, &header(1 << 20)).unwrap();
     let upper = open_upper(&paths);
     for args in [
         &["commit", "--upper", UPPER, "-o", "top"][..],

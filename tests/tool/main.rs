@@ -22,8 +22,8 @@ use std::process::{Command, Output, Stdio};
 use common::content::{Random, difference, tagged};
 use common::golden;
 use ovbd_vhost::image::Image;
+use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::image::reader::Reader;
-use ovbd_vhost::image::spec::Stack;
 use ovbd_vhost::units::Sector;
 use tempfile::TempDir;
 

@@ -3,7 +3,7 @@
 use super::writable::*;
 use super::*;
 use ovbd_vhost::format::lsmt::writable::Kind;
-use ovbd_vhost::upper::{Paths, journal};
+use ovbd_vhost::writable::{Paths, journal};
 
 #[test]
 fn the_golden_upper_sealed_is_its_commit() {

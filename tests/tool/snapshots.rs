@@ -3,8 +3,8 @@
 use super::writable::*;
 use super::*;
 use ovbd_vhost::format::lsmt::Header;
-use ovbd_vhost::scatter::Scatter;
-use ovbd_vhost::upper::{Options, Snapshots, Volume};
+use ovbd_vhost::io::scatter::Scatter;
+use ovbd_vhost::writable::{Options, Snapshots, Volume};
 use uuid::Uuid;
 use vm_memory::VolatileSlice;
 
@@ -17,7 +17,7 @@ fn with_snapshots(dir: &TempDir, sealed: bool) -> Vec<u8> {
         parent_uuid: Uuid::nil(),
         ..header(disk.len() as u64)
     };
-    ovbd_vhost::upper::create(&paths, KINDS[2], &header).unwrap();
+    ovbd_vhost::writable::create(&paths, KINDS[2], &header).unwrap();
     let stack = Stack::new([dir.path().join("lower")]);
     let (volume, snapshots) = Snapshots::open(&stack, &paths, Options::default()).unwrap();
     for number in 0..3_u64 {

@@ -9,7 +9,7 @@ use super::*;
 fn large(dir: &TempDir) -> Vec<u8> {
     let paths = paths(dir);
     let mut disk = tagged(12 << 20, 3);
-    ovbd_vhost::upper::create(&paths, KINDS[2], &header(disk.len() as u64)).unwrap();
+    ovbd_vhost::writable::create(&paths, KINDS[2], &header(disk.len() as u64)).unwrap();
     let upper = open_upper(&paths);
     for (start, bytes) in (0..).step_by(24).zip(disk.chunks_mut(24 * 512)) {
         write(&upper, start, bytes);

@@ -3,8 +3,8 @@
 use super::*;
 use ovbd_vhost::format::lsmt::Header;
 use ovbd_vhost::format::lsmt::writable::Kind;
-use ovbd_vhost::scatter::Scatter;
-use ovbd_vhost::upper::{Options, Paths, Upper, create};
+use ovbd_vhost::io::scatter::Scatter;
+use ovbd_vhost::writable::{Options, Paths, WritableLayer, create};
 use uuid::Uuid;
 use vm_memory::VolatileSlice;
 
@@ -55,7 +55,7 @@ pub fn write_at_random(paths: &Paths, kind: Kind, random: &mut Random, disk: &mu
 }
 
 /// Closes an upper, for everybody.
-pub fn close(upper: Upper) {
+pub fn close(upper: WritableLayer) {
     let path = upper.paths().data.clone();
     drop(upper);
     free(&path);
@@ -69,11 +69,11 @@ pub fn free(data: &Path) {
     data.unlock().unwrap();
 }
 
-pub fn open_upper(paths: &Paths) -> Upper {
-    Upper::open(paths, &Options::default()).unwrap()
+pub fn open_upper(paths: &Paths) -> WritableLayer {
+    WritableLayer::open(paths, &Options::default()).unwrap()
 }
 
-pub fn write(upper: &Upper, start: u64, bytes: &mut [u8]) {
+pub fn write(upper: &WritableLayer, start: u64, bytes: &mut [u8]) {
     let mut scatter = Scatter::new();
     let sectors = bytes.len() as u64 / 512;
     scatter.push(VolatileSlice::from(bytes));

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Duration;
 
+use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::image::reader::Reader;
-use ovbd_vhost::image::spec::Stack;
 use ovbd_vhost::units::Sector;
-use ovbd_vhost::upper::{Options, Paths, Snapshots};
+use ovbd_vhost::writable::{Options, Paths, Snapshots};
 use tempfile::tempdir;
 
 use crate::assert_no_disk_errors;

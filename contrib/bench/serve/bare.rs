@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use ovbd_vhost::codec::Decoder;
 use ovbd_vhost::format::zfile::Algorithm;
 use ovbd_vhost::image::Image;
+use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::image::plan::Piece;
-use ovbd_vhost::image::spec::Stack;
 use ovbd_vhost::units::Sector;
 use vm_memory::VolatileSlice;
 
@@ -37,7 +37,7 @@ impl Bare {
     /// Takes blocks of the one-layer image at `path`, at random or in order, and checks each.
     pub fn load(path: &Path, content: &Content, random: bool) -> Result<Self> {
         let image = Image::open(&Stack::new([path]))?;
-        let packing = image.container(0).packing();
+        let packing = image.container(0).zfile_map();
         let mut bare = Self {
             algorithm: packing.map(|packing| packing.header().format.algorithm),
             stored: Vec::new(),
@@ -55,7 +55,7 @@ impl Bare {
             };
             let sector = Sector(u64::from(all[at]) * (BLOCK / 512) as u64);
             let (offset, len) = match image.pieces(sector, (BLOCK / 512) as u64).next() {
-                Some(Piece::Packed(piece)) if piece.count == 1 && piece.len == BLOCK as u64 => {
+                Some(Piece::Compressed(piece)) if piece.count == 1 && piece.len == BLOCK as u64 => {
                     (piece.offset, piece.stored - CHECKSUM)
                 }
                 Some(Piece::Plain { offset, len, .. }) if len == BLOCK as u64 => {

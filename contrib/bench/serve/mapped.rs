@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use ovbd_vhost::image::Image;
+use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::image::plan::Piece;
-use ovbd_vhost::image::spec::Stack;
-use ovbd_vhost::mapping::{Access, Mapping};
+use ovbd_vhost::io::mapping::{Access, Mapping};
 use ovbd_vhost::units::Sector;
 use vm_memory::VolatileSlice;
 

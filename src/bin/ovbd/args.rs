@@ -9,7 +9,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use ovbd_vhost::format::lsmt::writable::Kind;
 use ovbd_vhost::format::zfile::{Algorithm, BLOCK_SIZES, BlockFormat};
-use ovbd_vhost::image::spec::{Config, Stack, UpperFiles};
+use ovbd_vhost::image::config::{Config, Stack, UpperFiles};
 use ovbd_vhost::tool::commit::Commit;
 use ovbd_vhost::tool::create::Create;
 use ovbd_vhost::tool::ctl::Ask;
@@ -17,7 +17,7 @@ use ovbd_vhost::tool::disk::Files;
 use ovbd_vhost::tool::merge::Merge;
 use ovbd_vhost::tool::raw_image::Input;
 use ovbd_vhost::tool::upper::CreateUpper;
-use ovbd_vhost::upper::Paths;
+use ovbd_vhost::writable::Paths;
 use uuid::Uuid;
 
 /// Most threads that may be asked for.

@@ -19,7 +19,7 @@ use ovbd_vhost::tool::layer_writer::UPSTREAM_ENTRIES;
 use ovbd_vhost::tool::merge::merge;
 use ovbd_vhost::tool::seal::{Sealed, seal};
 use ovbd_vhost::tool::{self, export, progress, upper};
-use ovbd_vhost::upper::resize;
+use ovbd_vhost::writable::resize;
 
 /// Exit code for a command line that makes no sense.
 const WRONG_USAGE: u8 = 2;

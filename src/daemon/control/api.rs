@@ -7,10 +7,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::http::{Request, Response};
-use crate::engine::{Disk, limit};
+use crate::engine::{Disk, ratelimited_log};
 use crate::reason::reason;
-use crate::upper::snapshots::MAX_NAME;
-use crate::upper::{Error, Snapshot, Snapshots};
+use crate::writable::snapshots::MAX_NAME;
+use crate::writable::{Error, Snapshot, Snapshots};
 
 /// A device under control.
 #[derive(Debug)]
@@ -111,7 +111,7 @@ impl Device {
             Ok(snapshot) => found(details(&snapshot)),
             Err(error @ Error::ReadOnly) => Response::error(409, &error.to_string()),
             Err(error) => {
-                limit::error(format_args!("control: no snapshot: {}", reason(&error)));
+                ratelimited_log::error(format_args!("control: no snapshot: {}", reason(&error)));
                 Response::error(500, &reason(&error))
             }
         }

@@ -17,7 +17,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::listener::Listener;
-use crate::engine::limit;
+use crate::engine::ratelimited_log;
 use api::Device;
 use sealer::Sealer;
 
@@ -56,7 +56,7 @@ pub fn start(listener: &Listener, device: Device) -> io::Result<()> {
                     .spawn(run)
             });
             if let Err(error) = started {
-                limit::warn(format_args!(
+                ratelimited_log::warn(format_args!(
                     "control: no connection can be served: {error}"
                 ));
                 thread::sleep(PAUSE);
@@ -87,7 +87,9 @@ fn serve(mut stream: UnixStream, device: &Device, sealer: Option<&Sealer>) {
             let (method, path, status) = (&request.method, &request.path, response.status);
             match status {
                 200 => log::info!("control: {method} {path}: {status}"),
-                _ => limit::warn(format_args!("control: {method:.20} {path:.100}: {status}")),
+                _ => ratelimited_log::warn(format_args!(
+                    "control: {method:.20} {path:.100}: {status}"
+                )),
             }
             response.send(&mut stream)
         }

@@ -5,9 +5,9 @@
 //! (Landlock: no file or port can be opened) and [`calls`] (seccomp: no system call outside the
 //! read path). `docs/security.md` says what each is for and what none of them stops.
 
-pub mod calls;
-pub mod files;
+pub mod landlock;
 pub mod privileges;
+pub mod seccomp;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,10 +20,10 @@ pub enum Error {
     Privileges(#[source] io::Error),
     /// A directory that stays reachable cannot be opened.
     #[error("the directory of the socket or of a writable layer cannot be opened")]
-    Directory(#[from] landlock::PathFdError),
+    Directory(#[from] ::landlock::PathFdError),
     /// Landlock refuses the rules.
     #[error("Landlock refuses its rules")]
-    Files(#[from] landlock::RulesetError),
+    Files(#[from] ::landlock::RulesetError),
     /// The filter cannot be made.
     #[error("the filter of system calls is wrong")]
     Filter(#[from] seccompiler::BackendError),
@@ -53,8 +53,8 @@ pub enum Support {
 /// A fence the kernel has cannot be put up.
 pub fn enter(socket_directories: &[&Path], upper_directories: &[PathBuf]) -> Result<(), Error> {
     privileges::drop_all().map_err(Error::Privileges)?;
-    let files = files::close(socket_directories, upper_directories)?;
-    let calls = calls::restrict(calls::Needs {
+    let files = landlock::close(socket_directories, upper_directories)?;
+    let calls = seccomp::restrict(seccomp::Needs {
         remove: !socket_directories.is_empty(),
         write: !upper_directories.is_empty(),
         // Where nothing else keeps them to a directory, no file is opened.

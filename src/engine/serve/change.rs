@@ -6,18 +6,18 @@
 
 use std::sync::atomic::Ordering;
 
-use super::Server;
+use super::QueueWorker;
 use crate::engine::background::{Background, Change, Job};
 use crate::units::{SECTOR_SIZE, Sector};
-use crate::upper::Error;
 use crate::virtio::config::writes_through;
-use crate::virtio::ranges::Range;
+use crate::virtio::discard::Range;
 use crate::virtio::request::{HEADER, Status};
+use crate::writable::Error;
 
 /// Flushes that one write waits for at most, to use what was discarded before it.
 const MAX_FLUSHES: u32 = 3;
 
-impl Server<'_> {
+impl QueueWorker<'_> {
     /// Whether what is written must be durable before it is answered.
     fn writes_through(&self) -> bool {
         writes_through(self.features, self.disk.writeback.load(Ordering::Relaxed))

@@ -1,8 +1,8 @@
 //! How a queue comes to rest: what was taken is finished, nothing more is taken.
 
-use super::Server;
+use super::QueueWorker;
 
-impl Server<'_> {
+impl QueueWorker<'_> {
     /// Finishes what was taken, by this process or one before it; returns the available index to
     /// go on from.
     pub fn drain(&mut self) -> u16 {

@@ -2,7 +2,7 @@
 
 use super::{BlockFormat, Error, Extent, Header};
 use crate::format::crc;
-use crate::prefetch;
+use crate::io::prefetch;
 
 /// Blocks that share one full position in a [`BlockTable`].
 const GROUP: usize = 1 << GROUP_SHIFT;

@@ -61,17 +61,17 @@ pub(super) fn check(
 
 /// Reads a range of the layer: what of it is lost.
 fn read(container: &Container, reader: &mut PieceReader, range: Range<u64>) -> Vec<Lost> {
-    let Some(packing) = &container.packing else {
+    let Some(zfile_map) = &container.zfile_map else {
         let mut buffer = vec![0; (range.end - range.start) as usize];
         let result = reader.read(container, range.start, &mut buffer);
         let lost = result.err().map(|why| Lost { bytes: range, why });
         return lost.into_iter().collect();
     };
-    let block_size = u64::from(packing.header.format.block_size);
+    let block_size = u64::from(zfile_map.header.format.block_size);
     let blocks = range.start / block_size..range.end.div_ceil(block_size);
     blocks
         .filter_map(|block| {
-            let why = reader.block(container, packing, block).err()?;
+            let why = reader.block(container, zfile_map, block).err()?;
             let start = block * block_size;
             Some(Lost {
                 bytes: start..range.end.min(start + block_size),

@@ -23,11 +23,11 @@ const TABLE_CHUNK: usize = 1024 * 1024;
 pub(super) struct Container {
     pub(super) blob: Blob,
     pub(super) payload: tar::Payload,
-    pub(super) packing: Option<Packing>,
+    pub(super) zfile_map: Option<ZFileMap>,
 }
 
 /// What could be made out of a ZFile.
-pub(super) struct Packing {
+pub(super) struct ZFileMap {
     pub(super) header: Header,
     pub(super) table: BlockTable,
 }
@@ -65,34 +65,34 @@ impl Container {
         let Some(payload) = find_payload(&blob, findings)? else {
             return Ok(None);
         };
-        let packing = match find_packing(&blob, payload, findings)? {
-            Found::Packing(packing) => Some(packing),
+        let zfile_map = match find_zfile_map(&blob, payload, findings)? {
+            Found::ZFileMap(zfile_map) => Some(zfile_map),
             Found::Nothing => None,
             Found::Broken => return Ok(None),
         };
         Ok(Some(Self {
             blob,
             payload,
-            packing,
+            zfile_map,
         }))
     }
 
     /// Bytes of the layer.
     pub(super) fn len(&self) -> u64 {
-        match &self.packing {
-            Some(packing) => packing.header.extent.original_size,
+        match &self.zfile_map {
+            Some(zfile_map) => zfile_map.header.extent.original_size,
             None => self.payload.len,
         }
     }
 
     /// Where a byte of the layer, which lies inside it, is in the file.
     pub(super) fn place(&self, at: u64) -> Place {
-        match &self.packing {
+        match &self.zfile_map {
             None => Place {
                 block: None,
                 offset: self.payload.offset + at,
             },
-            Some(Packing { header, table }) => {
+            Some(ZFileMap { header, table }) => {
                 let block = at / u64::from(header.format.block_size);
                 Place {
                     block: Some(block),
@@ -104,8 +104,8 @@ impl Container {
 
     /// Number of compressed blocks.
     pub(super) fn blocks(&self) -> u64 {
-        let packing = self.packing.as_ref();
-        packing.map_or(0, |packing| packing.table.blocks())
+        let zfile_map = self.zfile_map.as_ref();
+        zfile_map.map_or(0, |zfile_map| zfile_map.table.blocks())
     }
 }
 
@@ -122,10 +122,10 @@ impl PieceReader {
     pub(super) fn block(
         &mut self,
         container: &Container,
-        packing: &Packing,
+        zfile_map: &ZFileMap,
         block: u64,
     ) -> Result<&[u8], Unreadable> {
-        let Packing { header, table } = packing;
+        let ZFileMap { header, table } = zfile_map;
         let format = &header.format;
         let start = table.offset(block);
         let stored_len = (table.offset(block + 1) - start) as usize;
@@ -150,14 +150,14 @@ impl PieceReader {
         offset: u64,
         into: &mut [u8],
     ) -> Result<(), Unreadable> {
-        let Some(packing) = &container.packing else {
+        let Some(zfile_map) = &container.zfile_map else {
             let at = container.payload.offset + offset;
             return Ok(container.blob.read_exact_at(into, at)?);
         };
-        let block_size = u64::from(packing.header.format.block_size);
+        let block_size = u64::from(zfile_map.header.format.block_size);
         let (mut at, mut rest) = (offset, into);
         while !rest.is_empty() {
-            let plain = self.block(container, packing, at / block_size)?;
+            let plain = self.block(container, zfile_map, at / block_size)?;
             let plain = plain.get((at % block_size) as usize..).unwrap_or_default();
             let part = plain.len().min(rest.len());
             if part == 0 {
@@ -207,14 +207,14 @@ enum Found {
     /// The payload is no ZFile.
     Nothing,
     /// It is one, and its blocks can be found.
-    Packing(Packing),
+    ZFileMap(ZFileMap),
     /// It is one, and nothing tells where its blocks are.
     Broken,
 }
 
 /// Reads header, trailer and block table of a ZFile; what one of the first two cannot tell, the
 /// other perhaps can.
-fn find_packing(
+fn find_zfile_map(
     blob: &Blob,
     payload: tar::Payload,
     findings: &mut Findings<'_>,
@@ -283,7 +283,7 @@ fn find_packing(
         table => table,
     };
     match table {
-        Ok(table) => Ok(Found::Packing(Packing { header, table })),
+        Ok(table) => Ok(Found::ZFileMap(ZFileMap { header, table })),
         Err(error) => {
             findings.broken(Some(table_at), &error)?;
             Ok(Found::Broken)

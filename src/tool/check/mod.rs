@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::Error;
 use super::disk::{Files, Upper};
-use crate::image::spec::Stack;
+use crate::image::config::Stack;
 use crate::image::{self, Image};
 use crate::reason::reason;
 

@@ -8,8 +8,8 @@ use super::super::unit::CHUNK;
 use super::Findings;
 use crate::format::lsmt::writable::Kind;
 use crate::units::SECTOR_SIZE;
-use crate::upper::Paths;
-use crate::upper::map::{ExtentMap, Place};
+use crate::writable::Paths;
+use crate::writable::extent_map::{ExtentMap, Place};
 
 /// Tells what is wrong with a writable layer. `None`: it cannot be opened.
 pub(super) fn check(

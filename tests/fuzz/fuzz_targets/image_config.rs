@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use ovbd_vhost::image::spec::Config;
+use ovbd_vhost::image::config::Config;
 
 #[path = "../file.rs"]
 mod file;

@@ -33,11 +33,11 @@ use ovbd_vhost::engine::{Disk, Tuning};
 use ovbd_vhost::format::lsmt::Header;
 use ovbd_vhost::format::lsmt::writable::Kind;
 use ovbd_vhost::image::Image;
-use ovbd_vhost::image::spec::Stack;
+use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::units::{SECTOR_SIZE, Sector};
-use ovbd_vhost::upper::{Options, Overlay, Paths, SpanContent, Upper, Volume, create};
 use ovbd_vhost::vhost::session;
 use ovbd_vhost::virtio::config::DeviceConfig;
+use ovbd_vhost::writable::{Lookup, Options, Paths, SpanContent, Volume, WritableLayer, create};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tempfile::TempDir;
@@ -143,7 +143,7 @@ impl Layer {
             log_slack: 16,
             ..Options::default()
         };
-        let upper = Upper::open(&self.paths(), &options).expect("what was made here");
+        let upper = WritableLayer::open(&self.paths(), &options).expect("what was made here");
         Volume::writable(image(), vec![upper])
     }
 
@@ -159,11 +159,11 @@ impl Layer {
 
 /// What each sector holds above the image, if it does.
 fn held(volume: &Volume) -> Vec<Option<[u8; SECTOR_SIZE as usize]>> {
-    let mut overlay = Overlay::default();
+    let mut overlay = Lookup::default();
     let mut sectors = Vec::new();
     loop {
         let at = sectors.len() as u64;
-        volume.overlay(Sector(at), volume.sectors().0 - at, &mut overlay);
+        volume.lookup(Sector(at), volume.sectors().0 - at, &mut overlay);
         if overlay.is_empty() {
             sectors.resize(volume.sectors().0 as usize, None);
             return sectors;

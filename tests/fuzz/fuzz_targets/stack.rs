@@ -9,8 +9,8 @@ use common::layers::{LayerBuilder, Pack, wrap_tar, zfile};
 use libfuzzer_sys::fuzz_target;
 use ovbd_vhost::format::zfile::Algorithm;
 use ovbd_vhost::image::Image;
+use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::image::reader::Reader;
-use ovbd_vhost::image::spec::Stack;
 use ovbd_vhost::units::Sector;
 
 #[path = "../file.rs"]

@@ -14,11 +14,11 @@ use libfuzzer_sys::fuzz_target;
 use ovbd_vhost::format::lsmt::Header;
 use ovbd_vhost::format::lsmt::writable::{Kind, encode_log_header};
 use ovbd_vhost::image::Image;
+use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::image::reader::Reader;
-use ovbd_vhost::image::spec::Stack;
-use ovbd_vhost::scatter::Scatter;
+use ovbd_vhost::io::scatter::Scatter;
 use ovbd_vhost::units::Sector;
-use ovbd_vhost::upper::{Options, Paths, Upper, Volume, create, journal};
+use ovbd_vhost::writable::{Options, Paths, Volume, WritableLayer, create, journal};
 use vm_memory::VolatileSlice;
 
 #[path = "../file.rs"]
@@ -31,7 +31,7 @@ fn open(paths: &Paths) -> Option<Volume> {
         log_slack: 4,
         ..Options::default()
     };
-    let upper = Upper::open(paths, &options).ok()?;
+    let upper = WritableLayer::open(paths, &options).ok()?;
     let held = file::Held::new(&LayerBuilder::new(1 << 20).lsmt());
     let image = Image::open(&Stack::new([held.path()])).expect("an empty layer");
     Some(Volume::writable(image, vec![upper]))

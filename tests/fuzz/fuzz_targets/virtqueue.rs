@@ -13,10 +13,10 @@ use ovbd_vhost::units::Sector;
 use ovbd_vhost::virtio::chain::{Chain, MAX_CHAIN};
 use ovbd_vhost::virtio::config::DeviceConfig;
 use ovbd_vhost::virtio::dirty_log::DirtyLog;
+use ovbd_vhost::virtio::discard::{MAX_RANGES, Range};
 use ovbd_vhost::virtio::inflight::InflightArea;
 use ovbd_vhost::virtio::memory::{Memory, RegionInfo};
 use ovbd_vhost::virtio::queue::{Queue, RingAddresses};
-use ovbd_vhost::virtio::ranges::{MAX_RANGES, Range};
 use ovbd_vhost::virtio::request::{HEADER, MAX_DATA, Operation, Request, Status};
 use vm_memory::GuestAddress;
 

@@ -4,7 +4,7 @@ use std::fs;
 
 use ovbd_vhost::format::lsmt::Header;
 use ovbd_vhost::format::lsmt::writable::Kind;
-use ovbd_vhost::upper::{Paths, create};
+use ovbd_vhost::writable::{Paths, create};
 use uuid::Uuid;
 
 use super::{assert_beginning, assert_disk, write};

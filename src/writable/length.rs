@@ -6,9 +6,9 @@ use std::sync::atomic::Ordering;
 
 use rustix::fs::{SeekFrom, seek};
 
-use super::{Error, Upper};
+use super::{Error, WritableLayer};
 
-impl Upper {
+impl WritableLayer {
     /// Refuses a data file that is shorter than what was written to it. On some file systems this waits
     /// for a sync under way, as a write does.
     pub(super) fn check_len(&self) -> Result<(), Error> {

@@ -16,12 +16,12 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use super::overlay::{MAX_SPANS, Overlay, SpanContent};
+use super::lookup::{Lookup, MAX_SPANS, SpanContent};
 use super::sealed::SealedLayers;
-use super::{Error, Upper};
+use super::{Error, WritableLayer};
 use crate::image::Image;
 use crate::image::reader::Reader;
-use crate::scatter::Cursor;
+use crate::io::scatter::Cursor;
 use crate::units::{ByteOffset, SECTOR_SIZE, Sector};
 
 /// How long the readers of what is given up are waited for, in steps of a millisecond.
@@ -31,7 +31,7 @@ const MAX_WAIT: u32 = 1000;
 #[derive(Clone, Debug)]
 struct Above {
     /// Topmost first; the first one is active, the others are not part of `sealed` yet.
-    uppers: Vec<Arc<Upper>>,
+    uppers: Vec<Arc<WritableLayer>>,
     sealed: Option<Arc<SealedLayers>>,
 }
 
@@ -59,7 +59,7 @@ impl Volume {
 
     /// An image under uppers, the topmost and active one first; those after it are never written
     /// to. The disk is as large as the active one says.
-    pub fn writable(image: Image, uppers: Vec<Upper>) -> Self {
+    pub fn writable(image: Image, uppers: Vec<WritableLayer>) -> Self {
         let uppers: Vec<_> = uppers.into_iter().map(Arc::new).collect();
         let active = uppers.first();
         let size = active.map_or(image.size(), |upper| upper.header().virtual_size);
@@ -99,7 +99,7 @@ impl Volume {
     /// the first of them if there are many, and leaves it empty if all of them lie in the image.
     /// Takes no lock then. What an earlier call named stays held.
     #[inline]
-    pub fn overlay(&self, start: Sector, sectors: u64, into: &mut Overlay) {
+    pub fn lookup(&self, start: Sector, sectors: u64, into: &mut Lookup) {
         into.spans.clear();
         let Some(above) = &self.above else { return };
         if sectors == 0 {
@@ -130,7 +130,7 @@ impl Volume {
     /// Writes what comes next of `data` to `sectors` sectors of the disk from `start` on.
     ///
     /// # Errors
-    /// As [`Upper::write`]; or the disk is read-only.
+    /// As [`WritableLayer::write`]; or the disk is read-only.
     pub fn write(&self, start: Sector, sectors: u64, data: Cursor<'_, '_>) -> Result<(), Error> {
         self.change(|upper| upper.write(start.0, sectors, data))
     }
@@ -138,7 +138,7 @@ impl Volume {
     /// As [`Volume::write`], but never waits for storage.
     ///
     /// # Errors
-    /// As [`Upper::write_now`]; or the disk is read-only.
+    /// As [`WritableLayer::write_now`]; or the disk is read-only.
     pub fn write_now(
         &self,
         start: Sector,
@@ -152,7 +152,7 @@ impl Volume {
     /// back what they took.
     ///
     /// # Errors
-    /// As [`Upper::write`]; or the disk is read-only.
+    /// As [`WritableLayer::write`]; or the disk is read-only.
     pub fn discard(&self, start: Sector, sectors: u64) -> Result<(), Error> {
         self.change(|upper| upper.discard(start.0, sectors))
     }
@@ -161,7 +161,7 @@ impl Volume {
     /// `unmap`, gives back what they took.
     ///
     /// # Errors
-    /// As [`Upper::write`]; or the disk is read-only.
+    /// As [`WritableLayer::write`]; or the disk is read-only.
     pub fn write_zeroes(&self, start: Sector, sectors: u64, unmap: bool) -> Result<(), Error> {
         self.change(|upper| match unmap {
             true => upper.discard(start.0, sectors),
@@ -172,7 +172,7 @@ impl Volume {
     /// Makes all writes answered so far durable. Waits for storage.
     ///
     /// # Errors
-    /// As [`Upper::flush`].
+    /// As [`WritableLayer::flush`].
     pub fn flush(&self) -> Result<(), Error> {
         let Some(above) = &self.above else {
             return Ok(());
@@ -194,10 +194,10 @@ impl Volume {
     /// # Errors
     /// The bytes cannot be read or unpacked.
     pub fn read(&self, reader: &mut Reader, start: Sector, into: &mut [u8]) -> Result<(), Error> {
-        let mut overlay = Overlay::default();
+        let mut overlay = Lookup::default();
         let (mut at, mut rest) = (start, into);
         while !rest.is_empty() {
-            self.overlay(at, rest.len() as u64 / SECTOR_SIZE, &mut overlay);
+            self.lookup(at, rest.len() as u64 / SECTOR_SIZE, &mut overlay);
             if overlay.is_empty() {
                 return Ok(reader.read(&self.image, at, rest)?);
             }
@@ -218,7 +218,7 @@ impl Volume {
     }
 
     /// Does `what` to the active upper, again if that was frozen meanwhile.
-    fn change(&self, what: impl Fn(&Upper) -> Result<(), Error>) -> Result<(), Error> {
+    fn change(&self, what: impl Fn(&WritableLayer) -> Result<(), Error>) -> Result<(), Error> {
         let above = self.above.as_ref().ok_or(Error::ReadOnly)?;
         loop {
             let now = above.load_full();
@@ -240,7 +240,7 @@ impl Volume {
     /// What `commit` says, or the disk is read-only; then all is as before.
     pub fn freeze(
         &self,
-        next: Upper,
+        next: WritableLayer,
         commit: impl FnOnce() -> Result<(), Error>,
         settle: impl FnOnce() -> Result<(), Error>,
     ) -> Result<Result<(), Error>, Error> {
@@ -272,7 +272,7 @@ impl Volume {
     ///
     /// # Errors
     /// They cannot be told apart, or have data too far away; all stays as it is.
-    pub(super) fn fold(&self, sealed: &[Arc<Upper>]) -> Result<(), Error> {
+    pub(super) fn fold(&self, sealed: &[Arc<WritableLayer>]) -> Result<(), Error> {
         let above = self.above.as_ref().ok_or(Error::ReadOnly)?;
         if sealed.is_empty() {
             return Ok(());
@@ -299,7 +299,7 @@ impl Volume {
     }
 
     /// The uppers of this moment, topmost first, but for those that were sealed.
-    pub fn uppers(&self) -> Vec<Arc<Upper>> {
+    pub fn uppers(&self) -> Vec<Arc<WritableLayer>> {
         let above = self.above.as_ref().map(ArcSwap::load);
         above.map_or_else(Vec::new, |above| above.uppers.clone())
     }
@@ -324,12 +324,7 @@ impl Volume {
 }
 
 /// Puts what `spans` finds of a range under what is in `into` already, as far as there is room.
-fn lay(
-    start: u64,
-    sectors: u64,
-    into: &mut Overlay,
-    mut spans: impl FnMut(u64, u64, &mut Overlay),
-) {
+fn lay(start: u64, sectors: u64, into: &mut Lookup, mut spans: impl FnMut(u64, u64, &mut Lookup)) {
     if into.spans.is_empty() {
         return spans(start, sectors, into);
     }

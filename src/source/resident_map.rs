@@ -4,7 +4,7 @@
 //! known to be evicted: such a page is copied from the mapping, any other is read through its
 //! descriptor, so that a worker does not wait on storage in a page fault. Where the kernel evicts
 //! a page behind our back, the next touch is a fault that waits for the disk; workers count those
-//! ([`Window::forget`]) and fall back to reading until pages are known again.
+//! ([`ResidentMap::forget`]) and fall back to reading until pages are known again.
 //!
 //! A file cut short under its mapping faults only from the next page on: the rest of the page it
 //! ends in reads as zeros. So the last byte of the blob that is not zero is remembered: while that
@@ -17,8 +17,8 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use vm_memory::{Bytes, VolatileSlice};
 
-use crate::mapping::{Access, MapError, Mapping};
-use crate::prefetch;
+use crate::io::mapping::{Access, MapError, Mapping};
+use crate::io::prefetch;
 
 /// Bytes one bit stands for: the page size, or less than one page, which is as well.
 pub const PAGE: u64 = 4096;
@@ -37,16 +37,16 @@ const BITS: u64 = u64::BITS as u64;
 
 /// A mapped blob.
 #[derive(Debug)]
-pub struct Window {
+pub struct ResidentMap {
     mapping: Mapping,
     known: Box<[AtomicU64]>,
     /// The last byte that is not zero, and where it is.
     last: (usize, u8),
 }
 
-/// A blob cannot be seen through a window.
+/// A blob cannot be seen through a resident_map.
 #[derive(Debug, thiserror::Error)]
-pub enum WindowError {
+pub enum ResidentMapError {
     /// It cannot be mapped.
     #[error(transparent)]
     Map(#[from] MapError),
@@ -58,9 +58,9 @@ pub enum WindowError {
     Zeros,
 }
 
-impl Window {
+impl ResidentMap {
     /// Maps the first `len` bytes of `file`, at most 64 GiB.
-    pub fn new(file: &File, len: u64) -> Result<Window, WindowError> {
+    pub fn new(file: &File, len: u64) -> Result<ResidentMap, ResidentMapError> {
         if len > MAX_LEN {
             return Err(MapError::Range { offset: 0, len }.into());
         }
@@ -68,7 +68,7 @@ impl Window {
         let words = len.div_ceil(PAGE).div_ceil(BITS);
         let known = (0..words).map(|_| AtomicU64::new(0)).collect();
         let last = last_byte(file, len)?;
-        Ok(Window {
+        Ok(ResidentMap {
             mapping,
             known,
             last,
@@ -88,7 +88,7 @@ impl Window {
 
     /// `len` bytes at `offset`, if all their pages are known to be in memory.
     ///
-    /// Copy from it, then ask [`Window::is_lost`]: only if that is false were the bytes the file's.
+    /// Copy from it, then ask [`ResidentMap::is_lost`]: only if that is false were the bytes the file's.
     pub fn resident(&self, offset: u64, len: usize) -> Option<VolatileSlice<'_>> {
         let slice = self.mapping.slice(usize::try_from(offset).ok()?, len)?;
         let known = |(bits, mask): (&AtomicU64, u64)| bits.load(Ordering::Relaxed) & mask == mask;
@@ -147,13 +147,13 @@ impl Window {
 }
 
 /// The last byte of a file of `len` bytes that is not zero, and where it is.
-fn last_byte(file: &File, len: u64) -> Result<(usize, u8), WindowError> {
+fn last_byte(file: &File, len: u64) -> Result<(usize, u8), ResidentMapError> {
     let start = len.saturating_sub(TAIL);
     // At most `TAIL` bytes.
     let mut tail = vec![0; (len - start) as usize];
     file.read_exact_at(&mut tail, start)?;
     let at = tail.iter().rposition(|byte| *byte != 0);
-    let at = at.ok_or(WindowError::Zeros)?;
+    let at = at.ok_or(ResidentMapError::Zeros)?;
     let place = usize::try_from(start).map_err(|_| MapError::Range { offset: 0, len })?;
     Ok((place + at, tail[at]))
 }
@@ -178,9 +178,9 @@ mod tests {
     fn only_noted_pages_are_resident() {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[7], 200 * PAGE + 9).unwrap();
-        let window = Window::new(&file, 200 * PAGE + 10).unwrap();
-        assert!(window.resident(0, 1).is_none());
-        window.note(PAGE * 62 + 5, 3 * PAGE as usize);
+        let resident_map = ResidentMap::new(&file, 200 * PAGE + 10).unwrap();
+        assert!(resident_map.resident(0, 1).is_none());
+        resident_map.note(PAGE * 62 + 5, 3 * PAGE as usize);
         for (offset, len, expected) in [
             (62 * PAGE, 4 * PAGE, true),
             (62 * PAGE, 4 * PAGE + 1, false),
@@ -189,44 +189,50 @@ mod tests {
             (66 * PAGE, 1, false),
         ] {
             assert_eq!(
-                window.resident(offset, len as usize).is_some(),
+                resident_map.resident(offset, len as usize).is_some(),
                 expected,
                 "{offset}+{len}"
             );
         }
-        window.note(0, 200 * PAGE as usize + 10);
-        assert!(window.resident(0, 200 * PAGE as usize + 10).is_some());
-        assert!(window.resident(200 * PAGE, 11).is_none(), "past the end");
-        window.forget();
-        assert!(window.resident(62 * PAGE, 1).is_none());
+        resident_map.note(0, 200 * PAGE as usize + 10);
+        assert!(resident_map.resident(0, 200 * PAGE as usize + 10).is_some());
+        assert!(
+            resident_map.resident(200 * PAGE, 11).is_none(),
+            "past the end"
+        );
+        resident_map.forget();
+        assert!(resident_map.resident(62 * PAGE, 1).is_none());
     }
 
     #[test]
     fn a_cut_file_is_no_longer_resident() {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[7], 3 * PAGE - 1).unwrap();
-        let window = Window::new(&file, 3 * PAGE).unwrap();
-        window.note(0, 3 * PAGE as usize);
-        let slice = window.resident(2 * PAGE, 8).unwrap();
+        let resident_map = ResidentMap::new(&file, 3 * PAGE).unwrap();
+        resident_map.note(0, 3 * PAGE as usize);
+        let slice = resident_map.resident(2 * PAGE, 8).unwrap();
         file.set_len(PAGE).unwrap();
         slice.copy_to(&mut [0u8; 8][..]);
-        assert!(window.is_lost());
-        assert!(window.resident(0, 1).is_none());
+        assert!(resident_map.is_lost());
+        assert!(resident_map.resident(0, 1).is_none());
     }
     #[test]
     fn a_file_cut_inside_a_page_is_noticed_until_it_is_whole() {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[7; 3000], 0).unwrap();
         file.set_len(PAGE + 500).unwrap();
-        let window = Window::new(&file, PAGE + 500).unwrap();
-        window.note(0, PAGE as usize);
+        let resident_map = ResidentMap::new(&file, PAGE + 500).unwrap();
+        resident_map.note(0, PAGE as usize);
         file.set_len(2999).unwrap();
         let mut byte = [7u8];
-        window.resident(2999, 1).unwrap().copy_to(&mut byte[..]);
+        resident_map
+            .resident(2999, 1)
+            .unwrap()
+            .copy_to(&mut byte[..]);
         assert_eq!(byte, [0], "no fault");
-        assert!(window.is_lost());
+        assert!(resident_map.is_lost());
         file.write_all_at(&[7], 2999).unwrap();
-        assert!(!window.is_lost());
+        assert!(!resident_map.is_lost());
     }
 
     #[test]
@@ -234,8 +240,8 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[7], 0).unwrap();
         file.set_len(TAIL + 1).unwrap();
-        let error = Window::new(&file, TAIL + 1).unwrap_err();
-        assert!(matches!(error, WindowError::Zeros), "{error}");
-        assert!(Window::new(&file, TAIL).is_ok());
+        let error = ResidentMap::new(&file, TAIL + 1).unwrap_err();
+        assert!(matches!(error, ResidentMapError::Zeros), "{error}");
+        assert!(ResidentMap::new(&file, TAIL).is_ok());
     }
 }

@@ -20,8 +20,8 @@ use sd_notify::NotifyState;
 use super::Error;
 use super::listener::Listener;
 use super::notify::Manager;
-use crate::engine::{Disk, limit};
-use crate::poller::{Poller, Trigger};
+use crate::engine::{Disk, ratelimited_log};
+use crate::io::poller::{Poller, Trigger};
 use crate::vhost::session;
 
 /// Connections that wait to say something; the oldest goes when one more comes.
@@ -56,7 +56,7 @@ impl Active {
                 let _end = end;
                 match session::serve(theirs, disk) {
                     Ok(()) => log::debug!("the front-end left"),
-                    Err(error) => limit::warn(format_args!(
+                    Err(error) => ratelimited_log::warn(format_args!(
                         "the front-end's connection is dropped: {error}"
                     )),
                 }
@@ -94,7 +94,7 @@ impl Active {
     /// Reports what became of a thread that ended.
     fn reap(self) {
         if self.thread.join().is_err() {
-            limit::error(format_args!("a front-end's thread panicked"));
+            ratelimited_log::error(format_args!("a front-end's thread panicked"));
         }
     }
 }
@@ -185,7 +185,7 @@ fn serve_until(
                     }
                     if let Some(previous) = active.take() {
                         if !previous.thread.is_finished() {
-                            limit::warn(format_args!(
+                            ratelimited_log::warn(format_args!(
                                 "a new front-end takes over from the one connected"
                             ));
                         }
@@ -199,7 +199,9 @@ fn serve_until(
                     match Active::start(stream, disk.clone()) {
                         Ok(started) => active = Some(started),
                         Err(error) => {
-                            limit::error(format_args!("a front-end cannot be served: {error}"));
+                            ratelimited_log::error(format_args!(
+                                "a front-end cannot be served: {error}"
+                            ));
                         }
                     }
                 }
@@ -217,7 +219,7 @@ fn accept(listener: &Listener, poller: &Poller, silent: &mut Vec<UnixStream>) {
         Ok((stream, _)) => stream,
         Err(error) => {
             if error.kind() != io::ErrorKind::WouldBlock {
-                limit::warn(format_args!("a connection cannot be accepted: {error}"));
+                ratelimited_log::warn(format_args!("a connection cannot be accepted: {error}"));
                 // Out of descriptors, most likely: let some go rather than spin.
                 silent.clear();
                 thread::sleep(Duration::from_millis(10));
@@ -230,7 +232,9 @@ fn accept(listener: &Listener, poller: &Poller, silent: &mut Vec<UnixStream>) {
     }
     match poller.watch(&stream, token_of(&stream), Trigger::Level) {
         Ok(()) => silent.push(stream),
-        Err(error) => limit::warn(format_args!("a connection cannot be watched: {error}")),
+        Err(error) => {
+            ratelimited_log::warn(format_args!("a connection cannot be watched: {error}"))
+        }
     }
 }
 

@@ -26,7 +26,7 @@ struct Settled {
 
 /// The space of a data file. All numbers are sectors.
 #[derive(Debug)]
-pub struct Space {
+pub struct Allocator {
     /// First sector never used.
     end: u64,
     /// Free sectors before `end`: length by start, and the same the other way round.
@@ -44,7 +44,7 @@ pub struct Space {
     closing_holds: Vec<Arc<()>>,
 }
 
-impl Space {
+impl Allocator {
     /// The space of a file whose data starts at sector `first`, of which `used` is in use (sorted,
     /// free of overlaps) and at most `limit` sectors may be.
     pub fn new(first: u64, used: impl IntoIterator<Item = Range<u64>>, limit: u64) -> Self {
@@ -214,7 +214,7 @@ mod tests {
                 random ^= random << 17;
                 random % end
             };
-            let mut space = Space::new(8, [], u64::MAX);
+            let mut space = Allocator::new(8, [], u64::MAX);
             let mut disk = vec![None; SECTORS as usize];
             for round in 0..200_000 {
                 let len = unit * (1 + below(16));
@@ -257,17 +257,17 @@ mod tests {
             end = piece.end;
         }
         used.push(end..10_000);
-        let mut space = Space::new(8, used, u64::MAX);
+        let mut space = Allocator::new(8, used, u64::MAX);
         assert_eq!(space.take(8), Some(1000));
     }
 
-    fn space(limit: u64) -> Space {
-        Space::new(8, [], limit)
+    fn space(limit: u64) -> Allocator {
+        Allocator::new(8, [], limit)
     }
 
     #[test]
     fn gaps_are_found_and_used_again() {
-        let mut space = Space::new(8, [8..16, 32..40, 44..48], u64::MAX);
+        let mut space = Allocator::new(8, [8..16, 32..40, 44..48], u64::MAX);
         assert_eq!(space.take(1), Some(40), "the smallest that fits");
         assert_eq!(space.take(16), Some(16));
         assert_eq!(space.take(16), Some(48));

@@ -9,13 +9,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
+use super::allocator::Allocator;
+use super::coverage::Coverage;
+use super::extent_map::{ExtentMap, Place};
+use super::index_file::{self, IndexFile, sync_folder_of};
 use super::journal::Journal;
-use super::log::{self, Log, sync_folder_of};
-use super::map::{ExtentMap, Place};
-use super::overlay::{MAX_SPANS, Overlay, Span, SpanContent};
-use super::room::Room;
-use super::space::Space;
-use super::touched::Touched;
+use super::lookup::{Lookup, MAX_SPANS, Span, SpanContent};
+use super::reservation::Reservation;
 use super::{Error, Paths};
 use crate::format::lsmt::writable::{Kind, encode_data_header};
 use crate::format::lsmt::{FIRST_DATA, HEADER_LEN, Header, MAX_SECTORS, Mapping};
@@ -44,7 +44,7 @@ impl Default for Options {
             default_size: 0,
             max_pending: 1 << 20,
             log_slack: 1 << 16,
-            max_log: log::MAX_ENTRIES,
+            max_log: index_file::MAX_ENTRIES,
         }
     }
 }
@@ -84,7 +84,7 @@ fn write_data_file(file: &File, path: &Path, kind: Kind, header: &Header) -> Res
 fn create_index(path: &Path, data: &File, kind: Kind, header: &Header) -> Result<(), Error> {
     let first = SeekFrom::Data(HEADER_LEN as u64);
     if kind != Kind::Sparse || rustix::fs::seek(data, first) != Err(Errno::NXIO) {
-        return Log::create(path, header);
+        return IndexFile::create(path, header);
     }
     let made = File::create_new(path).map_err(Error::file("create", path))?;
     made.sync_all()
@@ -103,14 +103,14 @@ pub(super) fn check_size(size: u64) -> Result<(), Error> {
 
 /// A writable layer, open. Any number of threads read and write it.
 #[derive(Debug)]
-pub struct Upper {
+pub struct WritableLayer {
     pub(super) paths: Paths,
     pub(super) header: Header,
     pub(super) kind: Kind,
     pub(super) file: File,
     pub(super) blob: Arc<Blob>,
     pub(super) limit: u64,
-    pub(super) touched: Touched,
+    pub(super) touched: Coverage,
     /// Held by every change while it is under way, and by who lets no more of them begin. Whether
     /// that is so.
     pub(super) gate: RwLock<bool>,
@@ -138,7 +138,7 @@ pub struct Upper {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) map: ExtentMap,
-    pub(super) space: Space,
+    pub(super) space: Allocator,
 }
 
 /// What a flush will enter in the index.
@@ -146,7 +146,7 @@ pub(super) struct State {
 pub(super) struct Waiting {
     pub(super) journal: Journal,
     /// In the index, for what waits.
-    pub(super) room: Room,
+    pub(super) room: Reservation,
     /// What is in the journal and not in the index.
     pub(super) pending: Vec<Mapping>,
 }
@@ -154,14 +154,14 @@ pub(super) struct Waiting {
 /// Who makes things durable; one at a time.
 #[derive(Debug)]
 pub(super) struct Flusher {
-    pub(super) log: Log,
+    pub(super) log: IndexFile,
     /// Entries from which on it is tried to write the log anew.
     pub(super) retry_at: u64,
     /// Flushes asked for that the last successful one did for.
     pub(super) done: u64,
 }
 
-impl Upper {
+impl WritableLayer {
     /// Its files.
     pub fn paths(&self) -> &Paths {
         &self.paths
@@ -204,7 +204,7 @@ impl Upper {
         &self,
         start: u64,
         sectors: u64,
-        into: &mut Overlay,
+        into: &mut Lookup,
         file: &mut Option<u32>,
     ) {
         let end = start + sectors;

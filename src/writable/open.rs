@@ -9,21 +9,21 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, RwLock};
 
+use super::allocator::Allocator;
+use super::coverage::Coverage;
+use super::extent_map::{ExtentMap, Place};
 use super::flush::{is_long, mappings};
 use super::journal::{self, Journal};
+use super::layer::{Flusher, State, Waiting};
 use super::load::{Access, Loaded, load};
-use super::map::{ExtentMap, Place};
-use super::room::Room;
-use super::space::Space;
-use super::touched::Touched;
-use super::writer::{Flusher, State, Waiting};
-use super::{Error, Options, Paths, Upper};
+use super::reservation::Reservation;
+use super::{Error, Options, Paths, WritableLayer};
 use crate::format::lsmt::writable::{Kind, encode_data_header};
 use crate::format::lsmt::{FIRST_DATA, MAX_ENTRIES, MAX_SECTORS};
 use crate::source::Blob;
 use crate::units::SECTOR_SIZE;
 
-impl Upper {
+impl WritableLayer {
     /// Opens a layer to write to it. What its journal holds is made durable first, if there is room.
     ///
     /// # Errors
@@ -66,7 +66,7 @@ impl Upper {
             false => Journal::resume(&paths.index, header.uuid, boot)?,
         };
         let pending = if folded { Vec::new() } else { late };
-        let touched = Touched::new(sectors);
+        let touched = Coverage::new(sectors);
         let mut used = Vec::new();
         for extent in map.iter() {
             touched.set(extent.start, extent.len);
@@ -76,7 +76,7 @@ impl Upper {
         }
         used.sort_unstable_by_key(|range| range.start);
         let end = used.last().map_or(0, |range| range.end * SECTOR_SIZE);
-        let mut space = Space::new(FIRST_DATA.0, used, options.limit / SECTOR_SIZE);
+        let mut space = Allocator::new(FIRST_DATA.0, used, options.limit / SECTOR_SIZE);
         if !folded {
             space.withhold(file_end(&data, paths)?);
         }
@@ -93,7 +93,7 @@ impl Upper {
             state: RwLock::new(State { map, space }),
             waiting: Mutex::new(Waiting {
                 journal,
-                room: Room::new(&log, pending.len()),
+                room: Reservation::new(&log, pending.len()),
                 pending,
             }),
             max_pending: options.max_pending,

@@ -1,53 +1,53 @@
 //! The writable layer above an image, and the two as one disk.
 //!
-//! An [`Upper`] is a pair of files: *data*, and an *index*, which is a log of mappings. A write goes
+//! An [`WritableLayer`] is a pair of files: *data*, and an *index*, which is a log of mappings. A write goes
 //! to the data file first: over what the upper already holds of that range, or to sectors of the
-//! file that are free. The mapping of the latter then enters the map in memory ([`map`]) and the
-//! [`journal`], and the write is answered. [`Upper::flush`] makes the data durable, then appends to
-//! the index ([`log`]) what the journal held, and makes that durable: so no index entry ever points
+//! file that are free. The mapping of the latter then enters the map in memory ([`extent_map`]) and the
+//! [`journal`], and the write is answered. [`WritableLayer::flush`] makes the data durable, then appends to
+//! the index ([`index_file`]) what the journal held, and makes that durable: so no index entry ever points
 //! at data that a power loss can take away, and a process that dies loses nothing it answered.
 //!
 //! ```text
 //! write ── data file ── map, journal ── answered ─ ─ flush: sync data ── append to index ── sync index
 //! ```
 //!
-//! A [`Volume`] is an image under its uppers. A read asks it for an [`Overlay`]: which parts of a
-//! range lie in uppers. A bitmap ([`touched`]) answers without a lock where nothing does. What
+//! A [`Volume`] is an image under its uppers. A read asks it for an [`Lookup`]: which parts of a
+//! range lie in uppers. A bitmap ([`coverage`]) answers without a lock where nothing does. What
 //! snapshots froze and sealed since the start is one index, like that of the image ([`sealed`]).
 
-mod change;
+pub mod allocator;
+pub mod coverage;
 mod error;
+pub mod extent_map;
 mod flush;
+pub mod index_file;
 pub mod journal;
+mod journal_format;
+mod layer;
 mod length;
-pub mod list;
 pub mod load;
-pub mod log;
-pub mod map;
+pub mod lookup;
+pub mod manifest;
 mod open;
-pub mod overlay;
-mod record;
+mod reservation;
 mod resize;
-mod room;
 pub mod seal;
 mod sealed;
 pub mod snapshots;
-pub mod space;
-pub mod touched;
 pub mod volume;
-mod writer;
+mod write;
 
 use std::path::PathBuf;
 use std::str::FromStr;
 
-pub use change::MAX_STEP;
 pub use error::Error;
 pub use flush::mappings;
-pub use overlay::{Overlay, Span, SpanContent};
+pub use layer::{Options, WritableLayer, create};
+pub use lookup::{Lookup, Span, SpanContent};
 pub use resize::resize;
 pub use snapshots::{Snapshot, Snapshots};
 pub use volume::Volume;
-pub use writer::{Options, Upper, create};
+pub use write::MAX_STEP;
 
 /// The two files of a writable layer.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -18,7 +18,7 @@ const CHUNK: usize = 65536;
 
 /// An open index file.
 #[derive(Debug)]
-pub struct Log {
+pub struct IndexFile {
     path: PathBuf,
     file: Arc<File>,
     /// Byte after the last whole entry.
@@ -27,7 +27,7 @@ pub struct Log {
     name_is_new: bool,
 }
 
-impl Log {
+impl IndexFile {
     /// Makes a log without entries, whole from the moment it has its name, and durable but for
     /// that.
     ///
@@ -284,7 +284,7 @@ impl Log {
 }
 
 /// A new log, which is to become that of `path`, under a name of its own.
-fn start_new(path: &Path, header: &Header) -> Result<Log, Error> {
+fn start_new(path: &Path, header: &Header) -> Result<IndexFile, Error> {
     let mut name = OsString::from(path);
     name.push(".new");
     let path = PathBuf::from(name);
@@ -299,7 +299,7 @@ fn start_new(path: &Path, header: &Header) -> Result<Log, Error> {
         let _ = fs::remove_file(&path);
         return Err(Error::bytes("write", &path, 0)(error));
     }
-    Ok(Log {
+    Ok(IndexFile {
         path,
         file: file.into(),
         end: HEADER_LEN as u64,

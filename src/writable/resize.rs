@@ -2,11 +2,11 @@
 
 use std::os::unix::fs::FileExt;
 
+use super::extent_map::{Extent, ExtentMap, Place};
 use super::flush::mappings;
-use super::list::Pairs;
+use super::layer::check_size;
 use super::load::{Access, Loaded, load};
-use super::map::{Extent, ExtentMap, Place};
-use super::writer::check_size;
+use super::manifest::Pairs;
 use super::{Error, Paths, journal};
 use crate::format::lsmt::writable::{Kind, encode_data_header};
 use crate::format::lsmt::{HEADER_LEN, MAX_SECTORS};

@@ -12,7 +12,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::Error;
-use super::log::Log;
+use super::index_file::IndexFile;
 use crate::format::lsmt::ENTRY_LEN;
 
 /// Bytes taken at a time, unless there are fewer.
@@ -20,7 +20,7 @@ const STEP: u64 = 64 << 10;
 
 /// What was taken of an index file.
 #[derive(Debug)]
-pub struct Room {
+pub struct Reservation {
     path: PathBuf,
     file: Arc<File>,
     /// Bytes of the file when all that waits is written.
@@ -29,10 +29,10 @@ pub struct Room {
     taken: u64,
 }
 
-impl Room {
+impl Reservation {
     /// That of a file for which `waiting` entries wait. They were answered for already: where there
     /// is no room for them, the next that come ask for it again.
-    pub fn new(log: &Log, waiting: usize) -> Self {
+    pub fn new(log: &IndexFile, waiting: usize) -> Self {
         let mut room = Self {
             path: log.path().to_owned(),
             file: log.file(),
@@ -95,11 +95,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("index");
         let header = Header::empty(1 << 20, Uuid::new_v4(), Uuid::nil());
-        Log::create(&path, &header).unwrap();
-        let (log, _) = Log::open(&path, true).unwrap();
+        IndexFile::create(&path, &header).unwrap();
+        let (log, _) = IndexFile::open(&path, true).unwrap();
         let len = log.end();
         // Each takes 16 bytes.
-        Room::new(&log, 4096);
+        Reservation::new(&log, 4096);
         let metadata = std::fs::metadata(&path).unwrap();
         assert_eq!(metadata.len(), len);
         assert!(metadata.blocks() * 512 >= len + 4096 * 16);

@@ -4,7 +4,7 @@
 use virtio_bindings::virtio_blk::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
 
 use super::request::Status;
-use crate::scatter::Cursor;
+use crate::io::scatter::Cursor;
 use crate::units::Sector;
 
 /// Ranges in one request at most.
@@ -93,7 +93,7 @@ mod tests {
     use vm_memory::VolatileSlice;
 
     use super::*;
-    use crate::scatter::Scatter;
+    use crate::io::scatter::Scatter;
 
     const CAPACITY: Sector = Sector(1 << 24);
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::space::Hold;
+use super::allocator::Hold;
 use crate::source::Blob;
 
 /// Most spans looked up at a time: bounds what a read in many small pieces takes in memory.
@@ -29,7 +29,7 @@ pub enum SpanContent {
     Zero,
     /// In the data file of an upper.
     Data {
-        /// Number of the file, for [`Overlay::file`].
+        /// Number of the file, for [`Lookup::file`].
         file: u32,
         /// Byte of the file.
         offset: u64,
@@ -39,14 +39,14 @@ pub enum SpanContent {
 /// The first spans of a range, in order; none if all of it lies below. The sectors of data files
 /// that it ever named are not used for anything else before it is cleared or dropped.
 #[derive(Debug, Default)]
-pub struct Overlay {
+pub struct Lookup {
     pub(super) spans: Vec<Span>,
     pub(super) files: Vec<(Arc<Blob>, Hold)>,
     /// Those of sealed layers, by number without [`SEALED`].
     pub(super) sealed: Option<Arc<[Arc<Blob>]>>,
 }
 
-impl Overlay {
+impl Lookup {
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.spans.clear();

@@ -9,13 +9,13 @@ use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
 use super::Error;
-use super::map::{Extent, Place, mappings_of};
-use super::space::{Hold, Space};
-use super::writer::{State, Upper};
+use super::allocator::{Allocator, Hold};
+use super::extent_map::{Extent, Place, mappings_of};
+use super::layer::{State, WritableLayer};
 use crate::format::lsmt::writable::Kind;
 use crate::format::lsmt::{FIRST_DATA, MAX_ENTRIES, MAX_LENGTH, Mapping};
-use crate::scatter::Cursor;
-use crate::source::gather;
+use crate::io::scatter::Cursor;
+use crate::io::vectored;
 use crate::units::{SECTOR_SIZE, Sector};
 
 /// Most sectors of a mapping of data, as upstream writes them: 4 MiB.
@@ -45,11 +45,11 @@ struct Target {
     fresh: bool,
 }
 
-impl Upper {
+impl WritableLayer {
     /// Writes `sectors` sectors from `start` on, with what comes next of `data`.
     ///
     /// When it returns, the new content is what everybody reads, also a process after us; it is
-    /// durable after the next [`Upper::flush`].
+    /// durable after the next [`WritableLayer::flush`].
     ///
     /// # Errors
     /// The upper is full, broken or frozen, or the system fails. Then each sector has its old
@@ -66,10 +66,10 @@ impl Upper {
         self.try_write(start, sectors, data)
     }
 
-    /// As [`Upper::write`], but never waits for storage.
+    /// As [`WritableLayer::write`], but never waits for storage.
     ///
     /// # Errors
-    /// As [`Upper::write`], and [`Error::FlushFirst`] where it would wait. A flush may not be enough
+    /// As [`WritableLayer::write`], and [`Error::FlushFirst`] where it would wait. A flush may not be enough
     /// to find space: who tries again bounds how often.
     pub fn write_now(&self, start: u64, sectors: u64, data: Cursor<'_, '_>) -> Result<(), Error> {
         if !self.has_room()? {
@@ -97,13 +97,13 @@ impl Upper {
             let len = (target.len * SECTOR_SIZE) as usize;
             data.take(len, |piece| pieces.push(piece));
             let offset = target.at * SECTOR_SIZE;
-            gather::write_all_at(&self.file, &pieces, offset).map_err(Error::bytes(
+            vectored::write_all_at(&self.file, &pieces, offset).map_err(Error::bytes(
                 "write",
                 &self.paths.data,
                 offset,
             ))?;
             if len as u64 >= STREAM {
-                gather::begin_to_store(&self.file, offset, len as u64);
+                vectored::begin_to_store(&self.file, offset, len as u64);
             }
             // It only grows: most writes need no more than a look.
             let end = offset + len as u64;
@@ -139,7 +139,7 @@ impl Upper {
     /// what they took.
     ///
     /// # Errors
-    /// As [`Upper::write`].
+    /// As [`WritableLayer::write`].
     pub fn discard(&self, start: u64, sectors: u64) -> Result<(), Error> {
         self.make_room()?;
         let _gate = self.enter()?;
@@ -177,7 +177,7 @@ impl Upper {
     /// space they have.
     ///
     /// # Errors
-    /// As [`Upper::write`].
+    /// As [`WritableLayer::write`].
     pub fn write_zeroes(&self, start: u64, sectors: u64) -> Result<(), Error> {
         let (mapped, _hold): (Vec<_>, Hold) = {
             let _gate = self.enter()?;
@@ -273,7 +273,7 @@ impl Upper {
     /// Finds space for a range; what was found already is given back if there is none.
     fn place(
         &self,
-        space: &mut Space,
+        space: &mut Allocator,
         range: Range<u64>,
         targets: &mut Vec<Target>,
     ) -> Result<(), Error> {
@@ -421,21 +421,21 @@ mod tests {
 
     use super::*;
     use crate::format::lsmt::Header;
-    use crate::scatter::Scatter;
-    use crate::upper::{Options, Paths, create};
+    use crate::io::scatter::Scatter;
+    use crate::writable::{Options, Paths, create};
 
-    fn upper(folder: &Path) -> Upper {
+    fn upper(folder: &Path) -> WritableLayer {
         let paths = Paths {
             data: folder.join("data"),
             index: folder.join("index"),
         };
         let header = Header::empty(1 << 20, Uuid::new_v4(), Uuid::nil());
         create(&paths, Kind::Hybrid, &header).unwrap();
-        Upper::open(&paths, &Options::default()).unwrap()
+        WritableLayer::open(&paths, &Options::default()).unwrap()
     }
 
     /// Writes without a look at what waits, as if that had been before the journal failed.
-    fn put(upper: &Upper, start: u64) -> Result<(), Error> {
+    fn put(upper: &WritableLayer, start: u64) -> Result<(), Error> {
         let mut bytes = [7; 4096];
         let mut scatter = Scatter::new();
         scatter.push(VolatileSlice::from(&mut bytes[..]));

@@ -23,7 +23,7 @@ use uuid::Uuid;
 use zerocopy::IntoBytes;
 
 use super::Error;
-use super::record::{Contents, Head, Record};
+use super::journal_format::{Contents, Head, Record};
 use crate::format::lsmt::Mapping;
 
 /// Bytes before the records: a file without any keeps these, so that the first finds room.

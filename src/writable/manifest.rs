@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::log::folder_of;
+use super::index_file::folder_of;
 use super::{Error, Paths};
 
 /// Most bytes of a list that are read.
@@ -21,14 +21,14 @@ const MAX_LIST: u64 = 16 << 20;
 /// What the list says. The pair with number 0 has the files the device was first started with; others
 /// have the same names with their number behind.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct List {
+pub(super) struct Manifest {
     /// The pair that is written to.
     pub active: u64,
     /// Those below it, the oldest first.
     pub frozen: Vec<Frozen>,
 }
 
-impl List {
+impl Manifest {
     /// The pairs it tells of, if the device was first started with `first`.
     pub fn pairs(&self, first: &Paths) -> Pairs {
         let frozen = self.frozen.iter();
@@ -107,9 +107,9 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 }
 
 /// The list; without a file, there was no snapshot.
-pub(super) fn load(path: &Path) -> Result<List, Error> {
+pub(super) fn load(path: &Path) -> Result<Manifest, Error> {
     let file = match File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(List::default()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Manifest::default()),
         opened => opened.map_err(Error::file("open", path))?,
     };
     let mut text = Vec::new();
@@ -121,7 +121,7 @@ pub(super) fn load(path: &Path) -> Result<List, Error> {
 }
 
 /// A list, written and durable but for its name.
-pub(super) struct NewList {
+pub(super) struct NewManifest {
     path: PathBuf,
     new: PathBuf,
     folder: File,
@@ -130,9 +130,9 @@ pub(super) struct NewList {
     _old: Option<File>,
 }
 
-impl NewList {
+impl NewManifest {
     /// Writes the list that is to be at `path`.
-    pub fn write(path: &Path, list: &List) -> Result<Self, Error> {
+    pub fn write(path: &Path, list: &Manifest) -> Result<Self, Error> {
         let new = with_suffix(path, "new");
         let text = serde_json::to_vec_pretty(list);
         let text = text.map_err(|error| Error::file("describe", path)(error.into()))?;

@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
+use super::extent_map::{Extent, ExtentMap, Place};
 use super::flush::mappings;
+use super::index_file::{IndexFile, folder_of, sync_folder_of};
 use super::journal;
-use super::log::{Log, folder_of, sync_folder_of};
-use super::map::{Extent, ExtentMap, Place};
 use super::{Error, Paths};
 use crate::format::lsmt::writable::{Kind, decode_data_header};
 use crate::format::lsmt::{FIRST_DATA, HEADER_LEN, Header, Mapping, Part};
@@ -41,7 +41,7 @@ pub struct Loaded {
     /// The data file.
     pub data: File,
     /// The index file.
-    pub log: Log,
+    pub log: IndexFile,
     /// What the data file says about the layer.
     pub header: Header,
     /// How data is placed.
@@ -105,7 +105,7 @@ pub fn load(paths: &Paths, access: Access, map: ExtentMap) -> Result<Loaded, Err
     if is_sealed(&data, len, &header) {
         return Err(Error::Sealed { path: path.clone() });
     }
-    let (log, log_header) = Log::open(&paths.index, access == Access::Write)?;
+    let (log, log_header) = IndexFile::open(&paths.index, access == Access::Write)?;
     if log_header
         .as_ref()
         .is_some_and(|log| log.uuid != header.uuid)

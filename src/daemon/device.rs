@@ -15,12 +15,12 @@ use crate::format::lsmt::writable::Kind;
 use crate::format::lsmt::{HEADER_LEN, Header};
 use crate::image::Image;
 use crate::image::block_cache::BlockCache;
+use crate::image::config::{Stack, UpperFiles};
 use crate::image::layer::Layer;
-use crate::image::spec::{Stack, UpperFiles};
 use crate::units::SECTOR_SIZE;
-use crate::upper::{self, Options, Paths, Snapshots, Volume};
 use crate::virtio::config::DeviceConfig;
 use crate::virtio::request::SERIAL_LEN;
+use crate::writable::{self, Options, Paths, Snapshots, Volume};
 
 /// Opens the layers of `stack`, and the writable one above them that the command line or the
 /// image config (`configured`) names.
@@ -96,7 +96,7 @@ pub fn open(
 fn lock(folder: &Path) -> Result<File, Error> {
     let failed = |what| {
         let path = folder.to_owned();
-        move |source| Error::Upper(upper::Error::File { what, path, source })
+        move |source| Error::Upper(writable::Error::File { what, path, source })
     };
     fs::create_dir_all(folder).map_err(failed("create"))?;
     let opened = File::open(folder).map_err(failed("open"))?;
@@ -108,7 +108,7 @@ fn lock(folder: &Path) -> Result<File, Error> {
 fn find_or_create(folder: &Path, stack: &Stack) -> Result<Paths, Error> {
     let failed = |what, path: &Path| {
         let path = path.to_owned();
-        move |source| Error::Upper(upper::Error::File { what, path, source })
+        move |source| Error::Upper(writable::Error::File { what, path, source })
     };
     let paths = Paths {
         data: folder.join("upper.data"),
@@ -129,7 +129,7 @@ fn find_or_create(folder: &Path, stack: &Stack) -> Result<Paths, Error> {
         Uuid::new_v4(),
         image.layers().last().map_or(Uuid::nil(), Layer::uuid),
     );
-    upper::create(&paths, Kind::Hybrid, &header).map_err(Error::Upper)?;
+    writable::create(&paths, Kind::Hybrid, &header).map_err(Error::Upper)?;
     log::info!("made the writable layer {}", paths.data.display());
     Ok(paths)
 }
@@ -141,7 +141,7 @@ mod tests {
 
     use super::*;
     use crate::format::lsmt::Part;
-    use crate::upper::Upper;
+    use crate::writable::WritableLayer;
 
     /// An image of 5 sectors and a half that holds nothing.
     fn stack(dir: &Path) -> Stack {
@@ -160,9 +160,9 @@ mod tests {
         Stack::new([path])
     }
 
-    fn open_upper(paths: &Paths) -> Result<Upper, upper::Error> {
+    fn open_upper(paths: &Paths) -> Result<WritableLayer, writable::Error> {
         let options = Options::default();
-        Upper::open(paths, &options)
+        WritableLayer::open(paths, &options)
     }
 
     #[test]
@@ -202,7 +202,7 @@ mod tests {
                 false => (other, one.0),
             };
             assert!(
-                matches!(failed, Err(upper::Error::Busy { .. })),
+                matches!(failed, Err(writable::Error::Busy { .. })),
                 "{failed:?}"
             );
             let uuid = opened.0.unwrap().header().uuid;

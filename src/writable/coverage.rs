@@ -13,12 +13,12 @@ const MAX_BITS: u64 = 1 << 23;
 
 /// The bits of one disk. None is ever cleared.
 #[derive(Debug)]
-pub struct Touched {
+pub struct Coverage {
     words: Vec<AtomicU64>,
     shift: u32,
 }
 
-impl Touched {
+impl Coverage {
     /// No bits set, for a disk of so many sectors.
     pub fn new(sectors: u64) -> Self {
         let mut shift = MIN_SHIFT;
@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn a_bit_for_each_4_kib() {
-        let touched = Touched::new(1 << 21);
+        let touched = Coverage::new(1 << 21);
         assert!(!touched.any(0, 1 << 21));
         touched.set(9, 1);
         assert!(!touched.any(0, 8) && touched.any(0, 9) && touched.any(15, 1));
@@ -90,7 +90,7 @@ mod tests {
             (700, 1500),
             (8, 4000),
         ] {
-            let touched = Touched::new(SECTORS);
+            let touched = Coverage::new(SECTORS);
             touched.set(start, len);
             let whole = start / 8 * 8..(start + len).next_multiple_of(8);
             for from in 0..SECTORS {
@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn a_large_disk_takes_no_more_than_a_mebibyte() {
-        let touched = Touched::new(1 << 50);
+        let touched = Coverage::new(1 << 50);
         assert!(touched.words.len() * 8 <= (1 << 20) + 8);
         touched.set((1 << 50) - 1, 1);
         assert!(touched.any((1 << 50) - 1, 1) && !touched.any(0, 1 << 49));

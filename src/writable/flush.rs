@@ -5,14 +5,14 @@ use std::sync::atomic::Ordering;
 use std::sync::{PoisonError, RwLockReadGuard};
 
 use super::Error;
-use super::change::split;
-use super::log::Log;
-use super::map::ExtentMap;
-use super::room::Room;
-use super::writer::{Flusher, Upper};
+use super::extent_map::ExtentMap;
+use super::index_file::IndexFile;
+use super::layer::{Flusher, WritableLayer};
+use super::reservation::Reservation;
+use super::write::split;
 use crate::format::lsmt::Mapping;
 
-impl Upper {
+impl WritableLayer {
     /// Makes durable what was written before. Callers that come while one is at it share the next.
     ///
     /// # Errors
@@ -85,13 +85,13 @@ impl Upper {
             let later = std::mem::replace(&mut waiting.pending, batch);
             waiting.pending.extend(later);
             // What was taken may have been given back; whoever writes next takes it again.
-            waiting.room = Room::new(&flusher.log, waiting.pending.len());
+            waiting.room = Reservation::new(&flusher.log, waiting.pending.len());
             return Err(error);
         }
         self.state_mut().space.end_flush();
         let mut waiting = self.waiting();
         if anew {
-            waiting.room = Room::new(&flusher.log, waiting.pending.len());
+            waiting.room = Reservation::new(&flusher.log, waiting.pending.len());
         }
         match batch.is_empty() && !anew {
             true => Ok(()),
@@ -184,7 +184,7 @@ impl Upper {
 
 /// Whether a log would better be written anew: it has twice the entries that its map needs, and
 /// `slack` more.
-pub(super) fn is_long(log: &Log, map: &ExtentMap, slack: u64) -> bool {
+pub(super) fn is_long(log: &IndexFile, map: &ExtentMap, slack: u64) -> bool {
     log.entries() > 2 * map.mappings() + slack
 }
 

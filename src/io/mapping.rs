@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise};
 use vm_memory::VolatileSlice;
 
-use crate::sigbus::Watch;
+use crate::io::sigbus::Watch;
 
 /// A file range cannot be mapped.
 #[derive(Debug, thiserror::Error)]

@@ -6,10 +6,10 @@
 
 use std::sync::Arc;
 
+use super::coverage::Coverage;
 use super::flush::mappings;
-use super::overlay::{MAX_SPANS, Overlay, SEALED, Span, SpanContent};
-use super::touched::Touched;
-use super::{Error, Upper};
+use super::lookup::{Lookup, MAX_SPANS, SEALED, Span, SpanContent};
+use super::{Error, WritableLayer};
 use crate::image;
 use crate::image::index::Index;
 use crate::image::segment::{self, Content, MAX_LAYERS, Segment};
@@ -20,7 +20,7 @@ use crate::units::SECTOR_SIZE;
 #[derive(Debug)]
 pub(super) struct SealedLayers {
     index: Index,
-    touched: Touched,
+    touched: Coverage,
     /// Their data files, the oldest first: a segment's layer is a place here. More come behind, so
     /// that a number stays that of its file.
     files: Arc<[Arc<Blob>]>,
@@ -34,7 +34,11 @@ impl SealedLayers {
     ///
     /// # Errors
     /// There are more than an index can tell apart, or one has data beyond what it can point at.
-    pub fn above(below: Option<&Self>, uppers: &[Arc<Upper>], sectors: u64) -> Result<Self, Error> {
+    pub fn above(
+        below: Option<&Self>,
+        uppers: &[Arc<WritableLayer>],
+        sectors: u64,
+    ) -> Result<Self, Error> {
         let mut files = below.map_or_else(Vec::new, |below| below.files.to_vec());
         let mut mappings = below.map_or(0, |below| below.mappings);
         // Few as a rule, and then merged with the many once.
@@ -48,7 +52,7 @@ impl SealedLayers {
         if let Some(below) = below {
             merged = segment::merge(below.index.iter(), &merged);
         }
-        let touched = Touched::new(sectors);
+        let touched = Coverage::new(sectors);
         for segment in &merged {
             touched.set(segment.start(), segment.length());
         }
@@ -78,7 +82,7 @@ impl SealedLayers {
 
     /// Appends the spans that make up a range to `into`, until that is full; what they do not hold
     /// lies below.
-    pub fn spans(&self, start: u64, sectors: u64, into: &mut Overlay) {
+    pub fn spans(&self, start: u64, sectors: u64, into: &mut Lookup) {
         let end = start + sectors;
         let mut at = start;
         while at < end && into.spans.len() < MAX_SPANS {
@@ -113,7 +117,7 @@ impl SealedLayers {
 }
 
 /// The segments of an upper that is to have this number.
-fn segments(upper: &Upper, number: usize) -> Result<Vec<Segment>, Error> {
+fn segments(upper: &WritableLayer, number: usize) -> Result<Vec<Segment>, Error> {
     if number >= MAX_LAYERS {
         return Err(Error::TooTall);
     }

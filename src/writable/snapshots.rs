@@ -19,14 +19,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
-use super::list::{Frozen, List, NewList, list_path, load, numbered};
-use super::log::sync_folder_of;
+use super::index_file::sync_folder_of;
+use super::manifest::{Frozen, Manifest, NewManifest, list_path, load, numbered};
 use super::seal::remove_index;
-use super::{Error, Options, Paths, Upper, Volume, create};
+use super::{Error, Options, Paths, Volume, WritableLayer, create};
 use crate::format::lsmt::{Header, MAX_ENTRIES};
 use crate::image::Image;
+use crate::image::config::Stack;
 use crate::image::segment::{MAX_LAYERS, MAX_MAPPINGS};
-use crate::image::spec::Stack;
 use crate::source;
 use crate::units::SECTOR_SIZE;
 
@@ -60,7 +60,7 @@ pub struct Snapshots {
     layers: Vec<PathBuf>,
     /// How many may be open as files.
     max_layers: usize,
-    list: Mutex<List>,
+    list: Mutex<Manifest>,
     /// Held by who seals.
     sealing: Mutex<()>,
     /// Whether the last try to seal failed.
@@ -99,9 +99,9 @@ impl Snapshots {
         first: &Paths,
         own: &[PathBuf],
         options: Options,
-        list: &List,
+        list: &Manifest,
     ) -> Result<(Volume, Self), Error> {
-        if *list != List::default() {
+        if *list != Manifest::default() {
             // It may be there without being there for good, and what is done next cannot be undone.
             sync_folder_of(&list_path(first))?;
         }
@@ -120,7 +120,10 @@ impl Snapshots {
                     }
                 }
             }
-            match (Upper::open(paths, &Options::default()), no_room.take()) {
+            match (
+                WritableLayer::open(paths, &Options::default()),
+                no_room.take(),
+            ) {
                 (Err(Error::Sealed { .. }), Some(error)) => return Err(error),
                 (opened, error) => {
                     unsealed.push(opened?);
@@ -139,7 +142,7 @@ impl Snapshots {
             default_size: image.sectors().0 * SECTOR_SIZE,
             ..options
         };
-        let upper = Upper::open(&pairs.active, &options)?;
+        let upper = WritableLayer::open(&pairs.active, &options)?;
         let snapshots = Self {
             first: first.clone(),
             options,
@@ -162,12 +165,12 @@ impl Snapshots {
         numbers.map(describe).collect()
     }
 
-    fn lock_list(&self) -> MutexGuard<'_, List> {
+    fn lock_list(&self) -> MutexGuard<'_, Manifest> {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The snapshot at this place of the list.
-    fn describe(&self, volume: &Volume, list: &List, place: usize) -> Snapshot {
+    fn describe(&self, volume: &Volume, list: &Manifest, place: usize) -> Snapshot {
         let frozen = list.frozen.iter().take(place + 1);
         let uppers = frozen.map(|frozen| numbered(&self.first, frozen.number).data);
         let paths = numbered(&self.first, list.frozen[place].number);
@@ -278,12 +281,12 @@ impl Snapshots {
         &self,
         volume: &Volume,
         next: &Paths,
-        after: &List,
+        after: &Manifest,
     ) -> Result<Result<(), Error>, Error> {
-        let upper = Upper::open(next, &self.options)?;
+        let upper = WritableLayer::open(next, &self.options)?;
         // Everything that takes long comes before, so that writes wait for a moment only.
         volume.flush()?;
-        let new = NewList::write(&list_path(&self.first), after)?;
+        let new = NewManifest::write(&list_path(&self.first), after)?;
         volume.freeze(upper, || new.put_in_place(), || new.settle())
     }
 
@@ -305,13 +308,13 @@ impl Snapshots {
 }
 
 /// Whether what is not sealed is as much as may be kept in memory beside a new upper.
-fn much_is_unsealed(uppers: &[Arc<Upper>]) -> bool {
+fn much_is_unsealed(uppers: &[Arc<WritableLayer>]) -> bool {
     let mappings: u64 = uppers.iter().map(|upper| upper.mappings()).sum();
     uppers.len() > 1 && (uppers.len() >= MAX_UPPERS || mappings > MAX_ENTRIES)
 }
 
 /// The frozen upper with these files, if the device still has it as one.
-fn frozen_upper(volume: &Volume, paths: &Paths) -> Option<Arc<Upper>> {
+fn frozen_upper(volume: &Volume, paths: &Paths) -> Option<Arc<WritableLayer>> {
     let uppers = volume.uppers();
     let mut frozen = uppers.iter().skip(1);
     frozen.find(|upper| upper.paths() == paths).cloned()
@@ -321,7 +324,7 @@ fn frozen_upper(volume: &Volume, paths: &Paths) -> Option<Arc<Upper>> {
 fn finish(paths: &Paths) -> Result<(), Error> {
     match paths.index.exists() {
         false => Ok(()),
-        true => match Upper::open(paths, &Options::default()) {
+        true => match WritableLayer::open(paths, &Options::default()) {
             Err(Error::Sealed { .. }) => remove_index(paths),
             opened => opened?.seal(),
         },

@@ -11,8 +11,8 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use super::flush::mappings;
-use super::log::sync_folder_of;
-use super::{Error, Paths, Upper, journal};
+use super::index_file::sync_folder_of;
+use super::{Error, Paths, WritableLayer, journal};
 use crate::format::lsmt::writable::{Kind, encode_seal};
 use crate::format::lsmt::{HEADER_LEN, Header, MAX_ENTRIES, Mapping};
 use crate::units::SECTOR_SIZE;
@@ -93,7 +93,7 @@ pub fn remove_index(paths: &Paths) -> Result<(), Error> {
     sync_folder_of(&paths.index)
 }
 
-impl Upper {
+impl WritableLayer {
     /// Seals the layer, to which nobody writes any more: it is frozen, or not served. Then others
     /// may have its file. Does what is left to do if it was called before.
     ///

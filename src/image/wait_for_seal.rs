@@ -31,7 +31,7 @@ const PAUSE: Duration = Duration::from_millis(2);
 pub fn wait(container: &Container) -> Result<Option<Uuid>, Error> {
     let blob = container.blob();
     let mut header = [0; HEADER_LEN];
-    if container.is_tar() || container.packing().is_some() || blob.len() < HEADER_LEN as u64 {
+    if container.is_tar() || container.zfile_map().is_some() || blob.len() < HEADER_LEN as u64 {
         return Ok(None);
     }
     blob.read_exact_at(&mut header, 0)?;
