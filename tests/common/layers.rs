@@ -8,6 +8,8 @@ use ovbd_vhost::format::{crc, lsmt, tar};
 use ovbd_vhost::units::Sector;
 use uuid::Uuid;
 
+use super::content::Random;
+
 /// The header of a writable layer for a disk of `virtual_size` bytes.
 pub fn upper_header(virtual_size: u64, uuid: Uuid) -> lsmt::Header {
     lsmt::Header::empty(virtual_size, uuid, Uuid::nil())
@@ -220,13 +222,10 @@ pub fn write(dir: &Path, name: &str, bytes: &[u8]) -> PathBuf {
 
 /// Bytes that look random but are the same each time; about half of them compress.
 pub fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(2).wrapping_add(1);
+    let mut random = Random::new(seed);
     let bytes = (0..len).map(|at| {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
         if at / 64 % 2 == 0 {
-            (state >> 56) as u8
+            random.any() as u8
         } else {
             seed as u8
         }

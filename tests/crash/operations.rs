@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::Path;
 
+use common::content::Random;
 use common::recorder::{Op, Recorder, after_kill, after_power_loss};
 use ovbd_vhost::format::lsmt::Header;
 use ovbd_vhost::format::lsmt::writable::Kind;
@@ -81,7 +82,7 @@ fn content(folder: &Path) -> (Vec<u8>, bool) {
 
 /// Calls `check` with what each crash from step `from` on may leave.
 fn crash_everywhere(log: &[Op], from: usize, durable: bool, mut check: impl FnMut(&Path, usize)) {
-    let mut random = 7_u64;
+    let mut random = Random::new(7);
     for at in from..=log.len() {
         let folder = tempfile::tempdir().unwrap();
         after_kill(&log[..at], folder.path());
@@ -89,10 +90,7 @@ fn crash_everywhere(log: &[Op], from: usize, durable: bool, mut check: impl FnMu
         for luck in 0..if durable { 6 } else { 0 } {
             let folder = tempfile::tempdir().unwrap();
             after_power_loss(&log[..at], folder.path(), || {
-                random = random
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(99);
-                luck == 0 || (luck > 1 && random >> 60 & 1 == 0)
+                luck == 0 || (luck > 1 && random.coin())
             });
             check(folder.path(), at);
         }

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
+use common::content::Random;
 use common::layers::{self, LayerBuilder};
 use common::recorder::{Call, Op, Recorder, after_kill, after_power_loss};
 use fuser::Errno;
@@ -48,17 +49,6 @@ struct Step {
     is_flush: bool,
     /// The name of the snapshot that was taken, and what it holds.
     snapshot: Option<(String, Vec<Content>)>,
-}
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % end
-    }
 }
 
 fn paths(folder: &Path) -> Paths {
@@ -246,7 +236,7 @@ fn die_while_opening(folder: &Path, stack: &Stack, full: bool) -> Vec<TempDir> {
 
 fn crash_everywhere(kind: Kind, seed: u64) {
     let recorder = Recorder::mount();
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let (_folder, stack) = below();
     let steps = work(&recorder, &stack, kind, &mut random);
     let log = recorder.log();
@@ -304,7 +294,7 @@ fn crash_everywhere(kind: Kind, seed: u64) {
             after_power_loss(&log[..at], folder.path(), || match luck {
                 0 => false,
                 1 => true,
-                _ => random.below(2) == 0,
+                _ => random.coin(),
             });
             start_machine(folder.path());
             check(folder.path(), &stack, &expected, snapshot, || {
@@ -447,7 +437,7 @@ fn writes_do_not_wait_until_the_list_lasts() {
     volume.flush().unwrap();
     let mut expected = vec![vec![BELOW]; SECTORS as usize];
     expected[0] = vec![[1; 512]];
-    let mut random = Random(7);
+    let mut random = Random::new(7);
     let held = recorder.hold_folder_syncs("data.snapshots");
     thread::scope(|scope| {
         let taken = scope.spawn(|| snapshots.take(&volume, "one").map(drop));
@@ -471,7 +461,7 @@ fn writes_do_not_wait_until_the_list_lasts() {
             after_power_loss(&log, folder.path(), || match luck {
                 0 => false,
                 1 => true,
-                _ => random.below(2) == 0,
+                _ => random.coin(),
             });
             start_machine(folder.path());
             check(folder.path(), &stack, &expected, None, || {

@@ -1,8 +1,9 @@
 //! What a hostile driver can write in its rings: one test per case, through the socket.
 //!
-//! Each case runs on the first queue of two. The device may answer it with an I/O error or with
-//! nothing written, or give the queue up and signal its error eventfd; it must not write outside of
-//! the chain's writable buffers. Then the second queue must read right, and the first after a reset.
+//! Each case runs on the first queue of two. A malformed chain is answered with an I/O error, or with
+//! nothing written where it has no status; the queue goes on. A malformed ring stops its queue and
+//! signals the error eventfd. Nothing is written outside of the chain's writable buffers. Then the
+//! second queue must read right, and the first, at once or after a reset.
 
 mod chains;
 mod indirect;
@@ -14,7 +15,7 @@ use common::content::difference;
 use common::disk::Disk;
 use common::guest::{Guest, Options, Placed};
 use common::memory::Memory;
-use common::queue::{Event, Layout, Segment, signalled};
+use common::queue::{Layout, Segment, signalled};
 use common::ring::{Descriptor, INDIRECT, NEXT, WRITE};
 use common::session::{Wanted, feature};
 
@@ -37,80 +38,86 @@ fn target() -> Target {
     target_with(Wanted::all())
 }
 
-/// How the device took it.
+/// How the device answered a chain.
 #[derive(Debug, PartialEq, Eq)]
-enum Verdict {
-    /// Answered, and not as a success.
+enum Answer {
+    /// Not as a success.
     Refused,
-    /// Answered as a success.
-    Served,
-    /// The queue was given up.
-    Stopped,
+    /// As a success, with so many bytes written, the status among them.
+    Served(u32),
 }
 
 impl Target {
-    /// Publishes what was offered on the first queue and waits for what becomes of it.
-    fn verdict(&mut self, chain: &[Segment], status: Option<u64>) -> Verdict {
+    /// Publishes what was offered on the first queue and waits for the answer. The queue must not
+    /// stop.
+    fn answer(&mut self, placed: &Placed) -> Answer {
         let before = self.guest.scratch.snapshot();
         self.guest.queues[0].publish();
-        let event = self.guest.queues[0].wait_event();
-        self.guest.scratch.assert_untouched(&before, chain);
-        let written = status.map(|address| self.guest.memory.read(address, 1)[0]);
-        match event {
-            Event::Stopped => Verdict::Stopped,
-            Event::Used(used) => match written {
-                Some(OK) => {
-                    assert!(used.len > 0, "a status without a length");
-                    Verdict::Served
-                }
-                Some(IOERR) => {
-                    assert_eq!(used.len, 1, "an I/O error writes the status alone");
-                    Verdict::Refused
-                }
-                None | Some(UNANSWERED) => {
-                    // The status may have gone to the last writable byte there was.
-                    assert!(used.len <= 1, "{} bytes written of a bad chain", used.len);
-                    Verdict::Refused
-                }
-                Some(other) => panic!("status {other} for a bad chain"),
-            },
+        let used = self.guest.queues[0].wait();
+        self.guest.scratch.assert_untouched(&before, &placed.chain);
+        match self.guest.memory.read(placed.status, 1)[0] {
+            OK => Answer::Served(used.len),
+            IOERR => {
+                assert_eq!(used.len, 1, "an I/O error writes the status alone");
+                Answer::Refused
+            }
+            UNANSWERED => {
+                // The status may have gone to the last writable byte there was.
+                assert!(used.len <= 1, "{} bytes written of a bad chain", used.len);
+                Answer::Refused
+            }
+            other => panic!("status {other} for a bad chain"),
         }
     }
 
-    /// Asserts that the second queue reads right, and the first: at once if it was not given up,
-    /// and after a reset in any case.
-    fn assert_well(&mut self, verdict: &Verdict) {
+    /// Asserts that both queues read right, the first also after a reset.
+    fn assert_well(&mut self) {
         self.guest.assert_reads(1, &self.disk.content);
-        if *verdict != Verdict::Stopped {
-            self.guest.assert_reads(0, &self.disk.content);
-        }
+        self.guest.assert_reads(0, &self.disk.content);
+        self.assert_well_after_reset();
+    }
+
+    /// Asserts that the second queue reads right, and the first, which was stopped, after a reset.
+    fn assert_well_after_reset(&mut self) {
+        self.guest.assert_reads(1, &self.disk.content);
         self.guest.reset_queue(0).expect("reset");
         self.guest.assert_reads(0, &self.disk.content);
         self.guest.assert_reads(1, &self.disk.content);
         self.disk.daemon.assert_alive();
     }
 
-    /// The chain, laid out as an honest driver would, must not be served.
-    fn assert_refused(mut self, placed: Placed, layout: Layout) {
-        self.guest.queues[0].submit(&placed.chain, layout);
-        let verdict = self.verdict(&placed.chain, Some(placed.status));
-        assert_ne!(verdict, Verdict::Served);
-        self.assert_well(&verdict);
+    /// Asserts that the chain offered last is refused, and that all is well then.
+    fn assert_offered_refused(mut self, placed: &Placed) {
+        assert_eq!(self.answer(placed), Answer::Refused);
+        self.assert_well();
     }
 
-    /// Descriptors written by hand in the queue's own table, `next` and all, must not be served.
+    /// Asserts that a read of sector 5 whose chain was offered last is served right, and that all is
+    /// well then.
+    fn assert_offered_served(mut self, placed: &Placed) {
+        assert_eq!(self.answer(placed), Answer::Served(513));
+        let data = self.guest.memory.read(placed.data[0].address, 512);
+        assert_eq!(difference(&data, self.disk.expected(5, 512)), None);
+        self.assert_well();
+    }
+
+    /// The chain, laid out as an honest driver would, is refused.
+    fn assert_refused(mut self, placed: &Placed, layout: Layout) {
+        self.guest.queues[0].submit(&placed.chain, layout);
+        self.assert_offered_refused(placed);
+    }
+
+    /// Descriptors written by hand in the queue's own table, `next` and all, are refused.
     fn assert_refused_table(mut self, table: &[Descriptor], placed: &Placed) {
         let heads = self.guest.queues[0].reserve(table.len());
         for (&place, &entry) in heads.iter().zip(table) {
             self.guest.queues[0].ring.describe(place, entry);
         }
         self.guest.queues[0].offer(heads, None);
-        let verdict = self.verdict(&placed.chain, Some(placed.status));
-        assert_ne!(verdict, Verdict::Served);
-        self.assert_well(&verdict);
+        self.assert_offered_refused(placed);
     }
 
-    /// An indirect table written by hand, named by a descriptor of `len` bytes, must not be served.
+    /// An indirect table written by hand, named by a descriptor of `len` bytes, is refused.
     fn assert_refused_indirect(
         mut self,
         entries: &[Descriptor],
@@ -127,9 +134,7 @@ impl Target {
             .ring
             .describe(heads[0], Descriptor { address, ..head });
         self.guest.queues[0].offer(heads, Some(table));
-        let verdict = self.verdict(&placed.chain, Some(placed.status));
-        assert_ne!(verdict, Verdict::Served);
-        self.assert_well(&verdict);
+        self.assert_offered_refused(placed);
     }
 }
 
