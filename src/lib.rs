@@ -12,6 +12,7 @@
 //! | 5 | [`writable`] | the writable layer: where writes go, and how they last |
 //! | 5 | [`virtio`] | what the guest says: memory, virtqueue, descriptor chain, block request |
 //! | 4 | [`image`] | layers merged into one disk, and which bytes make up a range of it |
+//! | 4 | [`registry`] | OCI registries: references, manifests, authentication, ranges of blobs |
 //! | 3 | [`source`] | a blob's bytes, made local |
 //! | 2 | [`codec`] | LZ4 and zstd blocks in and out |
 //! | 1 | [`format`](mod@format) | on-disk structures: bytes to structs and back, no I/O |
@@ -28,6 +29,7 @@ pub mod format;
 pub mod image;
 pub mod io;
 pub mod reason;
+pub mod registry;
 pub mod source;
 pub mod tool;
 pub mod units;
