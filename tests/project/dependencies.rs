@@ -9,10 +9,11 @@ use std::process::Command;
 use serde_json::Value;
 
 /// What may be distributed with an Apache-2.0 program, with no more to do than to name it.
-const LICENCES: [&str; 7] = [
+const LICENCES: [&str; 8] = [
     "Apache-2.0",
     "BSD-2-Clause",
     "BSD-3-Clause",
+    "ISC",
     "MIT",
     "Unicode-3.0",
     "Unlicense",
@@ -24,9 +25,12 @@ const LICENCES: [&str; 7] = [
 const OTHERS: [(&str, &str); 1] = [("epoll", "MPL-2.0")];
 
 /// Packages that the programs are built from in two versions.
-const DUPLICATES: [&str; 2] = [
-    "bitflags", // 1 by vmm-sys-util
-    "syn",      // 2 by macros of landlock and others; not part of the programs
+const DUPLICATES: [&str; 5] = [
+    "bitflags",      // 1 by vmm-sys-util
+    "crypto-common", // as digest
+    "digest",        // 0.10 by crc-fast, only its traits
+    "getrandom",     // 0.2 by ring
+    "syn",           // 2 by macros of landlock and others; not part of the programs
 ];
 
 const CRATES_IO: &str = "registry+https://github.com/rust-lang/crates.io-index";
