@@ -11,6 +11,7 @@
 //! | 6 | [`tool`] | what the `ovbd` image tool does, a command a file |
 //! | 5 | [`writable`] | the writable layer: where writes go, and how they last |
 //! | 5 | [`virtio`] | what the guest says: memory, virtqueue, descriptor chain, block request |
+//! | 4 | [`cache`] | the cache directory: blobs by digest, whole or in part |
 //! | 4 | [`image`] | layers merged into one disk, and which bytes make up a range of it |
 //! | 4 | [`registry`] | OCI registries: references, manifests, authentication, ranges of blobs |
 //! | 3 | [`source`] | a blob's bytes, made local |
@@ -22,6 +23,7 @@
 //!
 //! `docs/architecture.md` follows one read through them.
 
+pub mod cache;
 pub mod codec;
 pub mod daemon;
 pub mod engine;

@@ -8,5 +8,6 @@
 pub mod crc;
 pub mod digest;
 pub mod lsmt;
+pub mod presence;
 pub mod tar;
 pub mod zfile;

@@ -1,5 +1,6 @@
-//! System helpers below every floor: mappings, memory of requests, waiting, hints.
+//! System helpers below every floor: boot id, mappings, memory of requests, waiting, hints.
 
+pub mod boot;
 pub mod mapping;
 pub mod poller;
 pub mod prefetch;

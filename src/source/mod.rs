@@ -5,6 +5,7 @@
 //! [`resident_map`] first and with a read that does not wait second, and take the descriptor to their
 //! ring if they are not.
 
+pub mod presence;
 pub mod resident_map;
 
 use std::fs::File;

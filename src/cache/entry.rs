@@ -1,0 +1,258 @@
+//! Opening what the cache has of a blob.
+
+use std::fs::{File, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::layout::{self, sync_dir};
+use super::{Cache, Error, Partial, list};
+use crate::format::digest::Digest;
+use crate::format::presence::{Header, Identity, State};
+use crate::io::mapping::Access;
+use crate::source::presence::{self, PresenceMap};
+
+/// What the cache has of a blob.
+#[derive(Debug)]
+pub enum Entry {
+    /// All of it, verified. The file is open for reading and locked against eviction.
+    Complete(File),
+    /// A part of it, perhaps nothing yet.
+    Partial(Arc<Partial>),
+}
+
+/// Descriptors of a partial blob for a process that only reads it.
+#[derive(Debug)]
+pub struct Files {
+    /// Data file, open for reading and locked against eviction.
+    pub data: File,
+    /// Presence map, open for reading.
+    pub map: File,
+}
+
+impl Cache {
+    /// Opens what the cache has of a blob, and makes an empty entry if that is nothing.
+    ///
+    /// # Errors
+    /// [`Error::Length`] if a verified blob of this digest has another length;
+    /// [`Error::Full`] if there is no room for a new entry; [`Error::Locked`] if another process
+    /// holds the cache's lock for long; [`Error::File`] and [`Error::Map`] if the system fails.
+    pub fn entry(&self, identity: Identity) -> Result<Entry, Error> {
+        loop {
+            let lock = self.lock()?;
+            if let Some(file) = self.complete(&identity)? {
+                let found = file
+                    .metadata()
+                    .map_err(Error::file(
+                        "examine",
+                        &self.layout.blob(&identity.digest()),
+                    ))?
+                    .len();
+                if found == identity.len() {
+                    return Ok(Entry::Complete(file));
+                }
+                // Either the caller's length is wrong, or the file is damaged: its digest tells.
+                // That takes a while, and others must not wait for it.
+                drop(lock);
+                if list::digest_of(&file).map_err(Error::file("read", self.root()))?
+                    == identity.digest()
+                {
+                    return Err(Error::Length {
+                        digest: identity.digest(),
+                        expected: identity.len(),
+                        found,
+                    });
+                }
+                log::warn!(
+                    "blob {} in the cache is damaged: {found} bytes; it will be fetched again",
+                    identity.digest()
+                );
+                self.retire(&file, &identity.digest())?;
+                continue;
+            }
+            let partial = match self.existing(&identity)? {
+                Some(partial) => partial,
+                None => self.create(identity)?,
+            };
+            return Ok(Entry::Partial(Arc::new(partial)));
+        }
+    }
+
+    /// The verified file of a blob, locked against eviction; its length was not looked at.
+    fn complete(&self, identity: &Identity) -> Result<Option<File>, Error> {
+        let path = self.layout.blob(&identity.digest());
+        let Some(file) = open(&path, false)? else {
+            return Ok(None);
+        };
+        hold(&file, &path)?;
+        Ok(Some(file))
+    }
+
+    /// Moves a damaged complete blob away, if its name still leads to `file`. Processes that have
+    /// it open keep it.
+    pub(super) fn retire(&self, file: &File, digest: &Digest) -> Result<(), Error> {
+        let path = self.layout.blob(digest);
+        let lock = self.lock()?;
+        if is_at(file, &path)? {
+            self.discard_file(&path)?;
+            sync_dir(&self.layout.blobs())?;
+        }
+        drop(lock);
+        self.empty_trash()
+    }
+
+    fn existing(&self, identity: &Identity) -> Result<Option<Partial>, Error> {
+        let (data_path, map_path) = (self.layout.data(identity), self.layout.map(identity));
+        let (data, map) = (open(&data_path, true)?, open(&map_path, true)?);
+        let (data, map_file) = match (data, map) {
+            (Some(data), Some(map)) => (data, map),
+            (None, None) => return Ok(None),
+            _ => return self.begin_again(identity, "it lacks its data or its map"),
+        };
+        let metadata = data.metadata();
+        let len = metadata.map_err(Error::file("examine", &data_path))?.len();
+        if len != identity.len() {
+            return self.begin_again(identity, "its data file has another length");
+        }
+        let opened = PresenceMap::open(&map_file, *identity, Access::ReadWrite);
+        let opened = opened.and_then(|map| map.header().map(|header| (map, header)));
+        let (map, header) = match opened {
+            Ok(opened) => opened,
+            Err(presence::Error::Map(source)) => {
+                let source = presence::Error::Map(source);
+                let path = map_path;
+                return Err(Error::Map { path, source });
+            }
+            Err(unfit) => return self.begin_again(identity, &unfit.to_string()),
+        };
+        if header.state == State::Bad {
+            return self.begin_again(identity, "it did not have its digest");
+        }
+        if header.boot != self.boot || self.boot.is_nil() {
+            map.forget_unsynced();
+            map.set_boot(self.boot);
+        }
+        self.partial(data, map_file, map).map(Some)
+    }
+
+    /// Removes a partial entry that is of no use. The map goes first, and for good: with data of
+    /// another entry it would turn holes into content.
+    fn begin_again(&self, identity: &Identity, why: &str) -> Result<Option<Partial>, Error> {
+        let digest = identity.digest();
+        log::warn!("blob {digest} in the cache is fetched again: {why}");
+        layout::remove(&self.layout.map(identity))?;
+        sync_dir(&self.layout.partials())?;
+        layout::remove(&self.layout.data(identity))?;
+        Ok(None)
+    }
+
+    fn create(&self, identity: Identity) -> Result<Partial, Error> {
+        let data_path = self.layout.data(&identity);
+        let data = create(&data_path)?;
+        data.set_len(identity.len())
+            .map_err(Error::file("lengthen", &data_path))?;
+        let map_path = self.layout.map(&identity);
+        let mut map_file = create(&map_path)?;
+        write_map(&mut map_file, &identity).map_err(Error::file("write", &map_path))?;
+        let map = PresenceMap::open(&map_file, identity, Access::ReadWrite).map_err(|source| {
+            let path = map_path.clone();
+            Error::Map { path, source }
+        })?;
+        map.set_boot(self.boot);
+        self.partial(data, map_file, map)
+    }
+
+    fn partial(&self, data: File, map_file: File, map: PresenceMap) -> Result<Partial, Error> {
+        let identity = map.identity();
+        let (data_path, map_path) = (self.layout.data(identity), self.layout.map(identity));
+        let missing = || io::Error::from(io::ErrorKind::NotFound);
+        let reopen = |path: &Path| {
+            let opened = open(path, false)?;
+            opened.ok_or_else(|| Error::file("open", path)(missing()))
+        };
+        let files = Files {
+            data: reopen(&data_path)?,
+            map: reopen(&map_path)?,
+        };
+        hold(&files.data, &data_path)?;
+        Ok(Partial::new(
+            self.layout.clone(),
+            data,
+            map_file,
+            map,
+            files,
+        ))
+    }
+}
+
+fn open(path: &Path, write: bool) -> Result<Option<File>, Error> {
+    match File::options().read(true).write(write).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        opened => Ok(Some(opened.map_err(Error::file("open", path))?)),
+    }
+}
+
+fn create(path: &Path) -> Result<File, Error> {
+    let mut options = File::options();
+    let created = options.read(true).write(true).create_new(true).open(path);
+    let file = created.map_err(Error::file("create", path))?;
+    file.set_permissions(Permissions::from_mode(0o600))
+        .map_err(Error::file("chmod", path))?;
+    Ok(file)
+}
+
+/// Writes an empty map. All of it is allocated now: later, a full disk would be a fault in the
+/// mapping.
+fn write_map(file: &mut File, identity: &Identity) -> io::Result<()> {
+    let mut header = Header::new_map(identity);
+    header.resize(1 << 16, 0);
+    let mut left = identity.map_len();
+    while left > 0 {
+        let part = left.min(header.len() as u64) as usize;
+        file.write_all(&header[..part])?;
+        left -= part as u64;
+        if left > 0 {
+            header.fill(0);
+        }
+    }
+    Ok(())
+}
+
+/// Locks a data file against eviction and notes that it was used now. The caller holds the cache's
+/// lock, as eviction does, so that no exclusive lock is in the way.
+fn hold(file: &File, path: &Path) -> Result<(), Error> {
+    file.try_lock_shared()
+        .map_err(|error| Error::file("lock", path)(error.into()))?;
+    touch(file);
+    Ok(())
+}
+
+/// Notes that a file was used now. Eviction takes the least recently used first; a file system
+/// that does not take the time does no harm.
+pub(super) fn touch(file: &File) {
+    if let Err(error) = file.set_modified(SystemTime::now()) {
+        log::debug!("cannot set the time of a cached blob: {error}");
+    }
+}
+
+/// Whether `path` leads to the open `file`.
+pub(super) fn is_at(file: &File, path: &Path) -> Result<bool, Error> {
+    let failed = |error| Error::file("examine", path)(error);
+    let own = file.metadata().map_err(failed)?;
+    match std::fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        found => {
+            let found = found.map_err(failed)?;
+            Ok((found.dev(), found.ino()) == (own.dev(), own.ino()))
+        }
+    }
+}
+
+impl Entry {
+    /// Whether all of the blob is there, verified.
+    pub fn is_complete(&self) -> bool {
+        matches!(self, Self::Complete(_))
+    }
+}

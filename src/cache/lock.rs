@@ -1,0 +1,45 @@
+//! The lock of a cache directory, held while names in it change.
+
+use std::fs::{File, TryLockError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::layout::Layout;
+use super::{Cache, Error};
+
+/// How long the lock is waited for. Whoever holds it renames files, and does not wait for a network.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// The lock, until dropped.
+#[derive(Debug)]
+pub(super) struct Lock {
+    _file: File,
+}
+
+impl Cache {
+    pub(super) fn lock(&self) -> Result<Lock, Error> {
+        lock(&self.layout)
+    }
+}
+
+/// Takes the lock of a cache directory.
+pub(super) fn lock(layout: &Layout) -> Result<Lock, Error> {
+    let path = layout.lock();
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(false);
+    let file = options.open(&path).map_err(Error::file("open", &path))?;
+    let start = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(Lock { _file: file }),
+            Err(TryLockError::Error(error)) => return Err(Error::file("lock", &path)(error)),
+            Err(TryLockError::WouldBlock) if start.elapsed() < PATIENCE => thread::sleep(PAUSE),
+            Err(TryLockError::WouldBlock) => {
+                let seconds = PATIENCE.as_secs();
+                return Err(Error::Locked { path, seconds });
+            }
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Completing a blob: verify its digest, then give it its final name.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+
+use super::entry::is_at;
+use super::layout::{self, sync_dir};
+use super::lock::lock;
+use super::{Error, Partial, list};
+use crate::format::digest::Digest;
+use crate::format::presence::State;
+
+/// What became of an attempt to complete a blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The blob is complete, verified, and has its final name.
+    Published,
+    /// Units are missing.
+    Incomplete,
+    /// Another process fetches units or verifies the blob; ask again later.
+    Busy,
+    /// The blob's bytes have another digest. The entry is bad and was removed; the next
+    /// [`entry`](super::Cache::entry) begins with an empty one.
+    Mismatch {
+        /// Digest of the bytes.
+        found: Digest,
+    },
+}
+
+impl Partial {
+    /// Verifies a blob of which all units are present, and moves it to the complete ones. Reads
+    /// all of it. Readers with open descriptors go on with them.
+    ///
+    /// # Errors
+    /// [`Error::File`], [`Error::Full`] and [`Error::Locked`] if the system fails; the blob stays
+    /// partial, and the call may be repeated.
+    pub fn publish(self: &Arc<Self>) -> Result<Outcome, Error> {
+        let identity = *self.identity();
+        // Nothing is stored meanwhile: what is hashed is what is published.
+        let Some(_claim) = self.claim(0..identity.units())? else {
+            return Ok(Outcome::Busy);
+        };
+        match self.map().state() {
+            Some(State::Complete) => return Ok(Outcome::Published),
+            _ => self.check_open()?,
+        }
+        if !self.is_full() {
+            return Ok(Outcome::Incomplete);
+        }
+        let path = self.layout.data(&identity);
+        let found = list::digest_of(&self.data).map_err(Error::file("read", &path))?;
+        if found != identity.digest() {
+            self.remove_bad()?;
+            return Ok(Outcome::Mismatch { found });
+        }
+        self.data.sync_all().map_err(Error::file("sync", &path))?;
+        self.rename()?;
+        Ok(Outcome::Published)
+    }
+
+    fn rename(&self) -> Result<(), Error> {
+        let identity = self.identity();
+        let (from, to) = (
+            self.layout.data(identity),
+            self.layout.blob(&identity.digest()),
+        );
+        let _lock = lock(&self.layout)?;
+        if is_at(&self.data, &from)? {
+            let read_only = Permissions::from_mode(0o444);
+            self.data
+                .set_permissions(read_only)
+                .map_err(Error::file("chmod", &from))?;
+            fs::rename(&from, &to).map_err(Error::file("rename", &from))?;
+            sync_dir(&self.layout.blobs())?;
+            self.map().set_state(State::Complete);
+            layout::remove(&self.layout.map(identity))?;
+            return sync_dir(&self.layout.partials());
+        }
+        // Removed by hand: what is open can still be read.
+        self.map().set_state(State::Complete);
+        Ok(())
+    }
+
+    fn remove_bad(&self) -> Result<(), Error> {
+        let identity = self.identity();
+        let _lock = lock(&self.layout)?;
+        self.map().set_state(State::Bad);
+        let path = self.layout.data(identity);
+        if is_at(&self.data, &path)? {
+            layout::remove(&self.layout.map(identity))?;
+            sync_dir(&self.layout.partials())?;
+            layout::remove(&path)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,403 @@
+//! Presence map of a blob that is fetched in pieces: which 64 KiB units of the file are in the cache.
+//!
+//! ```text
+//! 0      header, 4096 bytes: which blob, its state, and the boot whose live bits count
+//! 4096   live bitmap: a bit is set as soon as the unit is written to the page cache
+//! ...    durable bitmap, at the next multiple of 4096: a bit is set once the unit is on storage
+//! ```
+//! Bit `i` of a bitmap is bit `i % 64` of its little-endian word `i / 64`. The live bitmap counts as
+//! long as the system runs that wrote it: the page cache holds map and data together, whoever is
+//! killed. After another boot only the durable bitmap counts, because data that was not synced may
+//! be lost while its bit was kept.
+//!
+//! The first 64 bytes never change after the map was made and have a checksum. State and boot
+//! change in place; each value that a torn write could leave there is refused or harmless.
+
+use std::ops::Range;
+
+use uuid::Uuid;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_endian};
+
+use super::crc;
+use super::digest::Digest;
+
+/// Bytes that one bit stands for. The last unit of a blob may be shorter.
+pub const UNIT: u64 = 64 << 10;
+
+/// Longest blob that has a presence map: its two bitmaps take 16 MiB.
+pub const MAX_BLOB_LEN: u64 = 4 << 40;
+
+/// Bytes of the header.
+pub const HEADER_LEN: u64 = 4096;
+
+/// Offset of the state in the header, a 32-bit word.
+pub const STATE_OFFSET: usize = 64;
+
+/// Offset of the boot id in the header, 16 bytes.
+pub const BOOT_OFFSET: usize = 72;
+
+const MAGIC: [u8; 8] = *b"ovbdmap1";
+
+/// A file is not the presence map of the blob.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The blob is empty or too long to have a map.
+    #[error("blob has {0} bytes; the cache takes 1 to {MAX_BLOB_LEN}")]
+    BlobLength(u64),
+    /// The file is shorter or longer than a map of the blob.
+    #[error("presence map has {found} bytes; a blob of {blob} bytes needs {expected}")]
+    Length {
+        /// Bytes of the blob.
+        blob: u64,
+        /// Bytes that its map has.
+        expected: u64,
+        /// Bytes of the file.
+        found: u64,
+    },
+    /// The file is shorter than a header.
+    #[error("presence map has {0} bytes, less than its header")]
+    Short(usize),
+    /// The file does not start as a map does.
+    #[error("not a presence map: expected magic \"ovbdmap1\", found {0:02x?}")]
+    Magic([u8; 8]),
+    /// The checksum does not fit.
+    #[error("presence map is damaged: checksum {found:#010x}, expected {expected:#010x}")]
+    Checksum {
+        /// Checksum of the bytes.
+        expected: u32,
+        /// Checksum in the header.
+        found: u32,
+    },
+    /// The map has units of another size.
+    #[error("presence map has units of 2^{0} bytes; this program uses 2^16")]
+    Unit(u32),
+    /// The map describes another blob.
+    #[error("presence map is of {found} ({found_len} bytes), not of {expected} ({len} bytes)")]
+    OtherBlob {
+        /// Digest of the blob that was asked for.
+        expected: Digest,
+        /// Length of the blob that was asked for.
+        len: u64,
+        /// Digest in the header.
+        found: Digest,
+        /// Blob length in the header.
+        found_len: u64,
+    },
+    /// The state is none of the known ones.
+    #[error("presence map has the unknown state {0}")]
+    State(u32),
+}
+
+/// What is known of a blob as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Some units may be absent, and the digest was not compared.
+    Partial,
+    /// All units are present and have the digest.
+    Complete,
+    /// All units were fetched and do not have the digest.
+    Bad,
+}
+
+impl State {
+    /// The state's number in the header.
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::Partial => 0,
+            Self::Complete => 1,
+            Self::Bad => 2,
+        }
+    }
+
+    /// The state with this number.
+    ///
+    /// # Errors
+    /// [`Error::State`] if there is none.
+    pub const fn from_number(number: u32) -> Result<Self, Error> {
+        match number {
+            0 => Ok(Self::Partial),
+            1 => Ok(Self::Complete),
+            2 => Ok(Self::Bad),
+            other => Err(Error::State(other)),
+        }
+    }
+}
+
+/// A blob, by what its bytes must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Identity {
+    digest: Digest,
+    len: u64,
+}
+
+impl Identity {
+    /// The blob with this digest and length in bytes.
+    ///
+    /// # Errors
+    /// [`Error::BlobLength`] if it is empty or longer than [`MAX_BLOB_LEN`].
+    pub const fn new(digest: Digest, len: u64) -> Result<Self, Error> {
+        if len == 0 || len > MAX_BLOB_LEN {
+            return Err(Error::BlobLength(len));
+        }
+        Ok(Self { digest, len })
+    }
+
+    /// Digest of the blob.
+    pub const fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// Length of the blob in bytes, at least 1.
+    // A blob is never empty.
+    #[allow(clippy::len_without_is_empty)]
+    pub const fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Number of units of the blob.
+    pub const fn units(&self) -> u64 {
+        self.len.div_ceil(UNIT)
+    }
+
+    /// The units that hold any of `len` bytes at `offset`; `None` if the range is empty or passes
+    /// the blob's end.
+    pub fn units_of(&self, offset: u64, len: u64) -> Option<Range<u64>> {
+        let end = offset.checked_add(len)?;
+        (len > 0 && end <= self.len).then(|| offset / UNIT..end.div_ceil(UNIT))
+    }
+
+    /// The bytes of a range of units, cut at the blob's end.
+    pub fn bytes_of(&self, units: &Range<u64>) -> Range<u64> {
+        let byte = |unit: u64| unit.saturating_mul(UNIT).min(self.len);
+        byte(units.start)..byte(units.end)
+    }
+
+    /// Bytes of one bitmap in the file.
+    pub const fn bitmap_len(&self) -> u64 {
+        self.units().div_ceil(8).next_multiple_of(HEADER_LEN)
+    }
+
+    /// Bytes of the map file.
+    pub const fn map_len(&self) -> u64 {
+        HEADER_LEN + 2 * self.bitmap_len()
+    }
+
+    /// Compares the length of a map file with the one it must have.
+    ///
+    /// # Errors
+    /// [`Error::Length`] if they differ.
+    pub const fn check_map_len(&self, found: u64) -> Result<(), Error> {
+        let expected = self.map_len();
+        if found == expected {
+            return Ok(());
+        }
+        Err(Error::Length {
+            blob: self.len,
+            expected,
+            found,
+        })
+    }
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawHeader {
+    magic: [u8; 8],
+    unit_log2: little_endian::U32,
+    crc: little_endian::U32,
+    blob_len: little_endian::U64,
+    digest: [u8; 32],
+    zero: [u8; 8],
+    // From here on, bytes change in place and have no checksum.
+    state: little_endian::U32,
+    zero2: [u8; 4],
+    boot: [u8; 16],
+}
+
+impl RawHeader {
+    fn new(identity: &Identity) -> Self {
+        let mut header = Self {
+            magic: MAGIC,
+            unit_log2: UNIT.trailing_zeros().into(),
+            crc: 0.into(),
+            blob_len: identity.len.into(),
+            digest: *identity.digest.as_bytes(),
+            zero: [0; 8],
+            state: State::Partial.number().into(),
+            zero2: [0; 4],
+            boot: [0; 16],
+        };
+        header.crc = header.sum().into();
+        header
+    }
+
+    fn sum(&self) -> u32 {
+        let mut fixed = *self;
+        fixed.crc = 0.into();
+        crc::raw(crc::BLOCK_SEED, &fixed.as_bytes()[..STATE_OFFSET])
+    }
+}
+
+/// Header of a presence map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// What is known of the blob.
+    pub state: State,
+    /// The boot whose live bits count; nil if there was none.
+    pub boot: Uuid,
+}
+
+impl Header {
+    /// The first bytes of a new map of a blob: nothing present, no boot.
+    pub fn new_map(identity: &Identity) -> Vec<u8> {
+        RawHeader::new(identity).as_bytes().to_vec()
+    }
+
+    /// Decodes the start of a file of `file_len` bytes as the map of a blob.
+    ///
+    /// # Errors
+    /// One of [`Error`]: the file is not this blob's map, or a damaged one.
+    pub fn decode(bytes: &[u8], file_len: u64, identity: &Identity) -> Result<Self, Error> {
+        let Ok((raw, _)) = RawHeader::read_from_prefix(bytes) else {
+            return Err(Error::Short(bytes.len()));
+        };
+        if raw.magic != MAGIC {
+            return Err(Error::Magic(raw.magic));
+        }
+        if raw.crc.get() != raw.sum() {
+            return Err(Error::Checksum {
+                expected: raw.sum(),
+                found: raw.crc.get(),
+            });
+        }
+        if raw.unit_log2.get() != UNIT.trailing_zeros() {
+            return Err(Error::Unit(raw.unit_log2.get()));
+        }
+        let (found, found_len) = (Digest::from_bytes(raw.digest), raw.blob_len.get());
+        if (found, found_len) != (identity.digest, identity.len) {
+            return Err(Error::OtherBlob {
+                expected: identity.digest,
+                len: identity.len,
+                found,
+                found_len,
+            });
+        }
+        identity.check_map_len(file_len)?;
+        Ok(Self {
+            state: State::from_number(raw.state.get())?,
+            boot: Uuid::from_bytes(raw.boot),
+        })
+    }
+}
+
+/// The bits of `units` in each word of a bitmap that holds any of them.
+pub fn words(units: Range<u64>) -> impl Iterator<Item = (u64, u64)> {
+    let word_of = |unit: u64| unit / u64::from(u64::BITS);
+    let (first, last) = (word_of(units.start), word_of(units.end.max(1) - 1));
+    let empty = units.is_empty();
+    let Range { start, end } = units;
+    let mask = move |word: u64| {
+        let base = word * u64::from(u64::BITS);
+        let from = start.max(base) - base;
+        let to = (end - base).min(u64::from(u64::BITS));
+        (!0 << from) & (!0 >> (u64::from(u64::BITS) - to))
+    };
+    (first..=last)
+        .filter(move |_| !empty)
+        .map(move |word| (word, mask(word)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(len: u64) -> Identity {
+        Identity::new(Digest::of(b"blob"), len).unwrap()
+    }
+
+    #[test]
+    fn layout_for_blobs_of_all_sizes() {
+        assert!(Identity::new(Digest::of(b""), 0).is_err());
+        assert!(Identity::new(Digest::of(b""), MAX_BLOB_LEN + 1).is_err());
+        for (len, units, bitmap) in [
+            (1, 1, 4096),
+            (UNIT, 1, 4096),
+            (UNIT + 1, 2, 4096),
+            (UNIT * 32768, 32768, 4096),
+            (UNIT * 32768 + 1, 32769, 8192),
+            (MAX_BLOB_LEN, 64 << 20, 8 << 20),
+        ] {
+            let identity = identity(len);
+            assert_eq!(identity.units(), units);
+            assert_eq!(identity.bitmap_len(), bitmap);
+            assert_eq!(identity.map_len(), 4096 + 2 * bitmap);
+            assert_eq!(identity.bytes_of(&(units - 1..units)).end, len);
+        }
+    }
+
+    #[test]
+    fn ranges_outside_the_blob_have_no_units() {
+        let identity = identity(UNIT * 2 + 1);
+        assert_eq!(identity.units_of(0, 1), Some(0..1));
+        assert_eq!(identity.units_of(UNIT - 1, 2), Some(0..2));
+        assert_eq!(identity.units_of(0, UNIT * 2 + 1), Some(0..3));
+        for (offset, len) in [(0, 0), (0, UNIT * 2 + 2), (UNIT * 3, 1), (u64::MAX, 2)] {
+            assert_eq!(identity.units_of(offset, len), None, "{offset}+{len}");
+        }
+    }
+
+    #[test]
+    fn what_is_encoded_is_decoded() {
+        let identity = identity(UNIT * 3);
+        let mut bytes = Header::new_map(&identity);
+        let len = identity.map_len();
+        let header = Header::decode(&bytes, len, &identity).unwrap();
+        let (state, boot) = (State::Partial, Uuid::nil());
+        assert_eq!(header, Header { state, boot });
+        let boot = Uuid::new_v4();
+        bytes[BOOT_OFFSET..][..16].copy_from_slice(boot.as_bytes());
+        bytes[STATE_OFFSET] = 2;
+        let header = Header::decode(&bytes, len, &identity).unwrap();
+        let state = State::Bad;
+        assert_eq!(header, Header { state, boot });
+    }
+
+    #[test]
+    fn every_changed_bit_of_the_fixed_part_is_noticed() {
+        let identity = identity(UNIT * 3);
+        let good = Header::new_map(&identity);
+        for bit in 0..STATE_OFFSET * 8 {
+            let mut bytes = good.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let error = Header::decode(&bytes, identity.map_len(), &identity);
+            assert!(error.is_err(), "bit {bit}");
+        }
+        let mut bytes = good.clone();
+        bytes[STATE_OFFSET] = 3;
+        let error = Header::decode(&bytes, identity.map_len(), &identity);
+        assert_eq!(error, Err(Error::State(3)));
+        for len in [0, 10, identity.map_len() - 1, identity.map_len() + 1] {
+            assert!(Header::decode(&good, len, &identity).is_err());
+        }
+        assert!(Header::decode(&good[..60], identity.map_len(), &identity).is_err());
+        let other = Identity::new(Digest::of(b"other"), UNIT * 3).unwrap();
+        assert!(matches!(
+            Header::decode(&good, identity.map_len(), &other),
+            Err(Error::OtherBlob { .. })
+        ));
+    }
+
+    #[test]
+    fn words_cover_exactly_the_units() {
+        assert_eq!(words(5..5).count(), 0);
+        assert_eq!(words(0..0).count(), 0);
+        for (start, end) in [(0, 1), (63, 64), (63, 65), (0, 64), (64, 128), (3, 200)] {
+            let mut found = Vec::new();
+            for (word, mask) in words(start..end) {
+                let bits = (0..64).filter(|bit| mask >> bit & 1 == 1);
+                found.extend(bits.map(|bit| word * 64 + bit));
+            }
+            assert_eq!(found, (start..end).collect::<Vec<_>>());
+        }
+    }
+}

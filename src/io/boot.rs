@@ -1,0 +1,37 @@
+//! The boot id: a name of the running system that no other boot has.
+
+use std::fs;
+use std::sync::OnceLock;
+
+use uuid::Uuid;
+
+const PATH: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Returns the boot id, or nil if the kernel does not tell. Reads it once: later the process may
+/// not reach `/proc`.
+///
+/// Nil must be taken for another boot than every other, even than nil.
+pub fn boot_id() -> Uuid {
+    static ID: OnceLock<Uuid> = OnceLock::new();
+    *ID.get_or_init(|| {
+        let read = fs::read_to_string(PATH);
+        let parsed = read.ok().and_then(|text| text.trim().parse().ok());
+        parsed.unwrap_or_else(|| {
+            log::warn!("cannot read {PATH}: what was not synced is taken for lost");
+            Uuid::nil()
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_running_system_has_one_name() {
+        let id = boot_id();
+        assert_eq!(id, boot_id());
+        let text = fs::read_to_string(PATH).unwrap();
+        assert_eq!(text.trim(), id.to_string());
+    }
+}
