@@ -1,7 +1,10 @@
-//! What the fences hold back, tried from inside: by [`probe`], in processes of their own that enter
-//! the same sandbox.
+//! What the sandbox refuses, tried from inside.
+//!
+//! Each test starts itself anew for each thing to try; that process enters the sandbox, tries the
+//! thing, and exits ([`probe`]).
 #![allow(unsafe_code)] // some calls have no safe form
 
+use std::env;
 use std::ffi::CString;
 use std::fs;
 use std::io;
@@ -21,6 +24,13 @@ use ovbd_vhost::daemon::sandbox::{self, Support, landlock};
 use ovbd_vhost::io::vectored;
 use rustix::fs::{FallocateFlags, fallocate};
 
+/// Variables of the environment that tell a process what to try, and in which directory.
+const WHAT: &str = "OVBD_PROBE";
+const DIRECTORY: &str = "OVBD_PROBE_DIRECTORY";
+
+/// Exit status of a probe that succeeded: no error number, and not the 0 of a run without a test.
+const WORKS: i32 = 200;
+
 /// What is to come of a probe.
 #[derive(Debug, PartialEq, Eq)]
 enum End {
@@ -33,20 +43,19 @@ impl From<ExitStatus> for End {
     fn from(status: ExitStatus) -> Self {
         match (status.signal(), status.code()) {
             (Some(signal), _) => Self::Killed(signal),
-            (None, Some(0)) => Self::Works,
+            (None, Some(WORKS)) => Self::Works,
             (None, code) => Self::Fails(code.unwrap()),
         }
     }
 }
 
-/// Runs [`probe`] in a process of its own.
-fn try_inside(what: &str, directory: &Path, writable: bool) -> End {
-    let mut probe = Command::new(std::env::current_exe().unwrap());
+/// Runs the test `test` in a process of its own, where it calls [`probe`].
+fn try_inside(test: &str, what: &str, directory: &Path) -> End {
+    let mut probe = Command::new(env::current_exe().unwrap());
     probe
-        .args(["--exact", "probes::probe", "--ignored", "--nocapture"])
-        .env("OVBD_PROBE", what)
-        .env("OVBD_PROBE_DIRECTORY", directory)
-        .env("OVBD_PROBE_WRITABLE", writable.to_string())
+        .args(["--exact", test, "--nocapture"])
+        .env(WHAT, what)
+        .env(DIRECTORY, directory)
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     probe.status().unwrap().into()
@@ -54,6 +63,12 @@ fn try_inside(what: &str, directory: &Path, writable: bool) -> End {
 
 #[test]
 fn what_serving_does_not_need_is_refused() {
+    const OWN: &str = "probes::what_serving_does_not_need_is_refused";
+    if let Ok(what) = env::var(WHAT) {
+        probe(&what, |directory| {
+            sandbox::enter(&[directory], &[]).unwrap();
+        });
+    }
     // In a thread, for it holds for that.
     let landlock = thread::spawn(|| landlock::close(&[], &[]).unwrap());
     let fenced = landlock.join().unwrap() == Support::Full;
@@ -83,13 +98,19 @@ fn what_serving_does_not_need_is_refused() {
         ("turn data into code", End::Killed(SIGSYS)),
     ] {
         fs::write(directory.path().join("socket"), "").unwrap();
-        let end = try_inside(what, directory.path(), false);
+        let end = try_inside(OWN, what, directory.path());
         assert_eq!(end, expected, "{what}");
     }
 }
 
 #[test]
 fn a_writable_layer_takes_its_directory_and_no_more() {
+    const OWN: &str = "probes::a_writable_layer_takes_its_directory_and_no_more";
+    if let Ok(what) = env::var(WHAT) {
+        probe(&what, |directory| {
+            sandbox::enter(&[], &[directory.to_owned()]).unwrap();
+        });
+    }
     let landlock = thread::spawn(|| landlock::close(&[], &[]).unwrap());
     let fenced = landlock.join().unwrap() == Support::Full;
     let directory = tempfile::tempdir().unwrap();
@@ -141,17 +162,14 @@ fn a_writable_layer_takes_its_directory_and_no_more() {
         for left in ["other", "linked"] {
             let _ = fs::remove_file(directory.path().join(left));
         }
-        let end = try_inside(what, directory.path(), true);
+        let end = try_inside(OWN, what, directory.path());
         assert_eq!(end, expected, "{what}");
     }
 }
 
 /// Enters the sandbox and tries one thing; the exit status says what came of it.
-#[test]
-#[ignore = "run by other tests, in processes of their own"]
-fn probe() {
-    let what = std::env::var("OVBD_PROBE").expect("run by another test");
-    let directory = std::env::var("OVBD_PROBE_DIRECTORY").unwrap();
+fn probe(what: &str, enter: fn(&Path)) -> ! {
+    let directory = env::var(DIRECTORY).unwrap();
     let directory = Path::new(&directory);
     let elsewhere = tempfile::NamedTempFile::new().unwrap().into_temp_path();
     let open = fs::File::open("/proc/self/exe").unwrap();
@@ -162,10 +180,7 @@ fn probe() {
     };
     let (page, code) = (page(), libc::PROT_READ | libc::PROT_EXEC);
     let written = fs::File::create(directory.join("written")).unwrap();
-    match std::env::var("OVBD_PROBE_WRITABLE").as_deref() {
-        Ok("true") => sandbox::enter(&[], &[directory.to_owned()]).unwrap(),
-        _ => sandbox::enter(&[directory], &[]).unwrap(),
-    }
+    enter(directory);
 
     let made = |result: i32| match result {
         -1 => Err(io::Error::last_os_error()),
@@ -174,7 +189,7 @@ fn probe() {
     // SAFETY: each call is given valid arguments; those that would do harm are not let through,
     // and if they were, only this process would be hurt.
     let outcome = unsafe {
-        match what.as_str() {
+        match what {
             "thread" => thread::Builder::new()
                 .spawn(|| {})
                 .map(|thread| thread.join().unwrap()),
@@ -226,7 +241,7 @@ fn probe() {
         }
     };
     exit(match outcome {
-        Ok(()) => 0,
+        Ok(()) => WORKS,
         Err(error) => error.raw_os_error().unwrap(),
     });
 }
