@@ -17,7 +17,7 @@ use crate::image::unpack::Unpacker;
 use crate::image::{Error, Image, MAX_STORED};
 use crate::io::prefetch;
 use crate::io::scatter::Cursor;
-use crate::source::Blob;
+use crate::source::{FetchError, FetchErrorKind, Located, PresentRange};
 use crate::writable::Lookup;
 
 /// Reads of one task under way at a time, so that a large one leaves room for others.
@@ -35,31 +35,34 @@ pub enum Progress {
     Stalled,
 }
 
-/// Stored bytes of a part: where they lie in which blob.
-#[derive(Clone, Copy, Debug)]
-struct Stored<'t> {
-    blob: &'t Blob,
-    offset: u64,
-    len: usize,
-}
-
-impl<'t> Stored<'t> {
-    /// What `part` needs; zeros need nothing.
-    fn of(part: &Part, image: &'t Image, lookup: &'t Lookup) -> Option<Self> {
-        let (blob, offset, len) = match part {
-            Part::Lower(piece) => {
-                let (layer, offset, len) = match piece {
-                    Piece::Zero { .. } => return None,
-                    Piece::Plain { layer, offset, len } => (*layer, *offset, *len as usize),
-                    Piece::Compressed(packed) => {
-                        (packed.layer, packed.offset, packed.stored as usize)
-                    }
-                };
-                (image.container(layer).blob(), offset, len)
-            }
-            Part::Upper { file, offset, len } => (&**lookup.file(*file), *offset, *len as usize),
-        };
-        Some(Self { blob, offset, len })
+/// The stored bytes that `part` needs; zeros need none.
+///
+/// # Errors
+/// They are not local.
+fn stored<'t>(
+    part: &Part,
+    image: &'t Image,
+    lookup: &'t Lookup,
+) -> Result<Option<PresentRange<'t>>, Error> {
+    let (blob, offset, len) = match part {
+        Part::Lower(piece) => {
+            let (layer, offset, len) = match piece {
+                Piece::Zero { .. } => return Ok(None),
+                Piece::Plain { layer, offset, len } => (*layer, *offset, *len as usize),
+                Piece::Compressed(packed) => (packed.layer, packed.offset, packed.stored as usize),
+            };
+            (image.container(layer).blob(), offset, len)
+        }
+        Part::Upper { file, offset, len } => (&**lookup.file(*file), *offset, *len as usize),
+    };
+    match blob.locate(offset, len) {
+        Located::Present(range) => Ok(Some(range)),
+        Located::Absent(range) => {
+            let reason = "requests do not wait for absent bytes yet";
+            Err(range
+                .error(FetchError::new(FetchErrorKind::System, reason))
+                .into())
+        }
     }
 }
 
@@ -112,24 +115,24 @@ impl<'a> Fetcher<'a> {
 
     /// Starts to find the pages of the first bytes a task will need.
     pub fn prefetch_pages(&self, task: &mut Task<'a>) {
-        if let Some(stored) = self.first(task) {
-            stored.blob.prefetch_pages(stored.offset, stored.len);
+        if let Some(range) = self.first(task) {
+            range.prefetch_pages();
         }
     }
 
     /// Starts to bring the first bytes a task will need closer, and where they go.
     pub fn prefetch(&self, task: &mut Task<'a>) {
-        if let Some(stored) = self.first(task) {
-            stored.blob.prefetch(stored.offset, stored.len);
+        if let Some(range) = self.first(task) {
+            range.prefetch();
         }
         if let Some(first) = task.chain.writable.pieces().first() {
             prefetch::start(*first, TARGET_LINES);
         }
     }
 
-    fn first<'t>(&'t self, task: &'t mut Task<'a>) -> Option<Stored<'t>> {
+    fn first<'t>(&'t self, task: &'t mut Task<'a>) -> Option<PresentRange<'t>> {
         let (part, _) = task.peek()?;
-        Stored::of(&part, self.image, &task.lookup)
+        stored(&part, self.image, &task.lookup).ok().flatten()
     }
 
     /// Serves what can be served of the task in `slot`, and begins to read the rest.
@@ -148,29 +151,28 @@ impl<'a> Fetcher<'a> {
     fn serve_parts(&mut self, slot: u16, task: &mut Task<'a>) -> Result<Progress, Error> {
         while let Some((part, position)) = task.peek() {
             let mut cursor = task.chain.writable.cursor(position);
-            let Some(stored) = Stored::of(&part, self.image, &task.lookup) else {
+            let Some(range) = stored(&part, self.image, &task.lookup)? else {
                 cursor.zero(part.len() as usize);
                 task.take(&part);
                 continue;
             };
-            if self.serve_mapped(&part, &stored, cursor)? {
+            if self.serve_mapped(&part, range, cursor)? {
                 task.take(&part);
                 continue;
             }
             if task.outstanding >= MAX_READS_PER_TASK {
                 return Ok(Progress::Stalled);
             }
-            if !self.serve_read(&part, &stored, cursor)?
+            if !self.serve_read(&part, range, cursor)?
                 && let Some(uring) = &mut self.uring
             {
                 let Some(id) = uring.free_id() else {
                     return Ok(Progress::Stalled);
                 };
-                let Stored { blob, offset, len } = stored;
-                let buffer = uring.buffer(len);
+                let buffer = uring.buffer(range.len());
                 uring
-                    .read(id, blob.as_fd(), offset, buffer, 0)
-                    .map_err(|error| blob.failed(offset, len, error))?;
+                    .read(id, range.descriptor(), range.offset(), buffer, 0)
+                    .map_err(|error| range.failed(error))?;
                 task.outstanding += 1;
                 self.waiting[id] = Some(Waiting {
                     slot,
@@ -188,10 +190,10 @@ impl<'a> Fetcher<'a> {
     fn serve_mapped(
         &mut self,
         part: &Part,
-        stored: &Stored<'_>,
+        range: PresentRange<'_>,
         mut cursor: Cursor<'_, '_>,
     ) -> Result<bool, Error> {
-        let Stored { blob, offset, len } = *stored;
+        let (blob, len) = (range.blob(), range.len());
         if let Part::Lower(Piece::Compressed(packed)) = part
             && self
                 .unpacker
@@ -199,7 +201,7 @@ impl<'a> Fetcher<'a> {
         {
             return Ok(true);
         }
-        let Some(mapped) = blob.resident(offset, len) else {
+        let Some(mapped) = range.resident() else {
             return Ok(false);
         };
         match part {
@@ -232,17 +234,16 @@ impl<'a> Fetcher<'a> {
     fn serve_read(
         &mut self,
         part: &Part,
-        stored: &Stored<'_>,
+        range: PresentRange<'_>,
         cursor: Cursor<'_, '_>,
     ) -> Result<bool, Error> {
-        let Stored { blob, offset, len } = *stored;
-        let bytes = &mut self.buffer[..len];
+        let bytes = &mut self.buffer[..range.len()];
         if self.uring.is_none() {
-            blob.read_exact_at(bytes, offset)?;
-        } else if !blob.read_cached(offset, bytes)? {
+            range.read_exact(bytes)?;
+        } else if !range.read_cached(bytes)? {
             return Ok(false);
         }
-        settle(&mut self.drop_behind, self.image, part, offset, len);
+        settle(&mut self.drop_behind, self.image, part, range);
         place(&mut self.unpacker, self.image, part, bytes, cursor)?;
         Ok(true)
     }
@@ -272,11 +273,12 @@ impl<'a> Fetcher<'a> {
             ..
         } = self.waiting.iter_mut().find_map(Option::take)?;
         let task = &mut tasks[usize::from(slot)];
-        let outcome = match Stored::of(&part, self.image, &task.lookup) {
-            None => Ok(()),
-            Some(stored) => {
+        let outcome = match stored(&part, self.image, &task.lookup) {
+            Err(error) => Err(error),
+            Ok(None) => Ok(()),
+            Ok(Some(range)) => {
                 let cursor = task.chain.writable.cursor(position);
-                self.serve_read(&part, &stored, cursor).map(|_| ())
+                self.serve_read(&part, range, cursor).map(|_| ())
             }
         };
         task.outstanding -= 1;
@@ -303,36 +305,34 @@ impl<'a> Fetcher<'a> {
             let Some(mut waiting) = waiting else { continue };
             let slot = waiting.slot;
             let task = &mut tasks[usize::from(slot)];
-            let stored = Stored::of(&waiting.part, self.image, &task.lookup);
-            let Some(Stored { blob, offset, len }) = stored else {
-                // Zeros, which nobody reads.
-                continue;
-            };
+            let range = stored(&waiting.part, self.image, &task.lookup);
+            // Zeros are not read, and what was read is present.
+            let Ok(Some(range)) = range else { continue };
             let outcome = match result {
-                Ok(0) => Err(blob.short(offset, len, waiting.filled)),
+                Ok(0) => Err(range.short(waiting.filled)),
                 Ok(read) => {
                     waiting.filled += read;
                     Ok(())
                 }
                 Err(error) if is_passing(&error) => Ok(()),
-                Err(error) => Err(blob.failed(offset, len, error)),
+                Err(error) => Err(range.failed(error)),
             };
             let filled = waiting.filled;
             let outcome = match outcome {
                 Err(error) => Err(error.into()),
-                Ok(()) if filled < len => {
-                    let at = offset + filled as u64;
-                    match uring.read(id, blob.as_fd(), at, buffer, filled) {
+                Ok(()) if filled < range.len() => {
+                    let at = range.offset() + filled as u64;
+                    match uring.read(id, range.descriptor(), at, buffer, filled) {
                         Ok(()) => {
                             self.waiting[id] = Some(waiting);
                             continue;
                         }
-                        Err(error) => Err(blob.failed(offset, len, error).into()),
+                        Err(error) => Err(range.failed(error).into()),
                     }
                 }
                 Ok(()) => {
                     let (image, part) = (self.image, &waiting.part);
-                    settle(&mut self.drop_behind, image, part, offset, len);
+                    settle(&mut self.drop_behind, image, part, range);
                     let cursor = task.chain.writable.cursor(waiting.position);
                     let placed = place(&mut self.unpacker, image, part, &buffer, cursor);
                     uring.recycle(buffer);
@@ -358,18 +358,19 @@ fn settle<'a>(
     drop: &mut Option<DropBehind<'a>>,
     image: &'a Image,
     part: &Part,
-    offset: u64,
-    len: usize,
+    range: PresentRange<'_>,
 ) {
     let (Part::Lower(Piece::Plain { layer, .. })
     | Part::Lower(Piece::Compressed(CompressedRun { layer, .. }))) = part
     else {
         return;
     };
-    let blob = image.container(*layer).blob();
     match drop {
-        Some(drop) => drop.read(blob, offset, len as u64),
-        None => blob.note(offset, len),
+        Some(drop) => {
+            let blob = image.container(*layer).blob();
+            drop.read(blob, range.offset(), range.len() as u64);
+        }
+        None => range.note(),
     }
 }
 

@@ -5,6 +5,7 @@
 
 use crate::image::Image;
 use crate::image::plan::Piece;
+use crate::source::Located;
 use crate::units::{SECTOR_SIZE, Sector};
 
 /// Requests in a row, each starting where the one before ended, that make a sequence.
@@ -60,7 +61,11 @@ impl Readahead {
                     (packed.layer, packed.offset, u64::from(packed.stored))
                 }
             };
-            image.container(layer).blob().will_need(offset, len);
+            let len = usize::try_from(len).unwrap_or(usize::MAX);
+            match image.container(layer).blob().locate(offset, len) {
+                Located::Present(range) => range.will_need(),
+                Located::Absent(range) => range.fetch_ahead(),
+            }
         }
         self.asked = Sector(end.0 + self.window);
     }

@@ -64,6 +64,7 @@ impl Container {
         let blob = Blob::open(path)?;
         let payload = find_payload(&blob)?;
         let zfile_map = find_zfile_map(&blob, payload)?;
+        blob.map();
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         Ok(Self {
             blob,

@@ -7,15 +7,12 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
 use uuid::Uuid;
 
 use super::container::Container;
 use super::error::Error;
 use crate::format::lsmt::HEADER_LEN;
 use crate::format::lsmt::writable::decode_data_header;
-use crate::source;
 
 /// How long sealing may take: an index is written and synced.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -41,13 +38,8 @@ pub fn wait(container: &Container) -> Result<Option<Uuid>, Error> {
     let path = || blob.path().to_owned();
     let start = Instant::now();
     loop {
-        match flock(blob, FlockOperation::NonBlockingLockShared) {
-            Ok(()) => return Ok(Some(header.uuid)),
-            Err(Errno::WOULDBLOCK | Errno::INTR) => {}
-            Err(errno) => {
-                let (path, source) = (path(), errno.into());
-                return Err(source::Error::Open { path, source }.into());
-            }
+        if blob.try_lock_shared()? {
+            return Ok(Some(header.uuid));
         }
         let waited = start.elapsed();
         if waited >= LIMIT {

@@ -12,7 +12,6 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use vm_memory::{Bytes, VolatileSlice};
@@ -28,7 +27,7 @@ const MAX_LEN: u64 = 64 << 30;
 
 /// Bytes at the end of a blob of which one must not be zero: more than a layer's trailer and the
 /// blocks that end a tar file have of them.
-const TAIL: u64 = 8 << 10;
+pub const TAIL: u64 = 8 << 10;
 
 /// Cache lines of a range that are fetched ahead: a block of 4 KiB; the hardware follows from there.
 const LINES: usize = 64;
@@ -50,24 +49,25 @@ pub enum ResidentMapError {
     /// It cannot be mapped.
     #[error(transparent)]
     Map(#[from] MapError),
-    /// Its end cannot be read.
-    #[error("its end cannot be read")]
-    Read(#[from] std::io::Error),
     /// Nothing would show that it was cut short.
     #[error("its last {TAIL} bytes are zeros")]
     Zeros,
 }
 
 impl ResidentMap {
-    /// Maps the first `len` bytes of `file`, at most 64 GiB.
-    pub fn new(file: &File, len: u64) -> Result<ResidentMap, ResidentMapError> {
+    /// Maps the first `len` bytes of `file`, at most 64 GiB, the last of which are `tail`.
+    ///
+    /// # Errors
+    /// [`ResidentMapError::Map`] if they cannot be mapped, [`ResidentMapError::Zeros`] if `tail` has
+    /// only zeros.
+    pub fn new(file: &File, len: u64, tail: &[u8]) -> Result<ResidentMap, ResidentMapError> {
         if len > MAX_LEN {
             return Err(MapError::Range { offset: 0, len }.into());
         }
         let mapping = Mapping::new(file, 0, len, Access::Read)?;
         let words = len.div_ceil(PAGE).div_ceil(BITS);
         let known = (0..words).map(|_| AtomicU64::new(0)).collect();
-        let last = last_byte(file, len)?;
+        let last = last_byte(len, tail)?;
         Ok(ResidentMap {
             mapping,
             known,
@@ -146,16 +146,13 @@ impl ResidentMap {
     }
 }
 
-/// The last byte of a file of `len` bytes that is not zero, and where it is.
-fn last_byte(file: &File, len: u64) -> Result<(usize, u8), ResidentMapError> {
-    let start = len.saturating_sub(TAIL);
-    // At most `TAIL` bytes.
-    let mut tail = vec![0; (len - start) as usize];
-    file.read_exact_at(&mut tail, start)?;
-    let at = tail.iter().rposition(|byte| *byte != 0);
-    let at = at.ok_or(ResidentMapError::Zeros)?;
-    let place = usize::try_from(start).map_err(|_| MapError::Range { offset: 0, len })?;
-    Ok((place + at, tail[at]))
+/// The last byte that is not zero of a file of `len` bytes that ends in `tail`, and where it is.
+fn last_byte(len: u64, tail: &[u8]) -> Result<(usize, u8), ResidentMapError> {
+    let nonzero = tail.iter().rposition(|byte| *byte != 0);
+    let at = nonzero.ok_or(ResidentMapError::Zeros)?;
+    let start = len.saturating_sub(tail.len() as u64);
+    let start = usize::try_from(start).map_err(|_| MapError::Range { offset: 0, len })?;
+    Ok((start + at, tail[at]))
 }
 
 /// Page faults of this thread that waited for storage: more of them than before means that pages
@@ -172,13 +169,22 @@ pub fn major_faults() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
     use super::*;
+
+    fn map(file: &File, len: u64) -> Result<ResidentMap, ResidentMapError> {
+        let mut tail = vec![0; len.min(TAIL) as usize];
+        let start = len - tail.len() as u64;
+        file.read_exact_at(&mut tail, start).unwrap();
+        ResidentMap::new(file, len, &tail)
+    }
 
     #[test]
     fn only_noted_pages_are_resident() {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[7], 200 * PAGE + 9).unwrap();
-        let resident_map = ResidentMap::new(&file, 200 * PAGE + 10).unwrap();
+        let resident_map = map(&file, 200 * PAGE + 10).unwrap();
         assert!(resident_map.resident(0, 1).is_none());
         resident_map.note(PAGE * 62 + 5, 3 * PAGE as usize);
         for (offset, len, expected) in [
@@ -208,7 +214,7 @@ mod tests {
     fn a_cut_file_is_no_longer_resident() {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[7], 3 * PAGE - 1).unwrap();
-        let resident_map = ResidentMap::new(&file, 3 * PAGE).unwrap();
+        let resident_map = map(&file, 3 * PAGE).unwrap();
         resident_map.note(0, 3 * PAGE as usize);
         let slice = resident_map.resident(2 * PAGE, 8).unwrap();
         file.set_len(PAGE).unwrap();
@@ -221,7 +227,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[7; 3000], 0).unwrap();
         file.set_len(PAGE + 500).unwrap();
-        let resident_map = ResidentMap::new(&file, PAGE + 500).unwrap();
+        let resident_map = map(&file, PAGE + 500).unwrap();
         resident_map.note(0, PAGE as usize);
         file.set_len(2999).unwrap();
         let mut byte = [7u8];
@@ -240,8 +246,8 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[7], 0).unwrap();
         file.set_len(TAIL + 1).unwrap();
-        let error = ResidentMap::new(&file, TAIL + 1).unwrap_err();
+        let error = map(&file, TAIL + 1).unwrap_err();
         assert!(matches!(error, ResidentMapError::Zeros), "{error}");
-        assert!(ResidentMap::new(&file, TAIL).is_ok());
+        assert!(map(&file, TAIL).is_ok());
     }
 }

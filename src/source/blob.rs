@@ -1,0 +1,292 @@
+//! A blob's file: opened, measured, mapped, and located before it is read.
+
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
+use std::num::NonZeroU64;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use rustix::fs::{Advice, FlockOperation, OFlags, flock};
+use rustix::io::Errno;
+
+use super::Error;
+use super::range::{AbsentRange, Located, PresentRange};
+use super::resident_map::{self, ResidentMap};
+use super::waker::Presence;
+
+/// A layer's bytes as stored: a local file, or a cached one whose bytes may be absent.
+#[derive(Debug)]
+pub struct Blob {
+    path: PathBuf,
+    file: File,
+    len: u64,
+    /// Which bytes are local; `None`: all are.
+    presence: Option<Arc<dyn Presence>>,
+    /// The mapped file; a file that cannot be mapped is read.
+    resident_map: OnceLock<ResidentMap>,
+}
+
+impl Blob {
+    /// Opens a regular file or block device for reading.
+    ///
+    /// # Errors
+    /// [`Error::Open`] if the system refuses, [`Error::NotAFile`] for any other kind of file.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let failed = |source| Error::Open {
+            path: path.to_owned(),
+            source,
+        };
+        let mut file = File::options()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK) // opening a pipe without a writer must not wait
+            .open(path)
+            .map_err(failed)?;
+        let kind = file.metadata().map_err(failed)?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(Error::NotAFile {
+                path: path.to_owned(),
+            });
+        }
+        rustix::fs::fcntl_setfl(&file, OFlags::empty()).map_err(|errno| failed(errno.into()))?;
+        let len = file.seek(SeekFrom::End(0)).map_err(failed)?;
+        Ok(Self::new(path.to_owned(), file, len, None))
+    }
+
+    /// A file that grows and changes, as the data file of a writable layer does. Its length is that
+    /// of now.
+    ///
+    /// # Errors
+    /// [`Error::Open`] if the file cannot be examined.
+    pub fn changing(path: &Path, file: File) -> Result<Self, Error> {
+        let failed = |source| Error::Open {
+            path: path.to_owned(),
+            source,
+        };
+        let len = file.metadata().map_err(failed)?.len();
+        Ok(Self::new(path.to_owned(), file, len, None))
+    }
+
+    /// A blob of `len` bytes of which `file`, as long as the blob, holds what `presence` says.
+    pub fn partial(path: PathBuf, file: File, len: u64, presence: Arc<dyn Presence>) -> Self {
+        Self::new(path, file, len, Some(presence))
+    }
+
+    fn new(path: PathBuf, file: File, len: u64, presence: Option<Arc<dyn Presence>>) -> Self {
+        Self {
+            path,
+            file,
+            len,
+            presence,
+            resident_map: OnceLock::new(),
+        }
+    }
+
+    /// The path the file was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Bytes of the blob when it was opened.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether the blob has no byte.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Finds out whether all of `len` bytes at `offset` are local. Never waits.
+    ///
+    /// What lies beyond the end of the blob counts as present: reading it reports the end.
+    #[inline]
+    pub fn locate(&self, offset: u64, len: usize) -> Located<'_> {
+        match &self.presence {
+            None => Located::Present(PresentRange::new(self, offset, len)),
+            Some(presence) => self.locate_in(presence, offset, len),
+        }
+    }
+
+    #[inline(never)]
+    fn locate_in<'b>(
+        &'b self,
+        presence: &'b Arc<dyn Presence>,
+        offset: u64,
+        len: usize,
+    ) -> Located<'b> {
+        let inside = (len as u64).min(self.len.saturating_sub(offset));
+        if inside == 0 || presence.is_present(offset, inside) {
+            return Located::Present(PresentRange::new(self, offset, len));
+        }
+        Located::Absent(AbsentRange::new(self, presence, offset, inside, len))
+    }
+
+    /// Fills `buffer` with the bytes from `offset` on. Waits for storage, and for absent bytes until
+    /// the blob's [`Presence::patience`] is over.
+    ///
+    /// # Errors
+    /// [`Error::Read`] and [`Error::Short`] for a local failure, [`Error::Fetch`] if absent bytes
+    /// cannot be fetched in time.
+    pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
+        let range = match self.locate(offset, buffer.len()) {
+            Located::Present(range) => range,
+            Located::Absent(range) => range.wait(Instant::now() + range.patience())?,
+        };
+        range.read_exact(buffer)
+    }
+
+    /// Reports that the bytes of a range are not those of the blob, as a checksum shows. Returns
+    /// whether they will be fetched again: then the range is absent until that is done.
+    ///
+    /// The bytes of a local file, and those that were fetched again too often, stay as they are.
+    pub fn reject(&self, offset: u64, len: usize) -> bool {
+        let inside = (len as u64).min(self.len.saturating_sub(offset));
+        match &self.presence {
+            Some(presence) if inside > 0 => presence.reject(offset, inside),
+            _ => false,
+        }
+    }
+
+    /// Maps the file, so that pages known to be in memory are copied without a system call. Reads
+    /// the last bytes of the file, so that they are local afterwards.
+    ///
+    /// A file that cannot be mapped is read instead.
+    pub fn map(&self) {
+        if self.is_empty() || self.resident_map.get().is_some() {
+            return;
+        }
+        let mut tail = vec![0; self.len.min(resident_map::TAIL) as usize];
+        let start = self.len - tail.len() as u64;
+        let mapped = self
+            .read_exact_at(&mut tail, start)
+            .map_err(|error| error.to_string())
+            .and_then(|()| {
+                ResidentMap::new(&self.file, self.len, &tail).map_err(|error| error.to_string())
+            });
+        match mapped {
+            Ok(map) => _ = self.resident_map.set(map),
+            Err(error) => log::info!("{} is read, not mapped: {error}", self.path.display()),
+        }
+    }
+
+    /// The mapped file.
+    #[inline]
+    pub(super) fn resident_map(&self) -> Option<&ResidentMap> {
+        self.resident_map.get()
+    }
+
+    /// The open file, for ranges that are present.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Whether the mapped file could not deliver a page that was touched.
+    pub fn is_lost(&self) -> bool {
+        self.resident_map().is_some_and(ResidentMap::is_lost)
+    }
+
+    /// Forgets which pages are in memory: some were evicted.
+    pub fn forget_resident(&self) {
+        if let Some(resident_map) = self.resident_map() {
+            resident_map.forget();
+        }
+    }
+
+    /// Drops the cached pages of a range, which must not have been read through the mapping. Yields
+    /// no bytes, so the range need not be present.
+    pub fn drop_cached(&self, offset: u64, len: u64) {
+        // Whole pages: the neighbours' bytes on the first and last go as well.
+        let start = offset / resident_map::PAGE * resident_map::PAGE;
+        let end = (offset + len).next_multiple_of(resident_map::PAGE);
+        self.advise(start, end - start, Advice::DontNeed);
+    }
+
+    pub(super) fn advise(&self, offset: u64, len: u64, advice: Advice) {
+        // Advice only: a system that refuses it does no harm.
+        let _ = rustix::fs::fadvise(&self.file, offset, NonZeroU64::new(len), advice);
+    }
+
+    /// Takes a shared lock on the file; returns whether no writer holds it. Never waits.
+    ///
+    /// # Errors
+    /// [`Error::Lock`] if the file cannot be locked at all.
+    pub fn try_lock_shared(&self) -> Result<bool, Error> {
+        match flock(&self.file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(true),
+            Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(false),
+            Err(errno) => Err(Error::Lock {
+                path: self.path.clone(),
+                source: errno.into(),
+            }),
+        }
+    }
+
+    /// The error of a read that failed.
+    pub(super) fn failed(&self, offset: u64, expected: usize, source: io::Error) -> Error {
+        let path = self.path.clone();
+        Error::Read {
+            path,
+            offset,
+            expected,
+            source,
+        }
+    }
+
+    /// The error of a read that found the end of the file.
+    pub(super) fn short(&self, offset: u64, expected: usize, found: usize) -> Error {
+        let path = self.path.clone();
+        Error::Short {
+            path,
+            offset,
+            expected,
+            found,
+        }
+    }
+
+    /// The descriptor, for ranges that are present.
+    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_and_says_what_is_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("blob");
+        std::fs::write(&path, b"0123456789").unwrap();
+        let blob = Blob::open(&path).unwrap();
+        assert_eq!(blob.len(), 10);
+        let mut buffer = [0; 4];
+        blob.read_exact_at(&mut buffer, 6).unwrap();
+        assert_eq!(&buffer, b"6789");
+        let error = blob.read_exact_at(&mut buffer, 8).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("expected 4 bytes at byte 8, found 2"),
+            "{text}"
+        );
+        assert!(text.contains("blob"), "{text}");
+        assert!(blob.read_exact_at(&mut buffer, u64::MAX).is_err());
+    }
+
+    #[test]
+    fn only_files_are_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = Blob::open(dir.path()).unwrap_err();
+        assert!(matches!(error, Error::NotAFile { .. }), "{error:?}");
+        let error = Blob::open(&dir.path().join("absent")).unwrap_err();
+        assert!(matches!(error, Error::Open { .. }), "{error:?}");
+        let fifo = dir.path().join("fifo");
+        let mode = rustix::fs::Mode::RUSR;
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, mode).unwrap();
+        let error = Blob::open(&fifo).unwrap_err();
+        assert!(matches!(error, Error::NotAFile { .. }), "{error:?}");
+    }
+}

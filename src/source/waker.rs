@@ -1,0 +1,126 @@
+//! Which bytes of a blob are local, and how the others are asked for.
+
+use std::fmt::Debug;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, eventfd};
+
+/// What is known of a blob that is fetched while it is in use. All ranges lie in the blob and are
+/// not empty. No method waits.
+pub trait Presence: Debug + Send + Sync {
+    /// Whether all of `len` bytes at `offset` are local. Takes no lock.
+    fn is_present(&self, offset: u64, len: u64) -> bool;
+
+    /// Asks for the bytes of a range. Exactly one [`Waker::finish`] follows for each call: when all
+    /// bytes are present, when they cannot be fetched, or when the fetch deadline has passed. It may
+    /// come before this method returns.
+    fn request(&self, offset: u64, len: u64, waker: &Arc<Waker>, ticket: Ticket);
+
+    /// Suggests to fetch a range that will probably be asked for soon.
+    fn fetch_ahead(&self, offset: u64, len: u64);
+
+    /// Marks a range absent whose bytes are damaged, to be fetched again in place. Returns false,
+    /// and leaves the range present, if it was fetched again too often already.
+    fn reject(&self, offset: u64, len: u64) -> bool;
+
+    /// How long a reader that has nothing else to do should wait for a range.
+    fn patience(&self) -> Duration;
+}
+
+/// Names a parked request to the worker that parked it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ticket(pub u64);
+
+/// The end of one fetch.
+#[derive(Clone, Debug)]
+pub struct Fetched {
+    /// The ticket given with the request.
+    pub ticket: Ticket,
+    /// Whether the range became present. It may be absent again since: locate it.
+    pub result: Result<(), FetchError>,
+}
+
+/// Why bytes cannot be fetched.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{reason}")]
+pub struct FetchError {
+    kind: FetchErrorKind,
+    reason: Arc<str>,
+}
+
+impl FetchError {
+    /// An error of this kind; `reason` names what was expected, what was found, and what to do.
+    pub fn new(kind: FetchErrorKind, reason: impl Into<Arc<str>>) -> Self {
+        let reason = reason.into();
+        Self { kind, reason }
+    }
+
+    /// The kind of error.
+    pub fn kind(&self) -> FetchErrorKind {
+        self.kind
+    }
+}
+
+/// Kinds of errors that callers tell apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FetchErrorKind {
+    /// The registry refuses the credentials, or there are none.
+    Unauthorized,
+    /// The registry does not have the blob.
+    NotFound,
+    /// The registry cannot be reached, or answers with errors.
+    Unreachable,
+    /// Neither bytes nor an error came before the deadline.
+    Timeout,
+    /// The registry's bytes are not those of the blob.
+    Damaged,
+    /// The system refuses what fetching needs: disk space, memory, descriptors.
+    System,
+}
+
+/// Receives the outcomes of fetches for one waiting thread. Its descriptor is readable while there
+/// are outcomes to take.
+#[derive(Debug)]
+pub struct Waker {
+    event: OwnedFd,
+    finished: Mutex<Vec<Fetched>>,
+}
+
+impl Waker {
+    /// A waker without outcomes.
+    ///
+    /// # Errors
+    /// The process has no descriptor left for the eventfd.
+    pub fn new() -> io::Result<Arc<Self>> {
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let finished = Mutex::new(Vec::new());
+        Ok(Arc::new(Self { event, finished }))
+    }
+
+    /// Adds an outcome and wakes the thread.
+    pub fn finish(&self, ticket: Ticket, result: Result<(), FetchError>) {
+        let outcome = Fetched { ticket, result };
+        let mut finished = self.finished.lock().unwrap_or_else(PoisonError::into_inner);
+        finished.push(outcome);
+        // Any number but zero will do, in any order of bytes. Fails only at the counter's limit,
+        // where the descriptor is readable already.
+        let _ = rustix::io::write(&self.event, &1u64.to_le_bytes());
+    }
+
+    /// Appends all outcomes so far to `into`.
+    pub fn take(&self, into: &mut Vec<Fetched>) {
+        let mut finished = self.finished.lock().unwrap_or_else(PoisonError::into_inner);
+        // Resets the counter; fails if that is zero.
+        let _ = rustix::io::read(&self.event, &mut [0; 8]);
+        into.append(&mut finished);
+    }
+}
+
+impl AsFd for Waker {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+}
