@@ -172,16 +172,6 @@ impl Claim {
         Ok(())
     }
 
-    /// Marks the claimed units absent: their bytes are wrong.
-    ///
-    /// # Errors
-    /// [`Error::Closed`] if the blob is complete or bad.
-    pub fn discard(&self) -> Result<(), Error> {
-        self.partial.check_open()?;
-        self.partial.map.clear(self.units.clone());
-        Ok(())
-    }
-
     fn whole_units(&self, first: u64, len: usize) -> Result<Range<u64>, Error> {
         let identity = self.partial.identity();
         let offset = first.saturating_mul(UNIT);

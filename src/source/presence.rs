@@ -127,17 +127,6 @@ impl PresenceMap {
         }
     }
 
-    /// Marks `units` absent in both bitmaps: their bytes are wrong.
-    pub fn clear(&self, units: Range<u64>) {
-        for (word, mask) in words(units) {
-            for bitmap in [Bitmap::Live, Bitmap::Durable] {
-                self.with_word(bitmap, word, |bits| {
-                    bits.fetch_and(!mask.to_le(), Ordering::Release)
-                });
-            }
-        }
-    }
-
     /// Makes the live bitmap equal to the durable one: what was not synced is lost.
     pub fn forget_unsynced(&self) {
         for (word, mask) in words(0..self.identity.units()) {
@@ -249,8 +238,6 @@ mod tests {
         assert_eq!(reader.absent(0..200), [0..60, 70..199]);
         assert_eq!(reader.count(Bitmap::Live), 11);
         assert_eq!(reader.count(Bitmap::Durable), 0);
-        map.clear(64..65);
-        assert_eq!(reader.absent(60..70), [64..65]);
     }
 
     #[test]
