@@ -16,8 +16,7 @@
 //! | `raw` | vhost-user messages byte by byte, for what the polite front-end refuses to send |
 //! | `programs` | where the programs under test are, and the folder for temporary files |
 //! | `daemon` | the real `ovbd-vhost` binary as a child process |
-//! | `faulty` | a file system whose one file fails or is slow on demand |
-//! | `recorder` | a file system in memory that records what is done to it, and fails on demand |
+//! | `recorder` | a file system in memory that records what is done to it, and fails or does not answer on demand |
 //! | `reference` | a small back-end over a byte vector, to test the front-end itself |
 //! | `content` | bytes that tell where they belong, and a seeded generator |
 //! | `golden`, `layers` | the golden images of `tests/data`, and layers made to order |
@@ -33,7 +32,6 @@ pub mod checks;
 pub mod content;
 pub mod daemon;
 pub mod disk;
-pub mod faulty;
 pub mod golden;
 pub mod guest;
 pub mod layers;

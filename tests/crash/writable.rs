@@ -441,9 +441,7 @@ fn writes_do_not_wait_until_the_list_lasts() {
     let held = recorder.hold_folder_syncs("data.snapshots");
     thread::scope(|scope| {
         let taken = scope.spawn(|| snapshots.take(&volume, "one").map(drop));
-        while !recorder.is_holding() {
-            thread::yield_now();
-        }
+        held.wait();
         write(&volume, Sector(1), &mut [[2; 512]]).unwrap();
         let flushed = scope.spawn(|| volume.flush());
         let sealed = scope.spawn(|| snapshots.seal(&volume));

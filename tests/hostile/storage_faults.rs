@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use common::PATIENCE;
 use common::blk::{IN, IOERR, OK, SECTOR};
 use common::daemon::Daemon;
-use common::faulty::Faulty;
 use common::guest::{Guest, Options};
 use common::layers::{LayerBuilder, Pack, noise, write, zfile};
 use common::queue::Layout;
+use common::recorder::Recorder;
 use ovbd_vhost::image::Image;
 use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::image::plan::Piece;
@@ -20,6 +20,9 @@ use ovbd_vhost::units::Sector;
 
 /// Sectors of the disk.
 const SECTORS: u64 = 4096;
+
+/// Name of the layer that fails.
+const LAYER: &str = "layer.obd";
 
 /// Both forms in which a layer's bytes lie in its file, and the disk they make.
 fn forms() -> [(&'static str, Vec<u8>, Vec<u8>); 2] {
@@ -65,16 +68,16 @@ fn a_slow_read_holds_nobody_up() {
         let scratch = tempfile::tempdir().unwrap();
         let healthy = write(scratch.path(), "layer", &file);
         let slow = stored(&healthy, 2048, 8);
-        let faulty = Faulty::mount(file);
-        let daemon = Daemon::serve(&[faulty.path()]);
+        let files = Recorder::mount_with(LAYER, file);
+        let daemon = Daemon::serve(&[files.path().join(LAYER)]);
         let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
-        faulty.hold(slow);
+        let hold = files.hold_reads(slow);
 
         let held = guest.place(IN, 2048, 4096);
         let layout = Layout::Direct;
         let waiting = guest.queues[0].submit(&held.chain, layout);
         guest.queues[0].publish();
-        faulty.wait_until_held();
+        hold.wait();
         // More than the ring has room for, on the same queue.
         for number in 0..300u64 {
             let sector = number * 5 % 1500;
@@ -95,7 +98,7 @@ fn a_slow_read_holds_nobody_up() {
                 "{form}: sector {sector}"
             );
         }
-        faulty.heal();
+        drop(hold);
         let used = guest.queues[0].wait();
         assert_eq!(used.head, u32::from(waiting));
         let answer = guest.answer(&held, used);
@@ -130,21 +133,21 @@ fn a_worker_with_more_to_do_than_it_may_begin_sleeps_until_storage_answers() {
     let [(_, file, disk), _] = forms();
     let scratch = tempfile::tempdir().unwrap();
     let slow = stored(&write(scratch.path(), "layer", &file), 2048, 8);
-    let faulty = Faulty::mount(file);
-    let daemon = Daemon::serve(&[faulty.path()]);
+    let files = Recorder::mount_with(LAYER, file);
+    let daemon = Daemon::serve(&[files.path().join(LAYER)]);
     let options = Options {
         queue_size: 256,
         ..Options::default()
     };
     let mut guest = Guest::boot(daemon.connect(), options).expect("guest");
-    faulty.hold(slow);
+    let hold = files.hold_reads(slow);
     // All into the same buffer: what they read is the same.
     let placed = guest.place(IN, 2048, 4096);
     for _ in 0..REQUESTS {
         guest.queues[0].submit(&placed.chain, Layout::Indirect);
     }
     guest.queues[0].publish();
-    faulty.wait_until_held();
+    hold.wait();
     let (start, mut asleep) = (Instant::now(), 0);
     while asleep < 20 {
         assert!(start.elapsed() < PATIENCE, "the worker never rests");
@@ -155,7 +158,7 @@ fn a_worker_with_more_to_do_than_it_may_begin_sleeps_until_storage_answers() {
             0
         };
     }
-    faulty.heal();
+    drop(hold);
     for _ in 0..REQUESTS {
         guest.queues[0].wait();
     }
@@ -171,10 +174,10 @@ fn a_failing_disk_fails_the_reads_that_touch_it_and_no_others() {
             let scratch = tempfile::tempdir().unwrap();
             let healthy = write(scratch.path(), "layer", &file);
             let bad = stored(&healthy, 2048, 8);
-            let faulty = Faulty::mount(file.clone());
-            let mut daemon = Daemon::with(&[faulty.path()], &["--io", io]);
+            let files = Recorder::mount_with(LAYER, file.clone());
+            let mut daemon = Daemon::with(&[files.path().join(LAYER)], &["--io", io]);
             let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
-            faulty.fail(bad);
+            files.fail_reads(bad);
             for _ in 0..3 {
                 let answer = guest.request(0, IN, 2048, 4096);
                 assert_eq!((answer.status, answer.len), (IOERR, 1), "{form} {io}");
@@ -182,7 +185,7 @@ fn a_failing_disk_fails_the_reads_that_touch_it_and_no_others() {
                 assert_eq!(answer.status, OK, "{form} {io}: far from the damage");
                 assert_eq!(answer.data, expected(&disk, 3500, 8192), "{form} {io}");
             }
-            faulty.heal();
+            files.heal();
             read_all(&mut guest, &disk);
             daemon.assert_alive();
         }
@@ -252,13 +255,13 @@ fn a_read_that_comes_short_is_gone_on_with() {
             let all = stored(&healthy, 2048, 128);
             // The first half of what one read wants is there, the second is not.
             let middle = (all.start + all.end) / 2 / 4096 * 4096;
-            let faulty = Faulty::mount(file.clone());
-            let daemon = Daemon::with(&[faulty.path()], &["--io", io]);
+            let files = Recorder::mount_with(LAYER, file.clone());
+            let daemon = Daemon::with(&[files.path().join(LAYER)], &["--io", io]);
             let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
-            faulty.fail(middle..all.end);
+            files.fail_reads(middle..all.end);
             let answer = guest.request(0, IN, 2048, 65536);
             assert_eq!(answer.status, IOERR, "{form} {io}");
-            faulty.heal();
+            files.heal();
             let found = guest.read(0, 2048, 65536);
             assert!(found == expected(&disk, 2048, 65536), "{form} {io}");
         }

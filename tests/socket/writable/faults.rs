@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fuser::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
@@ -11,7 +11,6 @@ use serde_json::json;
 
 use super::control::ask;
 use super::{assert_beginning, part, write, zero};
-use common::PATIENCE;
 use common::blk::UNANSWERED;
 use common::blk::{DISCARD, FLUSH, IN, IOERR, OK, OUT, SECTOR, WRITE_ZEROES, range};
 use common::content::tagged;
@@ -126,11 +125,7 @@ fn a_write_that_waits_for_a_flush_holds_nobody_up() {
     placed.chain[1] = Segment::readable(at, data.len() as u32);
     let waiting = guest.queues[0].submit(&placed.chain, Layout::Direct);
     guest.queues[0].publish();
-    let start = Instant::now();
-    while !files.is_holding() {
-        assert!(start.elapsed() < PATIENCE, "nobody flushes");
-        thread::sleep(Duration::from_millis(1));
-    }
+    held.wait();
     for sector in [100, 5000, 0, 200] {
         let read = guest.place(IN, sector, (LEN * SECTOR) as u32);
         guest.queues[0].submit(&read.chain, Layout::Direct);
@@ -429,11 +424,7 @@ fn a_snapshot_is_answered_before_it_is_sealed() {
     guest.flush(0);
     let two = take("two", false);
     let frozen_later = fixture.model.clone();
-    let start = Instant::now();
-    while !recorder.is_holding() {
-        assert!(start.elapsed() < PATIENCE, "nobody seals");
-        thread::sleep(Duration::from_millis(1));
-    }
+    held.wait();
     fixture.write(&mut guest, 3);
     assert_beginning(&mut guest, &fixture.model);
     thread::scope(|scope| {

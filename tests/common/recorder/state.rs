@@ -1,0 +1,258 @@
+//! The files, the log of what was done to them, and what is wrong with them at the moment.
+
+use std::ffi::{OsStr, OsString};
+use std::mem;
+use std::ops::Range;
+use std::time::UNIX_EPOCH;
+
+use fuser::{Errno, FileAttr, FileType, INodeNo, ReplyData, ReplyEmpty};
+
+use super::log::{Files, Op};
+
+/// The folder.
+pub(super) const ROOT: INodeNo = INodeNo(1);
+
+/// What can be made to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// To make a file.
+    Create,
+    /// To write.
+    Write,
+    /// To change the length.
+    Resize,
+    /// To take room for what is written later.
+    Reserve,
+    /// To sync a file.
+    Sync,
+    /// From this name.
+    Rename,
+    /// To this name.
+    Link,
+    /// To sync the folder.
+    SyncFolder,
+}
+
+/// A call that fails.
+#[derive(Clone, Debug)]
+struct Fault {
+    call: Call,
+    name: OsString,
+    errno: Errno,
+}
+
+/// A call that is not answered yet.
+enum Held {
+    Sync(Op, ReplyEmpty),
+    Read(INodeNo, Range<u64>, ReplyData),
+}
+
+/// Everything about the file system.
+pub(super) struct State {
+    files: Files,
+    log: Vec<Op>,
+    next: u64,
+    /// The file that was there from the beginning: the kernel keeps what is read of it.
+    given: Option<INodeNo>,
+    faults: Vec<Fault>,
+    failing_reads: Vec<Range<u64>>,
+    held_reads: Vec<Range<u64>>,
+    /// Name of the file whose syncs are not answered.
+    held_syncs: Option<OsString>,
+    /// Name of the file with which syncs of the folder are not answered.
+    held_folder_syncs: Option<OsString>,
+    held: Vec<Held>,
+}
+
+fn overlaps(ranges: &[Range<u64>], with: &Range<u64>) -> bool {
+    let overlap = |range: &Range<u64>| range.start < with.end && with.start < range.end;
+    ranges.iter().any(overlap)
+}
+
+impl State {
+    /// No file, and nothing wrong.
+    pub(super) fn new() -> Self {
+        Self {
+            files: Files::default(),
+            log: Vec::new(),
+            next: ROOT.0 + 1,
+            given: None,
+            faults: Vec::new(),
+            failing_reads: Vec::new(),
+            held_reads: Vec::new(),
+            held_syncs: None,
+            held_folder_syncs: None,
+            held: Vec::new(),
+        }
+    }
+
+    /// Puts a file there as if it had always been there.
+    pub(super) fn give(&mut self, name: &str, content: Vec<u8>) {
+        let file = self.next_file();
+        self.files.names.insert(name.into(), file);
+        self.files.content.insert(file, content);
+        self.given = Some(INodeNo(file));
+    }
+
+    /// All that was done.
+    pub(super) fn log(&self) -> &[Op] {
+        &self.log
+    }
+
+    /// The files.
+    pub(super) fn files(&self) -> &Files {
+        &self.files
+    }
+
+    /// The number of a new file.
+    pub(super) fn next_file(&mut self) -> u64 {
+        let file = self.next;
+        self.next += 1;
+        file
+    }
+
+    /// Whether the kernel keeps what is read of a file.
+    pub(super) fn is_kept(&self, ino: INodeNo) -> bool {
+        self.given == Some(ino)
+    }
+
+    /// `call` to the file `name` fails from now on.
+    pub(super) fn fail(&mut self, call: Call, name: &str, errno: Errno) {
+        let name = name.into();
+        self.faults.push(Fault { call, name, errno });
+    }
+
+    /// Reads of the given file that touch `range` fail from now on.
+    pub(super) fn fail_reads(&mut self, range: Range<u64>) {
+        self.failing_reads.push(range);
+    }
+
+    /// Reads of the given file that touch `range` are not answered from now on.
+    pub(super) fn hold_reads(&mut self, range: Range<u64>) {
+        self.held_reads.push(range);
+    }
+
+    /// Syncs of the file `name` are not answered from now on.
+    pub(super) fn hold_syncs(&mut self, name: &str) {
+        self.held_syncs = Some(name.into());
+    }
+
+    /// Syncs of the folder are not answered from now on, while there is a file `name`.
+    pub(super) fn hold_folder_syncs(&mut self, name: &str) {
+        self.held_folder_syncs = Some(name.into());
+    }
+
+    /// Whether a call is not answered.
+    pub(super) fn is_holding(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// Lets everything succeed again, and answers what was held.
+    pub(super) fn heal(&mut self) {
+        self.faults.clear();
+        self.failing_reads.clear();
+        self.held_reads.clear();
+        (self.held_syncs, self.held_folder_syncs) = (None, None);
+        for held in mem::take(&mut self.held) {
+            match held {
+                Held::Sync(op, reply) => {
+                    self.act(op);
+                    reply.ok();
+                }
+                Held::Read(ino, range, reply) => reply.data(self.bytes(ino, &range)),
+            }
+        }
+    }
+
+    /// Does what `op` says.
+    pub(super) fn act(&mut self, op: Op) {
+        self.files.apply(&op);
+        self.log.push(op);
+    }
+
+    /// Answers a read, now or later.
+    pub(super) fn read(&mut self, ino: INodeNo, range: Range<u64>, reply: ReplyData) {
+        let is_given = self.given == Some(ino);
+        if is_given && overlaps(&self.failing_reads, &range) {
+            reply.error(Errno::EIO);
+        } else if is_given && overlaps(&self.held_reads, &range) {
+            self.held.push(Held::Read(ino, range, reply));
+        } else {
+            reply.data(self.bytes(ino, &range));
+        }
+    }
+
+    /// Syncs a file and answers, now or later.
+    pub(super) fn sync(&mut self, ino: INodeNo, reply: ReplyEmpty) {
+        let held = self.held_syncs.as_ref();
+        let held = held.and_then(|name| self.files.names.get(name));
+        let is_held = held == Some(&ino.0);
+        self.sync_unless(is_held, Op::Sync { file: ino.0 }, reply);
+    }
+
+    /// Syncs the folder and answers, now or later.
+    pub(super) fn sync_folder(&mut self, reply: ReplyEmpty) {
+        let held = self.held_folder_syncs.as_ref();
+        let is_held = held.is_some_and(|name| self.files.names.contains_key(name));
+        self.sync_unless(is_held, Op::SyncFolder, reply);
+    }
+
+    fn sync_unless(&mut self, is_held: bool, op: Op, reply: ReplyEmpty) {
+        if is_held {
+            self.held.push(Held::Sync(op, reply));
+        } else {
+            self.act(op);
+            reply.ok();
+        }
+    }
+
+    /// Whether a call to the file of this name is to fail.
+    pub(super) fn check(&self, call: Call, name: &OsStr) -> Result<(), Errno> {
+        let fails = |fault: &&Fault| fault.call == call && fault.name == name;
+        let fault = self.faults.iter().find(fails);
+        fault.map_or(Ok(()), |fault| Err(fault.errno))
+    }
+
+    /// Whether a call to this file is to fail.
+    pub(super) fn check_file(&self, call: Call, ino: INodeNo) -> Result<(), Errno> {
+        let names = self.files.names.iter();
+        let mut own = names.filter(|(_, file)| **file == ino.0);
+        own.try_for_each(|(name, _)| self.check(call, name))
+    }
+
+    fn content(&self, ino: INodeNo) -> &[u8] {
+        let content = self.files.content.get(&ino.0);
+        content.map_or(&[], |content| content)
+    }
+
+    fn bytes(&self, ino: INodeNo, range: &Range<u64>) -> &[u8] {
+        let content = self.content(ino);
+        let end = (range.end as usize).min(content.len());
+        &content[(range.start as usize).min(end)..end]
+    }
+
+    /// What `stat` shows of a file or of the folder.
+    pub(super) fn attributes(&self, ino: INodeNo) -> FileAttr {
+        let len = self.content(ino).len() as u64;
+        FileAttr {
+            ino,
+            size: len,
+            blocks: len.div_ceil(512),
+            atime: UNIX_EPOCH,
+            mtime: UNIX_EPOCH,
+            ctime: UNIX_EPOCH,
+            crtime: UNIX_EPOCH,
+            kind: match ino {
+                ROOT => FileType::Directory,
+                _ => FileType::RegularFile,
+            },
+            perm: 0o755,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            blksize: 4096,
+            flags: 0,
+        }
+    }
+}
