@@ -22,7 +22,7 @@ use ovbd_vhost::units::Sector;
 use ovbd_vhost::virtio::chain::Chain;
 use ovbd_vhost::virtio::config::DeviceConfig;
 use ovbd_vhost::virtio::memory::{Memory, RegionInfo};
-use ovbd_vhost::virtio::request::Request;
+use ovbd_vhost::virtio::request::Operation;
 use thread_time::ThreadTime;
 use vm_memory::{Bytes, GuestAddress, VolatileSlice};
 
@@ -179,8 +179,8 @@ fn request(criterion: &mut Criterion<ThreadTime>) {
         group.bench_function(format!("{segments} pieces of data"), |bencher| {
             bencher.iter(|| {
                 chain.walk(&memory, table, 0, true).expect("a good chain");
-                let request = Request::parse(&mut chain, &config);
-                assert!(black_box(request).operation.is_ok());
+                let operation = Operation::parse(&chain, &config);
+                assert!(black_box(operation).is_ok());
             });
         });
     }

@@ -23,7 +23,7 @@ use super::Disk;
 use super::ratelimited_log;
 use crate::reason::reason;
 use crate::virtio::discard::Range;
-use crate::virtio::request::Status;
+use crate::virtio::status::Status;
 use crate::writable::{Error, MAX_STEP, Volume};
 
 /// How long ranges go on being changed once the connection is over: a driver may ask for 64 GiB at a

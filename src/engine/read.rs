@@ -125,7 +125,7 @@ impl<'a> Fetcher<'a> {
         if let Some(range) = self.first(task) {
             range.prefetch();
         }
-        if let Some(first) = task.chain.writable.pieces().first() {
+        if let Some(first) = task.chain.writable().pieces().first() {
             prefetch::start(*first, TARGET_LINES);
         }
     }
@@ -150,7 +150,7 @@ impl<'a> Fetcher<'a> {
 
     fn serve_parts(&mut self, slot: u16, task: &mut Task<'a>) -> Result<Progress, Error> {
         while let Some((part, position)) = task.peek() {
-            let mut cursor = task.chain.writable.cursor(position);
+            let mut cursor = task.chain.writable().cursor(position);
             let Some(range) = stored(&part, self.image, &task.lookup)? else {
                 cursor.zero(part.len() as usize);
                 task.take(&part);
@@ -277,7 +277,7 @@ impl<'a> Fetcher<'a> {
             Err(error) => Err(error),
             Ok(None) => Ok(()),
             Ok(Some(range)) => {
-                let cursor = task.chain.writable.cursor(position);
+                let cursor = task.chain.writable().cursor(position);
                 self.serve_read(&part, range, cursor).map(|_| ())
             }
         };
@@ -333,7 +333,7 @@ impl<'a> Fetcher<'a> {
                 Ok(()) => {
                     let (image, part) = (self.image, &waiting.part);
                     settle(&mut self.drop_behind, image, part, range);
-                    let cursor = task.chain.writable.cursor(waiting.position);
+                    let cursor = task.chain.writable().cursor(waiting.position);
                     let placed = place(&mut self.unpacker, image, part, &buffer, cursor);
                     uring.recycle(buffer);
                     placed

@@ -24,9 +24,11 @@ use crate::io::poller::{Poller, Trigger};
 use crate::reason::reason;
 use crate::source::resident_map::major_faults;
 use crate::units::SECTOR_SIZE;
+use crate::virtio::chain::{BadChain, ChainError};
 use crate::virtio::memory::Memory;
-use crate::virtio::queue::{Queue, QueueError};
-use crate::virtio::request::{Operation, Request, Status};
+use crate::virtio::queue::{Head, Queue, QueueError};
+use crate::virtio::request::Operation;
+use crate::virtio::status::Status;
 
 /// Requests at each step before being served, so that what the next step looks at is in the cache.
 const AHEAD: usize = 4;
@@ -55,6 +57,14 @@ pub enum Broken {
     /// The driver broke the virtqueue's rules.
     #[error(transparent)]
     Queue(#[from] QueueError),
+    /// A chain is bad, and the place of its status is not to be found or not shared.
+    #[error("no status can be written to the chain at descriptor {head}: {error}")]
+    Chain {
+        /// Head descriptor of the chain.
+        head: u16,
+        /// What is wrong with it.
+        error: ChainError,
+    },
     /// Guest memory, or another area the front-end shares, is gone.
     #[error("the front-end cut the memory it shares")]
     MemoryLost,
@@ -228,7 +238,7 @@ impl<'a> QueueWorker<'a> {
                 break;
             };
             worked = true;
-            self.accept(head);
+            self.accept(head)?;
             self.advance(AHEAD);
         }
         self.advance(0);
@@ -252,48 +262,65 @@ impl<'a> QueueWorker<'a> {
         self.tasks.len() - self.free.len()
     }
 
-    /// Understands one chain, and answers it or plans its read.
-    fn accept(&mut self, head: u16) {
+    /// Takes one chain: answers its request, or plans its read.
+    ///
+    /// # Errors
+    /// The chain cannot be answered.
+    fn accept(&mut self, head: Head) -> Result<(), Broken> {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.tasks.push(Task::default());
             // As many tasks as the queue has descriptors, at most 32768.
             (self.tasks.len() - 1) as u16
         });
         let task = &mut self.tasks[usize::from(slot)];
-        task.head = head;
         let table = self.queue.descriptors();
         let indirect = self.features & 1 << VIRTIO_RING_F_INDIRECT_DESC != 0;
-        if let Err(error) = task.chain.walk(self.memory, table, head, indirect) {
-            let index = self.index;
-            ratelimited_log::warn(format_args!(
-                "queue {index}: the driver sent a bad chain: {error}"
-            ));
-            // Where the status byte would be is anybody's guess.
-            return self.give_back(slot, 0);
+        match task.chain.walk(self.memory, table, head.number(), indirect) {
+            Ok(status) => (task.head, task.status) = (Some(head), Some(status)),
+            Err(bad) => return self.refuse(slot, head, bad),
         }
-        let request = Request::parse(&mut task.chain, &self.disk.config);
-        task.status = request.status;
-        if request.status.is_none() {
-            let index = self.index;
-            ratelimited_log::warn(format_args!(
-                "queue {index}: the driver left no room for a status"
-            ));
-            return self.give_back(slot, 0);
-        }
-        match request.operation {
+        self.begin(slot);
+        Ok(())
+    }
+
+    /// Answers a chain that cannot be served.
+    ///
+    /// # Errors
+    /// There is no place for the answer. Without one, the driver would find the status that the
+    /// request before left in the same memory.
+    #[cold]
+    fn refuse(&mut self, slot: u16, head: Head, bad: BadChain<'a>) -> Result<(), Broken> {
+        let (index, number, error) = (self.index, head.number(), bad.error);
+        let Some(status) = bad.status else {
+            self.let_go(slot);
+            self.queue.put_back(head);
+            let head = number;
+            return Err(Broken::Chain { head, error });
+        };
+        ratelimited_log::warn(format_args!(
+            "queue {index}: bad chain at descriptor {number}: {error}"
+        ));
+        let task = &mut self.tasks[usize::from(slot)];
+        (task.head, task.status) = (Some(head), Some(status));
+        self.answer(slot, Status::IoError, 0);
+        Ok(())
+    }
+
+    /// Begins the request of the task in `slot`.
+    fn begin(&mut self, slot: u16) {
+        let task = &mut self.tasks[usize::from(slot)];
+        match Operation::parse(&task.chain, &self.disk.config) {
             Ok(Operation::Read(start)) => {
-                let sectors = task.chain.writable.len() as u64 / SECTOR_SIZE;
+                let sectors = task.chain.writable().len() as u64 / SECTOR_SIZE;
                 let volume = &self.disk.volume;
                 task.begin(volume, start, sectors);
                 self.readahead.note(volume.image(), start, sectors);
                 self.looked_up.push_back(slot);
             }
             Ok(Operation::GetId) => {
-                let len = task.chain.writable.len().min(self.disk.serial.len());
-                task.chain
-                    .writable
-                    .cursor(0)
-                    .write(&self.disk.serial[..len]);
+                let data = task.chain.writable();
+                let len = data.len().min(self.disk.serial.len());
+                data.cursor(0).write(&self.disk.serial[..len]);
                 self.answer(slot, Status::Ok, len);
             }
             Ok(Operation::Write(start)) => self.write(slot, start),
@@ -376,27 +403,26 @@ impl<'a> QueueWorker<'a> {
             true => Status::IoError,
             false => Status::Ok,
         };
-        self.answer(slot, status, task.chain.writable.len());
+        self.answer(slot, status, task.chain.writable().len());
     }
 
     /// Answers a task, of whose data the first `touched` bytes may have been written, and have
     /// been if the status is good.
     fn answer(&mut self, slot: u16, status: Status, touched: usize) {
-        let task = &self.tasks[usize::from(slot)];
-        if let Some(byte) = task.status {
-            byte.write(status);
-        }
-        if let Some(log) = self.memory.log() {
+        let task = &mut self.tasks[usize::from(slot)];
+        let log = self.memory.log();
+        if let Some(log) = log {
             task.chain.mark_written(log, touched as u64);
+        }
+        if let Some(byte) = task.status.take() {
+            byte.write(status, log);
         }
         let written = if status == Status::Ok { touched } else { 0 };
         // The data is no longer than MAX_DATA.
-        self.give_back(slot, written as u32 + 1);
-    }
-
-    /// Puts a chain into the used ring and frees its task.
-    fn give_back(&mut self, slot: u16, len: u32) {
-        self.queue.finish(self.tasks[usize::from(slot)].head, len);
+        let len = written as u32 + 1;
+        if let Some(head) = task.head.take() {
+            self.queue.finish(head, len);
+        }
         self.let_go(slot);
         self.unpublished += 1;
         self.unpublished_bytes += len as usize;

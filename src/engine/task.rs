@@ -4,7 +4,8 @@ use crate::image::MAX_STORED;
 use crate::image::plan::{Piece, Pieces};
 use crate::units::{SECTOR_SIZE, Sector};
 use crate::virtio::chain::Chain;
-use crate::virtio::request::StatusByte;
+use crate::virtio::queue::Head;
+use crate::virtio::status::StatusByte;
 use crate::writable::{Lookup, SpanContent, Volume};
 
 /// Where the next bytes of a read come from.
@@ -70,8 +71,8 @@ impl Part {
 /// One request. Its chain's lists are kept and refilled when the task is used again.
 #[derive(Debug, Default)]
 pub struct Task<'a> {
-    /// Head descriptor of the chain.
-    pub head: u16,
+    /// The chain, from its arrival to its answer.
+    pub head: Option<Head>,
     /// The guest memory it lends.
     pub chain: Chain<'a>,
     /// Where the answer goes.

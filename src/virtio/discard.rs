@@ -3,7 +3,7 @@
 
 use virtio_bindings::virtio_blk::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
 
-use super::request::Status;
+use super::status::Status;
 use crate::io::scatter::Cursor;
 use crate::units::Sector;
 

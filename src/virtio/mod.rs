@@ -13,3 +13,4 @@ pub mod inflight;
 pub mod memory;
 pub mod queue;
 pub mod request;
+pub mod status;

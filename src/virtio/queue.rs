@@ -2,11 +2,12 @@
 //!
 //! [`Queue::pop`] takes the next available chain and marks it in the in-flight region;
 //! [`Queue::finish`] puts its answer into the used ring; [`Queue::publish`] makes a batch of
-//! answers visible, clears their marks and says whether the driver wants an interrupt. To take a
-//! chain unmarked cannot be written.
+//! answers visible, clears their marks and returns whether the driver wants an interrupt. A chain
+//! is not taken without its mark, and a [`Head`] that was taken is not dropped without an answer.
 //!
-//! The guest writes the rings while we read them: each field is read once, indexes are checked
-//! against the queue's size, and what breaks the rules stops this queue ([`QueueError`]).
+//! The guest writes the rings while the device reads them: each field is read once, indexes are
+//! checked against the queue's size, and a driver that breaks the rules stops this queue
+//! ([`QueueError`]).
 
 use std::sync::atomic::{Ordering, fence};
 
@@ -62,6 +63,36 @@ pub enum QueueError {
         /// The descriptor's number.
         head: u16,
     },
+}
+
+/// A chain taken from the available ring, named by its head descriptor. It goes back to the queue
+/// exactly once: [`Queue::finish`], [`Queue::leave`] or [`Queue::put_back`]. Dropping it fails a
+/// debug assertion: the driver would wait for ever.
+#[derive(Debug)]
+#[must_use]
+pub struct Head(u16);
+
+impl Head {
+    /// The number of the head descriptor, below the queue's size.
+    pub fn number(&self) -> u16 {
+        self.0
+    }
+
+    fn release(self) -> u16 {
+        let number = self.0;
+        std::mem::forget(self);
+        number
+    }
+}
+
+impl Drop for Head {
+    fn drop(&mut self) {
+        debug_assert!(
+            std::thread::panicking(),
+            "chain {} was taken and not answered",
+            self.0
+        );
+    }
 }
 
 /// Where the three parts of a queue lie in the guest.
@@ -185,12 +216,15 @@ impl<'m> Queue<'m> {
     }
 
     /// Takes the next chain that an earlier process took and did not answer.
-    pub fn pop_open(&mut self) -> Option<u16> {
-        self.resubmit.pop()
+    pub fn pop_open(&mut self) -> Option<Head> {
+        self.resubmit.pop().map(Head)
     }
 
-    /// Takes the next chain: its head descriptor's number, below the queue's size.
-    pub fn pop(&mut self) -> Result<Option<u16>, QueueError> {
+    /// Takes the next chain.
+    ///
+    /// # Errors
+    /// The driver broke the rules of the available ring.
+    pub fn pop(&mut self) -> Result<Option<Head>, QueueError> {
         if let Some(head) = self.pop_open() {
             return Ok(Some(head));
         }
@@ -211,7 +245,32 @@ impl<'m> Queue<'m> {
             return Err(QueueError::InFlight { head });
         }
         self.next_available = self.next_available.wrapping_add(1);
-        Ok(Some(head))
+        Ok(Some(Head(head)))
+    }
+
+    /// Gives back the chain taken last, which cannot be answered: a queue that starts again takes
+    /// it again.
+    pub fn put_back(&mut self, head: Head) {
+        head.release();
+        // A tracked chain is still marked, and the mark is what a queue starts from.
+        if self.inflight.is_none() {
+            self.next_available = self.next_available.wrapping_sub(1);
+        }
+    }
+
+    /// Leaves a chain unanswered and marked in the in-flight region: a queue that starts again
+    /// takes it again.
+    ///
+    /// # Errors
+    /// The head itself, if there is no in-flight region: then the chain needs an answer.
+    pub fn leave(&mut self, head: Head) -> Result<(), Head> {
+        match self.inflight {
+            Some(_) => {
+                head.release();
+                Ok(())
+            }
+            None => Err(head),
+        }
     }
 
     /// Whether there is something to take.
@@ -236,9 +295,10 @@ impl<'m> Queue<'m> {
         Ok(available != self.next_available)
     }
 
-    /// Answers the chain at `head`, of which `len` bytes were written. Not visible before
+    /// Answers the chain at `head`, of which `len` bytes were written. The driver sees it after
     /// [`Queue::publish`].
-    pub fn finish(&mut self, head: u16, len: u32) {
+    pub fn finish(&mut self, head: Head, len: u32) {
+        let head = head.release();
         let at = RING_HEADER + USED_ELEM * usize::from(self.next_used % self.size);
         store_u32(&self.used, at, u32::from(head));
         store_u32(&self.used, at + 4, len);

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use vhost::vhost_user::message::VhostUserInflight;
 use vhost::vhost_user::{VhostUserFrontend, VhostUserProtocolFeatures as Protocol};
 
+use super::daemon::Daemon;
 use super::memory::Memory;
 use super::ring::Vring;
 use super::session::{Session, Wanted};
@@ -37,6 +38,20 @@ impl Returning {
         }
     }
 
+    /// The in-flight region, which `daemon` makes if there is none yet.
+    pub fn region(&mut self, daemon: &Daemon) -> &File {
+        let (_, file) = self.inflight.get_or_insert_with(|| {
+            let session = Session::negotiate(daemon.connect(), Self::wanted());
+            let size = self.vrings[0].size;
+            ask_for_region(
+                &mut session.expect("session"),
+                self.vrings.len() as u16,
+                size,
+            )
+        });
+        file
+    }
+
     /// Hands over memory and region, and starts the queues. The base is the used index, as QEMU
     /// sends it; the region overrules it.
     pub fn connect(&mut self, stream: UnixStream) -> Session {
@@ -44,9 +59,7 @@ impl Returning {
         session.share(&self.memory).expect("memory");
         let (info, file) = self.inflight.get_or_insert_with(|| {
             let size = self.vrings[0].size;
-            let wanted = VhostUserInflight::new(0, 0, self.vrings.len() as u16, size);
-            let region = session.frontend.get_inflight_fd(&wanted);
-            region.expect("in-flight region")
+            ask_for_region(&mut session, self.vrings.len() as u16, size)
         });
         session
             .frontend
@@ -60,4 +73,10 @@ impl Returning {
         }
         session
     }
+}
+
+fn ask_for_region(session: &mut Session, queues: u16, size: u16) -> (VhostUserInflight, File) {
+    let wanted = VhostUserInflight::new(0, 0, queues, size);
+    let region = session.frontend.get_inflight_fd(&wanted);
+    region.expect("in-flight region")
 }

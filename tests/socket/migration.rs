@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use common::blk::{DISCARD, FLUSH, GET_ID, IN, OK, OUT, UNMAP, WRITE_ZEROES, range};
+use common::blk::{DISCARD, FLUSH, GET_ID, IN, IOERR, OK, OUT, UNMAP, WRITE_ZEROES, range};
 use common::content::tagged;
 use common::disk::Disk;
 use common::guest::{Guest, Options};
@@ -232,6 +232,26 @@ fn what_the_disk_is_written_from_is_not_logged() {
     }
     guest.session.stop_queue(0).expect("stop");
     assert!(log.take().is_empty(), "nothing was left to mark");
+}
+
+/// The status of a chain that cannot be served is written, and so is its page.
+#[test]
+fn the_error_of_a_bad_chain_is_logged() {
+    let disk = Disk::serve();
+    let mut guest = disk.guest(wanted());
+    let log = Log::new(&guest.memory);
+    let region = Some(log.region());
+    guest.session.frontend.set_log_base(0, region).expect("log");
+    set_logging(&guest, true);
+    log.take();
+    let mut placed = guest.place(IN, 0, 512);
+    placed.chain[1].address = Memory::HOLE;
+    guest.queues[0].submit(&placed.chain, Layout::Direct);
+    guest.queues[0].publish();
+    guest.queues[0].wait();
+    assert_eq!(guest.memory.read(placed.status, 1), [IOERR]);
+    let marked = log.take();
+    assert!(marked.contains(&(placed.status / PAGE)), "{marked:?}");
 }
 
 #[test]

@@ -11,7 +11,8 @@ use crate::engine::background::{Background, Change, Job};
 use crate::units::{SECTOR_SIZE, Sector};
 use crate::virtio::config::writes_through;
 use crate::virtio::discard::Range;
-use crate::virtio::request::{HEADER, Status};
+use crate::virtio::request::HEADER;
+use crate::virtio::status::Status;
 use crate::writable::Error;
 
 /// Flushes that one write waits for at most, to use what was discarded before it.
@@ -33,7 +34,7 @@ impl QueueWorker<'_> {
         }
         // Asked before: a driver that switches meanwhile has no claim to either.
         let through = self.writes_through();
-        let data = &self.tasks[usize::from(slot)].chain.readable;
+        let data = &self.tasks[usize::from(slot)].chain.readable();
         let sectors = (data.len() - HEADER) as u64 / SECTOR_SIZE;
         let data = data.cursor(HEADER);
         match self.disk.volume.write_now(start, sectors, data) {
@@ -111,9 +112,20 @@ impl QueueWorker<'_> {
         match (outcome, write_again) {
             (Some(Status::Ok), Some(start)) => self.write(slot, start),
             (Some(status), _) => self.answer(slot, status, 0),
-            // It is noted as taken: whoever serves the queue next does it again.
-            (None, _) if self.context.inflight.is_some() => self.let_go(slot),
-            (None, _) => self.answer(slot, Status::IoError, 0),
+            (None, _) => self.leave_open(slot),
+        }
+    }
+
+    /// Leaves the task in `slot` to the next process that serves the queue, where it is marked as
+    /// taken.
+    fn leave_open(&mut self, slot: u16) {
+        let head = self.tasks[usize::from(slot)].head.take();
+        match head.map(|head| self.queue.leave(head)) {
+            Some(Err(head)) => {
+                self.tasks[usize::from(slot)].head = Some(head);
+                self.answer(slot, Status::IoError, 0);
+            }
+            _ => self.let_go(slot),
         }
     }
 

@@ -1,13 +1,18 @@
 //! How a queue comes to rest: what was taken is finished, nothing more is taken.
 
 use super::QueueWorker;
+use crate::engine::ratelimited_log;
 
 impl QueueWorker<'_> {
     /// Finishes what was taken, by this process or one before it; returns the available index to
     /// go on from.
     pub fn drain(&mut self) -> u16 {
         while let Some(head) = self.queue.pop_open() {
-            self.accept(head);
+            if let Err(broken) = self.accept(head) {
+                // It stays marked in the in-flight region.
+                let index = self.index;
+                ratelimited_log::error(format_args!("queue {index}: {broken}"));
+            }
             if self.is_full() {
                 self.finish_all();
             }

@@ -10,14 +10,15 @@ use std::os::unix::fs::FileExt;
 
 use libfuzzer_sys::fuzz_target;
 use ovbd_vhost::units::Sector;
-use ovbd_vhost::virtio::chain::{Chain, MAX_CHAIN};
+use ovbd_vhost::virtio::chain::{Chain, MAX_PIECES};
 use ovbd_vhost::virtio::config::DeviceConfig;
 use ovbd_vhost::virtio::dirty_log::DirtyLog;
 use ovbd_vhost::virtio::discard::{MAX_RANGES, Range};
 use ovbd_vhost::virtio::inflight::InflightArea;
 use ovbd_vhost::virtio::memory::{Memory, RegionInfo};
 use ovbd_vhost::virtio::queue::{Queue, RingAddresses};
-use ovbd_vhost::virtio::request::{HEADER, MAX_DATA, Operation, Request, Status};
+use ovbd_vhost::virtio::request::{HEADER, MAX_DATA, Operation};
+use ovbd_vhost::virtio::status::Status;
 use vm_memory::GuestAddress;
 
 const LEN: u64 = 16384;
@@ -92,16 +93,20 @@ fuzz_target!(|bytes: &[u8]| {
         return;
     };
     let mut chain = Chain::default();
-    let mut open = 0;
+    let mut open = 0usize;
     for turn in 0..2 * u32::from(size) {
         let Ok(Some(head)) = queue.pop() else { break };
-        assert!(head < size);
-        let mut len = 0;
-        if chain
-            .walk(&memory, queue.descriptors(), head, indirect)
-            .is_ok()
-        {
-            assert!(chain.readable.pieces().len() + chain.writable.pieces().len() <= 2 * MAX_CHAIN);
+        assert!(head.number() < size);
+        let walked = chain.walk(&memory, queue.descriptors(), head.number(), indirect);
+        let answered = walked.as_ref().map_or_else(|bad| bad.status, |status| Some(*status));
+        let Some(status) = answered else {
+            // The queue stops here.
+            queue.put_back(head);
+            open += usize::from(tracked);
+            break;
+        };
+        if walked.is_ok() {
+            assert!(chain.readable().pieces().len() + chain.writable().pieces().len() <= MAX_PIECES);
             let config = DeviceConfig {
                 capacity: Sector(CAPACITY),
                 queues: 1,
@@ -109,21 +114,20 @@ fuzz_target!(|bytes: &[u8]| {
                 optimal_io: 4096,
                 writable,
             };
-            let request = Request::parse(&mut chain, &config);
             let inside = |start: Sector, len: usize| {
                 assert!(len.is_multiple_of(512) && len <= MAX_DATA);
                 assert!(start.0 + len as u64 / 512 <= CAPACITY);
             };
-            match request.operation {
+            match Operation::parse(&chain, &config) {
                 Ok(Operation::Read(start)) => {
-                    inside(start, chain.writable.len());
-                    chain.writable.cursor(0).zero(chain.writable.len());
+                    inside(start, chain.writable().len());
+                    chain.writable().cursor(0).zero(chain.writable().len());
                 }
                 Ok(Operation::Write(start)) => {
                     assert!(writable);
-                    let mut data = vec![0; chain.readable.len() - HEADER];
+                    let mut data = vec![0; chain.readable().len() - HEADER];
                     inside(start, data.len());
-                    chain.readable.cursor(HEADER).read(&mut data);
+                    chain.readable().cursor(HEADER).read(&mut data);
                 }
                 Ok(Operation::Discard(ranges) | Operation::WriteZeroes(ranges)) => {
                     assert!(writable && ranges.len() <= MAX_RANGES as usize);
@@ -133,19 +137,21 @@ fuzz_target!(|bytes: &[u8]| {
                 }
                 _ => {}
             }
-            if let Some(status) = request.status {
-                status.write(Status::Ok);
-                len = 1;
-            }
             if let Some(log) = memory.log() {
-                chain.mark_written(log, chain.writable.len() as u64);
+                chain.mark_written(log, chain.writable().len() as u64);
             }
         }
-        if tracked && turn % 3 == 1 {
+        let head = match turn % 3 {
+            1 => queue.leave(head),
+            _ => Err(head),
+        };
+        let Err(head) = head else {
+            assert!(tracked);
             open += 1;
             continue;
-        }
-        queue.finish(head, len);
+        };
+        status.write(Status::Ok, memory.log());
+        queue.finish(head, 1);
         let _ = queue.publish();
         expected = expected.wrapping_add(1);
     }
@@ -159,7 +165,8 @@ fuzz_target!(|bytes: &[u8]| {
     {
         let mut found = 0;
         while let Some(head) = next.pop_open() {
-            assert!(head < size);
+            assert!(head.number() < size);
+            let _ = next.leave(head);
             found += 1;
         }
         assert!(found >= open, "{found} of {open} open requests came back");

@@ -15,7 +15,7 @@ fn a_loop_in_an_indirect_table() {
         flags: INDIRECT,
         next: 0,
     };
-    target.assert_refused_indirect(&table, head, &placed);
+    target.assert_indirect(Stopped, &table, head, &placed);
 }
 
 #[test]
@@ -34,7 +34,7 @@ fn next_outside_of_the_indirect_table() {
             flags: INDIRECT,
             next: 0,
         };
-        target.assert_refused_indirect(&table, head, &placed);
+        target.assert_indirect(Stopped, &table, head, &placed);
     }
 }
 
@@ -49,7 +49,7 @@ fn an_indirect_table_that_is_no_multiple_of_sixteen_bytes() {
             flags: INDIRECT,
             next: 0,
         };
-        target.assert_refused_indirect(&linked(&placed, 0), head, &placed);
+        target.assert_indirect(Stopped, &linked(&placed, 0), head, &placed);
     }
 }
 
@@ -73,7 +73,7 @@ fn an_indirect_table_in_an_indirect_table() {
         flags: INDIRECT,
         next: 0,
     };
-    target.assert_refused_indirect(&[nested], head, &placed);
+    target.assert_indirect(Stopped, &[nested], head, &placed);
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn an_indirect_descriptor_that_goes_on() {
         flags: INDIRECT | NEXT,
         next: 1,
     };
-    target.assert_refused_indirect(&linked(&placed, 0), head, &placed);
+    target.assert_indirect(Stopped, &linked(&placed, 0), head, &placed);
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn an_indirect_table_outside_of_memory() {
             flags: INDIRECT,
             next: 0,
         };
-        target.assert_refused_table(&[head], &placed);
+        target.assert_table(Stopped, &[head], &placed);
     }
 }
 
@@ -140,8 +140,39 @@ fn a_huge_indirect_table() {
             flags: INDIRECT,
             next: 0,
         };
-        target.assert_refused_table(&[head], &placed);
+        target.assert_table(Stopped, &[head], &placed);
     }
+}
+
+#[test]
+fn a_chain_that_is_too_long_and_ends() {
+    const DATA: u64 = 1500;
+    let mut target = target();
+    let placed = target.guest.place(IN, 0, 512);
+    let table = target.guest.memory.regions[3].alloc(1 << 20, 16);
+    let byte = placed.data[0].address;
+    for index in 0..DATA + 2 {
+        let (address, len, flags) = match index {
+            0 => (placed.chain[0].address, HEADER, NEXT),
+            last if last == DATA + 1 => (placed.status, 1, WRITE),
+            _ => (byte, 1, WRITE | NEXT),
+        };
+        let next = (index + 1) as u16;
+        let entry = Descriptor {
+            address,
+            len,
+            flags,
+            next,
+        };
+        entry.write(&target.guest.memory, table, index);
+    }
+    let head = Descriptor {
+        address: table,
+        len: 1 << 20,
+        flags: INDIRECT,
+        next: 0,
+    };
+    target.assert_table(Refused, &[head], &placed);
 }
 
 #[test]
@@ -165,7 +196,11 @@ fn a_misaligned_indirect_table_is_served() {
     };
     target.guest.queues[0].ring.describe(heads[0], head);
     target.guest.queues[0].offer(heads, None);
-    target.assert_offered_served(&placed);
+    let verdict = target.verdict(&placed.chain, placed.status);
+    assert_eq!(verdict, Served);
+    let data = target.guest.memory.read(placed.data[0].address, 512);
+    assert_eq!(difference(&data, target.disk.expected(5, 512)), None);
+    target.assert_well(&verdict);
 }
 
 #[test]
@@ -174,5 +209,5 @@ fn an_indirect_table_that_was_not_negotiated() {
     wanted.features &= !feature::INDIRECT;
     let mut target = target_with(wanted);
     let placed = target.guest.place(IN, 0, 512);
-    target.assert_refused(&placed, Layout::Indirect);
+    target.assert(Stopped, placed, Layout::Indirect);
 }

@@ -1,13 +1,15 @@
 //! What a hostile driver can write in its rings: one test per case, through the socket.
 //!
-//! Each case runs on the first queue of two. A malformed chain is answered with an I/O error, or with
-//! nothing written where it has no status; the queue goes on. A malformed ring stops its queue and
-//! signals the error eventfd. Nothing is written outside of the chain's writable buffers. Then the
-//! second queue must read right, and the first, at once or after a reset.
+//! Each case runs on the first queue of two. A bad chain is answered with an I/O error where the
+//! place of its status is known; where it is not, the queue stops and signals its error eventfd.
+//! An answer without a status never comes: the driver would find the status of the request before.
+//! Nothing is written outside of the chain's writable buffers. Then the second queue must read
+//! right, and the first after a reset.
 
 mod chains;
 mod indirect;
 mod racing;
+mod resubmitted;
 mod rings;
 
 use common::blk::{HEADER, IN, IOERR, OK, UNANSWERED};
@@ -15,9 +17,11 @@ use common::content::difference;
 use common::disk::Disk;
 use common::guest::{Guest, Options, Placed};
 use common::memory::Memory;
-use common::queue::{Layout, Segment, signalled};
+use common::queue::{Event, Layout, Segment, signalled};
 use common::ring::{Descriptor, INDIRECT, NEXT, WRITE};
 use common::session::{Wanted, feature};
+
+use Verdict::{Refused, Served, Stopped};
 
 struct Target {
     disk: Disk,
@@ -38,88 +42,76 @@ fn target() -> Target {
     target_with(Wanted::all())
 }
 
-/// How the device answered a chain.
-#[derive(Debug, PartialEq, Eq)]
-enum Answer {
-    /// Not as a success.
+/// What the device did with a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// Answered with an I/O error.
     Refused,
-    /// As a success, with so many bytes written, the status among them.
-    Served(u32),
+    /// Answered as a success.
+    Served,
+    /// Not answered: the queue stopped.
+    Stopped,
 }
 
 impl Target {
-    /// Publishes what was offered on the first queue and waits for the answer. The queue must not
-    /// stop.
-    fn answer(&mut self, placed: &Placed) -> Answer {
+    /// Publishes what was offered on the first queue and waits for what becomes of it.
+    fn verdict(&mut self, chain: &[Segment], status: u64) -> Verdict {
         let before = self.guest.scratch.snapshot();
         self.guest.queues[0].publish();
-        let used = self.guest.queues[0].wait();
-        self.guest.scratch.assert_untouched(&before, &placed.chain);
-        match self.guest.memory.read(placed.status, 1)[0] {
-            OK => Answer::Served(used.len),
-            IOERR => {
+        let event = self.guest.queues[0].wait_event();
+        self.guest.scratch.assert_untouched(&before, chain);
+        let written = self.guest.memory.read(status, 1)[0];
+        match event {
+            Event::Stopped => {
+                assert_eq!(written, UNANSWERED, "a queue that stops answers nothing");
+                Stopped
+            }
+            Event::Used(used) if written == OK => {
+                assert!(used.len > 0, "a status without a length");
+                Served
+            }
+            Event::Used(used) => {
+                assert_eq!(written, IOERR, "the status of a bad chain");
                 assert_eq!(used.len, 1, "an I/O error writes the status alone");
-                Answer::Refused
+                Refused
             }
-            UNANSWERED => {
-                // The status may have gone to the last writable byte there was.
-                assert!(used.len <= 1, "{} bytes written of a bad chain", used.len);
-                Answer::Refused
-            }
-            other => panic!("status {other} for a bad chain"),
         }
     }
 
-    /// Asserts that both queues read right, the first also after a reset.
-    fn assert_well(&mut self) {
+    /// Asserts that the second queue reads right, and the first: at once if it was not given up,
+    /// and after a reset in any case.
+    fn assert_well(&mut self, verdict: &Verdict) {
         self.guest.assert_reads(1, &self.disk.content);
-        self.guest.assert_reads(0, &self.disk.content);
-        self.assert_well_after_reset();
-    }
-
-    /// Asserts that the second queue reads right, and the first, which was stopped, after a reset.
-    fn assert_well_after_reset(&mut self) {
-        self.guest.assert_reads(1, &self.disk.content);
+        if *verdict != Stopped {
+            self.guest.assert_reads(0, &self.disk.content);
+        }
         self.guest.reset_queue(0).expect("reset");
         self.guest.assert_reads(0, &self.disk.content);
         self.guest.assert_reads(1, &self.disk.content);
         self.disk.daemon.assert_alive();
     }
 
-    /// Asserts that the chain offered last is refused, and that all is well then.
-    fn assert_offered_refused(mut self, placed: &Placed) {
-        assert_eq!(self.answer(placed), Answer::Refused);
-        self.assert_well();
-    }
-
-    /// Asserts that a read of sector 5 whose chain was offered last is served right, and that all is
-    /// well then.
-    fn assert_offered_served(mut self, placed: &Placed) {
-        assert_eq!(self.answer(placed), Answer::Served(513));
-        let data = self.guest.memory.read(placed.data[0].address, 512);
-        assert_eq!(difference(&data, self.disk.expected(5, 512)), None);
-        self.assert_well();
-    }
-
-    /// The chain, laid out as an honest driver would, is refused.
-    fn assert_refused(mut self, placed: &Placed, layout: Layout) {
+    /// Asserts what becomes of a chain that is laid out as an honest driver would.
+    fn assert(mut self, expected: Verdict, placed: Placed, layout: Layout) {
         self.guest.queues[0].submit(&placed.chain, layout);
-        self.assert_offered_refused(placed);
+        self.assert_offered(expected, &placed);
     }
 
-    /// Descriptors written by hand in the queue's own table, `next` and all, are refused.
-    fn assert_refused_table(mut self, table: &[Descriptor], placed: &Placed) {
+    /// Asserts what becomes of descriptors written by hand in the queue's own table, `next` and
+    /// all.
+    fn assert_table(mut self, expected: Verdict, table: &[Descriptor], placed: &Placed) {
         let heads = self.guest.queues[0].reserve(table.len());
         for (&place, &entry) in heads.iter().zip(table) {
             self.guest.queues[0].ring.describe(place, entry);
         }
         self.guest.queues[0].offer(heads, None);
-        self.assert_offered_refused(placed);
+        self.assert_offered(expected, placed);
     }
 
-    /// An indirect table written by hand, named by a descriptor of `len` bytes, is refused.
-    fn assert_refused_indirect(
+    /// Asserts what becomes of an indirect table written by hand, which `head` names.
+    fn assert_indirect(
         mut self,
+        expected: Verdict,
         entries: &[Descriptor],
         head: Descriptor,
         placed: &Placed,
@@ -134,7 +126,13 @@ impl Target {
             .ring
             .describe(heads[0], Descriptor { address, ..head });
         self.guest.queues[0].offer(heads, Some(table));
-        self.assert_offered_refused(placed);
+        self.assert_offered(expected, placed);
+    }
+
+    fn assert_offered(mut self, expected: Verdict, placed: &Placed) {
+        let verdict = self.verdict(&placed.chain, placed.status);
+        assert_eq!(verdict, expected);
+        self.assert_well(&verdict);
     }
 }
 
