@@ -3,7 +3,6 @@
 //! `file -> tar member -> ZFile blocks -> layer bytes`, each step but the first optional and
 //! detected from content. A range of layer bytes becomes [`Piece`]s of the file.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::error::Error;
@@ -55,13 +54,12 @@ impl ZFileMap {
 }
 
 impl Container {
-    /// Opens a file and looks through its wrappers, whose checksums are verified.
+    /// Reads the wrappers of a blob, and verifies their checksums. Opens no file.
     ///
     /// # Errors
-    /// The file cannot be read, or a wrapper is broken.
-    pub fn open(path: &Path) -> Result<Self, Error> {
+    /// [`Error::Source`] if the blob cannot be read; the others name the wrapper that is broken.
+    pub fn load(blob: Blob) -> Result<Self, Error> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
-        let blob = Blob::open(path)?;
         let payload = find_payload(&blob)?;
         let zfile_map = find_zfile_map(&blob, payload)?;
         blob.map();

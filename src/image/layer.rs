@@ -10,6 +10,7 @@ use super::reader::Reader;
 use super::wait_for_seal;
 use crate::format::crc;
 use crate::format::lsmt::{self, ENTRY_LEN, HEADER_LEN, Header, IndexReader, Mapping, Part};
+use crate::source::Blob;
 
 /// Bytes of an index read at a time.
 const INDEX_CHUNK: u64 = 1024 * 1024;
@@ -24,27 +25,37 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// Opens a layer in whatever wrappers it comes, and reads its index. Waits for one that is being
-    /// sealed.
+    /// Opens a file and loads the layer it holds.
     ///
     /// # Errors
-    /// The file cannot be read, or breaks a rule of its formats.
+    /// [`Error::Source`] if the file cannot be opened, and those of [`Layer::load`].
     pub fn open(path: &Path) -> Result<(Self, Vec<Mapping>), Error> {
-        let container = Container::open(path)?;
-        let Some(uuid) = wait_for_seal::wait(&container)? else {
-            return Self::within(container, None);
+        Self::load(Blob::open(path)?)
+    }
+
+    /// Loads a layer in any of its wrappers, and reads its index. Waits for a layer that is being
+    /// sealed. Opens no file.
+    ///
+    /// # Errors
+    /// [`Error::Source`] if the blob cannot be read, [`Error::Unsealed`] and [`Error::InUse`] for a
+    /// writable layer; the others name the rule of the formats that the blob breaks.
+    pub fn load(blob: Blob) -> Result<(Self, Vec<Mapping>), Error> {
+        let Some(uuid) = wait_for_seal::wait(&blob)? else {
+            return Self::within(Container::load(blob)?, None);
         };
-        // As long as it is by now.
-        let opened = Self::within(Container::open(path)?, Some(uuid));
-        opened.map_err(|error| match error {
-            Error::TooShort { path, .. } => Error::Unsealed { path },
-            Error::Lsmt {
-                path,
-                source: lsmt::Error::Magic(Part::Trailer),
-                ..
-            } => Error::Unsealed { path },
-            error => error,
-        })
+        let container = Container::load(blob.measured()?)?;
+        let (layer, mappings) =
+            Self::within(container, Some(uuid)).map_err(|error| match error {
+                Error::TooShort { path, .. } => Error::Unsealed { path },
+                Error::Lsmt {
+                    path,
+                    source: lsmt::Error::Magic(Part::Trailer),
+                    ..
+                } => Error::Unsealed { path },
+                error => error,
+            })?;
+        layer.container.blob().unlock()?;
+        Ok((layer, mappings))
     }
 
     /// Reads what a container holds: a layer with this uuid, if it began as a writable one.

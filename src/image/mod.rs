@@ -1,9 +1,11 @@
 //! Layers merged into one disk.
 //!
-//! [`Image::open`] opens the layers of a [`config::Stack`] side by side, merges their indexes once,
-//! and from then on nothing changes: any number of threads ask it where bytes are
-//! ([`Image::pieces`]), read them by their own means, and unpack them with an
-//! [`Unpacker`](unpack::Unpacker) each.
+//! An image is opened in two steps. [`Stack::open_files`](config::Stack::open_files) opens the files of
+//! all layers, and reads nothing of them. [`Image::load`] reads the layers side by side, and merges
+//! their indexes; it opens no file, so that a process can enter its sandbox before.
+//!
+//! A loaded image never changes. Any number of threads ask it where bytes are ([`Image::pieces`]),
+//! read them by their own means, and decode them with an [`Unpacker`](unpack::Unpacker) each.
 
 pub mod block_cache;
 pub mod config;
@@ -16,24 +18,26 @@ pub mod plan;
 pub mod reader;
 mod search;
 pub mod segment;
+mod stack;
 pub mod unpack;
 mod wait_for_seal;
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use container::{Container, MAX_STORED, ZFileMap};
 pub use error::{BlockError, Error};
 pub use segment::MAX_LAYERS;
+pub use stack::OpenStack;
 
 use config::Stack;
 use index::Index;
 use layer::Layer;
+use parallel::Workers;
 use plan::Pieces;
 use segment::{MAX_MAPPINGS, Segment};
 
 use crate::format::lsmt;
-use crate::source;
+use crate::source::Blob;
 use crate::units::{ByteOffset, Sector};
 
 /// Fewer segments than this are merged faster than threads are started.
@@ -48,15 +52,24 @@ pub struct Image {
 }
 
 impl Image {
-    /// Opens all layers of a stack and merges them.
-    ///
-    /// The disk is as large as the topmost layer with a size says. Layers that name each other in
-    /// another order than given are warned of in the log, but opened: the names are not reliable.
+    /// Opens the files of a stack, and loads it.
     ///
     /// # Errors
-    /// A layer cannot be opened, or a limit is exceeded.
+    /// Those of [`Stack::open_files`] and [`Image::load`].
     pub fn open(stack: &Stack) -> Result<Self, Error> {
-        let (layers, lists) = load(stack.layers())?;
+        Self::load(stack.open_files()?)
+    }
+
+    /// Loads all layers of a stack and merges their indexes. Opens no file.
+    ///
+    /// The disk is as large as the topmost layer with a size says. Layers that name each other in
+    /// another order than given are warned of in the log, but loaded: the names are not reliable.
+    ///
+    /// # Errors
+    /// Those of [`Layer::load`] for any layer; [`Error::TooManyMappings`] and [`Error::NoSize`].
+    pub fn load(stack: OpenStack) -> Result<Self, Error> {
+        let workers = stack.workers;
+        let (layers, lists) = load(stack)?;
         let size = layers
             .iter()
             .rev()
@@ -66,7 +79,7 @@ impl Image {
             .find(|size| *size > 0)
             .ok_or(Error::NoSize)?;
         warn_of_order(&layers);
-        let index = Index::new(&merge_all(lists));
+        let index = Index::new(&merge_all(workers, lists));
         Ok(Self {
             layers,
             index,
@@ -164,27 +177,22 @@ impl Image {
     }
 }
 
-/// Opens all layers, on several threads: the layers, and the segments of each.
-fn load(paths: &[PathBuf]) -> Result<(Vec<Layer>, Vec<Vec<Segment>>), Error> {
-    match paths.len() {
-        0 => return Err(Error::NoLayers),
-        len if len > MAX_LAYERS => return Err(Error::TooManyLayers(len)),
-        len => _ = source::make_room(len),
-    }
+/// Loads all layers, on several threads: the layers, and the segments of each.
+fn load(stack: OpenStack) -> Result<(Vec<Layer>, Vec<Vec<Segment>>), Error> {
     let total = AtomicU64::new(0);
-    let jobs = paths.iter().zip(0..).collect();
-    let loaded = parallel::each(jobs, |(path, number): (&PathBuf, u16)| {
+    let jobs = stack.blobs.into_iter().zip(0..).collect();
+    let loaded = parallel::each(stack.workers, jobs, |(blob, number): (Blob, u16)| {
         if total.load(Ordering::Relaxed) > MAX_MAPPINGS {
             return Err(Error::TooManyMappings);
         }
-        let (layer, mappings) = Layer::open(path)?;
+        let (layer, mappings) = Layer::load(blob)?;
         let before = total.fetch_add(mappings.len() as u64, Ordering::Relaxed);
         if before + mappings.len() as u64 > MAX_MAPPINGS {
             return Err(Error::TooManyMappings);
         }
         let segment = |mapping: lsmt::Mapping| {
             Segment::new(mapping, number).ok_or_else(|| Error::Position {
-                path: path.clone(),
+                path: layer.path().to_owned(),
                 offset: mapping.offset(),
                 moffset: mapping.moffset(),
             })
@@ -203,7 +211,7 @@ fn load(paths: &[PathBuf]) -> Result<(Vec<Layer>, Vec<Vec<Segment>>), Error> {
 
 /// Merges neighbours, then the results, and so on: each segment takes part in as many merges as
 /// the number of layers has binary digits.
-fn merge_all(mut lists: Vec<Vec<Segment>>) -> Vec<Segment> {
+fn merge_all(workers: Workers, mut lists: Vec<Vec<Segment>>) -> Vec<Segment> {
     let total: usize = lists.iter().map(Vec::len).sum();
     while lists.len() > 1 {
         let mut rest = lists.into_iter();
@@ -218,7 +226,7 @@ fn merge_all(mut lists: Vec<Vec<Segment>>) -> Vec<Segment> {
         lists = if total < PARALLEL_FROM {
             pairs.into_iter().map(one).collect()
         } else {
-            parallel::each(pairs, one)
+            parallel::each(workers, pairs, one)
         };
     }
     lists.pop().unwrap_or_default()

@@ -8,15 +8,26 @@ use std::thread;
 /// Most threads used, however many cores there are.
 const MAX_WORKERS: usize = 8;
 
+/// Number of threads to use. Finding it out opens files, which a sandbox does not allow.
+#[derive(Clone, Copy, Debug)]
+pub struct Workers(usize);
+
+impl Workers {
+    /// A thread for each core that this process may use, at most eight.
+    pub fn available() -> Self {
+        let cores = thread::available_parallelism().map_or(1, NonZero::get);
+        Self(cores.min(MAX_WORKERS))
+    }
+}
+
 /// The result of `work` for each of `items`, in their order. The caller's thread works too, so that
 /// a system which has no more threads only makes it slower.
-pub fn each<T, R>(items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R>
+pub fn each<T, R>(workers: Workers, items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R>
 where
     T: Send,
     R: Send,
 {
-    let cores = thread::available_parallelism().map_or(1, NonZero::get);
-    let workers = cores.min(MAX_WORKERS).min(items.len());
+    let workers = workers.0.min(items.len());
     let queue = Mutex::new(items.into_iter().enumerate());
     let run = || {
         let mut done = Vec::new();
@@ -49,13 +60,13 @@ mod tests {
 
     #[test]
     fn results_keep_the_order() {
-        let squares = each((0..1000_u64).collect(), |n| n * n);
+        let squares = each(Workers::available(), (0..1000_u64).collect(), |n| n * n);
         assert!(
             squares
                 .iter()
                 .enumerate()
                 .all(|(n, square)| *square == (n * n) as u64)
         );
-        assert!(each(Vec::<u8>::new(), |n| n).is_empty());
+        assert!(each(Workers::available(), Vec::<u8>::new(), |n| n).is_empty());
     }
 }

@@ -209,7 +209,21 @@ impl Blob {
         let _ = rustix::fs::fadvise(&self.file, offset, NonZeroU64::new(len), advice);
     }
 
-    /// Takes a shared lock on the file; returns whether no writer holds it. Never waits.
+    /// The same file with the length that it has by now.
+    ///
+    /// # Errors
+    /// [`Error::Open`] if the file cannot be examined.
+    pub fn measured(mut self) -> Result<Self, Error> {
+        let end = self.file.seek(SeekFrom::End(0));
+        let len = end.map_err(|source| Error::Open {
+            path: self.path.clone(),
+            source,
+        })?;
+        Ok(Self::new(self.path, self.file, len, self.presence))
+    }
+
+    /// Takes a shared lock on the file; returns whether no process has it locked to write to it.
+    /// Never waits.
     ///
     /// # Errors
     /// [`Error::Lock`] if the file cannot be locked at all.
@@ -217,10 +231,22 @@ impl Blob {
         match flock(&self.file, FlockOperation::NonBlockingLockShared) {
             Ok(()) => Ok(true),
             Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(false),
-            Err(errno) => Err(Error::Lock {
-                path: self.path.clone(),
-                source: errno.into(),
-            }),
+            Err(errno) => Err(self.unlockable(errno)),
+        }
+    }
+
+    /// Gives up the lock.
+    ///
+    /// # Errors
+    /// [`Error::Lock`] if the system refuses.
+    pub fn unlock(&self) -> Result<(), Error> {
+        flock(&self.file, FlockOperation::Unlock).map_err(|errno| self.unlockable(errno))
+    }
+
+    fn unlockable(&self, errno: Errno) -> Error {
+        Error::Lock {
+            path: self.path.clone(),
+            source: errno.into(),
         }
     }
 

@@ -407,3 +407,24 @@ fn what_is_no_layer_is_refused_in_one_line() {
     let path = write(dir.path(), "sizeless", &sizeless);
     assert!(matches!(open(&[path]), Err(Error::NoSize)));
 }
+
+#[test]
+fn a_stack_is_loaded_from_open_files_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let case = golden::find("08-deep64-small");
+    let copies = case.layers.iter().enumerate().map(|(number, layer)| {
+        let copy = dir.path().join(number.to_string());
+        std::fs::copy(layer, &copy).unwrap();
+        copy
+    });
+    let stack = Stack::new(copies.collect::<Vec<_>>());
+    let open = stack.open_files().unwrap();
+    // Whatever has the names now is not looked at.
+    for layer in stack.layers() {
+        std::fs::remove_file(layer).unwrap();
+        std::fs::write(layer, "another file").unwrap();
+    }
+    let image = Image::load(open).unwrap();
+    let disk = whole(&image).unwrap();
+    assert_eq!(hex(&Sha256::digest(&disk)), case.sha256);
+}

@@ -4,6 +4,7 @@ use super::*;
 use ovbd_vhost::format::lsmt::{Header, IndexReader, Mapping, PADDING, Part};
 use ovbd_vhost::format::{tar, zfile};
 use ovbd_vhost::image::Container;
+use ovbd_vhost::source::Blob;
 
 /// A layer taken out of its wrappers.
 pub struct Bare {
@@ -14,7 +15,7 @@ pub struct Bare {
 }
 
 pub fn bare(path: &Path) -> Bare {
-    let container = Container::open(path).unwrap();
+    let container = Container::load(Blob::open(path).unwrap()).unwrap();
     let mut bytes = vec![0; container.len() as usize];
     Reader::new().read_layer(&container, 0, &mut bytes).unwrap();
     let trailer_at = bytes.len() - 4096;

@@ -1,0 +1,39 @@
+//! The files of a stack, open: what loading an image needs of the system.
+//!
+//! Opening looks at paths and at nothing that a layer holds; loading reads what the layers hold, and
+//! needs no path. A process enters its sandbox in between, so that hostile layers are parsed where
+//! they can do no harm.
+
+use super::config::Stack;
+use super::error::Error;
+use super::parallel::Workers;
+use super::segment::MAX_LAYERS;
+use crate::source::{self, Blob};
+
+/// The files of a stack, open and not yet read.
+#[derive(Debug)]
+pub struct OpenStack {
+    pub(super) blobs: Vec<Blob>,
+    pub(super) workers: Workers,
+}
+
+impl Stack {
+    /// Opens the files of all layers.
+    ///
+    /// # Errors
+    /// [`Error::NoLayers`] and [`Error::TooManyLayers`] for a stack that no image can have,
+    /// [`Error::Source`] if a file cannot be opened.
+    pub fn open_files(&self) -> Result<OpenStack, Error> {
+        let paths = self.layers();
+        match paths.len() {
+            0 => return Err(Error::NoLayers),
+            len if len > MAX_LAYERS => return Err(Error::TooManyLayers(len)),
+            len => _ = source::make_room(len),
+        }
+        let blobs = paths.iter().map(|path| Blob::open(path));
+        Ok(OpenStack {
+            blobs: blobs.collect::<Result<_, _>>()?,
+            workers: Workers::available(),
+        })
+    }
+}
