@@ -34,6 +34,7 @@ impl Linux {
             &Hardware {
                 processors: 2,
                 memory: 512,
+                private: 0,
                 boot: vec![
                     "-kernel",
                     &kernel,

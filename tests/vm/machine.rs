@@ -22,6 +22,8 @@ pub struct Hardware<'a> {
     pub processors: u32,
     /// MiB of memory, shared with the daemon.
     pub memory: u32,
+    /// MiB of memory above it that are not shared.
+    pub private: u32,
     /// Kernel, initramfs and command line.
     pub boot: Vec<&'a str>,
     /// Whether kernel messages have the first serial port to themselves.
@@ -41,7 +43,10 @@ impl Machine {
     /// Starts a machine whose disk is behind `socket`; files go to `dir`.
     pub fn start(dir: &Path, socket: &Path, hardware: &Hardware) -> Self {
         let Hardware {
-            processors, memory, ..
+            processors,
+            memory,
+            private,
+            ..
         } = hardware;
         let console = dir.join("console.log");
         let errors = dir.join("qemu.log");
@@ -59,7 +64,7 @@ impl Machine {
         .args(["-display", "none", "-smp", &processors.to_string()])
         .args([
             "-m",
-            &memory.to_string(),
+            &(memory + private).to_string(),
             "-numa",
             "node,memdev=memory",
             "-object",
@@ -77,6 +82,10 @@ impl Machine {
             "vhost-user-blk-pci,chardev=disk,num-queues={processors}"
         ))
         .args(&hardware.boot);
+        if *private > 0 {
+            qemu.args(["-numa", "node,memdev=private", "-object"])
+                .arg(format!("memory-backend-ram,id=private,size={private}M"));
+        }
         if hardware.console {
             qemu.arg("-serial")
                 .arg(format!("file:{}", console.display()));

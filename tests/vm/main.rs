@@ -5,6 +5,7 @@
 
 mod linux;
 mod machine;
+mod private_memory;
 mod process;
 mod recovery;
 mod tiny;

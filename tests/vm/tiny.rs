@@ -13,6 +13,10 @@ static KERNEL: LazyLock<PathBuf> = LazyLock::new(|| {
     kernel
 });
 
+/// MiB of memory that the machine shares with the daemon, and of memory above it that it does not.
+pub const SHARED: u32 = 256;
+const PRIVATE: u32 = 64;
+
 /// What one run of the tiny guest printed, ended by its power-off.
 pub struct Report(String);
 
@@ -24,7 +28,8 @@ pub fn run(dir: &Path, socket: &Path, options: &str) -> Report {
         socket,
         &Hardware {
             processors: 1,
-            memory: 256,
+            memory: SHARED,
+            private: PRIVATE,
             boot: vec!["-kernel", kernel, "-append", options],
             console: false,
         },
