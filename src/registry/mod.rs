@@ -1,10 +1,34 @@
 //! OCI registries: references, manifests, authentication and ranges of blobs over HTTP.
 //!
-//! Parsers are pure and take hostile input. Only the client opens
-//! connections. Nothing here caches blobs or retries for long: the fetcher does.
+//! Parsers are pure and take hostile input. Only [`client`], and what it is made of, opens
+//! connections; it blocks, and is shared by threads. Nothing here caches blobs or retries for
+//! long: the fetcher does.
 
+mod address;
+mod auth;
+pub mod blob;
+mod breaker;
 pub mod challenge;
+pub mod client;
+pub mod content_range;
+mod credential_service;
+pub mod credentials;
+mod date;
+mod detail;
+pub mod error;
+mod http;
+pub mod manifest;
 pub mod reference;
 pub mod repository;
+mod resolver;
+mod tls;
 pub mod token;
 pub mod url;
+mod waiting;
+
+pub use credential_service::Service;
+pub use http::Timeouts;
+pub use tls::ClientCertificate;
+
+/// Value of the `User-Agent` header, unless another is configured.
+const USER_AGENT: &str = concat!("ovbd-vhost/", env!("CARGO_PKG_VERSION"));

@@ -18,6 +18,8 @@
 //! | `daemon` | the real `ovbd-vhost` binary as a child process |
 //! | `recorder` | a file system in memory that records what is done to it, and fails or does not answer on demand |
 //! | `reference` | a small back-end over a byte vector, to test the front-end itself |
+//! | `registry_server` | a registry that does as a test says, down to the bytes on the wire |
+//! | `registries` | real registries on this machine, and what they hold |
 //! | `content` | bytes that tell where they belong, and a seeded generator |
 //! | `golden`, `layers` | the golden images of `tests/data`, and layers made to order |
 //! | `disk` | the daemon with the disk most tests read |
@@ -43,6 +45,8 @@ pub mod queue;
 pub mod raw;
 pub mod recorder;
 pub mod reference;
+pub mod registries;
+pub mod registry_server;
 pub mod returning;
 pub mod ring;
 pub mod session;

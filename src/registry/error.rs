@@ -1,0 +1,340 @@
+//! What can go wrong between here and a registry, and what a caller is to do about it.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use super::repository::Host;
+use super::{credentials, manifest, token};
+use crate::format::digest::Digest;
+
+/// Result of a request.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a request to a registry failed. Cheap to clone: several threads may wait for one login.
+#[derive(Clone, Debug, Error)]
+pub enum Error {
+    /// The registry wants other credentials, or none that are configured will do.
+    #[error("{host} refuses access to {what} (HTTP status {status}{}); {hint}", said(.detail))]
+    Denied {
+        /// The registry.
+        host: Host,
+        /// Repository or token server.
+        what: String,
+        /// HTTP status.
+        status: u16,
+        /// The server's own words.
+        detail: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// The credentials cannot be had.
+    #[error("cannot get credentials for {host}")]
+    Credentials {
+        /// The registry.
+        host: Host,
+        /// Why.
+        source: Arc<credentials::Error>,
+    },
+    /// The token server's reply is useless.
+    #[error("no token for {host} from {realm}")]
+    Token {
+        /// The registry.
+        host: Host,
+        /// The token server.
+        realm: String,
+        /// Why.
+        source: token::Error,
+    },
+    /// The registry does not have the blob or manifest.
+    #[error("{host} does not have {what}{}", said(.detail))]
+    NotFound {
+        /// The registry.
+        host: Host,
+        /// Path of the blob or manifest.
+        what: String,
+        /// The server's own words.
+        detail: String,
+    },
+    /// The TLS handshake failed: a certificate is not trusted, has expired or is for another name.
+    #[error("TLS handshake with {host} failed")]
+    Tls {
+        /// The server.
+        host: Host,
+        /// Why.
+        source: Arc<ureq::Error>,
+    },
+    /// The host's name has no address.
+    #[error("cannot resolve the host name {host}")]
+    Resolve {
+        /// The host.
+        host: Host,
+        /// What the resolver said.
+        source: Arc<io::Error>,
+        /// The resolver itself failed, rather than answered.
+        temporary: bool,
+    },
+    /// A blob or manifest does not have the size or digest it should.
+    #[error("{what} from {host}: expected {expected}, found {found}")]
+    Mismatch {
+        /// The server.
+        host: Host,
+        /// Path of the blob or manifest.
+        what: String,
+        /// Size or digest, as the image says.
+        expected: String,
+        /// Size or digest, as served.
+        found: String,
+    },
+    /// A server sends this program where it must not go.
+    #[error("{host} redirects to {target}, which is refused: {reason}")]
+    Redirect {
+        /// The redirecting server.
+        host: Host,
+        /// The target without its query.
+        target: String,
+        /// Why it is refused.
+        reason: &'static str,
+    },
+    /// The manifest is not that of an OverlayBD image.
+    #[error("{what} is not usable")]
+    Manifest {
+        /// The reference.
+        what: String,
+        /// Why.
+        source: manifest::Error,
+    },
+    /// The server does not serve ranges: it would send the whole blob from its first byte.
+    #[error("{host} does not serve ranges of {digest}")]
+    WithoutRanges {
+        /// The server.
+        host: Host,
+        /// The blob.
+        digest: Digest,
+    },
+    /// The server asks for patience: status 429 or 503.
+    #[error("{host} answers HTTP status {status}, too many requests or overload")]
+    Busy {
+        /// The server.
+        host: Host,
+        /// HTTP status.
+        status: u16,
+        /// Its `Retry-After`, bounded.
+        retry_after: Option<Duration>,
+    },
+    /// A status that is not expected here.
+    #[error("{host} answers HTTP status {status} for {what}{}", said(.detail))]
+    Status {
+        /// The server.
+        host: Host,
+        /// Path of the blob or manifest.
+        what: String,
+        /// HTTP status.
+        status: u16,
+        /// The server's own words.
+        detail: String,
+    },
+    /// An answer that makes no sense here.
+    #[error("unexpected answer from {host} for {what}: {detail}")]
+    Unexpected {
+        /// The server.
+        host: Host,
+        /// Path of the blob or manifest.
+        what: String,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// The server did not answer in time.
+    #[error("{host} did not answer in time ({phase})")]
+    Timeout {
+        /// The server.
+        host: Host,
+        /// What was waited for.
+        phase: String,
+    },
+    /// The connection could not be made, or broke.
+    #[error("connection to {host} failed")]
+    Connection {
+        /// The server.
+        host: Host,
+        /// Why.
+        source: Arc<ureq::Error>,
+    },
+    /// The server failed so often that it is only tried now and then.
+    #[error("{host} failed repeatedly; next attempt in {} ms", .retry_after.as_millis())]
+    Resting {
+        /// The server.
+        host: Host,
+        /// Time until the next attempt.
+        retry_after: Duration,
+    },
+    /// A credential service or the configuration cannot be used.
+    #[error("{what}")]
+    Setup {
+        /// What was being set up.
+        what: String,
+        /// Why.
+        source: Arc<io::Error>,
+    },
+}
+
+/// What to do about an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Repeating the request soon gives the same. A start ends; a running guest's read is repeated
+    /// rarely, because credentials and registries get mended.
+    Definite,
+    /// The next attempt may succeed.
+    Passing {
+        /// Not before so long, if the server said so.
+        retry_after: Option<Duration>,
+    },
+}
+
+impl Error {
+    /// What to do about it.
+    pub fn class(&self) -> Class {
+        let retry_after = match self {
+            Error::Busy { retry_after, .. } => *retry_after,
+            Error::Resting { retry_after, .. } => Some(*retry_after),
+            Error::WithoutRanges { .. }
+            | Error::Status { .. }
+            | Error::Unexpected { .. }
+            | Error::Timeout { .. }
+            | Error::Connection { .. }
+            | Error::Resolve {
+                temporary: true, ..
+            } => None,
+            Error::Credentials { source, .. } if source.is_passing() => None,
+            Error::Denied { .. }
+            | Error::Credentials { .. }
+            | Error::Token { .. }
+            | Error::NotFound { .. }
+            | Error::Tls { .. }
+            | Error::Resolve { .. }
+            | Error::Mismatch { .. }
+            | Error::Redirect { .. }
+            | Error::Manifest { .. }
+            | Error::Setup { .. } => return Class::Definite,
+        };
+        Class::Passing { retry_after }
+    }
+
+    /// Whether repeating the request soon gives the same.
+    pub fn is_definite(&self) -> bool {
+        self.class() == Class::Definite
+    }
+
+    /// The words that upstream puts into an image's `resultFile` for the same class of error.
+    pub fn upstream_words(&self) -> &'static str {
+        match self {
+            Error::Denied { .. } | Error::Credentials { .. } | Error::Token { .. } => {
+                "Authentication failed"
+            }
+            Error::NotFound { .. } => "No such file or directory",
+            Error::Tls { .. }
+            | Error::Resolve { .. }
+            | Error::Connection { .. }
+            | Error::Resting { .. } => "Connection failed",
+            Error::Timeout { .. } => "Get meta timedout",
+            Error::Busy { .. } => "Too many requests",
+            Error::Mismatch { .. }
+            | Error::Redirect { .. }
+            | Error::Manifest { .. }
+            | Error::WithoutRanges { .. }
+            | Error::Status { .. }
+            | Error::Unexpected { .. }
+            | Error::Setup { .. } => "Unexpected response",
+        }
+    }
+
+    /// Whether a server is to blame that answers nothing useful, so that it should be spared.
+    pub(super) fn is_outage(&self) -> bool {
+        matches!(
+            self,
+            Error::Busy { .. }
+                | Error::Timeout { .. }
+                | Error::Connection { .. }
+                | Error::Unexpected { .. }
+                | Error::Resolve { .. }
+        )
+    }
+}
+
+/// For `io::Read` of a blob's body.
+impl From<Error> for io::Error {
+    fn from(error: Error) -> io::Error {
+        let kind = match &error {
+            Error::Timeout { .. } => io::ErrorKind::TimedOut,
+            Error::NotFound { .. } => io::ErrorKind::NotFound,
+            Error::Denied { .. } => io::ErrorKind::PermissionDenied,
+            _ => io::ErrorKind::Other,
+        };
+        io::Error::new(kind, error)
+    }
+}
+
+/// The server's words, to be appended.
+fn said(detail: &str) -> String {
+    if detail.is_empty() {
+        String::new()
+    } else {
+        format!(", \"{detail}\"")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host() -> Host {
+        "r.example".parse().unwrap()
+    }
+
+    #[test]
+    fn errors_are_classed() {
+        let busy = Error::Busy {
+            host: host(),
+            status: 429,
+            retry_after: Some(Duration::from_secs(3)),
+        };
+        let retry_after = Some(Duration::from_secs(3));
+        assert_eq!(busy.class(), Class::Passing { retry_after });
+        assert_eq!(busy.upstream_words(), "Too many requests");
+        let denied = Error::Denied {
+            host: host(),
+            what: "a/b".to_owned(),
+            status: 403,
+            detail: "no".to_owned(),
+            hint: "check the credentials",
+        };
+        assert_eq!(denied.class(), Class::Definite);
+        assert_eq!(
+            denied.to_string(),
+            "r.example refuses access to a/b (HTTP status 403, \"no\"); check the credentials"
+        );
+        for temporary in [true, false] {
+            let resolve = Error::Resolve {
+                host: host(),
+                source: Arc::new(io::Error::other("x")),
+                temporary,
+            };
+            assert_eq!(resolve.is_definite(), !temporary);
+        }
+    }
+
+    #[test]
+    fn an_error_survives_a_reader() {
+        let error = Error::Timeout {
+            host: host(),
+            phase: "body".to_owned(),
+        };
+        let error = io::Error::from(error);
+        let inner = error
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<Error>());
+        assert!(matches!(inner, Some(Error::Timeout { .. })));
+    }
+}
