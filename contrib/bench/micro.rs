@@ -9,6 +9,7 @@ mod wide;
 use std::fs::File;
 use std::hint::black_box;
 
+use common::content::Random;
 use criterion::measurement::WallTime;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ovbd_vhost::codec::{Decoder, Encoder};
@@ -90,13 +91,8 @@ fn look_up(criterion: &mut Criterion<ThreadTime>) {
     for count in [4_500, 100_000, 1_000_000] {
         let index = Index::new(&segments(0..count));
         let blocks = wide::sectors(count) / wide::SECTORS;
-        let mut state = 1u64;
-        let queries = std::iter::repeat_with(|| {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
-            (state >> 33) % blocks * wide::SECTORS
-        });
+        let mut random = Random::new(1);
+        let queries = std::iter::repeat_with(|| random.below(blocks) * wide::SECTORS);
         let queries: Vec<_> = queries.take(QUERIES).collect();
         group.bench_function(format!("{count} segments"), |bencher| {
             bencher.iter(|| {

@@ -17,6 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use common::content::Random;
 use ovbd_vhost::format::lsmt::writable::Kind;
 use ovbd_vhost::format::lsmt::{HEADER_LEN, Header, Part};
 use ovbd_vhost::image::Image;
@@ -156,13 +157,8 @@ fn disk(folder: &Path, blocks: u64) -> (Volume, Snapshots) {
 fn look_ups(dir: &Path) -> Vec<(u64, f64)> {
     let folder = tempfile::tempdir_in(dir).expect("a folder");
     let (volume, snapshots) = disk(folder.path(), BLOCKS);
-    let mut state = 1_u64;
-    let mut random = || {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
-        (state >> 33) % BLOCKS
-    };
+    let mut numbers = Random::new(1);
+    let mut random = || numbers.below(BLOCKS);
     let mut overlay = Lookup::default();
     let mut figures = Vec::new();
     for number in 0..=100 {

@@ -24,12 +24,20 @@ impl Random {
 
     /// A number below `end`, which is not 0.
     pub fn below(&mut self, end: u64) -> u64 {
-        self.any() % end
+        ((u128::from(self.any()) * u128::from(end)) >> 64) as u64
     }
 
     /// A number of `range`, which is not empty.
     pub fn within(&mut self, range: std::ops::RangeInclusive<u64>) -> u64 {
         range.start() + self.below(range.end() - range.start() + 1)
+    }
+
+    /// Puts `items` in any order.
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            let other = self.below(last as u64 + 1) as usize;
+            items.swap(last, other);
+        }
     }
 
     /// Heads or tails.

@@ -125,14 +125,6 @@ impl Load {
         self.region.slice(slot.data, self.shape.len as usize)
     }
 
-    /// The sectors of the requests in flight.
-    pub fn outstanding(&self) -> impl Iterator<Item = u64> {
-        self.slots
-            .iter()
-            .filter(|slot| slot.busy)
-            .map(|slot| slot.sector)
-    }
-
     /// Puts a read at `sector` in `slot`, which is free; seen after [`Ring::publish`].
     pub fn submit(&mut self, slot: u16, sector: u64) {
         let slot = &mut self.slots[usize::from(slot)];

@@ -45,14 +45,13 @@ impl Region {
     }
 
     /// Bytes.
-    #[allow(clippy::len_without_is_empty, reason = "no region is empty")]
-    pub fn len(&self) -> u64 {
+    pub fn size(&self) -> u64 {
         self.mapping.len()
     }
 
     /// First guest address past the end.
     pub fn end(&self) -> u64 {
-        self.base() + self.len()
+        self.base() + self.size()
     }
 
     /// The memfd, for a front-end that takes memory away.
@@ -99,7 +98,7 @@ impl Region {
     pub fn info(&self) -> VhostUserMemoryRegionInfo {
         VhostUserMemoryRegionInfo {
             guest_phys_addr: self.base(),
-            memory_size: self.len(),
+            memory_size: self.size(),
             userspace_addr: self.all().ptr_guard().as_ptr().addr() as u64,
             mmap_offset: self.file_offset,
             mmap_handle: self.file.as_raw_fd(),

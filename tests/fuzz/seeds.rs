@@ -9,11 +9,15 @@ use common::layers::{self, LayerBuilder, Pack, noise, wrap_tar, zfile};
 use ovbd_vhost::format::lsmt::Mapping;
 use ovbd_vhost::format::tar;
 use ovbd_vhost::format::zfile::Algorithm;
+use ovbd_vhost::image::config::Config;
 use ovbd_vhost::image::layer::Layer;
 use ovbd_vhost::units::Sector;
 
 /// Larger golden files are left out: a fuzzer works on what it can change in one go.
 const MOST: u64 = 12 << 10;
+
+/// Longer seeds are cut (`-max_len` in `contrib/ci/fuzz`).
+const MAX_LEN: usize = 16384;
 
 /// A folder for the seeds of one target, empty.
 fn folder(target: &str) -> PathBuf {
@@ -25,10 +29,14 @@ fn folder(target: &str) -> PathBuf {
     folder
 }
 
+/// Writes seeds that a fuzzer takes whole; returns how many.
 fn write(folder: &Path, seeds: impl IntoIterator<Item = Vec<u8>>) -> usize {
     let seeds = seeds.into_iter().enumerate();
     seeds
-        .map(|(number, seed)| fs::write(folder.join(number.to_string()), seed).expect("seed"))
+        .map(|(number, seed)| {
+            assert!((1..=MAX_LEN).contains(&seed.len()), "{} bytes", seed.len());
+            fs::write(folder.join(number.to_string()), seed).expect("seed");
+        })
         .count()
 }
 
@@ -120,7 +128,7 @@ fn stack() {
         let layers = [layer(form, &below), layer(7 - form, &above), layer(2, &[])];
         [vec![2], layers.concat()].concat()
     });
-    write(&folder("stack"), seeds);
+    assert_eq!(write(&folder("stack"), seeds), 8);
 }
 
 #[test]
@@ -143,7 +151,7 @@ fn upper() {
         let torn = whole[..whole.len() - 5].to_vec();
         [whole, journalled, torn]
     });
-    write(&folder("upper"), seeds);
+    assert_eq!(write(&folder("upper"), seeds), 9);
 }
 
 #[test]
@@ -155,7 +163,12 @@ fn image_config() {
         r#"{"lowers":[],"accelerationLayer":true,"recordTracePath":"t"}"#,
         r#"{"upper":{"index":"i","data":"d","vsize":64}}"#,
     ];
-    write(&folder("image_config"), configs.map(Vec::from));
+    let folder = folder("image_config");
+    assert_eq!(write(&folder, configs.map(Vec::from)), configs.len());
+    for number in 0..configs.len() {
+        let config = Config::load(&folder.join(number.to_string()));
+        config.expect("a sound image config");
+    }
 }
 
 /// Memory of a guest with a queue of eight in the places `fuzz_targets/virtqueue.rs` says, which
@@ -220,7 +233,7 @@ fn virtqueue() {
         let area = if flags & 4 != 0 { area() } else { vec![] };
         [&head[..], &memory, &area].concat()
     });
-    write(&folder("virtqueue"), seeds);
+    assert_eq!(write(&folder("virtqueue"), seeds), 16);
 }
 
 /// Steps as `fuzz_targets/messages.rs` reads them.
@@ -482,5 +495,6 @@ fn messages() {
     let unflushed = unflushed.queue_of(32, 0, 0, 0).kick();
     let writing = (0..4).map(session).chain([through, again, unflushed]);
     let seeds = seeds.into_iter().chain(writing);
-    write(&folder("messages"), seeds.map(|steps| steps.0));
+    let written = write(&folder("messages"), seeds.map(|steps| steps.0));
+    assert_eq!(written, 15);
 }

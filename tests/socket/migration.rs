@@ -96,7 +96,7 @@ fn used_ring(guest: &Guest) -> u64 {
     let mut regions = guest.memory.regions.iter();
     let offset = |region: &std::sync::Arc<common::memory::Region>| {
         let offset = user.checked_sub(region.user_address(region.base()))?;
-        (offset < region.len()).then(|| region.base() + offset)
+        (offset < region.size()).then(|| region.base() + offset)
     };
     regions
         .find_map(offset)

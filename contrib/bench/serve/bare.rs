@@ -5,6 +5,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::content::Random;
 use ovbd_vhost::codec::Decoder;
 use ovbd_vhost::format::zfile::Algorithm;
 use ovbd_vhost::image::Image;
@@ -45,11 +46,11 @@ impl Bare {
             random,
         };
         let all = content.blocks();
-        let mut state = 1u64;
+        let mut numbers = Random::new(1);
         let mut target = vec![0; BLOCK];
         for number in 0..BLOCKS.min(all.len()) {
             let at = if random {
-                next(&mut state) % all.len()
+                numbers.below(all.len() as u64) as usize
             } else {
                 number
             };
@@ -78,9 +79,7 @@ impl Bare {
         }
         if random {
             // Not in the order in which they lie in memory, which the processor would foresee.
-            for last in (1..bare.places.len()).rev() {
-                bare.places.swap(last, next(&mut state) % (last + 1));
-            }
+            numbers.shuffle(&mut bare.places);
         }
         Ok(bare)
     }
@@ -123,14 +122,6 @@ impl Bare {
         };
         Ok((outcome, ran_since(ran)?))
     }
-}
-
-/// A number that cannot be foreseen, but is the same each time.
-pub fn next(state: &mut u64) -> usize {
-    *state = state
-        .wrapping_mul(6_364_136_223_846_793_005)
-        .wrapping_add(1);
-    (*state >> 33) as usize
 }
 
 /// Nanoseconds this thread has run.

@@ -11,6 +11,7 @@ use crate::content::{BLOCK, Content, WINDOW};
 use crate::histogram::Histogram;
 use common::PATIENCE;
 use common::blk;
+use common::content::Random;
 use common::load::{Load, Shape};
 use common::memory::{Memory, Region};
 use common::ring::{Addresses, Ring};
@@ -88,23 +89,21 @@ pub struct Connection {
 }
 
 /// What to read next.
-struct Order {
-    state: u64,
-    random: bool,
+enum Order {
+    Random(Random),
+    /// One after the other; the number of the last one.
+    Ascending(usize),
 }
 
 impl Order {
     /// One of `blocks`.
     fn next(&mut self, blocks: &[u32]) -> u32 {
-        if self.random {
-            self.state ^= self.state << 13;
-            self.state ^= self.state >> 7;
-            self.state ^= self.state << 17;
-            let index = (u128::from(self.state) * blocks.len() as u128) >> 64;
-            blocks[index as usize]
-        } else {
-            self.state += 1;
-            blocks[self.state as usize % blocks.len()]
+        match self {
+            Self::Random(random) => blocks[random.below(blocks.len() as u64) as usize],
+            Self::Ascending(last) => {
+                *last += 1;
+                blocks[*last % blocks.len()]
+            }
         }
     }
 }
@@ -137,9 +136,10 @@ impl Connection {
             };
             loads.push(Load::new(ring, &memory, 0, shape));
         }
-        let order = |queue| Order {
-            state: 0x9e37_79b9_7f4a_7c15 + queue as u64 * 1_000_003,
-            random: workload.random,
+        // Queues begin far apart.
+        let order = |queue: usize| match workload.random {
+            true => Order::Random(Random::new(queue as u64)),
+            false => Order::Ascending(queue * 1_000_003),
         };
         Ok(Self {
             loads,

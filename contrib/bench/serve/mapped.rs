@@ -5,6 +5,7 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use common::content::Random;
 use ovbd_vhost::image::Image;
 use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::image::plan::Piece;
@@ -13,7 +14,7 @@ use ovbd_vhost::units::Sector;
 use vm_memory::VolatileSlice;
 
 use crate::Result;
-use crate::bare::{next, ran, ran_since};
+use crate::bare::{ran, ran_since};
 use crate::content::{BLOCK, Content};
 use crate::drive::Outcome;
 
@@ -52,10 +53,7 @@ impl Mapped {
                 return Err(format!("block {block} is not what the raw image holds").into());
             }
         }
-        let mut state = 1u64;
-        for last in (1..mapped.places.len()).rev() {
-            mapped.places.swap(last, next(&mut state) % (last + 1));
-        }
+        Random::new(1).shuffle(&mut mapped.places);
         Ok(mapped)
     }
 

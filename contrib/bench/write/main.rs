@@ -22,6 +22,7 @@ use std::time::Instant;
 use clap::Parser;
 
 use common::blk;
+use common::content::Random;
 use common::load::{Load, Shape};
 use common::memory::{Memory, Region};
 use common::ring::{Addresses, Ring};
@@ -207,14 +208,11 @@ fn prepare(args: &Args) -> Result<()> {
     let (raw, layer) = (args.dir.join("base.raw"), args.dir.join("base.obd"));
     let mut file = File::create(&raw)?;
     file.set_len(args.size << 20)?;
-    let mut state = 1u64;
+    let mut random = Random::new(1);
     for mebibyte in (0..args.size).step_by(2) {
         let mut bytes = vec![0; 1 << 20];
         for word in bytes.chunks_exact_mut(16) {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            word[..8].copy_from_slice(&state.to_le_bytes());
+            word[..8].copy_from_slice(&random.any().to_le_bytes());
         }
         file.seek(SeekFrom::Start(mebibyte << 20))?;
         file.write_all(&bytes)?;
@@ -317,13 +315,7 @@ fn sectors(args: &Args, random: bool, start: u64) -> Vec<u64> {
         .map(|n| (start + n * step * u64::from(len)) / blk::SECTOR)
         .collect();
     if random {
-        let mut state = 7u64;
-        for n in (1..sectors.len()).rev() {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            sectors.swap(n, (state % (n as u64 + 1)) as usize);
-        }
+        Random::new(7).shuffle(&mut sectors);
     }
     sectors
 }
