@@ -74,10 +74,11 @@ struct Args {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     upper_limit: Option<u64>,
 
-    /// Queues a front-end may use; one costs nothing until it is used.
-    #[arg(long, value_name = "N", default_value_t = MAX_QUEUES,
+    /// Number of virtqueues offered, each with an io_uring ring of its own (15 KiB of kernel
+    /// memory). [default: 256, with a ring for one queue per processor, at least 4, at most 16]
+    #[arg(long, value_name = "N",
           value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_QUEUES)))]
-    num_queues: u16,
+    num_queues: Option<u16>,
 
     /// Largest queue a front-end may set up, a power of two.
     #[arg(long, value_name = "N", default_value = "1024", value_parser = parse_queue_size)]
@@ -197,12 +198,12 @@ impl From<Args> for Config {
             },
             upper_limit: args.upper_limit,
             num_queues: args.num_queues,
+            io_uring: args.io == Io::Uring,
             queue_size: args.queue_size,
             serial: args.serial,
             block_cache: args.block_cache,
             tuning: Tuning {
                 poll: Duration::from_micros(args.poll_us),
-                io_uring: args.io == Io::Uring,
                 readahead: args.readahead,
                 drop_cache: args.drop_cache,
                 cpus: args.cpus,

@@ -1,6 +1,9 @@
 //! What the daemon is to do, checked.
 
+use std::num::NonZero;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::thread;
 
 use crate::engine::Tuning;
 use crate::virtio::request::SERIAL_LEN;
@@ -30,8 +33,10 @@ pub struct Config {
     pub upper: Option<UpperSource>,
     /// Most bytes of data the writable layer may hold, if there is a bound.
     pub upper_limit: Option<u64>,
-    /// Queues a front-end may use.
-    pub num_queues: u16,
+    /// Queues a front-end may use, if that was chosen: [`MAX_QUEUES`] otherwise.
+    pub num_queues: Option<u16>,
+    /// Whether workers read through io_uring, where the kernel has it.
+    pub io_uring: bool,
     /// Largest queue it may set up.
     pub queue_size: u16,
     /// The device's serial, padded with zeros; by default one derived from the image.
@@ -40,6 +45,29 @@ pub struct Config {
     pub block_cache: u64,
     /// How its workers work.
     pub tuning: Tuning,
+}
+
+/// io_uring rings made for a device whose number of queues was not chosen: one for each processor of
+/// the host, in these limits. A ring takes about 15 KiB of kernel memory.
+const DEFAULT_RINGS: RangeInclusive<usize> = 4..=16;
+
+impl Config {
+    /// Queues a front-end may use.
+    pub fn queues(&self) -> u16 {
+        self.num_queues.unwrap_or(MAX_QUEUES)
+    }
+
+    /// io_uring rings to make before the sandbox is entered.
+    pub fn rings(&self) -> usize {
+        match (self.io_uring, self.num_queues) {
+            (false, _) => 0,
+            (true, Some(queues)) => usize::from(queues),
+            (true, None) => {
+                let processors = thread::available_parallelism().map_or(1, NonZero::get);
+                processors.clamp(*DEFAULT_RINGS.start(), *DEFAULT_RINGS.end())
+            }
+        }
+    }
 }
 
 /// Where the list of layers comes from.

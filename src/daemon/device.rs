@@ -11,6 +11,7 @@ use super::config::UpperSource;
 use super::control::api::Device;
 use super::{Config, Error};
 use crate::engine::Disk;
+use crate::engine::uring::Rings;
 use crate::format::lsmt::writable::Kind;
 use crate::format::lsmt::{HEADER_LEN, Header};
 use crate::image::Image;
@@ -74,7 +75,7 @@ pub fn open(
     let disk = Disk {
         config: DeviceConfig {
             capacity: volume.sectors(),
-            queues: config.num_queues,
+            queues: config.queues(),
             queue_size: config.queue_size,
             optimal_io: block_size,
             writable: volume.is_writable(),
@@ -83,12 +84,25 @@ pub fn open(
         writeback: AtomicBool::new(true),
         serial,
         cache,
+        rings: make_rings(config.rings()),
         tuning: config.tuning.clone(),
     };
     Ok(Device {
         disk: Arc::new(disk),
         snapshots,
     })
+}
+
+/// Makes io_uring rings for the queue workers, which read with `pread` where there are none.
+fn make_rings(count: usize) -> Rings {
+    let (rings, error) = Rings::make(count);
+    if let Some(error) = error {
+        let made = rings.made();
+        log::warn!(
+            "{made} of {count} io_uring rings could be made: other queues read with pread ({error})"
+        );
+    }
+    rings
 }
 
 /// Makes a folder if there is none, and waits until nobody else is about to use or make the layer in

@@ -1,9 +1,9 @@
-//! The `ovbd-vhost` daemon: from command line to running device.
+//! The `ovbd-vhost` daemon: from command line to running disk.
 //!
-//! [`run`] opens the image and what is written above it (`device`), binds the socket ([`listener`]) or
-//! takes the one passed to it ([`activation`]), gives up what it does not need any more
-//! ([`sandbox`]), says that it is ready ([`notify`]), answers who controls it ([`control`]) and
-//! serves one front-end after the other ([`accept`]) until a signal ends it.
+//! [`run`] opens the image and its writable layer (`device`), claims the socket ([`listener`]) or takes
+//! the one passed by the service manager ([`activation`]), enters the [`sandbox`], listens, reports
+//! that it is ready ([`notify`]), starts the control API ([`control`]) and serves one front-end after
+//! the other ([`accept`]) until a signal ends it.
 
 pub mod accept;
 pub mod activation;
@@ -21,7 +21,6 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -31,68 +30,107 @@ pub use error::Error;
 use sd_notify::NotifyState;
 
 use crate::engine::Disk;
-use crate::image::config::{Config as ImageConfig, Stack};
+use crate::image::config::{Config as ImageConfig, Stack, UpperFiles};
 use crate::reason::reason;
 use config::ImageSource;
-use listener::Listener;
+use listener::{Claim, Listener};
 use notify::Manager;
 use sandbox::privileges::{self, Identity};
+use sandbox::{Reach, Sandbox};
 
 /// Permissions of the control socket: its owner's only.
 const CONTROL_MODE: u32 = 0o600;
 
-/// Serves one device until SIGTERM or SIGINT; a second signal ends the process at once.
+/// Serves one disk until SIGTERM or SIGINT; a second signal ends the process at once.
 ///
 /// # Errors
 ///
-/// The image cannot be opened or the socket not be bound, or reads did not end after a signal;
-/// [`Error`] says which and why.
+/// [`Error`] says what could not be opened, bound or confined, or what did not end after a signal.
 pub fn run(config: Config) -> Result<(), Error> {
     let passed = activation::take()?;
-    let open = |config: &Config, stack: &Stack, upper| {
-        let device = device::open(config, stack, upper)?;
-        // A signal that comes while they are set up is lost: nobody knows of us before the socket.
-        let signals = signals()?;
-        // Bound last: who can connect will be served.
-        Ok((device, signals, listen(config, passed)?))
-    };
-    let opened = match &config.image {
-        ImageSource::Layers(layers) => open(&config, &Stack::new(layers), None),
+    let (started, result) = match &config.image {
+        ImageSource::Layers(layers) => (start(&config, &Stack::new(layers), None, passed), None),
         ImageSource::Config(path) => {
             let image = ImageConfig::load(path).map_err(Error::ImageConfig)?;
-            // Made by whoever starts us: `open` may make us somebody else.
+            // Created with the rights of the starter, and written from inside the sandbox.
             let result = image.result_file().map(ResultFile::create).transpose()?;
             let parts = image.stack_and_upper().map_err(Error::ImageConfig);
-            let opened = parts.and_then(|(stack, upper)| open(&config, &stack, upper));
-            if let Some(result) = result {
-                result.report(opened.as_ref().err())?;
-            }
-            opened
+            let start = |(stack, upper)| start(&config, &stack, upper, passed);
+            (parts.and_then(start), result)
         }
     };
-    let (device, signals, Sockets { guest, control }) = opened?;
-    let disk = device.disk.clone();
-    let manager = Manager::connect();
-    if config.sandbox {
-        let start = Instant::now();
-        let sockets = [Some(&guest), control.as_ref()].into_iter().flatten();
-        let removable: Vec<_> = sockets.filter_map(Listener::directory).collect();
-        sandbox::enter(&removable, &upper_directories(&disk))?;
-        log::debug!("entered the sandbox in {:?}", start.elapsed());
+    if let Some(result) = result {
+        result.report(started.as_ref().err())?;
     }
-    if let Some(control) = &control {
-        control::start(control, device).map_err(Error::Control)?;
-    }
+    let Started {
+        disk,
+        socket,
+        signals,
+        manager,
+    } = started?;
     manager.tell(&NotifyState::Ready);
-    let socket = config.socket.as_deref();
+    let path = config.socket.as_deref();
     log::info!(
         "serving {} layers, {} bytes, {} segments on {}",
         disk.volume.image().layers().len(),
         disk.volume.size(),
         disk.volume.image().index().len(),
-        socket.map_or("the passed socket".into(), Path::to_string_lossy)
+        path.map_or("the passed socket".into(), Path::to_string_lossy)
     );
-    accept::serve(&guest, &disk, &signals, &manager)
+    accept::serve(&socket, &disk, &signals, &manager)
+}
+
+/// A disk that is ready to be served.
+struct Started {
+    disk: Arc<Disk>,
+    socket: Listener,
+    signals: UnixStream,
+    manager: Manager,
+}
+
+/// Opens, enters the sandbox, and listens.
+fn start(
+    config: &Config,
+    stack: &Stack,
+    upper: Option<UpperFiles>,
+    passed: Option<UnixListener>,
+) -> Result<Started, Error> {
+    let device = device::open(config, stack, upper)?;
+    let disk = device.disk.clone();
+    // A signal that comes before is lost: nothing is served before the socket listens.
+    let signals = signals()?;
+    let manager = Manager::connect();
+    if config.sandbox {
+        privileges::bound().map_err(sandbox::Error::Privileges)?;
+    }
+    if let Some(user) = &config.user {
+        Identity::find(user, config.group.as_deref())?.assume()?;
+    }
+    let sockets = Sockets::claim(config, passed)?;
+    let sandbox = match config.sandbox {
+        false => None,
+        true => Some(Sandbox::enter(&Reach {
+            sockets: &sockets.directories(),
+            directories: &upper_directories(&disk),
+            rings: disk.rings.made() > 0,
+            ..Reach::default()
+        })?),
+    };
+    let control = sockets.control.map(Claim::listen).transpose()?;
+    let socket = match sockets.guest {
+        GuestSocket::Passed(socket) => socket,
+        GuestSocket::Claimed(claim) => claim.listen()?,
+    };
+    sandbox.map_or(Ok(()), Sandbox::tighten)?;
+    if let Some(control) = control {
+        control::start(control, device).map_err(Error::Control)?;
+    }
+    Ok(Started {
+        disk,
+        socket,
+        signals,
+        manager,
+    })
 }
 
 /// The directories in which files of writable layers are replaced while they are served.
@@ -101,41 +139,45 @@ fn upper_directories(disk: &Disk) -> Vec<PathBuf> {
     let files = uppers
         .iter()
         .flat_map(|upper| [&upper.paths().data, &upper.paths().index]);
-    files
-        .filter_map(|file| file.parent())
-        .map(|parent| match parent.as_os_str().is_empty() {
-            true => PathBuf::from("."),
-            false => parent.to_owned(),
-        })
-        .collect()
+    files.map(|file| sandbox::parent(file)).collect()
 }
 
-/// What the daemon listens on.
+/// The sockets of a daemon whose image is not open yet.
 struct Sockets {
-    guest: Listener,
-    control: Option<Listener>,
+    guest: GuestSocket,
+    control: Option<Claim>,
 }
 
-/// Becomes who the daemon is to be and listens: the sockets belong to that user from their first
-/// moment, and can be removed at the end.
-fn listen(config: &Config, passed: Option<UnixListener>) -> Result<Sockets, Error> {
-    if config.sandbox {
-        privileges::bound().map_err(sandbox::Error::Privileges)?;
+enum GuestSocket {
+    Claimed(Claim),
+    Passed(Listener),
+}
+
+impl Sockets {
+    /// Takes the sockets. They belong to the user the daemon is by now.
+    fn claim(config: &Config, passed: Option<UnixListener>) -> Result<Sockets, Error> {
+        let control = config.control.as_ref();
+        let control = control.map(|path| Claim::new(path, CONTROL_MODE));
+        let guest = match (passed, &config.socket) {
+            (Some(socket), named) => {
+                GuestSocket::Passed(Listener::passed(socket, named.as_deref())?)
+            }
+            (None, Some(path)) => GuestSocket::Claimed(Claim::new(path, config.socket_mode)?),
+            (None, None) => return Err(Error::NoSocket),
+        };
+        let control = control.transpose()?;
+        Ok(Sockets { guest, control })
     }
-    if let Some(user) = &config.user {
-        Identity::find(user, config.group.as_deref())?.assume()?;
+
+    /// Where sockets are bound, and removed at the end.
+    fn directories(&self) -> Vec<PathBuf> {
+        let guest = match &self.guest {
+            GuestSocket::Claimed(claim) => Some(claim),
+            GuestSocket::Passed(_) => None,
+        };
+        let claims = guest.into_iter().chain(&self.control);
+        claims.map(|claim| claim.directory().to_owned()).collect()
     }
-    let control = config.control.as_ref();
-    let control = control.map(|path| Listener::bind(path, CONTROL_MODE));
-    let guest = match (passed, &config.socket) {
-        (Some(socket), named) => Listener::passed(socket, named.as_deref()),
-        (None, Some(path)) => Listener::bind(path, config.socket_mode),
-        (None, None) => Err(Error::NoSocket),
-    };
-    Ok(Sockets {
-        control: control.transpose()?,
-        guest: guest?,
-    })
 }
 
 /// A stream that becomes readable when a signal asks the daemon to end. A second signal does not

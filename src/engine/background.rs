@@ -305,9 +305,9 @@ mod tests {
             writeback: true.into(),
             serial: Default::default(),
             cache: None,
+            rings: Default::default(),
             tuning: Tuning {
                 poll: Duration::ZERO,
-                io_uring: false,
                 readahead: 0,
                 drop_cache: false,
                 cpus: Vec::new(),

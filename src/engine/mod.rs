@@ -29,6 +29,7 @@ use crate::image::block_cache::BlockCache;
 use crate::virtio::config::DeviceConfig;
 use crate::virtio::request::SERIAL_LEN;
 use crate::writable::Volume;
+use uring::Rings;
 
 /// What all queues of a device share.
 #[derive(Debug)]
@@ -44,6 +45,8 @@ pub struct Disk {
     pub serial: [u8; SERIAL_LEN],
     /// Decoded blocks kept for all queues, if any are.
     pub cache: Option<Arc<BlockCache>>,
+    /// io_uring rings for its workers. A worker that finds none reads with `pread`.
+    pub rings: Rings,
     /// How its workers work.
     pub tuning: Tuning,
 }
@@ -53,8 +56,6 @@ pub struct Disk {
 pub struct Tuning {
     /// How long a worker looks for more work before it sleeps; zero: not at all.
     pub poll: Duration,
-    /// Whether bytes that are not in memory are read by io_uring, where the kernel has it.
-    pub io_uring: bool,
     /// Bytes of the disk to read ahead of a guest that reads in order; zero: none.
     pub readahead: u64,
     /// Whether compressed bytes are dropped from the page cache once they are decoded.

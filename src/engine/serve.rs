@@ -18,7 +18,6 @@ use super::read::{Fetcher, Progress};
 use super::readahead::Readahead;
 use super::setup::{ConnectionContext, Eventfds, QueueSetup, Stop};
 use super::task::Task;
-use super::uring::Uring;
 use crate::image;
 use crate::io::poller::{Poller, Trigger};
 use crate::reason::reason;
@@ -128,19 +127,15 @@ impl<'a> QueueWorker<'a> {
                 Background::start(setup.index, context.disk.clone(), connection)
             })
             .transpose()?;
-        let uring = context
-            .disk
-            .tuning
-            .io_uring
-            .then(Uring::new)
-            .and_then(|uring| {
-                uring
-                    .inspect_err(|error| {
-                        static ONCE: std::sync::Once = std::sync::Once::new();
-                        ONCE.call_once(|| log::warn!("no io_uring ({error}): reading with pread"));
-                    })
-                    .ok()
-            });
+        let uring = context.disk.rings.take();
+        let made = context.disk.rings.made();
+        if uring.is_none() && made > 0 {
+            let index = setup.index;
+            ratelimited_log::warn(format_args!(
+                "queue {index} reads with pread: {made} io_uring rings were made and all are in \
+                 use; --num-queues N makes N rings"
+            ));
+        }
         Ok(Self {
             queue,
             index: setup.index,

@@ -1,12 +1,19 @@
-//! Reads that wait for storage while the worker goes on: one io_uring per worker.
+//! Asynchronous reads: one io_uring per queue worker.
 //!
-//! The ring's table owns every buffer the kernel may write to, from submission until the
+//! Rings are made before the daemon enters its sandbox ([`Rings`]), because the parameters of
+//! `io_uring_setup(2)` lie in memory, where no seccomp filter can check them: code that runs in the
+//! daemon could otherwise make a ring without restrictions. A worker takes a ring when it starts and
+//! gives it back when it ends.
+//!
+//! The table of a [`Uring`] owns every buffer the kernel may write to, from submission until the
 //! completion is taken; a buffer can thus not be freed or seen while a read is under way. Dropping
-//! the ring waits for what is left.
+//! the [`Uring`] waits for the reads that are left.
 #![allow(unsafe_code)]
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use io_uring::register::Restriction;
 use io_uring::{IoUring, opcode, squeue, types};
@@ -28,9 +35,79 @@ pub struct Completion {
     pub buffer: Vec<u8>,
 }
 
-/// The ring and the buffers it writes to.
+/// Rings that no worker uses at the moment. Clones share them.
+#[derive(Clone, Default)]
+pub struct Rings {
+    made: usize,
+    free: Arc<Mutex<Vec<IoUring>>>,
+}
+
+impl std::fmt::Debug for Rings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Rings")
+            .field("made", &self.made)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Rings {
+    /// Makes `count` rings, each restricted to reads. Where the kernel refuses one, there are those
+    /// made before, and the error. Kernels before 5.10, and containers that forbid io_uring, refuse
+    /// the first.
+    pub fn make(count: usize) -> (Rings, Option<io::Error>) {
+        let mut free = Vec::new();
+        let error = (0..count).find_map(|_| match read_only_ring() {
+            Ok(ring) => {
+                free.push(ring);
+                None
+            }
+            Err(error) => Some(error),
+        });
+        let rings = Rings {
+            made: free.len(),
+            free: Arc::new(Mutex::new(free)),
+        };
+        (rings, error)
+    }
+
+    /// Number of rings that were made.
+    pub fn made(&self) -> usize {
+        self.made
+    }
+
+    /// Takes a free ring, if there is one. It comes back when the [`Uring`] is dropped.
+    pub fn take(&self) -> Option<Uring> {
+        let ring = self.free().pop()?;
+        Some(Uring {
+            ring: ManuallyDrop::new(ring),
+            home: Some(self.clone()),
+            buffers: (0..MAX_READS).map(|_| None).collect(),
+            under_way: 0,
+            spare: Vec::new(),
+        })
+    }
+
+    fn free(&self) -> MutexGuard<'_, Vec<IoUring>> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Makes a ring that takes no operation but reads, and no registration.
+fn read_only_ring() -> io::Result<IoUring> {
+    let ring = IoUring::builder()
+        .setup_r_disabled()
+        .build(MAX_READS as u32)?;
+    let submitter = ring.submitter();
+    submitter.register_restrictions(&mut [Restriction::sqe_op(opcode::Read::CODE)])?;
+    submitter.register_enable_rings()?;
+    Ok(ring)
+}
+
+/// A worker's ring and the buffers it writes to.
 pub struct Uring {
-    ring: IoUring,
+    ring: ManuallyDrop<IoUring>,
+    /// Where the ring goes when it is dropped; `None` once it is given up.
+    home: Option<Rings>,
     /// Buffers under way, by id.
     buffers: Vec<Option<Vec<u8>>>,
     under_way: usize,
@@ -46,27 +123,6 @@ impl std::fmt::Debug for Uring {
 }
 
 impl Uring {
-    /// Sets a ring up, which can read and do nothing else.
-    ///
-    /// # Errors
-    ///
-    /// Kernels before 5.10, and containers that forbid io_uring, refuse here.
-    pub fn new() -> io::Result<Uring> {
-        let ring = IoUring::builder()
-            .setup_r_disabled()
-            .build(MAX_READS as u32)?;
-        let submitter = ring.submitter();
-        submitter.register_restrictions(&mut [Restriction::sqe_op(opcode::Read::CODE)])?;
-        submitter.register_enable_rings()?;
-        let buffers = (0..MAX_READS).map(|_| None).collect();
-        Ok(Uring {
-            ring,
-            buffers,
-            under_way: 0,
-            spare: Vec::new(),
-        })
-    }
-
     /// Reads under way.
     pub fn under_way(&self) -> usize {
         self.under_way
@@ -139,8 +195,13 @@ impl Uring {
     /// Gives the ring up without waiting for it. The kernel may still write to its buffers, so they
     /// are never freed.
     pub fn abandon(mut self) {
+        self.give_up();
+    }
+
+    fn give_up(&mut self) {
         self.buffers.drain(..).for_each(std::mem::forget);
         self.under_way = 0;
+        self.home = None;
     }
 
     /// Starts what was prepared. What the kernel has no room for at the moment stays prepared
@@ -204,10 +265,14 @@ impl Drop for Uring {
     fn drop(&mut self) {
         while self.under_way > 0 {
             if self.completed().is_none() && self.wait().is_err() {
-                // The kernel may still write to them: leak rather than free.
-                self.buffers.drain(..).for_each(std::mem::forget);
-                return;
+                // The kernel may still write to the buffers: leak them rather than free them.
+                self.give_up();
             }
+        }
+        // SAFETY: `self` is being dropped, so that nothing uses the field after this.
+        let ring = unsafe { ManuallyDrop::take(&mut self.ring) };
+        if let Some(home) = self.home.take() {
+            home.free().push(ring);
         }
     }
 }
@@ -216,14 +281,20 @@ impl Drop for Uring {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_ring_reads_and_does_nothing_else() {
-        let mut uring = Uring::new().unwrap();
+    fn read(uring: &mut Uring) -> Completion {
         let file = std::fs::File::open("Cargo.toml").unwrap();
         let buffer = uring.buffer(9);
         uring.read(0, file.as_fd(), 0, buffer, 0).unwrap();
         uring.wait().unwrap();
-        let completion = uring.completed().unwrap();
+        uring.completed().unwrap()
+    }
+
+    #[test]
+    fn a_ring_reads_and_does_nothing_else() {
+        let (rings, error) = Rings::make(1);
+        assert!(error.is_none(), "{error:?}");
+        let mut uring = rings.take().unwrap();
+        let completion = read(&mut uring);
         assert_eq!(completion.result.unwrap(), 9);
         assert_eq!(completion.buffer, b"[package]");
         // SAFETY: the operation has no memory and no descriptor.
@@ -231,5 +302,19 @@ mod tests {
         uring.wait().unwrap();
         let result = uring.ring.completion().next().unwrap().result();
         assert_eq!(result, -libc::EACCES);
+    }
+
+    #[test]
+    fn rings_come_back_with_nothing_under_way_unless_they_are_given_up() {
+        let (rings, _) = Rings::make(2);
+        let (mut first, second) = (rings.take().unwrap(), rings.take().unwrap());
+        assert!(rings.take().is_none());
+        let file = std::fs::File::open("Cargo.toml").unwrap();
+        let buffer = first.buffer(9);
+        first.read(0, file.as_fd(), 0, buffer, 0).unwrap();
+        drop(first);
+        assert_eq!(read(&mut rings.take().unwrap()).result.unwrap(), 9);
+        second.abandon();
+        assert_eq!(rings.free().len(), 1);
     }
 }

@@ -1,6 +1,6 @@
 //! What the sandbox refuses, tried from inside.
 //!
-//! Each test starts itself anew for each thing to try; that process enters the sandbox, tries the
+//! Each test starts a process for each thing to try; that process enters the sandbox, tries the
 //! thing, and exits ([`probe`]).
 #![allow(unsafe_code)] // some calls have no safe form
 
@@ -9,6 +9,7 @@ use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::net::TcpListener;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
@@ -18,20 +19,23 @@ use std::process::{Command, ExitStatus, Stdio, exit};
 use std::ptr::{null, null_mut};
 use std::thread;
 
-use io_uring::{IoUring, opcode, types};
+use io_uring::{IoUring, opcode};
 use libc::{SIGABRT, SIGSYS};
-use ovbd_vhost::daemon::sandbox::{self, Support, landlock};
+use ovbd_vhost::daemon::sandbox::{Reach, Sandbox, Support, landlock};
+use ovbd_vhost::engine::uring::Rings;
 use ovbd_vhost::io::vectored;
 use rustix::fs::{FallocateFlags, fallocate};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 
-/// Variables of the environment that tell a process what to try, and in which directory.
+/// Variables of the environment that tell a process what to try, in which directory, and inside what.
 const WHAT: &str = "OVBD_PROBE";
 const DIRECTORY: &str = "OVBD_PROBE_DIRECTORY";
+const INSIDE: &str = "OVBD_PROBE_INSIDE";
 
 /// Exit status of a probe that succeeded: no error number, and not the 0 of a run without a test.
 const WORKS: i32 = 200;
 
-/// What is to come of a probe.
+/// How a probe ends.
 #[derive(Debug, PartialEq, Eq)]
 enum End {
     Works,
@@ -49,29 +53,148 @@ impl From<ExitStatus> for End {
     }
 }
 
-/// Runs the test `test` in a process of its own, where it calls [`probe`].
-fn try_inside(test: &str, what: &str, directory: &Path) -> End {
-    let mut probe = Command::new(env::current_exe().unwrap());
-    probe
-        .args(["--exact", test, "--nocapture"])
-        .env(WHAT, what)
-        .env(DIRECTORY, directory)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    probe.status().unwrap().into()
+/// A process that enters the sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Inside {
+    /// A read-only daemon that serves.
+    ReadOnly,
+    /// The same with `--io pread`.
+    Pread,
+    /// A daemon with a writable layer that serves.
+    Writable,
+    /// A read-only daemon that still parses its layers.
+    Parsing,
+    /// A daemon with a writable layer that still opens it.
+    ParsingWritable,
+}
+
+impl Inside {
+    const ALL: [Self; 5] = [
+        Self::ReadOnly,
+        Self::Pread,
+        Self::Writable,
+        Self::Parsing,
+        Self::ParsingWritable,
+    ];
+
+    /// Runs [`probe`] in a process of this kind.
+    fn tries(self, what: &str, directory: &Path) -> End {
+        let mut probe = Command::new(env::current_exe().unwrap());
+        probe
+            .args([
+                "--exact",
+                "probes::what_no_stage_needs_kills",
+                "--nocapture",
+            ])
+            .env(WHAT, what)
+            .env(DIRECTORY, directory)
+            .env(INSIDE, format!("{self:?}"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        probe.status().unwrap().into()
+    }
+
+    fn enter(self, directory: &Path) {
+        let directories = [directory.to_owned()];
+        let writable = matches!(self, Self::Writable | Self::ParsingWritable);
+        let (sockets, directories): (&[_], &[_]) = match writable {
+            true => (&[], &directories),
+            false => (&directories, &[]),
+        };
+        let sandbox = Sandbox::enter(&Reach {
+            sockets,
+            directories,
+            rings: self != Self::Pread,
+            ..Reach::default()
+        });
+        let sandbox = sandbox.unwrap();
+        if !matches!(self, Self::Parsing | Self::ParsingWritable) {
+            sandbox.tighten().unwrap();
+        }
+    }
+}
+
+/// Whether this kernel has Landlock.
+fn has_landlock() -> bool {
+    // In a thread, which the rules hold for.
+    let closed = thread::spawn(|| landlock::close(&Reach::default()).unwrap());
+    closed.join().unwrap() == Support::Full
+}
+
+/// What is the same in every kind of process and at every stage.
+const NEVER: [&str; 17] = [
+    "make a ring",
+    "set an attribute by a ring of its own",
+    "register with a ring",
+    "change a mode",
+    "set an attribute",
+    "make a symbolic link",
+    "make a directory",
+    "tcp socket",
+    "unix socket",
+    "run a program",
+    "fork",
+    "new namespace",
+    "trace",
+    "signal its parent",
+    "become another user",
+    "map code",
+    "turn data into code",
+];
+
+#[test]
+fn what_no_stage_needs_kills() {
+    if let Ok(what) = env::var(WHAT) {
+        probe(&what);
+    }
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("socket"), "").unwrap();
+    for inside in Inside::ALL {
+        for what in NEVER {
+            let end = inside.tries(what, directory.path());
+            assert_eq!(end, End::Killed(SIGSYS), "{inside:?}: {what}");
+        }
+    }
+}
+
+#[test]
+fn rings_are_read_from_unless_reads_wait() {
+    let directory = tempfile::tempdir().unwrap();
+    let what = "read by a ring made before";
+    for inside in Inside::ALL {
+        let expected = match inside {
+            Inside::Pread => End::Killed(SIGSYS),
+            _ => End::Works,
+        };
+        assert_eq!(inside.tries(what, directory.path()), expected, "{inside:?}");
+    }
+}
+
+#[test]
+fn a_socket_is_bound_in_its_directory_and_before_serving() {
+    let denied = match has_landlock() {
+        true => End::Fails(libc::EACCES),
+        false => End::Works,
+    };
+    for (inside, what, expected) in [
+        (Inside::Parsing, "bind", End::Works),
+        (Inside::Parsing, "bind elsewhere", denied),
+        (Inside::Parsing, "connect", End::Killed(SIGSYS)),
+        (Inside::Parsing, "open", End::Fails(libc::ENOSYS)),
+        (Inside::Parsing, "create", End::Fails(libc::ENOSYS)),
+        (Inside::Parsing, "write what is open", End::Killed(SIGSYS)),
+        (Inside::ParsingWritable, "bind", End::Killed(SIGSYS)),
+        (Inside::ReadOnly, "bind", End::Killed(SIGSYS)),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let end = inside.tries(what, directory.path());
+        assert_eq!(end, expected, "{inside:?}: {what}");
+    }
 }
 
 #[test]
 fn what_serving_does_not_need_is_refused() {
-    const OWN: &str = "probes::what_serving_does_not_need_is_refused";
-    if let Ok(what) = env::var(WHAT) {
-        probe(&what, |directory| {
-            sandbox::enter(&[directory], &[]).unwrap();
-        });
-    }
-    // In a thread, for it holds for that.
-    let landlock = thread::spawn(|| landlock::close(&[], &[]).unwrap());
-    let fenced = landlock.join().unwrap() == Support::Full;
+    let fenced = has_landlock();
     let directory = tempfile::tempdir().unwrap();
     let denied = |end: End| if fenced { end } else { End::Works };
     for (what, expected) in [
@@ -81,94 +204,60 @@ fn what_serving_does_not_need_is_refused() {
         ("abort", End::Killed(SIGABRT)),
         ("open", End::Fails(libc::ENOSYS)),
         ("create", End::Fails(libc::ENOSYS)),
-        ("open by io_uring", denied(End::Fails(libc::EACCES))),
         ("remove elsewhere", denied(End::Fails(libc::EACCES))),
         ("rename", End::Killed(SIGSYS)),
         ("write what is open", End::Killed(SIGSYS)),
-        ("change a mode", End::Killed(SIGSYS)),
-        ("tcp socket", End::Killed(SIGSYS)),
-        ("unix socket", End::Killed(SIGSYS)),
-        ("run a program", End::Killed(SIGSYS)),
-        ("fork", End::Killed(SIGSYS)),
-        ("new namespace", End::Killed(SIGSYS)),
-        ("trace", End::Killed(SIGSYS)),
-        ("signal its parent", End::Killed(SIGSYS)),
-        ("become another user", End::Killed(SIGSYS)),
-        ("map code", End::Killed(SIGSYS)),
-        ("turn data into code", End::Killed(SIGSYS)),
     ] {
         fs::write(directory.path().join("socket"), "").unwrap();
-        let end = try_inside(OWN, what, directory.path());
+        let end = Inside::ReadOnly.tries(what, directory.path());
         assert_eq!(end, expected, "{what}");
     }
 }
 
 #[test]
 fn a_writable_layer_takes_its_directory_and_no_more() {
-    const OWN: &str = "probes::a_writable_layer_takes_its_directory_and_no_more";
-    if let Ok(what) = env::var(WHAT) {
-        probe(&what, |directory| {
-            sandbox::enter(&[], &[directory.to_owned()]).unwrap();
-        });
-    }
-    let landlock = thread::spawn(|| landlock::close(&[], &[]).unwrap());
-    let fenced = landlock.join().unwrap() == Support::Full;
+    let fenced = has_landlock();
     let directory = tempfile::tempdir().unwrap();
-    // Where nothing keeps them to the directory, files are not opened and names not changed.
-    let open = |end: End| {
-        if fenced {
-            end
-        } else {
-            End::Fails(libc::ENOSYS)
-        }
-    };
-    let name = |end: End| if fenced { end } else { End::Killed(SIGSYS) };
     let denied = || End::Fails(libc::EACCES);
     for (what, expected) in [
         ("write what is open", End::Works),
-        ("replace a file", open(End::Works)),
-        ("create", open(End::Works)),
-        ("rename", name(End::Works)),
-        ("link", name(End::Works)),
-        ("remove in the directory", name(End::Works)),
-        ("open", open(denied())),
-        ("open to write elsewhere", open(denied())),
-        (
-            "open by io_uring",
-            if fenced { denied() } else { End::Works },
-        ),
-        ("create elsewhere", open(denied())),
-        ("remove elsewhere", name(denied())),
-        ("rename to elsewhere", name(denied())),
-        ("rename from elsewhere", name(denied())),
-        ("link to elsewhere", name(denied())),
-        ("link from elsewhere", name(End::Fails(libc::EXDEV))),
-        ("make a symbolic link", End::Killed(SIGSYS)),
-        ("make a directory", End::Killed(SIGSYS)),
+        ("replace a file", End::Works),
+        ("create", End::Works),
+        ("rename", End::Works),
+        ("link", End::Works),
+        ("remove in the directory", End::Works),
+        ("open", denied()),
+        ("open to write elsewhere", denied()),
+        ("create elsewhere", denied()),
+        ("remove elsewhere", denied()),
+        ("rename to elsewhere", denied()),
+        ("rename from elsewhere", denied()),
+        ("link to elsewhere", denied()),
+        ("link from elsewhere", End::Fails(libc::EXDEV)),
         ("truncate elsewhere", End::Killed(SIGSYS)),
-        ("change a mode", End::Killed(SIGSYS)),
-        ("tcp socket", End::Killed(SIGSYS)),
-        ("unix socket", End::Killed(SIGSYS)),
-        ("run a program", End::Killed(SIGSYS)),
-        ("fork", End::Killed(SIGSYS)),
-        ("new namespace", End::Killed(SIGSYS)),
-        ("trace", End::Killed(SIGSYS)),
-        ("signal its parent", End::Killed(SIGSYS)),
-        ("become another user", End::Killed(SIGSYS)),
-        ("map code", End::Killed(SIGSYS)),
-        ("turn data into code", End::Killed(SIGSYS)),
     ] {
-        fs::write(directory.path().join("socket"), "").unwrap();
-        for left in ["other", "linked"] {
-            let _ = fs::remove_file(directory.path().join(left));
+        for inside in [Inside::ParsingWritable, Inside::Writable] {
+            fs::write(directory.path().join("socket"), "").unwrap();
+            for left in ["other", "linked"] {
+                let _ = fs::remove_file(directory.path().join(left));
+            }
+            let end = inside.tries(what, directory.path());
+            // Where nothing keeps a serving daemon to the directory, it neither opens files nor
+            // changes names.
+            let expected = match (fenced, inside, what) {
+                (true, ..) | (_, _, "write what is open") => &expected,
+                (false, Inside::Writable, "replace a file" | "create" | "open") => {
+                    &End::Fails(libc::ENOSYS)
+                }
+                (false, ..) => continue,
+            };
+            assert_eq!(&end, expected, "{inside:?}: {what}");
         }
-        let end = try_inside(OWN, what, directory.path());
-        assert_eq!(end, expected, "{what}");
     }
 }
 
 /// Enters the sandbox and tries one thing; the exit status says what came of it.
-fn probe(what: &str, enter: fn(&Path)) -> ! {
+fn probe(what: &str) -> ! {
     let directory = env::var(DIRECTORY).unwrap();
     let directory = Path::new(&directory);
     let elsewhere = tempfile::NamedTempFile::new().unwrap().into_temp_path();
@@ -180,7 +269,20 @@ fn probe(what: &str, enter: fn(&Path)) -> ! {
     };
     let (page, code) = (page(), libc::PROT_READ | libc::PROT_EXEC);
     let written = fs::File::create(directory.join("written")).unwrap();
-    enter(directory);
+    let (rings, error) = Rings::make(1);
+    assert!(error.is_none(), "{error:?}");
+    let mut uring = rings.take().unwrap();
+    let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+    let bind = |path: &Path| {
+        let address = SocketAddrUnix::new(path)?;
+        rustix::net::bind(&socket, &address)?;
+        Ok(rustix::net::listen(&socket, 1)?)
+    };
+    let inside = env::var(INSIDE).unwrap();
+    let inside = Inside::ALL
+        .into_iter()
+        .find(|known| format!("{known:?}") == inside);
+    inside.unwrap().enter(directory);
 
     let made = |result: i32| match result {
         -1 => Err(io::Error::last_os_error()),
@@ -198,7 +300,28 @@ fn probe(what: &str, enter: fn(&Path)) -> ! {
             "abort" => libc::abort(),
             "open" => fs::File::open("/etc/passwd").map(drop),
             "create" => fs::write(directory.join("new"), ""),
-            "open by io_uring" => open_by_ring(),
+            "make a ring" => IoUring::new(1).map(drop),
+            "set an attribute by a ring of its own" => set_attribute_by_ring(directory),
+            "register with a ring" => {
+                let ring = uring.as_fd().as_raw_fd();
+                made(libc::syscall(libc::SYS_io_uring_register, ring, 0, null::<u8>(), 0) as i32)
+            }
+            "read by a ring made before" => {
+                let buffer = uring.buffer(4);
+                uring.read(0, open.as_fd(), 0, buffer, 0).unwrap();
+                uring.wait().unwrap();
+                uring.completed().unwrap().result.map(drop)
+            }
+            "set an attribute" => {
+                let (path, name) = (c_path(directory), c"user.probe".as_ptr());
+                made(libc::setxattr(path.as_ptr(), name, name.cast(), 4, 0))
+            }
+            "bind" => bind(&directory.join("bound")),
+            "bind elsewhere" => bind(&elsewhere.with_extension("bound")),
+            "connect" => {
+                let address = SocketAddrUnix::new(directory.join("bound")).unwrap();
+                rustix::net::connect(&socket, &address).map_err(io::Error::from)
+            }
             "write what is open" => write_and_sync(&written),
             "replace a file" => replace(directory),
             "remove elsewhere" => fs::remove_file(&elsewhere),
@@ -216,7 +339,7 @@ fn probe(what: &str, enter: fn(&Path)) -> ! {
             "make a symbolic link" => symlink("/etc/passwd", directory.join("linked")),
             "make a directory" => fs::create_dir(directory.join("linked")),
             "truncate elsewhere" => {
-                let path = CString::new(elsewhere.as_os_str().as_bytes()).unwrap();
+                let path = c_path(&elsewhere);
                 made(libc::truncate(path.as_ptr(), 0))
             }
             "rename" => fs::rename(directory.join("socket"), directory.join("other")),
@@ -267,16 +390,20 @@ fn replace(directory: &Path) -> io::Result<()> {
     fs::File::open(directory)?.sync_all()
 }
 
-/// Opens a file by a ring that is not restricted as ours are.
-fn open_by_ring() -> io::Result<()> {
+fn c_path(path: &Path) -> CString {
+    CString::new(path.as_os_str().as_bytes()).unwrap()
+}
+
+/// Sets an attribute of a file by a ring that is not restricted as ours are.
+fn set_attribute_by_ring(directory: &Path) -> io::Result<()> {
     let mut ring = IoUring::new(1)?;
-    let path = CString::new("/etc/passwd").unwrap();
-    let open = opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), path.as_ptr()).build();
-    // SAFETY: the path lives until the completion is taken.
-    unsafe { ring.submission().push(&open) }.unwrap();
+    let (path, name) = (c_path(&directory.join("written")), c"user.probe".as_ptr());
+    let set = opcode::SetXattr::new(name, name.cast(), path.as_ptr(), 4).build();
+    // SAFETY: the strings live until the completion is taken.
+    unsafe { ring.submission().push(&set) }.unwrap();
     ring.submit_and_wait(1)?;
     match ring.completion().next().unwrap().result() {
-        errno @ ..0 => Err(io::Error::from_raw_os_error(-errno)),
-        _ => Ok(()),
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(-errno)),
     }
 }

@@ -1,53 +1,73 @@
-//! Landlock: no file can be opened, no port bound or connected to, but for the files of a writable
-//! layer.
+//! Landlock: closes all paths and ports but the directories of sockets and writable layers.
 //!
-//! Landlock judges what is reached for, not by which system call, so that it holds as well for what
-//! goes through io_uring, where seccomp does not look. What is open already stays usable.
+//! Landlock judges what is reached, not by which system call, so that it also holds for io_uring,
+//! which seccomp does not see into. Open files stay usable.
+#![allow(unsafe_code)] // asking for the version of Landlock has no safe form
 
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
+use std::ptr::null;
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, LandlockStatus,
     PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr, Scope,
 };
 
-use super::{Error, Support};
+use super::{Error, Reach, Support};
 
 /// The newest set of rights to take away; an older kernel takes those it knows.
 const NEWEST: ABI = ABI::V10;
 
-/// Takes away all access to files, the network, abstract sockets and other processes. Files in
-/// `removable` can still be removed, and files in `changeable` opened, made, renamed and removed.
+/// Takes away all access to files, the network, abstract sockets and other processes, but for what
+/// `reach` names.
 ///
-/// It holds for the calling thread and those it starts.
+/// The rules hold for the calling thread and those it starts.
 ///
 /// # Errors
 ///
-/// The kernel has Landlock, but refuses the rules; or a directory cannot be opened.
-pub fn close(removable: &[&Path], changeable: &[PathBuf]) -> Result<Support, Error> {
+/// The kernel has Landlock and refuses the rules; or a path of `reach` cannot be opened.
+pub fn close(reach: &Reach<'_>) -> Result<Support, Error> {
+    if is_forbidden() {
+        return Ok(Support::Forbidden);
+    }
     let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(NEWEST))?
         .handle_access(AccessNet::from_all(NEWEST))?
         .scope(Scope::from_all(NEWEST))?
         .create()?;
-    for directory in removable {
-        let right: BitFlags<AccessFs> = AccessFs::RemoveFile.into();
-        rules = rules.add_rule(PathBeneath::new(PathFd::new(directory)?, right))?;
-    }
-    let change = AccessFs::ReadFile
-        | AccessFs::WriteFile
-        | AccessFs::Truncate
-        | AccessFs::MakeReg
-        | AccessFs::RemoveFile
-        | AccessFs::ReadDir; // to make names last
-    for directory in changeable {
-        rules = rules.add_rule(PathBeneath::new(PathFd::new(directory)?, change))?;
+    let socket = AccessFs::MakeSock | AccessFs::RemoveFile;
+    let content = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::Truncate;
+    // Directories are read to make the names in them durable.
+    let directory = content | AccessFs::MakeReg | AccessFs::RemoveFile | AccessFs::ReadDir;
+    let allowed = [
+        (reach.sockets, socket),
+        (reach.directories, directory),
+        (reach.files, content),
+    ];
+    for (paths, rights) in allowed {
+        for path in paths {
+            rules = rules.add_rule(rule(path, rights)?)?;
+        }
     }
     Ok(match rules.restrict_self()?.landlock {
         LandlockStatus::Available { .. } => Support::Full,
         LandlockStatus::NotEnabled | LandlockStatus::NotImplemented => Support::Missing,
     })
+}
+
+fn rule(path: &Path, rights: BitFlags<AccessFs>) -> Result<PathBeneath<PathFd>, Error> {
+    Ok(PathBeneath::new(PathFd::new(path)?, rights))
+}
+
+/// Whether something answers that Landlock is not permitted, which no kernel does by itself.
+fn is_forbidden() -> bool {
+    const LANDLOCK_CREATE_RULESET_VERSION: u32 = 1;
+    let call = libc::SYS_landlock_create_ruleset;
+    // SAFETY: with this flag the call takes no pointer and returns a number.
+    let version =
+        unsafe { libc::syscall(call, null::<u8>(), 0usize, LANDLOCK_CREATE_RULESET_VERSION) };
+    version < 0 && io::Error::last_os_error().kind() == io::ErrorKind::PermissionDenied
 }
 
 #[cfg(test)]
@@ -68,14 +88,18 @@ mod tests {
         let mut open = File::options().read(true).write(true).open(&file).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        // In a thread of its own, for it holds for that.
+        // In a thread of its own, which the rules hold for.
         let inside = move || {
-            let support = close(&[own.path()], &[]).unwrap();
+            let reach = Reach {
+                sockets: &[own.path().to_owned()],
+                ..Reach::default()
+            };
+            let support = close(&reach).unwrap();
             let denied = |result: io::Result<()>| {
                 let error = result.err().map(|error| error.kind());
                 match support {
                     Support::Full => error == Some(io::ErrorKind::PermissionDenied),
-                    Support::Missing => error.is_none(),
+                    _ => error.is_none(),
                 }
             };
             assert!(denied(File::open(&socket).map(drop)), "open, here");
@@ -103,11 +127,17 @@ mod tests {
     fn the_files_of_a_writable_layer_can_be_replaced_and_no_others() {
         let (upper, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let (index, file) = (upper.path().join("index"), other.path().join("file"));
+        let linked = tempfile::NamedTempFile::new().unwrap();
         fs::write(&index, "old").unwrap();
         fs::write(&file, "content").unwrap();
         let inside = move || {
-            let directories = [upper.path().to_owned()];
-            let support = close(&[], &directories).unwrap();
+            let reach = Reach {
+                directories: &[upper.path().to_owned()],
+                files: &[linked.path().to_owned()],
+                ..Reach::default()
+            };
+            let support = close(&reach).unwrap();
+            File::options().write(true).open(linked.path()).unwrap();
             let new = upper.path().join("index.new");
             fs::write(&new, "new").unwrap();
             fs::rename(&new, &index).unwrap();

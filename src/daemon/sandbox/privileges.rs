@@ -163,19 +163,32 @@ pub fn bound() -> io::Result<()> {
     Ok(())
 }
 
-/// Gives up all capabilities, and gaining any by running another program.
+/// Gives up all capabilities but those of `kept` that the thread has, and the right to gain any by
+/// running another program.
 ///
 /// # Errors
 ///
 /// The system refuses.
-pub fn drop_all() -> io::Result<()> {
+pub fn drop_all_but(kept: CapabilitySet) -> io::Result<()> {
     thread::set_no_new_privs(true)?;
     thread::clear_ambient_capability_set()?;
-    let none = CapabilitySet::empty();
+    set(thread::capabilities(None)?.effective & kept)
+}
+
+/// Gives up the capabilities that [`drop_all_but`] kept.
+///
+/// # Errors
+///
+/// The system refuses.
+pub fn drop_rest() -> io::Result<()> {
+    set(CapabilitySet::empty())
+}
+
+fn set(kept: CapabilitySet) -> io::Result<()> {
     let sets = CapabilitySets {
-        effective: none,
-        permitted: none,
-        inheritable: none,
+        effective: kept,
+        permitted: kept,
+        inheritable: CapabilitySet::empty(),
     };
     Ok(thread::set_capabilities(None, sets)?)
 }
@@ -224,7 +237,10 @@ mod tests {
             .contains(CapabilitySet::SETPCAP);
         let inside = std::thread::spawn(|| {
             bound().unwrap();
-            drop_all().unwrap();
+            drop_all_but(CapabilitySet::DAC_OVERRIDE).unwrap();
+            let kept = thread::capabilities(None).unwrap();
+            assert!(CapabilitySet::DAC_OVERRIDE.contains(kept.effective | kept.permitted));
+            drop_rest().unwrap();
             let sets = thread::capabilities(None).unwrap();
             assert_eq!(
                 sets.effective | sets.permitted | sets.inheritable,

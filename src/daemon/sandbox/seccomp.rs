@@ -1,8 +1,8 @@
-//! seccomp: the system calls that serving takes, each with its reason, and no other.
+//! seccomp: allows the system calls in a table, each with its reason, and no other.
 //!
-//! A call outside the tables kills the process: nothing in the daemon makes one, so whoever does is
-//! no longer the daemon; and one that dies is restarted without its guest noticing. A few calls that
-//! libraries try and can do without are answered as by a kernel that does not have them.
+//! There are two filters, one for each [`Stage`]: opening and parsing, then serving. A call outside
+//! the table kills the process, because only foreign code makes one; a daemon that dies is restarted
+//! without its guest noticing. A few calls that libraries try and can do without fail with ENOSYS.
 
 use std::collections::BTreeMap;
 use std::env::consts::ARCH;
@@ -16,18 +16,16 @@ use seccompiler::{
 
 use super::{Error, Support};
 
-/// Calls that reach nothing but what is open already.
+/// Calls that reach nothing but open files.
 const ALLOWED: &[c_long] = &[
-    // A read: bytes the page cache holds, bytes it does not, the driver's interrupt.
+    // A read: bytes in the page cache, bytes that are not, the driver's interrupt.
     libc::SYS_preadv2,
     libc::SYS_pread64,
-    libc::SYS_io_uring_enter,
-    libc::SYS_io_uring_setup, // a ring for each queue that starts
-    libc::SYS_read,           // a device state
-    libc::SYS_write,          // eventfds, log lines
-    libc::SYS_writev,         // log lines
-    libc::SYS_getrusage,      // page faults that waited for storage
-    libc::SYS_fadvise64,      // --readahead, --drop-cache
+    libc::SYS_read,      // a device state
+    libc::SYS_write,     // eventfds, log lines
+    libc::SYS_writev,    // log lines
+    libc::SYS_getrusage, // page faults that waited for storage
+    libc::SYS_fadvise64, // --readahead, --drop-cache
     // Waiting.
     libc::SYS_epoll_create1, // one for each queue that starts
     libc::SYS_epoll_ctl,
@@ -80,6 +78,24 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_getrandom,
 ];
 
+/// To read through rings made before. Neither `io_uring_setup` nor `io_uring_register` is allowed
+/// in any stage: their arguments lie in memory, where no filter can check them.
+const RINGS: &[c_long] = &[libc::SYS_io_uring_enter];
+
+/// To wait for a layer that another process seals, and to measure it.
+const PARSING: &[c_long] = &[libc::SYS_flock, libc::SYS_lseek];
+
+/// To tighten the sandbox.
+const TIGHTENING: &[c_long] = &[libc::SYS_capset, libc::SYS_seccomp];
+
+/// To bind a socket once the image is open. Landlock keeps this to the socket's directory.
+const LISTENING: &[c_long] = &[
+    libc::SYS_bind,
+    libc::SYS_listen,
+    libc::SYS_umask,
+    libc::SYS_flock, // one daemon at a time looks at the path
+];
+
 /// To remove the socket at the end. Landlock keeps this to the socket's directory.
 const REMOVING: &[c_long] = &[
     #[cfg(target_arch = "x86_64")]
@@ -98,7 +114,7 @@ const WRITING: &[c_long] = &[
     libc::SYS_fsync,
 ];
 
-/// To put a file of a writable layer in another's place. Landlock keeps these to its directory.
+/// To open and replace the files of a writable layer. Landlock keeps this to its directories.
 const OPENING: &[c_long] = &[
     libc::SYS_openat,
     libc::SYS_flock,
@@ -152,12 +168,16 @@ const NOT_EXECUTABLE: Test = Test::Bits {
     set: 0,
 };
 
-// From the kernel's `io_uring.h`.
-const IORING_REGISTER_RESTRICTIONS: c_int = 11;
-const IORING_REGISTER_ENABLE_RINGS: c_int = 12;
+/// Calls allowed for one argument only, counted from 0, while the process opens and parses.
+fn conditional_while_opening() -> [(c_long, u8, Test); 2] {
+    [
+        (libc::SYS_prlimit64, 0, Test::Is(0)), // more open files, of this process
+        (libc::SYS_prctl, 0, Test::Is(libc::PR_SET_NO_NEW_PRIVS)), // set already, to tighten
+    ]
+}
 
 /// Calls allowed for one argument only, counted from 0; several rows of a call are alternatives.
-fn conditional() -> [(c_long, u8, Test); 17] {
+fn conditional() -> [(c_long, u8, Test); 15] {
     use Test::{Bits, Is, Null};
     let thread = Bits {
         mask: THREAD | NEW_NAMESPACES,
@@ -179,16 +199,6 @@ fn conditional() -> [(c_long, u8, Test); 17] {
         (libc::SYS_setsockopt, 2, Is(libc::SO_RCVTIMEO)), // a control client that does not speak
         (libc::SYS_sendto, 4, Null),                 // to who is connected: a signal's pipe
         (libc::SYS_tgkill, 0, Is(process::id() as c_int)), // abort
-        (
-            libc::SYS_io_uring_register,
-            1,
-            Is(IORING_REGISTER_RESTRICTIONS),
-        ),
-        (
-            libc::SYS_io_uring_register,
-            1,
-            Is(IORING_REGISTER_ENABLE_RINGS),
-        ),
     ]
 }
 
@@ -206,43 +216,72 @@ impl Test {
     }
 }
 
-/// What a daemon does besides reading.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Needs {
-    /// It removes its socket.
-    pub remove: bool,
-    /// It writes.
-    pub write: bool,
-    /// It opens and replaces files.
-    pub open: bool,
+/// How far a process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Files are open; they are parsed next.
+    Opening,
+    /// The image is open and the socket listens.
+    Serving,
 }
 
-/// Restricts all threads, those of today and of later, to the tables above.
+/// What a process does besides reading open files.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Needs {
+    /// It binds and removes sockets.
+    pub sockets: bool,
+    /// It writes to open files.
+    pub write: bool,
+    /// It opens the files of a writable layer at its start.
+    pub open: bool,
+    /// It opens and replaces files while it serves.
+    pub open_later: bool,
+    /// It reads through rings.
+    pub rings: bool,
+}
+
+impl Needs {
+    /// The tables of a stage.
+    fn tables(self, stage: Stage) -> Vec<&'static [c_long]> {
+        let opening = stage == Stage::Opening;
+        let opens = if opening { self.open } else { self.open_later };
+        let tables = [
+            (true, ALLOWED),
+            (self.rings, RINGS),
+            (self.write, WRITING),
+            (opens, OPENING),
+            (opens || self.sockets, REMOVING),
+            (opening && self.sockets, LISTENING),
+            (opening, PARSING),
+            (opening, TIGHTENING),
+        ];
+        let needed = tables.into_iter().filter(|(needed, _)| *needed);
+        needed.map(|(_, table)| table).collect()
+    }
+}
+
+/// Restricts all threads, present and future, to the tables above. The filters of a stage are put
+/// on top of those of the stage before: the kernel obeys the strictest.
 ///
 /// # Errors
 ///
-/// The kernel has seccomp, but refuses the filters.
-pub fn restrict(needs: Needs) -> Result<Support, Error> {
+/// The kernel has seccomp and refuses the filters.
+pub fn restrict(stage: Stage, needs: Needs) -> Result<Support, Error> {
     let Ok(arch) = TargetArch::try_from(ARCH) else {
         return Ok(Support::Missing);
     };
     let always = |call: &c_long| (*call, Vec::new());
-    let mut absent: BTreeMap<_, _> = ABSENT.iter().map(always).collect();
-    let mut known: BTreeMap<_, _> = ALLOWED.iter().chain(ABSENT).map(always).collect();
-    if needs.remove {
-        known.extend(REMOVING.iter().map(always));
+    let allowed = needs.tables(stage).concat();
+    let absent = ABSENT.iter().filter(|call| !allowed.contains(call));
+    let absent: BTreeMap<_, _> = absent.map(always).collect();
+    let mut known: BTreeMap<_, _> = allowed.iter().chain(ABSENT).map(always).collect();
+    let mut conditions: Vec<_> = conditional().into();
+    if stage == Stage::Opening {
+        conditions.extend(conditional_while_opening());
     }
-    if needs.write {
-        known.extend(WRITING.iter().map(always));
-    }
-    if needs.open {
-        known.extend(OPENING.iter().chain(REMOVING).map(always));
-        absent.retain(|call, _| !OPENING.contains(call));
-    }
-    for (call, argument, test) in conditional() {
+    for (call, argument, test) in conditions {
         known.entry(call).or_default().push(test.rule(argument)?);
     }
-    // Of two filters the kernel obeys the stricter.
     let (allow, kill) = (SeccompAction::Allow, SeccompAction::KillProcess);
     let no_such_call = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
     let absent = SeccompFilter::new(absent, allow.clone(), no_such_call, arch)?;

@@ -86,7 +86,6 @@ fn disk(volume: Volume) -> Arc<Disk> {
     };
     let tuning = Tuning {
         poll: Duration::ZERO,
-        io_uring: false,
         readahead: 0,
         drop_cache: false,
         cpus: Vec::new(),
@@ -97,6 +96,7 @@ fn disk(volume: Volume) -> Arc<Disk> {
         writeback: AtomicBool::new(true),
         serial: [7; 20],
         cache: None,
+        rings: Default::default(),
         tuning,
     })
 }
