@@ -3,9 +3,13 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Deserialize;
 use thiserror::Error;
+
+use crate::format::digest::DigestError;
+use crate::source::{LayerRef, RemoteBlob};
 
 /// Largest config file that is read, in bytes.
 const MAX_CONFIG: u64 = 1024 * 1024;
@@ -58,6 +62,24 @@ pub enum Error {
         /// What was looked for.
         wanted: String,
     },
+    /// A lower layer is in a registry, and the config does not say which.
+    #[error("{}: lowers[{number}] has a digest, but there is no repoBlobUrl to fetch it from", path.display())]
+    NoRepository {
+        /// The config file.
+        path: PathBuf,
+        /// Number of the entry, from 0, bottom first.
+        number: usize,
+    },
+    /// The digest of a lower layer is not one.
+    #[error("{}: digest of lowers[{number}]", path.display())]
+    Digest {
+        /// The config file.
+        path: PathBuf,
+        /// Number of the entry, from 0, bottom first.
+        number: usize,
+        /// What was found.
+        source: DigestError,
+    },
     /// It names no layer.
     #[error("{}: lowers is empty; expected at least one layer", path.display())]
     NoLowers {
@@ -77,19 +99,19 @@ pub enum Error {
 /// The layers of an image, bottom first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stack {
-    layers: Vec<PathBuf>,
+    layers: Vec<LayerRef>,
 }
 
 impl Stack {
-    /// A stack of these files, bottom first.
-    pub fn new(layers: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
+    /// A stack of these layers, bottom first.
+    pub fn new(layers: impl IntoIterator<Item = impl Into<LayerRef>>) -> Self {
         Self {
             layers: layers.into_iter().map(Into::into).collect(),
         }
     }
 
-    /// The files, bottom first.
-    pub fn layers(&self) -> &[PathBuf] {
+    /// The layers, bottom first.
+    pub fn layers(&self) -> &[LayerRef] {
         &self.layers
     }
 }
@@ -113,10 +135,11 @@ pub struct Config {
     keys: Keys,
 }
 
-/// The keys that matter. All others are ignored, among them those about remote access.
+/// The keys that matter. All others are ignored.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Keys {
+    repo_blob_url: Option<String>,
     lowers: Option<Vec<Lower>>,
     upper: Option<Upper>,
     result_file: Option<String>,
@@ -130,6 +153,7 @@ struct Lower {
     file: Option<String>,
     dir: Option<String>,
     digest: Option<String>,
+    size: Option<u64>,
     target_file: Option<String>,
     target_digest: Option<String>,
     gzip_index: Option<String>,
@@ -224,8 +248,8 @@ impl Config {
         Ok((stack, files))
     }
 
-    /// The file of one lower layer.
-    fn lower(&self, number: usize, lower: &Lower) -> Result<PathBuf, Error> {
+    /// One lower layer: a local file if there is one, and otherwise the blob of the registry.
+    fn lower(&self, number: usize, lower: &Lower) -> Result<LayerRef, Error> {
         for (key, value) in [
             ("targetFile", &lower.target_file),
             ("targetDigest", &lower.target_digest),
@@ -234,21 +258,34 @@ impl Config {
             self.refuse(&format!("lowers[{number}].{key}"), given(value), NO_TURBO)?;
         }
         if let Some(file) = given(&lower.file) {
-            return Ok(self.resolve(file));
+            return Ok(self.resolve(file).into());
         }
-        let mut wanted = "it has neither file nor dir".to_owned();
+        let mut wanted = "it has no file, dir or digest".to_owned();
         if let Some(dir) = given(&lower.dir) {
             let dir = self.resolve(dir);
             let mut candidates = NAMES_IN_DIR.iter().map(|name| dir.join(name));
             if let Some(found) = candidates.find(|path| path.exists()) {
-                return Ok(found);
+                return Ok(found.into());
             }
             wanted = format!("none of {} in {}", NAMES_IN_DIR.join(", "), dir.display());
         }
         if let Some(digest) = given(&lower.digest) {
-            wanted.push_str(&format!(
-                "; fetching {digest} from a registry is not supported"
-            ));
+            let Some(blobs_url) = given(&self.keys.repo_blob_url) else {
+                return Err(Error::NoRepository {
+                    path: self.path.clone(),
+                    number,
+                });
+            };
+            let digest = digest.parse().map_err(|source| Error::Digest {
+                path: self.path.clone(),
+                number,
+                source,
+            })?;
+            return Ok(LayerRef::Remote(Arc::new(RemoteBlob {
+                digest,
+                size: lower.size.filter(|size| *size > 0),
+                blobs_url: blobs_url.trim_end_matches('/').to_owned(),
+            })));
         }
         Err(Error::NoFile {
             path: self.path.clone(),
@@ -282,6 +319,7 @@ fn given(value: &Option<String>) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::digest::Digest;
 
     fn config(dir: &tempfile::TempDir, text: &str) -> Result<Config, Error> {
         let path = dir.path().join("config.v1.json");
@@ -330,6 +368,36 @@ mod tests {
             (Stack::new(expected), None)
         );
         assert_eq!(config.result_file(), Some(root.join("r")));
+    }
+
+    #[test]
+    fn a_digest_is_a_layer_unless_its_file_is_local() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(".commit"), "").unwrap();
+        let digest = Digest::of(b"");
+        let text = format!(
+            r#"{{"repoBlobUrl": "https://host/v2/x/blobs/", "lowers": [
+                {{"digest": "{digest}", "size": 5, "dir": "none"}}, {{"digest": "{digest}", "size": 0}},
+                {{"digest": "{digest}", "dir": "."}}
+            ]}}"#
+        );
+        let remote = |size| {
+            LayerRef::Remote(Arc::new(RemoteBlob {
+                digest,
+                size,
+                blobs_url: "https://host/v2/x/blobs".to_owned(),
+            }))
+        };
+        let local = LayerRef::File(dir.path().join("./.commit"));
+        let expected = [remote(Some(5)), remote(None), local];
+        let stack = stack(&dir, &text).unwrap();
+        assert_eq!(stack.layers(), expected);
+        let error = stack.open_files().unwrap_err().to_string();
+        let name = format!("https://host/v2/x/blobs/{digest}");
+        assert!(
+            error.contains(&name) && error.contains("pull it"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -387,13 +455,14 @@ mod tests {
             ),
             (
                 r#"{"lowers":[{"digest":"sha256:77","size":4}]}"#,
-                "sha256:77",
+                "no repoBlobUrl",
             ),
             (
-                r#"{"lowers":[{"digest":"sha256:77","dir":"no/where"}]}"#,
-                "no/where",
+                r#"{"repoBlobUrl":"u","lowers":[{"digest":"sha256:77","dir":"no/where"}]}"#,
+                "digest of lowers[0]",
             ),
-            (r#"{"lowers":[{"dir":""}]}"#, "neither file nor dir"),
+            (r#"{"lowers":[{"dir":"no/where"}]}"#, "no/where"),
+            (r#"{"lowers":[{"dir":""}]}"#, "no file, dir or digest"),
             (r#"{"lowers":[]}"#, "lowers is empty"),
             (r#"{"lowers":null}"#, "lowers is empty"),
             ("{}", "lowers is empty"),

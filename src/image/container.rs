@@ -175,9 +175,9 @@ fn find_payload(blob: &Blob) -> Result<tar::Payload, Error> {
     let file_len = blob.len();
     let head = &mut head[..file_len.min(tar::PREFIX as u64) as usize];
     blob.read_exact_at(head, 0)?;
-    let path = || blob.path().to_owned();
+    let layer = || blob.layer().clone();
     let payload = tar::payload(head).map_err(|source| Error::Tar {
-        path: path(),
+        layer: layer(),
         source,
     })?;
     let Some(payload) = payload else {
@@ -189,7 +189,7 @@ fn find_payload(blob: &Blob) -> Result<tar::Payload, Error> {
     let tar::Payload { offset, len } = payload;
     if offset.checked_add(len).is_none_or(|end| end > file_len) {
         return Err(Error::TarPayload {
-            path: path(),
+            layer: layer(),
             offset,
             len,
             file_len,
@@ -210,9 +210,9 @@ fn find_zfile_map(blob: &Blob, payload: tar::Payload) -> Result<Option<ZFileMap>
         return Ok(None);
     }
     let failed = |at: u64| {
-        let (path, offset) = (blob.path().to_owned(), payload.offset + at);
+        let (layer, offset) = (blob.layer().clone(), payload.offset + at);
         move |source| Error::ZFile {
-            path,
+            layer,
             offset,
             source,
         }

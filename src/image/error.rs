@@ -1,12 +1,12 @@
 //! Why an image cannot be opened or read.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use thiserror::Error;
 
 use super::segment::{MAX_LAYERS, MAX_MAPPINGS, MAX_MOFFSET};
 use crate::format::{lsmt, tar, zfile};
+use crate::source::LayerRef;
 use crate::units::Sector;
 use crate::{codec, source};
 
@@ -17,18 +17,20 @@ pub enum Error {
     #[error(transparent)]
     Source(#[from] source::Error),
     /// The tar wrapper is broken.
-    #[error("{}: broken tar wrapper", path.display())]
+    #[error("{layer}: broken tar wrapper")]
     Tar {
-        /// The layer's file.
-        path: PathBuf,
+        /// The layer.
+        layer: LayerRef,
         /// What is wrong.
         source: tar::Error,
     },
     /// The tar member is longer than the file.
-    #[error("{}: the tar header promises {len} bytes at byte {offset}, the file has {file_len} in all; is it cut short?", path.display())]
+    #[error(
+        "{layer}: the tar header promises {len} bytes at byte {offset}, the file has {file_len} in all; is it cut short?"
+    )]
     TarPayload {
-        /// The layer's file.
-        path: PathBuf,
+        /// The layer.
+        layer: LayerRef,
         /// Where the payload starts.
         offset: u64,
         /// Length of the payload in the header.
@@ -37,62 +39,66 @@ pub enum Error {
         file_len: u64,
     },
     /// The compressed container is broken.
-    #[error("{}: broken ZFile, byte {offset}", path.display())]
+    #[error("{layer}: broken ZFile, byte {offset}")]
     ZFile {
-        /// The layer's file.
-        path: PathBuf,
+        /// The layer.
+        layer: LayerRef,
         /// Byte of the file at which the broken structure starts.
         offset: u64,
         /// What is wrong.
         source: zfile::Error,
     },
     /// Too few bytes for a layer.
-    #[error("{}: {found} bytes cannot hold a layer; expected at least 8192", path.display())]
+    #[error("{layer}: {found} bytes cannot hold a layer; expected at least 8192")]
     TooShort {
-        /// The layer's file.
-        path: PathBuf,
+        /// The layer.
+        layer: LayerRef,
         /// Bytes found, unpacked.
         found: u64,
     },
     /// The layer inside its wrappers is broken, or there is none.
-    #[error("{}: not a valid layer, byte {offset} (unpacked)", path.display())]
+    #[error("{layer}: not a valid layer, byte {offset} (unpacked)")]
     Lsmt {
-        /// The layer's file.
-        path: PathBuf,
+        /// The layer.
+        layer: LayerRef,
         /// Byte, counted inside all wrappers, at which the broken structure starts.
         offset: u64,
         /// What is wrong.
         source: lsmt::Error,
     },
     /// A writable layer, which nobody has open.
-    #[error("{}: a writable layer, not a sealed one, or one cut short; `ovbd seal` or `ovbd commit` makes it one, and so does its device when it starts, if a snapshot froze it", path.display())]
+    #[error(
+        "{layer}: a writable layer, not a sealed one, or one cut short; `ovbd seal` or `ovbd commit` makes it one, and so does its device when it starts, if a snapshot froze it"
+    )]
     Unsealed {
-        /// The layer's file.
-        path: PathBuf,
+        /// The layer.
+        layer: LayerRef,
     },
     /// A writable layer that somebody has open, and does not seal.
-    #[error("{}: somebody writes to this layer and did not seal it within {} s; `ovbd ctl SOCKET snapshot NAME` makes a layer of what a device in use has written", path.display(), waited.as_secs())]
+    #[error("{layer}: somebody writes to this layer and did not seal it within {} s; `ovbd ctl SOCKET snapshot NAME` makes a layer of what a device in use has written", waited.as_secs())]
     InUse {
-        /// The layer's file.
-        path: PathBuf,
+        /// The layer.
+        layer: LayerRef,
         /// How long it was waited for.
         waited: Duration,
     },
     /// Data at a position beyond what the merged index can tell.
-    #[error("{}: data of {offset} lies at {moffset} of the layer; at most {MAX_MOFFSET} is supported", path.display())]
+    #[error(
+        "{layer}: data of {offset} lies at {moffset} of the layer; at most {MAX_MOFFSET} is supported"
+    )]
     Position {
-        /// The layer's file.
-        path: PathBuf,
+        /// The layer.
+        layer: LayerRef,
         /// Sector of the disk.
         offset: Sector,
         /// Sector of the layer.
         moffset: Sector,
     },
     /// A compressed block is damaged.
-    #[error("{}: damaged block {block}, byte {offset}", path.display())]
+    #[error("{layer}: damaged block {block}, byte {offset}")]
     Block {
-        /// The layer's file.
-        path: PathBuf,
+        /// The layer.
+        layer: LayerRef,
         /// Number of the block.
         block: u64,
         /// Byte of the file at which the block starts.

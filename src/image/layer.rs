@@ -10,7 +10,7 @@ use super::reader::Reader;
 use super::wait_for_seal;
 use crate::format::crc;
 use crate::format::lsmt::{self, ENTRY_LEN, HEADER_LEN, Header, IndexReader, Mapping, Part};
-use crate::source::Blob;
+use crate::source::{Blob, LayerRef};
 
 /// Bytes of an index read at a time.
 const INDEX_CHUNK: u64 = 1024 * 1024;
@@ -46,12 +46,12 @@ impl Layer {
         let container = Container::load(blob.measured()?)?;
         let (layer, mappings) =
             Self::within(container, Some(uuid)).map_err(|error| match error {
-                Error::TooShort { path, .. } => Error::Unsealed { path },
+                Error::TooShort { layer, .. } => Error::Unsealed { layer },
                 Error::Lsmt {
-                    path,
+                    layer,
                     source: lsmt::Error::Magic(Part::Trailer),
                     ..
-                } => Error::Unsealed { path },
+                } => Error::Unsealed { layer },
                 error => error,
             })?;
         layer.container.blob().unlock()?;
@@ -60,19 +60,23 @@ impl Layer {
 
     /// Reads what a container holds: a layer with this uuid, if it began as a writable one.
     fn within(container: Container, began: Option<Uuid>) -> Result<(Self, Vec<Mapping>), Error> {
-        let path = &container.blob().path().to_owned();
+        let named = container.blob().layer().clone();
         let header_len = HEADER_LEN as u64;
         let Some(trailer_at) = container
             .len()
             .checked_sub(header_len)
             .filter(|at| *at >= header_len)
         else {
-            let (path, found) = (path.to_owned(), container.len());
-            return Err(Error::TooShort { path, found });
+            let found = container.len();
+            return Err(Error::TooShort {
+                layer: named,
+                found,
+            });
         };
         let failed = |offset| {
+            let named = &named;
             move |source| Error::Lsmt {
-                path: path.to_owned(),
+                layer: named.clone(),
                 offset,
                 source,
             }
@@ -86,9 +90,8 @@ impl Layer {
         // The trailer counts: sealing in place leaves the header as it was.
         let trailer = Header::decode(&bytes, Part::Trailer).map_err(failed(trailer_at))?;
         if began.is_some_and(|uuid| !uuid.is_nil() && uuid != trailer.uuid) {
-            // Data of a guest's that looks like one.
-            let path = path.to_owned();
-            return Err(Error::Unsealed { path });
+            // Guest data that looks like a trailer.
+            return Err(Error::Unsealed { layer: named });
         }
 
         let index_at = trailer.index_offset;
@@ -109,9 +112,9 @@ impl Layer {
         &self.container
     }
 
-    /// Path of the file.
-    pub fn path(&self) -> &Path {
-        self.container.blob().path()
+    /// What the layer was named by.
+    pub fn layer_ref(&self) -> &LayerRef {
+        self.container.blob().layer()
     }
 
     /// What the layer says about itself.

@@ -192,7 +192,7 @@ fn load(stack: OpenStack) -> Result<(Vec<Layer>, Vec<Vec<Segment>>), Error> {
         }
         let segment = |mapping: lsmt::Mapping| {
             Segment::new(mapping, number).ok_or_else(|| Error::Position {
-                path: layer.path().to_owned(),
+                layer: layer.layer_ref().clone(),
                 offset: mapping.offset(),
                 moffset: mapping.moffset(),
             })
@@ -245,8 +245,8 @@ fn warn_of_order(layers: &[Layer]) {
             log::warn!(
                 "{} was made upon {}, which the stack has above it; the order may be wrong \
                  (bottom first)",
-                layer.path().display(),
-                found.path().display(),
+                layer.layer_ref(),
+                found.layer_ref(),
             );
         }
     }

@@ -86,8 +86,8 @@ impl Reader {
             .checked_add(len)
             .filter(|end| *end <= container.len());
         let Some(end) = end else {
-            let (path, found) = (container.blob().path().to_owned(), container.len());
-            return Err(Error::TooShort { path, found });
+            let (layer, found) = (container.blob().layer().clone(), container.len());
+            return Err(Error::TooShort { layer, found });
         };
         let mut scatter = Scatter::new();
         scatter.push(VolatileSlice::from(into));

@@ -8,7 +8,7 @@ use super::config::Stack;
 use super::error::Error;
 use super::parallel::Workers;
 use super::segment::MAX_LAYERS;
-use crate::source::{self, Blob};
+use crate::source::{self, Blob, LayerRef};
 
 /// The files of a stack, open and not yet read.
 #[derive(Debug)]
@@ -24,13 +24,13 @@ impl Stack {
     /// [`Error::NoLayers`] and [`Error::TooManyLayers`] for a stack that no image can have,
     /// [`Error::Source`] if a file cannot be opened.
     pub fn open_files(&self) -> Result<OpenStack, Error> {
-        let paths = self.layers();
-        match paths.len() {
+        let layers = self.layers();
+        match layers.len() {
             0 => return Err(Error::NoLayers),
             len if len > MAX_LAYERS => return Err(Error::TooManyLayers(len)),
             len => _ = source::make_room(len),
         }
-        let blobs = paths.iter().map(|path| Blob::open(path));
+        let blobs = layers.iter().map(LayerRef::open);
         Ok(OpenStack {
             blobs: blobs.collect::<Result<_, _>>()?,
             workers: Workers::available(),

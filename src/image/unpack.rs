@@ -96,7 +96,7 @@ impl Unpacker {
                 Err(error) => Err(error),
             };
             result.map_err(|source| Error::Block {
-                path: container.blob().path().to_owned(),
+                layer: container.blob().layer().clone(),
                 block,
                 offset: container.block_offset(zfile_map, block),
                 source,

@@ -31,7 +31,8 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// writing to it.
 pub fn wait(blob: &Blob) -> Result<Option<Uuid>, Error> {
     let mut header = [0; HEADER_LEN];
-    if blob.len() < HEADER_LEN as u64 {
+    // Blobs of a registry do not change, and their files are locked for other reasons.
+    if blob.layer().file().is_none() || blob.len() < HEADER_LEN as u64 {
         return Ok(None);
     }
     blob.read_exact_at(&mut header, 0)?;
@@ -42,8 +43,8 @@ pub fn wait(blob: &Blob) -> Result<Option<Uuid>, Error> {
     while !blob.try_lock_shared()? {
         let waited = start.elapsed();
         if waited >= LIMIT {
-            let path = blob.path().to_owned();
-            return Err(Error::InUse { path, waited });
+            let layer = blob.layer().clone();
+            return Err(Error::InUse { layer, waited });
         }
         thread::sleep(PAUSE);
     }

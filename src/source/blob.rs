@@ -1,26 +1,26 @@
 //! A blob's file: opened, measured, mapped, and located before it is read.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Seek, SeekFrom};
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use rustix::fs::{Advice, FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
-use super::Error;
 use super::range::{AbsentRange, Located, PresentRange};
 use super::resident_map::{self, ResidentMap};
 use super::waker::Presence;
+use super::{Error, LayerRef};
 
 /// A layer's bytes as stored: a local file, or a cached one whose bytes may be absent.
 #[derive(Debug)]
 pub struct Blob {
-    path: PathBuf,
+    layer: LayerRef,
     file: File,
     len: u64,
     /// Which bytes are local; `None`: all are.
@@ -36,7 +36,7 @@ impl Blob {
     /// [`Error::Open`] if the system refuses, [`Error::NotAFile`] for any other kind of file.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let failed = |source| Error::Open {
-            path: path.to_owned(),
+            layer: path.into(),
             source,
         };
         let mut file = File::options()
@@ -46,13 +46,11 @@ impl Blob {
             .map_err(failed)?;
         let kind = file.metadata().map_err(failed)?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
-            return Err(Error::NotAFile {
-                path: path.to_owned(),
-            });
+            return Err(Error::NotAFile { layer: path.into() });
         }
         rustix::fs::fcntl_setfl(&file, OFlags::empty()).map_err(|errno| failed(errno.into()))?;
         let len = file.seek(SeekFrom::End(0)).map_err(failed)?;
-        Ok(Self::new(path.to_owned(), file, len, None))
+        Ok(Self::new(path.into(), file, len, None))
     }
 
     /// A file that grows and changes, as the data file of a writable layer does. Its length is that
@@ -62,21 +60,21 @@ impl Blob {
     /// [`Error::Open`] if the file cannot be examined.
     pub fn changing(path: &Path, file: File) -> Result<Self, Error> {
         let failed = |source| Error::Open {
-            path: path.to_owned(),
+            layer: path.into(),
             source,
         };
         let len = file.metadata().map_err(failed)?.len();
-        Ok(Self::new(path.to_owned(), file, len, None))
+        Ok(Self::new(path.into(), file, len, None))
     }
 
     /// A blob of `len` bytes of which `file`, as long as the blob, holds what `presence` says.
-    pub fn partial(path: PathBuf, file: File, len: u64, presence: Arc<dyn Presence>) -> Self {
-        Self::new(path, file, len, Some(presence))
+    pub fn partial(layer: LayerRef, file: File, len: u64, presence: Arc<dyn Presence>) -> Self {
+        Self::new(layer, file, len, Some(presence))
     }
 
-    fn new(path: PathBuf, file: File, len: u64, presence: Option<Arc<dyn Presence>>) -> Self {
+    fn new(layer: LayerRef, file: File, len: u64, presence: Option<Arc<dyn Presence>>) -> Self {
         Self {
-            path,
+            layer,
             file,
             len,
             presence,
@@ -84,9 +82,26 @@ impl Blob {
         }
     }
 
-    /// The path the file was opened by.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// A blob of `len` bytes that are all in `file`, as in a cache.
+    pub fn complete(layer: LayerRef, file: File, len: u64) -> Self {
+        Self::new(layer, file, len, None)
+    }
+
+    /// The layer whose bytes these are.
+    pub fn layer(&self) -> &LayerRef {
+        &self.layer
+    }
+
+    /// What the system says about the file.
+    ///
+    /// # Errors
+    /// [`Error::Open`] if the file cannot be examined.
+    pub fn metadata(&self) -> Result<Metadata, Error> {
+        let metadata = self.file.metadata();
+        metadata.map_err(|source| Error::Open {
+            layer: self.layer.clone(),
+            source,
+        })
     }
 
     /// Bytes of the blob when it was opened.
@@ -168,7 +183,7 @@ impl Blob {
             });
         match mapped {
             Ok(map) => _ = self.resident_map.set(map),
-            Err(error) => log::info!("{} is read, not mapped: {error}", self.path.display()),
+            Err(error) => log::info!("{} is read, not mapped: {error}", self.layer),
         }
     }
 
@@ -216,10 +231,10 @@ impl Blob {
     pub fn measured(mut self) -> Result<Self, Error> {
         let end = self.file.seek(SeekFrom::End(0));
         let len = end.map_err(|source| Error::Open {
-            path: self.path.clone(),
+            layer: self.layer.clone(),
             source,
         })?;
-        Ok(Self::new(self.path, self.file, len, self.presence))
+        Ok(Self::new(self.layer, self.file, len, self.presence))
     }
 
     /// Takes a shared lock on the file; returns whether no process has it locked to write to it.
@@ -245,16 +260,15 @@ impl Blob {
 
     fn unlockable(&self, errno: Errno) -> Error {
         Error::Lock {
-            path: self.path.clone(),
+            layer: self.layer.clone(),
             source: errno.into(),
         }
     }
 
     /// The error of a read that failed.
     pub(super) fn failed(&self, offset: u64, expected: usize, source: io::Error) -> Error {
-        let path = self.path.clone();
         Error::Read {
-            path,
+            layer: self.layer.clone(),
             offset,
             expected,
             source,
@@ -263,9 +277,8 @@ impl Blob {
 
     /// The error of a read that found the end of the file.
     pub(super) fn short(&self, offset: u64, expected: usize, found: usize) -> Error {
-        let path = self.path.clone();
         Error::Short {
-            path,
+            layer: self.layer.clone(),
             offset,
             expected,
             found,

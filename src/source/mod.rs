@@ -22,18 +22,19 @@
 //! up to the deadline of the blob's presence.
 
 pub mod blob;
+mod layer_ref;
 pub mod presence;
 pub mod range;
 pub mod resident_map;
 pub mod waker;
 
 use std::io;
-use std::path::PathBuf;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
 
 pub use blob::Blob;
+pub use layer_ref::{LayerRef, RemoteBlob};
 pub use range::{AbsentRange, Located, PresentRange};
 pub use waker::{FetchError, FetchErrorKind, Fetched, Presence, Ticket, Waker};
 
@@ -41,32 +42,32 @@ pub use waker::{FetchError, FetchErrorKind, Fetched, Presence, Ticket, Waker};
 #[derive(Debug, Error)]
 pub enum Error {
     /// The file cannot be opened.
-    #[error("cannot open {}", path.display())]
+    #[error("cannot open {layer}")]
     Open {
-        /// The file.
-        path: PathBuf,
+        /// The blob.
+        layer: LayerRef,
         /// What the system said.
         source: io::Error,
     },
     /// The file cannot be locked.
-    #[error("cannot lock {}", path.display())]
+    #[error("cannot lock {layer}")]
     Lock {
-        /// The file.
-        path: PathBuf,
+        /// The blob.
+        layer: LayerRef,
         /// What the system said.
         source: io::Error,
     },
     /// The path names something that has no bytes at offsets.
-    #[error("{} is neither a regular file nor a block device", path.display())]
+    #[error("{layer} is neither a regular file nor a block device")]
     NotAFile {
-        /// The file.
-        path: PathBuf,
+        /// The blob.
+        layer: LayerRef,
     },
     /// The system failed to read.
-    #[error("cannot read {expected} bytes at byte {offset} of {}", path.display())]
+    #[error("cannot read {expected} bytes at byte {offset} of {layer}")]
     Read {
-        /// The file.
-        path: PathBuf,
+        /// The blob.
+        layer: LayerRef,
         /// First byte wanted.
         offset: u64,
         /// Number of bytes wanted.
@@ -75,10 +76,10 @@ pub enum Error {
         source: io::Error,
     },
     /// The file ends before the bytes wanted do.
-    #[error("{} is too short: expected {expected} bytes at byte {offset}, found {found}", path.display())]
+    #[error("{layer} is too short: expected {expected} bytes at byte {offset}, found {found}")]
     Short {
-        /// The file.
-        path: PathBuf,
+        /// The blob.
+        layer: LayerRef,
         /// First byte wanted.
         offset: u64,
         /// Number of bytes wanted.
@@ -86,11 +87,17 @@ pub enum Error {
         /// Number of bytes there are.
         found: usize,
     },
+    /// The blob is in a registry, and this program does not fetch it.
+    #[error("{layer} is not local: pull it, or name its file")]
+    Remote {
+        /// The blob.
+        layer: LayerRef,
+    },
     /// The bytes are not local, and cannot be fetched.
-    #[error("cannot fetch {expected} bytes at byte {offset} of {}", path.display())]
+    #[error("cannot fetch {expected} bytes at byte {offset} of {layer}")]
     Fetch {
         /// The blob.
-        path: PathBuf,
+        layer: LayerRef,
         /// First byte wanted.
         offset: u64,
         /// Number of bytes wanted.

@@ -243,7 +243,7 @@ impl<'b> AbsentRange<'b> {
     /// The error of a request that was parked for the range, and whose fetch failed.
     pub fn error(&self, source: FetchError) -> Error {
         Error::Fetch {
-            path: self.blob.path().to_owned(),
+            layer: self.blob.layer().clone(),
             offset: self.offset,
             expected: self.len,
             source,
@@ -259,6 +259,7 @@ mod tests {
     use std::thread;
 
     use super::*;
+    use crate::source::LayerRef;
 
     const UNIT: u64 = 4096;
 
@@ -334,7 +335,10 @@ mod tests {
             ahead: Mutex::default(),
         });
         let presence = Arc::new(units.clone());
-        (Blob::partial("blob".into(), file, LEN, presence), units)
+        (
+            Blob::partial(LayerRef::File("blob".into()), file, LEN, presence),
+            units,
+        )
     }
 
     fn absent(blob: &Blob, offset: u64, len: usize) -> AbsentRange<'_> {

@@ -3,7 +3,6 @@
 //! The image is read in order and cut into units; threads find out what to keep of each chunk:
 //! what is not zero, or, on a stack, what differs from it. What is kept goes to the layer writer.
 
-use std::fs;
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -61,7 +60,7 @@ pub fn create(task: &Create, progress: &ProgressBar) -> Result<Written, Error> {
     let parent = task.parent.as_ref().map(Image::open).transpose()?;
     let parent = parent.as_ref();
     let inputs = parent.map_or(&[][..], Image::layers).iter();
-    let inputs = inputs.filter_map(|layer| fs::metadata(layer.path()).ok());
+    let inputs = inputs.filter_map(|layer| layer.container().blob().metadata().ok());
     output::refuse_inputs(&task.to, inputs.chain(raw.file().metadata().ok()))?;
     if let Some(len) = raw.size() {
         progress.set_length(len);

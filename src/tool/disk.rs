@@ -2,7 +2,6 @@
 
 use std::fs::{self, Metadata};
 use std::iter;
-use std::path::PathBuf;
 
 use super::Error;
 use crate::format::lsmt::writable::Kind;
@@ -11,7 +10,7 @@ use crate::image::Image;
 use crate::image::config::Stack;
 use crate::image::reader::Reader;
 use crate::image::segment;
-use crate::source::Blob;
+use crate::source::{Blob, LayerRef};
 use crate::units::{ByteOffset, SECTOR_SIZE, Sector};
 use crate::writable::Paths;
 use crate::writable::extent_map::{ExtentMap, Place};
@@ -22,7 +21,7 @@ use crate::writable::manifest::Pairs;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Files {
     /// The sealed layers, bottom first; possibly none under an upper.
-    pub layers: Vec<PathBuf>,
+    pub layers: Vec<LayerRef>,
     /// The writable layer above them, or the first one of it that snapshots have put others above.
     pub upper: Option<Paths>,
 }
@@ -39,7 +38,7 @@ impl Files {
             let Pairs { frozen, active } = Pairs::follow(first)?;
             files
                 .layers
-                .extend(frozen.into_iter().map(|pair| pair.data));
+                .extend(frozen.into_iter().map(|pair| pair.data.into()));
             files.upper = Some(active);
         }
         Ok(files)
@@ -208,12 +207,10 @@ impl Disk {
     /// The files it is made of, as far as they can be looked at.
     pub fn inputs(&self) -> impl Iterator<Item = Metadata> + '_ {
         let layers = self.image.iter().flat_map(Image::layers);
-        let layers = layers.map(|layer| layer.path());
+        let layers = layers.filter_map(|layer| layer.container().blob().metadata().ok());
         let upper = self.upper.iter();
         let upper = upper.flat_map(|upper| [&*upper.paths.data, &*upper.paths.index]);
-        layers
-            .chain(upper)
-            .filter_map(|path| fs::metadata(path).ok())
+        layers.chain(upper.filter_map(|path| fs::metadata(path).ok()))
     }
 
     /// The first byte from `start` on and before `end` at which there may be other than zeros.

@@ -12,6 +12,7 @@ use super::disk::{Content, Disk, Files, Upper};
 use crate::format::lsmt::HEADER_LEN;
 use crate::image::Image;
 use crate::image::layer::Layer;
+use crate::source::LayerRef;
 use crate::units::SECTOR_SIZE;
 use crate::writable::extent_map::Place;
 
@@ -68,8 +69,9 @@ pub struct UpperInfo {
 /// What one layer is made of.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LayerInfo {
-    /// The file.
-    pub path: PathBuf,
+    /// What the layer was named by: a path, or the URL of a blob.
+    #[serde(rename = "path")]
+    pub layer: LayerRef,
     /// Bytes of the file.
     pub file_size: u64,
     /// Whether it is wrapped in a tar member.
@@ -213,7 +215,7 @@ fn look_at(layer: &Layer, share: &Share, size: u64) -> LayerInfo {
     let file_size = container.blob().len();
     let share_bytes = bytes(share, size);
     LayerInfo {
-        path: layer.path().to_owned(),
+        layer: layer.layer_ref().clone(),
         file_size,
         tar: container.is_tar(),
         compression,
@@ -343,7 +345,7 @@ impl LayerInfo {
             format!("{:.2}", self.ratio),
             HumanCount(self.mappings as u64).to_string(),
             format!("{:.1} %", self.share_percent),
-            self.path.display().to_string(),
+            self.layer.to_string(),
         ]
     }
 

@@ -1,7 +1,5 @@
 //! `ovbd upper create`: the files of an empty writable layer.
 
-use std::path::PathBuf;
-
 use uuid::Uuid;
 
 use super::Error;
@@ -9,6 +7,7 @@ use crate::format::lsmt::Header;
 use crate::format::lsmt::writable::Kind;
 use crate::image::Image;
 use crate::image::config::Stack;
+use crate::source::LayerRef;
 use crate::writable::{self, Paths};
 
 /// What to make.
@@ -19,7 +18,7 @@ pub struct CreateUpper {
     /// How data is placed.
     pub kind: Kind,
     /// The layers it is to lie upon, bottom first; possibly none.
-    pub layers: Vec<PathBuf>,
+    pub layers: Vec<LayerRef>,
     /// Size of the disk in bytes; `None`: that of the layers.
     pub size: Option<u64>,
     /// Name of the layer; `None`: a random one.

@@ -127,7 +127,7 @@ fn segments(upper: &WritableLayer, number: usize) -> Result<Vec<Segment>, Error>
             // Below `MAX_LAYERS`.
             Segment::new(mapping, number as u16).ok_or_else(|| {
                 Error::Image(image::Error::Position {
-                    path: upper.paths.data.clone(),
+                    layer: upper.paths.data.clone().into(),
                     offset: mapping.offset(),
                     moffset: mapping.moffset(),
                 })

@@ -27,7 +27,7 @@ use crate::format::lsmt::{Header, MAX_ENTRIES};
 use crate::image::Image;
 use crate::image::config::Stack;
 use crate::image::segment::{MAX_LAYERS, MAX_MAPPINGS};
-use crate::source;
+use crate::source::{self, LayerRef};
 use crate::units::SECTOR_SIZE;
 
 /// Uppers of a device at a time that are not sealed: each has a map in memory and five open files,
@@ -45,7 +45,7 @@ pub struct Snapshot {
     /// The layer's uuid.
     pub uuid: Uuid,
     /// The layers that make up the disk as it was, bottom first; the last one is the snapshot's.
-    pub layers: Vec<PathBuf>,
+    pub layers: Vec<LayerRef>,
     /// Whether its layer is whole. Until then, who opens it waits.
     pub sealed: bool,
 }
@@ -57,7 +57,7 @@ pub struct Snapshots {
     first: Paths,
     options: Options,
     /// The layers below all uppers, bottom first.
-    layers: Vec<PathBuf>,
+    layers: Vec<LayerRef>,
     /// How many may be open as files.
     max_layers: usize,
     list: Mutex<Manifest>,
@@ -81,7 +81,13 @@ impl Snapshots {
             data: absolute(&first.data)?,
             index: absolute(&first.index)?,
         };
-        let own = stack.layers().iter().map(|layer| absolute(layer));
+        let own = stack.layers().iter().map(|layer| {
+            let failed = |source| source::Error::Open {
+                layer: layer.clone(),
+                source,
+            };
+            layer.absolute().map_err(failed)
+        });
         let own: Vec<_> = own.collect::<Result<_, _>>()?;
         let path = list_path(&first);
         loop {
@@ -97,7 +103,7 @@ impl Snapshots {
     /// Opens what `list` says.
     fn open_as(
         first: &Paths,
-        own: &[PathBuf],
+        own: &[LayerRef],
         options: Options,
         list: &Manifest,
     ) -> Result<(Volume, Self), Error> {
@@ -115,7 +121,7 @@ impl Snapshots {
                     Err(error) if error.is_full() => no_room = Some(error),
                     finished => {
                         finished?;
-                        layers.push(paths.data.clone());
+                        layers.push(paths.data.clone().into());
                         continue;
                     }
                 }
@@ -172,7 +178,7 @@ impl Snapshots {
     /// The snapshot at this place of the list.
     fn describe(&self, volume: &Volume, list: &Manifest, place: usize) -> Snapshot {
         let frozen = list.frozen.iter().take(place + 1);
-        let uppers = frozen.map(|frozen| numbered(&self.first, frozen.number).data);
+        let uppers = frozen.map(|frozen| numbered(&self.first, frozen.number).data.into());
         let paths = numbered(&self.first, list.frozen[place].number);
         let upper = frozen_upper(volume, &paths);
         Snapshot {

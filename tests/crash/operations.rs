@@ -66,7 +66,7 @@ fn content(folder: &Path) -> (Vec<u8>, bool) {
     assert!(sealed || index.exists());
     let disk = Disk::open(&match sealed {
         true => Files {
-            layers: vec![data],
+            layers: vec![data.into()],
             upper: None,
         },
         false => Files {

@@ -137,7 +137,7 @@ fn all_ways_to_a_layer_read_the_same() {
             } = bare(&dir.path().join("top"));
             assert_eq!(commit::runs(&upper), runs(&mappings), "known before");
             let whole = Disk::open(&Files {
-                layers: vec![dir.path().join("lower")],
+                layers: vec![dir.path().join("lower").into()],
                 upper: Some(paths.clone()),
             });
             let merged = bare(&dir.path().join("merged")).mappings;

@@ -10,6 +10,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use ovbd_vhost::format::lsmt::writable::Kind;
 use ovbd_vhost::format::zfile::{Algorithm, BLOCK_SIZES, BlockFormat};
 use ovbd_vhost::image::config::{Config, Stack, UpperFiles};
+use ovbd_vhost::source::LayerRef;
 use ovbd_vhost::tool::commit::Commit;
 use ovbd_vhost::tool::create::Create;
 use ovbd_vhost::tool::ctl::Ask;
@@ -372,7 +373,7 @@ impl FilesArgs {
     pub fn files(self) -> Result<Files, Box<dyn std::error::Error>> {
         let Some(path) = self.config else {
             return Ok(Files {
-                layers: self.layers,
+                layers: self.layers.into_iter().map(LayerRef::from).collect(),
                 upper: self.upper,
             });
         };
@@ -440,7 +441,7 @@ impl CreateUpperArgs {
                 let (stack, upper) = Config::load(&path)?.stack_and_upper()?;
                 (stack.layers().to_vec(), upper.map(paths))
             }
-            None => (self.parent, None),
+            None => (self.parent.into_iter().map(LayerRef::from).collect(), None),
         };
         let missing = |what| Cli::command().error(ErrorKind::MissingRequiredArgument, what);
         if layers.is_empty() && self.size.is_none() {

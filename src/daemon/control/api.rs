@@ -123,18 +123,17 @@ fn summary(snapshot: &Snapshot) -> Value {
     json!({
         "name": snapshot.name,
         "uuid": snapshot.uuid,
-        "layer": snapshot.layers.last().map(|layer| text(layer)),
+        "layer": snapshot.layers.last(),
         "sealed": snapshot.sealed,
     })
 }
 
 /// A snapshot with all its layers.
 fn details(snapshot: &Snapshot) -> Value {
-    let layers: Vec<_> = snapshot.layers.iter().map(|layer| text(layer)).collect();
     json!({
         "name": snapshot.name,
         "uuid": snapshot.uuid,
-        "layers": layers,
+        "layers": snapshot.layers,
         "sealed": snapshot.sealed,
     })
 }

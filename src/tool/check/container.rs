@@ -1,7 +1,5 @@
 //! The wrappers of a layer, taken apart as far as they hold together.
 
-use std::path::Path;
-
 use vm_memory::VolatileSlice;
 
 use super::super::Error;
@@ -11,7 +9,7 @@ use crate::format::zfile::{BlockTable, HEADER_LEN, Header, Part, TableReader, se
 use crate::format::{tar, zfile};
 use crate::image::unpack::verified;
 use crate::image::{self, BlockError};
-use crate::source::{self, Blob};
+use crate::source::{self, Blob, LayerRef};
 
 /// Bytes of a header that mean nothing, and are zero unless an old tool wrote them.
 const RESERVED: std::ops::Range<usize> = 89..HEADER_LEN;
@@ -54,8 +52,11 @@ pub(super) enum Unreadable {
 
 impl Container {
     /// Opens a file and tells what is wrong with its wrappers. `None`: too much to go on.
-    pub(super) fn open(path: &Path, findings: &mut Findings<'_>) -> Result<Option<Self>, Error> {
-        let blob = match Blob::open(path) {
+    pub(super) fn open(
+        layer: &LayerRef,
+        findings: &mut Findings<'_>,
+    ) -> Result<Option<Self>, Error> {
+        let blob = match layer.open() {
             Ok(blob) => blob,
             Err(error) => {
                 findings.broken(None, &error)?;
@@ -190,9 +191,9 @@ fn find_payload(blob: &Blob, findings: &mut Findings<'_>) -> Result<Option<tar::
     };
     let there = file_len.saturating_sub(offset);
     if len > there {
-        let path = blob.path().to_owned();
+        let layer = blob.layer().clone();
         let error = image::Error::TarPayload {
-            path,
+            layer,
             offset,
             len,
             file_len,

@@ -41,8 +41,8 @@ impl Layout {
         };
         let trailer_at = layout.len.checked_sub(header_len);
         let Some(trailer_at) = trailer_at.filter(|at| *at >= header_len) else {
-            let (path, found) = (container.blob.path().to_owned(), layout.len);
-            findings.broken(None, &image::Error::TooShort { path, found })?;
+            let (layer, found) = (container.blob.layer().clone(), layout.len);
+            findings.broken(None, &image::Error::TooShort { layer, found })?;
             return Ok(layout);
         };
         let mut reader = PieceReader::default();

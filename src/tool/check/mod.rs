@@ -7,7 +7,6 @@
 
 use std::fmt;
 use std::num::NonZero;
-use std::path::{Path, PathBuf};
 
 use indicatif::ProgressBar;
 use uuid::Uuid;
@@ -17,6 +16,7 @@ use super::disk::{Files, Upper};
 use crate::image::config::Stack;
 use crate::image::{self, Image};
 use crate::reason::reason;
+use crate::source::LayerRef;
 
 mod blocks;
 mod container;
@@ -29,8 +29,8 @@ const UPSTREAM_LAYERS: usize = 255;
 /// Something worth telling about a layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// The layer's file; `None` if it is about the stack.
-    pub path: Option<PathBuf>,
+    /// The layer; `None` if it is about the stack.
+    pub layer: Option<LayerRef>,
     /// Whether it is only worth knowing, and nothing is broken.
     pub is_note: bool,
     /// Byte of the file at which it is, if it is in one place.
@@ -42,8 +42,8 @@ pub struct Finding {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = if self.is_note { "note" } else { "broken" };
-        match &self.path {
-            Some(path) => write!(f, "{kind}: {}: ", path.display())?,
+        match &self.layer {
+            Some(layer) => write!(f, "{kind}: {layer}: ")?,
             None => write!(f, "{kind}: the stack: ")?,
         }
         if let Some(offset) = self.offset {
@@ -92,20 +92,20 @@ pub fn check(
 ) -> Result<Outcome, Error> {
     let files = &files.followed()?;
     let mut outcome = Outcome::default();
-    for path in &files.layers {
+    for layer in &files.layers {
         let mut findings = Findings {
-            path: Some(path.clone()),
+            layer: Some(layer.clone()),
             broken: 0,
             tell,
         };
-        outcome.blocks += check_layer(path, threads, progress, &mut findings)?;
+        outcome.blocks += check_layer(layer, threads, progress, &mut findings)?;
         outcome.layers += 1;
         outcome.broken += findings.broken;
     }
     let mut upper = None;
     if let Some(paths) = &files.upper {
         let mut findings = Findings {
-            path: Some(paths.data.clone()),
+            layer: Some(paths.data.clone().into()),
             broken: 0,
             tell,
         };
@@ -114,7 +114,7 @@ pub fn check(
         outcome.broken += findings.broken;
     }
     let mut findings = Findings {
-        path: None,
+        layer: None,
         broken: 0,
         tell,
     };
@@ -135,22 +135,27 @@ pub fn check(
 
 /// Checks one layer: the number of its blocks.
 fn check_layer(
-    path: &Path,
+    layer: &LayerRef,
     threads: NonZero<usize>,
     progress: &ProgressBar,
     findings: &mut Findings<'_>,
 ) -> Result<u64, Error> {
-    let Some(container) = container::Container::open(path, findings)? else {
+    let Some(container) = container::Container::open(layer, findings)? else {
         return Ok(0);
     };
     let layout = layout::Layout::read(&container, findings)?;
     blocks::check(&container, &layout, threads, progress, findings)?;
     if findings.broken == 0
-        && let Err(error) = image::layer::Layer::open(path)
+        && let Err(error) = loads(layer)
     {
         findings.broken(None, &error)?;
     }
     Ok(container.blocks())
+}
+
+/// Whether the layer can be opened as the daemon opens it.
+fn loads(layer: &LayerRef) -> Result<(), image::Error> {
+    image::layer::Layer::load(layer.open()?).map(drop)
 }
 
 /// Notes layers that name another parent than the layer below.
@@ -160,17 +165,17 @@ fn check_order(
     findings: &mut Findings<'_>,
 ) -> Result<(), Error> {
     let layers = image.layers().iter();
-    let layers = layers.map(|layer| (layer.path(), layer.uuid(), layer.parent_uuid()));
+    let layers = layers.map(|layer| (layer.layer_ref().clone(), layer.uuid(), layer.parent_uuid()));
     let upper = upper.into_iter();
     let upper = upper.map(|upper| {
         (
-            &*upper.paths.data,
+            LayerRef::from(&upper.paths.data),
             upper.header.uuid,
             upper.header.parent_uuid,
         )
     });
     let mut below: Option<Uuid> = None;
-    for (path, uuid, parent) in layers.chain(upper) {
+    for (layer, uuid, parent) in layers.chain(upper) {
         let found = match below {
             _ if parent.is_nil() => None,
             None => Some("nothing".to_owned()),
@@ -178,8 +183,7 @@ fn check_order(
             Some(uuid) => Some(uuid.to_string()),
         };
         if let Some(found) = found {
-            let path = path.display();
-            let what = format!("{path} was made upon {parent}; below it is {found}");
+            let what = format!("{layer} was made upon {parent}; below it is {found}");
             findings.note(None, what)?;
         }
         below = Some(uuid);
@@ -189,7 +193,7 @@ fn check_order(
 
 /// Takes what is found out about one layer.
 struct Findings<'f> {
-    path: Option<PathBuf>,
+    layer: Option<LayerRef>,
     broken: u64,
     tell: &'f mut dyn FnMut(&Finding) -> Result<(), Error>,
 }
@@ -219,7 +223,7 @@ impl Findings<'_> {
 
     fn add(&mut self, is_note: bool, offset: Option<u64>, what: String) -> Result<(), Error> {
         (self.tell)(&Finding {
-            path: self.path.clone(),
+            layer: self.layer.clone(),
             is_note,
             offset,
             what,

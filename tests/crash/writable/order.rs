@@ -38,6 +38,7 @@ fn what_is_appended_is_no_data() {
             let opened = Snapshots::open(&stack, &self::paths(folder.path()), OPTIONS);
             let volume = match opened {
                 Err(Error::Sealed { .. }) => {
+                    let data = data.clone().into();
                     let layers = stack.layers().iter().chain([&data]);
                     Volume::read_only(Image::open(&Stack::new(layers)).unwrap())
                 }

@@ -109,7 +109,7 @@ fn a_layer_that_is_not_sealed_yet_is_waited_for() {
         drop((volume, snapshots));
         let error = Image::open(&Stack::new(&snapshot.layers)).unwrap_err();
         assert!(
-            matches!(&error, image::Error::Unsealed { path } if path == unsealed),
+            matches!(&error, image::Error::Unsealed { layer } if layer == unsealed),
             "{error}"
         );
         drop(Snapshots::open(&stack, &disk.paths, Options::default()).unwrap());

@@ -1,0 +1,105 @@
+//! How images, tools and options name a layer: a local file, or a blob in a registry.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Serialize, Serializer};
+
+use super::{Blob, Error};
+use crate::format::digest::Digest;
+
+/// Names the bytes of one layer.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum LayerRef {
+    /// A local file, which holds all of them.
+    File(PathBuf),
+    /// A blob of a registry.
+    Remote(Arc<RemoteBlob>),
+}
+
+/// A blob of a registry.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RemoteBlob {
+    /// Digest of all of its bytes.
+    pub digest: Digest,
+    /// Number of bytes, if the image says it.
+    pub size: Option<u64>,
+    /// URL of the repository's blobs, without a slash at its end: the blob's own URL is this, a
+    /// slash and the digest.
+    pub blobs_url: String,
+}
+
+impl LayerRef {
+    /// The same layer, named so that it does not depend on the current directory.
+    ///
+    /// # Errors
+    /// The current directory cannot be found, or the path is empty.
+    pub fn absolute(&self) -> io::Result<Self> {
+        match self {
+            Self::File(path) => Ok(Self::File(std::path::absolute(path)?)),
+            Self::Remote(_) => Ok(self.clone()),
+        }
+    }
+
+    /// Opens the bytes of the layer.
+    ///
+    /// # Errors
+    /// Those of [`Blob::open`]; [`Error::Remote`] for a blob of a registry.
+    pub fn open(&self) -> Result<Blob, Error> {
+        match self {
+            Self::File(path) => Blob::open(path),
+            Self::Remote(_) => Err(Error::Remote {
+                layer: self.clone(),
+            }),
+        }
+    }
+
+    /// The path of a local file.
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            Self::File(path) => Some(path),
+            Self::Remote(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for LayerRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Remote(blob) => write!(f, "{}/{}", blob.blobs_url, blob.digest),
+        }
+    }
+}
+
+impl Serialize for LayerRef {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl From<PathBuf> for LayerRef {
+    fn from(path: PathBuf) -> Self {
+        Self::File(path)
+    }
+}
+
+impl From<&PathBuf> for LayerRef {
+    fn from(path: &PathBuf) -> Self {
+        Self::File(path.clone())
+    }
+}
+
+impl From<&Path> for LayerRef {
+    fn from(path: &Path) -> Self {
+        Self::File(path.to_owned())
+    }
+}
+
+impl From<&LayerRef> for LayerRef {
+    fn from(layer: &LayerRef) -> Self {
+        layer.clone()
+    }
+}
