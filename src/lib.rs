@@ -5,6 +5,7 @@
 //!
 //! | floor | module | one line |
 //! |---|---|---|
+//! | 9 | [`node`] | many disks on one host: names, state, processes, API |
 //! | 8 | [`daemon`] | command line to running device: socket, signals, readiness |
 //! | 7 | [`vhost`] | vhost-user messages of one front-end start and stop queues |
 //! | 6 | [`engine`] | one worker per queue: pop, parse, plan, read, finish |
@@ -30,6 +31,7 @@ pub mod engine;
 pub mod format;
 pub mod image;
 pub mod io;
+pub mod node;
 pub mod reason;
 pub mod registry;
 pub mod source;

@@ -1,0 +1,65 @@
+//! The `ovbd-node` service: arguments only.
+
+use std::env;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use ovbd_vhost::node::{self, Config, launch};
+use ovbd_vhost::reason::reason;
+
+/// Serve many disks on one host, by name, over an HTTP API.
+#[derive(Parser)]
+#[command(name = "ovbd-node", version, about)]
+struct Args {
+    /// Unix socket of the HTTP API.
+    #[arg(long, value_name = "PATH")]
+    control: PathBuf,
+
+    /// Directory of the state of disks; created if missing.
+    #[arg(long, value_name = "DIR")]
+    state: PathBuf,
+
+    /// Directory of the sockets and logs of disks; created if missing.
+    #[arg(long, value_name = "DIR")]
+    run_dir: PathBuf,
+
+    /// Directory below which requests may name files; repeatable.
+    #[arg(long = "allow-dir", value_name = "DIR")]
+    allow_dirs: Vec<PathBuf>,
+
+    /// The ovbd-vhost program [default: beside ovbd-node].
+    #[arg(long, value_name = "FILE")]
+    program: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    let mut arguments = env::args_os().skip(1);
+    if arguments
+        .next()
+        .is_some_and(|first| first == launch::LAUNCH)
+    {
+        return launch::launch(arguments);
+    }
+    let args = Args::parse();
+    let beside = || {
+        env::current_exe()
+            .map(|itself| itself.with_file_name("ovbd-vhost"))
+            .unwrap_or_default()
+    };
+    let config = Config {
+        program: args.program.unwrap_or_else(beside),
+        control: args.control,
+        state: args.state,
+        run_dir: args.run_dir,
+        allow_dirs: args.allow_dirs,
+    };
+    match node::run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error!("{}", reason(&error));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! HTTP/1.1 with JSON on a unix socket.
+//!
+//! `routes` is the table that `docs/openapi.yaml` describes; a test holds the two against each other.
+
+mod reply;
+pub mod routes;
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::fs::{FlockOperation, flock};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+
+use super::disks::Disks;
+use super::error::Error;
+use super::metrics::Metrics;
+use routes::{Caller, Context};
+
+/// Connections that are served at a time; more wait.
+const MAX_CONNECTIONS: usize = 64;
+
+/// How long the headers of a request may take to arrive.
+const HEADER_LIMIT: Duration = Duration::from_secs(10);
+
+/// Binds the control socket with mode 600. A socket that no process listens on is replaced; a lock beside it makes that
+/// one step among nodes.
+///
+/// # Errors
+/// [`Error::ControlInUse`] if a process listens there; [`Error::File`] for failures of the system.
+pub fn bind(path: &Path) -> Result<UnixListener, Error> {
+    if path.as_os_str().len() > super::launch::MAX_SOCKET_PATH {
+        return Err(Error::LongPath {
+            path: path.to_owned(),
+            limit: super::launch::MAX_SOCKET_PATH,
+        });
+    }
+    let lock = PathBuf::from(path).with_extension("lock");
+    let file = fs::File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&lock);
+    let file = file.map_err(Error::file("open", &lock))?;
+    flock(&file, FlockOperation::LockExclusive)
+        .map_err(|errno| Error::file("lock", &lock)(errno.into()))?;
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(Error::ControlInUse(path.to_owned()));
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(Error::file("replace", path)(error));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).map_err(Error::file("bind", path))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+        .map_err(Error::file("protect", path))?;
+    Ok(listener)
+}
+
+/// Serves connections for ever.
+pub async fn serve(listener: UnixListener, disks: Arc<Disks>) {
+    let context = Arc::new(Context {
+        disks,
+        metrics: Metrics::default(),
+    });
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(slot) = slots.clone().acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let context = context.clone();
+                tokio::spawn(async move {
+                    connection(stream, context).await;
+                    drop(slot);
+                });
+            }
+            Err(error) => {
+                log::warn!("cannot accept a client: {error}");
+                // As when descriptors run out: others may be closed meanwhile.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn connection(stream: UnixStream, context: Arc<Context>) {
+    let caller = stream.peer_cred().map_or(Caller::default(), |peer| Caller {
+        uid: Some(peer.uid()),
+        pid: peer.pid(),
+    });
+    let service = service_fn(|request| routes::answer(request, context.clone(), caller));
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_LIMIT)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = served {
+        log::debug!("a client's connection ended: {error}");
+    }
+}

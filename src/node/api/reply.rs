@@ -1,0 +1,39 @@
+//! Answers.
+
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::{Response, StatusCode};
+use serde_json::Value;
+
+use crate::node::error::Failure;
+
+/// An answer of this server.
+pub type Reply = Response<Full<Bytes>>;
+
+/// JSON with a status.
+pub fn json(status: StatusCode, body: &Value) -> Reply {
+    text(status, "application/json", body.to_string())
+}
+
+/// Text of a type with a status.
+pub fn text(status: StatusCode, kind: &'static str, body: String) -> Reply {
+    let mut reply = Response::new(Full::new(Bytes::from(body)));
+    *reply.status_mut() = status;
+    reply
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    reply
+}
+
+/// 204.
+pub fn empty() -> Reply {
+    let mut reply = Response::new(Full::default());
+    *reply.status_mut() = StatusCode::NO_CONTENT;
+    reply
+}
+
+/// The answer of a request that failed.
+pub fn failure(failure: &Failure) -> Reply {
+    json(failure.code.status(), &failure.body())
+}

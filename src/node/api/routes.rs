@@ -1,0 +1,378 @@
+//! The routes, and what each does.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, HeaderValue};
+use hyper::{Method, Request, StatusCode};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::reply::{self, Reply};
+use crate::node::disks::{Disks, Put};
+use crate::node::error::{Code, Failure};
+use crate::node::id::DiskId;
+use crate::node::metrics::{CONTENT_TYPE, Metrics, RequestLabels};
+use crate::node::spec::DiskSpec;
+
+/// Longest body in bytes: 4094 layer paths of some length.
+const MAX_BODY: usize = 1 << 20;
+
+/// How long a body may take to arrive.
+const BODY_LIMIT: Duration = Duration::from_secs(10);
+
+/// Longest wait for events, in seconds.
+const MAX_WAIT: u64 = 60;
+
+/// What `openapi.yaml` is served from.
+const OPENAPI: &str = include_str!("../../../docs/openapi.yaml");
+
+/// What a route does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Action {
+    ListDisks,
+    PutDisk,
+    GetDisk,
+    DeleteDisk,
+    RestartDisk,
+    ListSnapshots,
+    MakeSnapshot,
+    Events,
+    Live,
+    Ready,
+    Version,
+    OpenApi,
+    Metrics,
+}
+
+/// Method, pattern and action of each route. A segment in braces stands for any one.
+const ROUTES: [(&str, &str, Action); 13] = [
+    ("GET", "/api/v1/disks", Action::ListDisks),
+    ("PUT", "/api/v1/disks/{id}", Action::PutDisk),
+    ("GET", "/api/v1/disks/{id}", Action::GetDisk),
+    ("DELETE", "/api/v1/disks/{id}", Action::DeleteDisk),
+    ("POST", "/api/v1/disks/{id}/restart", Action::RestartDisk),
+    ("GET", "/api/v1/disks/{id}/snapshots", Action::ListSnapshots),
+    ("POST", "/api/v1/disks/{id}/snapshots", Action::MakeSnapshot),
+    ("GET", "/api/v1/events", Action::Events),
+    ("GET", "/api/v1/health/live", Action::Live),
+    ("GET", "/api/v1/health/ready", Action::Ready),
+    ("GET", "/api/v1/version", Action::Version),
+    ("GET", "/api/v1/openapi.yaml", Action::OpenApi),
+    ("GET", "/metrics", Action::Metrics),
+];
+
+/// Methods and patterns of all routes, for the test against `openapi.yaml`.
+pub fn table() -> impl Iterator<Item = (&'static str, &'static str)> {
+    ROUTES
+        .iter()
+        .map(|(method, pattern, _)| (*method, *pattern))
+}
+
+/// What routes work on.
+#[derive(Debug)]
+pub struct Context {
+    /// The disks.
+    pub disks: Arc<Disks>,
+    /// What is counted.
+    pub metrics: Metrics,
+}
+
+/// The process that sent a request (`SO_PEERCRED`).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Caller {
+    /// User, if known.
+    pub uid: Option<u32>,
+    /// Process, if known.
+    pub pid: Option<i32>,
+}
+
+/// Answers one request.
+pub async fn answer(
+    request: Request<Incoming>,
+    context: Arc<Context>,
+    caller: Caller,
+) -> Result<Reply, Infallible> {
+    let start = Instant::now();
+    let method = match request.method() {
+        // The server leaves the body out.
+        &Method::HEAD => Method::GET,
+        method => method.clone(),
+    };
+    let path = request.uri().path().to_owned();
+    let found = route(&method, &path);
+    let (reply, pattern) = match found {
+        Ok((action, pattern, id)) => {
+            let done = run(action, id, request, &context).await;
+            (
+                done.unwrap_or_else(|failure| reply::failure(&failure)),
+                pattern,
+            )
+        }
+        Err(refused) => (*refused, "unknown"),
+    };
+    let code = reply.status().as_u16();
+    context.metrics.count(&RequestLabels {
+        method: method.to_string(),
+        route: pattern.to_owned(),
+        code,
+    });
+    if method != Method::GET {
+        let (uid, pid) = (caller.uid.map_or(-1, i64::from), caller.pid.unwrap_or(-1));
+        let took = start.elapsed().as_millis();
+        log::info!("{method} {path}: {code} in {took} ms, for uid {uid}, pid {pid}");
+    }
+    Ok(reply)
+}
+
+/// The action for a request, the pattern of its route, and the id in its path.
+fn route(
+    method: &Method,
+    path: &str,
+) -> Result<(Action, &'static str, Option<DiskId>), Box<Reply>> {
+    let mut allowed = Vec::new();
+    for (known, pattern, action) in ROUTES {
+        let Some(id) = matches(pattern, path) else {
+            continue;
+        };
+        if method.as_str() != known {
+            allowed.push(known);
+            continue;
+        }
+        let id = id.map(|id| decode(id).parse::<DiskId>()).transpose();
+        let id = id.map_err(|error| {
+            Box::new(reply::failure(&Failure::caused(Code::BadRequest, &error)))
+        })?;
+        return Ok((action, pattern, id));
+    }
+    if allowed.is_empty() {
+        let failure = Failure::new(Code::NotFound, format!("there is no route {path}"));
+        return Err(Box::new(reply::failure(&failure)));
+    }
+    let failure = Failure::new(
+        Code::Method,
+        format!("{path} takes {}, not {method}", allowed.join(", ")),
+    );
+    let mut refused = reply::failure(&failure);
+    if let Ok(value) = HeaderValue::from_str(&allowed.join(", ")) {
+        refused.headers_mut().insert(ALLOW, value);
+    }
+    Err(Box::new(refused))
+}
+
+/// Whether `path` fits `pattern`, and the segment that stands for the one in braces.
+fn matches<'p>(pattern: &str, path: &'p str) -> Option<Option<&'p str>> {
+    let (mut wanted, mut given) = (pattern.split('/'), path.split('/'));
+    let mut id = None;
+    loop {
+        match (wanted.next(), given.next()) {
+            (None, None) => return Some(id),
+            (Some(want), Some(have)) if want.starts_with('{') => id = Some(have),
+            (Some(want), Some(have)) if want == have => {}
+            _ => return None,
+        }
+    }
+}
+
+/// `text` with each `%XX` replaced by its byte, once. What is not UTF-8 then is no valid id.
+fn decode(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, tail)) = rest.split_first() {
+        let escaped = tail.get(..2).and_then(|hex| std::str::from_utf8(hex).ok());
+        match escaped
+            .and_then(|hex| u8::from_str_radix(hex, 16).ok())
+            .filter(|_| *first == b'%')
+        {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &tail[2..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+async fn run(
+    action: Action,
+    id: Option<DiskId>,
+    request: Request<Incoming>,
+    context: &Context,
+) -> Result<Reply, Failure> {
+    let disks = &context.disks;
+    let query = request.uri().query().unwrap_or_default().to_owned();
+    let id = || {
+        id.clone()
+            .ok_or_else(|| Failure::new(Code::BadRequest, "the path names no disk"))
+    };
+    let ok = |body| Ok(reply::json(StatusCode::OK, &body));
+    match action {
+        Action::ListDisks => {
+            let label = value(&query, "label").map(decode);
+            let chosen = disks.all().into_iter().filter(|disk| {
+                let labels = disk
+                    .entry()
+                    .map(|entry| entry.spec.labels)
+                    .unwrap_or_default();
+                label.as_ref().is_none_or(|label| {
+                    let (key, value) = label.split_once('=').unwrap_or((label, ""));
+                    labels.get(key).is_some_and(|found| found == value)
+                })
+            });
+            ok(json!({ "disks": chosen.map(|disk| disk.view()).collect::<Vec<_>>() }))
+        }
+        Action::PutDisk => {
+            let (put, disk) = disks.put(&id()?, body::<DiskSpec>(request).await?).await?;
+            let status = match put {
+                Put::Made => StatusCode::CREATED,
+                Put::There => StatusCode::OK,
+            };
+            Ok(reply::json(status, &disk.view()))
+        }
+        Action::GetDisk => ok(disks.get(&id()?)?.view()),
+        Action::DeleteDisk => {
+            disks
+                .delete(&id()?, value(&query, "force") == Some("true"))
+                .await?;
+            Ok(reply::empty())
+        }
+        Action::RestartDisk => ok(disks.restart(&id()?).await?.view()),
+        Action::ListSnapshots => ok(disks.snapshots(&id()?).await?),
+        Action::MakeSnapshot => {
+            let wanted = body::<SnapshotRequest>(request).await?;
+            ok(disks.snapshot(&id()?, wanted.name, wanted.wait).await?)
+        }
+        Action::Events => {
+            let number = |name| value(&query, name).map(str::parse::<u64>).transpose();
+            let bad = |_| Failure::new(Code::BadRequest, "after and wait take whole numbers");
+            let after = number("after").map_err(bad)?.unwrap_or(0);
+            let wait = number("wait").map_err(bad)?.unwrap_or(0).min(MAX_WAIT);
+            let batch = disks.events().after(after, Duration::from_secs(wait)).await;
+            ok(json!(batch))
+        }
+        Action::Live => ok(json!({ "state": "live" })),
+        // The control socket is bound once the state directory has been read.
+        Action::Ready => ok(json!({ "state": "ready", "failed": disks.failed() })),
+        Action::Version => ok(json!({ "version": env!("CARGO_PKG_VERSION") })),
+        Action::OpenApi => Ok(reply::text(
+            StatusCode::OK,
+            "application/yaml",
+            OPENAPI.to_owned(),
+        )),
+        Action::Metrics => {
+            let text = context.metrics.text(disks);
+            let text = text.map_err(|error| Failure::caused(Code::Internal, &error))?;
+            Ok(reply::text(StatusCode::OK, CONTENT_TYPE, text))
+        }
+    }
+}
+
+/// Body of `POST /disks/{id}/snapshots`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SnapshotRequest {
+    name: String,
+    #[serde(default)]
+    wait: bool,
+}
+
+/// Reads a JSON body, whatever type the client gives it.
+async fn body<T: serde::de::DeserializeOwned>(request: Request<Incoming>) -> Result<T, Failure> {
+    let limited = Limited::new(request.into_body(), MAX_BODY);
+    let collected = tokio::time::timeout(BODY_LIMIT, limited.collect()).await;
+    let collected =
+        collected.map_err(|_| Failure::new(Code::BadRequest, "the body did not arrive in time"))?;
+    let bytes = collected
+        .map_err(|error| {
+            let text = format!("body: {error}; expected at most {MAX_BODY} bytes");
+            Failure::new(Code::TooLarge, text)
+        })?
+        .to_bytes();
+    serde_json::from_slice(&bytes)
+        .map_err(|error| Failure::new(Code::BadRequest, format!("body: {error}")))
+}
+
+/// The value of a key of the query.
+fn value<'q>(query: &'q str, key: &str) -> Option<&'q str> {
+    query
+        .split('&')
+        .filter_map(|pair| pair.split_once('='))
+        .find(|(name, _)| *name == key)
+        .map(|(_, value)| value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_find_their_routes() {
+        let found = |method: Method, path: &str| {
+            route(&method, path)
+                .map(|(action, _, id)| (action, id))
+                .ok()
+        };
+        let id = Some("a.b".parse().unwrap());
+        assert_eq!(
+            found(Method::GET, "/api/v1/disks"),
+            Some((Action::ListDisks, None))
+        );
+        assert_eq!(
+            found(Method::PUT, "/api/v1/disks/a.b"),
+            Some((Action::PutDisk, id.clone()))
+        );
+        assert_eq!(
+            found(Method::PUT, "/api/v1/disks/a%2eb"),
+            Some((Action::PutDisk, id))
+        );
+        for path in [
+            "/api/v1/disks/",
+            "/api/v1/disks/..",
+            "/api/v1/disks/%2e%2e",
+            "/api/v1/disks/a/b",
+            "/x",
+        ] {
+            assert_eq!(found(Method::GET, path), None, "{path}");
+        }
+        let refused = route(&Method::POST, "/api/v1/disks/a").unwrap_err();
+        assert_eq!(refused.status(), StatusCode::METHOD_NOT_ALLOWED);
+        assert_eq!(refused.headers()[ALLOW], "PUT, GET, DELETE");
+    }
+
+    #[test]
+    fn the_routes_are_those_of_openapi_yaml() {
+        let mut described = Vec::new();
+        let mut path = String::new();
+        for line in OPENAPI.lines() {
+            if let Some(name) = line
+                .strip_prefix("  /")
+                .and_then(|line| line.strip_suffix(':'))
+            {
+                path = format!("/{name}");
+            }
+            for method in ["get", "put", "post", "delete", "patch"] {
+                if line == format!("    {method}:") {
+                    described.push((method.to_uppercase(), path.clone()));
+                }
+            }
+        }
+        let mut known: Vec<_> = table()
+            .map(|(method, path)| {
+                (
+                    method.to_owned(),
+                    path.trim_start_matches("/api/v1").to_owned(),
+                )
+            })
+            .collect();
+        known.sort();
+        described.sort();
+        assert_eq!(described, known);
+    }
+}

@@ -1,0 +1,404 @@
+//! One disk: its entry, its process, and the operations on it.
+//!
+//! ```text
+//! starting ── listening ⇄ (process ends, started again) ── failed (5 ends within 60 s)
+//!                 │                                           │
+//!                 └──────────────── deleting ─────────────────┘── gone
+//! ```
+
+use std::collections::VecDeque;
+use std::os::unix::net::UnixListener;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::sync::Mutex as AsyncMutex;
+
+use super::entry::Entry;
+use super::error::Failure;
+use super::events::{Events, Kind};
+use super::id::DiskId;
+use super::launch::{Launcher, bind};
+use super::process::Process;
+use super::state_dir::StateDir;
+
+/// Ends of the process within [`CRASH_WINDOW`] after which it is not started again.
+const MAX_CRASHES: usize = 5;
+const CRASH_WINDOW: Duration = Duration::from_secs(60);
+
+/// Pause before the process is started again: doubled with each crash in the window.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+
+/// How long the process may take to finish what is in flight.
+pub const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// State of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Its process was started and is not ready yet.
+    Starting,
+    /// It serves its socket.
+    Listening,
+    /// It cannot be served; `error` has the reason.
+    Failed,
+    /// It is being removed.
+    Deleting,
+}
+
+impl State {
+    /// All states.
+    pub const ALL: [Self; 4] = [
+        Self::Starting,
+        Self::Listening,
+        Self::Failed,
+        Self::Deleting,
+    ];
+
+    /// The word in answers and metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Listening => "listening",
+            Self::Failed => "failed",
+            Self::Deleting => "deleting",
+        }
+    }
+}
+
+/// What can change about a disk.
+#[derive(Debug)]
+struct Status {
+    /// Absent for a disk whose entry is damaged.
+    entry: Option<Entry>,
+    state: State,
+    error: Option<String>,
+    size: Option<u64>,
+}
+
+/// What is needed to serve a disk, shared by all of them.
+#[derive(Debug)]
+pub struct Means {
+    /// Where entries are kept.
+    pub state: StateDir,
+    /// Starts processes.
+    pub launcher: Launcher,
+    /// Tells clients what happened.
+    pub events: Events,
+}
+
+/// A disk.
+#[derive(Debug)]
+pub struct Disk {
+    id: DiskId,
+    /// Held by the operation under way; never while a client only looks.
+    operation: AsyncMutex<()>,
+    status: Mutex<Status>,
+    process: Mutex<Option<Arc<Process>>>,
+    /// Absent after a restart of the node, until the process ends.
+    listener: Mutex<Option<UnixListener>>,
+    stopping: AtomicBool,
+    /// The end of the process that is to come is wanted.
+    replacing: AtomicBool,
+    restarts: AtomicU64,
+}
+
+impl Disk {
+    /// A disk that is not served yet.
+    pub fn new(entry: Entry) -> Self {
+        let id = entry.id.clone();
+        Self::with(
+            id,
+            Status {
+                entry: Some(entry),
+                state: State::Starting,
+                error: None,
+                size: None,
+            },
+        )
+    }
+
+    /// A disk whose entry is damaged. It can only be removed.
+    pub fn damaged(id: DiskId, reason: String) -> Self {
+        Self::with(
+            id,
+            Status {
+                entry: None,
+                state: State::Failed,
+                error: Some(reason),
+                size: None,
+            },
+        )
+    }
+
+    fn with(id: DiskId, status: Status) -> Self {
+        Self {
+            id,
+            operation: AsyncMutex::default(),
+            status: Mutex::new(status),
+            process: Mutex::default(),
+            listener: Mutex::default(),
+            stopping: AtomicBool::new(false),
+            replacing: AtomicBool::new(false),
+            restarts: AtomicU64::new(0),
+        }
+    }
+
+    /// Its name.
+    pub fn id(&self) -> &DiskId {
+        &self.id
+    }
+
+    /// Its state.
+    pub fn state(&self) -> State {
+        self.status().state
+    }
+
+    /// Its entry, unless that is damaged.
+    pub fn entry(&self) -> Option<Entry> {
+        self.status().entry.clone()
+    }
+
+    /// Size in bytes, once its process has told it.
+    pub fn size(&self) -> Option<u64> {
+        self.status().size
+    }
+
+    /// Times its process was started again.
+    pub fn restarts(&self) -> u64 {
+        self.restarts.load(Ordering::Relaxed)
+    }
+
+    /// Locked by operations, one after the other.
+    pub async fn operation(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.operation.lock().await
+    }
+
+    /// What clients see of it.
+    pub fn view(&self) -> Value {
+        let status = self.status();
+        let process = self.process();
+        let pid = process.as_ref().map(|process| process.identity().pid);
+        let mut view = json!({
+            "id": self.id,
+            "state": status.state,
+            "error": status.error,
+            "pid": pid,
+            "size_bytes": status.size,
+            "restarts": self.restarts(),
+        });
+        if let (Some(entry), Some(fields)) = (&status.entry, view.as_object_mut()) {
+            fields.insert("generation".into(), json!(entry.generation));
+            fields.insert("socket".into(), json!(entry.socket));
+            fields.insert("content".into(), json!(entry.content));
+            fields.insert("upper".into(), json!(entry.upper));
+            fields.insert("upper_limit".into(), json!(entry.spec.upper_limit));
+            fields.insert("labels".into(), json!(entry.spec.labels));
+            fields.insert("created".into(), json!(entry.created));
+        }
+        view
+    }
+
+    /// Notes the size that its process told.
+    pub fn set_size(&self, size: Option<u64>) {
+        self.status().size = size;
+    }
+
+    /// Binds the socket, starts the process, and makes the entry durable.
+    ///
+    /// # Errors
+    /// What fails; then no process runs and no entry is left.
+    pub async fn create(&self, means: &Means) -> Result<(), Failure> {
+        let Some(entry) = self.entry() else {
+            return Ok(());
+        };
+        let listener = bind(&entry.socket)?;
+        let undo = |failure: Failure| {
+            means.launcher.clean(&entry.id, &entry.socket);
+            failure
+        };
+        let process = means
+            .launcher
+            .start(&entry, &listener)
+            .await
+            .map_err(undo)?;
+        let stored = self.serve_with(process, Some(listener), means);
+        if let Err(error) = stored {
+            self.stopping.store(true, Ordering::Relaxed);
+            self.stop_process().await;
+            return Err(undo(error.into()));
+        }
+        means.events.add(&self.id, Kind::Added, None);
+        Ok(())
+    }
+
+    /// Takes over the process that a former node started, or starts one.
+    pub async fn recover(&self, means: &Means) {
+        let Some(entry) = self.entry() else { return };
+        if let Some(process) = entry
+            .process
+            .as_ref()
+            .and_then(|found| means.launcher.find(found))
+        {
+            *self.process() = Some(Arc::new(process));
+            self.status().state = State::Listening;
+            means.events.add(&self.id, Kind::Found, None);
+            return;
+        }
+        if let Err(failure) = self.start_again(means).await {
+            self.fail(means, failure.text);
+        }
+    }
+
+    /// Finds the process that a former node left when it was killed during the removal.
+    pub fn recover_removal(&self, means: &Means) {
+        let identity = self.entry().and_then(|entry| entry.process);
+        *self.process() = identity
+            .and_then(|found| means.launcher.find(&found))
+            .map(Arc::new);
+    }
+
+    /// Notes the process that serves the disk from now on, in the entry too.
+    fn serve_with(
+        &self,
+        process: Process,
+        listener: Option<UnixListener>,
+        means: &Means,
+    ) -> Result<(), super::Error> {
+        let mut entry = self.entry();
+        if let Some(entry) = &mut entry {
+            entry.process = Some(process.identity().clone());
+        }
+        *self.process() = Some(Arc::new(process));
+        if listener.is_some() {
+            *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = listener;
+        }
+        if let Some(entry) = entry {
+            means.state.store(&entry)?;
+            let mut status = self.status();
+            (status.entry, status.state, status.error) = (Some(entry), State::Listening, None);
+        }
+        Ok(())
+    }
+
+    /// Starts a process on the listener of the former one, or on a new one.
+    async fn start_again(&self, means: &Means) -> Result<(), Failure> {
+        let Some(entry) = self.entry() else {
+            return Ok(());
+        };
+        let kept = self
+            .listener
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let listener = match kept {
+            Some(listener) => listener,
+            None => bind(&entry.socket)?,
+        };
+        let started = means.launcher.start(&entry, &listener).await;
+        // Kept whatever happened: front-ends go on waiting in its backlog.
+        *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = Some(listener);
+        Ok(self.serve_with(started?, None, means)?)
+    }
+
+    /// Watches the process, and starts it again when it ends, until the disk is stopped or fails.
+    pub async fn watch(self: Arc<Self>, means: Arc<Means>) {
+        let mut ends = VecDeque::new();
+        loop {
+            let Some(process) = self.process().clone() else {
+                return;
+            };
+            process.ended().await;
+            if self.stopping.load(Ordering::Relaxed) {
+                return;
+            }
+            if !self.replacing.swap(false, Ordering::Relaxed) {
+                let reason = means.launcher.reason(&self.id);
+                ends.push_back(Instant::now());
+                while ends.front().is_some_and(|end| end.elapsed() > CRASH_WINDOW) {
+                    ends.pop_front();
+                }
+                log::warn!(
+                    "disk {}: process {} ended: {reason}",
+                    self.id,
+                    process.identity().pid
+                );
+                if ends.len() >= MAX_CRASHES {
+                    return self.fail(&means, reason);
+                }
+                let pause = FIRST_PAUSE * 2u32.pow(ends.len() as u32);
+                tokio::time::sleep(pause).await;
+            }
+            let _operation = self.operation().await;
+            if self.stopping.load(Ordering::Relaxed) {
+                return;
+            }
+            self.status().state = State::Starting;
+            match self.start_again(&means).await {
+                Ok(()) => {
+                    self.restarts.fetch_add(1, Ordering::Relaxed);
+                    means.events.add(&self.id, Kind::Restarted, None);
+                }
+                Err(failure) => return self.fail(&means, failure.text),
+            }
+        }
+    }
+
+    /// Gives the disk up: closes its listener, keeps its entry.
+    fn fail(&self, means: &Means, reason: String) {
+        log::error!("disk {} failed: {reason}", self.id);
+        *self.process() = None;
+        *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let mut status = self.status();
+        (status.state, status.error) = (State::Failed, Some(reason.clone()));
+        drop(status);
+        means.events.add(&self.id, Kind::Failed, Some(reason));
+    }
+
+    /// Replaces the process by a new one: the old one drains first, and the watcher starts the next.
+    pub async fn restart(&self) {
+        let process = self.process().clone();
+        if let Some(process) = process {
+            self.replacing.store(true, Ordering::Relaxed);
+            process.stop(STOP_LIMIT).await;
+        }
+    }
+
+    /// Stops the process and removes the disk. Files of the writable layer stay.
+    ///
+    /// # Errors
+    /// The state directory cannot be written; the disk stays, and the request can be repeated.
+    pub async fn remove(&self, means: &Means) -> Result<(), super::Error> {
+        let mut entry = self.entry();
+        if let Some(entry) = &mut entry {
+            entry.deleting = true;
+            means.state.store(entry)?;
+        }
+        self.stopping.store(true, Ordering::Relaxed);
+        self.status().state = State::Deleting;
+        self.stop_process().await;
+        *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let socket = entry.map_or_else(|| means.launcher.socket(&self.id), |entry| entry.socket);
+        means.launcher.clean(&self.id, &socket);
+        means.state.remove(&self.id)?;
+        means.events.add(&self.id, Kind::Removed, None);
+        Ok(())
+    }
+
+    async fn stop_process(&self) {
+        let process = self.process().take();
+        if let Some(process) = process {
+            process.stop(STOP_LIMIT).await;
+        }
+    }
+
+    fn status(&self) -> MutexGuard<'_, Status> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn process(&self) -> MutexGuard<'_, Option<Arc<Process>>> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,369 @@
+//! The set of disks, and what requests do to it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+
+use super::allow::AllowedDirs;
+use super::clock;
+use super::disk::{Disk, Means, State};
+use super::entry::{Entry, VERSION};
+use super::error::{Code, Error, Failure};
+use super::events::{Events, Kind};
+use super::id::DiskId;
+use super::launch::Launcher;
+use super::spec::{Content, DiskSpec, Origin, Requested};
+use super::state_dir::{Loaded, StateDir};
+use crate::tool::ctl::{self, Ask};
+
+/// Processes that are started at a time: more would only wait for the processors.
+const PARALLEL_STARTS: usize = 8;
+
+/// All disks of the node.
+#[derive(Debug)]
+pub struct Disks {
+    means: Arc<Means>,
+    allowed: AllowedDirs,
+    disks: Mutex<BTreeMap<DiskId, Arc<Disk>>>,
+    starts: Semaphore,
+}
+
+/// Whether a `PUT` made something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Put {
+    /// A new disk.
+    Made,
+    /// The same disk was there.
+    There,
+}
+
+impl Disks {
+    /// No disks yet.
+    pub fn new(state: StateDir, launcher: Launcher, allowed: AllowedDirs) -> Self {
+        let events = Events::default();
+        Self {
+            means: Arc::new(Means {
+                state,
+                launcher,
+                events,
+            }),
+            allowed,
+            disks: Mutex::default(),
+            starts: Semaphore::new(PARALLEL_STARTS),
+        }
+    }
+
+    /// Finds the disks of the state directory: takes over running processes, starts the others, and finishes removals.
+    ///
+    /// # Errors
+    /// [`Error::File`] if the directory cannot be read. A disk that cannot be served fails alone.
+    pub async fn recover(self: Arc<Self>) -> Result<(), Error> {
+        let found = self.means.state.load()?;
+        let known: Vec<_> = found.iter().map(|loaded| loaded.id().clone()).collect();
+        self.means.launcher.end_strays(&known).await?;
+        for loaded in found {
+            match loaded {
+                Loaded::Damaged(id, reason) => {
+                    log::error!("disk {id}: {reason}");
+                    self.insert(Arc::new(Disk::damaged(id, reason)));
+                }
+                Loaded::Entry(entry) => {
+                    let disk = Arc::new(Disk::new(*entry));
+                    self.insert(disk.clone());
+                    tokio::spawn(self.clone().recover_one(disk));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn recover_one(self: Arc<Self>, disk: Arc<Disk>) {
+        let operation = disk.operation().await;
+        if disk.entry().is_some_and(|entry| entry.deleting) {
+            disk.recover_removal(&self.means);
+            match disk.remove(&self.means).await {
+                Ok(()) => drop(self.lock().remove(disk.id())),
+                Err(error) => log::error!("disk {}: cannot finish its removal: {error}", disk.id()),
+            }
+            return;
+        }
+        // Closed never: the semaphore lives as long as the node.
+        let _start = self.starts.acquire().await;
+        disk.recover(&self.means).await;
+        drop(operation);
+        self.learn_size(&disk).await;
+        if disk.state() == State::Listening {
+            tokio::spawn(disk.watch(self.means.clone()));
+        }
+    }
+
+    /// Makes the disk `id`, or finds that it is there.
+    ///
+    /// # Errors
+    /// [`Code::Conflict`] if there is another disk of that name; what [`DiskSpec::check`] and the start report.
+    pub async fn put(
+        self: &Arc<Self>,
+        id: &DiskId,
+        spec: DiskSpec,
+    ) -> Result<(Put, Arc<Disk>), Failure> {
+        let checked = spec.check(&self.allowed)?;
+        if let Some(found) = self.settled(id).await {
+            return there(found, &spec);
+        }
+        let content = match checked.requested {
+            Requested::Files(content) => content,
+            Requested::Snapshot(origin) => self.fork(&origin).await?,
+        };
+        let socket = checked
+            .socket
+            .unwrap_or_else(|| self.means.launcher.socket(id));
+        self.means.launcher.check_paths(id, &socket)?;
+        let disk = Arc::new(Disk::new(Entry {
+            version: VERSION,
+            id: id.clone(),
+            generation: 1,
+            spec: spec.clone(),
+            content,
+            upper: checked.upper.clone(),
+            socket: socket.clone(),
+            process: None,
+            deleting: false,
+            created: clock::now(),
+        }));
+        let operation = disk.operation().await;
+        if self
+            .claim(&disk, checked.upper.as_ref(), &socket)?
+            .is_some()
+        {
+            // Another request was faster: its outcome decides.
+            return match self.settled(id).await {
+                Some(found) => there(found, &spec),
+                None => Err(Failure::new(
+                    Code::Conflict,
+                    format!("disk {id} was made and removed meanwhile"),
+                )),
+            };
+        }
+        let start = self.starts.acquire().await;
+        let made = disk.create(&self.means).await;
+        drop((start, operation));
+        match made {
+            Ok(()) => {
+                self.learn_size(&disk).await;
+                tokio::spawn(disk.clone().watch(self.means.clone()));
+                Ok((Put::Made, disk))
+            }
+            Err(failure) => {
+                self.lock().remove(id);
+                Err(failure)
+            }
+        }
+    }
+
+    /// Enters a new disk under its name. Returns the disk that has the name already.
+    fn claim(
+        &self,
+        disk: &Arc<Disk>,
+        upper: Option<&PathBuf>,
+        socket: &PathBuf,
+    ) -> Result<Option<Arc<Disk>>, Failure> {
+        let mut disks = self.lock();
+        if let Some(found) = disks.get(disk.id()) {
+            return Ok(Some(found.clone()));
+        }
+        for other in disks.values() {
+            let Some(entry) = other.entry() else { continue };
+            let shared = match upper.is_some() && entry.upper.as_ref() == upper {
+                true => Some("the writable layer's directory"),
+                false => (entry.socket == *socket).then_some("the socket"),
+            };
+            if let Some(what) = shared {
+                let text = format!("disk {} uses {what}", other.id());
+                return Err(Failure::new(Code::InUse, text));
+            }
+        }
+        disks.insert(disk.id().clone(), disk.clone());
+        Ok(None)
+    }
+
+    /// Removes the disk `id`.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`]; [`Code::InUse`] while a front-end is connected, unless `force` is set.
+    pub async fn delete(&self, id: &DiskId, force: bool) -> Result<(), Failure> {
+        let disk = self.get(id)?;
+        let _operation = disk.operation().await;
+        if self
+            .find(id)
+            .is_none_or(|found| !Arc::ptr_eq(&found, &disk))
+        {
+            return Err(not_found(id));
+        }
+        if !force && self.is_connected(&disk).await {
+            let text =
+                format!("a front-end is connected to disk {id}; disconnect it, or use force=true");
+            return Err(Failure::new(Code::InUse, text));
+        }
+        disk.remove(&self.means).await?;
+        self.lock().remove(id);
+        Ok(())
+    }
+
+    /// Whether a front-end is connected; a process that does not answer counts as connected.
+    async fn is_connected(&self, disk: &Disk) -> bool {
+        if disk.state() != State::Listening {
+            return false;
+        }
+        match self.ask(disk.id(), Ask::Device).await {
+            Ok(device) => device.get("front_end").is_some_and(|peer| !peer.is_null()),
+            Err(_) => true,
+        }
+    }
+
+    /// Replaces the process of the disk `id` by a new one.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`].
+    pub async fn restart(&self, id: &DiskId) -> Result<Arc<Disk>, Failure> {
+        let disk = self.get(id)?;
+        if disk.state() == State::Failed {
+            let operation = disk.operation().await;
+            disk.recover(&self.means).await;
+            drop(operation);
+            if disk.state() == State::Listening {
+                tokio::spawn(disk.clone().watch(self.means.clone()));
+            }
+        } else {
+            disk.restart().await;
+        }
+        Ok(disk)
+    }
+
+    /// The snapshots of disk `id`, oldest first.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`]; what the disk process reports.
+    pub async fn snapshots(&self, id: &DiskId) -> Result<Value, Failure> {
+        self.get(id)?;
+        self.ask(id, Ask::Snapshots).await
+    }
+
+    /// Takes a snapshot of disk `id`; one of the same name is returned as it is.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`]; what the disk process reports.
+    pub async fn snapshot(&self, id: &DiskId, name: String, wait: bool) -> Result<Value, Failure> {
+        let disk = self.get(id)?;
+        let made = self.ask(id, Ask::Snapshot { name, wait }).await?;
+        self.means.events.add(disk.id(), Kind::Snapshot, None);
+        Ok(made)
+    }
+
+    /// The layers of a snapshot of another disk.
+    async fn fork(&self, origin: &Origin) -> Result<Content, Failure> {
+        let made = self
+            .snapshot(&origin.disk, origin.snapshot.clone(), false)
+            .await?;
+        let layers = made
+            .get("layers")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten();
+        let layers: Vec<_> = layers
+            .filter_map(Value::as_str)
+            .map(PathBuf::from)
+            .collect();
+        match layers.is_empty() {
+            true => Err(Failure::new(
+                Code::Internal,
+                format!("disk {} told no layers", origin.disk),
+            )),
+            false => Ok(Content::Layers(layers)),
+        }
+    }
+
+    async fn learn_size(&self, disk: &Disk) {
+        if let Ok(device) = self.ask(disk.id(), Ask::Device).await {
+            disk.set_size(device.get("size_bytes").and_then(Value::as_u64));
+        }
+    }
+
+    /// Asks the process of disk `id`.
+    async fn ask(&self, id: &DiskId, ask: Ask) -> Result<Value, Failure> {
+        let control = self.means.launcher.control(id);
+        let asked = tokio::task::spawn_blocking(move || ctl::ask(&control, &ask)).await;
+        let answer = asked.map_err(|error| Failure::caused(Code::Internal, &error))?;
+        answer.map_err(|error| {
+            let code = match &error {
+                ctl::Error::Refused { status: 409, .. } => Code::Conflict,
+                ctl::Error::Refused { status: 400, .. } => Code::BadRequest,
+                ctl::Error::Late { .. } => Code::Timeout,
+                _ => Code::Internal,
+            };
+            Failure::caused(code, &error)
+        })
+    }
+
+    /// The disk `id`.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`].
+    pub fn get(&self, id: &DiskId) -> Result<Arc<Disk>, Failure> {
+        self.find(id).ok_or_else(|| not_found(id))
+    }
+
+    /// All disks in the order of their names.
+    pub fn all(&self) -> Vec<Arc<Disk>> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// What clients can wait for.
+    pub fn events(&self) -> &Events {
+        &self.means.events
+    }
+
+    /// Names of the disks that failed.
+    pub fn failed(&self) -> Value {
+        let failed = self
+            .all()
+            .into_iter()
+            .filter(|disk| disk.state() == State::Failed);
+        json!(failed.map(|disk| disk.id().clone()).collect::<Vec<_>>())
+    }
+
+    /// The disk `id` once the operation under way on it has ended.
+    async fn settled(&self, id: &DiskId) -> Option<Arc<Disk>> {
+        drop(self.find(id)?.operation().await);
+        self.find(id)
+    }
+
+    fn find(&self, id: &DiskId) -> Option<Arc<Disk>> {
+        self.lock().get(id).cloned()
+    }
+
+    fn insert(&self, disk: Arc<Disk>) {
+        self.lock().insert(disk.id().clone(), disk);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<DiskId, Arc<Disk>>> {
+        self.disks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn not_found(id: &DiskId) -> Failure {
+    Failure::new(Code::NotFound, format!("there is no disk {id}"))
+}
+
+/// Answers a `PUT` of a name that is taken.
+fn there(found: Arc<Disk>, spec: &DiskSpec) -> Result<(Put, Arc<Disk>), Failure> {
+    match found.entry() {
+        Some(entry) if entry.spec == *spec => Ok((Put::There, found)),
+        _ => {
+            let text = format!("disk {} exists with another specification", found.id());
+            Err(Failure::new(Code::Conflict, text))
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! State entry of a disk: what the node must remember to find it again.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::id::DiskId;
+use super::process::Identity;
+use super::spec::{Content, DiskSpec};
+
+/// Version of the entry's form; an entry of a newer version is not touched.
+pub const VERSION: u32 = 1;
+
+/// One disk, as stored in `STATE/disks/ID.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// [`VERSION`].
+    pub version: u32,
+    /// Name of the disk; equals the file's name.
+    pub id: DiskId,
+    /// Counts changes of the entry that a client can see, from 1.
+    pub generation: u64,
+    /// The request that made the disk.
+    pub spec: DiskSpec,
+    /// What the disk shows, with forks resolved.
+    pub content: Content,
+    /// Directory of the writable layer.
+    pub upper: Option<PathBuf>,
+    /// Path of the vhost-user socket.
+    pub socket: PathBuf,
+    /// The process that serves it, when the entry was written.
+    pub process: Option<Identity>,
+    /// Whether the disk is being removed; a node that finds it set removes it.
+    pub deleting: bool,
+    /// Seconds since 1970 when the disk was made.
+    pub created: u64,
+}

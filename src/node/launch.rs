@@ -1,0 +1,334 @@
+//! Starting disk processes.
+//!
+//! The node binds the listening socket and passes it on (`sd_listen_fds(3)`), so that the path stays connectable while
+//! the process is replaced. `LISTEN_PID` must name the process itself, which is known only after the fork: the node
+//! starts itself with [`launch`], which sets the variable and executes `ovbd-vhost` in the same process.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use command_fds::{CommandFdExt, FdMapping};
+use tokio::net::UnixDatagram;
+
+use super::entry::Entry;
+use super::error::{Code, Error, Failure};
+use super::id::DiskId;
+use super::process::{Identity, Process};
+use super::spec::Content;
+use super::watcher::Watcher;
+
+/// First word of the arguments with which the node starts itself to become a disk process.
+pub const LAUNCH: &str = "launch-disk";
+
+/// Most bytes of a socket's path.
+pub const MAX_SOCKET_PATH: usize = 107;
+
+/// How long a process may take to be ready.
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// Bytes of its log that are searched for the reason of a failure.
+const LOG_TAIL: u64 = 4096;
+
+/// Descriptor of the passed socket (`SD_LISTEN_FDS_START`).
+const PASSED: i32 = 3;
+
+/// Starts disk processes with their sockets and logs in the run directory.
+#[derive(Debug)]
+pub struct Launcher {
+    run_dir: PathBuf,
+    program: PathBuf,
+    watcher: Watcher,
+}
+
+impl Launcher {
+    /// Creates the run directory if it is missing.
+    ///
+    /// # Errors
+    /// [`Error::File`] if the directory or the program is not there.
+    pub fn new(run_dir: &Path, program: &Path) -> Result<Self, Error> {
+        fs::create_dir_all(run_dir).map_err(Error::file("create", run_dir))?;
+        let run_dir = fs::canonicalize(run_dir).map_err(Error::file("find", run_dir))?;
+        let program = fs::canonicalize(program).map_err(Error::file("find", program))?;
+        let watcher = Watcher::start().map_err(Error::Runtime)?;
+        Ok(Self {
+            run_dir,
+            program,
+            watcher,
+        })
+    }
+
+    /// Default path of a disk's socket.
+    pub fn socket(&self, id: &DiskId) -> PathBuf {
+        self.run_dir.join(format!("{id}.sock"))
+    }
+
+    /// Path of the control socket of a disk's process.
+    pub fn control(&self, id: &DiskId) -> PathBuf {
+        self.run_dir.join(format!("{id}.control"))
+    }
+
+    fn log(&self, id: &DiskId) -> PathBuf {
+        self.run_dir.join(format!("{id}.log"))
+    }
+
+    fn notify(&self, id: &DiskId) -> PathBuf {
+        self.run_dir.join(format!("{id}.notify"))
+    }
+
+    /// Checks that the sockets of disk `id` fit the system's limit.
+    ///
+    /// # Errors
+    /// [`Error::LongPath`] names the path.
+    pub fn check_paths(&self, id: &DiskId, socket: &Path) -> Result<(), Error> {
+        for path in [socket.to_owned(), self.control(id), self.notify(id)] {
+            if path.as_os_str().len() > MAX_SOCKET_PATH {
+                return Err(Error::LongPath {
+                    path,
+                    limit: MAX_SOCKET_PATH,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the process of `entry` on `listener` and waits until it is ready.
+    ///
+    /// # Errors
+    /// [`Code::NoLayer`] with what the process reported, or [`Code::Timeout`] if it was not ready in time.
+    pub async fn start(&self, entry: &Entry, listener: &UnixListener) -> Result<Process, Failure> {
+        let notify = self.notify(&entry.id);
+        // A leftover of a node that was killed here.
+        let _ = fs::remove_file(&notify);
+        let ready = UnixDatagram::bind(&notify).map_err(Error::file("bind", &notify))?;
+        let started = self.spawn(entry, listener, &notify);
+        let outcome = match started {
+            Ok((process, child)) => {
+                reap(child);
+                self.until_ready(entry, process, &ready).await
+            }
+            Err(error) => Err(error.into()),
+        };
+        let _ = fs::remove_file(&notify);
+        outcome
+    }
+
+    fn spawn(
+        &self,
+        entry: &Entry,
+        listener: &UnixListener,
+        notify: &Path,
+    ) -> Result<(Process, tokio::process::Child), Error> {
+        let path = self.log(&entry.id);
+        let log = File::create(&path).map_err(Error::file("create", &path))?;
+        let errors = log.try_clone().map_err(Error::file("open", &path))?;
+        let itself = env::current_exe().map_err(Error::file("find", "/proc/self/exe"))?;
+        let passed = listener
+            .try_clone()
+            .map_err(Error::file("pass", &entry.socket))?;
+        let mut command = Command::new(itself);
+        command
+            .arg(LAUNCH)
+            .arg(&self.program)
+            .args(self.arguments(entry))
+            .env("NOTIFY_SOCKET", notify)
+            .env("LISTEN_FDS", "1")
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(errors)
+            // A signal to the node's terminal must not end its disks.
+            .process_group(0);
+        command
+            .fd_mappings(vec![FdMapping {
+                parent_fd: OwnedFd::from(passed),
+                child_fd: PASSED,
+            }])
+            .map_err(|error| Error::file("pass", &entry.socket)(io::Error::other(error)))?;
+        let child = tokio::process::Command::from(command).spawn();
+        let child = child.map_err(Error::file("start", &self.program))?;
+        let pid = child
+            .id()
+            .and_then(|pid| i32::try_from(pid).ok())
+            .unwrap_or_default();
+        let process =
+            Process::of_pid(&self.watcher, pid).map_err(Error::file("watch", &self.program))?;
+        Ok((process, child))
+    }
+
+    fn arguments(&self, entry: &Entry) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = vec!["--control".into(), self.control(&entry.id).into()];
+        let mut option = |name: &str, value: OsString| arguments.extend([name.into(), value]);
+        match &entry.content {
+            Content::Config(path) => option("--config", path.into()),
+            Content::Layers(layers) => layers
+                .iter()
+                .for_each(|layer| option("--layers", layer.into())),
+        }
+        if let Some(dir) = &entry.upper {
+            option("--upper-auto", dir.into());
+        }
+        let spec = &entry.spec;
+        if let Some(limit) = spec.upper_limit {
+            option("--upper-limit", limit.to_string().into());
+        }
+        if let Some(serial) = &spec.serial {
+            option("--serial", serial.into());
+        }
+        if let Some(queues) = spec.num_queues {
+            option("--num-queues", queues.to_string().into());
+        }
+        arguments
+    }
+
+    async fn until_ready(
+        &self,
+        entry: &Entry,
+        process: Process,
+        ready: &UnixDatagram,
+    ) -> Result<Process, Failure> {
+        let mut message = [0; 512];
+        let said_ready = async {
+            loop {
+                let len = ready.recv(&mut message).await.unwrap_or_default();
+                if message[..len]
+                    .split(|byte| *byte == b'\n')
+                    .any(|line| line == b"READY=1")
+                {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = said_ready => Ok(process),
+            () = process.ended() => Err(Failure::new(Code::NoLayer, self.reason(&entry.id))),
+            () = tokio::time::sleep(START_LIMIT) => {
+                process.stop(Duration::ZERO).await;
+                let text = format!("disk {} was not ready within {START_LIMIT:?}", entry.id);
+                Err(Failure::new(Code::Timeout, text))
+            }
+        }
+    }
+
+    /// Ends the processes in the run directory whose disks are not among `known`: their node was killed before it made
+    /// their entries durable.
+    ///
+    /// # Errors
+    /// [`Error::File`] if the directory cannot be listed.
+    pub async fn end_strays(&self, known: &[DiskId]) -> Result<(), Error> {
+        let list = fs::read_dir(&self.run_dir).map_err(Error::file("list", &self.run_dir))?;
+        for file in list.flatten() {
+            let name = file.file_name();
+            let id = name.to_str().and_then(|name| name.strip_suffix(".control"));
+            let Some(Ok(id)) = id.map(str::parse::<DiskId>) else {
+                continue;
+            };
+            if known.contains(&id) {
+                continue;
+            }
+            if let Some(process) = self.owner(&file.path()).await {
+                log::warn!("disk {id} was never acknowledged; ending its process");
+                process.stop(Duration::ZERO).await;
+            }
+            self.clean(&id, &self.socket(&id));
+        }
+        Ok(())
+    }
+
+    /// The process of this program that listens on a control socket.
+    async fn owner(&self, control: &Path) -> Option<Process> {
+        let stream = tokio::net::UnixStream::connect(control).await.ok()?;
+        let pid = stream.peer_cred().ok()?.pid()?;
+        let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+        (program == self.program).then_some(())?;
+        Process::of_pid(&self.watcher, pid).ok()
+    }
+
+    /// Finds a process that a former node started.
+    pub fn find(&self, identity: &Identity) -> Option<Process> {
+        Process::find(&self.watcher, identity)
+    }
+
+    /// What the process of `id` reported last.
+    pub fn reason(&self, id: &DiskId) -> String {
+        last_line(&self.log(id))
+            .unwrap_or_else(|| "the disk process ended without a message".to_owned())
+    }
+
+    /// Removes the socket, control socket and log of a disk that is gone.
+    pub fn clean(&self, id: &DiskId, socket: &Path) {
+        for path in [socket, &self.control(id), &self.log(id), &self.notify(id)] {
+            // A path that is gone already is no failure.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// Waits for the end of a child, so that it leaves no zombie.
+fn reap(mut child: tokio::process::Child) {
+    tokio::spawn(async move { child.wait().await });
+}
+
+/// The last line of text in a log.
+fn last_line(path: &Path) -> Option<String> {
+    let mut file = File::open(path).ok()?;
+    let len = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(len.saturating_sub(LOG_TAIL)))
+        .ok()?;
+    let mut tail = Vec::new();
+    file.take(LOG_TAIL).read_to_end(&mut tail).ok()?;
+    let text = String::from_utf8_lossy(&tail);
+    text.lines()
+        .rev()
+        .map(str::trim)
+        .find(|line| !line.is_empty())
+        .map(str::to_owned)
+}
+
+/// Binds the socket of a disk with mode 600. A socket that no process listens on is replaced.
+///
+/// # Errors
+/// [`Code::InUse`] if a process listens there, or another kind of file is at the path.
+pub fn bind(path: &Path) -> Result<UnixListener, Failure> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Ok(found) if found.file_type().is_socket() && UnixStream::connect(path).is_err() => {
+            fs::remove_file(path).map_err(Error::file("remove", path))?;
+        }
+        Ok(_) => {
+            let text = format!("{} is in use; choose another socket", path.display());
+            return Err(Failure::new(Code::InUse, text));
+        }
+        Err(error) => return Err(Error::file("look at", path)(error).into()),
+    }
+    // Under another name until its mode is right.
+    let hidden = path.with_extension("new");
+    let _ = fs::remove_file(&hidden);
+    let make = || {
+        let listener = UnixListener::bind(&hidden)?;
+        fs::set_permissions(&hidden, fs::Permissions::from_mode(0o600))?;
+        fs::rename(&hidden, path)?;
+        Ok(listener)
+    };
+    Ok(make().map_err(Error::file("bind", path))?)
+}
+
+/// Becomes the program in `arguments`: the second half of [`Launcher::start`].
+pub fn launch(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let Some(program) = arguments.next() else {
+        return ExitCode::from(2);
+    };
+    let error = Command::new(&program)
+        .args(arguments)
+        .env("LISTEN_PID", std::process::id().to_string())
+        .exec();
+    log::error!("cannot execute {}: {error}", program.display());
+    ExitCode::FAILURE
+}

@@ -1,0 +1,91 @@
+//! `ovbd-node`: many disks on one host, by name.
+//!
+//! The node starts one `ovbd-vhost` process per disk and watches it. It serves an HTTP API on a unix socket, touches
+//! no guest memory and parses no layer. It is expendable: disks keep serving while it is down, and the next node finds
+//! them again by the state directory.
+//!
+//! ```text
+//! PUT /disks/{id} ── api ── disks ── disk ──┬─ spec, allow: checked request, paths below the allowed directories
+//!                                           ├─ launch: listener bound, process started, READY awaited
+//!                                           └─ state_dir: entry durable ── 201
+//! process ends ── watch ── disk: started again on the same listener, or `failed` after five ends in a minute
+//! ```
+//!
+//! `docs/node.md` has the states of a disk and what each failure leads to.
+
+pub mod allow;
+pub mod api;
+pub mod clock;
+pub mod disk;
+pub mod disks;
+pub mod entry;
+pub mod error;
+pub mod events;
+pub mod id;
+pub mod launch;
+pub mod metrics;
+pub mod process;
+pub mod spec;
+pub mod state_dir;
+pub mod watcher;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+pub use error::Error;
+
+use allow::AllowedDirs;
+use disks::Disks;
+use launch::Launcher;
+use state_dir::StateDir;
+
+/// Options of the node.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Unix socket of the HTTP API.
+    pub control: PathBuf,
+    /// Directory of the state entries; created if missing.
+    pub state: PathBuf,
+    /// Directory of the sockets and logs of disks; created if missing.
+    pub run_dir: PathBuf,
+    /// Directories below which requests may name files; without one, requests may name none.
+    pub allow_dirs: Vec<PathBuf>,
+    /// The `ovbd-vhost` program.
+    pub program: PathBuf,
+}
+
+/// Serves the API until SIGTERM or SIGINT. Disks keep running afterwards.
+///
+/// # Errors
+/// [`Error`] if a directory or the control socket cannot be set up, or another node uses the state directory.
+pub fn run(config: Config) -> Result<(), Error> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(Error::Runtime)?;
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: Config) -> Result<(), Error> {
+    let state = StateDir::open(&config.state)?;
+    let launcher = Launcher::new(&config.run_dir, &config.program)?;
+    let allowed = AllowedDirs::open(&config.allow_dirs)?;
+    let disks = Arc::new(Disks::new(state, launcher, allowed));
+    let listener = api::bind(&config.control)?;
+    disks.clone().recover().await?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(Error::Runtime)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Runtime)?;
+    log::info!("serving the API on {}", config.control.display());
+    tokio::select! {
+        () = api::serve(listener, disks.clone()) => {}
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    log::info!("stopping; disks keep running");
+    // Removing a path that is gone already is no failure.
+    let _ = std::fs::remove_file(&config.control);
+    Ok(())
+}

@@ -1,0 +1,227 @@
+//! What a request asks a disk to be, and the checked form of it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::allow::{AllowedDirs, Expected};
+use super::error::{Code, Failure};
+use super::id::DiskId;
+
+/// Most labels of a disk, and most bytes of a key or a value.
+const MAX_LABELS: usize = 64;
+const MAX_LABEL_LEN: usize = 256;
+
+/// Most layers that a request names.
+const MAX_LAYERS: usize = 4094;
+
+/// Body of `PUT /disks/{id}`. Exactly one of `image`, `config`, `layers` and `from` says what the disk shows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DiskSpec {
+    /// Reference of an OverlayBD image in a registry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Path of an image config (`config.v1.json`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub config: Option<PathBuf>,
+    /// Paths of layers, bottom first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layers: Option<Vec<PathBuf>>,
+    /// A snapshot of another disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<Origin>,
+    /// Writable layer above it; without one the disk is read-only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upper: Option<Upper>,
+    /// Most bytes of data in the writable layer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upper_limit: Option<u64>,
+    /// Path of the vhost-user socket; default: below the run directory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
+    /// Free key-value pairs.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Serial number of the disk, up to 20 bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// Queues that a front-end may use.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_queues: Option<u16>,
+}
+
+/// A snapshot of a disk of this node. It is made if the disk has none of that name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Origin {
+    /// The disk.
+    pub disk: DiskId,
+    /// Name of the snapshot.
+    pub snapshot: String,
+}
+
+/// A writable layer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Upper {
+    /// Directory of its files; created if missing.
+    pub dir: PathBuf,
+}
+
+/// What the disk shows, in the form in which its process opens it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Content {
+    /// An image config.
+    Config(PathBuf),
+    /// Layers, bottom first.
+    Layers(Vec<PathBuf>),
+}
+
+/// What a request says the disk shows, before forks are resolved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Requested {
+    /// Files of the host.
+    Files(Content),
+    /// A snapshot of another disk.
+    Snapshot(Origin),
+}
+
+/// A request whose values are valid and whose paths are below the allowed directories.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    /// What the disk shows.
+    pub requested: Requested,
+    /// Directory of the writable layer.
+    pub upper: Option<PathBuf>,
+    /// Path of the socket, if the request names one.
+    pub socket: Option<PathBuf>,
+}
+
+impl DiskSpec {
+    /// Checks the values and resolves the paths.
+    ///
+    /// # Errors
+    /// [`Code::BadRequest`] names the field; [`Code::NoLayer`] the file that is missing.
+    pub fn check(&self, allowed: &AllowedDirs) -> Result<Checked, Failure> {
+        let bad = |text: &str| Failure::new(Code::BadRequest, text);
+        let named = [
+            self.image.is_some(),
+            self.config.is_some(),
+            self.layers.is_some(),
+            self.from.is_some(),
+        ];
+        if named.into_iter().filter(|named| *named).count() != 1 {
+            return Err(bad(
+                "expected exactly one of image, config, layers and from",
+            ));
+        }
+        if self.image.is_some() {
+            return Err(bad(
+                "image references are not supported by this node yet; name layers or a config",
+            ));
+        }
+        self.check_values()?;
+        let requested = match (&self.config, &self.layers, &self.from) {
+            (Some(config), _, _) => {
+                Requested::Files(Content::Config(allowed.resolve(config, Expected::File)?))
+            }
+            (_, Some(layers), _) => {
+                let resolve = |layer: &PathBuf| allowed.resolve(layer, Expected::File);
+                Requested::Files(Content::Layers(
+                    layers.iter().map(resolve).collect::<Result<_, _>>()?,
+                ))
+            }
+            (_, _, Some(origin)) => Requested::Snapshot(origin.clone()),
+            _ => {
+                return Err(bad(
+                    "expected exactly one of image, config, layers and from",
+                ));
+            }
+        };
+        let upper = self
+            .upper
+            .as_ref()
+            .map(|upper| allowed.resolve(&upper.dir, Expected::Directory));
+        Ok(Checked {
+            requested,
+            upper: upper.transpose()?,
+            socket: self.socket.clone(),
+        })
+    }
+
+    fn check_values(&self) -> Result<(), Failure> {
+        let bad = |text: String| Failure::new(Code::BadRequest, text);
+        if let Some(layers) = &self.layers
+            && (layers.is_empty() || layers.len() > MAX_LAYERS)
+        {
+            return Err(bad(format!(
+                "layers has {} entries; expected 1 to {MAX_LAYERS}",
+                layers.len()
+            )));
+        }
+        if self.upper_limit.is_some() && self.upper.is_none() {
+            return Err(bad(
+                "upper_limit without upper; name the writable layer's directory".to_owned(),
+            ));
+        }
+        if let Some(serial) = &self.serial
+            && (serial.len() > 20 || !serial.bytes().all(|byte| byte.is_ascii_graphic()))
+        {
+            return Err(bad(
+                "serial must have at most 20 printable ASCII characters".to_owned(),
+            ));
+        }
+        let long = |text: &String| text.len() > MAX_LABEL_LEN;
+        if self.labels.len() > MAX_LABELS
+            || self
+                .labels
+                .iter()
+                .any(|(key, value)| long(key) || long(value))
+        {
+            return Err(bad(format!(
+                "expected at most {MAX_LABELS} labels of {MAX_LABEL_LEN} bytes"
+            )));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<DiskSpec, serde_json::Error> {
+        serde_json::from_str(text)
+    }
+
+    #[test]
+    fn unknown_fields_are_refused() {
+        assert!(parse(r#"{"layers":["/a"],"limit":1}"#).is_err());
+        assert!(parse(r#"{"layers":["/a"],"upper":{"dir":"/u","x":1}}"#).is_err());
+        assert!(parse(r#"{"from":{"disk":"../x","snapshot":"s"}}"#).is_err());
+    }
+
+    #[test]
+    fn one_source_is_named_and_values_are_bounded() {
+        let allowed = AllowedDirs::open(&[]).unwrap();
+        for text in [
+            "{}",
+            r#"{"layers":["/a"],"config":"/c"}"#,
+            r#"{"layers":[]}"#,
+            r#"{"from":{"disk":"a","snapshot":"s"},"upper_limit":5}"#,
+            r#"{"from":{"disk":"a","snapshot":"s"},"serial":"123456789012345678901"}"#,
+            r#"{"layers":["/etc/passwd"]}"#,
+        ] {
+            let failure = parse(text).unwrap().check(&allowed).unwrap_err();
+            assert_eq!(failure.code, Code::BadRequest, "{text}: {failure:?}");
+        }
+        let fork = parse(r#"{"from":{"disk":"a","snapshot":"s"}}"#).unwrap();
+        assert!(matches!(
+            fork.check(&allowed).unwrap().requested,
+            Requested::Snapshot(_)
+        ));
+    }
+}

@@ -1,0 +1,219 @@
+//! The state directory: one file per disk, replaced atomically.
+//!
+//! An entry is written under a temporary name, synced, renamed, and the directory is synced. A crash at any point leaves
+//! the old entry or the new one. A file that cannot be read spoils its own disk only.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::entry::{Entry, VERSION};
+use super::error::Error;
+use super::id::DiskId;
+
+/// Longest entry in bytes; layers are at most 4094 paths of 4096 bytes.
+const MAX_ENTRY: u64 = 20 << 20;
+
+/// The state directory, locked for this node.
+#[derive(Debug)]
+pub struct StateDir {
+    disks: PathBuf,
+    /// Held for the lock.
+    _lock: File,
+}
+
+/// What a file of the state directory holds.
+#[derive(Debug)]
+pub enum Loaded {
+    /// A valid entry.
+    Entry(Box<Entry>),
+    /// An entry that cannot be used, and why.
+    Damaged(DiskId, String),
+}
+
+impl Loaded {
+    /// Name of the disk.
+    pub fn id(&self) -> &DiskId {
+        match self {
+            Self::Entry(entry) => &entry.id,
+            Self::Damaged(id, _) => id,
+        }
+    }
+}
+
+impl StateDir {
+    /// Opens the directory, creates it if missing, and locks it.
+    ///
+    /// # Errors
+    /// [`Error::StateInUse`] if another node holds the lock; [`Error::File`] for failures of the system.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let disks = path.join("disks");
+        fs::create_dir_all(&disks).map_err(Error::file("create", &disks))?;
+        let lock = path.join("lock");
+        let file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&lock);
+        let file = file.map_err(Error::file("open", &lock))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Self { disks, _lock: file }),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::StateInUse(path.to_owned())),
+            Err(errno) => Err(Error::file("lock", &lock)(errno.into())),
+        }
+    }
+
+    /// Reads all entries. Leftovers of interrupted writes are removed.
+    ///
+    /// # Errors
+    /// [`Error::File`] if the directory cannot be listed.
+    pub fn load(&self) -> Result<Vec<Loaded>, Error> {
+        let list = fs::read_dir(&self.disks).map_err(Error::file("list", &self.disks))?;
+        let mut found = Vec::new();
+        for file in list {
+            let file = file.map_err(Error::file("list", &self.disks))?;
+            let name = file.file_name();
+            let Some(name) = name.to_str() else { continue };
+            if name.ends_with(".tmp") {
+                // A leftover that stays is found again at the next start.
+                let _ = fs::remove_file(file.path());
+            } else if let Some(Ok(id)) = name.strip_suffix(".json").map(str::parse::<DiskId>) {
+                found.push(match read(&file.path(), &id) {
+                    Ok(entry) => Loaded::Entry(Box::new(entry)),
+                    Err(reason) => Loaded::Damaged(id, reason),
+                });
+            }
+        }
+        Ok(found)
+    }
+
+    /// Makes `entry` durable under its name.
+    ///
+    /// # Errors
+    /// [`Error::File`]; the former entry stays.
+    pub fn store(&self, entry: &Entry) -> Result<(), Error> {
+        let path = self.path(&entry.id);
+        let temporary = self.disks.join(format!("{}.tmp", entry.id));
+        let bytes = serde_json::to_vec(entry).map_err(io::Error::other);
+        let bytes = bytes.map_err(Error::file("encode", &path))?;
+        let write = || {
+            let mut file = File::create(&temporary)?;
+            file.write_all(&bytes)?;
+            file.sync_all()?;
+            fs::rename(&temporary, &path)?;
+            self.sync()
+        };
+        write().map_err(|source| {
+            // The error that is reported matters more than this one.
+            let _ = fs::remove_file(&temporary);
+            Error::file("write", &path)(source)
+        })
+    }
+
+    /// Removes the entry of `id`; that it is gone is durable.
+    ///
+    /// # Errors
+    /// [`Error::File`]; a missing entry is none.
+    pub fn remove(&self, id: &DiskId) -> Result<(), Error> {
+        let path = self.path(id);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Error::file("remove", &path)(error))
+            }
+            _ => self.sync().map_err(Error::file("sync", &self.disks)),
+        }
+    }
+
+    fn path(&self, id: &DiskId) -> PathBuf {
+        self.disks.join(format!("{id}.json"))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        File::open(&self.disks)?.sync_all()
+    }
+}
+
+fn read(path: &Path, id: &DiskId) -> Result<Entry, String> {
+    let mut text = Vec::new();
+    let file = File::open(path).map_err(|error| error.to_string())?;
+    file.take(MAX_ENTRY + 1)
+        .read_to_end(&mut text)
+        .map_err(|error| error.to_string())?;
+    if text.len() as u64 > MAX_ENTRY {
+        return Err(format!("state entry is longer than {MAX_ENTRY} bytes"));
+    }
+    let entry: Entry = serde_json::from_slice(&text)
+        .map_err(|error| format!("state entry is damaged: {error}"))?;
+    if entry.version != VERSION {
+        return Err(format!(
+            "state entry has version {}; this node reads {VERSION}",
+            entry.version
+        ));
+    }
+    match entry.id == *id {
+        true => Ok(entry),
+        false => Err(format!("state entry is that of disk {}", entry.id)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::node::spec::{Content, DiskSpec};
+
+    fn entry(id: &str) -> Entry {
+        Entry {
+            version: VERSION,
+            id: id.parse().unwrap(),
+            generation: 1,
+            spec: DiskSpec::default(),
+            content: Content::Layers(vec![PathBuf::from("/a")]),
+            upper: None,
+            socket: PathBuf::from("/run/a.sock"),
+            process: None,
+            deleting: false,
+            created: 5,
+        }
+    }
+
+    #[test]
+    fn entries_are_found_again_and_damage_stays_with_its_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        assert!(matches!(
+            StateDir::open(dir.path()),
+            Err(Error::StateInUse(_))
+        ));
+        for id in ["good", "torn", "empty", "other", "newer"] {
+            state.store(&entry(id)).unwrap();
+        }
+        let path = |id: &str| dir.path().join(format!("disks/{id}.json"));
+        let text = fs::read_to_string(path("torn")).unwrap();
+        fs::write(path("torn"), &text[..text.len() / 2]).unwrap();
+        fs::write(path("empty"), "").unwrap();
+        fs::rename(path("other"), path("renamed")).unwrap();
+        let newer = fs::read_to_string(path("newer"))
+            .unwrap()
+            .replace("\"version\":1", "\"version\":2");
+        fs::write(path("newer"), newer).unwrap();
+        fs::write(dir.path().join("disks/half.tmp"), "x").unwrap();
+        fs::write(path(".hidden"), "x").unwrap();
+        let (mut good, mut bad) = (Vec::new(), Vec::new());
+        for loaded in state.load().unwrap() {
+            match loaded {
+                Loaded::Entry(entry) => good.push(entry.id.to_string()),
+                Loaded::Damaged(id, _) => bad.push(id.to_string()),
+            }
+        }
+        bad.sort();
+        assert_eq!(good, ["good"]);
+        assert_eq!(bad, ["empty", "newer", "renamed", "torn"]);
+        assert!(!dir.path().join("disks/half.tmp").exists());
+        state.remove(&"good".parse().unwrap()).unwrap();
+        state.remove(&"good".parse().unwrap()).unwrap();
+    }
+}

@@ -1,0 +1,71 @@
+//! A thread that waits for the ends of processes.
+//!
+//! A pidfd becomes readable when its process ends. One thread watches them all, also those of processes that a former
+//! node started, which this one cannot wait for as a parent.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use tokio::sync::watch;
+
+use crate::io::poller::{Poller, Trigger};
+
+type Waiting = Arc<Mutex<HashMap<u64, watch::Sender<bool>>>>;
+
+/// The thread, and those that wait for it.
+#[derive(Debug)]
+pub struct Watcher {
+    poller: Arc<Poller>,
+    waiting: Waiting,
+}
+
+impl Watcher {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// What the system reports.
+    pub fn start() -> io::Result<Self> {
+        let poller = Arc::new(Poller::new()?);
+        let waiting = Waiting::default();
+        let (events, ended) = (poller.clone(), waiting.clone());
+        thread::Builder::new()
+            .name("watcher".to_owned())
+            .spawn(move || report(&events, &ended))?;
+        Ok(Self { poller, waiting })
+    }
+
+    /// Becomes `true` when the process of `pidfd` ends. `pid` is unique among those that are watched.
+    ///
+    /// # Errors
+    /// What the system reports.
+    pub fn watch(&self, pidfd: &OwnedFd, pid: i32) -> io::Result<watch::Receiver<bool>> {
+        let (sender, receiver) = watch::channel(false);
+        // Process numbers are positive.
+        let token = pid.unsigned_abs().into();
+        self.lock().insert(token, sender);
+        self.poller.watch(pidfd, token, Trigger::Edge)?;
+        Ok(receiver)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, watch::Sender<bool>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn report(poller: &Poller, waiting: &Waiting) {
+    loop {
+        let waited = poller.wait(-1, |token| {
+            let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(sender) = waiting.remove(&token) {
+                sender.send_replace(true);
+            }
+        });
+        if let Err(error) = waited {
+            log::error!("ends of processes are no longer seen: {error}");
+            return;
+        }
+    }
+}

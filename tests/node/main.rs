@@ -1,0 +1,5 @@
+//! `ovbd-node` through its API, with real disk processes.
+
+mod faults;
+mod lifecycle;
+mod node;
