@@ -85,7 +85,7 @@ impl BlobBody {
             return Err(self.unexpected(format!("the body ends {missing} bytes early")));
         }
         self.left -= read as u64;
-        self.floor.add(read as u64, &self.host)?;
+        self.floor.add(read as u64, Instant::now(), &self.host)?;
         if self.left == 0 && self.ends {
             self.end()?;
         }
@@ -117,9 +117,9 @@ impl Read for BlobBody {
 }
 
 impl Floor {
-    fn add(&mut self, bytes: u64, host: &Host) -> Result<()> {
+    fn add(&mut self, bytes: u64, now: Instant, host: &Host) -> Result<()> {
         self.bytes += bytes;
-        if self.since.elapsed() < FLOOR_PERIOD {
+        if now.duration_since(self.since) < FLOOR_PERIOD {
             return Ok(());
         }
         if self.bytes < FLOOR {
@@ -128,7 +128,7 @@ impl Floor {
                 phase: format!("{} bytes in {} s", self.bytes, FLOOR_PERIOD.as_secs()),
             });
         }
-        self.since = Instant::now();
+        self.since = now;
         self.bytes = 0;
         Ok(())
     }
@@ -253,5 +253,30 @@ impl Wanted<'_> {
             what: format!("blob {}", self.blob.digest),
             detail,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trickle_is_a_timeout() {
+        let host: Host = "r.example".parse().unwrap();
+        let start = Instant::now();
+        let mut floor = Floor {
+            since: start,
+            bytes: 0,
+        };
+        let second = Duration::from_secs(1);
+        for number in 1..30 {
+            floor.add(1, start + number * second, &host).unwrap();
+        }
+        floor.add(FLOOR, start + 30 * second, &host).unwrap();
+        for number in 31..60 {
+            floor.add(1, start + number * second, &host).unwrap();
+        }
+        let slow = floor.add(1, start + 60 * second, &host);
+        assert!(matches!(slow, Err(Error::Timeout { .. })), "{slow:?}");
     }
 }

@@ -19,7 +19,7 @@ use ureq::{Agent, Body, Proxy, Timeout};
 
 use super::address::names_local;
 use super::error::{Error, Result};
-use super::repository::{Host, Scheme};
+use super::repository::Host;
 use super::resolver::{Failure, NameResolver, Names};
 use super::tls::Tls;
 use super::url::Url;
@@ -61,7 +61,7 @@ impl Default for Timeouts {
     }
 }
 
-/// Whose choice the host of a request is.
+/// Which party chose the host of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Named {
     /// The user's: any address.
@@ -450,28 +450,4 @@ impl<In: Transport> Connector<In> for BoundedTcp {
         };
         self.tcp.connect(&bounded, chained)
     }
-}
-
-/// Whether a server at `from` may send this program to `to`.
-///
-/// # Errors
-/// [`Error::Redirect`]: from TLS to plain HTTP, or to this machine or its link.
-pub(super) fn check_target(from: &Url, to: &Url) -> Result<Named> {
-    let refuse = |reason| {
-        Err(Error::Redirect {
-            host: from.host().clone(),
-            target: to.without_query(),
-            reason,
-        })
-    };
-    if from.scheme() == Scheme::Https && to.scheme() == Scheme::Http {
-        return refuse("from https to plain http");
-    }
-    if names_local(from.host()) {
-        return Ok(Named::ByUser);
-    }
-    if names_local(to.host()) {
-        return refuse("loopback, link-local or a metadata service");
-    }
-    Ok(Named::ByServer)
 }

@@ -18,6 +18,7 @@ mod detail;
 pub mod error;
 mod http;
 pub mod manifest;
+mod redirect;
 pub mod reference;
 pub mod repository;
 mod resolver;

@@ -1,14 +1,20 @@
 //! The client of registries against real ones and against one that misbehaves on purpose.
 
+mod answers;
+mod logins;
 mod real;
+mod redirects;
 
+use std::fs;
 use std::io::Read;
-
-use ovbd_vhost::registry::blob::{BlobBody, BlobRef};
-use ovbd_vhost::registry::client::{Client, Options};
-use ovbd_vhost::registry::repository::{Repository, Scheme};
+use std::path::Path;
 
 use ovbd_vhost::format::digest::Digest;
+use ovbd_vhost::registry::blob::{BlobBody, BlobRef};
+use ovbd_vhost::registry::client::{Client, Options};
+use ovbd_vhost::registry::credentials::Source;
+use ovbd_vhost::registry::repository::{Repository, Scheme};
+use tempfile::TempDir;
 
 /// A blob of a repository of a registry that speaks plain HTTP.
 fn blob(host: &str, name: &str, bytes: &[u8]) -> BlobRef {
@@ -23,6 +29,25 @@ fn blob(host: &str, name: &str, bytes: &[u8]) -> BlobRef {
 /// A client with nothing configured.
 fn client() -> Client {
     Client::new(Options::default()).expect("a client")
+}
+
+/// A client that knows a password for a registry.
+fn with_password(host: &str) -> (Client, TempDir) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("config.json");
+    password_file(&path, host, "user", "pass");
+    let options = Options {
+        credentials: Source::File(path),
+        ..Options::default()
+    };
+    (Client::new(options).expect("a client"), folder)
+}
+
+/// Writes a file of credentials.
+fn password_file(path: &Path, host: &str, user: &str, password: &str) {
+    let text =
+        format!(r#"{{"auths":{{"{host}":{{"username":"{user}","password":"{password}"}}}}}}"#);
+    fs::write(path, text).expect("a file of credentials");
 }
 
 /// All bytes of a body.
