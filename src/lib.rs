@@ -10,6 +10,7 @@
 //! | 7 | [`vhost`] | vhost-user messages of one front-end start and stop queues |
 //! | 6 | [`engine`] | one worker per queue: pop, parse, plan, read, finish |
 //! | 6 | [`tool`] | what the `ovbd` image tool does, a command a file |
+//! | 5 | [`fetch`] | the fetcher: bytes of blobs from registries into the cache |
 //! | 5 | [`writable`] | the writable layer: where writes go, and how they last |
 //! | 5 | [`virtio`] | what the guest says: memory, virtqueue, descriptor chain, block request |
 //! | 4 | [`cache`] | the cache directory: blobs by digest, whole or in part |
@@ -28,6 +29,7 @@ pub mod cache;
 pub mod codec;
 pub mod daemon;
 pub mod engine;
+pub mod fetch;
 pub mod format;
 pub mod image;
 pub mod io;

@@ -80,6 +80,12 @@ impl Cache {
         }
     }
 
+    /// Length of a complete blob; `None` if there is none of this digest.
+    pub fn complete_len(&self, digest: &Digest) -> Option<u64> {
+        let metadata = std::fs::metadata(self.layout.blob(digest)).ok()?;
+        metadata.is_file().then_some(metadata.len())
+    }
+
     /// The verified file of a blob, locked against eviction; its length was not looked at.
     fn complete(&self, identity: &Identity) -> Result<Option<File>, Error> {
         let path = self.layout.blob(&identity.digest());

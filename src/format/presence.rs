@@ -109,6 +109,11 @@ impl State {
         }
     }
 
+    /// Whether the blob takes no more bytes.
+    pub const fn is_final(self) -> bool {
+        !matches!(self, Self::Partial)
+    }
+
     /// The state with this number.
     ///
     /// # Errors

@@ -22,8 +22,12 @@
 //! up to the deadline of the blob's presence.
 
 pub mod blob;
+pub mod cached;
+pub mod client;
 mod layer_ref;
+pub mod link;
 pub mod presence;
+pub mod protocol;
 pub mod range;
 pub mod resident_map;
 pub mod waker;

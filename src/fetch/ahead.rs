@@ -1,0 +1,119 @@
+//! Read-ahead: finds readers that go through a blob in order, and says what they will want next.
+
+use std::ops::Range;
+
+use crate::format::presence::UNIT;
+
+/// Readers of one blob that are followed at a time.
+const STREAMS: usize = 8;
+
+/// First window of a reader, and its longest, in units.
+const FIRST: u64 = (512 << 10) / UNIT;
+const LONGEST: u64 = (32 << 20) / UNIT;
+
+#[derive(Clone, Copy, Debug)]
+struct Stream {
+    /// Unit behind the last one that was wanted.
+    next: u64,
+    /// Unit behind the last one that was read ahead.
+    ahead: u64,
+    window: u64,
+}
+
+/// The sequential readers of one blob, the latest last.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Ahead {
+    streams: Vec<Stream>,
+}
+
+impl Ahead {
+    /// Takes the units that a reader waits for, and returns those to read ahead of it: none at its
+    /// first step, then a window that doubles with each further one.
+    pub(super) fn wanted(&mut self, units: &Range<u64>, all: u64) -> Range<u64> {
+        let follows = |stream: &Stream| {
+            // Anywhere in its window: it met units that are still on their way.
+            units.start + 1 >= stream.next && units.start <= stream.ahead.max(stream.next)
+        };
+        let Some(at) = self.streams.iter().position(follows) else {
+            if self.streams.len() == STREAMS {
+                self.streams.remove(0);
+            }
+            self.streams.push(Stream {
+                next: units.end,
+                ahead: units.end,
+                window: FIRST,
+            });
+            return 0..0;
+        };
+        let mut stream = self.streams.remove(at);
+        stream.next = stream.next.max(units.end);
+        let start = stream.ahead.max(units.end);
+        let end = units.end.saturating_add(stream.window).min(all);
+        // In large steps: a request for each unit the reader moves on would be a request each.
+        let range = match end.saturating_sub(start) >= stream.window / 2 || end == all {
+            true => start..end.max(start),
+            false => start..start,
+        };
+        stream.ahead = range.end;
+        if !range.is_empty() {
+            stream.window = (stream.window * 2).min(LONGEST);
+        }
+        self.streams.push(stream);
+        range
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: u64 = 100_000;
+
+    #[test]
+    fn the_window_of_a_sequential_reader_doubles() {
+        let mut ahead = Ahead::default();
+        assert!(ahead.wanted(&(100..101), ALL).is_empty());
+        assert_eq!(ahead.wanted(&(101..102), ALL), 102..110);
+        // The reader arrives at the end of what was read ahead.
+        assert_eq!(ahead.wanted(&(110..111), ALL), 111..127);
+        assert_eq!(ahead.wanted(&(127..128), ALL), 128..160);
+        let mut at = 160;
+        for _ in 0..10 {
+            at = ahead.wanted(&(at..at + 1), ALL).end;
+        }
+        assert_eq!(ahead.wanted(&(at..at + 1), ALL), at + 1..at + 1 + LONGEST);
+    }
+
+    #[test]
+    fn a_reader_in_its_window_keeps_it_filled_in_large_steps() {
+        let mut ahead = Ahead::default();
+        ahead.wanted(&(0..1), ALL);
+        assert_eq!(ahead.wanted(&(1..2), ALL), 2..10);
+        let mut requests = 0;
+        for unit in 2..1000 {
+            requests += u32::from(!ahead.wanted(&(unit..unit + 1), ALL).is_empty());
+        }
+        assert!(requests < 20, "{requests}");
+    }
+
+    #[test]
+    fn random_readers_get_nothing_and_several_streams_are_told_apart() {
+        let mut ahead = Ahead::default();
+        for unit in [5, 1000, 300, 7, 20_000, 40] {
+            assert!(ahead.wanted(&(unit..unit + 1), ALL).is_empty(), "{unit}");
+        }
+        let mut ahead = Ahead::default();
+        ahead.wanted(&(0..1), ALL);
+        ahead.wanted(&(5000..5001), ALL);
+        assert_eq!(ahead.wanted(&(1..2), ALL), 2..10);
+        assert_eq!(ahead.wanted(&(5001..5002), ALL), 5002..5010);
+    }
+
+    #[test]
+    fn nothing_is_read_past_the_end() {
+        let mut ahead = Ahead::default();
+        ahead.wanted(&(0..1), 5);
+        assert_eq!(ahead.wanted(&(1..2), 5), 2..5);
+        assert!(ahead.wanted(&(4..5), 5).is_empty());
+    }
+}

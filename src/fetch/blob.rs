@@ -1,0 +1,152 @@
+//! A blob that somebody may ask for: what the cache has of it, and where the rest comes from.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::ahead::Ahead;
+use super::origin::{Failure, Origin};
+use super::pace::Pace;
+use crate::cache::{Entry, Partial};
+use crate::format::digest::Digest;
+use crate::format::presence::Identity;
+
+/// How long a server is taken for one that serves no ranges.
+const WITHOUT_RANGES: Duration = Duration::from_secs(600);
+
+/// Longest pause after a failure.
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+
+/// Longest pause that a server may ask for.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
+
+/// Number of a blob in the fetcher.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BlobId(pub(super) u64);
+
+/// A blob that a disk process may ask for.
+#[derive(Clone, Debug)]
+pub struct Offer {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its length in bytes, if the image says.
+    pub len: Option<u64>,
+    /// Where it comes from.
+    pub origin: Arc<dyn Origin>,
+}
+
+/// An open blob. Dropped when no connection and no job uses it; then it may be evicted.
+#[derive(Debug)]
+pub(super) struct Blob {
+    pub(super) id: BlobId,
+    pub(super) identity: Identity,
+    pub(super) entry: Entry,
+    /// The repositories that are said to have it; the first is asked.
+    origins: Mutex<Vec<Arc<dyn Origin>>>,
+    pub(super) pace: Mutex<Pace>,
+    pub(super) ahead: Mutex<Ahead>,
+    failures: AtomicU32,
+    /// Until when the server is taken for one that serves no ranges; held while all is streamed.
+    pub(super) whole: Mutex<()>,
+    without_ranges: Mutex<Option<Instant>>,
+    /// Held while the blob is verified, and while units are overwritten.
+    pub(super) publishing: Mutex<()>,
+    /// When units were made durable last.
+    pub(super) synced: Mutex<Instant>,
+}
+
+impl Blob {
+    pub(super) fn new(
+        id: BlobId,
+        identity: Identity,
+        entry: Entry,
+        origin: Arc<dyn Origin>,
+    ) -> Self {
+        Self {
+            id,
+            identity,
+            entry,
+            origins: Mutex::new(vec![origin]),
+            pace: Mutex::default(),
+            ahead: Mutex::default(),
+            failures: AtomicU32::new(0),
+            whole: Mutex::new(()),
+            without_ranges: Mutex::new(None),
+            publishing: Mutex::new(()),
+            synced: Mutex::new(Instant::now()),
+        }
+    }
+
+    /// The partial entry, unless the blob was complete when it was opened.
+    pub(super) fn partial(&self) -> Option<&Arc<Partial>> {
+        match &self.entry {
+            Entry::Complete(_) => None,
+            Entry::Partial(partial) => Some(partial),
+        }
+    }
+
+    /// Adds a place that is said to have the blob.
+    pub(super) fn add_origin(&self, origin: &Arc<dyn Origin>) {
+        const MAX: usize = 16;
+        let mut origins = lock(&self.origins);
+        if origins.len() < MAX && !origins.iter().any(|known| Arc::ptr_eq(known, origin)) {
+            origins.push(Arc::clone(origin));
+        }
+    }
+
+    pub(super) fn origin(&self) -> Option<Arc<dyn Origin>> {
+        lock(&self.origins).first().cloned()
+    }
+
+    /// Notes that bytes came.
+    pub(super) fn succeeded(&self) {
+        self.failures.store(0, Ordering::Relaxed);
+    }
+
+    /// Notes a failure, and returns when to try again. A definite refusal moves the next place to
+    /// the front.
+    pub(super) fn failed(&self, failure: &Failure) -> Instant {
+        let now = Instant::now();
+        if failure.definite {
+            lock(&self.origins).rotate_left(1);
+        }
+        if failure.without_ranges {
+            // A cold proxy sends everything once, and ranges from then on.
+            let mut until = lock(&self.without_ranges);
+            let second = until.is_some();
+            *until = Some(now + WITHOUT_RANGES);
+            let pause = if second { 0 } else { 1000 };
+            return now + Duration::from_millis(pause);
+        }
+        let failures = self.failures.fetch_add(1, Ordering::Relaxed).min(16);
+        let most = match failure.definite {
+            true => MAX_PAUSE,
+            false => MAX_PAUSE.min(Duration::from_millis(100) * (1 << failures)),
+        };
+        let pause = most.mul_f64(jitter());
+        let asked = failure.retry_after.unwrap_or_default();
+        now + pause.max(asked.min(MAX_RETRY_AFTER))
+    }
+
+    /// Whether the whole blob must be streamed. The first refusal of a range is not counted: the
+    /// caller has tried again since.
+    pub(super) fn needs_whole(&self) -> bool {
+        lock(&self.without_ranges).is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Notes that a range was served.
+    pub(super) fn serves_ranges(&self) {
+        *lock(&self.without_ranges) = None;
+    }
+}
+
+/// A random number between a half and one.
+fn jitter() -> f64 {
+    use std::hash::{BuildHasher, RandomState};
+    let random = RandomState::new().hash_one(0u8);
+    0.5 + 0.5 * (random >> 11) as f64 / (1u64 << 53) as f64
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

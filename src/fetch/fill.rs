@@ -1,0 +1,264 @@
+//! Fetching whole blobs: background download and `ovbd pull`.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+use super::blob::{Blob, Offer, lock};
+use super::fetcher::{Fetcher, Shared, Waiter};
+use super::origin::Failure;
+use crate::cache::{self, Outcome, Partial};
+use crate::format::digest::Digest;
+use crate::format::presence::UNIT;
+use crate::source::presence::Bitmap;
+use crate::source::protocol::Cause;
+
+/// How often progress is reported, and whether demand waits is looked at.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How to fetch a whole blob.
+#[derive(Clone, Copy, Debug)]
+pub struct FillOptions {
+    /// Requests under way at a time.
+    pub parallel: usize,
+    /// Bytes a second, at most; `None`: as many as come.
+    pub rate: Option<u64>,
+    /// Give up if no byte comes for so long; `None`: never.
+    pub patience: Option<Duration>,
+}
+
+/// A whole blob could not be fetched.
+#[derive(Debug, Error)]
+pub enum FillError {
+    /// Bytes cannot be had.
+    #[error("cannot fetch blob {digest}")]
+    Fetch {
+        /// The blob.
+        digest: Digest,
+        /// Why.
+        source: Failure,
+    },
+    /// The cache cannot keep the blob.
+    #[error("cannot complete blob {digest}")]
+    Cache {
+        /// The blob.
+        digest: Digest,
+        /// Why.
+        source: Box<cache::Error>,
+    },
+    /// The blob was fetched twice and did not have its digest.
+    #[error("blob {digest} was fetched twice; its bytes have digest {found}")]
+    Mismatch {
+        /// The blob.
+        digest: Digest,
+        /// Digest of its bytes.
+        found: Digest,
+    },
+    /// No byte came for as long as the options say.
+    #[error("no byte of blob {digest} came for {} s", patience.as_secs())]
+    Stalled {
+        /// The blob.
+        digest: Digest,
+        /// How long.
+        patience: Duration,
+    },
+    /// The fetcher stops.
+    #[error("the fetcher stops")]
+    Stopped,
+}
+
+impl Fetcher {
+    /// Fetches all of a blob and verifies it. Calls `progress` with the number of bytes that are
+    /// present, and their total, now and then.
+    ///
+    /// # Errors
+    /// A [`FillError`]. What was fetched stays.
+    pub fn fill(
+        &self,
+        offer: &Offer,
+        options: FillOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<(), FillError> {
+        let digest = offer.digest;
+        let mut mismatch = None;
+        for _ in 0..2 {
+            let opened = self.shared.open(offer);
+            let blob = opened.map_err(|source| FillError::Fetch { digest, source })?;
+            let Some(partial) = blob.partial() else {
+                progress(blob.identity.len(), blob.identity.len());
+                return Ok(());
+            };
+            fetch_all(&self.shared, &blob, partial, options, progress)?;
+            match self.publish(&blob, partial)? {
+                None => return Ok(()),
+                Some(found) => mismatch = Some(found),
+            }
+        }
+        let found = mismatch.unwrap_or(digest);
+        Err(FillError::Mismatch { digest, found })
+    }
+
+    /// Verifies a full blob; returns its digest if that is a wrong one.
+    fn publish(
+        &self,
+        blob: &Arc<Blob>,
+        partial: &Arc<Partial>,
+    ) -> Result<Option<Digest>, FillError> {
+        let digest = blob.identity.digest();
+        loop {
+            let publishing = lock(&blob.publishing);
+            let outcome = partial.publish();
+            drop(publishing);
+            match outcome {
+                Ok(Outcome::Published) => return Ok(None),
+                Ok(Outcome::Mismatch { found }) => {
+                    self.shared.retire(blob);
+                    return Ok(Some(found));
+                }
+                // The keeper found out before.
+                Err(cache::Error::Closed { .. }) => return Ok(Some(digest)),
+                // A failed sync lost some: the next round fetches them.
+                Ok(Outcome::Incomplete) => return Ok(Some(digest)),
+                Ok(Outcome::Busy) => thread::sleep(TICK),
+                Err(error) => {
+                    let source = Box::new(error);
+                    return Err(FillError::Cache { digest, source });
+                }
+            }
+            if self.shared.is_stopping() {
+                return Err(FillError::Stopped);
+            }
+        }
+    }
+}
+
+/// Requests under way for one blob.
+struct Filling<'a> {
+    shared: &'a Shared,
+    blob: &'a Blob,
+    partial: &'a Partial,
+    sender: mpsc::Sender<Result<(), Failure>>,
+    receiver: Receiver<Result<(), Failure>>,
+    /// First unit that was not asked for yet.
+    next: u64,
+    under_way: usize,
+    bucket: Bucket,
+}
+
+fn fetch_all(
+    shared: &Shared,
+    blob: &Blob,
+    partial: &Partial,
+    options: FillOptions,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<(), FillError> {
+    let digest = blob.identity.digest();
+    let (sender, receiver) = mpsc::channel();
+    let bucket = Bucket::new(options.rate);
+    let mut filling = Filling {
+        shared,
+        blob,
+        partial,
+        sender,
+        receiver,
+        next: 0,
+        under_way: 0,
+        bucket,
+    };
+    let (mut moved, mut before) = (Instant::now(), 0);
+    loop {
+        filling.ask(options.parallel.max(1));
+        let present = filling.present();
+        progress(present, blob.identity.len());
+        if filling.under_way == 0 && filling.next == blob.identity.units() {
+            return Ok(());
+        }
+        if present != before {
+            (moved, before) = (Instant::now(), present);
+        }
+        if let Some(patience) = options
+            .patience
+            .filter(|patience| moved.elapsed() > *patience)
+        {
+            return Err(FillError::Stalled { digest, patience });
+        }
+        match filling.receiver.recv_timeout(TICK) {
+            Ok(Ok(())) => filling.under_way -= 1,
+            Ok(Err(source)) => return Err(FillError::Fetch { digest, source }),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+        }
+        if shared.stopping.load(Ordering::Acquire) {
+            return Err(FillError::Stopped);
+        }
+    }
+}
+
+impl Filling<'_> {
+    /// Asks for blocks until as many as wanted are under way.
+    fn ask(&mut self, parallel: usize) {
+        let all = self.blob.identity.units();
+        let block = (self.shared.options.block_size / UNIT).max(1);
+        while self.under_way < parallel && self.next < all {
+            let absent = self.partial.map().absent(self.next..all);
+            let Some(run) = absent.first() else {
+                self.next = all;
+                return;
+            };
+            // Demand goes first: on a link that is full, a download would only delay it.
+            if self.shared.state().schedule.has_demand() {
+                return;
+            }
+            let units = run.start..run.end.min(run.start + block);
+            let bytes = self.blob.identity.bytes_of(&units);
+            if !self.bucket.take(bytes.end - bytes.start) {
+                return;
+            }
+            self.next = units.end;
+            self.under_way += 1;
+            let sender = self.sender.clone();
+            let waiter = Some(Waiter::Local { sender });
+            self.shared
+                .want(self.blob, bytes, Cause::Background, waiter);
+        }
+    }
+
+    fn present(&self) -> u64 {
+        let units = self.partial.map().count(Bitmap::Live);
+        (units * UNIT).min(self.blob.identity.len())
+    }
+}
+
+/// A token bucket: bytes that may be asked for now.
+struct Bucket {
+    rate: Option<u64>,
+    /// May be negative: a block is taken whole.
+    tokens: f64,
+    filled: Instant,
+}
+
+impl Bucket {
+    fn new(rate: Option<u64>) -> Self {
+        Self {
+            rate,
+            tokens: 0.0,
+            filled: Instant::now(),
+        }
+    }
+
+    fn take(&mut self, bytes: u64) -> bool {
+        let Some(rate) = self.rate else { return true };
+        let elapsed = self.filled.elapsed().as_secs_f64();
+        self.filled = Instant::now();
+        let rate = rate.max(1) as f64;
+        self.tokens = (self.tokens + elapsed * rate).min(rate);
+        if self.tokens < 0.0 {
+            return false;
+        }
+        self.tokens -= bytes as f64;
+        true
+    }
+}

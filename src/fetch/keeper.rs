@@ -1,0 +1,112 @@
+//! Keeps the cache: makes units durable, verifies full blobs, evicts.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::blob::{Blob, lock};
+use super::fetcher::Shared;
+use crate::cache::Outcome;
+use crate::format::presence::State;
+use crate::reason::reason;
+
+const TICK: Duration = Duration::from_millis(200);
+
+/// Units are made durable after so long, or so many bytes.
+const SYNC_AFTER: Duration = Duration::from_secs(5);
+const SYNC_BYTES: u64 = 64 << 20;
+
+/// How often the size of the cache is looked at, and the time of what is in use is noted.
+const EVICT_EVERY: Duration = Duration::from_secs(30);
+
+/// Runs until the fetcher stops; then makes durable what is there.
+pub(super) fn run(shared: &Shared) {
+    let mut evicted = Instant::now();
+    while !shared.is_stopping() {
+        thread::sleep(TICK);
+        for blob in shared.blobs() {
+            sync(&blob, SYNC_BYTES);
+            publish(shared, &blob);
+        }
+        verify_suspects(shared);
+        if evicted.elapsed() >= EVICT_EVERY {
+            evicted = Instant::now();
+            evict(shared);
+        }
+    }
+    for blob in shared.blobs() {
+        sync(&blob, 1);
+    }
+}
+
+/// Makes a blob's units durable if many bytes, or old ones, are not.
+pub(super) fn sync(blob: &Blob, many: u64) {
+    let Some(partial) = blob.partial() else {
+        return;
+    };
+    let unsynced = partial.unsynced();
+    let mut synced = lock(&blob.synced);
+    if unsynced == 0 {
+        *synced = Instant::now();
+        return;
+    }
+    if unsynced < many && synced.elapsed() < SYNC_AFTER {
+        return;
+    }
+    if let Err(error) = partial.sync() {
+        let digest = blob.identity.digest();
+        log::error!("blob {digest}: {}; it is fetched again", reason(&error));
+    }
+    *synced = Instant::now();
+}
+
+/// Verifies a blob of which all units are present.
+fn publish(shared: &Shared, blob: &Arc<Blob>) {
+    let Some(partial) = blob.partial() else {
+        return;
+    };
+    if partial.map().state() != Some(State::Partial) || !partial.is_full() {
+        return;
+    }
+    let digest = blob.identity.digest();
+    let _publishing = lock(&blob.publishing);
+    match partial.publish() {
+        Ok(Outcome::Published) => {
+            shared.counters.add_published();
+            log::info!("blob {digest} is complete");
+        }
+        Ok(Outcome::Mismatch { found }) => {
+            shared.counters.add_mismatch();
+            shared.retire(blob);
+            log::error!("blob {digest} was fetched whole and has digest {found}; it is removed");
+        }
+        Ok(Outcome::Incomplete | Outcome::Busy) => {}
+        Err(error) => log::error!("blob {digest}: {}", reason(&error)),
+    }
+}
+
+fn verify_suspects(shared: &Shared) {
+    let suspects = std::mem::take(&mut *lock(&shared.suspects));
+    for digest in suspects {
+        match shared.cache.verify(&digest) {
+            Ok(Some(false)) => log::error!("blob {digest} is damaged on storage; it is removed"),
+            Ok(_) => {}
+            Err(error) => log::warn!("blob {digest}: {}", reason(&error)),
+        }
+    }
+}
+
+fn evict(shared: &Shared) {
+    for blob in shared.blobs() {
+        if let Some(partial) = blob.partial() {
+            partial.touch();
+        }
+    }
+    match shared.cache.evict(shared.options.limits) {
+        Ok(evicted) if evicted.files > 0 => {
+            log::info!("evicted {} files, {} bytes", evicted.files, evicted.bytes);
+        }
+        Ok(_) => {}
+        Err(error) => log::warn!("{}", reason(&error)),
+    }
+}

@@ -1,0 +1,41 @@
+//! The fetcher: brings bytes of blobs from registries into the cache, the most urgent first.
+//!
+//! ```text
+//!  disk process --Fetch--> session.rs --want--> schedule.rs   queues by cause, neighbours merged
+//!       ^                     ^                      | next
+//!       |                     |                      v
+//!       |                     |                 worker.rs -- origin.rs: ranged GET
+//!       |                     |                      |  64 KiB at a time, as the body streams in
+//!       |                     |                      v
+//!       '------Ready----------'<----arrived---- cache: Claim::store (pwrite, then the live bit)
+//!
+//!  keeper.rs: makes units durable, verifies and publishes full blobs, evicts
+//!  fill.rs:   fetches whole blobs: background download, `ovbd pull`
+//! ```
+//! Demand goes before replay, replay before read-ahead, read-ahead before background; demand has
+//! threads of its own. A failed fetch is repeated as long as something waits for it, with growing
+//! pauses; whoever opens a layer is told of a definite refusal at once.
+//!
+//! Nothing here is precious. A fetcher that is killed leaves units in the page cache and no lock;
+//! its successor says hello on the same sockets, and the disk processes repeat what was not
+//! answered.
+
+mod ahead;
+mod blob;
+mod counters;
+mod fetcher;
+mod fill;
+mod keeper;
+mod origin;
+mod pace;
+mod schedule;
+mod session;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+pub use blob::{BlobId, Offer};
+pub use counters::{Counters, CountersSnapshot};
+pub use fetcher::{Fetcher, Options};
+pub use fill::{FillError, FillOptions};
+pub use origin::{Body, Failure, Origin};

@@ -1,0 +1,522 @@
+//! What is fetched next: units that are wanted, by cause, and who waits for them. No I/O.
+//!
+//! ```text
+//! want -> Wanted(cause) --next--> InFlight --arrived--> (gone)     waiters whose units all arrived
+//!            ^                        |
+//!            '------ failed ----------'   after a pause, if something still waits
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::ops::Range;
+use std::time::Instant;
+
+use super::blob::BlobId;
+use crate::source::protocol::Cause;
+
+/// Queues by urgency: those that are waited for share the first.
+const QUEUES: usize = 4;
+
+/// Hints that may wait; more are dropped.
+const MAX_HINTS: usize = 4096;
+
+/// A gap of so many present units is fetched as well, to save a request.
+const MAX_GAP: u64 = 1;
+
+/// Class of urgency, the most urgent first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Urgency {
+    /// Something waits.
+    Demand,
+    Replay,
+    ReadAhead,
+    Background,
+}
+
+impl Urgency {
+    pub(super) const ALL: [Self; QUEUES] = [
+        Self::Demand,
+        Self::Replay,
+        Self::ReadAhead,
+        Self::Background,
+    ];
+
+    pub(super) const fn of(cause: Cause) -> Self {
+        match cause {
+            Cause::Start | Cause::Demand | Cause::Repair => Self::Demand,
+            Cause::Replay => Self::Replay,
+            Cause::ReadAhead => Self::ReadAhead,
+            Cause::Background => Self::Background,
+        }
+    }
+}
+
+/// Units of one blob to be fetched by one request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Job {
+    pub(super) blob: BlobId,
+    pub(super) units: Range<u64>,
+    pub(super) cause: Cause,
+}
+
+impl Job {
+    /// Whether units that are present are fetched and overwritten.
+    pub(super) fn overwrites(&self) -> bool {
+        self.cause == Cause::Repair
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Status {
+    Wanted(Cause),
+    InFlight,
+}
+
+#[derive(Debug)]
+struct Waiter<W> {
+    missing: BTreeSet<u64>,
+    fails_fast: bool,
+    name: W,
+}
+
+#[derive(Debug)]
+struct Units<W> {
+    status: BTreeMap<u64, Status>,
+    waiters: Vec<Waiter<W>>,
+}
+
+/// The queues. `W` names a waiter.
+#[derive(Debug)]
+pub(super) struct Schedule<W> {
+    blobs: HashMap<BlobId, Units<W>>,
+    queues: [VecDeque<Job>; QUEUES],
+    /// Jobs that are repeated later. The number tells apart those of one instant.
+    delayed: BTreeMap<(Instant, u64), Job>,
+    number: u64,
+}
+
+impl<W> Default for Schedule<W> {
+    fn default() -> Self {
+        Self {
+            blobs: HashMap::new(),
+            queues: Default::default(),
+            delayed: BTreeMap::new(),
+            number: 0,
+        }
+    }
+}
+
+impl<W> Schedule<W> {
+    /// Wants `runs` of a blob's units, none of them present unless they are to be repaired. The
+    /// waiter, if any, is returned by [`Schedule::arrived`] when all have arrived.
+    pub(super) fn want(
+        &mut self,
+        blob: BlobId,
+        runs: &[Range<u64>],
+        cause: Cause,
+        waiter: Option<W>,
+    ) {
+        let queue = &mut self.queues[Urgency::of(cause) as usize];
+        if waiter.is_none() && queue.len() >= MAX_HINTS {
+            return;
+        }
+        let units = self.blobs.entry(blob).or_insert_with(|| Units {
+            status: BTreeMap::new(),
+            waiters: Vec::new(),
+        });
+        for run in runs {
+            let mut is_new = false;
+            for unit in run.clone() {
+                is_new |= match units.status.get(&unit) {
+                    None => true,
+                    Some(Status::Wanted(before)) => cause < *before,
+                    Some(Status::InFlight) => continue,
+                } && {
+                    units.status.insert(unit, Status::Wanted(cause));
+                    true
+                };
+            }
+            if is_new {
+                let units = run.clone();
+                queue.push_back(Job { blob, units, cause });
+            }
+        }
+        if let Some(name) = waiter {
+            units.waiters.push(Waiter {
+                missing: runs.iter().cloned().flatten().collect(),
+                // Who fetches whole blobs counts the attempts itself.
+                fails_fast: matches!(cause, Cause::Start | Cause::Background),
+                name,
+            });
+        }
+    }
+
+    /// Takes the most urgent job of those in `urgencies`. A job is grown over the wanted units
+    /// behind it, and for a demand over absent ones, to `size(blob, cause)` units.
+    pub(super) fn next(
+        &mut self,
+        urgencies: &[Urgency],
+        size: impl Fn(BlobId, Cause) -> u64,
+        absent: impl Fn(BlobId, u64) -> bool,
+    ) -> Option<Job> {
+        for urgency in urgencies {
+            while let Some(queued) = self.queues[*urgency as usize].pop_front() {
+                let Some(units) = self.blobs.get_mut(&queued.blob) else {
+                    continue;
+                };
+                let (blob, cause) = (queued.blob, queued.cause);
+                let Some(start) = units.first_wanted(&queued) else {
+                    continue;
+                };
+                let most = size(blob, cause).max(1);
+                let range = units.grow(start, most, cause, |unit| absent(blob, unit));
+                for unit in range.clone() {
+                    let fetched = cause == Cause::Repair
+                        || units.status.contains_key(&unit)
+                        || absent(blob, unit);
+                    if fetched {
+                        units.status.insert(unit, Status::InFlight);
+                    }
+                }
+                if range.end < queued.units.end {
+                    let units = range.end..queued.units.end;
+                    self.queues[*urgency as usize].push_front(Job { units, ..queued });
+                }
+                let units = range;
+                return Some(Job { blob, units, cause });
+            }
+        }
+        None
+    }
+
+    /// Notes that units are present, and returns the waiters that wait for nothing more.
+    pub(super) fn arrived(&mut self, blob: BlobId, arrived: Range<u64>) -> Vec<W> {
+        let Some(units) = self.blobs.get_mut(&blob) else {
+            return Vec::new();
+        };
+        for unit in arrived.clone() {
+            units.status.remove(&unit);
+        }
+        let done = units.waiters.extract_if(.., |waiter| {
+            for unit in arrived.clone() {
+                waiter.missing.remove(&unit);
+            }
+            waiter.missing.is_empty()
+        });
+        let done = done.map(|waiter| waiter.name).collect();
+        if units.status.is_empty() && units.waiters.is_empty() {
+            self.blobs.remove(&blob);
+        }
+        done
+    }
+
+    /// Notes that the rest of a job failed, and repeats what something waits for after `at`. After
+    /// a definite failure those that open layers no longer wait; they are returned.
+    pub(super) fn failed(&mut self, job: &Job, definite: bool, at: Instant) -> Vec<W> {
+        let Some(units) = self.blobs.get_mut(&job.blob) else {
+            return Vec::new();
+        };
+        let touches = |missing: &BTreeSet<u64>| missing.range(job.units.clone()).next().is_some();
+        let failed = units.waiters.extract_if(.., |waiter| {
+            definite && waiter.fails_fast && touches(&waiter.missing)
+        });
+        let failed = failed.map(|waiter| waiter.name).collect();
+        for unit in job.units.clone() {
+            if units
+                .waiters
+                .iter()
+                .any(|waiter| waiter.missing.contains(&unit))
+            {
+                units.status.insert(unit, Status::Wanted(job.cause));
+            } else {
+                units.status.remove(&unit);
+            }
+        }
+        self.delay(job.clone(), at);
+        failed
+    }
+
+    /// Puts a job back for later, as another process fetches some of its units.
+    pub(super) fn postpone(&mut self, job: &Job, at: Instant) {
+        if let Some(units) = self.blobs.get_mut(&job.blob) {
+            for unit in job.units.clone() {
+                if let Some(status) = units.status.get_mut(&unit) {
+                    *status = Status::Wanted(job.cause);
+                }
+            }
+        }
+        self.delay(job.clone(), at);
+    }
+
+    fn delay(&mut self, job: Job, at: Instant) {
+        self.number += 1;
+        self.delayed.insert((at, self.number), job);
+    }
+
+    /// Queues the jobs whose pause is over, and returns when the next one's will be.
+    pub(super) fn wake(&mut self, now: Instant) -> Option<Instant> {
+        while let Some(entry) = self.delayed.first_entry() {
+            let at = entry.key().0;
+            if at > now {
+                return Some(at);
+            }
+            let job = entry.remove();
+            // Before what came meanwhile: it has waited longest.
+            self.queues[Urgency::of(job.cause) as usize].push_front(job);
+        }
+        None
+    }
+
+    /// Drops the waiters of which `is_gone` holds.
+    pub(super) fn forget(&mut self, is_gone: impl Fn(&W) -> bool) {
+        for units in self.blobs.values_mut() {
+            units.waiters.retain(|waiter| !is_gone(&waiter.name));
+        }
+    }
+
+    /// Takes all waiters of a blob, and forgets what is wanted of it.
+    pub(super) fn abandon(&mut self, blob: BlobId) -> Vec<W> {
+        let units = self.blobs.remove(&blob);
+        let waiters = units.into_iter().flat_map(|units| units.waiters);
+        waiters.map(|waiter| waiter.name).collect()
+    }
+
+    /// Number of waiters.
+    pub(super) fn waiting(&self) -> usize {
+        self.blobs.values().map(|units| units.waiters.len()).sum()
+    }
+
+    /// Whether a job that something waits for is queued.
+    pub(super) fn has_demand(&self) -> bool {
+        !self.queues[Urgency::Demand as usize].is_empty()
+    }
+}
+
+impl<W> Units<W> {
+    /// First unit of a queued job that is still wanted for its cause.
+    fn first_wanted(&self, job: &Job) -> Option<u64> {
+        let mut inside = self.status.range(job.units.clone());
+        inside
+            .find(|(_, status)| **status == Status::Wanted(job.cause))
+            .map(|(unit, _)| *unit)
+    }
+
+    /// Units from `start` on for one request.
+    fn grow(
+        &self,
+        start: u64,
+        most: u64,
+        cause: Cause,
+        absent: impl Fn(u64) -> bool,
+    ) -> Range<u64> {
+        // A unit to be repaired is present; it must not come with a request that skips those.
+        let joins = |unit| match self.status.get(&unit) {
+            Some(Status::Wanted(other)) => (*other == Cause::Repair) == (cause == Cause::Repair),
+            Some(Status::InFlight) => false,
+            None => Urgency::of(cause) == Urgency::Demand && cause != Cause::Repair && absent(unit),
+        };
+        let is_gap = |unit| !self.status.contains_key(&unit) && !absent(unit);
+        let mut end = start + 1;
+        while end - start < most {
+            if joins(end) {
+                end += 1;
+            } else if cause != Cause::Repair
+                && is_gap(end)
+                && end + MAX_GAP - start < most
+                && joins(end + MAX_GAP)
+            {
+                end += MAX_GAP + 1;
+            } else {
+                break;
+            }
+        }
+        start..end
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::single_range_in_vec_init)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    type Test = Schedule<&'static str>;
+
+    const BLOB: BlobId = BlobId(0);
+
+    fn next(schedule: &mut Test, urgencies: &[Urgency], size: u64) -> Option<Job> {
+        // Units from 1000 on are present.
+        schedule.next(urgencies, |_, _| size, |_, unit| unit < 1000)
+    }
+
+    fn job(units: Range<u64>, cause: Cause) -> Option<Job> {
+        let blob = BLOB;
+        Some(Job { blob, units, cause })
+    }
+
+    #[test]
+    fn demand_goes_first_and_grows_over_absent_units() {
+        let mut schedule = Test::default();
+        schedule.want(BLOB, &[500..520], Cause::Background, None);
+        schedule.want(BLOB, &[100..110], Cause::ReadAhead, None);
+        schedule.want(BLOB, &[50..52], Cause::Replay, None);
+        schedule.want(BLOB, &[7..8], Cause::Demand, Some("a"));
+        let all = &Urgency::ALL;
+        assert_eq!(next(&mut schedule, all, 4), job(7..11, Cause::Demand));
+        assert_eq!(next(&mut schedule, all, 4), job(50..52, Cause::Replay));
+        assert_eq!(
+            next(&mut schedule, all, 64),
+            job(100..110, Cause::ReadAhead)
+        );
+        assert_eq!(next(&mut schedule, &Urgency::ALL[..3], 64), None);
+        assert_eq!(
+            next(&mut schedule, all, 16),
+            job(500..516, Cause::Background)
+        );
+        assert_eq!(
+            next(&mut schedule, all, 16),
+            job(516..520, Cause::Background)
+        );
+        assert_eq!(next(&mut schedule, all, 16), None);
+        assert!(schedule.arrived(BLOB, 0..7).is_empty());
+        assert_eq!(schedule.arrived(BLOB, 7..8), ["a"]);
+    }
+
+    #[test]
+    fn what_is_in_flight_is_not_asked_for_again() {
+        let mut schedule = Test::default();
+        schedule.want(BLOB, &[0..8], Cause::ReadAhead, None);
+        next(&mut schedule, &Urgency::ALL, 8).unwrap();
+        schedule.want(BLOB, &[4..10], Cause::Demand, Some("a"));
+        schedule.want(BLOB, &[4..6], Cause::Demand, Some("b"));
+        assert_eq!(
+            next(&mut schedule, &Urgency::ALL, 2),
+            job(8..10, Cause::Demand)
+        );
+        assert_eq!(next(&mut schedule, &Urgency::ALL, 2), None);
+        assert!(schedule.arrived(BLOB, 0..5).is_empty());
+        assert_eq!(schedule.arrived(BLOB, 5..6), ["b"]);
+        assert!(schedule.arrived(BLOB, 8..10).is_empty());
+        assert_eq!(schedule.waiting(), 1);
+        assert_eq!(schedule.arrived(BLOB, 6..8), ["a"]);
+        assert!(schedule.blobs.is_empty());
+    }
+
+    #[test]
+    fn a_hint_becomes_urgent_when_something_waits_for_it() {
+        let mut schedule = Test::default();
+        schedule.want(BLOB, &[0..100], Cause::Background, None);
+        schedule.want(BLOB, &[50..51], Cause::Demand, Some("a"));
+        assert_eq!(
+            next(&mut schedule, &Urgency::ALL, 2),
+            job(50..52, Cause::Demand)
+        );
+        assert_eq!(
+            next(&mut schedule, &Urgency::ALL, 200),
+            job(0..50, Cause::Background)
+        );
+        assert_eq!(
+            next(&mut schedule, &Urgency::ALL, 200),
+            job(52..100, Cause::Background)
+        );
+    }
+
+    #[test]
+    fn small_gaps_are_fetched_as_well() {
+        let mut schedule = Test::default();
+        let runs = [998..1001, 1002..1004, 1006..1007];
+        schedule.want(BLOB, &runs, Cause::Replay, None);
+        assert_eq!(
+            next(&mut schedule, &Urgency::ALL, 64),
+            job(998..1004, Cause::Replay)
+        );
+        assert_eq!(
+            next(&mut schedule, &Urgency::ALL, 64),
+            job(1006..1007, Cause::Replay)
+        );
+    }
+
+    #[test]
+    fn repairs_come_alone() {
+        let mut schedule = Test::default();
+        schedule.want(BLOB, &[1000..1002], Cause::Repair, Some("a"));
+        schedule.want(BLOB, &[1002..1003], Cause::Demand, Some("b"));
+        let repair = next(&mut schedule, &Urgency::ALL, 64).unwrap();
+        assert_eq!(
+            (repair.units.clone(), repair.overwrites()),
+            (1000..1002, true)
+        );
+        let demand = next(&mut schedule, &Urgency::ALL, 64).unwrap();
+        assert_eq!(
+            (demand.units.clone(), demand.overwrites()),
+            (1002..1003, false)
+        );
+    }
+
+    #[test]
+    fn a_failure_is_repeated_while_something_waits() {
+        let mut schedule = Test::default();
+        let now = Instant::now();
+        let later = now + Duration::from_secs(1);
+        schedule.want(BLOB, &[0..1], Cause::Demand, Some("guest"));
+        let failed = next(&mut schedule, &Urgency::ALL, 4).unwrap();
+        assert_eq!(failed.units, 0..4);
+        schedule.want(BLOB, &[1..2], Cause::Start, Some("opening"));
+        assert!(schedule.failed(&failed, false, later).is_empty());
+        assert_eq!(schedule.wake(now), Some(later));
+        assert_eq!(next(&mut schedule, &Urgency::ALL, 4), None);
+        assert_eq!(schedule.wake(later), None);
+        let failed = next(&mut schedule, &Urgency::ALL, 4).unwrap();
+        assert_eq!(failed.units, 0..4);
+        assert_eq!(schedule.failed(&failed, true, later), ["opening"]);
+        schedule.wake(later);
+        assert_eq!(
+            next(&mut schedule, &Urgency::ALL, 1),
+            job(0..1, Cause::Demand)
+        );
+        assert_eq!(schedule.arrived(BLOB, 0..1), ["guest"]);
+        assert!(schedule.blobs.is_empty());
+    }
+
+    #[test]
+    fn hints_are_not_repeated_and_have_a_limit() {
+        let mut schedule = Test::default();
+        let now = Instant::now();
+        schedule.want(BLOB, &[0..4], Cause::ReadAhead, None);
+        let failed = next(&mut schedule, &Urgency::ALL, 4).unwrap();
+        schedule.failed(&failed, false, now);
+        schedule.wake(now);
+        assert_eq!(next(&mut schedule, &Urgency::ALL, 4), None);
+        for unit in 0..2 * MAX_HINTS as u64 {
+            let unit = unit * 2;
+            schedule.want(BLOB, &[unit..unit + 1], Cause::ReadAhead, None);
+        }
+        assert_eq!(
+            schedule.queues[Urgency::ReadAhead as usize].len(),
+            MAX_HINTS
+        );
+    }
+
+    #[test]
+    fn a_postponed_job_keeps_its_units() {
+        let mut schedule = Test::default();
+        let now = Instant::now();
+        schedule.want(BLOB, &[0..2], Cause::Background, Some("a"));
+        let job = next(&mut schedule, &Urgency::ALL, 4).unwrap();
+        schedule.postpone(&job, now);
+        schedule.arrived(BLOB, 0..1);
+        schedule.wake(now);
+        assert_eq!(next(&mut schedule, &Urgency::ALL, 4).unwrap().units, 1..2);
+        assert_eq!(schedule.arrived(BLOB, 1..2), ["a"]);
+    }
+
+    #[test]
+    fn waiters_can_be_dropped_and_a_blob_abandoned() {
+        let mut schedule = Test::default();
+        schedule.want(BLOB, &[0..2], Cause::Demand, Some("a"));
+        schedule.want(BLOB, &[0..2], Cause::Demand, Some("b"));
+        schedule.forget(|name| *name == "a");
+        assert_eq!(schedule.abandon(BLOB), ["b"]);
+        assert_eq!(next(&mut schedule, &Urgency::ALL, 4), None);
+    }
+}

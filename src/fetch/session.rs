@@ -1,0 +1,174 @@
+//! The fetcher's side of the connection to one disk process.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use super::blob::{Blob, Offer};
+use super::fetcher::{Shared, Waiter};
+use super::keeper;
+use super::origin::Failure;
+use crate::cache::Entry;
+use crate::source::FetchErrorKind;
+use crate::source::link::{Link, Message, Turn};
+use crate::source::protocol::{Reply, Request, Subject};
+
+/// How often a session looks whether the fetcher stops.
+const TICK: Duration = Duration::from_millis(200);
+
+/// Fetches of one disk process that may wait at a time.
+const MAX_OUTSTANDING: usize = 4096;
+
+struct Session {
+    shared: Arc<Shared>,
+    link: Arc<Link>,
+    offers: Vec<Offer>,
+    /// The offered blobs that are open.
+    blobs: Vec<Option<Arc<Blob>>>,
+    outstanding: Arc<AtomicUsize>,
+}
+
+/// Starts a thread that serves a disk process until either side ends the connection.
+pub(super) fn start(shared: Arc<Shared>, socket: OwnedFd, offers: Vec<Offer>) -> io::Result<()> {
+    let session = Session {
+        shared,
+        link: Arc::new(Link::new(socket)?),
+        blobs: offers.iter().map(|_| None).collect(),
+        offers,
+        outstanding: Arc::default(),
+    };
+    thread::Builder::new()
+        .name("fetch-session".to_owned())
+        .spawn(move || session.run())
+        .map(|_| ())
+}
+
+impl Session {
+    fn run(mut self) {
+        let link = Arc::clone(&self.link);
+        link.send(Reply::Hello.encode(), Vec::new());
+        while !self.shared.is_stopping() {
+            match link.turn(TICK, |message| self.take(&message)) {
+                Ok(Turn::Open) => {}
+                Ok(Turn::Ended) => break,
+                Err(error) => {
+                    log::warn!("the connection to a disk fails: {error}");
+                    break;
+                }
+            }
+        }
+        let is_mine = |waiter: &Waiter| match waiter {
+            Waiter::Session { link, .. } => Arc::ptr_eq(link, &self.link),
+            Waiter::Local { .. } => false,
+        };
+        self.shared.state().schedule.forget(is_mine);
+        // The keeper no longer sees those that no other connection has open.
+        for blob in self.blobs.iter().flatten() {
+            keeper::sync(blob, 1);
+        }
+    }
+
+    fn take(&mut self, message: &Message) {
+        match Request::decode(&message.bytes) {
+            Ok(Request::Open { blob }) => self.open(blob),
+            Ok(Request::Fetch {
+                ticket,
+                blob,
+                offset,
+                len,
+                cause,
+            }) => {
+                let waiter = cause.is_waited_for().then(|| self.waiter(ticket));
+                let end = offset.saturating_add(len);
+                match (self.blob(blob), waiter) {
+                    (Ok(blob), waiter) if self.has_room() => {
+                        self.shared.want(&blob, offset..end, cause, waiter);
+                    }
+                    (Ok(_), Some(waiter)) => {
+                        let reason = format!("more than {MAX_OUTSTANDING} fetches wait");
+                        let failure = Failure::definite(FetchErrorKind::System, reason);
+                        waiter.answer(Err(&failure));
+                    }
+                    (Err(failure), Some(waiter)) => waiter.answer(Err(&failure)),
+                    (_, None) => {}
+                }
+            }
+            // The other side is at fault, or hostile; this ends its disk, and no other.
+            Err(error) => {
+                log::warn!("a disk sent a malformed message: {error}");
+                self.link.end();
+            }
+        }
+    }
+
+    fn waiter(&self, ticket: u64) -> Waiter {
+        self.outstanding.fetch_add(1, Ordering::Relaxed);
+        Waiter::Session {
+            link: Arc::clone(&self.link),
+            ticket,
+            outstanding: Arc::clone(&self.outstanding),
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.outstanding.load(Ordering::Relaxed) <= MAX_OUTSTANDING
+    }
+
+    /// The offered blob of this number, opened if it is not yet.
+    fn blob(&mut self, number: u32) -> Result<Arc<Blob>, Failure> {
+        let at = number as usize;
+        if let Some(Some(blob)) = self.blobs.get(at) {
+            return Ok(Arc::clone(blob));
+        }
+        let offer = self.offers.get(at).ok_or_else(|| {
+            let reason = format!("blob {number} of {} was asked for", self.offers.len());
+            Failure::definite(FetchErrorKind::NotFound, reason)
+        })?;
+        let blob = self.shared.open(offer)?;
+        self.blobs[at] = Some(Arc::clone(&blob));
+        Ok(blob)
+    }
+
+    fn open(&mut self, number: u32) {
+        let opened = self.blob(number).and_then(|blob| {
+            let files = descriptors(&blob.entry);
+            let files = files
+                .map_err(|error| Failure::definite(FetchErrorKind::System, error.to_string()))?;
+            Ok((blob, files))
+        });
+        match opened {
+            Ok((blob, files)) => {
+                let reply = Reply::Opened {
+                    blob: number,
+                    len: blob.identity.len(),
+                    complete: blob.entry.is_complete(),
+                };
+                self.link.send(reply.encode(), files);
+            }
+            Err(failure) => {
+                let reply = Reply::Failed {
+                    subject: Subject::Blob(number),
+                    kind: failure.kind,
+                    reason: failure.reason,
+                };
+                self.link.send(reply.encode(), Vec::new());
+            }
+        }
+    }
+}
+
+/// Descriptors that only read. They share the open file descriptions that are locked against
+/// eviction.
+fn descriptors(entry: &Entry) -> io::Result<Vec<OwnedFd>> {
+    match entry {
+        Entry::Complete(file) => Ok(vec![file.try_clone()?.into()]),
+        Entry::Partial(partial) => {
+            let files = partial.files();
+            let (data, map) = (files.data.try_clone()?, files.map.try_clone()?);
+            Ok(vec![data.into(), map.into()])
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! One request after the other: claim units, ask the origin, store what streams in.
+
+use std::io::Read;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::blob::{Blob, BlobId, lock};
+use super::fetcher::{Shared, State};
+use super::origin::{Body, Failure};
+use super::schedule::{Job, Urgency};
+use crate::cache::{Claim, Error, Partial};
+use crate::format::presence::UNIT;
+use crate::reason::reason;
+use crate::source::FetchErrorKind;
+use crate::source::presence::Bitmap;
+
+/// How long a thread sleeps when nothing is due.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// Pause before units that another process fetches are looked at again.
+const ELSEWHERE: Duration = Duration::from_millis(20);
+
+/// Bytes of storage that are freed when a store finds no space.
+const MAKE_ROOM: u64 = 64 << 20;
+
+/// Why a job did not end.
+enum Interrupted {
+    /// Another process, or another thread that streams the whole blob, fetches these units.
+    Elsewhere,
+    /// The units from here on did not come.
+    Failed(u64, Failure),
+}
+
+/// Takes jobs of these urgencies until the fetcher stops.
+pub(super) fn run(shared: &Shared, urgencies: &[Urgency]) {
+    let mut buffer = vec![0; UNIT as usize];
+    while let Some((job, blob)) = next(shared, urgencies) {
+        match attempt(shared, &job, &blob, &mut buffer) {
+            Ok(()) => {}
+            Err(Interrupted::Elsewhere) => {
+                let at = Instant::now() + ELSEWHERE;
+                shared.state().schedule.postpone(&job, at);
+            }
+            Err(Interrupted::Failed(from, failure)) => {
+                let units = from..job.units.end;
+                fail(shared, &Job { units, ..job }, &blob, &failure);
+            }
+        }
+    }
+}
+
+/// Waits for a job; `None` when the fetcher stops.
+fn next(shared: &Shared, urgencies: &[Urgency]) -> Option<(Job, Arc<Blob>)> {
+    let mut guard = shared.state();
+    loop {
+        if shared.is_stopping() {
+            return None;
+        }
+        let due = guard.schedule.wake(Instant::now());
+        let State { schedule, blobs } = &mut *guard;
+        let absent = |blob: BlobId, unit| {
+            let blob = blobs.get(blob);
+            let partial = blob.as_ref().and_then(|blob| blob.partial());
+            partial.is_some_and(|partial| {
+                let inside = unit < partial.identity().units();
+                inside && !partial.map().holds(Bitmap::Live, unit..unit + 1)
+            })
+        };
+        let size = |blob, cause| shared.size(blobs, blob, cause);
+        if let Some(job) = schedule.next(urgencies, size, absent) {
+            match blobs.get(job.blob) {
+                Some(blob) => return Some((job, blob)),
+                // No connection has it open any more: nothing waits.
+                None => drop(schedule.abandon(job.blob)),
+            }
+            continue;
+        }
+        let pause = due.map_or(IDLE, |due| due.saturating_duration_since(Instant::now()));
+        let waited = shared.condvar(urgencies).wait_timeout(guard, pause);
+        guard = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
+    }
+}
+
+fn attempt(shared: &Shared, job: &Job, blob: &Blob, buffer: &mut [u8]) -> Result<(), Interrupted> {
+    let Some(partial) = blob.partial() else {
+        shared.arrived(blob, job.units.clone());
+        return Ok(());
+    };
+    let failed = |error: &Error| Interrupted::Failed(job.units.start, store_failure(error));
+    report_present(shared, job, blob, partial);
+    // What is verified must not change.
+    let _quiet = job.overwrites().then(|| lock(&blob.publishing));
+    let whole = blob.needs_whole();
+    let streaming = whole.then(|| blob.whole.try_lock());
+    if let Some(Err(_)) = streaming {
+        return Err(Interrupted::Elsewhere);
+    }
+    let units = match whole {
+        true => 0..blob.identity.units(),
+        false => job.units.clone(),
+    };
+    let claim = partial
+        .claim(units.clone())
+        .map_err(|error| failed(&error))?;
+    let claim = claim.ok_or(Interrupted::Elsewhere)?;
+    // Only now: another process may have stored them meanwhile.
+    let units = match (job.overwrites(), whole) {
+        (false, false) => {
+            report_present(shared, job, blob, partial);
+            match span(&partial.map().absent(units)) {
+                Some(units) => units,
+                None => return Ok(()),
+            }
+        }
+        _ => units,
+    };
+    let bytes = blob.identity.bytes_of(&units);
+    let asked = Instant::now();
+    let body = ask(shared, blob, &bytes, whole);
+    let body = body.map_err(|failure| Interrupted::Failed(job.units.start, failure))?;
+    let first_byte = asked.elapsed();
+    let mut stream = Stream {
+        shared,
+        job,
+        blob,
+        claim: &claim,
+        units,
+    };
+    let result = stream.store(body, buffer);
+    let stored = blob
+        .identity
+        .bytes_of(&(bytes.start / UNIT..stream.units.start));
+    let stored = stored.end.saturating_sub(bytes.start);
+    if stored > 0 && !whole {
+        let transfer = asked.elapsed().saturating_sub(first_byte);
+        lock(&blob.pace).observe(first_byte, stored, transfer);
+    }
+    let next = stream.units.start.max(job.units.start);
+    result.map_err(|failure| Interrupted::Failed(next, failure))
+}
+
+/// Tells the waiters of a job's units about those that are present.
+fn report_present(shared: &Shared, job: &Job, blob: &Blob, partial: &Partial) {
+    if job.overwrites() {
+        return;
+    }
+    let mut next = job.units.start;
+    for run in partial.map().absent(job.units.clone()) {
+        if next < run.start {
+            shared.arrived(blob, next..run.start);
+        }
+        next = run.end;
+    }
+    if next < job.units.end {
+        shared.arrived(blob, next..job.units.end);
+    }
+}
+
+/// From the first unit of the runs to their last.
+fn span(runs: &[Range<u64>]) -> Option<Range<u64>> {
+    Some(runs.first()?.start..runs.last()?.end)
+}
+
+fn ask(shared: &Shared, blob: &Blob, bytes: &Range<u64>, whole: bool) -> Result<Body, Failure> {
+    let origin = blob.origin();
+    let origin = origin.ok_or_else(|| {
+        Failure::definite(
+            FetchErrorKind::NotFound,
+            "no repository is known for the blob",
+        )
+    })?;
+    shared.counters.add_request();
+    let len = bytes.end - bytes.start;
+    let body = match whole {
+        true => origin.read_whole()?,
+        false => {
+            let body = origin.read(bytes.start, len)?;
+            blob.serves_ranges();
+            body
+        }
+    };
+    if whole && body.len != len {
+        let reason = format!("the server's blob has {} bytes, expected {len}", body.len);
+        return Err(Failure::definite(FetchErrorKind::Damaged, reason));
+    }
+    Ok(body)
+}
+
+/// A body on its way into the cache.
+struct Stream<'a> {
+    shared: &'a Shared,
+    job: &'a Job,
+    blob: &'a Blob,
+    claim: &'a Claim,
+    /// Units that are still to come.
+    units: Range<u64>,
+}
+
+impl Stream<'_> {
+    /// Stores unit after unit, and wakes their waiters at once.
+    fn store(&mut self, mut body: Body, buffer: &mut [u8]) -> Result<(), Failure> {
+        let mut left = body.len;
+        while !self.units.is_empty() {
+            let unit = self.units.start;
+            let bytes = self.blob.identity.bytes_of(&(unit..unit + 1));
+            let len = bytes.end - bytes.start;
+            if left < len {
+                let reason = "the server sent fewer bytes than it was asked for";
+                return Err(Failure::passing(FetchErrorKind::Unreachable, reason));
+            }
+            let buffer = &mut buffer[..len as usize];
+            body.reader.read_exact(buffer).map_err(body_failure)?;
+            left -= len;
+            self.shared.counters.add_bytes(self.job.cause, len);
+            self.keep(unit, buffer)?;
+            self.units.start += 1;
+            self.blob.succeeded();
+            self.shared.arrived(self.blob, unit..unit + 1);
+            if self.shared.is_stopping() {
+                return Err(Failure::passing(
+                    FetchErrorKind::System,
+                    "the fetcher stops",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn keep(&self, unit: u64, bytes: &[u8]) -> Result<(), Failure> {
+        let present = self.claim.partial().map();
+        if !self.job.overwrites() && present.holds(Bitmap::Live, unit..unit + 1) {
+            return Ok(());
+        }
+        match self.claim.store(unit, bytes) {
+            Err(error) if error.is_full() => self.make_room_for(unit, bytes),
+            Err(error) => Err(store_failure(&error)),
+            Ok(()) => {
+                if self.shared.is_full.swap(false, Ordering::Relaxed) {
+                    log::info!("the cache has room again");
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn make_room_for(&self, unit: u64, bytes: &[u8]) -> Result<(), Failure> {
+        let freed = self.shared.cache.free(MAKE_ROOM);
+        if freed.is_ok_and(|freed| freed.bytes > 0) && self.claim.store(unit, bytes).is_ok() {
+            return Ok(());
+        }
+        if !self.shared.is_full.swap(true, Ordering::Relaxed) {
+            let root = self.shared.cache.root().display();
+            log::error!("no space left for the cache at {root}: reads of absent bytes wait");
+        }
+        let reason = "no space left in the cache";
+        Err(Failure::passing(FetchErrorKind::System, reason))
+    }
+}
+
+/// The failure inside an error of a body.
+fn body_failure(error: std::io::Error) -> Failure {
+    let inner = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<Failure>());
+    inner
+        .cloned()
+        .unwrap_or_else(|| Failure::passing(FetchErrorKind::Unreachable, reason(&error)))
+}
+
+fn store_failure(error: &Error) -> Failure {
+    Failure::passing(FetchErrorKind::System, reason(error))
+}
+
+/// Counts a failure, tells those that do not wait any longer, and repeats the job later.
+fn fail(shared: &Shared, job: &Job, blob: &Blob, failure: &Failure) {
+    let at = blob.failed(failure);
+    shared.counters.add_failure(failure.definite);
+    let digest = blob.identity.digest();
+    log::debug!("blob {digest}, units {:?}: {failure}", job.units);
+    let failed = shared.state().schedule.failed(job, failure.definite, at);
+    for waiter in failed {
+        waiter.answer(Err(failure));
+    }
+}

@@ -1,0 +1,166 @@
+//! A blob in the cache, read by a process that cannot write there.
+//!
+//! The fetcher opens data file and presence map and sends their descriptors. What the map does not
+//! have is absent, whatever the sparse file reads as. A complete blob has no map, and is read like
+//! a local file.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use super::blob::Blob;
+use super::client::{Client, Opened};
+use super::layer_ref::{LayerRef, RemoteBlob};
+use super::presence::PresenceMap;
+use super::waker::{FetchError, FetchErrorKind, Presence, Ticket, Waker};
+use crate::format::presence::{Identity, words};
+use crate::io::mapping::Access;
+
+/// How often a damaged unit is fetched again before a request for it fails.
+const MAX_REPAIRS: u8 = 3;
+
+/// Units whose bytes this process found to be damaged.
+#[derive(Debug, Default)]
+pub(super) struct Rejected {
+    /// A bit per unit that is to be fetched again. Made when the first unit is rejected.
+    bits: OnceLock<Box<[AtomicU64]>>,
+    /// How often each unit was rejected.
+    counts: Mutex<HashMap<u64, u8>>,
+}
+
+impl Rejected {
+    fn holds_any(&self, units: Range<u64>) -> bool {
+        let Some(bits) = self.bits.get() else {
+            return false;
+        };
+        words(units).any(|(word, mask)| {
+            let bits = bits.get(word as usize);
+            bits.is_some_and(|bits| bits.load(Ordering::Acquire) & mask != 0)
+        })
+    }
+
+    /// Notes that `units` are damaged; returns false if one of them was so too often. After that the
+    /// count starts anew: the next request tries again.
+    fn add(&self, units: Range<u64>, all: u64) -> bool {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let worn = |unit| counts.get(&unit).is_some_and(|count| *count >= MAX_REPAIRS);
+        if units.clone().any(worn) {
+            units.for_each(|unit| _ = counts.remove(&unit));
+            return false;
+        }
+        for unit in units.clone() {
+            *counts.entry(unit).or_default() += 1;
+        }
+        let make = || (0..all.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        let bits = self.bits.get_or_init(make);
+        for (word, mask) in words(units) {
+            if let Some(bits) = bits.get(word as usize) {
+                bits.fetch_or(mask, Ordering::Release);
+            }
+        }
+        true
+    }
+
+    /// Notes that `units` were fetched again.
+    pub(super) fn replaced(&self, units: Range<u64>) {
+        let Some(all) = self.bits.get() else { return };
+        for (word, mask) in words(units) {
+            if let Some(bits) = all.get(word as usize) {
+                bits.fetch_and(!mask, Ordering::Release);
+            }
+        }
+    }
+}
+
+/// What a partial blob has, and the way to the rest.
+#[derive(Debug)]
+struct CachedPresence {
+    map: PresenceMap,
+    rejected: Arc<Rejected>,
+    client: Arc<Client>,
+    blob: u32,
+}
+
+impl CachedPresence {
+    fn units(&self, offset: u64, len: u64) -> Range<u64> {
+        self.map.identity().units_of(offset, len).unwrap_or(0..0)
+    }
+}
+
+impl Presence for CachedPresence {
+    fn is_present(&self, offset: u64, len: u64) -> bool {
+        self.map.is_present(offset, len) && !self.rejected.holds_any(self.units(offset, len))
+    }
+
+    fn request(&self, offset: u64, len: u64, waker: &Arc<Waker>, ticket: Ticket) {
+        let units = self.units(offset, len);
+        let damaged = self.rejected.holds_any(units.clone());
+        let repair = damaged.then(|| (Arc::clone(&self.rejected), units));
+        let bytes = offset..offset.saturating_add(len);
+        self.client.request(self.blob, bytes, waker, ticket, repair);
+    }
+
+    fn fetch_ahead(&self, offset: u64, len: u64) {
+        let bytes = offset..offset.saturating_add(len);
+        self.client.suggest(self.blob, bytes);
+    }
+
+    fn reject(&self, offset: u64, len: u64) -> bool {
+        let all = self.map.identity().units();
+        let rejected = self.rejected.add(self.units(offset, len), all);
+        let digest = self.map.identity().digest();
+        match rejected {
+            true => log::warn!("blob {digest} is damaged at byte {offset}; it is fetched again"),
+            false => log::error!("blob {digest} is still damaged at byte {offset}"),
+        }
+        rejected
+    }
+
+    fn patience(&self) -> Duration {
+        self.client.patience()
+    }
+}
+
+/// Opens the blob with number `blob` in the fetcher's list, which is `layer`. Waits for the fetcher,
+/// at most as long as its client does.
+///
+/// # Errors
+/// A [`FetchError`] with the fetcher's reason; [`FetchErrorKind::Damaged`] if the blob has another
+/// length; [`FetchErrorKind::System`] if its files cannot be used.
+pub fn open(client: &Arc<Client>, blob: u32, layer: &Arc<RemoteBlob>) -> Result<Blob, FetchError> {
+    let digest = layer.digest;
+    let opened = client.open(blob)?;
+    let system = |reason: String| FetchError::new(FetchErrorKind::System, reason);
+    let Opened {
+        len: found,
+        data,
+        map,
+    } = opened;
+    if let Some(expected) = layer.size.filter(|expected| *expected != found) {
+        let reason = format!("blob {digest} has {found} bytes, the image's config says {expected}");
+        return Err(FetchError::new(FetchErrorKind::Damaged, reason));
+    }
+    let data = File::from(data);
+    let metadata = data.metadata().map_err(|error| system(error.to_string()))?;
+    if !metadata.is_file() || metadata.len() != found {
+        let reason = format!("blob {digest}: the fetcher sent a file of another length");
+        return Err(system(reason));
+    }
+    let name = LayerRef::Remote(Arc::clone(layer));
+    let Some(map) = map else {
+        return Ok(Blob::complete(name, data, found));
+    };
+    let identity = Identity::new(digest, found).map_err(|error| system(error.to_string()))?;
+    let map = PresenceMap::open(&File::from(map), identity, Access::Read)
+        .map_err(|error| system(format!("blob {digest}: {error}")))?;
+    let presence = CachedPresence {
+        map,
+        rejected: Arc::default(),
+        client: Arc::clone(client),
+        blob,
+    };
+    Ok(Blob::partial(name, data, found, Arc::new(presence)))
+}

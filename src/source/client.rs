@@ -1,0 +1,367 @@
+//! A disk process's side of the connection to the fetcher.
+//!
+//! ```text
+//! queue worker: request(blob, range, waker, ticket) --> table of pending fetches --> link --> fetcher
+//!       ^                                                    |                                  |
+//!       '------ waker.finish(ticket, outcome) <--- client thread <----------- Ready | Failed ---'
+//! ```
+//! Asking never waits. The fetcher may die at any time: its successor says hello on the same
+//! socket, and the client repeats all that was not answered.
+
+use std::collections::HashMap;
+use std::io;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::cached::Rejected;
+use super::link::{Link, Message, Turn};
+use super::protocol::{Cause, MAX_FETCH, Reply, Request, Subject};
+use super::waker::{FetchError, FetchErrorKind, Ticket, Waker};
+
+/// How often deadlines are looked at.
+const TICK: Duration = Duration::from_millis(200);
+
+/// A wait that is as good as one without end: 30 days.
+const ENDLESS: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// How long bytes are waited for.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// While layers are opened.
+    pub start: Duration,
+    /// For a guest's request; `None`: as long as it takes.
+    pub serving: Option<Duration>,
+}
+
+impl Default for Patience {
+    /// A minute to open, no limit for a guest.
+    fn default() -> Self {
+        Self {
+            start: Duration::from_secs(60),
+            serving: None,
+        }
+    }
+}
+
+/// Descriptors of a blob that the fetcher opened.
+#[derive(Debug)]
+pub struct Opened {
+    /// Bytes of the blob.
+    pub len: u64,
+    /// Its data file.
+    pub data: OwnedFd,
+    /// Its presence map; `None` if all of it is there.
+    pub map: Option<OwnedFd>,
+}
+
+/// A fetch that was not answered.
+#[derive(Debug)]
+struct Pending {
+    request: Request,
+    waker: Arc<Waker>,
+    ticket: Ticket,
+    deadline: Instant,
+    /// The units that are fetched because they were damaged, and where that is noted.
+    repair: Option<(Arc<Rejected>, Range<u64>)>,
+}
+
+/// What is known of the opening of a blob.
+#[derive(Debug)]
+enum Opening {
+    Asked,
+    Done(Result<Opened, FetchError>),
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    next: u64,
+    fetches: HashMap<u64, Pending>,
+    openings: HashMap<u32, Opening>,
+    gone: bool,
+}
+
+#[derive(Debug)]
+struct Shared {
+    link: Link,
+    table: Mutex<Table>,
+    opened: Condvar,
+    serving: AtomicBool,
+    patience: Patience,
+}
+
+/// The connection to a fetcher.
+#[derive(Debug)]
+pub struct Client {
+    shared: Arc<Shared>,
+}
+
+impl Client {
+    /// Starts the thread that receives answers on `socket`. The connection ends when the client is
+    /// dropped.
+    ///
+    /// # Errors
+    /// The process has no descriptor or no thread left.
+    pub fn start(socket: OwnedFd, patience: Patience) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            link: Link::new(socket)?,
+            table: Mutex::default(),
+            opened: Condvar::new(),
+            serving: AtomicBool::new(false),
+            patience,
+        });
+        let weak = Arc::downgrade(&shared);
+        thread::Builder::new()
+            .name("fetch-client".to_owned())
+            .spawn(move || receive(&weak))?;
+        Ok(Self { shared })
+    }
+
+    /// From now on a definite refusal no longer ends a wait: a guest depends on the bytes.
+    pub fn start_serving(&self) {
+        self.shared.serving.store(true, Ordering::Relaxed);
+    }
+
+    /// How long a reader without anything else to do should wait for bytes.
+    pub fn patience(&self) -> Duration {
+        let Patience { start, serving } = self.shared.patience;
+        match self.shared.serving.load(Ordering::Relaxed) {
+            true => serving.unwrap_or(ENDLESS),
+            false => start,
+        }
+    }
+
+    /// Asks for the descriptors of a blob and waits for them. Each blob is opened once.
+    ///
+    /// # Errors
+    /// A [`FetchError`] with the fetcher's reason, or [`FetchErrorKind::Timeout`].
+    pub fn open(&self, blob: u32) -> Result<Opened, FetchError> {
+        let deadline = Instant::now() + self.patience();
+        let mut table = self.shared.table();
+        table.openings.insert(blob, Opening::Asked);
+        self.shared.send(&Request::Open { blob });
+        loop {
+            if let Some(Opening::Done(_)) = table.openings.get(&blob)
+                && let Some(Opening::Done(done)) = table.openings.remove(&blob)
+            {
+                return done;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if table.gone {
+                return Err(gone());
+            }
+            if left.is_zero() {
+                table.openings.remove(&blob);
+                let reason = "the fetcher did not open the blob in time";
+                return Err(FetchError::new(FetchErrorKind::Timeout, reason));
+            }
+            let waited = self.shared.opened.wait_timeout(table, left);
+            table = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Asks for bytes. `waker` gets `ticket` once. Never waits.
+    pub(super) fn request(
+        &self,
+        blob: u32,
+        bytes: Range<u64>,
+        waker: &Arc<Waker>,
+        ticket: Ticket,
+        repair: Option<(Arc<Rejected>, Range<u64>)>,
+    ) {
+        let cause = match (&repair, self.shared.serving.load(Ordering::Relaxed)) {
+            (Some(_), _) => Cause::Repair,
+            (None, true) => Cause::Demand,
+            (None, false) => Cause::Start,
+        };
+        let mut table = self.shared.table();
+        if table.gone || bytes.end - bytes.start > MAX_FETCH {
+            let gone = table.gone;
+            drop(table);
+            let error = match gone {
+                true => self::gone(),
+                false => FetchError::new(FetchErrorKind::System, "more bytes than one fetch takes"),
+            };
+            return waker.finish(ticket, Err(error));
+        }
+        let number = table.next;
+        table.next += 1;
+        let request = Request::Fetch {
+            ticket: number,
+            blob,
+            offset: bytes.start,
+            len: bytes.end - bytes.start,
+            cause,
+        };
+        let pending = Pending {
+            request,
+            waker: Arc::clone(waker),
+            ticket,
+            deadline: Instant::now() + self.patience(),
+            repair,
+        };
+        table.fetches.insert(number, pending);
+        self.shared.send(&request);
+    }
+
+    /// Suggests to fetch bytes that will be wanted soon. Never waits, and is not answered.
+    pub(super) fn suggest(&self, blob: u32, bytes: Range<u64>) {
+        self.shared.send(&Request::Fetch {
+            ticket: u64::MAX,
+            blob,
+            offset: bytes.start,
+            len: (bytes.end - bytes.start).min(MAX_FETCH),
+            cause: Cause::ReadAhead,
+        });
+    }
+
+    /// Number of fetches that were not answered.
+    pub fn waiting(&self) -> usize {
+        self.shared.table().fetches.len()
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.shared.link.end();
+    }
+}
+
+impl Shared {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(&self, request: &Request) {
+        self.link.send(request.encode(), Vec::new());
+    }
+
+    fn answer(&self, message: Message) {
+        let reply = match Reply::decode(&message.bytes) {
+            Ok(reply) => reply,
+            Err(error) => {
+                log::debug!("a message of the fetcher is ignored: {error}");
+                return;
+            }
+        };
+        match reply {
+            Reply::Hello => self.repeat(),
+            Reply::Opened {
+                blob,
+                len,
+                complete,
+            } => self.opened(blob, opened(len, complete, message.files)),
+            Reply::Ready { ticket } => self.finish(ticket, Ok(())),
+            Reply::Failed {
+                subject,
+                kind,
+                reason,
+            } => {
+                let error = FetchError::new(kind, reason);
+                match subject {
+                    Subject::Blob(blob) => self.opened(blob, Err(error)),
+                    Subject::Ticket(ticket) => self.finish(ticket, Err(error)),
+                }
+            }
+        }
+    }
+
+    fn repeat(&self) {
+        let table = self.table();
+        for (blob, opening) in &table.openings {
+            if let Opening::Asked = opening {
+                self.send(&Request::Open { blob: *blob });
+            }
+        }
+        for pending in table.fetches.values() {
+            self.send(&pending.request);
+        }
+    }
+
+    fn opened(&self, blob: u32, result: Result<Opened, FetchError>) {
+        if let Some(opening) = self.table().openings.get_mut(&blob) {
+            *opening = Opening::Done(result);
+        }
+        self.opened.notify_all();
+    }
+
+    fn finish(&self, ticket: u64, result: Result<(), FetchError>) {
+        // Without the table's lock: a waker may belong to a thread that asks for more.
+        let pending = self.table().fetches.remove(&ticket);
+        if let Some(pending) = pending {
+            pending.finish(result);
+        }
+    }
+
+    fn expire(&self) {
+        let now = Instant::now();
+        let mut table = self.table();
+        let late = |pending: &Pending| pending.deadline <= now;
+        let expired: Vec<_> = table
+            .fetches
+            .extract_if(|_, pending| late(pending))
+            .collect();
+        drop(table);
+        for (_, pending) in expired {
+            let reason = "the bytes did not come before the fetch deadline";
+            pending.finish(Err(FetchError::new(FetchErrorKind::Timeout, reason)));
+        }
+    }
+
+    fn end(&self) {
+        let mut table = self.table();
+        table.gone = true;
+        let fetches = std::mem::take(&mut table.fetches);
+        drop(table);
+        self.opened.notify_all();
+        for pending in fetches.into_values() {
+            pending.finish(Err(gone()));
+        }
+    }
+}
+
+impl Pending {
+    fn finish(self, result: Result<(), FetchError>) {
+        if let (Some((rejected, units)), Ok(())) = (self.repair, &result) {
+            rejected.replaced(units);
+        }
+        self.waker.finish(self.ticket, result);
+    }
+}
+
+fn receive(shared: &Weak<Shared>) {
+    // The client's end is noticed at the next tick at the latest.
+    while let Some(shared) = shared.upgrade() {
+        let turn = shared.link.turn(TICK, |message| shared.answer(message));
+        shared.expire();
+        match turn {
+            Ok(Turn::Open) => {}
+            Ok(Turn::Ended) => return shared.end(),
+            Err(error) => {
+                log::error!("the connection to the fetcher fails: {error}");
+                return shared.end();
+            }
+        }
+    }
+}
+
+fn opened(len: u64, complete: bool, files: Vec<OwnedFd>) -> Result<Opened, FetchError> {
+    let mut files = files.into_iter();
+    let opened = match (files.next(), files.next(), complete) {
+        (Some(data), None, true) => Some((data, None)),
+        (Some(data), Some(map), false) => Some((data, Some(map))),
+        _ => None,
+    };
+    let (data, map) = opened.ok_or_else(|| {
+        let reason = "the fetcher sent other descriptors than it announced";
+        FetchError::new(FetchErrorKind::System, reason)
+    })?;
+    Ok(Opened { len, data, map })
+}
+
+fn gone() -> FetchError {
+    FetchError::new(FetchErrorKind::System, "the fetcher and its owner are gone")
+}

@@ -1,0 +1,478 @@
+//! Messages between a process that serves a disk and the fetcher.
+//!
+//! ```text
+//! disk process                                   fetcher
+//!      | <------------------------------- Hello     after each start of a fetcher: repeat what is unanswered
+//!      | Open { blob } ------------------------>
+//!      | <------- Opened { blob, len, complete }    with the data file, and the map if not complete
+//!      | Fetch { ticket, blob, range, cause } -->
+//!      | <---------- Ready { ticket } | Failed { subject, kind, reason }
+//! ```
+//! Each message is one packet of [`MESSAGE_LEN`] bytes. A blob is named by its number in the list
+//! that the owner of the fetcher gave it: a disk process cannot name any other. Neither side trusts
+//! the other; every field is checked, and what is unused must be zero.
+
+use thiserror::Error;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_endian};
+
+use super::waker::FetchErrorKind;
+
+/// Bytes of each message.
+pub const MESSAGE_LEN: usize = 256;
+
+/// Most bytes that one request may ask for.
+pub const MAX_FETCH: u64 = 64 << 20;
+
+const TEXT_LEN: usize = 208;
+
+/// A packet as it is sent.
+pub type Packet = [u8; MESSAGE_LEN];
+
+/// A packet is not a message.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Error {
+    /// It has another length.
+    #[error("message has {0} bytes, expected {MESSAGE_LEN}")]
+    Length(usize),
+    /// It is of no kind that this side takes.
+    #[error("unknown message kind {0}")]
+    Kind(u32),
+    /// A field has a value that it must not have.
+    #[error("message of kind {kind} has the value {value} in field {field}")]
+    Field {
+        /// Kind of the message.
+        kind: u32,
+        /// Name of the field.
+        field: &'static str,
+        /// Its value.
+        value: u64,
+    },
+    /// The text is longer than its field, or not UTF-8.
+    #[error("message has a malformed text")]
+    Text,
+}
+
+/// Why bytes are fetched, the most urgent first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Cause {
+    /// Opening a layer waits for them: a definite refusal ends the wait at once.
+    Start,
+    /// A guest's request waits for them.
+    Demand,
+    /// The bytes in the cache are damaged: they are fetched again and replaced, as a demand.
+    Repair,
+    /// A recorded trace says that they will be needed. Nothing waits.
+    Replay,
+    /// A sequential reader will probably need them. Nothing waits.
+    ReadAhead,
+    /// The whole blob is wanted some day. Nothing waits.
+    Background,
+}
+
+impl Cause {
+    const ALL: [Self; 6] = [
+        Self::Start,
+        Self::Demand,
+        Self::Repair,
+        Self::Replay,
+        Self::ReadAhead,
+        Self::Background,
+    ];
+
+    /// Whether a request with this cause is answered.
+    pub const fn is_waited_for(self) -> bool {
+        matches!(self, Self::Start | Self::Demand | Self::Repair)
+    }
+}
+
+/// What a disk process asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// The descriptors of a blob.
+    Open {
+        /// Number of the blob.
+        blob: u32,
+    },
+    /// Bytes of a blob.
+    Fetch {
+        /// Name of the request in the answer.
+        ticket: u64,
+        /// Number of the blob.
+        blob: u32,
+        /// First byte.
+        offset: u64,
+        /// Number of bytes, 1 to [`MAX_FETCH`].
+        len: u64,
+        /// Why they are wanted.
+        cause: Cause,
+    },
+}
+
+/// What a failure is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// The opening of this blob.
+    Blob(u32),
+    /// The fetch with this ticket.
+    Ticket(u64),
+}
+
+/// What the fetcher answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// A fetcher took over the connection, and knows of no earlier request.
+    Hello,
+    /// A blob is open; its descriptors come with the message.
+    Opened {
+        /// Number of the blob.
+        blob: u32,
+        /// Bytes of the blob.
+        len: u64,
+        /// Whether all of it is there: then it has no presence map.
+        complete: bool,
+    },
+    /// The bytes of a fetch are present.
+    Ready {
+        /// The fetch.
+        ticket: u64,
+    },
+    /// A request cannot be fulfilled.
+    Failed {
+        /// The request.
+        subject: Subject,
+        /// Kind of the failure.
+        kind: FetchErrorKind,
+        /// Reason in words, at most 208 bytes.
+        reason: String,
+    },
+}
+
+const OPEN: u32 = 1;
+const FETCH: u32 = 2;
+const HELLO: u32 = 16;
+const OPENED: u32 = 17;
+const READY: u32 = 18;
+const FAILED_BLOB: u32 = 19;
+const FAILED_TICKET: u32 = 20;
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct Raw {
+    kind: little_endian::U32,
+    blob: little_endian::U32,
+    ticket: little_endian::U64,
+    offset: little_endian::U64,
+    len: little_endian::U64,
+    /// Cause, kind of failure or completeness.
+    detail: little_endian::U32,
+    text_len: little_endian::U32,
+    zero: [u8; 8],
+    text: [u8; TEXT_LEN],
+}
+
+const _: () = assert!(size_of::<Raw>() == MESSAGE_LEN);
+
+impl Raw {
+    fn new(kind: u32) -> Self {
+        Self {
+            kind: kind.into(),
+            blob: 0.into(),
+            ticket: 0.into(),
+            offset: 0.into(),
+            len: 0.into(),
+            detail: 0.into(),
+            text_len: 0.into(),
+            zero: [0; 8],
+            text: [0; TEXT_LEN],
+        }
+    }
+
+    fn packet(&self) -> Packet {
+        let mut packet = [0; MESSAGE_LEN];
+        packet.copy_from_slice(self.as_bytes());
+        packet
+    }
+
+    fn read(bytes: &[u8]) -> Result<Self, Error> {
+        Self::read_from_bytes(bytes).map_err(|_| Error::Length(bytes.len()))
+    }
+
+    fn wrong(&self, field: &'static str, value: u64) -> Error {
+        let kind = self.kind.get();
+        Error::Field { kind, field, value }
+    }
+
+    /// Refuses a message that has more than the fields that were taken from it.
+    fn expect(&self, taken: Self) -> Result<(), Error> {
+        if self.as_bytes() == taken.as_bytes() {
+            return Ok(());
+        }
+        Err(self.wrong("unused", 1))
+    }
+}
+
+impl Request {
+    /// Encodes the request.
+    pub fn encode(&self) -> Packet {
+        self.raw().packet()
+    }
+
+    fn raw(&self) -> Raw {
+        match *self {
+            Self::Open { blob } => Raw {
+                blob: blob.into(),
+                ..Raw::new(OPEN)
+            },
+            Self::Fetch {
+                ticket,
+                blob,
+                offset,
+                len,
+                cause,
+            } => Raw {
+                blob: blob.into(),
+                ticket: ticket.into(),
+                offset: offset.into(),
+                len: len.into(),
+                detail: (cause as u32).into(),
+                ..Raw::new(FETCH)
+            },
+        }
+    }
+
+    /// Decodes a packet.
+    ///
+    /// # Errors
+    /// One of [`Error`] if the packet is not a request.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Error> {
+        let raw = Raw::read(bytes)?;
+        let blob = raw.blob.get();
+        let request = match raw.kind.get() {
+            OPEN => Self::Open { blob },
+            FETCH => {
+                let (offset, len) = (raw.offset.get(), raw.len.get());
+                if len == 0 || len > MAX_FETCH || offset.checked_add(len).is_none() {
+                    return Err(raw.wrong("len", len));
+                }
+                let detail = raw.detail.get();
+                let cause = Cause::ALL.get(detail as usize).copied();
+                Self::Fetch {
+                    ticket: raw.ticket.get(),
+                    blob,
+                    offset,
+                    len,
+                    cause: cause.ok_or_else(|| raw.wrong("cause", detail.into()))?,
+                }
+            }
+            other => return Err(Error::Kind(other)),
+        };
+        raw.expect(request.raw())?;
+        Ok(request)
+    }
+}
+
+const FAILURES: [FetchErrorKind; 6] = [
+    FetchErrorKind::Unauthorized,
+    FetchErrorKind::NotFound,
+    FetchErrorKind::Unreachable,
+    FetchErrorKind::Timeout,
+    FetchErrorKind::Damaged,
+    FetchErrorKind::System,
+];
+
+impl Reply {
+    /// Encodes the reply. A reason that is too long is cut.
+    pub fn encode(&self) -> Packet {
+        self.raw().packet()
+    }
+
+    fn raw(&self) -> Raw {
+        match self {
+            Self::Hello => Raw::new(HELLO),
+            Self::Opened {
+                blob,
+                len,
+                complete,
+            } => Raw {
+                blob: (*blob).into(),
+                len: (*len).into(),
+                detail: u32::from(*complete).into(),
+                ..Raw::new(OPENED)
+            },
+            Self::Ready { ticket } => Raw {
+                ticket: (*ticket).into(),
+                ..Raw::new(READY)
+            },
+            Self::Failed {
+                subject,
+                kind,
+                reason,
+            } => {
+                let mut raw = match subject {
+                    Subject::Blob(blob) => Raw {
+                        blob: (*blob).into(),
+                        ..Raw::new(FAILED_BLOB)
+                    },
+                    Subject::Ticket(ticket) => Raw {
+                        ticket: (*ticket).into(),
+                        ..Raw::new(FAILED_TICKET)
+                    },
+                };
+                let number = FAILURES.iter().position(|known| known == kind);
+                raw.detail = (number.unwrap_or(FAILURES.len() - 1) as u32).into();
+                let mut ends = (0..=TEXT_LEN.min(reason.len())).rev();
+                let end = ends.find(|end| reason.is_char_boundary(*end));
+                let text = &reason.as_bytes()[..end.unwrap_or(0)];
+                raw.text[..text.len()].copy_from_slice(text);
+                raw.text_len = (text.len() as u32).into();
+                raw
+            }
+        }
+    }
+
+    /// Decodes a packet.
+    ///
+    /// # Errors
+    /// One of [`Error`] if the packet is not a reply.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Error> {
+        let raw = Raw::read(bytes)?;
+        let reply = match raw.kind.get() {
+            HELLO => Self::Hello,
+            OPENED => Self::Opened {
+                blob: raw.blob.get(),
+                len: raw.len.get(),
+                complete: match raw.detail.get() {
+                    0 => false,
+                    1 => true,
+                    other => return Err(raw.wrong("complete", other.into())),
+                },
+            },
+            READY => Self::Ready {
+                ticket: raw.ticket.get(),
+            },
+            FAILED_BLOB => raw.failed(Subject::Blob(raw.blob.get()))?,
+            FAILED_TICKET => raw.failed(Subject::Ticket(raw.ticket.get()))?,
+            other => return Err(Error::Kind(other)),
+        };
+        raw.expect(reply.raw())?;
+        Ok(reply)
+    }
+}
+
+impl Raw {
+    fn failed(&self, subject: Subject) -> Result<Reply, Error> {
+        let detail = self.detail.get();
+        let kind = FAILURES.get(detail as usize).copied();
+        let kind = kind.ok_or_else(|| self.wrong("failure", detail.into()))?;
+        let text = self.text.get(..self.text_len.get() as usize);
+        let text = text.and_then(|bytes| std::str::from_utf8(bytes).ok());
+        let reason = text.ok_or(Error::Text)?.to_owned();
+        Ok(Reply::Failed {
+            subject,
+            kind,
+            reason,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn requests() -> Vec<Request> {
+        let fetch = |cause| Request::Fetch {
+            ticket: 7,
+            blob: 3,
+            offset: 1 << 40,
+            len: MAX_FETCH,
+            cause,
+        };
+        let mut all = vec![Request::Open { blob: u32::MAX }];
+        all.extend(Cause::ALL.map(fetch));
+        all
+    }
+
+    fn replies() -> Vec<Reply> {
+        let mut all = vec![Reply::Hello, Reply::Ready { ticket: u64::MAX }];
+        for complete in [false, true] {
+            let (blob, len) = (5, 1 << 41);
+            all.push(Reply::Opened {
+                blob,
+                len,
+                complete,
+            });
+        }
+        for kind in FAILURES {
+            for subject in [Subject::Blob(2), Subject::Ticket(9)] {
+                let reason = "r.example does not have it".to_owned();
+                all.push(Reply::Failed {
+                    subject,
+                    kind,
+                    reason,
+                });
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn what_is_encoded_is_decoded() {
+        for request in requests() {
+            assert_eq!(Request::decode(&request.encode()), Ok(request));
+            assert!(Reply::decode(&request.encode()).is_err());
+        }
+        for reply in replies() {
+            assert_eq!(Reply::decode(&reply.encode()), Ok(reply.clone()));
+            assert!(Request::decode(&reply.encode()).is_err());
+        }
+    }
+
+    #[test]
+    fn long_reasons_are_cut_at_a_character() {
+        let reply = Reply::Failed {
+            subject: Subject::Ticket(1),
+            kind: FetchErrorKind::System,
+            reason: format!("x{}", "ü".repeat(200)),
+        };
+        let Reply::Failed { reason, .. } = Reply::decode(&reply.encode()).unwrap() else {
+            panic!("another kind");
+        };
+        assert_eq!(reason, format!("x{}", "ü".repeat(103)));
+    }
+
+    #[test]
+    fn every_byte_counts() {
+        let packets = requests().into_iter().map(|request| request.encode());
+        let packets = packets.chain(replies().into_iter().map(|reply| reply.encode()));
+        for packet in packets {
+            for (at, _) in packet.iter().enumerate() {
+                let mut other = packet;
+                other[at] ^= 0x80;
+                let request = Request::decode(&other).map(|request| request.encode());
+                let reply = Reply::decode(&other).map(|reply| reply.encode());
+                for found in [request, reply].into_iter().flatten() {
+                    assert_eq!(found, other);
+                }
+            }
+            assert!(Request::decode(&packet[..255]).is_err());
+            assert!(Reply::decode(&[packet.as_slice(), &[0]].concat()).is_err());
+        }
+    }
+
+    #[test]
+    fn absurd_ranges_are_refused() {
+        for (offset, len) in [(0, 0), (0, MAX_FETCH + 1), (u64::MAX, 1), (u64::MAX - 5, 6)] {
+            let request = Request::Fetch {
+                ticket: 0,
+                blob: 0,
+                offset,
+                len,
+                cause: Cause::Demand,
+            };
+            assert!(
+                Request::decode(&request.encode()).is_err(),
+                "{offset}+{len}"
+            );
+        }
+    }
+}
