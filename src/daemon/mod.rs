@@ -65,6 +65,7 @@ pub fn run(config: Config) -> Result<(), Error> {
     let Started {
         disk,
         socket,
+        control: _control, // removes its path at the end
         signals,
         manager,
     } = started?;
@@ -84,6 +85,7 @@ pub fn run(config: Config) -> Result<(), Error> {
 struct Started {
     disk: Arc<Disk>,
     socket: Listener,
+    control: Option<Listener>,
     signals: UnixStream,
     manager: Manager,
 }
@@ -122,12 +124,13 @@ fn start(
         GuestSocket::Claimed(claim) => claim.listen()?,
     };
     sandbox.map_or(Ok(()), Sandbox::tighten)?;
-    if let Some(control) = control {
+    if let Some(control) = &control {
         control::start(control, device).map_err(Error::Control)?;
     }
     Ok(Started {
         disk,
         socket,
+        control,
         signals,
         manager,
     })

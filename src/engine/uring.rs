@@ -285,8 +285,13 @@ mod tests {
         let file = std::fs::File::open("Cargo.toml").unwrap();
         let buffer = uring.buffer(9);
         uring.read(0, file.as_fd(), 0, buffer, 0).unwrap();
-        uring.wait().unwrap();
-        uring.completed().unwrap()
+        loop {
+            // A signal may end the wait early.
+            uring.wait().unwrap();
+            if let Some(completion) = uring.completed() {
+                return completion;
+            }
+        }
     }
 
     #[test]

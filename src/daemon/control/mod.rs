@@ -32,7 +32,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// No descriptor or thread is to be had.
-pub fn start(listener: Listener, device: Device) -> io::Result<()> {
+pub fn start(listener: &Listener, device: Device) -> io::Result<()> {
     let socket = listener.socket().try_clone()?;
     socket.set_nonblocking(false)?;
     let device = Arc::new(device);
