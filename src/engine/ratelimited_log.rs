@@ -18,11 +18,11 @@ const TARGET: &str = env!("CARGO_CRATE_NAME");
 /// Time after which there is room for one more.
 const PERIOD: Duration = Duration::from_secs(1);
 
-static LIMIT: Mutex<Limit> = Mutex::new(Limit {
-    room: BURST,
-    since: None,
-    left_out: 0,
-});
+/// Of errors and warnings.
+static PROBLEMS: Mutex<Limit> = Mutex::new(Limit::NEW);
+
+/// Of news, which leave no problem out.
+static NEWS: Mutex<Limit> = Mutex::new(Limit::NEW);
 
 /// Room for lines, and what did not fit.
 #[derive(Debug)]
@@ -34,6 +34,12 @@ struct Limit {
 }
 
 impl Limit {
+    const NEW: Limit = Limit {
+        room: BURST,
+        since: None,
+        left_out: 0,
+    };
+
     /// Whether there is room for a line now: how many were left out before it.
     fn admit(&mut self, now: Instant) -> Option<u64> {
         let since = *self.since.get_or_insert(now);
@@ -54,6 +60,11 @@ impl Limit {
     }
 }
 
+/// Logs what a front-end does, if there is room.
+pub fn info(message: Arguments<'_>) {
+    say(Level::Info, message);
+}
+
 /// Logs a warning about a guest or a front-end, if there is room.
 pub fn warn(message: Arguments<'_>) {
     say(Level::Warn, message);
@@ -65,7 +76,11 @@ pub fn error(message: Arguments<'_>) {
 }
 
 fn say(level: Level, message: Arguments<'_>) {
-    let admitted = LIMIT
+    let limit = match level {
+        Level::Error | Level::Warn => &PROBLEMS,
+        _ => &NEWS,
+    };
+    let admitted = limit
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .admit(Instant::now());
@@ -84,11 +99,7 @@ mod tests {
 
     #[test]
     fn a_burst_then_one_a_period() {
-        let mut limit = Limit {
-            room: BURST,
-            since: None,
-            left_out: 0,
-        };
+        let mut limit = Limit::NEW;
         let start = Instant::now();
         let admitted = (0..100).filter(|_| limit.admit(start).is_some()).count();
         assert_eq!(admitted, BURST as usize);

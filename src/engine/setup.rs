@@ -1,4 +1,4 @@
-//! What a worker is started with.
+//! What a queue worker is started with.
 
 use std::fs::File;
 use std::io::Write;
@@ -9,12 +9,13 @@ use std::sync::atomic::AtomicBool;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Disk;
+use crate::io::interrupt::PeerCall;
 use crate::virtio::dirty_log::DirtyLog;
 use crate::virtio::inflight::InflightArea;
 use crate::virtio::memory::Memory;
 use crate::virtio::queue::RingAddresses;
 
-/// What all workers of a front-end stand on.
+/// What all queue workers of a front-end connection share.
 #[derive(Clone, Debug)]
 pub struct ConnectionContext {
     /// The device.
@@ -38,33 +39,46 @@ impl ConnectionContext {
     }
 }
 
-/// The descriptors a front-end gives a queue.
+/// The eventfds of a queue, which the front-end sent.
 #[derive(Clone, Debug, Default)]
 pub struct Eventfds {
     /// Written by the driver: there are requests. Without one, the ring is polled.
     pub kick: Option<Arc<File>>,
-    /// Written by us: there are answers.
+    /// Written by the device: there are answers.
     pub call: Option<Arc<File>>,
-    /// Written by us: the queue broke.
+    /// Written by the device: the queue is broken.
     pub error: Option<Arc<File>>,
+    /// The thread that writes them. A write blocks if the front-end fills the counter and clears
+    /// `O_NONBLOCK`, which it shares.
+    pub writer: Arc<PeerCall>,
 }
 
 impl Eventfds {
+    /// The same eventfds, to be written by another thread.
+    pub fn for_another_thread(&self) -> Self {
+        Self {
+            writer: Arc::default(),
+            ..self.clone()
+        }
+    }
+
     /// Tells the driver that there are answers.
     pub fn signal_call(&self) {
-        signal(self.call.as_deref());
+        self.signal(self.call.as_deref());
     }
 
     /// Tells the front-end that the queue is broken.
     pub fn signal_error(&self) {
-        signal(self.error.as_deref());
+        self.signal(self.error.as_deref());
     }
-}
 
-fn signal(eventfd: Option<&File>) {
-    if let Some(mut eventfd) = eventfd {
-        // The counter at its limit is a signal nobody took yet; other errors are the peer's.
-        let _ = eventfd.write(&1u64.to_le_bytes());
+    fn signal(&self, eventfd: Option<&File>) {
+        if let Some(mut eventfd) = eventfd {
+            let one = 1u64.to_le_bytes();
+            // A counter at its limit is a signal that was not taken yet; an interrupted write is one
+            // that blocks.
+            let _ = self.writer.run(|| eventfd.write(&one));
+        }
     }
 }
 

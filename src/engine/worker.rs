@@ -1,11 +1,13 @@
-//! A queue's thread: how it starts and how it is stopped.
+//! A queue worker's thread: how it starts and how it is stopped.
 
 use std::io;
 use std::net::Shutdown;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -13,6 +15,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::ratelimited_log;
 use super::serve::QueueWorker;
 use super::setup::{ConnectionContext, QueueSetup, Stop};
+use crate::io::interrupt::PeerCall;
 use crate::reason::reason;
 use crate::virtio::queue::{Queue, StartError};
 
@@ -27,40 +30,73 @@ pub enum Resume {
     AtUsedIndex,
 }
 
+/// Pause between two interrupts of a worker that does not end.
+const INTERRUPT_PERIOD: Duration = Duration::from_millis(10);
+
+/// Why a queue worker does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartFailure {
+    /// The front-end described the queue wrongly.
+    #[error(transparent)]
+    Queue(#[from] StartError),
+    /// No thread, descriptor or memory is left.
+    #[error("starting its threads")]
+    Resources(#[from] io::Error),
+}
+
 /// A running worker.
 #[derive(Debug)]
 pub struct Worker {
     thread: JoinHandle<Resume>,
     stop: Arc<Stop>,
+    /// Writes to eventfds, which the front-end may block.
+    writer: Arc<PeerCall>,
+    /// Disconnected when the thread ends.
+    ended: Receiver<Never>,
+}
+
+/// A value that does not exist.
+#[derive(Debug)]
+enum Never {}
+
+/// The worker's ends of the channels to the thread that started it.
+struct Reports {
+    started: SyncSender<Result<(), StartFailure>>,
+    /// Dropped at the end.
+    _ended: SyncSender<Never>,
 }
 
 impl Worker {
-    /// Starts serving a queue.
+    /// Starts serving a queue, and waits until it is served.
     ///
     /// # Errors
     ///
-    /// No thread or descriptor is to be had. A queue that is unusable is no error here: the worker
-    /// says so on the error descriptor, and ends.
-    pub fn start(setup: QueueSetup, context: ConnectionContext) -> io::Result<Worker> {
+    /// [`StartFailure::Resources`] if a thread or descriptor is missing, [`StartFailure::Queue`] if
+    /// the queue is unusable as the front-end describes it.
+    pub fn start(setup: QueueSetup, context: ConnectionContext) -> Result<Worker, StartFailure> {
         for eventfd in [&setup.eventfds.call, &setup.eventfds.error]
             .into_iter()
             .flatten()
         {
-            // A peer that fills the counter must not block us.
-            rustix::io::ioctl_fionbio(eventfd, true)?;
+            // A counter at its limit shall not block the worker.
+            rustix::io::ioctl_fionbio(eventfd, true).map_err(io::Error::from)?;
         }
         let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let stop = Arc::new(Stop {
             asked: AtomicBool::new(false),
             event,
         });
+        let writer = setup.eventfds.writer.clone();
+        let (started, outcome) = sync_channel(1);
+        let (_ended, ended) = sync_channel(0);
+        let reports = Reports { started, _ended };
         let theirs = stop.clone();
         let thread = thread::Builder::new()
             .name(format!("queue-{}", setup.index))
             .spawn(move || {
-                let run = AssertUnwindSafe(|| run(&setup, &context, &theirs));
+                let run = AssertUnwindSafe(|| run(&setup, &context, &theirs, &reports));
                 panic::catch_unwind(run).unwrap_or_else(|_| {
-                    // A defect of ours. The front-end shall see it, not wait for ever.
+                    // A defect of the daemon. The front-end shall see it, not wait for ever.
                     let index = setup.index;
                     ratelimited_log::error(format_args!("the worker of queue {index} panicked"));
                     setup.eventfds.signal_error();
@@ -68,7 +104,16 @@ impl Worker {
                     Resume::AtUsedIndex
                 })
             })?;
-        Ok(Worker { thread, stop })
+        match outcome.recv() {
+            Ok(Err(failure)) => Err(failure),
+            // A worker that panicked before it reported has ended the connection.
+            Ok(Ok(())) | Err(_) => Ok(Worker {
+                thread,
+                stop,
+                writer,
+                ended,
+            }),
+        }
     }
 
     /// Asks the worker to drain and end, without waiting for it.
@@ -78,42 +123,40 @@ impl Worker {
         let _ = self.stop.event.write(1);
     }
 
-    /// Drains and ends the worker; returns where the queue goes on.
+    /// Drains and ends the worker; returns where the queue goes on. Waits for storage as long as it
+    /// takes, and not for the front-end.
     pub fn stop(self) -> Resume {
         self.begin_stop();
+        while let Err(RecvTimeoutError::Timeout) = self.ended.recv_timeout(INTERRUPT_PERIOD) {
+            self.writer.interrupt();
+        }
         self.thread.join().unwrap_or(Resume::AtUsedIndex)
     }
 }
 
-fn run(setup: &QueueSetup, context: &ConnectionContext, stop: &Stop) -> Resume {
+fn run(setup: &QueueSetup, context: &ConnectionContext, stop: &Stop, reports: &Reports) -> Resume {
     let index = setup.index;
     bind(index, &context.disk.tuning.cpus);
-    let queue = match start_queue(setup, context) {
-        Ok(queue) => queue,
-        Err(error) => {
-            ratelimited_log::error(format_args!("queue {index} does not start: {error}"));
-            setup.eventfds.signal_error();
+    let started = start_queue(setup, context).map_err(StartFailure::from);
+    let started = started.and_then(|queue| Ok(QueueWorker::new(queue, setup, context)?));
+    let mut worker = match started {
+        Ok(worker) => worker,
+        Err(failure) => {
+            let _ = reports.started.send(Err(failure));
             return Resume::AsBefore;
         }
     };
-    let mut server = match QueueWorker::new(queue, setup, context) {
-        Ok(server) => server,
-        Err(error) => {
-            ratelimited_log::error(format_args!("queue {index} does not start: {error}"));
-            setup.eventfds.signal_error();
-            return Resume::AsBefore;
-        }
-    };
-    if let Err(broken) = server.serve(stop) {
+    let _ = reports.started.send(Ok(()));
+    if let Err(broken) = worker.serve(stop) {
         ratelimited_log::error(format_args!("queue {index} stops: {}", reason(&broken)));
         // Rings that are gone read as zeros, which may break a rule first.
         if context.is_lost() {
-            // Already gone is as good.
+            // Already closed is as good.
             let _ = context.hangup.shutdown(Shutdown::Both);
         }
         setup.eventfds.signal_error();
     }
-    Resume::At(server.drain())
+    Resume::At(worker.drain())
 }
 
 fn bind(index: u16, cpus: &[usize]) {

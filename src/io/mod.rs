@@ -1,6 +1,7 @@
 //! System helpers below every floor: boot id, mappings, memory of requests, waiting, hints.
 
 pub mod boot;
+pub mod interrupt;
 pub mod mapping;
 pub mod poller;
 pub mod prefetch;
