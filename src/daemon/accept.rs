@@ -1,19 +1,16 @@
-//! One front-end after the other, on one listener.
+//! The front-ends of one listener.
 //!
-//! A connection first waits until it says something: only then does it take over from the one
-//! being served, so that a probe that connects and leaves disturbs nobody, while a front-end that
-//! replaces its device gets the new one at once.
+//! A connection first waits until it says something, so that a probe that connects and leaves costs
+//! no thread. Then each is served by a thread of its own; which one has the disk is settled between
+//! them ([`ownership`](crate::vhost::ownership)). This thread waits for none of them.
 
 use std::io;
-use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 use sd_notify::NotifyState;
 
@@ -22,10 +19,17 @@ use super::listener::Listener;
 use super::notify::Manager;
 use crate::engine::{Disk, ratelimited_log};
 use crate::io::poller::{Poller, Trigger};
-use crate::vhost::session;
+use crate::vhost::ownership::Ownership;
+use crate::vhost::session::Session;
 
 /// Connections that wait to say something; the oldest goes when one more comes.
 const MAX_SILENT: usize = 16;
+
+/// Connections that are served; the oldest that does not have the disk goes when one more comes.
+const MAX_SERVED: usize = 16;
+
+/// Pause between two interrupts of threads that do not end, in milliseconds.
+const INTERRUPT_PERIOD: i32 = 20;
 
 /// How long queues may take to drain after a signal. Reads of local storage end well before, and
 /// service managers wait longer.
@@ -37,58 +41,40 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(30);
 const LISTENER: u64 = u64::MAX;
 const SIGNAL: u64 = u64::MAX - 1;
 
-/// The connection being served.
-struct Active {
-    stream: UnixStream,
+/// A connection being served.
+struct Connection {
+    session: Arc<Session>,
     thread: JoinHandle<()>,
     /// Hung up when the thread ends.
     ended: io::PipeReader,
+    /// It was told to end.
+    leaving: bool,
 }
 
-impl Active {
-    fn start(stream: UnixStream, disk: Arc<Disk>) -> io::Result<Active> {
+impl Connection {
+    fn start(stream: UnixStream, disk: Arc<Disk>, ownership: Arc<Ownership>) -> io::Result<Self> {
         stream.set_nonblocking(false)?;
-        let theirs = stream.try_clone()?;
+        let session = Session::new(stream, disk);
         let (ended, end) = io::pipe()?;
+        let theirs = session.clone();
         let thread = thread::Builder::new()
             .name("front-end".to_owned())
             .spawn(move || {
                 let _end = end;
-                match session::serve(theirs, disk) {
-                    Ok(()) => log::debug!("the front-end left"),
-                    Err(error) => ratelimited_log::warn(format_args!(
-                        "the front-end's connection is dropped: {error}"
-                    )),
-                }
+                // The session logs why it ended.
+                let _ = theirs.serve(&ownership);
             })?;
-        Ok(Active {
-            stream,
+        Ok(Self {
+            session,
             thread,
             ended,
+            leaving: false,
         })
     }
 
-    /// Tells the connection's thread to drain its queues and end.
-    fn hang_up(&self) {
-        // It reads the end of the stream; the front-end sees nothing until the queues are drained.
-        // Already closed is as good.
-        let _ = self.stream.shutdown(Shutdown::Read);
-    }
-
-    /// Waits until the thread ends, `signals` becomes readable or, if there is one, the deadline
-    /// passes; returns whether the thread ended.
-    fn wait(&self, signals: Option<&UnixStream>, deadline: Option<Instant>) -> io::Result<bool> {
-        let mut watched = vec![PollFd::new(&self.ended, PollFlags::IN)];
-        watched.extend(signals.map(|signals| PollFd::new(signals, PollFlags::IN)));
-        loop {
-            let left = deadline.map(|end| end.saturating_duration_since(Instant::now()));
-            let left = left.and_then(|left| Timespec::try_from(left).ok());
-            match poll(&mut watched, left.as_ref()) {
-                Ok(_) => return Ok(!watched[0].revents().is_empty()),
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-        }
+    /// Whether it is to end.
+    fn is_leaving(&self) -> bool {
+        self.leaving || self.session.is_retired()
     }
 
     /// Reports what became of a thread that ended.
@@ -111,10 +97,20 @@ pub fn serve(
     signals: &UnixStream,
     manager: &Manager,
 ) -> Result<(), Error> {
-    let active = serve_until(listener, disk, signals)?;
+    let mut connections = Connections::new(listener, disk, signals).map_err(Error::Wait)?;
+    connections.serve().map_err(Error::Wait)?;
+    log::info!("asked to stop");
     manager.tell(&NotifyState::Stopping);
-    active.map_or(Ok(()), |active| drain(active, DRAIN_LIMIT))?;
-    flush(disk, FLUSH_LIMIT)
+    let served = connections.served.iter();
+    let sessions: Vec<_> = served.map(|served| served.session.clone()).collect();
+    sessions.iter().for_each(|session| session.hang_up());
+    drain(
+        move || sessions.iter().for_each(|session| session.retire()),
+        DRAIN_LIMIT,
+    )?;
+    flush(disk, FLUSH_LIMIT)?;
+    log::info!("stopped");
+    Ok(())
 }
 
 /// Makes what was written durable, and waits at most `limit` for it. What is not stays in the page
@@ -137,105 +133,143 @@ fn flush(disk: &Arc<Disk>, limit: Duration) -> Result<(), Error> {
     }
 }
 
-/// Ends a connection, at the latest after `limit`.
-fn drain(active: Active, limit: Duration) -> Result<(), Error> {
-    active.hang_up();
-    let deadline = Instant::now() + limit;
-    if active.wait(None, Some(deadline)).map_err(Error::Wait)? {
-        active.reap();
-        return Ok(());
-    }
-    Err(Error::Drain {
+/// Runs `stop`, which stops all queues, and waits for it at most until `limit`.
+fn drain(stop: impl FnOnce() + Send + 'static, limit: Duration) -> Result<(), Error> {
+    let (done, drained) = mpsc::channel();
+    thread::Builder::new()
+        .name("drain".to_owned())
+        .spawn(move || {
+            stop();
+            done.send(())
+        })
+        .map_err(Error::Wait)?;
+    drained.recv_timeout(limit).map_err(|_| Error::Drain {
         seconds: limit.as_secs(),
     })
 }
 
-/// Serves front-ends until `signals` becomes readable; returns the one that is served then.
-fn serve_until(
-    listener: &Listener,
-    disk: &Arc<Disk>,
-    signals: &UnixStream,
-) -> Result<Option<Active>, Error> {
-    let poller = Poller::new().map_err(Error::Wait)?;
-    poller
-        .watch(listener.socket(), LISTENER, Trigger::Level)
-        .map_err(Error::Wait)?;
-    poller
-        .watch(signals, SIGNAL, Trigger::Level)
-        .map_err(Error::Wait)?;
-    let mut silent: Vec<UnixStream> = Vec::new();
-    let mut active: Option<Active> = None;
-    let mut ready = Vec::new();
-    loop {
-        poller
-            .wait(-1, |token| ready.push(token))
-            .map_err(Error::Wait)?;
-        for token in ready.drain(..) {
-            match token {
-                SIGNAL => return Ok(active),
-                LISTENER => accept(listener, &poller, &mut silent),
-                spoke => {
-                    let Some(at) = silent.iter().position(|stream| token_of(stream) == spoke)
-                    else {
-                        continue;
-                    };
-                    let stream = silent.remove(at);
-                    if poller.forget(&stream).is_err() || !says_something(&stream) {
-                        continue;
-                    }
-                    if let Some(previous) = active.take() {
-                        if !previous.thread.is_finished() {
-                            ratelimited_log::warn(format_args!(
-                                "a new front-end takes over from the one connected"
-                            ));
-                        }
-                        previous.hang_up();
-                        // As long as it takes: both may share the same memory.
-                        if !previous.wait(Some(signals), None).map_err(Error::Wait)? {
-                            return Ok(Some(previous));
-                        }
-                        previous.reap();
-                    }
-                    match Active::start(stream, disk.clone()) {
-                        Ok(started) => active = Some(started),
-                        Err(error) => {
-                            ratelimited_log::error(format_args!(
-                                "a front-end cannot be served: {error}"
-                            ));
-                        }
-                    }
+/// The connections of a listener.
+struct Connections<'a> {
+    listener: &'a Listener,
+    disk: &'a Arc<Disk>,
+    ownership: Arc<Ownership>,
+    poller: Poller,
+    silent: Vec<UnixStream>,
+    /// Oldest first.
+    served: Vec<Connection>,
+}
+
+impl<'a> Connections<'a> {
+    fn new(listener: &'a Listener, disk: &'a Arc<Disk>, signals: &UnixStream) -> io::Result<Self> {
+        let poller = Poller::new()?;
+        poller.watch(listener.socket(), LISTENER, Trigger::Level)?;
+        poller.watch(signals, SIGNAL, Trigger::Level)?;
+        Ok(Self {
+            listener,
+            disk,
+            ownership: Arc::default(),
+            poller,
+            silent: Vec::new(),
+            served: Vec::new(),
+        })
+    }
+
+    /// Serves front-ends until a signal comes.
+    fn serve(&mut self) -> io::Result<()> {
+        let mut ready = Vec::new();
+        loop {
+            let mut leaving = self.served.iter().filter(|served| served.is_leaving());
+            let timeout = match leaving.next() {
+                Some(_) => INTERRUPT_PERIOD,
+                None => -1,
+            };
+            self.poller.wait(timeout, |token| ready.push(token))?;
+            for token in ready.drain(..) {
+                match token {
+                    SIGNAL => return Ok(()),
+                    LISTENER => self.accept(),
+                    token => self.go_on(token),
                 }
             }
+            for leaving in self.served.iter().filter(|served| served.is_leaving()) {
+                leaving.session.interrupt();
+            }
         }
     }
-}
 
-fn token_of(stream: &UnixStream) -> u64 {
-    u64::from(stream.as_raw_fd().unsigned_abs())
-}
-
-fn accept(listener: &Listener, poller: &Poller, silent: &mut Vec<UnixStream>) {
-    let stream = match listener.socket().accept() {
-        Ok((stream, _)) => stream,
-        Err(error) => {
-            if error.kind() != io::ErrorKind::WouldBlock {
+    fn accept(&mut self) {
+        let stream = match self.listener.socket().accept() {
+            Ok((stream, _)) => stream,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(error) => {
                 ratelimited_log::warn(format_args!("a connection cannot be accepted: {error}"));
                 // Out of descriptors, most likely: let some go rather than spin.
-                silent.clear();
+                self.silent.clear();
                 thread::sleep(Duration::from_millis(10));
+                return;
             }
+        };
+        if self.silent.len() >= MAX_SILENT {
+            self.silent.remove(0);
+        }
+        match self
+            .poller
+            .watch(&stream, token_of(&stream), Trigger::Level)
+        {
+            Ok(()) => self.silent.push(stream),
+            Err(error) => {
+                ratelimited_log::warn(format_args!("a connection cannot be watched: {error}"));
+            }
+        }
+    }
+
+    /// Serves the connection that said something, or forgets the one that ended.
+    fn go_on(&mut self, token: u64) {
+        let ended = |connection: &Connection| token_of(&connection.ended) == token;
+        if let Some(at) = self.served.iter().position(ended) {
+            self.served.remove(at).reap();
             return;
         }
-    };
-    if silent.len() >= MAX_SILENT {
-        silent.remove(0);
-    }
-    match poller.watch(&stream, token_of(&stream), Trigger::Level) {
-        Ok(()) => silent.push(stream),
-        Err(error) => {
-            ratelimited_log::warn(format_args!("a connection cannot be watched: {error}"))
+        let spoke = |stream: &UnixStream| token_of(stream) == token;
+        let Some(at) = self.silent.iter().position(spoke) else {
+            return;
+        };
+        let stream = self.silent.remove(at);
+        if self.poller.forget(&stream).is_err() || !says_something(&stream) {
+            return;
+        }
+        self.make_room();
+        let started = Connection::start(stream, self.disk.clone(), self.ownership.clone());
+        let watched = started.and_then(|started| {
+            let token = token_of(&started.ended);
+            self.poller.watch(&started.ended, token, Trigger::Level)?;
+            Ok(started)
+        });
+        match watched {
+            Ok(connection) => self.served.push(connection),
+            Err(error) => {
+                ratelimited_log::error(format_args!("a front-end cannot be served: {error}"));
+            }
         }
     }
+
+    /// Hangs up on the oldest connection without the disk, if there are as many as may be.
+    fn make_room(&mut self) {
+        let staying = self.served.iter().filter(|served| !served.leaving);
+        if staying.count() < MAX_SERVED {
+            return;
+        }
+        let ownership = &self.ownership;
+        let idle = |served: &&mut Connection| !served.leaving && !ownership.has(&served.session);
+        if let Some(oldest) = self.served.iter_mut().find(idle) {
+            oldest.leaving = true;
+            oldest.session.hang_up();
+        }
+    }
+}
+
+fn token_of(descriptor: &impl AsRawFd) -> u64 {
+    u64::from(descriptor.as_raw_fd().unsigned_abs())
 }
 
 /// Whether there is a first byte to read, rather than the end of the stream.
@@ -251,42 +285,15 @@ fn says_something(stream: &UnixStream) -> bool {
 mod tests {
     use super::*;
 
-    /// A connection whose thread ends when the sender is dropped.
-    fn stuck() -> (Active, mpsc::Sender<()>) {
-        let (stream, _) = UnixStream::pair().unwrap();
-        let (ended, end) = io::pipe().unwrap();
-        let (release, stuck) = mpsc::channel();
-        let thread = thread::spawn(move || {
-            let _end = end;
-            let _ = stuck.recv();
-        });
-        let active = Active {
-            stream,
-            thread,
-            ended,
-        };
-        (active, release)
-    }
-
     #[test]
-    fn a_connection_that_does_not_drain_is_given_up() {
-        let (active, release) = stuck();
-        let error = drain(active, Duration::from_millis(1)).unwrap_err();
+    fn queues_that_do_not_drain_are_given_up() {
+        let (release, stuck) = mpsc::channel::<()>();
+        let stop = move || {
+            let _ = stuck.recv();
+        };
+        let error = drain(stop, Duration::from_millis(1)).unwrap_err();
         assert!(matches!(error, Error::Drain { .. }), "{error:?}");
         drop(release);
-        let (active, release) = stuck();
-        drop(release);
-        drain(active, Duration::from_secs(60)).unwrap();
-    }
-
-    #[test]
-    fn a_signal_ends_the_wait_for_a_front_end_being_replaced() {
-        let (active, release) = stuck();
-        let (signals, sender) = UnixStream::pair().unwrap();
-        drop(sender);
-        assert!(!active.wait(Some(&signals), None).unwrap());
-        drop(release);
-        assert!(active.wait(None, None).unwrap());
-        active.reap();
+        drain(|| {}, Duration::from_secs(60)).unwrap();
     }
 }

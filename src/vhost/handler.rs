@@ -1,71 +1,96 @@
 //! What each vhost-user message does.
 //!
-//! Whatever changes under running queues (memory, descriptors, features, logs) is changed in one
-//! way: stop and drain the workers it touches, change it, start them again. A region that was
-//! removed is thus no longer written to when its removal is answered.
+//! A change under running queues (memory, descriptors, features, logs) is always made in one way:
+//! stop and drain the workers it touches, change it, start them again. A region that was removed is
+//! thus no longer written to when its removal is answered.
+//!
+//! A front-end may leave out what it said on an earlier connection, and send messages in any order.
+//! What it left out is taken to be as offered.
 
 use std::fs::File;
-use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use rustix::io::ioctl_fionread;
 use vhost::vhost_user::message::{
-    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
-    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig,
-    VhostUserSharedMsg, VhostUserSingleMemoryRegion, VhostUserVirtioFeatures,
-    VhostUserVringAddrFlags, VhostUserVringState,
+    VhostUserInflight, VhostUserLog, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
 };
-use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 
+use super::error::{CONFIG_SPACE, Refusal};
 use super::vring::{UserRings, Vring};
 use crate::engine::Disk;
 use crate::engine::setup::ConnectionContext;
+use crate::io::interrupt::PeerCall;
 use crate::virtio::config;
 use crate::virtio::dirty_log::DirtyLog;
 use crate::virtio::inflight::InflightArea;
 use crate::virtio::memory::{Memory, RegionInfo};
 
-/// Memory regions a front-end may share; the limit QEMU's other backends have.
-const MEMORY_SLOTS: usize = 509;
+/// Memory regions a front-end may share; the limit QEMU's other back-ends have.
+pub const MEMORY_SLOTS: usize = 509;
 
 /// Some front-ends ask for the configuration space at the offset it has in virtio-mmio.
 const MMIO_CONFIG_OFFSET: u32 = 0x100;
-
-/// Bytes of configuration space a front-end may ask for.
-const CONFIG_SPACE: usize = 256;
 
 /// Bits the transport itself takes in the feature mask.
 const TRANSPORT: VhostUserVirtioFeatures =
     VhostUserVirtioFeatures::PROTOCOL_FEATURES.union(VhostUserVirtioFeatures::LOG_ALL);
 
-/// One front-end's device.
+/// Protocol features of a block device.
+const PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
+    .union(VhostUserProtocolFeatures::LOG_SHMFD)
+    .union(VhostUserProtocolFeatures::REPLY_ACK)
+    .union(VhostUserProtocolFeatures::CONFIG)
+    .union(VhostUserProtocolFeatures::INFLIGHT_SHMFD)
+    .union(VhostUserProtocolFeatures::RESET_DEVICE)
+    .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
+    .union(VhostUserProtocolFeatures::DEVICE_STATE);
+
+/// Whether a front-end has the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// It has not started a queue yet.
+    Waiting,
+    /// Its queues run.
+    Serving,
+    /// Another front-end took over.
+    Retired,
+}
+
+/// One front-end's view of the device.
 #[derive(Debug)]
 pub struct Handler {
     disk: Arc<Disk>,
     hangup: Arc<UnixStream>,
+    standing: Standing,
     features: u64,
+    /// Protocol features, once the front-end acknowledged some on this connection.
+    protocol: Option<u64>,
+    /// The write cache as this front-end's driver wants it, until the front-end has the disk.
+    writeback: Option<bool>,
     memory: Memory,
     log: Option<Arc<DirtyLog>>,
     inflight: Option<Arc<InflightArea>>,
     vrings: Vec<Vring>,
-    /// A device state a front-end is about to load.
+    /// A device state that the front-end loads.
     loading: Option<File>,
 }
 
-fn refuse(what: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
-    Error::ReqHandlerError(io::Error::other(what))
-}
-
 impl Handler {
-    /// A device nobody has set up yet. `hangup` is the connection, for a worker to end it when
-    /// the memory it serves is gone.
-    pub fn new(disk: Arc<Disk>, hangup: Arc<UnixStream>) -> Self {
-        let vrings = (0..disk.config.queues).map(|_| Vring::default()).collect();
+    /// The device before the first message. `hangup` is the connection, for a worker to end it when
+    /// the memory it serves is gone; `peer` interrupts calls of the connection's thread.
+    pub fn new(disk: Arc<Disk>, hangup: Arc<UnixStream>, peer: &Arc<PeerCall>) -> Self {
+        let vring = |_| Vring::new(peer.clone());
+        let vrings = (0..disk.config.queues).map(vring).collect();
+        let features = disk.config.features() | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
         Self {
             disk,
             hangup,
-            features: 0,
+            standing: Standing::Waiting,
+            features,
+            protocol: None,
+            writeback: None,
             memory: Memory::default(),
             log: None,
             inflight: None,
@@ -74,31 +99,64 @@ impl Handler {
         }
     }
 
-    /// Stops and drains all queues.
-    pub fn stop(&mut self) {
+    /// Whether a queue is to start that may not before the front-end has the disk.
+    pub fn wants_disk(&self) -> bool {
+        self.standing == Standing::Waiting && self.vrings.iter().any(Vring::is_complete)
+    }
+
+    /// Takes the disk, and starts the queues that are complete.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Start`] and [`Refusal::Flush`].
+    pub fn take_disk(&mut self) -> Result<(), Refusal> {
+        if self.standing == Standing::Waiting {
+            self.standing = Standing::Serving;
+            if let Some(writeback) = self.writeback.take() {
+                self.apply_writeback(writeback)?;
+            }
+        }
+        self.start()
+    }
+
+    /// Stops and drains all queues for good.
+    pub fn retire(&mut self) {
+        self.stop();
+        self.standing = Standing::Retired;
+    }
+
+    /// The descriptor left to close, which may take long.
+    pub fn leftover(&mut self) -> Option<File> {
+        self.loading.take()
+    }
+
+    /// Whether another front-end took over.
+    pub fn is_retired(&self) -> bool {
+        self.standing == Standing::Retired
+    }
+
+    /// Feature bits that the front-end acknowledged.
+    pub fn features(&self) -> u64 {
+        self.features
+    }
+
+    /// Whether messages are answered that ask for it.
+    pub fn replies(&self) -> bool {
+        let acknowledged = self.protocol.unwrap_or(PROTOCOL.bits());
+        acknowledged & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0
+    }
+
+    fn stop(&mut self) {
         self.vrings.iter().for_each(Vring::begin_stop);
         self.vrings.iter_mut().for_each(Vring::stop);
     }
 
-    /// What the driver wants: writes that are durable once flushed, or once answered.
-    fn set_writeback(&self, writeback: bool) -> Result<()> {
-        let before = self.disk.writeback.swap(writeback, Ordering::Relaxed);
-        log::debug!("the driver wants writeback {writeback}, it was {before}");
-        if let Some(area) = &self.inflight {
-            area.note_writes_through(!writeback);
+    /// Starts the queues that are complete, if this front-end has the disk; returns the first
+    /// failure of those that should start.
+    fn start(&mut self) -> Result<(), Refusal> {
+        if self.standing != Standing::Serving {
+            return Ok(());
         }
-        if before && !writeback {
-            // Its driver flushes no more, and may count on what was written until now.
-            self.disk.volume.flush().map_err(refuse)?;
-        }
-        Ok(())
-    }
-
-    fn offered(&self) -> u64 {
-        self.disk.config.features() | TRANSPORT.bits()
-    }
-
-    fn start(&mut self) {
         let logging = self.features & VhostUserVirtioFeatures::LOG_ALL.bits() != 0;
         let log = self.log.clone().filter(|_| logging);
         let context = ConnectionContext {
@@ -108,34 +166,279 @@ impl Handler {
             features: self.features,
             hangup: self.hangup.clone(),
         };
+        let mut result = Ok(());
         for (index, vring) in (0u16..).zip(&mut self.vrings) {
-            vring.start(index, &context);
+            result = result.and(vring.start(index, &context));
         }
-    }
-
-    /// Changes what all queues stand on.
-    fn change<T>(&mut self, change: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
-        self.stop();
-        let result = change(self);
-        self.start();
         result
     }
 
+    /// Changes what all queues share.
+    fn change(
+        &mut self,
+        change: impl FnOnce(&mut Self) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        self.stop();
+        let changed = change(self);
+        changed.and(self.start())
+    }
+
     /// Changes one queue.
-    fn change_vring(&mut self, index: u32, change: impl FnOnce(&mut Vring)) -> Result<()> {
+    pub fn change_vring(
+        &mut self,
+        index: u32,
+        change: impl FnOnce(&mut Vring),
+    ) -> Result<(), Refusal> {
         let vring = self.vring(index)?;
         vring.stop();
         change(vring);
-        self.start();
+        self.start()
+    }
+
+    fn vring(&mut self, index: u32) -> Result<&mut Vring, Refusal> {
+        let count = self.vrings.len();
+        let vring = usize::try_from(index)
+            .ok()
+            .and_then(|index| self.vrings.get_mut(index));
+        vring.ok_or(Refusal::Queue { index, count })
+    }
+
+    /// Sets whether writes may be answered before they are durable, as the driver wants it: now, or
+    /// once the front-end has the disk.
+    fn set_writeback(&mut self, writeback: bool) -> Result<(), Refusal> {
+        log::debug!("the driver sets writeback to {writeback}");
+        if let Some(area) = &self.inflight {
+            area.note_writes_through(!writeback);
+        }
+        if self.standing == Standing::Serving {
+            return self.apply_writeback(writeback);
+        }
+        self.writeback = Some(writeback);
         Ok(())
     }
 
-    fn vring(&mut self, index: u32) -> Result<&mut Vring> {
-        let count = self.vrings.len();
-        usize::try_from(index)
-            .ok()
-            .and_then(|index| self.vrings.get_mut(index))
-            .ok_or_else(|| refuse(format!("queue {index} named, the device has {count}")))
+    fn apply_writeback(&self, writeback: bool) -> Result<(), Refusal> {
+        let before = self.disk.writeback.swap(writeback, Ordering::Relaxed);
+        if before && !writeback {
+            // The driver flushes no more, and may count on what was written until now.
+            self.disk.volume.flush().map_err(Refusal::Flush)?;
+        }
+        Ok(())
+    }
+
+    fn writeback(&self) -> bool {
+        let current = || self.disk.writeback.load(Ordering::Relaxed);
+        self.writeback.unwrap_or_else(current)
+    }
+
+    /// Stops the queues and forgets that they were started.
+    pub fn reset_device(&mut self) {
+        self.stop();
+        self.vrings.iter_mut().for_each(Vring::reset);
+    }
+
+    /// The feature bits offered.
+    pub fn offered(&self) -> u64 {
+        self.disk.config.features() | TRANSPORT.bits()
+    }
+
+    /// Takes the feature bits that the driver and the front-end acknowledged.
+    pub fn set_features(&mut self, features: u64) -> Result<(), Refusal> {
+        let offered = self.offered();
+        let unknown = features & !offered;
+        if unknown != 0 {
+            return Err(Refusal::Features { unknown, offered });
+        }
+        // Without SET_VRING_ENABLE in the protocol a queue is enabled from the start.
+        let always = features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0;
+        self.change(|handler| {
+            handler.features = features;
+            if always && handler.protocol.is_none() {
+                handler.protocol = Some(0);
+            }
+            for vring in &mut handler.vrings {
+                vring.enabled |= always;
+            }
+            match config::starts_write_through(features) {
+                true => handler.set_writeback(false),
+                false => Ok(()),
+            }
+        })
+    }
+
+    /// The protocol features offered.
+    pub fn protocol_features(&self) -> u64 {
+        PROTOCOL.bits()
+    }
+
+    /// Takes the protocol features that the front-end acknowledged.
+    pub fn set_protocol_features(&mut self, features: u64) -> Result<(), Refusal> {
+        let offered = PROTOCOL.bits();
+        let unknown = features & !offered;
+        if unknown != 0 {
+            return Err(Refusal::Features { unknown, offered });
+        }
+        self.protocol = Some(features);
+        Ok(())
+    }
+
+    /// The number of queues.
+    pub fn queue_num(&self) -> usize {
+        self.vrings.len()
+    }
+
+    /// Replaces the guest's memory.
+    pub fn set_memory(&mut self, regions: Vec<(RegionInfo, File)>) -> Result<(), Refusal> {
+        let mut memory = Memory::default();
+        for (info, file) in regions {
+            memory = memory.with_region(info, file)?;
+        }
+        self.change(|handler| {
+            handler.memory = memory;
+            Ok(())
+        })
+    }
+
+    /// Adds to the guest's memory.
+    pub fn add_memory(&mut self, info: RegionInfo, file: File) -> Result<(), Refusal> {
+        if self.memory.region_count() >= MEMORY_SLOTS {
+            return Err(Refusal::Slots { max: MEMORY_SLOTS });
+        }
+        let memory = self.memory.with_region(info, file)?;
+        self.change(|handler| {
+            handler.memory = memory;
+            Ok(())
+        })
+    }
+
+    /// Takes a region away from the guest's memory.
+    pub fn remove_memory(&mut self, info: RegionInfo) -> Result<(), Refusal> {
+        let memory = self
+            .memory
+            .without_region(info.guest, info.len, info.user)?;
+        self.change(|handler| {
+            handler.memory = memory;
+            Ok(())
+        })
+    }
+
+    /// Sets the number of descriptors of a queue.
+    pub fn set_vring_size(&mut self, index: u32, size: u32) -> Result<(), Refusal> {
+        let max = self.disk.config.queue_size;
+        match u16::try_from(size) {
+            Ok(size) if size.is_power_of_two() && size <= max => {
+                self.change_vring(index, |vring| vring.size = size)
+            }
+            _ => Err(Refusal::QueueSize { size, max }),
+        }
+    }
+
+    /// Sets where the parts of a queue lie.
+    pub fn set_vring_rings(&mut self, index: u32, rings: UserRings) -> Result<(), Refusal> {
+        self.change_vring(index, |vring| vring.rings = Some(rings))
+    }
+
+    /// Sets where a queue starts.
+    pub fn set_vring_base(&mut self, index: u32, base: u32) -> Result<(), Refusal> {
+        let wrong = |_| Refusal::Base { index, base };
+        let base = u16::try_from(base).map_err(wrong)?;
+        self.change_vring(index, |vring| vring.base = Some(base))
+    }
+
+    /// Stops a queue, and returns where it goes on.
+    pub fn stop_vring(&mut self, index: u32) -> Result<u16, Refusal> {
+        let vring = self.vring(index)?;
+        vring.stop();
+        vring.started = false;
+        vring.eventfds.kick = None;
+        Ok(vring.base.unwrap_or(0))
+    }
+
+    /// `size` bytes of the configuration space at `offset`.
+    pub fn config(&self, offset: u32, size: u32) -> Result<Vec<u8>, Refusal> {
+        let start = config_offset(offset) as usize;
+        let mut space = self.disk.config.space(self.writeback()).to_vec();
+        space.resize(CONFIG_SPACE, 0);
+        let end = start.checked_add(size as usize);
+        let bytes = end.and_then(|end| space.get(start..end));
+        bytes
+            .map(<[u8]>::to_vec)
+            .ok_or(Refusal::Config { offset, size })
+    }
+
+    /// Takes what the driver wrote to the configuration space. The front-end passes on every write;
+    /// those to fields other than `writeback` are ignored.
+    pub fn set_config(&mut self, offset: u32, bytes: &[u8]) -> Result<(), Refusal> {
+        let writable = self.disk.config.writable;
+        let at = config::WRITEBACK_AT.checked_sub(config_offset(offset));
+        match at.and_then(|at| bytes.get(at as usize)) {
+            Some(byte) if writable => self.set_writeback(*byte != 0),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes an in-flight area.
+    pub fn make_inflight(
+        &self,
+        asked: &VhostUserInflight,
+    ) -> Result<(VhostUserInflight, File), Refusal> {
+        let (queues, size) = (asked.num_queues, asked.queue_size);
+        let (max_queues, max_size) = (self.vrings.len(), self.disk.config.queue_size);
+        if usize::from(queues) > max_queues || size > max_size {
+            return Err(Refusal::InflightSize {
+                queues,
+                size,
+                max_queues,
+                max_size,
+            });
+        }
+        let (file, len) = InflightArea::create(queues, size)?;
+        Ok((VhostUserInflight::new(len, 0, queues, size), file))
+    }
+
+    /// Takes the in-flight area that the front-end kept.
+    pub fn set_inflight(&mut self, given: &VhostUserInflight, file: File) -> Result<(), Refusal> {
+        let (queues, size) = (given.num_queues, given.queue_size);
+        let area = InflightArea::map(file, given.mmap_offset, given.mmap_size, queues, size)?;
+        let through = area.writes_through();
+        self.change(|handler| {
+            handler.inflight = Some(Arc::new(area));
+            // The driver told an earlier process, or this one before it knew the area.
+            match through || !handler.writeback() {
+                true => handler.set_writeback(false),
+                false => Ok(()),
+            }
+        })
+    }
+
+    /// Takes the dirty log.
+    pub fn set_log(&mut self, given: &VhostUserLog, file: &File) -> Result<(), Refusal> {
+        let log = DirtyLog::map(file, given.mmap_offset, given.mmap_size).map_err(Refusal::Log)?;
+        self.change(|handler| {
+            handler.log = Some(Arc::new(log));
+            Ok(())
+        })
+    }
+
+    /// Loads a device state from `stream`, which [`Handler::check_state`] examines; returns the
+    /// stream of an earlier one. To save the state is to close its stream: it is empty, for
+    /// everything is in the guest's memory and the layers.
+    pub fn load_state(&mut self, stream: File) -> Option<File> {
+        self.loading.replace(stream)
+    }
+
+    /// Returns the stream of the device state that was loaded, if it is empty, as it must be. The
+    /// caller closes it.
+    pub fn check_state(&mut self) -> Result<Option<File>, Refusal> {
+        let Some(stream) = &self.loading else {
+            return Ok(None);
+        };
+        // To read could wait: the front-end shares the stream's flags.
+        let len = ioctl_fionread(stream).map_err(|errno| Refusal::Examine(errno.into()))?;
+        match len {
+            0 => Ok(self.loading.take()),
+            len => Err(Refusal::DeviceState { len }),
+        }
     }
 }
 
@@ -148,307 +451,4 @@ impl Drop for Handler {
 /// The offset in `struct virtio_blk_config` that a front-end means.
 fn config_offset(offset: u32) -> u32 {
     offset.checked_sub(MMIO_CONFIG_OFFSET).unwrap_or(offset)
-}
-
-fn region(region: &VhostUserMemoryRegion) -> RegionInfo {
-    RegionInfo {
-        guest: region.guest_phys_addr,
-        len: region.memory_size,
-        user: region.user_addr,
-        file_offset: region.mmap_offset,
-    }
-}
-
-impl VhostUserBackendReqHandlerMut for Handler {
-    fn set_owner(&mut self) -> Result<()> {
-        Ok(())
-    }
-
-    fn reset_owner(&mut self) -> Result<()> {
-        self.reset_device()
-    }
-
-    fn reset_device(&mut self) -> Result<()> {
-        self.stop();
-        for vring in &mut self.vrings {
-            (vring.started, vring.enabled, vring.base) = (false, false, None);
-        }
-        Ok(())
-    }
-
-    fn get_features(&mut self) -> Result<u64> {
-        Ok(self.offered())
-    }
-
-    fn set_features(&mut self, features: u64) -> Result<()> {
-        let unknown = features & !self.offered();
-        if unknown != 0 {
-            return Err(refuse(format!(
-                "feature bits {unknown:#x} were not offered"
-            )));
-        }
-        // Without SET_VRING_ENABLE in the protocol a queue is enabled from the start.
-        let always = features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0;
-        self.change(|handler| {
-            handler.features = features;
-            if config::starts_write_through(features) {
-                handler.set_writeback(false)?;
-            }
-            for vring in &mut handler.vrings {
-                vring.enabled |= always;
-            }
-            Ok(())
-        })
-    }
-
-    fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
-        Ok(VhostUserProtocolFeatures::MQ
-            | VhostUserProtocolFeatures::LOG_SHMFD
-            | VhostUserProtocolFeatures::REPLY_ACK
-            | VhostUserProtocolFeatures::CONFIG
-            | VhostUserProtocolFeatures::INFLIGHT_SHMFD
-            | VhostUserProtocolFeatures::RESET_DEVICE
-            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
-            | VhostUserProtocolFeatures::DEVICE_STATE)
-    }
-
-    fn set_protocol_features(&mut self, features: u64) -> Result<()> {
-        let unknown = features & !self.get_protocol_features()?.bits();
-        if unknown != 0 {
-            return Err(refuse(format!(
-                "protocol feature bits {unknown:#x} were not offered"
-            )));
-        }
-        Ok(())
-    }
-
-    fn get_queue_num(&mut self) -> Result<u64> {
-        Ok(self.vrings.len() as u64)
-    }
-
-    fn set_mem_table(
-        &mut self,
-        regions: &[VhostUserMemoryRegion],
-        files: Vec<File>,
-        _postcopy: Option<bool>,
-    ) -> Result<Option<Vec<u64>>> {
-        let mut memory = Memory::default();
-        for (info, file) in regions.iter().map(region).zip(files) {
-            memory = memory.with_region(info, file).map_err(refuse)?;
-        }
-        self.change(|handler| {
-            handler.memory = memory;
-            Ok(None)
-        })
-    }
-
-    fn get_max_mem_slots(&mut self) -> Result<u64> {
-        Ok(MEMORY_SLOTS as u64)
-    }
-
-    fn add_mem_region(
-        &mut self,
-        added: &VhostUserSingleMemoryRegion,
-        file: File,
-        _postcopy: Option<bool>,
-    ) -> Result<Option<u64>> {
-        if self.memory.region_count() >= MEMORY_SLOTS {
-            return Err(refuse(format!("more than {MEMORY_SLOTS} memory regions")));
-        }
-        let memory = self
-            .memory
-            .with_region(region(added), file)
-            .map_err(refuse)?;
-        self.change(|handler| {
-            handler.memory = memory;
-            Ok(None)
-        })
-    }
-
-    fn remove_mem_region(&mut self, removed: &VhostUserSingleMemoryRegion) -> Result<()> {
-        let info = region(removed);
-        let memory = self
-            .memory
-            .without_region(info.guest, info.len, info.user)
-            .map_err(refuse)?;
-        self.change(|handler| {
-            handler.memory = memory;
-            Ok(())
-        })
-    }
-
-    fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
-        let max = self.disk.config.queue_size;
-        match u16::try_from(num) {
-            Ok(size) if size.is_power_of_two() && size <= max => {
-                self.change_vring(index, |vring| vring.size = size)
-            }
-            _ => Err(refuse(format!(
-                "queue size {num} is no power of two up to {max}"
-            ))),
-        }
-    }
-
-    fn set_vring_addr(
-        &mut self,
-        index: u32,
-        flags: VhostUserVringAddrFlags,
-        descriptors: u64,
-        used: u64,
-        available: u64,
-        log: u64,
-    ) -> Result<()> {
-        let used_log = flags
-            .contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG)
-            .then_some(log);
-        let rings = UserRings {
-            descriptors,
-            available,
-            used,
-            used_log,
-        };
-        self.change_vring(index, |vring| vring.rings = Some(rings))
-    }
-
-    fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
-        let base = u16::try_from(base)
-            .map_err(|_| refuse(format!("base {base} of queue {index} is no ring index")))?;
-        self.change_vring(index, |vring| vring.base = Some(base))
-    }
-
-    fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
-        let vring = self.vring(index)?;
-        vring.stop();
-        vring.started = false;
-        vring.eventfds.kick = None;
-        Ok(VhostUserVringState::new(
-            index,
-            u32::from(vring.base.unwrap_or(0)),
-        ))
-    }
-
-    fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
-        self.change_vring(index.into(), |vring| {
-            vring.eventfds.kick = Vring::eventfd(fd);
-            vring.started = true;
-        })
-    }
-
-    fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
-        self.change_vring(index.into(), |vring| {
-            vring.eventfds.call = Vring::eventfd(fd)
-        })
-    }
-
-    fn set_vring_err(&mut self, index: u8, fd: Option<File>) -> Result<()> {
-        self.change_vring(index.into(), |vring| {
-            vring.eventfds.error = Vring::eventfd(fd)
-        })
-    }
-
-    fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
-        self.change_vring(index, |vring| vring.enabled = enable)
-    }
-
-    fn get_config(&mut self, offset: u32, size: u32, _: VhostUserConfigFlags) -> Result<Vec<u8>> {
-        let absurd = || {
-            refuse(format!(
-                "{size} bytes of configuration space at offset {offset}"
-            ))
-        };
-        let (start, size) = (config_offset(offset) as usize, size as usize);
-        let writeback = self.disk.writeback.load(Ordering::Relaxed);
-        let mut space = self.disk.config.space(writeback).to_vec();
-        space.resize(CONFIG_SPACE, 0);
-        let end = start.checked_add(size).ok_or_else(absurd)?;
-        space.get(start..end).map(<[u8]>::to_vec).ok_or_else(absurd)
-    }
-
-    fn set_config(&mut self, offset: u32, bytes: &[u8], _: VhostUserConfigFlags) -> Result<()> {
-        // The one field a driver may write; a front-end passes on what its guest does, and writes to
-        // other fields are ignored.
-        let writable = self.disk.config.writable;
-        match config::WRITEBACK_AT.checked_sub(config_offset(offset)) {
-            Some(at) if writable && (at as usize) < bytes.len() => {
-                self.set_writeback(bytes[at as usize] != 0)
-            }
-            _ => {
-                let len = bytes.len();
-                log::debug!("{len} bytes written to configuration offset {offset}");
-                Ok(())
-            }
-        }
-    }
-
-    fn get_inflight_fd(&mut self, asked: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
-        let (queues, size) = (asked.num_queues, asked.queue_size);
-        let max = self.disk.config.queue_size;
-        if usize::from(queues) > self.vrings.len() || size > max {
-            return Err(refuse(format!(
-                "in-flight area for {queues} queues of {size} entries"
-            )));
-        }
-        let (file, len) = InflightArea::create(queues, size).map_err(refuse)?;
-        let mut answer = *asked;
-        (answer.mmap_size, answer.mmap_offset) = (len, 0);
-        Ok((answer, file))
-    }
-
-    fn set_inflight_fd(&mut self, given: &VhostUserInflight, file: File) -> Result<()> {
-        let (queues, size) = (given.num_queues, given.queue_size);
-        let area = InflightArea::map(file, given.mmap_offset, given.mmap_size, queues, size)
-            .map_err(refuse)?;
-        self.change(|handler| {
-            let through = area.writes_through();
-            let writeback = handler.disk.writeback.load(Ordering::Relaxed);
-            handler.inflight = Some(Arc::new(area));
-            // An earlier process was told, or this one was before it knew the area.
-            handler.set_writeback(writeback && !through)
-        })
-    }
-
-    fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Result<()> {
-        let log = DirtyLog::map(&file, log.mmap_offset, log.mmap_size).map_err(refuse)?;
-        self.change(|handler| {
-            handler.log = Some(Arc::new(log));
-            Ok(())
-        })
-    }
-
-    fn set_device_state_fd(
-        &mut self,
-        direction: VhostTransferStateDirection,
-        _phase: VhostTransferStatePhase,
-        file: File,
-    ) -> Result<Option<File>> {
-        // Everything is in the guest's memory and the layers: to save is to close the pipe at
-        // once, and to load is to find it empty.
-        self.loading = (direction == VhostTransferStateDirection::LOAD).then_some(file);
-        Ok(None)
-    }
-
-    fn check_device_state(&mut self) -> Result<()> {
-        let Some(mut file) = self.loading.take() else {
-            return Ok(());
-        };
-        rustix::io::ioctl_fionbio(&file, true).map_err(|errno| refuse(io::Error::from(errno)))?;
-        match file.read(&mut [0u8]) {
-            Ok(0) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-            Ok(_) => Err(refuse("a device state that is not empty is not ours")),
-            Err(error) => Err(refuse(error)),
-        }
-    }
-
-    fn set_gpu_socket(&mut self, _backend: GpuBackend) -> Result<()> {
-        Err(refuse("a block device takes no GPU socket"))
-    }
-
-    fn get_shared_object(&mut self, _uuid: VhostUserSharedMsg) -> Result<File> {
-        Err(refuse("a block device shares no objects"))
-    }
-
-    fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
-        Err(refuse("a block device has no shared memory regions"))
-    }
 }

@@ -1,9 +1,16 @@
 //! vhost-user: the messages of one front-end start and stop queues.
 //!
-//! A [`session`] serves one connection: it reads messages and gives them to its [`handler`], which
-//! keeps what they say of each queue ([`vring`]) and runs a worker for each that is complete. When
-//! the connection ends, the workers are stopped and drained, whatever the reason.
+//! A [`session`] serves one connection: its [`channel`] reads messages, [`dispatch`] finds what each
+//! asks for, and the [`handler`] does it: it keeps what the front-end says of each queue ([`vring`])
+//! and runs a worker for each that is complete. Several front-ends may be connected; the one that
+//! starts a queue has the disk ([`ownership`]). When a connection ends, its workers are stopped and
+//! drained, whatever the reason.
 
+pub mod channel;
+mod dispatch;
+pub mod error;
 pub mod handler;
+pub mod message;
+pub mod ownership;
 pub mod session;
 pub mod vring;

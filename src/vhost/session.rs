@@ -1,44 +1,230 @@
-//! One connection: messages in, answers out, until it ends.
+//! One connection: messages in, replies out, until it ends.
 
+use std::fmt;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread;
 use std::time::Duration;
 
-use vhost::vhost_user::{BackendReqHandler, Error};
+use rustix::net::UCred;
+use rustix::net::sockopt::socket_peercred;
 
+use super::channel::Channel;
+use super::dispatch::dispatch;
+use super::error::{Error, Refusal};
 use super::handler::Handler;
-use crate::engine::Disk;
+use super::message::{Message, Reply};
+use super::ownership::Ownership;
+use crate::engine::{Disk, ratelimited_log};
+use crate::io::interrupt::PeerCall;
+use crate::reason::reason;
 
-/// How long a front-end may leave our answers unread, once the socket holds no more of them.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause between two attempts to stop the queues of a connection whose thread is busy.
+const RETRY: Duration = Duration::from_millis(5);
 
-/// Serves `stream` until the front-end leaves or breaks the protocol, then stops its queues.
-///
-/// # Errors
-///
-/// What the front-end did wrong, or the socket's failure; leaving is no error.
-pub fn serve(stream: UnixStream, disk: Arc<Disk>) -> Result<(), Error> {
-    stream
-        .set_write_timeout(Some(WRITE_TIMEOUT))
-        .map_err(Error::SocketError)?;
-    let hangup = Arc::new(stream.try_clone().map_err(Error::SocketError)?);
-    let handler = Arc::new(Mutex::new(Handler::new(disk, hangup.clone())));
-    let mut requests = BackendReqHandler::from_stream(stream, handler.clone());
-    let result = loop {
-        match requests.handle_request() {
-            Ok(()) | Err(Error::SocketRetry(_)) => {}
-            Err(Error::Disconnected) => break Ok(()),
-            Err(error) => break Err(error),
+/// A front-end's connection.
+#[derive(Debug)]
+pub struct Session {
+    stream: Arc<UnixStream>,
+    handler: Mutex<Handler>,
+    /// Calls of the connection's thread that the front-end can block.
+    peer: Arc<PeerCall>,
+    /// Another front-end took over, or the daemon ends.
+    retired: AtomicBool,
+    name: Name,
+}
+
+/// A front-end in the log.
+#[derive(Debug)]
+struct Name(Option<UCred>);
+
+impl fmt::Display for Name {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some(peer) => {
+                let (pid, uid) = (peer.pid.as_raw_nonzero(), peer.uid.as_raw());
+                write!(formatter, "front-end of process {pid}, user {uid}")
+            }
+            None => write!(formatter, "front-end of an unknown process"),
         }
-    };
-    // First the queues, then the hang-up: a front-end that sees it may take the used index for
-    // final.
-    handler
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .stop();
-    // Whoever else holds the socket, a front-end we no longer listen to shall see it.
-    let _ = hangup.shutdown(Shutdown::Both);
-    result
+    }
+}
+
+/// What a connection did, for the log.
+#[derive(Debug, Default)]
+struct Counts {
+    messages: u64,
+    refused: u64,
+}
+
+impl Session {
+    /// A session over `stream`, which blocks.
+    pub fn new(stream: UnixStream, disk: Arc<Disk>) -> Arc<Self> {
+        let name = Name(socket_peercred(&stream).ok());
+        let stream = Arc::new(stream);
+        let peer = Arc::new(PeerCall::default());
+        Arc::new(Self {
+            handler: Mutex::new(Handler::new(disk, stream.clone(), &peer)),
+            stream,
+            peer,
+            retired: AtomicBool::new(false),
+            name,
+        })
+    }
+
+    /// Serves messages until the front-end leaves, breaks the protocol or is taken over from, then
+    /// stops its queues.
+    ///
+    /// # Errors
+    ///
+    /// Why the connection ended, if the front-end did not end it.
+    pub fn serve(self: &Arc<Self>, ownership: &Ownership) -> Result<(), Error> {
+        let mut counts = Counts::default();
+        let result = self.serve_messages(ownership, &mut counts);
+        self.hang_up();
+        self.lock().retire();
+        // First the queues, then the hang-up: a front-end that sees it may take the used index for
+        // final. Other processes may hold the socket.
+        let _ = self.stream.shutdown(Shutdown::Both);
+        let had_disk = ownership.give_back(self);
+        self.log_end(had_disk, &result, &counts);
+        let leftover = self.lock().leftover();
+        self.peer.run(|| drop(leftover));
+        result
+    }
+
+    fn serve_messages(
+        self: &Arc<Self>,
+        ownership: &Ownership,
+        counts: &mut Counts,
+    ) -> Result<(), Error> {
+        let channel = Channel::new(self.stream.clone(), self.peer.clone());
+        let channel = channel.map_err(Error::Setup)?;
+        while let Some(mut message) = channel.receive()? {
+            counts.messages += 1;
+            let served = self.serve_message(&channel, ownership, &mut message, counts);
+            // A descriptor that is not used can block when it is closed: a socket may linger.
+            self.peer.run(|| drop(message));
+            served?;
+        }
+        match self.is_retired() {
+            true => Err(Error::TakenOver),
+            false => Ok(()),
+        }
+    }
+
+    /// Does what one message asks for, and answers it.
+    fn serve_message(
+        self: &Arc<Self>,
+        channel: &Channel,
+        ownership: &Ownership,
+        message: &mut Message,
+        counts: &mut Counts,
+    ) -> Result<(), Error> {
+        let mut handler = self.lock();
+        if handler.is_retired() {
+            return Err(Error::TakenOver);
+        }
+        let mut outcome = dispatch(&mut handler, message);
+        if outcome.is_ok() && handler.wants_disk() {
+            drop(handler);
+            ownership.give(self)?;
+            handler = self.lock();
+            outcome = handler.take_disk().and(outcome);
+            self.log_start(&handler);
+        }
+        let replies = message.wants_reply && handler.replies();
+        drop(handler);
+        let request = message.request;
+        match outcome {
+            Ok(Some(reply)) => channel.send(request, &reply)?,
+            Ok(None) if replies => channel.send(request, &Reply::number(0))?,
+            Ok(None) => {}
+            Err(refusal) if replies && !matches!(refusal, Refusal::Unknown) => {
+                counts.refused += 1;
+                let name = &self.name;
+                ratelimited_log::warn(format_args!(
+                    "{name}: request {request} is refused: {}",
+                    reason(&refusal)
+                ));
+                channel.send(request, &Reply::number(1))?;
+            }
+            Err(source) => return Err(Error::Refused { request, source }),
+        }
+        Ok(())
+    }
+
+    /// Ends the connection: its thread reads the end of the stream. The front-end sees nothing until
+    /// the queues are drained.
+    pub fn hang_up(&self) {
+        // Already closed is as good.
+        let _ = self.stream.shutdown(Shutdown::Read);
+    }
+
+    /// Ends the connection, and stops and drains its queues; this does not wait for the front-end.
+    pub fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
+        self.hang_up();
+        loop {
+            match self.handler.try_lock() {
+                Ok(mut handler) => break handler.retire(),
+                Err(TryLockError::Poisoned(handler)) => break handler.into_inner().retire(),
+                Err(TryLockError::WouldBlock) => {
+                    self.interrupt();
+                    thread::sleep(RETRY);
+                }
+            }
+        }
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+
+    /// Whether another front-end took over, or the daemon ends.
+    pub fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Acquire)
+    }
+
+    /// Breaks off a call of the connection's thread that the front-end blocks. Repeat it until the
+    /// thread has ended.
+    pub fn interrupt(&self) {
+        self.peer.interrupt();
+    }
+
+    /// Logs that this front-end takes the disk from another.
+    pub fn announce_takeover(&self, other: &Session) {
+        let (name, other) = (&self.name, &other.name);
+        ratelimited_log::info(format_args!(
+            "{name} starts a queue and takes over from the {other}"
+        ));
+    }
+
+    fn log_start(&self, handler: &Handler) {
+        let (name, features) = (&self.name, handler.features());
+        ratelimited_log::info(format_args!(
+            "{name} has the disk, with features {features:#x}"
+        ));
+    }
+
+    fn log_end(&self, had_disk: bool, result: &Result<(), Error>, counts: &Counts) {
+        let name = &self.name;
+        let Counts { messages, refused } = counts;
+        match result {
+            Ok(()) if had_disk => ratelimited_log::info(format_args!(
+                "{name} has left after {messages} messages, {refused} of them refused"
+            )),
+            Ok(()) => log::debug!("{name} has left after {messages} messages"),
+            Err(Error::TakenOver) => ratelimited_log::info(format_args!(
+                "{name} was hung up on after {messages} messages, {refused} of them refused"
+            )),
+            Err(error) => ratelimited_log::warn(format_args!(
+                "{name}: the connection is dropped after {messages} messages: {}",
+                reason(error)
+            )),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Handler> {
+        self.handler.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }

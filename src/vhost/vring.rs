@@ -1,11 +1,13 @@
 //! One queue as the front-end describes it, message by message, and its worker while it runs.
 
-use std::fs::File;
 use std::sync::Arc;
 
+use super::error::Refusal;
 use crate::engine::ratelimited_log;
 use crate::engine::setup::{ConnectionContext, Eventfds, QueueSetup};
-use crate::engine::worker::{Resume, Worker};
+use crate::engine::worker::{Resume, StartFailure, Worker};
+use crate::io::interrupt::PeerCall;
+use crate::reason::reason;
 use crate::virtio::memory::Memory;
 use crate::virtio::queue::RingAddresses;
 
@@ -34,7 +36,7 @@ impl UserRings {
 }
 
 /// A queue's state.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Vring {
     /// Number of descriptors; 0 until set.
     pub size: u16,
@@ -48,47 +50,93 @@ pub struct Vring {
     pub started: bool,
     /// SET_VRING_ENABLE said so, or need not.
     pub enabled: bool,
-    worker: Option<Worker>,
+    state: State,
+}
+
+/// Whether a queue is served.
+#[derive(Debug)]
+enum State {
+    Stopped,
+    Running(Worker),
+    /// It did not start, which was reported; a change may let it.
+    Failed,
 }
 
 impl Vring {
-    /// Whether a worker is running.
-    pub fn is_running(&self) -> bool {
-        self.worker.is_some()
+    /// A queue that is not described yet. `writer` is the connection's thread.
+    pub fn new(writer: Arc<PeerCall>) -> Self {
+        Self {
+            size: 0,
+            rings: None,
+            base: None,
+            eventfds: Eventfds {
+                writer,
+                ..Eventfds::default()
+            },
+            started: false,
+            enabled: false,
+            state: State::Stopped,
+        }
     }
 
-    /// Starts a worker, if the front-end said all that one needs.
-    pub fn start(&mut self, index: u16, context: &ConnectionContext) {
-        let Some(rings) = self.rings else { return };
-        if !self.started || !self.enabled || self.size == 0 || self.is_running() {
-            return;
+    /// Whether the front-end said all that a worker needs.
+    pub fn is_complete(&self) -> bool {
+        self.started && self.enabled && self.size != 0 && self.rings.is_some()
+    }
+
+    /// Starts a worker, if the front-end said all that one needs. A queue that it described wrongly
+    /// reports that on its error descriptor.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Start`] if threads, descriptors or memory are missing. This is also reported on the
+    /// error descriptor, for a front-end that asks for no reply.
+    pub fn start(&mut self, index: u16, context: &ConnectionContext) -> Result<(), Refusal> {
+        let (Some(rings), State::Stopped) = (self.rings, &self.state) else {
+            return Ok(());
+        };
+        if !self.is_complete() {
+            return Ok(());
         }
         let Some(rings) = rings.translate(&context.memory) else {
             ratelimited_log::error(format_args!(
                 "queue {index}: its rings are not in the memory the front-end shares"
             ));
-            self.eventfds.signal_error();
-            return;
+            self.fail();
+            return Ok(());
         };
         let setup = QueueSetup {
             index,
             size: self.size,
             rings,
             base: self.base,
-            eventfds: self.eventfds.clone(),
+            eventfds: self.eventfds.for_another_thread(),
         };
         match Worker::start(setup, context.clone()) {
-            Ok(worker) => self.worker = Some(worker),
-            Err(error) => {
-                ratelimited_log::error(format_args!("queue {index}: no worker: {error}"));
-                self.eventfds.signal_error();
+            Ok(worker) => self.state = State::Running(worker),
+            Err(source @ StartFailure::Resources(_)) => {
+                self.fail();
+                return Err(Refusal::Start { index, source });
+            }
+            Err(StartFailure::Queue(error)) => {
+                ratelimited_log::error(format_args!(
+                    "queue {index} does not start: {}",
+                    reason(&error)
+                ));
+                self.fail();
             }
         }
+        Ok(())
+    }
+
+    fn fail(&mut self) {
+        self.eventfds.signal_error();
+        self.state = State::Failed;
     }
 
     /// Drains and ends the worker, if one runs; the queue can go on later where it stopped.
     pub fn stop(&mut self) {
-        if let Some(worker) = self.worker.take() {
+        if let State::Running(worker) = std::mem::replace(&mut self.state, State::Stopped) {
             match worker.stop() {
                 Resume::At(next) => self.base = Some(next),
                 Resume::AsBefore => {}
@@ -99,13 +147,13 @@ impl Vring {
 
     /// Asks the worker to end, without waiting: many can drain at the same time.
     pub fn begin_stop(&self) {
-        if let Some(worker) = &self.worker {
+        if let State::Running(worker) = &self.state {
             worker.begin_stop();
         }
     }
 
-    /// Takes a descriptor a front-end sent.
-    pub fn eventfd(file: Option<File>) -> Option<Arc<File>> {
-        file.map(Arc::new)
+    /// Forgets that the queue was started, as a reset of the device does.
+    pub fn reset(&mut self) {
+        (self.started, self.enabled, self.base) = (false, false, None);
     }
 }

@@ -139,7 +139,7 @@ impl Session {
     }
 
     /// Sets queue `index` up, not yet enabled; the device takes available heads from `base` on.
-    fn set_up_queue(&self, index: usize, vring: &Vring, base: u16) -> Result<()> {
+    pub fn set_up_queue(&self, index: usize, vring: &Vring, base: u16) -> Result<()> {
         self.frontend.set_vring_num(index, vring.size)?;
         self.frontend.set_vring_base(index, base)?;
         self.frontend.set_vring_addr(index, &addresses(vring))?;

@@ -1,5 +1,6 @@
 //! The daemon with guests, front-ends and storage that misbehave.
 
+mod descriptors;
 mod exhaustion;
 mod frontend;
 mod guest;

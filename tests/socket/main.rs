@@ -6,5 +6,6 @@ mod reading;
 mod reference_backend;
 mod soak;
 mod stopping;
+mod takeover;
 mod vmm_sequences;
 mod writable;

@@ -108,9 +108,8 @@ fn a_second_signal_ends_it_at_once() {
 fn a_signal_is_heard_while_a_front_end_is_being_replaced() {
     let (mut disk, _guest, _connection) = serve();
     let held = Held::worker(&disk);
-    let mut newer = disk.daemon.connect();
-    // The first half of a message's header: it speaks.
-    newer.write_all(&[1, 0, 0, 0]).unwrap();
+    let stream = disk.daemon.connect();
+    let newer = thread::spawn(move || Guest::boot(stream, Options::default()).map(drop));
     let start = Instant::now();
     while !disk.daemon.log().contains("takes over") {
         assert!(start.elapsed() < PATIENCE, "it does not take over");
@@ -118,4 +117,6 @@ fn a_signal_is_heard_while_a_front_end_is_being_replaced() {
     }
     kill_process(disk.daemon.pid(), Signal::TERM).unwrap();
     assert_eq!(wait(&mut disk, held).code(), Some(1));
+    let newer = newer.join().expect("thread");
+    assert!(newer.is_err(), "it was served beside the one before");
 }

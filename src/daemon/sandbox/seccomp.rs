@@ -177,7 +177,7 @@ fn conditional_while_opening() -> [(c_long, u8, Test); 2] {
 }
 
 /// Calls allowed for one argument only, counted from 0; several rows of a call are alternatives.
-fn conditional() -> [(c_long, u8, Test); 15] {
+fn conditional() -> [(c_long, u8, Test); 17] {
     use Test::{Bits, Is, Null};
     let thread = Bits {
         mask: THREAD | NEW_NAMESPACES,
@@ -190,15 +190,17 @@ fn conditional() -> [(c_long, u8, Test); 15] {
         (libc::SYS_mmap, 2, NOT_EXECUTABLE),         // guest memory, stacks, heaps
         (libc::SYS_mprotect, 2, NOT_EXECUTABLE),     // guard pages, heaps
         (libc::SYS_ioctl, 1, Is(libc::FIONBIO as c_int)), // eventfds and connections
+        (libc::SYS_ioctl, 1, Is(libc::FIONREAD as c_int)), // a device state: whether it is empty
         (libc::SYS_fcntl, 1, Is(libc::F_DUPFD_CLOEXEC)), // a connection's second handle
         (libc::SYS_fcntl, 1, Is(libc::F_GETFL)),
         (libc::SYS_fcntl, 1, Is(libc::F_SETFL)),
         (libc::SYS_fcntl, 1, Is(libc::F_GETFD)),
         (libc::SYS_fcntl, 1, Is(libc::F_ADD_SEALS)), // an in-flight area
+        (libc::SYS_getsockopt, 2, Is(libc::SO_PEERCRED)), // the process of a front-end, for the log
         (libc::SYS_setsockopt, 2, Is(libc::SO_SNDTIMEO)), // a front-end that does not read
         (libc::SYS_setsockopt, 2, Is(libc::SO_RCVTIMEO)), // a control client that does not speak
         (libc::SYS_sendto, 4, Null),                 // to who is connected: a signal's pipe
-        (libc::SYS_tgkill, 0, Is(process::id() as c_int)), // abort
+        (libc::SYS_tgkill, 0, Is(process::id() as c_int)), // abort; a call that a front-end blocks
     ]
 }
 

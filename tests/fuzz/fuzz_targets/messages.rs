@@ -35,7 +35,8 @@ use ovbd_vhost::format::lsmt::writable::Kind;
 use ovbd_vhost::image::Image;
 use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::units::{SECTOR_SIZE, Sector};
-use ovbd_vhost::vhost::session;
+use ovbd_vhost::vhost::ownership::Ownership;
+use ovbd_vhost::vhost::session::Session;
 use ovbd_vhost::virtio::config::DeviceConfig;
 use ovbd_vhost::writable::{Lookup, Options, Paths, SpanContent, Volume, WritableLayer, create};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -348,8 +349,8 @@ fuzz_target!(|bytes: &[u8]| {
         None => READ_ONLY.clone(),
         Some(layer) => disk(layer.open()),
     };
-    let served = disk.clone();
-    let serving = std::thread::spawn(move || session::serve(theirs, served));
+    let session = Session::new(theirs, disk.clone());
+    let serving = std::thread::spawn(move || session.serve(&Ownership::default()));
     let fds = Fds::new();
     play(&ours, &fds, bytes);
     // What was sent is still read, and answered.

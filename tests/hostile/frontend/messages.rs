@@ -183,25 +183,6 @@ fn queues_started_before_there_is_memory() {
     guest.assert_reads(0, &disk.content);
 }
 
-/// Nobody can wait for it: the queue says so, and goes on once it has another.
-#[test]
-fn a_kick_that_is_no_eventfd() {
-    let disk = Disk::serve();
-    let stream = disk.daemon.connect();
-    let mut raw = Raw::new(stream.try_clone().expect("socket"));
-    let mut guest = Guest::boot(stream, Options::default()).expect("guest");
-    guest.assert_reads(0, &disk.content);
-    let null = File::open("/dev/null").expect("/dev/null");
-    let (request, queue) = (FrontendReq::SET_VRING_KICK, longs(&[0]));
-    assert!(raw.send(request, NEED_REPLY, &queue, &[null.as_raw_fd()]));
-    assert_eq!(raw.receive().expect("answer").number(), 0);
-    let err = &guest.queues[0].ring.vring.err;
-    assert!(signalled(&[err]), "the queue cannot run");
-    assert_eq!(err.read().expect("error"), 1, "said once");
-    guest.reset_queue(0).expect("reset");
-    guest.assert_reads(0, &disk.content);
-}
-
 #[test]
 fn a_polling_front_end_gives_no_call_descriptor() {
     // Bit 8 of the payload: no descriptor, the driver polls.

@@ -19,10 +19,8 @@ use common::guest::Options;
 use common::load::{Load, Shape};
 use common::memory::{Memory, REGION, Region};
 use common::queue::Layout;
-use common::raw::Raw;
 use common::ring::{Addresses, Ring, Vring};
 use common::session::{Session, Wanted, feature, frontend};
-use vhost::vhost_user::message::FrontendReq;
 
 const SHAPE: Shape = Shape {
     depth: 32,
@@ -411,34 +409,6 @@ fn a_queue_changes_its_size_and_place_between_runs() {
         checks::random_load(&mut load, shape, &disk.content, 500, &mut Random::new(1));
         assert_eq!(session.stop_queue(0).expect("stop"), 500);
     }
-}
-
-#[test]
-fn the_newest_front_end_that_speaks_replaces_the_one_before() {
-    let disk = Disk::serve();
-    let mut old = disk.guest(Options::default());
-    old.assert_reads(0, &disk.content);
-    // One that says nothing is no reason to drop one that works.
-    let silent = disk.daemon.connect();
-    thread::sleep(Duration::from_millis(100));
-    old.assert_reads(0, &disk.content);
-
-    let mut new = disk.guest(Options::default());
-    new.assert_reads(0, &disk.content);
-    drop(old);
-    new.assert_reads(0, &disk.content);
-    drop(silent);
-    new.assert_reads(0, &disk.content);
-}
-
-#[test]
-fn the_replaced_front_end_is_hung_up_on() {
-    let disk = Disk::serve();
-    let mut old = Raw::new(disk.daemon.connect());
-    assert!(old.ask(FrontendReq::GET_FEATURES, 0, &[]).is_some());
-    let mut new = disk.guest(Options::default());
-    old.assert_closed();
-    new.assert_reads(0, &disk.content);
 }
 
 #[test]

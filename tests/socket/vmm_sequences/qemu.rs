@@ -1,5 +1,8 @@
 //! QEMU: the in-flight region before the memory; after a crash the base is the used index.
 
+use common::raw::{NEED_REPLY, Raw};
+use vhost::vhost_user::message::FrontendReq;
+
 use super::*;
 
 struct Qemu {
@@ -145,4 +148,65 @@ fn reconnects_with_the_used_index_as_base() {
             disk.assert_data(&memory, request, sector);
         }
     }
+}
+
+/// The driver was not there yet (a paused start, or firmware) when the first connection broke. On
+/// the second one QEMU 7.2 leaves out GET_ and SET_PROTOCOL_FEATURES, and believes the answers of
+/// the first to be agreed upon still.
+#[test]
+fn reconnects_before_the_driver_without_protocol_features() {
+    let mut disk = Disk::serve();
+    let memory = Memory::typical();
+    let buffers = Buffers::new(&memory);
+    let mut queues = queues(&memory, 1, 128, GUEST_FEATURES);
+    let vmm = Qemu::connect(&disk, &queues);
+    disk.daemon.kill();
+    disk.daemon.restart();
+    let mut raw = Raw::new(disk.daemon.connect());
+    let acked = vmm.acked.to_le_bytes();
+    assert!(raw.send(FrontendReq::SET_FEATURES, 0, &acked, &[]));
+    let wanted = [0u64, 0, 1 | 128 << 16].map(u64::to_le_bytes);
+    let asked = raw.ask(FrontendReq::GET_INFLIGHT_FD, 0, wanted.as_flattened());
+    let given = asked.expect("in-flight area");
+    let area = given.file.as_ref().expect("in-flight area").as_raw_fd();
+    let mut send = |request, body: &[u8], fds: &[i32]| {
+        assert!(raw.send(request, NEED_REPLY, body, fds), "{request:?}");
+        assert_eq!(raw.receive().expect("answer").number(), 0, "{request:?}");
+    };
+    send(FrontendReq::SET_INFLIGHT_FD, &given.body, &[area]);
+    for region in &memory.regions {
+        let info = region.info();
+        let body = [
+            0,
+            info.guest_phys_addr,
+            info.memory_size,
+            info.userspace_addr,
+            info.mmap_offset,
+        ];
+        let body = body.map(u64::to_le_bytes);
+        send(
+            FrontendReq::ADD_MEM_REG,
+            body.as_flattened(),
+            &[info.mmap_handle],
+        );
+    }
+    let vring = queues[0].ring.vring.clone();
+    let state = |value: u32| [0, value].map(u32::to_le_bytes).concat();
+    let at = [vring.at.descriptors, vring.at.used, vring.at.available, 0];
+    let at = [&[0; 8][..], at.map(u64::to_le_bytes).as_flattened()].concat();
+    send(FrontendReq::SET_VRING_NUM, &state(128), &[]);
+    send(FrontendReq::SET_VRING_BASE, &state(0), &[]);
+    send(FrontendReq::SET_VRING_ADDR, &at, &[]);
+    send(
+        FrontendReq::SET_VRING_KICK,
+        &[0; 8],
+        &[vring.kick.as_raw_fd()],
+    );
+    send(
+        FrontendReq::SET_VRING_CALL,
+        &[0; 8],
+        &[vring.call.as_raw_fd()],
+    );
+    send(FrontendReq::SET_VRING_ENABLE, &state(1), &[]);
+    disk.assert_reads(&memory, &mut queues[0], &buffers);
 }

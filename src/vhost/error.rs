@@ -1,0 +1,158 @@
+//! Why a message is refused, and why a connection ends.
+
+use std::io;
+
+use super::channel::ChannelError;
+use crate::engine::worker::StartFailure;
+use crate::io::mapping::MapError;
+use crate::virtio::inflight::InflightError;
+use crate::virtio::memory::MemoryError;
+use crate::writable;
+
+/// Why a connection ends.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Messages can no longer be exchanged.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// A message was refused, and the front-end did not ask for a reply that could say so.
+    #[error("request {request} is refused")]
+    Refused {
+        /// The request's number.
+        request: u32,
+        /// Why.
+        source: Refusal,
+    },
+    /// A newer front-end started a queue.
+    #[error("another front-end started a queue and has taken the disk over")]
+    TakenOver,
+    /// The connection cannot be set up.
+    #[error("setting the connection up")]
+    Setup(#[source] io::Error),
+}
+
+/// Why a message is refused. It has no effect then.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The daemon does not serve such requests.
+    #[error("not a request that a block device serves")]
+    Unknown,
+    /// The body has the wrong length, or fields that make no sense.
+    #[error("body of request {request}: {len} bytes that do not fit it")]
+    Body {
+        /// The request's number.
+        request: u32,
+        /// The body's length.
+        len: usize,
+    },
+    /// The wrong number of descriptors came along.
+    #[error("descriptors of request {request}: expected {expected}, found {found}")]
+    Descriptors {
+        /// The request's number.
+        request: u32,
+        /// How many it has.
+        expected: usize,
+        /// How many came.
+        found: usize,
+    },
+    /// A descriptor is of another kind than the request needs.
+    #[error("descriptor: expected {expected}, found a file of mode {mode:#o}")]
+    Kind {
+        /// What it must be.
+        expected: &'static str,
+        /// The file's mode.
+        mode: u32,
+    },
+    /// A descriptor cannot be examined.
+    #[error("descriptor cannot be examined")]
+    Examine(#[source] io::Error),
+    /// Features that were not offered.
+    #[error("feature bits {unknown:#x} were not offered; offered are {offered:#x}")]
+    Features {
+        /// The bits.
+        unknown: u64,
+        /// What was offered.
+        offered: u64,
+    },
+    /// A queue that the device does not have.
+    #[error("queue {index}: the device has {count}")]
+    Queue {
+        /// The queue's number.
+        index: u32,
+        /// How many there are.
+        count: usize,
+    },
+    /// A size that no queue can have.
+    #[error("queue size {size}: expected a power of two up to {max}")]
+    QueueSize {
+        /// The size.
+        size: u32,
+        /// The largest one.
+        max: u16,
+    },
+    /// A base that no ring can have.
+    #[error("base {base} of queue {index}: expected at most 65535")]
+    Base {
+        /// The queue's number.
+        index: u32,
+        /// The base.
+        base: u32,
+    },
+    /// Bytes outside the configuration space.
+    #[error("configuration space: {size} bytes at offset {offset}; it has {CONFIG_SPACE}")]
+    Config {
+        /// Where they start.
+        offset: u32,
+        /// How many they are.
+        size: u32,
+    },
+    /// An in-flight area for more than the device has.
+    #[error(
+        "in-flight area for {queues} queues of {size} entries; the device has {max_queues} of {max_size}"
+    )]
+    InflightSize {
+        /// Queues asked for.
+        queues: u16,
+        /// Entries of each.
+        size: u16,
+        /// Queues there are.
+        max_queues: usize,
+        /// Entries a queue may have.
+        max_size: u16,
+    },
+    /// The in-flight area cannot be used.
+    #[error("in-flight area")]
+    Inflight(#[from] InflightError),
+    /// Too many memory regions.
+    #[error("more than {max} memory regions")]
+    Slots {
+        /// How many there may be.
+        max: usize,
+    },
+    /// The guest's memory cannot be used.
+    #[error("guest memory")]
+    Memory(#[from] MemoryError),
+    /// The dirty log cannot be used.
+    #[error("dirty log")]
+    Log(#[source] MapError),
+    /// What was written cannot be made durable.
+    #[error("the write cache cannot be switched off")]
+    Flush(#[source] writable::Error),
+    /// A device state that this device did not save: its own is empty.
+    #[error("device state of {len} bytes: expected an empty one")]
+    DeviceState {
+        /// Bytes of it.
+        len: u64,
+    },
+    /// A queue cannot be served.
+    #[error("queue {index} does not start")]
+    Start {
+        /// The queue's number.
+        index: u16,
+        /// Why.
+        source: StartFailure,
+    },
+}
+
+/// Bytes of configuration space a front-end may ask for.
+pub const CONFIG_SPACE: usize = 256;

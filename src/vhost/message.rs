@@ -1,0 +1,211 @@
+//! One message: what its body and its descriptors may be.
+
+use std::fs::File;
+
+use rustix::fs::{AtFlags, FileType, StatxFlags, statx};
+use vhost::vhost_user::message::VhostUserMsgValidator;
+
+use super::error::Refusal;
+
+/// A message as it came.
+#[derive(Debug)]
+pub struct Message {
+    /// The request's number.
+    pub request: u32,
+    /// Whether the front-end waits for a reply that the request does not have by itself.
+    pub wants_reply: bool,
+    /// Its body.
+    pub body: Vec<u8>,
+    /// The descriptors that came with it.
+    pub files: Vec<File>,
+}
+
+/// What a request is answered with.
+#[derive(Debug)]
+pub struct Reply {
+    /// The body.
+    pub body: Vec<u8>,
+    /// A descriptor to go with it.
+    pub file: Option<File>,
+}
+
+impl Reply {
+    /// A reply of one number.
+    pub fn number(value: u64) -> Self {
+        Self::bytes(value.to_le_bytes().to_vec())
+    }
+
+    /// A reply without a descriptor.
+    pub fn bytes(body: Vec<u8>) -> Self {
+        Self { body, file: None }
+    }
+}
+
+/// What a descriptor must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A file that can be mapped: memory, in-flight area, log.
+    Memory,
+    /// An eventfd. The kernel does not tell kinds of anonymous inodes apart; none but an eventfd
+    /// lets a write wait.
+    Eventfd,
+    /// The end of a stream of bytes.
+    Stream,
+    /// A socket.
+    Socket,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Memory => "a file that can be mapped",
+            Kind::Eventfd => "an eventfd",
+            Kind::Stream => "a pipe, socket or regular file",
+            Kind::Socket => "a socket",
+        }
+    }
+
+    /// Checks that `file` is of this kind.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Kind`] if it is not.
+    pub fn check(self, file: &File) -> Result<(), Refusal> {
+        // What the kernel has in memory: to ask a network or FUSE file system could wait for ever.
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let found = statx(file, c"", flags, StatxFlags::TYPE)
+            .map_err(|errno| Refusal::Examine(errno.into()))?;
+        let mode = u32::from(found.stx_mode);
+        let found = FileType::from_raw_mode(mode);
+        let right = match self {
+            Kind::Memory => matches!(found, FileType::RegularFile | FileType::CharacterDevice),
+            // An anonymous inode has permissions, and no type.
+            Kind::Eventfd => mode & libc::S_IFMT == 0,
+            Kind::Stream => matches!(
+                found,
+                FileType::Fifo | FileType::Socket | FileType::RegularFile
+            ),
+            Kind::Socket => found == FileType::Socket,
+        };
+        match right {
+            true => Ok(()),
+            false => Err(Refusal::Kind {
+                expected: self.name(),
+                mode,
+            }),
+        }
+    }
+}
+
+impl Message {
+    /// The body, which must be exactly one `T`.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Body`] if its length or content is wrong.
+    pub fn body<T: VhostUserMsgValidator + Default>(&self) -> Result<T, Refusal> {
+        part(&self.body).ok_or_else(|| self.bad_body())
+    }
+
+    /// The body, which must be a `T` and then any number of bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Message::body`].
+    pub fn head_and_rest<T: VhostUserMsgValidator + Default>(&self) -> Result<(T, &[u8]), Refusal> {
+        let split = self.body.split_at_checked(size_of::<T>());
+        let (head, rest) = split.ok_or_else(|| self.bad_body())?;
+        Ok((part(head).ok_or_else(|| self.bad_body())?, rest))
+    }
+
+    /// Checks that there is no body.
+    ///
+    /// # Errors
+    ///
+    /// As [`Message::body`].
+    pub fn no_body(&self) -> Result<(), Refusal> {
+        match self.body.is_empty() {
+            true => Ok(()),
+            false => Err(self.bad_body()),
+        }
+    }
+
+    /// A body that makes no sense.
+    pub fn bad_body(&self) -> Refusal {
+        Refusal::Body {
+            request: self.request,
+            len: self.body.len(),
+        }
+    }
+
+    /// Takes the one descriptor that must have come along, which must be of `kind`.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Descriptors`] or [`Refusal::Kind`]; the descriptors stay with the message.
+    pub fn file(&mut self, kind: Kind) -> Result<File, Refusal> {
+        self.expect_files(1)?;
+        kind.check(&self.files[0])?;
+        Ok(self.files.swap_remove(0))
+    }
+
+    /// Checks that so many descriptors came along.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Descriptors`].
+    pub fn expect_files(&self, expected: usize) -> Result<(), Refusal> {
+        match self.files.len() {
+            found if found == expected => Ok(()),
+            found => Err(Refusal::Descriptors {
+                request: self.request,
+                expected,
+                found,
+            }),
+        }
+    }
+}
+
+/// `bytes` as one `T`, if they are one.
+pub fn part<T: VhostUserMsgValidator + Default>(bytes: &[u8]) -> Option<T> {
+    let mut value = T::default();
+    if bytes.len() != size_of::<T>() {
+        return None;
+    }
+    value.as_mut_slice().copy_from_slice(bytes);
+    value.is_valid().then_some(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
+    use rustix::event::{EventfdFlags, eventfd};
+
+    use super::*;
+
+    #[test]
+    fn kinds_of_descriptors_are_told_apart() {
+        let (pipe, _writer) = std::io::pipe().unwrap();
+        let (unix, _peer) = UnixStream::pair().unwrap();
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let memory = rustix::fs::memfd_create("m", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        let cases: [(OwnedFd, [bool; 4]); 6] = [
+            (memory, [true, false, true, false]),
+            (event, [false, true, false, false]),
+            (pipe.into(), [false, false, true, false]),
+            (unix.into(), [false, false, true, true]),
+            (tcp.into(), [false, false, true, true]),
+            (File::open("/").unwrap().into(), [false; 4]),
+        ];
+        let kinds = [Kind::Memory, Kind::Eventfd, Kind::Stream, Kind::Socket];
+        for (descriptor, expected) in cases {
+            let file = File::from(descriptor);
+            let found = kinds.map(|kind| kind.check(&file).is_ok());
+            assert_eq!(found, expected, "{file:?}");
+        }
+    }
+}
