@@ -51,7 +51,7 @@ pub fn range(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
 /// The flag of a WRITE_ZEROES range that may give its space back.
 pub const UNMAP: u32 = sys::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
 
-/// The fill of memory before a request: a byte that stays shows that nobody wrote it.
+/// The fill of memory before a request: a byte that stays shows that it was not written.
 pub const FILL: u8 = 0xa5;
 
 /// Memory for one request at a time, handed out piece by piece from several regions.

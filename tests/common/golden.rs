@@ -20,7 +20,7 @@ pub struct Case {
     pub name: String,
     /// Paths of the layers, bottom first.
     pub layers: Vec<PathBuf>,
-    /// Whether the image has a writable upper as well.
+    /// Whether the image has a writable layer as well.
     pub has_upper: bool,
     /// Size of the disk in bytes.
     pub size: u64,
@@ -74,7 +74,7 @@ pub fn upper(case: &Case) -> Paths {
     }
 }
 
-/// A copy of a case's upper that may be written to; of a sparse file, with its holes.
+/// A copy of a case's writable layer that may be written to; of a sparse file, with its holes.
 pub fn copy_upper(case: &Case, folder: &Path) -> Paths {
     let upper = upper(case);
     let paths = Paths {
@@ -140,7 +140,7 @@ fn unpack() -> PathBuf {
         fs::write(target, &after[..size]).unwrap();
         rest = &after[size.next_multiple_of(512)..];
     }
-    // Whoever comes second finds the same files already there.
+    // The process that comes second finds the same files already there.
     if fs::rename(fresh.path(), &folder).is_ok() {
         let _ = fresh.keep();
     }

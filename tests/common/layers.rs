@@ -150,7 +150,7 @@ pub struct Pack {
     pub block_size: u32,
     /// Whether blocks carry checksums.
     pub checksum: bool,
-    /// Bytes of a dictionary nobody uses.
+    /// Bytes of a dictionary that no block uses.
     pub dictionary_len: u32,
     /// Whether the header is overwritten at the end.
     pub overwrite: bool,

@@ -1,8 +1,8 @@
 //! A queue's worth of reads, writes, discards and flushes at depth, each checked against a model.
 //!
-//! Every queue has stripes of the disk of its own, so that what it must read depends on nobody else;
-//! requests of one queue that touch the same sectors are never in flight together, as their order
-//! would be anybody's guess.
+//! Every queue has stripes of the disk of its own, so that what it must read depends on no other
+//! queue; requests of one queue that touch the same sectors are never in flight together, as their
+//! order is not defined.
 
 use std::sync::Arc;
 
@@ -84,7 +84,7 @@ impl Mixed {
         }
     }
 
-    /// A request that is in nobody's way.
+    /// A request that touches no sector of one in flight.
     fn next(&mut self) -> Option<Request> {
         let random = &mut self.random;
         let kind = match random.below(16) {

@@ -83,7 +83,7 @@ const TABLE_LEN: usize = 1024;
 /// One virtqueue, driven.
 #[derive(Debug)]
 pub struct Queue {
-    /// The ring below, for those who break its rules.
+    /// The ring below, for tests that break its rules.
     pub ring: Ring,
     /// How answers are waited for.
     pub waiting: Waiting,

@@ -1,5 +1,5 @@
-//! Sealing and resizing in place, with a crash after each single step: the layer holds what it held,
-//! and doing it again does the rest.
+//! Sealing and resizing in place, with a crash after each single step: the layer holds what it
+//! held, and doing it again does the rest.
 
 use std::fs;
 use std::path::Path;
@@ -28,7 +28,8 @@ fn paths(folder: &Path) -> Paths {
     }
 }
 
-/// Makes an upper in `folder` and writes to it; all is durable in the end, or only answered.
+/// Makes a writable layer in `folder` and writes to it; all is durable in the end, or only
+/// answered.
 fn work(folder: &Path, kind: Kind, durable: bool) {
     let header = Header::empty(SECTORS * 512, Uuid::from_u128(1), Uuid::nil());
     create(&paths(folder), kind, &header).unwrap();

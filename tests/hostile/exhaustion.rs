@@ -1,5 +1,5 @@
 //! What the system runs out of while the daemon serves, descriptors and memory, and a layer that is
-//! replaced: reads go on, who is new is refused, and all is well when there is enough again.
+//! replaced: reads go on, new connections are refused, and all is well when there is enough again.
 
 use std::fs;
 
@@ -37,7 +37,7 @@ fn out_of_descriptors() {
     guest.assert_reads(0, &disk.content);
     let open = disk.daemon.count("fd") as u64;
     limit(&disk.daemon, Resource::Nofile, Some(open));
-    // Nobody can be accepted.
+    // No connection can be accepted.
     let waiting = [disk.daemon.connect(), disk.daemon.connect()];
     guest.assert_reads(0, &disk.content);
     // One can be accepted, and no descriptor of its own be taken.
@@ -54,7 +54,8 @@ fn out_of_memory_for_a_guest() {
     let mut disk = Disk::serve();
     disk.guest(Options::default())
         .assert_reads(0, &disk.content);
-    // Once somebody else is served, that memory is gone; and who needs none is served in any case.
+    // That memory is gone once another front-end is served; one that needs none is served in any
+    // case.
     let no_memory = |disk: &Disk| {
         let session = Session::negotiate(disk.daemon.connect(), Wanted::all());
         let mut session = session.expect("session");

@@ -63,7 +63,7 @@ fn read_all(guest: &mut Guest, disk: &[u8]) {
 }
 
 #[test]
-fn a_slow_read_holds_nobody_up() {
+fn a_slow_read_delays_no_other() {
     for (form, file, disk) in forms() {
         let scratch = tempfile::tempdir().unwrap();
         let healthy = write(scratch.path(), "layer", &file);
@@ -206,7 +206,7 @@ fn a_layer_cut_short_in_service_gives_errors_and_recovers() {
             read_all(&mut guest, &disk);
             let file = File::options().write(true).open(&path).unwrap();
             file.set_len(end).unwrap();
-            // Files end in whole pages for whoever mapped them, so go a little further.
+            // In a mapping a file ends with a whole page, so read a little further.
             let answer = guest.request(0, IN, 2100, 4096);
             assert_eq!(answer.status, IOERR, "{form} {io}");
             let answer = guest.request(0, IN, 8, 4096);

@@ -1,5 +1,5 @@
 //! Many snapshots in one life of a device: whatever was written, and whether what is frozen was
-//! sealed or not, everybody reads what was written last, at any moment.
+//! sealed or not, each reader gets what was written last, at any moment.
 
 use std::fs;
 use std::path::Path;
@@ -210,7 +210,7 @@ fn run(disk: &Disk, steps: &[Step], history: &History) -> Vec<(Stack, Vec<Versio
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(40) })]
     #[test]
-    fn everybody_reads_what_was_written_last(steps in prop::collection::vec(step(), 1..120)) {
+    fn each_reader_gets_what_was_written_last(steps in prop::collection::vec(step(), 1..120)) {
         for kind in KINDS {
             let disk = Disk::new(kind);
             let since = vec![(vec![BELOW], 0); SECTORS as usize];
@@ -282,7 +282,7 @@ fn hundreds_of_snapshots() {
         let to = fs::read_link(file.as_ref().unwrap().path());
         to.is_ok_and(|to| to.starts_with(disk.folder.path()))
     });
-    // The active upper has five, the layer below one.
+    // The active writable layer has five, the layer below one.
     assert_eq!(own.count(), COUNT as usize + 6);
 
     let mut bytes = [0; 512];
@@ -301,7 +301,7 @@ fn hundreds_of_snapshots() {
     assert!(list.iter().all(|snapshot| snapshot.sealed));
 }
 
-/// Who only takes snapshots and never seals them is made to.
+/// Layers are sealed even if the caller only takes snapshots.
 #[test]
 fn what_is_not_sealed_stays_little() {
     let disk = Disk::new(Kind::Hybrid);

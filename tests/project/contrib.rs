@@ -63,7 +63,7 @@ fn a_kata_direct_volume_is_written_and_removed() {
     assert_eq!(refused.status.code(), Some(1));
     assert!(
         text(&refused.stderr).contains(&socket),
-        "names the socket nobody listens on"
+        "names the socket that no process listens on"
     );
 
     let _listener = UnixListener::bind(&socket).unwrap();

@@ -14,7 +14,7 @@ use common::daemon;
 use common::disk;
 use common::guest::{Guest, Options};
 
-/// Starts the daemon as nobody, on layers only the starter may read.
+/// Starts the daemon as the user `nobody`, on layers that only the user who starts it may read.
 #[test]
 fn another_user_serves_what_only_the_starter_may_open() {
     const NOBODY: u32 = 65534;
@@ -81,7 +81,7 @@ fn another_user_serves_what_only_the_starter_may_open() {
     }
     kill_process(pid, Signal::TERM).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
-    assert!(!socket.exists(), "nobody could remove it");
+    assert!(!socket.exists(), "the user `nobody` could remove it");
     assert_eq!(fs::read(result).unwrap(), b"success");
 }
 

@@ -63,7 +63,7 @@ fn stop(mut child: Child) {
 }
 
 fn connect(path: &Path) -> UnixStream {
-    UnixStream::connect(path).expect("somebody listens")
+    UnixStream::connect(path).expect("the socket listens")
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn announcements_that_are_wrong_are_refused() {
     says(&refused(passed(), "1", "here", &[]), environment);
     let two = refused(passed(), "2", "$$; exec 4<&3", &[]);
     says(&two, "expected 1 socket, found 2");
-    // For somebody else: as if there were none.
+    // Meant for another process: as if there were none.
     says(&refused(passed(), "1", "1", &[]), "no socket");
     says(&refused(passed(), "0", "$$", &[]), "no socket");
     let named = ["--socket", other.to_str().unwrap()];
@@ -202,7 +202,7 @@ fn the_service_manager_is_told_of_start_and_end() {
         let mut stream = connect(&socket);
         stop(child);
         assert_eq!(next(), "STOPPING=1", "{name}");
-        // Nobody is left to answer.
+        // No process is left to answer.
         let end = stream.read(&mut [0]).map_err(|error| error.kind());
         assert!(
             matches!(end, Ok(0) | Err(ErrorKind::ConnectionReset)),

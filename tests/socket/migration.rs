@@ -294,6 +294,6 @@ fn the_device_state_is_empty() {
     File::from(write).write_all(b"not ours").expect("state");
     assert!(
         guest.session.frontend.check_device_state().is_err(),
-        "somebody else's state"
+        "the state of another device"
     );
 }

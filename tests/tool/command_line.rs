@@ -141,7 +141,7 @@ fn layers_that_cannot_be_served_are_named_in_one_line() {
 }
 
 /// Runs `body` without the capabilities that let root open anything; children have none either.
-fn as_anybody<T: Send>(body: impl FnOnce() -> T + Send) -> T {
+fn as_another_user<T: Send>(body: impl FnOnce() -> T + Send) -> T {
     let unprivileged = || {
         if rustix::process::geteuid().is_root() {
             set_capabilities_secure_bits(CapabilitiesSecureBits::NO_ROOT).expect("securebits");
@@ -167,8 +167,8 @@ fn a_layer_without_permission_is_named() {
     fs::set_permissions(&layer, fs::Permissions::from_mode(0o000)).expect("permissions");
     let socket = directory.path().join("s");
     let name = layer.to_str().expect("UTF-8");
-    let output = as_anybody(|| {
-        fs::File::open(&layer).expect_err("nobody may read it");
+    let output = as_another_user(|| {
+        fs::File::open(&layer).expect_err("only root may read it");
         serve(&socket, name)
     });
     assert_cannot_serve(&output, &[name, "ermission"]);
@@ -306,7 +306,7 @@ fn a_stale_socket_is_replaced_and_other_files_are_not() {
         &[nowhere.to_str().expect("UTF-8")],
     );
 
-    // A socket somebody listens on, though it is no daemon of ours.
+    // A socket that listens, though not of a daemon of ours.
     let taken = directory.path().join("taken");
     let _listener = UnixListener::bind(&taken).expect("socket");
     assert_cannot_serve(

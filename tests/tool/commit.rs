@@ -16,7 +16,8 @@ const PAIR: [&str; 4] = [
     "golden pair",
 ];
 
-/// As upstream commits the same upper: raw byte for byte, the rest but for the codecs' bytes.
+/// As upstream commits the same writable layer: raw byte for byte, the rest but for the codecs'
+/// bytes.
 #[test]
 fn golden_pairs() {
     let dir = tempfile::tempdir().unwrap();
@@ -96,7 +97,7 @@ fn golden_uppers_of_all_kinds() {
 }
 
 /// Whatever was written, by a process that was killed too: the layer upon the lower one reads as
-/// the upper did, and so do both merged, and the upper sealed.
+/// the writable layer did, and so do both merged, and the writable layer sealed.
 #[test]
 fn all_ways_to_a_layer_read_the_same() {
     for (kind, seed) in KINDS

@@ -37,7 +37,7 @@ fn ovbd(dir: &TempDir, args: &[&str], input: &[u8]) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // A tool that does not want its input is none the worse for it.
+    // A tool that does not read its input may have closed it.
     let _ = child.stdin.take().unwrap().write_all(input);
     child.wait_with_output().unwrap()
 }

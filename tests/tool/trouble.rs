@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::writable::*;
 use super::*;
 
-/// An upper with some megabytes of noise, and its content.
+/// A writable layer with some megabytes of noise, and its content.
 fn large(dir: &TempDir) -> Vec<u8> {
     let paths = paths(dir);
     let mut disk = tagged(12 << 20, 3);

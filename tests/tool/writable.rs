@@ -25,8 +25,8 @@ pub fn header(size: u64) -> Header {
     Header::empty(size, Uuid::from_u128(0x77), Uuid::from_u128(0x66))
 }
 
-/// An upper of a process that was killed while it wrote: some of what it holds is only in the
-/// journal. `disk` holds what lies below, and then what was written.
+/// A writable layer of a process that was killed while it wrote: some of what it holds is only in
+/// the journal. `disk` holds what lies below, and then what was written.
 pub fn write_at_random(paths: &Paths, kind: Kind, random: &mut Random, disk: &mut [u8]) {
     create(paths, kind, &header(disk.len() as u64)).unwrap();
     let upper = open_upper(paths);
@@ -54,15 +54,15 @@ pub fn write_at_random(paths: &Paths, kind: Kind, random: &mut Random, disk: &mu
     close(upper);
 }
 
-/// Closes an upper, for everybody.
+/// Closes the layer and waits until its file is free.
 pub fn close(upper: WritableLayer) {
     let path = upper.paths().data.clone();
     drop(upper);
     free(&path);
 }
 
-/// Waits until a data file is free that was closed. Another test's thread may be about to run a
-/// program meanwhile, which has all our files open until it starts.
+/// Waits until a closed data file is free: a child process of another test has all files of this
+/// process open until it runs its program.
 pub fn free(data: &Path) {
     let data = File::open(data).unwrap();
     data.lock().unwrap();

@@ -100,7 +100,7 @@ fn a_second_machine_reads_what_the_first_one_wrote_from_a_committed_layer() {
     linux.power_off();
     assert_eq!(daemon.terminate().code(), Some(0));
 
-    // The second one has no upper, but a layer made of it.
+    // The second one has no writable layer, but a layer made of it.
     let committed = dir.path().join("committed.obd");
     let files = |name: &str| upper.join(name).display().to_string();
     let pair = format!(

@@ -218,7 +218,7 @@ pub fn warm(files: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// Makes the page cache forget files that nobody has mapped.
+/// Makes the page cache forget files that no process has mapped.
 pub fn forget(files: &[PathBuf]) -> Result<()> {
     for file in files {
         let file = File::open(file)?;

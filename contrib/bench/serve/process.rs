@@ -78,7 +78,7 @@ impl Process {
         let start = Instant::now();
         loop {
             match UnixStream::connect(self.dir.path().join(SOCKET)) {
-                // The socket is there before anybody listens.
+                // The socket is there before it listens.
                 Err(_) if start.elapsed() < PATIENCE => thread::sleep(Duration::from_millis(1)),
                 result => return Ok(result?),
             }

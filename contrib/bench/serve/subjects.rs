@@ -11,7 +11,7 @@ const TALL: usize = 255;
 /// Files of the qcow2 chain.
 const CHAIN: usize = 8;
 
-/// Who serves, and of what sort the data is.
+/// The server, and the form of the data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Our daemon.
@@ -154,7 +154,8 @@ impl Build {
     }
 }
 
-/// How `qemu-storage-daemon` reads files: name, options of the file, whether in a thread that polls.
+/// How `qemu-storage-daemon` reads files: name, options of the file, whether in a thread that
+/// polls.
 const WAYS: [(&str, &str, bool); 4] = [
     ("threads", "aio=threads", false),
     ("io_uring", "aio=io_uring", false),

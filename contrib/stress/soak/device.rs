@@ -40,8 +40,8 @@ pub struct Plan {
     pub options: &'static [&'static str],
     /// Whether its daemon is killed and restarted. One that is not shows leaks.
     pub restarts: bool,
-    /// Whether it has a writable layer. Then its front-end writes as much as it reads, and its lower
-    /// layers are left whole.
+    /// Whether it has a writable layer. Then its front-end writes as much as it reads, and its
+    /// lower layers are left whole.
     pub writable: bool,
 }
 
@@ -69,7 +69,7 @@ impl Work<'_> {
     }
 }
 
-/// Who makes the trouble.
+/// What makes the trouble.
 struct Controller<'i> {
     image: &'i Image,
     plan: &'i Plan,
@@ -156,8 +156,8 @@ impl Controller<'_> {
         self.counts.memory_cuts.add(1);
     }
 
-    /// All that was answered is there, also after a crash; and after a flush, also without what only
-    /// lasts as long as the system runs.
+    /// All that was answered is there, also after a crash; and after a flush, also without what
+    /// only lasts as long as the system runs.
     fn verify_all(mut self, work: &[Work], folder: &Path) {
         self.session = None;
         let mut model = self.image.content.to_vec();

@@ -1,6 +1,6 @@
-//! Everything an upper does to its files, recorded; then a crash after each single step of it, by a
-//! killed process or by a power loss, and what the next process finds. Now and then there is no room
-//! for the index.
+//! Everything a writable layer does to its files, recorded; then a crash after each single step of
+//! it, by a killed process or by a power loss, and what the next process finds. Now and then there
+//! is no room for the index.
 
 mod order;
 
@@ -39,7 +39,7 @@ const OPTIONS: Options = Options {
 
 type Content = [u8; 512];
 
-/// What a sector reads as where the upper has nothing.
+/// What a sector reads as where the writable layer has nothing.
 const BELOW: Content = [0xBB; 512];
 
 /// One thing the guest did.
@@ -73,7 +73,7 @@ fn open(folder: &Path, stack: &Stack) -> (Volume, Snapshots) {
     Snapshots::open(stack, &paths(folder), OPTIONS).unwrap()
 }
 
-/// From now on there is no room for a longer index of any upper.
+/// From now on there is no room for a longer index of any writable layer.
 fn fill(recorder: &Recorder) {
     for name in recorder.names() {
         let name = name.to_str().unwrap();
@@ -108,7 +108,7 @@ fn make(recorder: &Recorder, kind: Kind) {
     create(&paths(recorder.path()), kind, &header).unwrap();
 }
 
-/// Makes an upper and works on it; returns what was done.
+/// Makes a writable layer and works on it; returns what was done.
 fn work(recorder: &Recorder, stack: &Stack, kind: Kind, random: &mut Random) -> Vec<Step> {
     make(recorder, kind);
     let mut device = open(recorder.path(), stack);
@@ -310,8 +310,8 @@ fn crash_everywhere(kind: Kind, seed: u64) {
     }
 }
 
-/// Asserts that the next process finds in `folder` what is `expected`, and the last snapshot that was
-/// answered.
+/// Asserts that the next process finds in `folder` what is `expected`, and the last snapshot that
+/// was answered.
 fn check(
     folder: &Path,
     stack: &Stack,

@@ -2,8 +2,8 @@
 
 use super::*;
 
-/// An index that points past the end of the data, as one whose data was never durable does, does not
-/// come to point at what is appended, however far sealing or resizing got.
+/// An index that points past the end of the data, as one whose data was never durable does, does
+/// not come to point at what is appended, however far sealing or resizing got.
 #[test]
 fn what_is_appended_is_no_data() {
     for kind in [Kind::Append, Kind::Hybrid, Kind::Sparse] {
@@ -49,8 +49,8 @@ fn what_is_appended_is_no_data() {
     }
 }
 
-/// A process is killed before the name of its new index, or of its files, is durable. What the next one
-/// answers a flush for is there all the same after a power loss.
+/// A process is killed before the name of its new index, or of its files, is durable. What the next
+/// one answers a flush for is there all the same after a power loss.
 #[test]
 fn names_that_were_not_durable() {
     let killed_after = |last: fn(&Op) -> bool| {
@@ -147,8 +147,8 @@ fn writes_do_not_wait_until_the_list_lasts() {
     });
 }
 
-/// What the index points at is not written to before it points elsewhere, whoever opens the layer
-/// meanwhile.
+/// What the index points at is not written to before it points elsewhere, also when the layer
+/// is opened meanwhile.
 #[test]
 fn space_is_not_used_again_before_a_flush() {
     for kind in [Kind::Append, Kind::Hybrid] {

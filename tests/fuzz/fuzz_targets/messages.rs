@@ -12,8 +12,8 @@
 //! | 6 | a kick, and a moment for it | - |
 //! | 7 | a file cut short or made whole | which, pages |
 //!
-//! The upper bits of the first kind say what disk it is: below 0x80 it is read-only, then a writable
-//! layer of each kind above the same image.
+//! The upper bits of the first kind say what disk it is: below 0x80 it is read-only, then a
+//! writable layer of each kind above the same image.
 #![no_main]
 
 use std::fs::File;
@@ -148,7 +148,7 @@ impl Layer {
         Volume::writable(image(), vec![upper])
     }
 
-    /// Nobody may have it open.
+    /// No process may have it open.
     fn check(&self, disk: Arc<Disk>) {
         let before = held(&disk.volume);
         drop(Arc::into_inner(disk).expect("the session let go of the disk"));

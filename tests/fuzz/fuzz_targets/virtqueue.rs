@@ -98,7 +98,9 @@ fuzz_target!(|bytes: &[u8]| {
         let Ok(Some(head)) = queue.pop() else { break };
         assert!(head.number() < size);
         let walked = chain.walk(&memory, queue.descriptors(), head.number(), indirect);
-        let answered = walked.as_ref().map_or_else(|bad| bad.status, |status| Some(*status));
+        let answered = walked
+            .as_ref()
+            .map_or_else(|bad| bad.status, |status| Some(*status));
         let Some(status) = answered else {
             // The queue stops here.
             queue.put_back(head);
@@ -106,7 +108,9 @@ fuzz_target!(|bytes: &[u8]| {
             break;
         };
         if walked.is_ok() {
-            assert!(chain.readable().pieces().len() + chain.writable().pieces().len() <= MAX_PIECES);
+            assert!(
+                chain.readable().pieces().len() + chain.writable().pieces().len() <= MAX_PIECES
+            );
             let config = DeviceConfig {
                 capacity: Sector(CAPACITY),
                 queues: 1,

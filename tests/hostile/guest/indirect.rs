@@ -24,7 +24,7 @@ fn next_outside_of_the_indirect_table() {
         let mut target = target();
         let placed = target.guest.place(IN, 0, 512);
         let mut table = linked(&placed, 0);
-        // What lies behind the table is a good status descriptor, which is none of this chain.
+        // What lies behind the table is a good status descriptor, which is not part of this chain.
         let behind = table[2];
         table[1].next = next;
         table.push(behind);

@@ -9,7 +9,7 @@ use common::PATIENCE;
 use common::blk::{self, FILL};
 use common::content::Random;
 
-/// Bytes on either side of the data that nobody may write.
+/// Bytes on either side of the data that the device must not write.
 const GUARD: u64 = 4096;
 const DATA: u32 = 4096;
 

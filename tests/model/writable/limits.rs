@@ -79,7 +79,8 @@ fn full_is_an_error_that_passes() {
     disk.check();
 }
 
-/// What was discarded is free once nobody reads it any more; nobody waits for that for ever.
+/// Discarded space is free once no request reads it any more; no request waits for that without
+/// end.
 #[test]
 fn full_passes_when_a_request_ends() {
     let mut disk = Disk::new(Kind::Hybrid);

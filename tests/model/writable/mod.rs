@@ -35,7 +35,7 @@ const KINDS: [Kind; 3] = [Kind::Append, Kind::Sparse, Kind::Hybrid];
 /// Sectors of the disks.
 const SECTORS: u64 = 400;
 
-/// A disk of a layer and an upper, and what it must hold.
+/// A disk of a layer and a writable layer, and what it must hold.
 struct Disk {
     folder: TempDir,
     paths: Paths,
@@ -121,8 +121,8 @@ impl Disk {
         }
     }
 
-    /// Four threads write neighbouring ranges, each twice and with something taken out between, while
-    /// another flushes.
+    /// Four threads write neighbouring ranges, each twice and with something taken out between,
+    /// while another flushes.
     fn write_together(&mut self, start: u64, sectors: u64) {
         self.writes += 1;
         let (volume, fill) = (self.volume.as_ref().unwrap(), self.writes as u8);

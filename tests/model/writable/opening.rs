@@ -32,7 +32,7 @@ fn entries_without_data_never_were() {
         disk.now = before;
         disk.die();
         disk.check();
-        // What is written next takes the place of what is gone, and nobody mistakes it for that.
+        // What is written next takes the place of what is gone, and is not taken for it.
         disk.write(200, 8);
         disk.flush();
         disk.die();

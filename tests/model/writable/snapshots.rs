@@ -75,8 +75,8 @@ fn a_snapshot_that_cannot_be_taken_changes_nothing() {
     assert!(content(&Volume::read_only(image)) == now);
 }
 
-/// Whoever opens what a snapshot froze waits until it is a layer, and takes nothing for one before:
-/// what the guest wrote may end like one.
+/// A process that opens what a snapshot froze waits until it is sealed, and takes nothing for a
+/// layer before: what the guest wrote may end like one.
 #[test]
 fn a_layer_that_is_not_sealed_yet_is_waited_for() {
     for kind in KINDS {
@@ -102,7 +102,7 @@ fn a_layer_that_is_not_sealed_yet_is_waited_for() {
             }
         });
 
-        // Nobody seals what nobody has open.
+        // A layer that no process has open is not sealed.
         forge();
         let snapshot = snapshots.take(&volume, "two").unwrap();
         let unsealed = snapshot.layers.last().unwrap();
@@ -118,7 +118,8 @@ fn a_layer_that_is_not_sealed_yet_is_waited_for() {
     }
 }
 
-/// Who waits for the files while their last user takes a snapshot goes on above that.
+/// A process that waits for the files while their user takes a snapshot goes on above that
+/// snapshot.
 #[test]
 fn a_snapshot_taken_while_the_next_process_waits() {
     for pause in [0, 5, 20, 80] {

@@ -44,7 +44,7 @@ fn read_all(daemon: &Daemon, case: &Case) -> Vec<u8> {
     disk
 }
 
-/// The stacks that are whole and need no writable upper.
+/// The stacks that are whole and need no writable layer.
 fn stacks() -> impl Iterator<Item = Case> {
     let read_only = |case: &Case| !case.has_upper && !case.name.starts_with("14");
     golden::cases().into_iter().filter(read_only)

@@ -166,7 +166,7 @@ fn reconnects_to_a_restarted_daemon() {
 }
 
 /// With an in-flight region the available ring is taken up at the used index plus what is in
-/// flight, so that what the guest submitted while nobody served is answered although the base
+/// flight, so that what the guest submitted while no daemon served is answered although the base
 /// the VMM sends lies behind it.
 #[test]
 fn requests_submitted_while_disconnected_are_answered() {

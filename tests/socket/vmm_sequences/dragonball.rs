@@ -72,7 +72,7 @@ fn acknowledges_everything_and_reconnects_without_a_base() {
             disk.assert_reads(&memory, queue, &buffers);
         }
         disk.daemon.kill();
-        // Submitted while nobody serves: behind the used index, which is the base then.
+        // Submitted while no daemon serves: behind the used index, which is the base then.
         let placed = buffers.place(&memory, 7, 1234 + round);
         queues[1].submit(&placed.chain, Layout::Direct);
         queues[1].publish();

@@ -117,8 +117,8 @@ fn starts_stops_and_starts_where_it_stood() {
     }
 }
 
-/// QEMU takes the used index for its base when GET_VRING_BASE failed: what it submitted and what
-/// nobody answered is served again.
+/// QEMU takes the used index for its base when GET_VRING_BASE failed: requests that were
+/// submitted and not answered are served again.
 #[test]
 fn reconnects_with_the_used_index_as_base() {
     let mut disk = Disk::serve();

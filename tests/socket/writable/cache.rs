@@ -52,7 +52,8 @@ fn what_a_flush_covers_outlives_a_power_loss() {
     assert_beginning(&mut guest, &model);
 }
 
-/// Without FLUSH and CONFIG_WCE, as Firecracker's default has it; and with the latter, switched off.
+/// Without FLUSH and CONFIG_WCE, as Firecracker's default has it; and with the latter, switched
+/// off.
 #[test]
 fn who_cannot_flush_or_does_not_want_to_has_writes_durable_when_answered() {
     for round in 0..3 {
@@ -105,7 +106,7 @@ fn switching_the_cache_off_makes_durable_what_was_written_and_on_again_is_on() {
     assert_beginning(&mut guest, &model);
 }
 
-/// A driver that switched the cache off flushes no more, whoever serves it meanwhile.
+/// A driver that switched the cache off flushes no more, also after a restart of the daemon.
 #[test]
 fn a_cache_that_is_off_stays_off_when_the_daemon_is_started_again() {
     let mut disk = Writable::serve();

@@ -274,7 +274,7 @@ fn who_asks_wrongly_is_told_so() {
     assert_eq!(send(&socket, "what?\r\n\r\n").unwrap().0, 400);
     let whole = "GET http://localhost/api/v1/device HTTP/1.1\r\nHost: localhost\r\n\r\n";
     assert_eq!(send(&socket, whole).unwrap().0, 200);
-    // Who sends more than is read is answered all the same.
+    // A client that sends more than is read is answered all the same.
     let much = "x".repeat(70_000);
     for (text, expected) in [
         (format!("GET / HTTP/1.1\r\nA: {much}\r\n\r\n"), 413),
@@ -305,7 +305,7 @@ fn who_asks_wrongly_is_told_so() {
 
 /// Silent ones are sent away after 5 seconds: until then, others are served.
 #[test]
-fn who_stays_silent_holds_nobody_up() {
+fn a_silent_client_delays_no_other() {
     let controlled = serve();
     let mut silent: Vec<_> = (0..7)
         .map(|_| UnixStream::connect(controlled.socket()).unwrap())

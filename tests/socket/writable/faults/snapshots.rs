@@ -83,7 +83,8 @@ fn a_snapshot_that_storage_refuses() {
     assert_beginning(&mut fixture.disk.plain_guest(), &fixture.model);
 }
 
-/// The answer is there before the layer is; who opens it meanwhile has it once it is sealed.
+/// The answer comes before the layer is sealed; a daemon that opens it meanwhile serves it once it
+/// is.
 #[test]
 fn a_snapshot_is_answered_before_it_is_sealed() {
     let folder = tempfile::tempdir().unwrap();

@@ -2,9 +2,9 @@
 
 use super::*;
 
-/// Who writes where only a flush makes room waits for it; nobody else does.
+/// A write that only a flush makes room for waits for the flush; no other request does.
 #[test]
-fn a_write_that_waits_for_a_flush_holds_nobody_up() {
+fn a_write_that_waits_for_a_flush_delays_no_other_request() {
     let files = Recorder::mount();
     let options = ["--upper-limit", "16K"];
     let mut fixture = Fixture::new(Writable::serve_at(files.path(), &options));
