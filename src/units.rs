@@ -46,6 +46,36 @@ impl ByteOffset {
     }
 }
 
+/// Parses a number of bytes, with an optional suffix K, M, G or T (powers of 1024) in either case.
+///
+/// # Errors
+/// [`SizeError`] for any other text, and for 2^64 bytes and more.
+pub fn parse_size(text: &str) -> Result<u64, SizeError> {
+    let units = [("k", 10), ("m", 20), ("g", 30), ("t", 40)];
+    let lower = text.to_ascii_lowercase();
+    let suffixed = units
+        .iter()
+        .find_map(|(suffix, shift)| Some((lower.strip_suffix(suffix)?, *shift)));
+    let (digits, shift) = suffixed.unwrap_or((&lower, 0));
+    // Parsing a number accepts a sign.
+    let number = digits
+        .parse::<u64>()
+        .ok()
+        .filter(|_| !digits.starts_with('+'));
+    let size = number.and_then(|number| number.checked_mul(1 << shift));
+    size.ok_or_else(|| SizeError {
+        found: text.chars().take(40).collect(),
+    })
+}
+
+/// A text is not a number of bytes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected a number of bytes, or one with K, M, G or T, as 512M; found {found:?}")]
+pub struct SizeError {
+    /// The text, cut after 40 characters.
+    pub found: String,
+}
+
 impl fmt::Display for Sector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "sector {}", self.0)
@@ -55,5 +85,41 @@ impl fmt::Display for Sector {
 impl fmt::Display for ByteOffset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "byte {}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_suffixes_up_to_tebibytes() {
+        for (text, size) in [
+            ("0", 0),
+            ("512", 512),
+            ("3k", 3 << 10),
+            ("3K", 3 << 10),
+            ("1M", 1 << 20),
+            ("2g", 2 << 30),
+            ("64T", 64 << 40),
+            ("16777215T", u64::MAX >> 40 << 40),
+        ] {
+            assert_eq!(parse_size(text).unwrap(), size, "{text}");
+        }
+        for text in [
+            "",
+            "T",
+            "-1",
+            "+1",
+            "1 K",
+            "1KB",
+            "1.5G",
+            "0x10",
+            "16777216T",
+            "é",
+        ] {
+            let error = parse_size(text).unwrap_err().to_string();
+            assert!(error.contains("with K, M, G or T"), "{error}");
+        }
     }
 }

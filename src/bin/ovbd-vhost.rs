@@ -9,7 +9,9 @@ use clap::{CommandFactory, Parser};
 use ovbd_vhost::daemon::config::{Config, ImageSource, MAX_QUEUES, UpperSource};
 use ovbd_vhost::daemon::{self, activation};
 use ovbd_vhost::engine::Tuning;
+use ovbd_vhost::image::Lineage;
 use ovbd_vhost::reason::reason;
+use ovbd_vhost::units::parse_size;
 use ovbd_vhost::virtio::queue::MAX_QUEUE_SIZE;
 use ovbd_vhost::virtio::request::SERIAL_LEN;
 use ovbd_vhost::writable;
@@ -56,6 +58,10 @@ struct Args {
     #[arg(long, value_name = "FILE", conflicts_with = "layers")]
     config: Option<PathBuf>,
 
+    /// Use layers that do not lie upon the layers they were made upon.
+    #[arg(long)]
+    force: bool,
+
     /// Writable layer above them, or alone: its two files.
     #[arg(
         long,
@@ -71,7 +77,7 @@ struct Args {
     /// Bytes of data the writable layer may hold, as 10G [default: as storage has room]. Counts
     /// sectors of 512 bytes, not the blocks that storage keeps them in, and neither index nor
     /// journal; and each layer by itself that a snapshot puts above another.
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     upper_limit: Option<u64>,
 
     /// Number of virtqueues offered, each with an io_uring ring of its own (15 KiB of kernel
@@ -98,11 +104,11 @@ struct Args {
     cpus: Vec<usize>,
 
     /// Bytes of decoded blocks to keep for all queues, as 64M or 1G; 0 keeps none.
-    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_bytes)]
     block_cache: u64,
 
     /// Bytes to read ahead of a guest that reads in order, as 1M; 0 leaves it to the kernel.
-    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_bytes)]
     readahead: u64,
 
     /// Drop compressed bytes from the page cache once they are decompressed.
@@ -129,18 +135,13 @@ enum Io {
     Pread,
 }
 
-/// A number of bytes, with an optional suffix K, M or G (powers of 1024).
-fn parse_size(text: &str) -> Result<u64, String> {
-    let (digits, unit) = match text.char_indices().last() {
-        Some((at, 'K' | 'k')) => (&text[..at], 1 << 10),
-        Some((at, 'M' | 'm')) => (&text[..at], 1 << 20),
-        Some((at, 'G' | 'g')) => (&text[..at], 1 << 30),
-        _ => (text, 1),
-    };
-    let size: Option<u64> = digits.parse().ok();
-    size.and_then(|size| size.checked_mul(unit))
-        .filter(|size| *size <= 1 << 46)
-        .ok_or_else(|| "expected bytes, or a number with K, M or G, up to 64 TiB".to_owned())
+/// A number of bytes up to 64 TiB, which is more than there is of memory or storage.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let size = parse_size(text).map_err(|error| error.to_string())?;
+    match size <= 64 << 40 {
+        true => Ok(size),
+        false => Err("expected at most 64T".to_owned()),
+    }
 }
 
 fn parse_mode(text: &str) -> Result<u32, String> {
@@ -191,6 +192,10 @@ impl From<Args> for Config {
             image: match args.config {
                 Some(path) => ImageSource::Config(path),
                 None => ImageSource::Layers(args.layers),
+            },
+            lineage: match args.force {
+                true => Lineage::Ignored,
+                false => Lineage::Checked,
             },
             upper: match (args.upper, args.upper_auto) {
                 (Some(paths), _) => Some(UpperSource::Files(paths)),

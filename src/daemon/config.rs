@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::thread;
 
 use crate::engine::Tuning;
+use crate::image::Lineage;
 use crate::virtio::request::SERIAL_LEN;
 use crate::writable;
 
@@ -29,6 +30,8 @@ pub struct Config {
     pub sandbox: bool,
     /// The layers.
     pub image: ImageSource,
+    /// What to do about layers that do not lie upon the layers they were made upon.
+    pub lineage: Lineage,
     /// The writable layer above them, unless an image config names it or there is none.
     pub upper: Option<UpperSource>,
     /// Most bytes of data the writable layer may hold, if there is a bound.

@@ -30,6 +30,7 @@ pub fn open(
     stack: &Stack,
     configured: Option<UpperFiles>,
 ) -> Result<Device, Error> {
+    let stack = &stack.clone().with_lineage(config.lineage);
     // Kept until the layer is open, and with that locked itself.
     let mut _alone = None;
     let upper = match (&config.upper, configured) {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use thiserror::Error;
 
+use super::lineage::Lineage;
 use crate::format::digest::DigestError;
 use crate::source::{LayerRef, RemoteBlob};
 
@@ -97,9 +98,10 @@ pub enum Error {
 }
 
 /// The layers of an image, bottom first.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stack {
     layers: Vec<LayerRef>,
+    lineage: Lineage,
 }
 
 impl Stack {
@@ -107,7 +109,25 @@ impl Stack {
     pub fn new(layers: impl IntoIterator<Item = impl Into<LayerRef>>) -> Self {
         Self {
             layers: layers.into_iter().map(Into::into).collect(),
+            lineage: Lineage::default(),
         }
+    }
+
+    /// The same layers, with `lineage` for those that do not lie upon their parents.
+    pub fn with_lineage(self, lineage: Lineage) -> Self {
+        Self { lineage, ..self }
+    }
+
+    /// The same layers, with others above them.
+    pub fn above(&self, layers: impl IntoIterator<Item = LayerRef>) -> Self {
+        let mut stack = self.clone();
+        stack.layers.extend(layers);
+        stack
+    }
+
+    /// What to do about layers that do not lie upon their parents.
+    pub fn lineage(&self) -> Lineage {
+        self.lineage
     }
 
     /// The layers, bottom first.
@@ -244,6 +264,7 @@ impl Config {
         let layers = layers.map(|(number, lower)| self.lower(number, lower));
         let stack = Stack {
             layers: layers.collect::<Result<_, _>>()?,
+            lineage: Lineage::default(),
         };
         Ok((stack, files))
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use thiserror::Error;
+use uuid::Uuid;
 
 use super::segment::{MAX_LAYERS, MAX_MAPPINGS, MAX_MOFFSET};
 use crate::format::{lsmt, tar, zfile};
@@ -105,6 +106,32 @@ pub enum Error {
         offset: u64,
         /// What is wrong.
         source: BlockError,
+    },
+    /// A layer lies upon another layer than the one it was made upon.
+    #[error(
+        "{layer} was made upon layer {parent}, but lies upon {below}, which is layer {found}: put the layers in order, bottom first, and leave none out; --force uses them as they are"
+    )]
+    WrongParent {
+        /// The layer.
+        layer: LayerRef,
+        /// Uuid of its parent.
+        parent: Uuid,
+        /// The layer below it.
+        below: LayerRef,
+        /// Uuid of the layer below it.
+        found: Uuid,
+    },
+    /// A layer lies below the one it was made upon.
+    #[error(
+        "{layer} was made upon layer {parent}, but lies below it ({above}): put the layers in order, bottom first; --force uses them as they are"
+    )]
+    WrongOrder {
+        /// The layer.
+        layer: LayerRef,
+        /// Uuid of its parent.
+        parent: Uuid,
+        /// The layer with that uuid.
+        above: LayerRef,
     },
     /// A stack of no layers.
     #[error("an image needs at least one layer")]

@@ -13,6 +13,7 @@ mod container;
 mod error;
 pub mod index;
 pub mod layer;
+pub mod lineage;
 mod parallel;
 pub mod plan;
 pub mod reader;
@@ -26,12 +27,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use container::{Container, MAX_STORED, ZFileMap};
 pub use error::{BlockError, Error};
+pub use lineage::Lineage;
 pub use segment::MAX_LAYERS;
 pub use stack::OpenStack;
 
 use config::Stack;
 use index::Index;
 use layer::Layer;
+use lineage::Placed;
 use parallel::Workers;
 use plan::Pieces;
 use segment::{MAX_MAPPINGS, Segment};
@@ -49,6 +52,7 @@ pub struct Image {
     layers: Vec<Layer>,
     index: Index,
     size: u64,
+    lineage: Lineage,
 }
 
 impl Image {
@@ -62,13 +66,13 @@ impl Image {
 
     /// Loads all layers of a stack and merges their indexes. Opens no file.
     ///
-    /// The disk is as large as the topmost layer with a size says. Layers that name each other in
-    /// another order than given are warned of in the log, but loaded: the names are not reliable.
+    /// The disk is as large as the topmost layer with a size says.
     ///
     /// # Errors
-    /// Those of [`Layer::load`] for any layer; [`Error::TooManyMappings`] and [`Error::NoSize`].
+    /// Those of [`Layer::load`] for any layer; [`Error::TooManyMappings`], [`Error::NoSize`] and
+    /// [`Error::WrongParent`] and [`Error::WrongOrder`].
     pub fn load(stack: OpenStack) -> Result<Self, Error> {
-        let workers = stack.workers;
+        let (workers, lineage) = (stack.workers, stack.lineage);
         let (layers, lists) = load(stack)?;
         let size = layers
             .iter()
@@ -78,12 +82,14 @@ impl Image {
             .into_iter()
             .find(|size| *size > 0)
             .ok_or(Error::NoSize)?;
-        warn_of_order(&layers);
+        let placed: Vec<_> = layers.iter().map(Layer::placed).collect();
+        lineage.check(&placed)?;
         let index = Index::new(&merge_all(workers, lists));
         Ok(Self {
             layers,
             index,
             size,
+            lineage,
         })
     }
 
@@ -94,6 +100,7 @@ impl Image {
             layers: Vec::new(),
             index: Index::new(&[]),
             size: 0,
+            lineage: Lineage::Checked,
         }
     }
 
@@ -134,6 +141,16 @@ impl Image {
     /// The layers, bottom first.
     pub fn layers(&self) -> &[Layer] {
         &self.layers
+    }
+
+    /// Refuses a layer to be put above this image that was made upon another one.
+    ///
+    /// # Errors
+    /// [`Error::WrongParent`], unless the image's [`Lineage`] is ignored.
+    pub fn check_child(&self, child: Placed) -> Result<(), Error> {
+        let top = self.layers.last().map(Layer::placed);
+        let pair: Vec<_> = top.into_iter().chain([child]).collect();
+        self.lineage.check(&pair)
     }
 
     /// The merged index.
@@ -230,24 +247,4 @@ fn merge_all(workers: Workers, mut lists: Vec<Vec<Segment>>) -> Vec<Segment> {
         };
     }
     lists.pop().unwrap_or_default()
-}
-
-/// Warns of layers whose parent lies above them.
-fn warn_of_order(layers: &[Layer]) {
-    for (number, layer) in layers.iter().enumerate() {
-        let (below, above) = layers.split_at(number);
-        let parent = layer.parent_uuid();
-        let is_parent = |other: &Layer| other.uuid() == parent;
-        if parent.is_nil() || below.last().is_some_and(is_parent) {
-            continue;
-        }
-        if let Some(found) = above[1..].iter().find(|other| is_parent(other)) {
-            log::warn!(
-                "{} was made upon {}, which the stack has above it; the order may be wrong \
-                 (bottom first)",
-                layer.layer_ref(),
-                found.layer_ref(),
-            );
-        }
-    }
 }

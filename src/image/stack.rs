@@ -6,6 +6,7 @@
 
 use super::config::Stack;
 use super::error::Error;
+use super::lineage::Lineage;
 use super::parallel::Workers;
 use super::segment::MAX_LAYERS;
 use crate::source::{self, Blob, LayerRef};
@@ -15,6 +16,7 @@ use crate::source::{self, Blob, LayerRef};
 pub struct OpenStack {
     pub(super) blobs: Vec<Blob>,
     pub(super) workers: Workers,
+    pub(super) lineage: Lineage,
 }
 
 impl Stack {
@@ -34,6 +36,7 @@ impl Stack {
         Ok(OpenStack {
             blobs: blobs.collect::<Result<_, _>>()?,
             workers: Workers::available(),
+            lineage: self.lineage(),
         })
     }
 }

@@ -8,6 +8,7 @@ use crate::format::lsmt::writable::Kind;
 use crate::format::lsmt::{Header, MAX_SECTORS};
 use crate::image::Image;
 use crate::image::config::Stack;
+use crate::image::lineage::Placed;
 use crate::image::reader::Reader;
 use crate::image::segment;
 use crate::source::{Blob, LayerRef};
@@ -20,8 +21,8 @@ use crate::writable::manifest::Pairs;
 /// The files of a disk. At least one of the two is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Files {
-    /// The sealed layers, bottom first; possibly none under an upper.
-    pub layers: Vec<LayerRef>,
+    /// The sealed layers; possibly none under a writable layer.
+    pub stack: Stack,
     /// The writable layer above them, or the first one of it that snapshots have put others above.
     pub upper: Option<Paths>,
 }
@@ -36,9 +37,8 @@ impl Files {
         let mut files = self.clone();
         if let Some(first) = &self.upper {
             let Pairs { frozen, active } = Pairs::follow(first)?;
-            files
-                .layers
-                .extend(frozen.into_iter().map(|pair| pair.data.into()));
+            let frozen = frozen.into_iter().map(|pair| pair.data.into());
+            files.stack = files.stack.above(frozen);
             files.upper = Some(active);
         }
         Ok(files)
@@ -100,6 +100,15 @@ impl Upper {
             index_is_stale,
             blob,
         })
+    }
+
+    /// The layer with the names it gives itself and its parent.
+    pub fn placed(&self) -> Placed {
+        Placed {
+            layer: LayerRef::from(&self.paths.data),
+            uuid: self.header.uuid,
+            parent: self.header.parent_uuid,
+        }
     }
 
     /// Bytes of its data file.
@@ -170,10 +179,13 @@ impl Disk {
         let upper = files.upper.as_ref();
         let upper = upper.map(|paths| Upper::open(paths, ExtentMap::new()));
         let upper = upper.transpose()?;
-        let image = match files.layers.is_empty() && upper.is_some() {
+        let image = match files.stack.layers().is_empty() && upper.is_some() {
             true => None,
-            false => Some(Image::open(&Stack::new(&files.layers))?),
+            false => Some(Image::open(&files.stack)?),
         };
+        if let (Some(image), Some(upper)) = (&image, &upper) {
+            image.check_child(upper.placed())?;
+        }
         Ok(Self::of(image, upper))
     }
 

@@ -24,7 +24,8 @@ pub struct Merge {
     pub blocks: Option<BlockFormat>,
     /// Whether to wrap it in a tar member.
     pub tar: bool,
-    /// Name of the layer; `None`: one made from those of all layers and the message.
+    /// Name of the layer; `None`: that of the topmost layer, or one made from the message if that has
+    /// none.
     pub uuid: Option<Uuid>,
     /// Commit message, of at most 256 bytes.
     pub message: String,
@@ -45,7 +46,9 @@ pub fn merge(task: &Merge, progress: &ProgressBar) -> Result<Written, Error> {
     let upper = disk.upper().map(|upper| &upper.header);
     let names = names.chain(upper.map(|header| (header.uuid, header.parent_uuid)));
     let (names, parents): (Vec<_>, Vec<_>) = names.unzip();
-    let uuid = task.uuid.unwrap_or_else(|| {
+    // Layers above the topmost one name that as their parent, and shall find it.
+    let top = names.last().filter(|top| !top.is_nil());
+    let uuid = task.uuid.or(top.copied()).unwrap_or_else(|| {
         let parts = names.iter().map(|name: &Uuid| &name.as_bytes()[..]);
         let parts: Vec<_> = parts.chain([task.message.as_bytes()]).collect();
         hashed(&parts)

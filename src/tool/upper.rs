@@ -7,7 +7,6 @@ use crate::format::lsmt::Header;
 use crate::format::lsmt::writable::Kind;
 use crate::image::Image;
 use crate::image::config::Stack;
-use crate::source::LayerRef;
 use crate::writable::{self, Paths};
 
 /// What to make.
@@ -17,8 +16,8 @@ pub struct CreateUpper {
     pub paths: Paths,
     /// How data is placed.
     pub kind: Kind,
-    /// The layers it is to lie upon, bottom first; possibly none.
-    pub layers: Vec<LayerRef>,
+    /// The layers it is to lie upon; possibly none.
+    pub stack: Stack,
     /// Size of the disk in bytes; `None`: that of the layers.
     pub size: Option<u64>,
     /// Name of the layer; `None`: a random one.
@@ -30,9 +29,9 @@ pub struct CreateUpper {
 /// # Errors
 /// The layers cannot be opened, a file exists or cannot be written, or the size is impossible.
 pub fn create(task: &CreateUpper) -> Result<(), Error> {
-    let image = match task.layers.is_empty() && task.size.is_some() {
+    let image = match task.stack.layers().is_empty() && task.size.is_some() {
         true => None,
-        false => Some(Image::open(&Stack::new(&task.layers))?),
+        false => Some(Image::open(&task.stack)?),
     };
     let image = image.as_ref();
     let size = image.map_or(0, Image::size);

@@ -26,6 +26,7 @@ use super::{Error, Options, Paths, Volume, WritableLayer, create};
 use crate::format::lsmt::{Header, MAX_ENTRIES};
 use crate::image::Image;
 use crate::image::config::Stack;
+use crate::image::lineage::Placed;
 use crate::image::segment::{MAX_LAYERS, MAX_MAPPINGS};
 use crate::source::{self, LayerRef};
 use crate::units::SECTOR_SIZE;
@@ -89,6 +90,7 @@ impl Snapshots {
             layer.absolute().map_err(failed)
         });
         let own: Vec<_> = own.collect::<Result<_, _>>()?;
+        let own = Stack::new(own).with_lineage(stack.lineage());
         let path = list_path(&first);
         loop {
             let list = load(&path)?;
@@ -103,7 +105,7 @@ impl Snapshots {
     /// Opens what `list` says.
     fn open_as(
         first: &Paths,
-        own: &[LayerRef],
+        own: &Stack,
         options: Options,
         list: &Manifest,
     ) -> Result<(Volume, Self), Error> {
@@ -111,7 +113,7 @@ impl Snapshots {
             // It may be there without being there for good, and what is done next cannot be undone.
             sync_folder_of(&list_path(first))?;
         }
-        let mut layers = own.to_vec();
+        let mut layers = Vec::new();
         // One that there is no room to seal stays an upper, and with it all above.
         let (mut unsealed, mut no_room) = (Vec::new(), None);
         let pairs = list.pairs(first);
@@ -140,19 +142,26 @@ impl Snapshots {
         if let Some(error) = no_room {
             log::warn!("{error}: the layer of a snapshot is not finished");
         }
-        let image = match layers.is_empty() {
+        let stack = own.above(layers);
+        let image = match stack.layers().is_empty() {
             true => Image::empty(),
-            false => Image::open(&Stack::new(layers))?,
+            false => Image::open(&stack)?,
         };
         let options = Options {
             default_size: image.sectors().0 * SECTOR_SIZE,
             ..options
         };
         let upper = WritableLayer::open(&pairs.active, &options)?;
+        let lowest = unsealed.first().unwrap_or(&upper);
+        image.check_child(Placed {
+            layer: LayerRef::from(&lowest.paths().data),
+            uuid: lowest.header().uuid,
+            parent: lowest.header().parent_uuid,
+        })?;
         let snapshots = Self {
             first: first.clone(),
             options,
-            layers: own.to_vec(),
+            layers: own.layers().to_vec(),
             max_layers: source::make_room(MAX_LAYERS),
             list: Mutex::new(list.clone()),
             sealing: Mutex::default(),

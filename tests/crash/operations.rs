@@ -8,6 +8,7 @@ use common::content::Random;
 use common::recorder::{Op, Recorder, after_kill, after_power_loss};
 use ovbd_vhost::format::lsmt::Header;
 use ovbd_vhost::format::lsmt::writable::Kind;
+use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::image::reader::Reader;
 use ovbd_vhost::io::scatter::Scatter;
 use ovbd_vhost::tool::disk::{Disk, Files};
@@ -67,11 +68,11 @@ fn content(folder: &Path) -> (Vec<u8>, bool) {
     assert!(sealed || index.exists());
     let disk = Disk::open(&match sealed {
         true => Files {
-            layers: vec![data.into()],
+            stack: Stack::new([data]),
             upper: None,
         },
         false => Files {
-            layers: Vec::new(),
+            stack: Stack::default(),
             upper: Some(paths),
         },
     });

@@ -7,7 +7,7 @@ fn check(dir: &TempDir, layers: &[&str]) -> (i32, Vec<String>) {
     let output = ovbd(dir, &[&["check"], layers].concat(), b"");
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(
-        stderr.is_empty() || stderr.contains("the order may be wrong"),
+        stderr.is_empty() || stderr.contains("was made upon layer"),
         "{stderr}"
     );
     let text = String::from_utf8(output.stdout).unwrap();
@@ -227,22 +227,48 @@ fn notes_are_no_damage() {
             .iter()
             .any(|line| line.starts_with("note: ") && line.contains("old tools"))
     );
+}
 
-    fs::write(dir.path().join("raw"), tagged(5000, 1)).unwrap();
-    succeed(&dir, &["create", "--from", "raw", "a"], b"");
-    fs::write(dir.path().join("raw"), tagged(5000, 2)).unwrap();
-    succeed(
-        &dir,
-        &["create", "--from", "raw", "b", "--parent", "a"],
-        b"",
-    );
-    assert_eq!(check(&dir, &["a", "b"]).1.len(), 1);
-    let (code, lines) = check(&dir, &["b", "a"]);
-    assert_eq!(code, 0);
-    assert!(
-        lines[0].starts_with("note: the stack: b was made upon"),
-        "{lines:?}"
-    );
+#[test]
+fn a_layer_that_does_not_lie_upon_its_parent_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    for (number, name, parent) in [(1, "a", ""), (2, "b", "a"), (3, "c", "a,b")] {
+        fs::write(dir.path().join("raw"), tagged(5000, number)).unwrap();
+        let parent: &[_] = match parent {
+            "" => &[],
+            parent => &["--parent", parent],
+        };
+        let args = [&["create", "--from", "raw", name], parent].concat();
+        succeed(&dir, &args, b"");
+    }
+    assert_eq!(check(&dir, &["a", "b", "c"]).1.len(), 1);
+    for (layers, expected) in [
+        (&["a", "c"][..], "broken: the stack: c was made upon layer "),
+        (&["b", "a"], "broken: the stack: b was made upon layer "),
+        (
+            &["a", "c", "b"],
+            "broken: the stack: c was made upon layer ",
+        ),
+    ] {
+        let lines = broken(&dir, layers);
+        assert!(lines[0].starts_with(expected), "{lines:?}");
+        let forced = [layers, &["--force"]].concat();
+        assert_eq!(check(&dir, &forced).0, 0);
+        for verb in ["inspect", "export", "merge"] {
+            let output: &[_] = match verb {
+                "inspect" => &[],
+                _ => &["-o", "out"],
+            };
+            let args = [&[verb], layers, output].concat();
+            let error = fail(&dir, 1, &args);
+            assert!(error.contains("was made upon layer"), "{error}");
+            assert!(error.contains("--force"), "{error}");
+            assert!(!dir.path().join("out").exists());
+            let output = ovbd(&dir, &[&args[..], &["--force"]].concat(), b"");
+            assert!(output.status.success(), "{output:?}");
+            let _ = fs::remove_file(dir.path().join("out"));
+        }
+    }
 }
 
 #[test]
@@ -256,5 +282,34 @@ fn every_flip_is_found_or_harmless() {
         if flipped(&dir, &layer, at).is_empty() {
             assert_reads(&dir, &["a"], &raw);
         }
+    }
+}
+
+#[test]
+fn a_writable_layer_over_another_image_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    for (number, name) in (1..).zip(["a", "b"]) {
+        fs::write(dir.path().join("raw"), tagged(5120, number)).unwrap();
+        succeed(&dir, &["create", "--from", "raw", name], b"");
+    }
+    let upper = "data=u.data,index=u.index";
+    succeed(&dir, &["upper", "create", upper, "--parent", "a"], b"");
+    let over = |layer| [layer, "--upper", upper];
+    assert_eq!(check(&dir, &over("a")).0, 0);
+    let lines = broken(&dir, &over("b"));
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    let expected = "broken: the stack: u.data was made upon layer ";
+    assert!(lines[0].starts_with(expected), "{lines:?}");
+    for verb in [
+        &["inspect"][..],
+        &["export", "-o", "out"],
+        &["merge", "-o", "out"],
+    ] {
+        succeed(&dir, &[verb, &over("a")].concat(), b"");
+        let args = [verb, &over("b")].concat();
+        let error = fail(&dir, 1, &args);
+        assert!(error.contains("u.data was made upon layer"), "{error}");
+        let output = ovbd(&dir, &[&args[..], &["--force"]].concat(), b"");
+        assert!(output.status.success(), "{output:?}");
     }
 }

@@ -21,8 +21,11 @@ pub fn paths(dir: &TempDir) -> Paths {
 /// The same as an argument.
 pub const UPPER: &str = "data=u.data,index=u.index";
 
+/// Name of the layer that [`lower`] makes, and of the parent of the writable ones.
+const LOWER: Uuid = Uuid::from_u128(0x66);
+
 pub fn header(size: u64) -> Header {
-    Header::empty(size, Uuid::from_u128(0x77), Uuid::from_u128(0x66))
+    Header::empty(size, Uuid::from_u128(0x77), LOWER)
 }
 
 /// A writable layer of a process that was killed while it wrote: some of what it holds is only in
@@ -84,7 +87,9 @@ pub fn write(upper: &WritableLayer, start: u64, bytes: &mut [u8]) {
 pub fn lower(dir: &TempDir, seed: u64, len: usize) -> Vec<u8> {
     let bytes = disk(seed, len);
     write_sparse(&dir.path().join("raw"), &bytes);
-    succeed(dir, &["create", "--from", "raw", "lower"], b"");
+    let uuid = LOWER.to_string();
+    let args = ["create", "--from", "raw", "--uuid", &uuid, "lower"];
+    succeed(dir, &args, b"");
     fs::remove_file(dir.path().join("raw")).unwrap();
     bytes
 }

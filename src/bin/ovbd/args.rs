@@ -9,8 +9,8 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use ovbd_vhost::format::lsmt::writable::Kind;
 use ovbd_vhost::format::zfile::{Algorithm, BLOCK_SIZES, BlockFormat};
+use ovbd_vhost::image::Lineage;
 use ovbd_vhost::image::config::{Config, Stack, UpperFiles};
-use ovbd_vhost::source::LayerRef;
 use ovbd_vhost::tool::commit::Commit;
 use ovbd_vhost::tool::create::Create;
 use ovbd_vhost::tool::ctl::Ask;
@@ -18,11 +18,11 @@ use ovbd_vhost::tool::disk::Files;
 use ovbd_vhost::tool::merge::Merge;
 use ovbd_vhost::tool::raw_image::Input;
 use ovbd_vhost::tool::upper::CreateUpper;
+use ovbd_vhost::units::parse_size;
 use ovbd_vhost::writable::Paths;
 use uuid::Uuid;
 
-/// Most threads that may be asked for.
-const MAX_THREADS: usize = 256;
+use super::values::{block_size, message, threads};
 
 /// Makes and examines OverlayBD layers.
 #[derive(Parser)]
@@ -74,6 +74,8 @@ pub struct CreateArgs {
     #[arg(long)]
     uuid: Option<Uuid>,
     #[command(flatten)]
+    force: ForceArgs,
+    #[command(flatten)]
     threads: ThreadArgs,
 }
 
@@ -123,7 +125,7 @@ pub struct CreateUpperArgs {
     #[arg(value_name = "FILES", required_unless_present = "config")]
     upper: Option<Paths>,
     /// Bytes of the disk, also as 512M, 10G or 1T
-    #[arg(long, value_name = "N", value_parser = size, required_unless_present_any = ["parent", "config"])]
+    #[arg(long, value_name = "N", value_parser = parse_size, required_unless_present_any = ["parent", "config"])]
     size: Option<u64>,
     /// Layers it is to lie upon (bottom first; a comma list, and repeatable)
     #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
@@ -137,6 +139,8 @@ pub struct CreateUpperArgs {
     /// Name of the layer [default: a random one]
     #[arg(long)]
     uuid: Option<Uuid>,
+    #[command(flatten)]
+    force: ForceArgs,
 }
 
 /// Make a sealed layer from a writable one.
@@ -223,7 +227,7 @@ pub struct MergeArgs {
     output: PathBuf,
     #[command(flatten)]
     format: FormatArgs,
-    /// Name of the layer [default: derived from those of the layers and the message]
+    /// Name of the layer [default: that of the topmost layer, or derived from the message]
     #[arg(long)]
     uuid: Option<Uuid>,
     #[command(flatten)]
@@ -236,7 +240,7 @@ pub struct ResizeArgs {
     #[command(flatten)]
     pub upper: UpperArgs,
     /// Bytes of the disk, also as 512M, 10G or 1T
-    #[arg(value_name = "SIZE", value_parser = size)]
+    #[arg(value_name = "SIZE", value_parser = parse_size)]
     pub size: u64,
     /// Drop data beyond a smaller size
     #[arg(long)]
@@ -268,6 +272,25 @@ pub struct FilesArgs {
     /// the device was first started with
     #[arg(long, value_name = "FILES")]
     upper: Option<Paths>,
+    #[command(flatten)]
+    force: ForceArgs,
+}
+
+/// Whether layers are used in a wrong order.
+#[derive(Args)]
+struct ForceArgs {
+    /// Use layers that do not lie upon the layers they were made upon
+    #[arg(long)]
+    force: bool,
+}
+
+impl ForceArgs {
+    fn lineage(&self) -> Lineage {
+        match self.force {
+            true => Lineage::Ignored,
+            false => Lineage::Checked,
+        }
+    }
 }
 
 /// How a layer is stored.
@@ -315,44 +338,6 @@ enum KindArg {
     Hybrid,
 }
 
-fn block_size(text: &str) -> Result<u32, String> {
-    let size = size(text).ok().and_then(|size| u32::try_from(size).ok());
-    size.filter(|size| size.is_power_of_two() && BLOCK_SIZES.contains(size))
-        .ok_or_else(|| "expected a power of two from 4096 to 65536".to_owned())
-}
-
-fn size(text: &str) -> Result<u64, String> {
-    let units = [('k', 10), ('m', 20), ('g', 30), ('t', 40)];
-    let unit = text
-        .chars()
-        .next_back()
-        .map(|unit| unit.to_ascii_lowercase());
-    let unit = units.iter().find(|(name, _)| unit == Some(*name));
-    let (number, shift) = match unit {
-        Some((_, shift)) => (&text[..text.len() - 1], *shift),
-        None => (text, 0),
-    };
-    let number = number.parse().ok();
-    number
-        .and_then(|number: u64| number.checked_mul(1 << shift))
-        .ok_or_else(|| "expected a number of bytes, or one with K, M, G or T".to_owned())
-}
-
-fn message(text: &str) -> Result<String, String> {
-    match text.len() {
-        0..=256 => Ok(text.to_owned()),
-        len => Err(format!("{len} bytes; expected at most 256")),
-    }
-}
-
-fn threads(text: &str) -> Result<NonZero<usize>, String> {
-    let number = text
-        .parse()
-        .ok()
-        .filter(|n: &NonZero<usize>| n.get() <= MAX_THREADS);
-    number.ok_or_else(|| format!("expected a number from 1 to {MAX_THREADS}"))
-}
-
 /// The files of a config's upper.
 fn paths(UpperFiles { data, index }: UpperFiles) -> Paths {
     Paths { data, index }
@@ -371,9 +356,10 @@ impl ThreadArgs {
 
 impl FilesArgs {
     pub fn files(self) -> Result<Files, Box<dyn std::error::Error>> {
+        let lineage = self.force.lineage();
         let Some(path) = self.config else {
             return Ok(Files {
-                layers: self.layers.into_iter().map(LayerRef::from).collect(),
+                stack: Stack::new(self.layers).with_lineage(lineage),
                 upper: self.upper,
             });
         };
@@ -382,7 +368,7 @@ impl FilesArgs {
             return Err(conflict("the config names an upper: leave out --upper").into());
         }
         Ok(Files {
-            layers: stack.layers().to_vec(),
+            stack: stack.with_lineage(lineage),
             upper: self.upper.or(upper.map(paths)),
         })
     }
@@ -418,7 +404,8 @@ impl CreateArgs {
         Ok(Create {
             from,
             to: self.to,
-            parent: (!self.parent.is_empty()).then(|| Stack::new(self.parent)),
+            parent: (!self.parent.is_empty())
+                .then(|| Stack::new(self.parent).with_lineage(self.force.lineage())),
             blocks: self.format.blocks()?,
             tar: self.format.tar,
             uuid: self.uuid,
@@ -436,15 +423,15 @@ impl InspectArgs {
 
 impl CreateUpperArgs {
     pub fn task(self) -> Result<CreateUpper, Box<dyn std::error::Error>> {
-        let (layers, configured) = match self.config {
+        let (stack, configured) = match self.config {
             Some(path) => {
                 let (stack, upper) = Config::load(&path)?.stack_and_upper()?;
-                (stack.layers().to_vec(), upper.map(paths))
+                (stack, upper.map(paths))
             }
-            None => (self.parent.into_iter().map(LayerRef::from).collect(), None),
+            None => (Stack::new(self.parent), None),
         };
         let missing = |what| Cli::command().error(ErrorKind::MissingRequiredArgument, what);
-        if layers.is_empty() && self.size.is_none() {
+        if stack.layers().is_empty() && self.size.is_none() {
             return Err(missing("the config names no layers: give --size").into());
         }
         let paths = self.upper.or(configured);
@@ -457,7 +444,7 @@ impl CreateUpperArgs {
                 KindArg::Sparse => Kind::Sparse,
                 KindArg::Hybrid => Kind::Hybrid,
             },
-            layers,
+            stack: stack.with_lineage(self.force.lineage()),
             size: self.size,
             uuid: self.uuid,
         })

@@ -1,6 +1,7 @@
 //! The `ovbd` image tool: runs what the command line ([`args`]) asks for.
 
 mod args;
+mod values;
 
 use std::error::Error;
 use std::io::{self, Write};

@@ -8,15 +8,14 @@
 use std::fmt;
 use std::num::NonZero;
 
-use indicatif::ProgressBar;
-use uuid::Uuid;
-
 use super::Error;
 use super::disk::{Files, Upper};
-use crate::image::config::Stack;
-use crate::image::{self, Image};
+use crate::image::layer::Layer;
+use crate::image::lineage::{Placed, misplaced};
+use crate::image::{self, Image, Lineage};
 use crate::reason::reason;
 use crate::source::LayerRef;
+use indicatif::ProgressBar;
 
 mod blocks;
 mod container;
@@ -92,7 +91,7 @@ pub fn check(
 ) -> Result<Outcome, Error> {
     let files = &files.followed()?;
     let mut outcome = Outcome::default();
-    for layer in &files.layers {
+    for layer in files.stack.layers() {
         let mut findings = Findings {
             layer: Some(layer.clone()),
             broken: 0,
@@ -118,14 +117,16 @@ pub fn check(
         broken: 0,
         tell,
     };
-    if files.layers.len() > UPSTREAM_LAYERS {
-        let count = files.layers.len();
+    let count = files.stack.layers().len();
+    if count > UPSTREAM_LAYERS {
         let what = format!("{count} layers; upstream opens at most {UPSTREAM_LAYERS}");
         findings.note(None, what)?;
     }
-    if outcome.broken == 0 && !files.layers.is_empty() {
-        match Image::open(&Stack::new(&files.layers)) {
-            Ok(image) => check_order(&image, upper.as_ref(), &mut findings)?,
+    if outcome.broken == 0 && count > 0 {
+        let lineage = files.stack.lineage();
+        // Opened whatever the order: each layer in a wrong place is a finding of its own.
+        match Image::open(&files.stack.clone().with_lineage(Lineage::Ignored)) {
+            Ok(image) => check_order(&image, upper.as_ref(), lineage, &mut findings)?,
             Err(error) => findings.broken(None, &error)?,
         }
         outcome.broken += findings.broken;
@@ -155,38 +156,29 @@ fn check_layer(
 
 /// Whether the layer can be opened as the daemon opens it.
 fn loads(layer: &LayerRef) -> Result<(), image::Error> {
-    image::layer::Layer::load(layer.open()?).map(drop)
+    Layer::load(layer.open()?).map(drop)
 }
 
-/// Notes layers that name another parent than the layer below.
+/// Tells of layers that lie upon another layer than the one they were made upon.
 fn check_order(
     image: &Image,
     upper: Option<&Upper>,
+    lineage: Lineage,
     findings: &mut Findings<'_>,
 ) -> Result<(), Error> {
-    let layers = image.layers().iter();
-    let layers = layers.map(|layer| (layer.layer_ref().clone(), layer.uuid(), layer.parent_uuid()));
-    let upper = upper.into_iter();
-    let upper = upper.map(|upper| {
-        (
-            LayerRef::from(&upper.paths.data),
-            upper.header.uuid,
-            upper.header.parent_uuid,
-        )
-    });
-    let mut below: Option<Uuid> = None;
-    for (layer, uuid, parent) in layers.chain(upper) {
-        let found = match below {
-            _ if parent.is_nil() => None,
-            None => Some("nothing".to_owned()),
-            Some(uuid) if uuid == parent => None,
-            Some(uuid) => Some(uuid.to_string()),
-        };
-        if let Some(found) = found {
-            let what = format!("{layer} was made upon {parent}; below it is {found}");
-            findings.note(None, what)?;
+    let layers = image.layers().iter().map(Layer::placed);
+    let placed: Vec<_> = layers.chain(upper.map(Upper::placed)).collect();
+    if let Some(Placed { layer, parent, .. }) =
+        placed.first().filter(|first| !first.parent.is_nil())
+    {
+        let what = format!("{layer} was made upon layer {parent}; nothing lies below it");
+        findings.note(None, what)?;
+    }
+    for error in misplaced(&placed) {
+        match lineage {
+            Lineage::Checked => findings.broken(None, &error)?,
+            Lineage::Ignored => findings.note(None, error.to_string())?,
         }
-        below = Some(uuid);
     }
     Ok(())
 }

@@ -1,0 +1,38 @@
+//! Values of options: parsed, and bounded.
+
+use std::num::NonZero;
+
+use ovbd_vhost::format::zfile::BLOCK_SIZES;
+use ovbd_vhost::units::parse_size;
+
+/// Most threads that may be asked for.
+const MAX_THREADS: usize = 256;
+
+/// Most bytes of a commit message: the field of a layer's header.
+const MAX_MESSAGE: usize = 256;
+
+/// The uncompressed size of a block.
+pub fn block_size(text: &str) -> Result<u32, String> {
+    let size = parse_size(text)
+        .ok()
+        .and_then(|size| u32::try_from(size).ok());
+    size.filter(|size| size.is_power_of_two() && BLOCK_SIZES.contains(size))
+        .ok_or_else(|| "expected a power of two from 4096 to 65536".to_owned())
+}
+
+/// A commit message.
+pub fn message(text: &str) -> Result<String, String> {
+    match text.len() {
+        0..=MAX_MESSAGE => Ok(text.to_owned()),
+        len => Err(format!("{len} bytes; expected at most {MAX_MESSAGE}")),
+    }
+}
+
+/// A number of threads.
+pub fn threads(text: &str) -> Result<NonZero<usize>, String> {
+    let number = text
+        .parse()
+        .ok()
+        .filter(|n: &NonZero<usize>| n.get() <= MAX_THREADS);
+    number.ok_or_else(|| format!("expected a number from 1 to {MAX_THREADS}"))
+}
