@@ -8,6 +8,7 @@ use ureq::BodyReader;
 use super::content_range::ContentRange;
 use super::error::{Error, Result};
 use super::http::{Answer, body_failure};
+use super::peer::Health;
 use super::repository::{Host, Repository};
 use crate::format::digest::Digest;
 
@@ -41,14 +42,16 @@ pub struct BlobBody {
     /// Whether the answer ends with the last byte asked for.
     ends: bool,
     floor: Floor,
+    /// The mirror that serves it.
+    peer: Option<Health>,
 }
 
 /// What was asked for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wanted<'a> {
     pub(super) blob: &'a BlobRef,
-    pub(super) offset: u64,
-    pub(super) len: u64,
+    offset: u64,
+    len: u64,
 }
 
 struct Floor {
@@ -71,6 +74,12 @@ impl BlobBody {
     /// The host that serves the bytes.
     pub fn host(&self) -> &Host {
         &self.host
+    }
+
+    /// The same body, whose end or failure is told to the mirror that serves it.
+    pub(super) fn of_peer(self, peer: &Health) -> BlobBody {
+        let peer = Some(peer.clone());
+        BlobBody { peer, ..self }
     }
 
     fn next(&mut self, buffer: &mut [u8]) -> Result<usize> {
@@ -112,7 +121,15 @@ impl BlobBody {
 
 impl Read for BlobBody {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.next(buffer).map_err(io::Error::from)
+        let result = self.next(buffer);
+        if let Some(peer) = &self.peer {
+            match result {
+                Ok(_) if self.left == 0 => peer.succeeded(),
+                Ok(_) => {}
+                Err(_) => peer.failed(),
+            }
+        }
+        result.map_err(io::Error::from)
     }
 }
 
@@ -134,7 +151,32 @@ impl Floor {
     }
 }
 
-impl Wanted<'_> {
+impl<'a> Wanted<'a> {
+    /// # Errors
+    /// [`Error::Mismatch`]: no byte is asked for, or one beyond the blob.
+    pub(super) fn new(blob: &'a BlobRef, offset: u64, len: u64) -> Result<Wanted<'a>> {
+        let end = offset.checked_add(len).filter(|_| len != 0);
+        let most = blob.size.unwrap_or(u64::MAX);
+        if end.is_none_or(|end| end > most) {
+            return Err(Error::Mismatch {
+                host: blob.repository.host().clone(),
+                what: format!("the range asked of blob {}", blob.digest),
+                expected: format!("some of {most} bytes"),
+                found: format!("{len} bytes from byte {offset}"),
+            });
+        }
+        Ok(Wanted { blob, offset, len })
+    }
+
+    pub(super) fn whole(blob: &'a BlobRef) -> Wanted<'a> {
+        let len = blob.size.unwrap_or(u64::MAX);
+        Wanted {
+            blob,
+            offset: 0,
+            len,
+        }
+    }
+
     /// Value of the `Range` header.
     pub(super) fn range(&self) -> String {
         format!("bytes={}-{}", self.offset, self.offset + self.len - 1)
@@ -154,7 +196,7 @@ impl Wanted<'_> {
         }
         match answer.status() {
             206 => self.part(answer),
-            200 => self.whole(answer),
+            200 => self.all(answer),
             416 => Err(self.beyond_end(&answer)),
             status => Err(Error::Status {
                 host: answer.host().clone(),
@@ -188,7 +230,7 @@ impl Wanted<'_> {
         Ok(self.stream(answer, len, total, true))
     }
 
-    fn whole(&self, answer: Answer) -> Result<BlobBody> {
+    fn all(&self, answer: Answer) -> Result<BlobBody> {
         let total = answer.content_length();
         self.check_total(answer.host(), total)?;
         if self.offset != 0 {
@@ -218,6 +260,7 @@ impl Wanted<'_> {
                 since: Instant::now(),
                 bytes: 0,
             },
+            peer: None,
         }
     }
 

@@ -5,21 +5,33 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Failures in a row from which on a server is spared.
-const LIMIT: u32 = 8;
+/// When and for how long a server is spared.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Policy {
+    /// Failures in a row from which on it is.
+    pub(super) limit: u32,
+    /// First pause; doubled after each further failure.
+    pub(super) first_pause: Duration,
+    /// Longest pause.
+    pub(super) max_pause: Duration,
+}
 
-/// First pause; doubled after each further failure.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-
-/// Longest pause.
-const MAX_PAUSE: Duration = Duration::from_secs(30);
+/// For registries, and what they redirect to.
+pub(super) const SERVERS: Policy = Policy {
+    limit: 8,
+    first_pause: Duration::from_millis(100),
+    max_pause: Duration::from_secs(30),
+};
 
 /// Most hosts that are remembered; redirect targets are among them.
 const MAX_HOSTS: usize = 1024;
 
 /// What is known of each server that failed last time.
-#[derive(Debug, Default)]
-pub(super) struct Breakers(Mutex<HashMap<String, Record>>);
+#[derive(Debug)]
+pub(super) struct Breakers {
+    policy: Policy,
+    records: Mutex<HashMap<String, Record>>,
+}
 
 #[derive(Debug)]
 struct Record {
@@ -28,15 +40,20 @@ struct Record {
 }
 
 impl Breakers {
+    pub(super) fn new(policy: Policy) -> Breakers {
+        let records = Mutex::default();
+        Breakers { policy, records }
+    }
+
     /// Lets a request pass.
     ///
     /// # Errors
     /// The time until the next attempt: the server is spared.
     pub(super) fn admit(&self, host: &str, now: Instant) -> Result<(), Duration> {
-        let mut records = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(record) = records
             .get_mut(host)
-            .filter(|record| record.failures >= LIMIT)
+            .filter(|record| record.failures >= self.policy.limit)
         else {
             return Ok(());
         };
@@ -44,21 +61,21 @@ impl Breakers {
             return Err(record.next - now);
         }
         // This request is the attempt; the others wait for what it finds.
-        record.next = now + pause(record.failures);
+        record.next = now + self.policy.pause(record.failures);
         Ok(())
     }
 
     /// Records an answer; `true` if the server had stopped answering.
     pub(super) fn succeeded(&self, host: &str) -> bool {
-        let mut records = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
         records
             .remove(host)
-            .is_some_and(|record| record.failures >= LIMIT)
+            .is_some_and(|record| record.failures >= self.policy.limit)
     }
 
     /// Records a failure; `true` if from now on the server is spared.
     pub(super) fn failed(&self, host: &str, now: Instant) -> bool {
-        let mut records = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
         if records.len() >= MAX_HOSTS && !records.contains_key(host) {
             records.clear();
         }
@@ -67,16 +84,18 @@ impl Breakers {
             next: now,
         });
         record.failures = record.failures.saturating_add(1);
-        if record.failures >= LIMIT {
-            record.next = now + pause(record.failures);
+        if record.failures >= self.policy.limit {
+            record.next = now + self.policy.pause(record.failures);
         }
-        record.failures == LIMIT
+        record.failures == self.policy.limit
     }
 }
 
-fn pause(failures: u32) -> Duration {
-    let doublings = failures.saturating_sub(LIMIT).min(16);
-    (FIRST_PAUSE * (1 << doublings)).min(MAX_PAUSE)
+impl Policy {
+    fn pause(&self, failures: u32) -> Duration {
+        let doublings = failures.saturating_sub(self.limit).min(16);
+        (self.first_pause * (1 << doublings)).min(self.max_pause)
+    }
 }
 
 #[cfg(test)]
@@ -85,27 +104,27 @@ mod tests {
 
     #[test]
     fn a_failing_server_is_asked_now_and_then() {
-        let breakers = Breakers::default();
+        let breakers = Breakers::new(SERVERS);
         let start = Instant::now();
-        for failure in 1..=LIMIT {
+        for failure in 1..=SERVERS.limit {
             assert_eq!(breakers.admit("h", start), Ok(()));
-            assert_eq!(breakers.failed("h", start), failure == LIMIT);
+            assert_eq!(breakers.failed("h", start), failure == SERVERS.limit);
         }
-        assert_eq!(breakers.admit("h", start), Err(FIRST_PAUSE));
+        assert_eq!(breakers.admit("h", start), Err(SERVERS.first_pause));
         assert_eq!(breakers.admit("other", start), Ok(()));
 
-        let later = start + FIRST_PAUSE;
+        let later = start + SERVERS.first_pause;
         assert_eq!(breakers.admit("h", later), Ok(()), "one attempt");
         assert!(breakers.admit("h", later).is_err(), "and no other");
         assert!(!breakers.failed("h", later));
-        assert_eq!(breakers.admit("h", later), Err(2 * FIRST_PAUSE));
+        assert_eq!(breakers.admit("h", later), Err(2 * SERVERS.first_pause));
 
         let mut now = later;
         for _ in 0..100 {
-            now += MAX_PAUSE;
+            now += SERVERS.max_pause;
             assert_eq!(breakers.admit("h", now), Ok(()));
             breakers.failed("h", now);
-            assert!(breakers.admit("h", now).unwrap_err() <= MAX_PAUSE);
+            assert!(breakers.admit("h", now).unwrap_err() <= SERVERS.max_pause);
         }
         assert!(breakers.succeeded("h"));
         assert_eq!(breakers.admit("h", now), Ok(()));
@@ -114,10 +133,10 @@ mod tests {
 
     #[test]
     fn the_memory_is_bounded() {
-        let breakers = Breakers::default();
+        let breakers = Breakers::new(SERVERS);
         for number in 0..3 * MAX_HOSTS {
             breakers.failed(&number.to_string(), Instant::now());
         }
-        assert!(breakers.0.lock().unwrap().len() <= MAX_HOSTS);
+        assert!(breakers.records.lock().unwrap().len() <= MAX_HOSTS);
     }
 }

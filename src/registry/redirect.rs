@@ -31,9 +31,40 @@ pub(super) fn check_target(from: &Url, to: &Url) -> Result<Named> {
     Ok(Named::ByServer)
 }
 
+/// Whether a mirror or proxy at `peer` may send this program to `to` for what the registry has at
+/// `actual`. Peers of its network speak plain HTTP.
+///
+/// # Errors
+/// [`Error::Redirect`]: to this machine or its link, other than to the proxy itself.
+pub(super) fn check_peer_target(actual: &Url, peer: &Url, to: &Url) -> Result<Named> {
+    if to.host() == peer.host() || names_local(actual.host()) {
+        return Ok(Named::ByUser);
+    }
+    if names_local(to.host()) {
+        return Err(Error::Redirect {
+            host: peer.host().clone(),
+            target: to.without_query(),
+            reason: "the target is loopback, link-local or a metadata service",
+        });
+    }
+    Ok(Named::ByServer)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_peer_may_name_other_peers_but_not_this_machine() {
+        let url = |text: &str| Url::parse(text).unwrap();
+        let (actual, peer) = (url("https://r.example/b"), url("http://127.0.0.1:19145/p"));
+        let check = |to: &str| check_peer_target(&actual, &peer, &url(to));
+        assert_eq!(check("http://10.0.0.5:19145/p").unwrap(), Named::ByServer);
+        assert_eq!(check("http://127.0.0.1:19145/q").unwrap(), Named::ByUser);
+        for to in ["http://127.0.0.1:80/", "http://169.254.169.254/"] {
+            assert!(check(to).is_err(), "{to}");
+        }
+    }
 
     fn check(from: &str, to: &str) -> Result<Named> {
         check_target(&Url::parse(from).unwrap(), &Url::parse(to).unwrap())

@@ -64,6 +64,14 @@ impl Host {
         split_port(&self.0).0
     }
 
+    /// The host that serves the API of the registry of this name.
+    pub(super) fn into_api(self) -> Host {
+        match self.as_str() {
+            DOCKER_HUB => Host(DOCKER_HUB_API.to_owned()),
+            _ => self,
+        }
+    }
+
     /// `HOST[:PORT]`.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -121,7 +129,7 @@ impl Repository {
         }
         Ok(Repository {
             scheme,
-            host: api_host(host),
+            host: host.into_api(),
             name: name.to_owned(),
         })
     }
@@ -190,14 +198,6 @@ impl Repository {
     /// The scope of a token that lets this repository be read.
     pub fn pull_scope(&self) -> String {
         format!("repository:{}:pull", self.name)
-    }
-}
-
-/// The host that serves a registry's API.
-fn api_host(host: Host) -> Host {
-    match host.as_str() {
-        DOCKER_HUB => Host(DOCKER_HUB_API.to_owned()),
-        _ => host,
     }
 }
 

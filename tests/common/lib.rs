@@ -20,6 +20,7 @@
 //! | `reference` | a small back-end over a byte vector, to test the front-end itself |
 //! | `registry_server` | a registry that does as a test says, down to the bytes on the wire |
 //! | `registries` | real registries on this machine, and what they hold |
+//! | `certificates` | an authority, and certificates that it signs |
 //! | `content` | bytes that tell where they belong, and a seeded generator |
 //! | `golden`, `layers` | the golden images of `tests/data`, and layers made to order |
 //! | `disk` | the daemon with the disk most tests read |
@@ -30,6 +31,7 @@
 //! depends on how long something takes.
 
 pub mod blk;
+pub mod certificates;
 pub mod checks;
 pub mod content;
 pub mod daemon;

@@ -9,6 +9,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+
 use crate::PATIENCE;
 
 /// One request as it was received.
@@ -112,10 +114,22 @@ pub struct Server {
 impl Server {
     /// Starts a server that replies as `handler` says.
     pub fn start(handler: impl Fn(&Received) -> Reply + Send + Sync + 'static) -> Server {
+        Server::launch(None, Box::new(handler))
+    }
+
+    /// The same over TLS.
+    pub fn start_tls(
+        tls: Arc<ServerConfig>,
+        handler: impl Fn(&Received) -> Reply + Send + Sync + 'static,
+    ) -> Server {
+        Server::launch(Some(tls), Box::new(handler))
+    }
+
+    fn launch(tls: Option<Arc<ServerConfig>>, handler: Box<Handler>) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("its address");
         let shared = Arc::new(Shared {
-            handler: Box::new(handler),
+            handler,
             received: Mutex::default(),
             streams: Mutex::default(),
             stopped: AtomicBool::new(false),
@@ -128,11 +142,11 @@ impl Server {
                 if accepting.stopped.load(Ordering::SeqCst) {
                     return;
                 }
-                let shared = Arc::clone(&accepting);
+                let (shared, tls) = (Arc::clone(&accepting), tls.clone());
                 let kept = stream.try_clone().expect("a descriptor");
                 shared.streams.lock().expect("streams").insert(number, kept);
                 thread::spawn(move || {
-                    let _ = shared.converse(stream, number);
+                    let _ = shared.serve(stream, tls, number);
                 });
             }
         });
@@ -183,10 +197,30 @@ impl Drop for Server {
 }
 
 impl Shared {
-    fn converse(&self, stream: TcpStream, connection: usize) -> io::Result<()> {
+    fn serve(
+        &self,
+        stream: TcpStream,
+        tls: Option<Arc<ServerConfig>>,
+        connection: usize,
+    ) -> io::Result<()> {
         stream.set_nodelay(true)?;
-        let mut reader = BufReader::new(stream.try_clone()?);
-        let mut stream = stream;
+        let socket = stream.try_clone()?;
+        match tls {
+            None => self.converse(stream, socket, connection),
+            Some(tls) => {
+                let session = ServerConnection::new(tls).map_err(io::Error::other)?;
+                self.converse(StreamOwned::new(session, stream), socket, connection)
+            }
+        }
+    }
+
+    fn converse(
+        &self,
+        stream: impl Read + Write,
+        socket: TcpStream,
+        connection: usize,
+    ) -> io::Result<()> {
+        let mut reader = BufReader::new(stream);
         while let Some(request) = read_request(&mut reader, connection)? {
             self.received
                 .lock()
@@ -198,27 +232,27 @@ impl Shared {
                 reply = *then;
             }
             match reply {
-                Reply::Send(bytes) => stream.write_all(&bytes)?,
+                Reply::Send(bytes) => reader.get_mut().write_all(&bytes)?,
                 Reply::Close(bytes) => {
-                    stream.write_all(&bytes)?;
-                    return stream.shutdown(Shutdown::Both);
+                    reader.get_mut().write_all(&bytes)?;
+                    return socket.shutdown(Shutdown::Both);
                 }
                 Reply::Reset(bytes) => {
-                    stream.write_all(&bytes)?;
+                    reader.get_mut().write_all(&bytes)?;
                     // Time for the client to read what was sent, which a reset would take away.
                     self.wait(Duration::from_millis(50));
-                    rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO))?;
+                    rustix::net::sockopt::set_socket_linger(&socket, Some(Duration::ZERO))?;
                     self.streams.lock().expect("streams").remove(&connection);
                     return Ok(());
                 }
                 Reply::Stall(bytes) => {
-                    stream.write_all(&bytes)?;
+                    reader.get_mut().write_all(&bytes)?;
                     let _ = reader.read(&mut [0]);
                     return Ok(());
                 }
                 Reply::Drip(bytes, pause) => {
                     for byte in bytes {
-                        stream.write_all(&[byte])?;
+                        reader.get_mut().write_all(&[byte])?;
                         self.wait(pause);
                     }
                 }

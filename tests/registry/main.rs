@@ -2,8 +2,10 @@
 
 mod answers;
 mod logins;
+mod mirrors;
 mod real;
 mod redirects;
+mod tls;
 
 use std::fs;
 use std::io::Read;

@@ -1,0 +1,186 @@
+//! Mirrors and proxies as they are used: each with its connections, and left alone for a while
+//! after it failed several times.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::address::names_local;
+use super::blob::BlobBody;
+use super::breaker::{Breakers, Policy};
+use super::error::{Error, Result};
+use super::http::{Answer, Ask, Named, Timeouts};
+use super::mirror::{Mirror, Prefix};
+use super::redirect::check_peer_target;
+use super::repository::Repository;
+use super::requests::Requests;
+use super::url::Url;
+use crate::format::digest::Digest;
+use crate::reason::reason;
+
+/// A peer is left alone after so many failures, for so long.
+const POLICY: Policy = Policy {
+    limit: 5,
+    first_pause: Duration::from_secs(5),
+    max_pause: Duration::from_secs(60),
+};
+
+/// How long a peer-to-peer proxy may take until its answer: it is worth it only if it is fast.
+const P2P_PATIENCE: Duration = Duration::from_millis(500);
+
+/// How long a mirror may take.
+const MIRROR_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Another way to a registry's blobs.
+#[derive(Debug)]
+pub(super) struct Peer {
+    form: Form,
+    requests: Requests,
+    health: Health,
+}
+
+#[derive(Debug)]
+enum Form {
+    Mirror(Mirror),
+    Prefix(Prefix),
+}
+
+/// Whether a peer fails; told by those who read from it.
+#[derive(Clone, Debug)]
+pub(super) struct Health {
+    breakers: Arc<Breakers>,
+    name: String,
+}
+
+impl Peer {
+    pub(super) fn mirror(
+        mirror: Mirror,
+        timeouts: Timeouts,
+        requests: impl Fn(Timeouts) -> Result<Requests>,
+    ) -> Result<Peer> {
+        let name = mirror.own_host().to_string();
+        let requests = requests(bounded(timeouts, MIRROR_PATIENCE))?;
+        Ok(Peer::new(Form::Mirror(mirror), name, requests))
+    }
+
+    pub(super) fn prefix(
+        prefix: Prefix,
+        timeouts: Timeouts,
+        requests: impl Fn(Timeouts) -> Result<Requests>,
+    ) -> Result<Peer> {
+        let name = prefix.own_host().to_string();
+        let requests = requests(bounded(timeouts, P2P_PATIENCE))?;
+        Ok(Peer::new(Form::Prefix(prefix), name, requests))
+    }
+
+    fn new(form: Form, name: String, requests: Requests) -> Peer {
+        let breakers = Arc::new(Breakers::new(POLICY));
+        Peer {
+            form,
+            requests,
+            health: Health { breakers, name },
+        }
+    }
+
+    /// Asks for a range of a blob whose URL is `actual`: the registry's, or a signed one that is
+    /// complete without credentials. `None`: the peer does not have this registry's blobs, or is
+    /// left alone just now.
+    pub(super) fn ask(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        actual: &Url,
+        signed: bool,
+        range: &str,
+    ) -> Option<Result<Answer>> {
+        let (url, login, own) = match &self.form {
+            Form::Mirror(mirror) => {
+                let url = mirror.blob(repository, digest)?;
+                (
+                    url,
+                    Some(mirror_login(mirror, repository)?),
+                    mirror.headers(),
+                )
+            }
+            Form::Prefix(prefix) => {
+                let login = (!signed).then(|| repository.clone());
+                (prefix.of(actual)?, login, [].as_slice())
+            }
+        };
+        if !self.health.admit() {
+            return None;
+        }
+        let own = own.iter().map(|(name, value)| (&**name, &**value));
+        let headers: Vec<_> = own.chain([("range", range)]).collect();
+        let ask = Ask::Stream;
+        let answer = match &login {
+            Some(login) => self.requests.log_in_and_ask(login, &ask, &url, &headers),
+            None => self.requests.ask(&ask, &url, &headers, Named::ByUser),
+        };
+        let check = |_: &Url, next: &Url| check_peer_target(actual, &url, next);
+        let answer = answer.and_then(|answer| {
+            // The headers are for the mirror; what it redirects to gets the range only.
+            let headers = [("range", range)];
+            self.requests
+                .follow(&ask, url.clone(), answer, &headers, &check)
+        });
+        Some(answer.map(|(answer, _)| answer))
+    }
+
+    /// Counts a failure; gives the body of a good answer, which counts later.
+    pub(super) fn settle(&self, result: Result<BlobBody>) -> Option<BlobBody> {
+        match result {
+            Ok(body) => Some(body.of_peer(&self.health)),
+            Err(error) => {
+                log::debug!("{}: {}", self.health.name, reason(&error));
+                // Not to have a blob is no failure.
+                if matches!(error, Error::NotFound { .. }) {
+                    self.health.succeeded();
+                } else {
+                    self.health.failed();
+                }
+                None
+            }
+        }
+    }
+}
+
+/// Whose credentials a mirror gets: its own, or those of the registry if it is a proxy on this
+/// machine, which passes the registry's challenge on.
+fn mirror_login(mirror: &Mirror, repository: &Repository) -> Option<Repository> {
+    let host = mirror.own_host();
+    if names_local(host) {
+        return Some(repository.clone());
+    }
+    Repository::new(repository.scheme(), host.clone(), repository.name()).ok()
+}
+
+impl Health {
+    fn admit(&self) -> bool {
+        self.breakers.admit(&self.name, Instant::now()).is_ok()
+    }
+
+    /// Records a good answer.
+    pub(super) fn succeeded(&self) {
+        if self.breakers.succeeded(&self.name) {
+            log::info!("mirror {} answers again", self.name);
+        }
+    }
+
+    /// Records a failure.
+    pub(super) fn failed(&self) {
+        if self.breakers.failed(&self.name, Instant::now()) {
+            log::warn!(
+                "mirror {} failed repeatedly; registries are asked instead",
+                self.name
+            );
+        }
+    }
+}
+
+fn bounded(timeouts: Timeouts, patience: Duration) -> Timeouts {
+    Timeouts {
+        connect: timeouts.connect.min(patience),
+        answer: timeouts.answer.min(patience),
+        ..timeouts
+    }
+}

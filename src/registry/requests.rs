@@ -1,0 +1,202 @@
+//! Requests that log in, follow redirects and spare servers that fail.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::auth::{Logins, denied};
+use super::breaker::{Breakers, SERVERS};
+use super::detail;
+use super::error::{Error, Result};
+use super::http::{Answer, Ask, Http, Named};
+use super::repository::Repository;
+use super::url::Url;
+use super::waiting::{retry_after, target_lifetime};
+
+/// Most redirects that are followed for one request.
+const MAX_HOPS: usize = 5;
+
+/// Requests to a registry for one answer: the first, one after a login, one after a second login
+/// with credentials read again.
+const MAX_LOGINS: usize = 3;
+
+/// Connections, logins, and servers that fail.
+#[derive(Debug)]
+pub(super) struct Requests {
+    http: Http,
+    logins: Arc<Logins>,
+    breakers: Breakers,
+}
+
+/// Where a request was redirected to.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    pub(super) url: Url,
+    pub(super) named: Named,
+    /// Until when it may be used without asking the registry again.
+    pub(super) until: Instant,
+}
+
+/// Whether a server may redirect from one URL to another, and how far the other is trusted.
+pub(super) type Check<'a> = &'a dyn Fn(&Url, &Url) -> Result<Named>;
+
+impl Requests {
+    pub(super) fn new(http: Http, logins: Arc<Logins>) -> Requests {
+        let breakers = Breakers::new(SERVERS);
+        Requests {
+            http,
+            logins,
+            breakers,
+        }
+    }
+
+    /// Asks a registry, logging in to `repository` as far as it wants that.
+    pub(super) fn log_in_and_ask(
+        &self,
+        repository: &Repository,
+        ask: &Ask<'_>,
+        url: &Url,
+        headers: &[(&str, &str)],
+    ) -> Result<Answer> {
+        let _contact = self.logins.first_contact(repository);
+        let mut attempt = 1;
+        loop {
+            let authorization = self.logins.authorization(&self.http, repository)?;
+            let mut all = headers.to_vec();
+            all.extend(
+                authorization
+                    .as_deref()
+                    .map(|value| ("authorization", value)),
+            );
+            let answer = self.ask(ask, url, &all, Named::ByUser)?;
+            if !matches!(answer.status(), 401 | 403) {
+                self.logins.accepted(repository);
+                return Ok(answer);
+            }
+            let again = self
+                .logins
+                .refused(repository, &answer, authorization.as_deref())?;
+            if !again || attempt == MAX_LOGINS {
+                return Err(denied(repository, answer, repository.name().to_owned()));
+            }
+            answer.drain();
+            attempt += 1;
+        }
+    }
+
+    /// Follows the redirects of an answer from `url`, without credentials. Gives where they led
+    /// to, if anywhere.
+    pub(super) fn follow(
+        &self,
+        ask: &Ask<'_>,
+        mut url: Url,
+        mut answer: Answer,
+        headers: &[(&str, &str)],
+        check: Check<'_>,
+    ) -> Result<(Answer, Option<Target>)> {
+        let mut target: Option<Target> = None;
+        for _ in 0..=MAX_HOPS {
+            if !matches!(answer.status(), 301 | 302 | 303 | 307 | 308) {
+                return Ok((answer, target));
+            }
+            let next = next(&url, &answer)?;
+            let mut named = check(&url, &next)?;
+            let mut until = Instant::now() + target_lifetime(&next, answer.header("date"));
+            if let Some(before) = &target {
+                until = until.min(before.until);
+                if before.named == Named::ByServer {
+                    named = Named::ByServer;
+                }
+            }
+            answer.drain();
+            answer = self.ask(ask, &next, headers, named)?;
+            target = Some(Target {
+                url: next.clone(),
+                named,
+                until,
+            });
+            url = next;
+        }
+        Err(Error::Redirect {
+            host: url.host().clone(),
+            target: url.without_query(),
+            reason: "more than 5 redirects",
+        })
+    }
+
+    /// One request, if its host is not spared just now.
+    pub(super) fn ask(
+        &self,
+        ask: &Ask<'_>,
+        url: &Url,
+        headers: &[(&str, &str)],
+        named: Named,
+    ) -> Result<Answer> {
+        let host = url.host();
+        let spared = |retry_after| Error::Resting {
+            host: host.clone(),
+            retry_after,
+        };
+        self.breakers
+            .admit(host.as_str(), Instant::now())
+            .map_err(spared)?;
+        let result = self.http.send(ask, url, headers, named);
+        let failed = match &result {
+            Ok(answer) => answer.status() >= 500 || matches!(answer.status(), 408 | 425 | 429),
+            Err(error) => error.is_outage(),
+        };
+        if failed {
+            if self.breakers.failed(host.as_str(), Instant::now()) {
+                log::warn!("{host} stopped answering; it is asked again now and then");
+            }
+        } else if self.breakers.succeeded(host.as_str()) {
+            log::info!("{host} answers again");
+        }
+        result
+    }
+}
+
+/// The target of a redirect.
+fn next(url: &Url, answer: &Answer) -> Result<Url> {
+    let unexpected = |detail: String| Error::Unexpected {
+        host: url.host().clone(),
+        what: url.without_query(),
+        detail,
+    };
+    let location = answer.header("location");
+    let location = location.ok_or_else(|| unexpected("a redirect without Location".to_owned()))?;
+    url.join(location)
+        .map_err(|error| unexpected(error.to_string()))
+}
+
+/// The answer if its status is 200, else the error that it stands for.
+pub(super) fn successful(answer: Answer, what: &str) -> Result<Answer> {
+    let (host, status) = (answer.host().clone(), answer.status());
+    let what = what.to_owned();
+    match status {
+        200 => Ok(answer),
+        404 | 410 => {
+            let detail = detail::of(answer);
+            Err(Error::NotFound { host, what, detail })
+        }
+        429 | 503 => {
+            let date = answer.header("date");
+            let wait = answer.header("retry-after");
+            let retry_after = wait.and_then(|value| retry_after(value, date));
+            answer.drain();
+            Err(Error::Busy {
+                host,
+                status,
+                retry_after,
+            })
+        }
+        status => {
+            let detail = detail::of(answer);
+            Err(Error::Status {
+                host,
+                what,
+                status,
+                detail,
+            })
+        }
+    }
+}
