@@ -169,6 +169,24 @@ pub enum Error {
         /// Most mappings.
         most: u64,
     },
+    /// The journal was written by another version of the program, under this boot of the kernel.
+    #[error(
+        "{} holds writes in the format of another version; start and stop that version once, which \
+         flushes them",
+        path.display()
+    )]
+    JournalVersion {
+        /// The journal file.
+        path: PathBuf,
+    },
+    /// The journal cannot be emptied, and is as long as it may be.
+    #[error("{} has {most} bytes, the most it may have, and cannot be emptied", path.display())]
+    JournalFull {
+        /// The journal file.
+        path: PathBuf,
+        /// Most bytes.
+        most: u64,
+    },
     /// No more layers can be put above each other.
     #[error(
         "the disk has as many layers or mappings as it may; merge layers with ovbd merge, and start \

@@ -21,8 +21,11 @@ const CHUNK: usize = 65536;
 pub struct IndexFile {
     path: PathBuf,
     file: Arc<File>,
-    /// Byte after the last whole entry.
+    /// Byte after the last entry: the next one is written there.
     end: u64,
+    /// Byte up to which the file is kept, whatever fails: entries behind `end` may be durable already,
+    /// and are written once more.
+    kept: u64,
     /// Whether it is not yet certain that the file has its name for good.
     name_is_new: bool,
 }
@@ -86,7 +89,8 @@ impl IndexFile {
         let log = Self {
             path: path.to_owned(),
             file: file.into(),
-            end: HEADER_LEN as u64 + entries * ENTRY_LEN as u64,
+            end: offset_of(entries),
+            kept: offset_of(entries),
             name_is_new: false,
         };
         Ok((log, header))
@@ -153,21 +157,43 @@ impl IndexFile {
         Ok(lost)
     }
 
-    /// Whether the entries after the first `known` are others than those at the start of `ours`.
+    /// Goes back to entry number `entry` if the entries from there on are the first of `mappings`, which
+    /// are then appended once more. An entry of zeros counts as any: it was not stored. Returns whether
+    /// it did; if not, another program wrote the entries.
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn has_others(&self, known: u64, ours: &[Mapping]) -> Result<bool, Error> {
-        let new = self.entries().saturating_sub(known);
-        let Some(ours) = usize::try_from(new).ok().and_then(|new| ours.get(..new)) else {
-            return Ok(true);
+    pub fn go_back(&mut self, entry: u64, mappings: &[Mapping]) -> Result<bool, Error> {
+        let found = self.entries().saturating_sub(entry);
+        let Some(own) = usize::try_from(found)
+            .ok()
+            .and_then(|found| mappings.get(..found))
+        else {
+            return Ok(false);
         };
-        let ours: Vec<u8> = ours.iter().flat_map(|mapping| mapping.encode()).collect();
-        let mut found = vec![0; ours.len()];
-        let at = self.end - found.len() as u64;
-        let read = self.file.read_exact_at(&mut found, at);
-        read.map_err(Error::bytes("read", &self.path, at))?;
-        Ok(found != ours)
+        let at = offset_of(entry);
+        let mut bytes = vec![0; size_of_val(own) / size_of::<Mapping>() * ENTRY_LEN];
+        self.file
+            .read_exact_at(&mut bytes, at)
+            .map_err(Error::bytes("read", &self.path, at))?;
+        let (entries, _) = bytes.as_chunks();
+        let same = |(found, own): (&[u8; ENTRY_LEN], &Mapping)| {
+            *found == [0; ENTRY_LEN] || *found == own.encode()
+        };
+        let all = entries.iter().zip(own).all(same);
+        if all {
+            self.end = self.end.min(at);
+        }
+        Ok(all)
+    }
+
+    /// Makes all that was written to the file durable.
+    ///
+    /// # Errors
+    /// [`Error::File`] if the sync fails.
+    pub fn sync(&self) -> Result<(), Error> {
+        let synced = self.file.sync_data();
+        synced.map_err(Error::file("sync", &self.path))
     }
 
     /// Appends mappings and makes them durable. After an error the log is as before.
@@ -184,31 +210,30 @@ impl IndexFile {
                 most: MAX_ENTRIES,
             });
         }
-        let written = self.write(mappings.iter().copied()).and_then(|end| {
-            let synced = self.file.sync_data();
-            synced.map_err(Error::file("sync", &self.path))?;
-            Ok(end)
-        });
-        match written {
-            Ok(end) => self.end = end,
+        let written = self.write(mappings.iter().copied());
+        match written.and_then(|end| self.sync().map(|()| end)) {
+            Ok(end) => {
+                self.end = end;
+                self.kept = self.kept.max(end);
+                Ok(())
+            }
             Err(error) => {
-                // If that fails as well, entries come twice or in part: the next ones overwrite
-                // them.
+                // If this fails as well, the next entries overwrite these.
                 let _ = self.trim();
-                return Err(error);
+                Err(error)
             }
         }
-        Ok(())
     }
 
-    /// Cuts off what follows the last whole entry.
+    /// Cuts off what follows the last entry.
     ///
     /// # Errors
-    /// The system refuses.
+    /// [`Error::File`] if the file cannot be truncated.
     pub fn trim(&self) -> Result<(), Error> {
-        // Room that was taken behind the end would go as well: not for nothing.
-        match self.len()? > self.end {
-            true => self.file.set_len(self.end),
+        let end = self.end.max(self.kept);
+        // To truncate would also give up what was reserved behind the end.
+        match self.len()? > end {
+            true => self.file.set_len(end),
             false => Ok(()),
         }
         .map_err(Error::file("truncate", &self.path))
@@ -243,7 +268,8 @@ impl IndexFile {
             let _ = fs::remove_file(&new.path);
             return Err(error);
         }
-        (self.file, self.end, self.name_is_new) = (new.file, new.end, true);
+        (self.file, self.end, self.kept) = (new.file, new.end, new.end);
+        self.name_is_new = true;
         self.settle_name()
     }
 
@@ -283,6 +309,11 @@ impl IndexFile {
     }
 }
 
+/// Where entry number `entry` is.
+fn offset_of(entry: u64) -> u64 {
+    HEADER_LEN as u64 + entry * ENTRY_LEN as u64
+}
+
 /// A new log, which is to become that of `path`, under a name of its own.
 fn start_new(path: &Path, header: &Header) -> Result<IndexFile, Error> {
     let mut name = OsString::from(path);
@@ -303,6 +334,7 @@ fn start_new(path: &Path, header: &Header) -> Result<IndexFile, Error> {
         path,
         file: file.into(),
         end: HEADER_LEN as u64,
+        kept: HEADER_LEN as u64,
         name_is_new: false,
     })
 }

@@ -1,50 +1,55 @@
-//! Mappings that were answered for but are not durable yet.
+//! Mappings that were answered for but are not in the index yet.
 //!
-//! A mapping must not enter the index before its data is durable, which only a flush makes it; but
-//! a write that was answered must outlive the process, for the guest goes on when a new one takes
-//! over. So mappings wait in a journal, which is valid as long as the machine has not been started
-//! again: the page cache that keeps it keeps the data as well. After a power loss it means nothing,
-//! and the index alone counts.
+//! A mapping must not enter the index before its data is durable, and only a flush makes it so. But a
+//! write that was answered must outlive the process: the guest goes on when a new process takes over.
+//! So mappings wait in a journal. It is valid for one boot of the kernel, because the page cache that
+//! keeps it keeps the data as well. After a power loss only the index counts.
 //!
-//! There are two files, used in turn: what a flush is about to make durable stays in one while new
-//! mappings go to the other. Neither is ever synced. `docs/format.md` has their layout.
+//! Mappings are numbered. There are two files: while a flush makes durable what one holds, new mappings
+//! go to the other. After a flush that failed, one file may hold mappings that the index has and
+//! mappings that it has not. What tells them apart is the [`IndexPosition`], a record of its own: the
+//! index holds all mappings before number `next`, and mapping `next` becomes entry `entries`. Each file
+//! begins with a position, and each flush that succeeds adds one. If it cannot be added, an older
+//! position still tells the same: every later mapping has its place behind the one before.
 //!
-//! Others do not know of it, and may append to the index what is newer than what waits here. So it
-//! tells how many entries the index had: what follows those is ours if the journal begins with it.
+//! Neither file is ever synced. `docs/format.md` has their layout.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 
 use uuid::Uuid;
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::Error;
-use super::journal_format::{Contents, Head, Record};
+pub use super::journal_format::IndexPosition;
+use super::journal_format::{Contents, Head, Record, is_other_version};
 use crate::format::lsmt::Mapping;
+use crate::io::boot;
 
-/// Bytes before the records: a file without any keeps these, so that the first finds room.
+/// Bytes before the records. An empty file keeps them, so that its first records find room.
 const HEAD_LEN: u64 = size_of::<Head>() as u64;
-/// Most bytes of a journal that are read.
+
+/// Most bytes of a journal file. Files grow to that only if they cannot be emptied.
 const MAX_LEN: u64 = 256 << 20;
 
 /// The journal of one writable layer.
 #[derive(Debug)]
 pub struct Journal {
     files: [(PathBuf, File); 2],
-    /// What the head of the active file says.
     head: Head,
-    /// Which of the files takes new records, and where.
+    /// Which of the files takes new records.
     active: usize,
+    /// Bytes of the active file that count.
     end: u64,
-    /// Number of the next record.
+    /// Number of the next mapping.
     next: u64,
-    /// Whether the other file holds records.
+    position: IndexPosition,
+    /// Whether the other file may hold records.
     other_in_use: bool,
-    /// Whether records that do not count could not be taken back yet.
+    /// Whether the active file may have bytes behind `end`, which could not be cut off yet.
     unclean: bool,
 }
 
@@ -58,18 +63,40 @@ pub fn paths(index: &Path) -> [PathBuf; 2] {
     })
 }
 
-/// Removes the files, as far as they are there.
+/// Removes the files that exist. The file with the older records goes first: the newer records alone
+/// say what all together say; the older ones alone would take newer data back.
 ///
 /// # Errors
-/// The system refuses.
+/// A file cannot be read or removed.
 pub fn remove(index: &Path) -> Result<(), Error> {
-    paths(index).iter().try_for_each(|path| remove_file(path))
+    oldest_first(index)?
+        .iter()
+        .try_for_each(|path| remove_file(path))
 }
 
-/// Removes a file, if it is there.
+/// The paths of the files that exist, whatever they hold, the one with the older records first.
+fn oldest_first(index: &Path) -> Result<Vec<PathBuf>, Error> {
+    let mut files = Vec::new();
+    for path in paths(index) {
+        let first = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            opened => {
+                let file = opened.map_err(Error::file("open", &path))?;
+                let bytes = read_bytes(&path, &file)?;
+                let head = Head::read_from_prefix(&bytes).ok();
+                head.and_then(|(head, _)| Contents::read(&bytes, &head).first)
+            }
+        };
+        files.push((first, path));
+    }
+    files.sort();
+    Ok(files.into_iter().map(|(_, path)| path).collect())
+}
+
+/// Removes a file if it exists.
 ///
 /// # Errors
-/// The system refuses.
+/// [`Error::File`] if it cannot be removed.
 pub(super) fn remove_file(path: &Path) -> Result<(), Error> {
     match fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -77,39 +104,39 @@ pub(super) fn remove_file(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Name of the running system, which no other start of it has. Read once: later, the process may
-/// no longer reach it.
-///
-/// # Errors
-/// The kernel does not tell.
-pub fn boot_id() -> Result<[u8; 36], Error> {
-    static ID: OnceLock<[u8; 36]> = OnceLock::new();
-    if let Some(id) = ID.get() {
-        return Ok(*id);
-    }
-    let path = Path::new("/proc/sys/kernel/random/boot_id");
-    let text = fs::read(path).map_err(Error::file("read", path))?;
-    let id = text.first_chunk().copied();
-    let id = id.ok_or_else(|| Error::file("read", path)(io::ErrorKind::InvalidData.into()))?;
-    Ok(*ID.get_or_init(|| id))
+/// The id of this boot of the kernel, as text.
+pub fn boot_id() -> [u8; 36] {
+    let mut id = [0; 36];
+    boot::boot_id().hyphenated().encode_lower(&mut id);
+    id
 }
 
 /// What the journal of a layer holds.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Found {
-    /// Mappings, the oldest first.
-    pub mappings: Vec<Mapping>,
-    /// Entries the index had when the last flush ended. What follows them is the beginning of
-    /// `mappings`, which a flush did not get further with; or else somebody else's.
-    pub entries: u64,
+    /// Mappings that the index need not hold, with their numbers, the oldest first.
+    pub mappings: Vec<(u64, Mapping)>,
+    /// How far the index had got.
+    pub position: Option<IndexPosition>,
+}
+
+impl Found {
+    /// The index entry that the first mapping is, or is to become. `None` if that is not known.
+    pub fn first_entry(&self) -> Option<u64> {
+        let (first, _) = self.mappings.first()?;
+        let position = self.position?;
+        position
+            .entries?
+            .checked_add(first.checked_sub(position.next)?)
+    }
 }
 
 /// Reads the journal of a layer.
 ///
 /// # Errors
-/// A file is there but cannot be read.
+/// A file exists but cannot be read, or is in the format of another version.
 pub fn read(index: &Path, uuid: Uuid, boot: [u8; 36]) -> Result<Found, Error> {
-    let head = Head::new(uuid, boot, 0);
+    let head = Head::new(uuid, boot);
     let mut parts = Vec::new();
     for path in paths(index) {
         match File::open(&path) {
@@ -120,23 +147,47 @@ pub fn read(index: &Path, uuid: Uuid, boot: [u8; 36]) -> Result<Found, Error> {
             }
         }
     }
-    parts.sort_by_key(Contents::first);
-    let records = parts.iter().flat_map(|part| &part.records);
-    Ok(Found {
-        mappings: records.map(|(_, mapping)| *mapping).collect(),
-        entries: parts.last().map_or(0, |newest| newest.entries),
-    })
+    parts.sort_by_key(|part| part.first);
+    Ok(found(&parts))
 }
 
-fn read_file(path: &Path, file: &File, head: &Head) -> Result<Contents, Error> {
+/// What the contents of the files, the older one first, say together.
+fn found(parts: &[Contents]) -> Found {
+    let positions = parts.iter().flat_map(|part| &part.positions);
+    // A file may have begun with a copy of a position before a newer one got into the other. Where two
+    // differ in the entry alone, the index may have been written anew, and the entry is not known.
+    let position = positions.max_by_key(|position| (position.next, position.entries.is_none()));
+    let next = position.map_or(0, |position| position.next);
+    let mappings = parts.iter().flat_map(|part| &part.mappings);
+    Found {
+        mappings: mappings
+            .filter(|(number, _)| *number >= next)
+            .copied()
+            .collect(),
+        position: position.copied(),
+    }
+}
+
+fn read_bytes(path: &Path, file: &File) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
     file.take(MAX_LEN)
         .read_to_end(&mut bytes)
         .map_err(Error::file("read", path))?;
-    Ok(Contents::read(&bytes, head))
+    Ok(bytes)
 }
 
-/// Opens both files, or makes them, and reads them: those with the older records first.
+fn read_file(path: &Path, file: &File, head: &Head) -> Result<Contents, Error> {
+    let bytes = read_bytes(path, file)?;
+    match is_other_version(&bytes, head) {
+        true => Err(Error::JournalVersion {
+            path: path.to_owned(),
+        }),
+        false => Ok(Contents::read(&bytes, head)),
+    }
+}
+
+/// Opens both files, creates missing ones, and reads them. The file with the older records comes
+/// first.
 fn open(index: &Path, head: &Head) -> Result<[(Contents, PathBuf, File); 2], Error> {
     let open = |path: PathBuf| {
         let mut options = File::options();
@@ -146,78 +197,86 @@ fn open(index: &Path, head: &Head) -> Result<[(Contents, PathBuf, File); 2], Err
     };
     let [first, second] = paths(index);
     let mut files = [open(first)?, open(second)?];
-    files.sort_by_key(|(contents, ..)| contents.first());
+    files.sort_by_key(|(contents, ..)| contents.first);
     Ok(files)
 }
 
-/// Leaves nothing in a file but its head.
+/// Leaves only the head in a file.
 fn empty(path: &Path, file: &File, head: &Head) -> Result<(), Error> {
-    // The records first: under a new head they would count.
+    // The records go first: under a new head they would count.
     file.set_len(HEAD_LEN)
         .map_err(Error::file("truncate", path))?;
-    write_head(path, file, head)
-}
-
-fn write_head(path: &Path, file: &File, head: &Head) -> Result<(), Error> {
     file.write_all_at(head.as_bytes(), 0)
         .map_err(Error::bytes("write", path, 0))
 }
 
 impl Journal {
-    /// Starts an empty journal in place of what there is, for an index of so many entries. Where
-    /// there was one, that takes no room.
+    /// Starts an empty journal in place of an existing one, for an index of so many entries.
     ///
     /// # Errors
-    /// The files cannot be made.
+    /// [`Error::File`] or [`Error::Bytes`] if a file cannot be created or written;
+    /// [`Error::JournalVersion`] for one of another version.
     pub fn start(index: &Path, uuid: Uuid, boot: [u8; 36], entries: u64) -> Result<Self, Error> {
-        let head = Head::new(uuid, boot, entries);
-        let [first, second] = open(index, &head)?;
-        // The older records go first: without newer ones they would count again.
-        for (_, path, file) in [&first, &second] {
+        let head = Head::new(uuid, boot);
+        let [older, newer] = open(index, &head)?;
+        let next = older.0.next.max(newer.0.next);
+        // As in `remove`, the older records go first.
+        for (_, path, file) in [&older, &newer] {
             empty(path, file, &head)?;
         }
-        Ok(Self {
-            files: [(first.1, first.2), (second.1, second.2)],
+        let mut journal = Self {
+            files: [(older.1, older.2), (newer.1, newer.2)],
             head,
-            active: 0,
+            active: 1,
             end: HEAD_LEN,
-            next: 0,
+            next,
+            position: IndexPosition {
+                next,
+                entries: Some(entries),
+            },
             other_in_use: false,
             unclean: false,
-        })
+        };
+        journal.switch()?;
+        Ok(journal)
     }
 
-    /// Goes on behind what [`read`] returns, as if a flush of it had failed.
+    /// Goes on behind what [`read`] returns, as if a flush of it had failed. `position` says which
+    /// entry of the index the first mapping is to become.
     ///
     /// # Errors
-    /// The files cannot be read, or not be made.
-    pub fn resume(index: &Path, uuid: Uuid, boot: [u8; 36]) -> Result<Self, Error> {
-        let head = Head::new(uuid, boot, 0);
+    /// As [`Journal::start`].
+    pub fn resume(
+        index: &Path,
+        uuid: Uuid,
+        boot: [u8; 36],
+        position: IndexPosition,
+    ) -> Result<Self, Error> {
+        let head = Head::new(uuid, boot);
         let [older, newer] = open(index, &head)?;
-        let head = Head::new(uuid, boot, newer.0.entries);
-        for (contents, path, file) in [&older, &newer] {
-            if contents.records.is_empty() {
-                empty(path, file, &head)?;
-            }
-        }
-        let records = &newer.0.records;
         Ok(Self {
             head,
             active: 1,
-            end: HEAD_LEN + (records.len() * size_of::<Record>()) as u64,
-            next: records.last().map_or(0, |(number, _)| number + 1),
-            other_in_use: !older.0.records.is_empty(),
-            // Behind the records may be part of another.
+            end: newer.0.len,
+            next: older.0.next.max(newer.0.next),
+            position,
+            other_in_use: older.0.first.is_some(),
+            // Part of a record may follow.
             unclean: true,
             files: [(older.1, older.2), (newer.1, newer.2)],
         })
     }
 
-    /// Takes back what [`Journal::add`] wrote in part and could not take back: it would count if we
-    /// died, whatever was changed since.
+    /// Number of the next mapping.
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// Cuts off what [`Journal::add`] wrote before it failed. Until then that may count if the process
+    /// dies, whatever was changed since.
     ///
     /// # Errors
-    /// It still cannot.
+    /// The active file cannot be truncated.
     pub fn mend(&mut self) -> Result<(), Error> {
         if self.unclean {
             let (path, file) = &self.files[self.active];
@@ -231,73 +290,119 @@ impl Journal {
     /// Adds mappings. After an error none of them counts, once [`Journal::mend`] succeeds.
     ///
     /// # Errors
-    /// They cannot be written.
+    /// [`Error::JournalFull`] if the file is as long as it may be; [`Error::Bytes`] if it cannot be
+    /// written.
     pub fn add(&mut self, mappings: &[Mapping]) -> Result<(), Error> {
         let records: Vec<_> = mappings
             .iter()
             .zip(self.next..)
-            .map(|(mapping, number)| Record::new(*mapping, number))
+            .map(|(mapping, number)| Record::mapping(*mapping, number))
             .collect();
+        self.append(&records)?;
+        self.next += records.len() as u64;
+        Ok(())
+    }
+
+    fn append(&mut self, records: &[Record]) -> Result<(), Error> {
         self.mend()?;
         let (path, file) = &self.files[self.active];
+        let end = self.end + size_of_val(records) as u64;
+        if end > MAX_LEN {
+            return Err(Error::JournalFull {
+                path: path.clone(),
+                most: MAX_LEN,
+            });
+        }
         if let Err(error) = file.write_all_at(records.as_bytes(), self.end) {
             let error = Error::bytes("write", path, self.end)(error);
             self.unclean = true;
-            // Else it is tried again.
+            // If this fails, the next caller tries again.
             let _ = self.mend();
             return Err(error);
         }
-        self.next += records.len() as u64;
-        self.end += size_of_val(&*records) as u64;
+        self.end = end;
         Ok(())
     }
 
-    /// New mappings go to the other file, if it is empty: a flush is about to make durable what
-    /// this one holds.
+    /// Begins a flush of all mappings so far, and returns the number of the next one. New mappings go
+    /// to the other file, if that is free; else to the same file.
     ///
     /// # Errors
-    /// As [`Journal::mend`]; or the other file cannot be written.
-    pub fn switch(&mut self) -> Result<(), Error> {
+    /// As [`Journal::mend`].
+    pub fn begin_flush(&mut self) -> Result<u64, Error> {
         self.mend()?;
         if !self.other_in_use {
-            let (path, file) = &self.files[1 - self.active];
-            write_head(path, file, &self.head)?;
-            (self.active, self.end) = (1 - self.active, HEAD_LEN);
-            self.other_in_use = true;
+            // Only the space that the active file takes depends on it.
+            let _ = self.switch();
         }
+        Ok(self.next)
+    }
+
+    /// Lets the other file, which has no records, take new ones.
+    fn switch(&mut self) -> Result<(), Error> {
+        let other = 1 - self.active;
+        let (path, file) = &self.files[other];
+        let position = Record::position(self.position, self.next);
+        let bytes = [self.head.as_bytes(), position.as_bytes()].concat();
+        file.write_all_at(&bytes, 0)
+            .map_err(Error::bytes("write", path, 0))?;
+        self.other_in_use = self.end > HEAD_LEN;
+        (self.active, self.end) = (other, bytes.len() as u64);
         Ok(())
     }
 
-    /// What came before [`Journal::switch`] is durable, in an index of so many entries.
+    /// The index is about to be written anew: which entry a mapping becomes is not known until
+    /// [`Journal::end_flush`].
     ///
     /// # Errors
-    /// A file cannot be written or emptied; then its records only count once more.
-    pub fn settle(&mut self, entries: u64) -> Result<(), Error> {
-        self.set_entries(entries)?;
-        let (path, file) = &self.files[1 - self.active];
-        file.set_len(HEAD_LEN)
-            .map_err(Error::file("truncate", path))?;
-        self.other_in_use = false;
+    /// As [`Journal::add`].
+    pub fn begin_rewrite(&mut self) -> Result<(), Error> {
+        let position = IndexPosition {
+            entries: None,
+            ..self.position
+        };
+        self.append(&[Record::position(position, self.next)])?;
+        self.position = position;
         Ok(())
     }
 
-    /// The index has so many entries, or no more than that; what follows them is not ours.
+    /// The index holds all mappings before number `next`, durably, and has so many entries.
     ///
     /// # Errors
-    /// The file cannot be written.
-    pub fn set_entries(&mut self, entries: u64) -> Result<(), Error> {
-        self.head.set_entries(entries);
-        let (path, file) = &self.files[self.active];
-        write_head(path, file, &self.head)
+    /// The position cannot be added, or the other file not be emptied. Nothing is lost by that; the
+    /// journal takes more space.
+    pub fn end_flush(&mut self, next: u64, entries: u64) -> Result<(), Error> {
+        self.position = IndexPosition {
+            next,
+            entries: Some(entries),
+        };
+        let noted = self.append(&[Record::position(self.position, self.next)]);
+        if self.other_in_use {
+            let (path, file) = &self.files[1 - self.active];
+            file.set_len(HEAD_LEN)
+                .map_err(Error::file("truncate", path))?;
+            self.other_in_use = false;
+        }
+        noted
     }
 
-    /// No record counts any more, for good.
+    /// No mapping counts any more, for good.
     ///
     /// # Errors
-    /// A file cannot be emptied.
-    pub fn discard(&self) -> Result<(), Error> {
-        let mut files = self.files.iter();
-        files.try_for_each(|(path, file)| file.set_len(0).map_err(Error::file("truncate", path)))
+    /// Neither can that be noted, nor the files be emptied.
+    pub fn discard(&mut self) -> Result<(), Error> {
+        let position = IndexPosition {
+            next: self.next,
+            ..self.position
+        };
+        let noted = self.append(&[Record::position(position, self.next)]);
+        // The active file last: it says that the other does not count.
+        let empty = |number: usize| {
+            let (path, file) = &self.files[number];
+            file.set_len(0).map_err(Error::file("truncate", path))
+        };
+        let emptied = empty(1 - self.active).and_then(|()| empty(self.active));
+        noted.or(emptied)
     }
 }
 
@@ -331,77 +436,170 @@ mod tests {
     }
 
     fn known(index: &Path, uuid: Uuid, boot: [u8; 36]) -> Vec<Mapping> {
-        read(index, uuid, boot).unwrap().mappings
+        let found = read(index, uuid, boot).unwrap();
+        found.mappings.iter().map(|(_, mapping)| *mapping).collect()
     }
 
     #[test]
-    fn survives_its_writer_but_no_restart_of_the_machine() {
+    fn outlives_its_process_but_not_the_boot() {
         let folder = tempfile::tempdir().unwrap();
         let index = folder.path().join("index");
         let uuid = Uuid::from_u128(1);
         let mut journal = Journal::start(&index, uuid, BOOT, 9).unwrap();
         journal.add(&[mapping(1), mapping(2)]).unwrap();
-        journal.switch().unwrap();
+        assert_eq!(journal.begin_flush().unwrap(), 2);
         journal.add(&[mapping(3)]).unwrap();
         let all = [mapping(1), mapping(2), mapping(3)];
         assert_eq!(known(&index, uuid, BOOT), all);
         assert_eq!(known(&index, uuid, [b'b'; 36]), []);
         assert_eq!(known(&index, Uuid::from_u128(2), BOOT), []);
-        // The flush failed: another one takes over what it began.
-        journal.switch().unwrap();
+        // The flush failed: another one does all, and what comes meanwhile is in the same file.
+        assert_eq!(journal.begin_flush().unwrap(), 3);
         journal.add(&[mapping(4)]).unwrap();
         assert_eq!(known(&index, uuid, BOOT).len(), 4);
-        journal.settle(9).unwrap();
-        assert_eq!(known(&index, uuid, BOOT), [mapping(3), mapping(4)]);
-        journal.switch().unwrap();
-        journal.settle(9).unwrap();
+        journal.end_flush(3, 12).unwrap();
+        assert_eq!(known(&index, uuid, BOOT), [mapping(4)]);
+        let found = read(&index, uuid, BOOT).unwrap();
+        assert_eq!(found.first_entry(), Some(12));
+        journal.begin_flush().unwrap();
+        journal.end_flush(4, 13).unwrap();
         assert_eq!(known(&index, uuid, BOOT), []);
     }
 
     #[test]
-    fn goes_on_where_another_left_off() {
+    fn goes_on_where_another_process_left_off() {
         let folder = tempfile::tempdir().unwrap();
         let index = folder.path().join("index");
         let uuid = Uuid::from_u128(1);
         let mut journal = Journal::start(&index, uuid, BOOT, 9).unwrap();
         let mut all = Vec::new();
+        let mut entries = 9;
         for round in 0..6 {
             let new = [mapping(2 * round), mapping(2 * round + 1)];
             journal.add(&new).unwrap();
             all.extend(new);
             if round % 3 == 1 {
-                journal.switch().unwrap();
+                journal.begin_flush().unwrap();
             }
             // Part of a record that was on its way.
             let (_, file) = &journal.files[journal.active];
             file.write_all_at(&[1; 9], journal.end).unwrap();
-            journal = Journal::resume(&index, uuid, BOOT).unwrap();
+            let position = read(&index, uuid, BOOT).unwrap().position.unwrap();
+            journal = Journal::resume(&index, uuid, BOOT, position).unwrap();
             assert_eq!(known(&index, uuid, BOOT), all);
             if round == 3 {
-                journal.switch().unwrap();
-                journal.settle(9).unwrap();
-                all = known(&index, uuid, BOOT);
-                assert!(!all.contains(&mapping(0)));
+                let next = journal.begin_flush().unwrap();
+                entries += all.len() as u64;
+                journal.end_flush(next, entries).unwrap();
+                all.clear();
+                assert_eq!(known(&index, uuid, BOOT), []);
             }
         }
+        assert_eq!(
+            read(&index, uuid, BOOT).unwrap().first_entry(),
+            Some(entries)
+        );
     }
 
+    /// Whatever of the end of a flush fails, the index entry of the next mapping is known.
     #[test]
-    fn a_torn_record_is_none() {
+    fn the_end_of_a_flush_may_fail() {
         let folder = tempfile::tempdir().unwrap();
         let index = folder.path().join("index");
         let mut journal = Journal::start(&index, Uuid::nil(), BOOT, 9).unwrap();
         journal.add(&[mapping(1), mapping(2)]).unwrap();
-        let (path, _) = &journal.files[0];
+        let next = journal.begin_flush().unwrap();
+        journal.add(&[mapping(3)]).unwrap();
+        let healthy = journal.fail().unwrap();
+        journal.end_flush(next, 11).unwrap_err();
+        journal.heal(healthy);
+        let found = read(&index, Uuid::nil(), BOOT).unwrap();
+        assert_eq!((found.mappings.len(), found.first_entry()), (3, Some(9)));
+        let next = journal.begin_flush().unwrap();
+        journal.add(&[mapping(4)]).unwrap();
+        journal.end_flush(next, 12).unwrap();
+        let found = read(&index, Uuid::nil(), BOOT).unwrap();
+        assert_eq!(found.mappings, [(3, mapping(4))]);
+        assert_eq!(found.first_entry(), Some(12));
+    }
+
+    #[test]
+    fn while_the_index_is_written_anew_no_entry_is_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = folder.path().join("index");
+        let mut journal = Journal::start(&index, Uuid::nil(), BOOT, 9).unwrap();
+        journal.add(&[mapping(1)]).unwrap();
+        let next = journal.begin_flush().unwrap();
+        journal.begin_rewrite().unwrap();
+        let found = read(&index, Uuid::nil(), BOOT).unwrap();
+        assert_eq!((found.mappings.len(), found.first_entry()), (1, None));
+        journal.end_flush(next, 3).unwrap();
+        journal.add(&[mapping(2)]).unwrap();
+        let found = read(&index, Uuid::nil(), BOOT).unwrap();
+        assert_eq!((found.mappings.len(), found.first_entry()), (1, Some(3)));
+    }
+
+    #[test]
+    fn what_is_discarded_does_not_come_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = folder.path().join("index");
+        let mut journal = Journal::start(&index, Uuid::nil(), BOOT, 9).unwrap();
+        journal.add(&[mapping(1)]).unwrap();
+        journal.begin_flush().unwrap();
+        journal.add(&[mapping(2)]).unwrap();
+        journal.discard().unwrap();
+        assert_eq!(known(&index, Uuid::nil(), BOOT), []);
+        Journal::start(&index, Uuid::nil(), BOOT, 9).unwrap();
+        assert_eq!(known(&index, Uuid::nil(), BOOT), []);
+    }
+
+    #[test]
+    fn the_older_file_is_removed_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = folder.path().join("index");
+        let mut journal = Journal::start(&index, Uuid::nil(), BOOT, 9).unwrap();
+        for round in 0..4 {
+            journal.add(&[mapping(2 * round)]).unwrap();
+            let older = journal.files[journal.active].0.clone();
+            let next = journal.begin_flush().unwrap();
+            let newer = journal.files[journal.active].0.clone();
+            assert_eq!(oldest_first(&index).unwrap(), [older, newer]);
+            journal.end_flush(next, 10 + round).unwrap();
+        }
+        remove(&index).unwrap();
+        assert_eq!(oldest_first(&index).unwrap(), [] as [PathBuf; 0]);
+    }
+
+    #[test]
+    fn a_journal_of_another_version_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = folder.path().join("index");
+        let mut journal = Journal::start(&index, Uuid::nil(), BOOT, 9).unwrap();
+        journal.add(&[mapping(1)]).unwrap();
+        let (path, file) = &journal.files[journal.active];
+        file.write_all_at(b"2", 7).unwrap();
+        let error = read(&index, Uuid::nil(), BOOT).unwrap_err();
+        assert!(matches!(&error, Error::JournalVersion { path: found } if found == path));
+        assert_eq!(known(&index, Uuid::nil(), [b'b'; 36]), []);
+    }
+
+    #[test]
+    fn a_torn_record_does_not_count() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = folder.path().join("index");
+        let mut journal = Journal::start(&index, Uuid::nil(), BOOT, 9).unwrap();
+        journal.add(&[mapping(1), mapping(2)]).unwrap();
+        let (path, _) = &journal.files[journal.active];
         let whole = fs::read(path).unwrap();
+        let first = size_of::<Head>() + size_of::<Record>();
         for cut in 0..whole.len() {
             fs::write(path, &whole[..cut]).unwrap();
-            let expected = cut.saturating_sub(size_of::<Head>()) / size_of::<Record>();
+            let expected = cut.saturating_sub(first) / size_of::<Record>();
             let found = known(&index, Uuid::nil(), BOOT);
             assert_eq!(found, [mapping(1), mapping(2)][..expected], "{cut}");
         }
         let mut flipped = whole;
-        flipped[size_of::<Head>() + 3] ^= 1;
+        flipped[first + 3] ^= 1;
         fs::write(path, &flipped).unwrap();
         assert_eq!(known(&index, Uuid::nil(), BOOT), []);
     }

@@ -145,6 +145,8 @@ pub(super) struct State {
 #[derive(Debug)]
 pub(super) struct Waiting {
     pub(super) journal: Journal,
+    /// Whether the journal points at data that storage lost, and could not be emptied yet.
+    pub(super) journal_misleads: bool,
     /// In the index, for what waits.
     pub(super) room: Reservation,
     /// What is in the journal and not in the index.
@@ -155,10 +157,23 @@ pub(super) struct Waiting {
 #[derive(Debug)]
 pub(super) struct Flusher {
     pub(super) log: IndexFile,
+    /// Whether the next flush writes the index anew, for what was found at the start.
+    pub(super) rewrite: Rewrite,
     /// Entries from which on it is tried to write the log anew.
     pub(super) retry_at: u64,
     /// Flushes asked for that the last successful one did for.
     pub(super) done: u64,
+}
+
+/// Whether a flush writes the index anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Rewrite {
+    /// It appends.
+    No,
+    /// If that fails, it appends.
+    Wanted,
+    /// If that fails, the flush fails.
+    Needed,
 }
 
 impl WritableLayer {

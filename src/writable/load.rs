@@ -48,8 +48,11 @@ pub struct Loaded {
     pub kind: Kind,
     /// Where the data of which sectors is.
     pub map: ExtentMap,
-    /// Mappings of the journal, which are part of the map.
+    /// Mappings of the journal, which are part of the map. The index ends where the first of them is to
+    /// be appended.
     pub journal: Vec<Mapping>,
+    /// Number of the first of them.
+    pub next: u64,
     /// Whether the index file says nothing, and the holes of the data file tell what there is.
     pub by_holes: bool,
     /// Whether the index file does not say what the map says: it is missing a header, or has
@@ -129,51 +132,18 @@ pub fn load(paths: &Paths, access: Access, map: ExtentMap) -> Result<Loaded, Err
         kind,
         map,
         journal: Vec::new(),
+        next: 0,
         by_holes: log_header.is_none(),
         index_is_stale: log_header.is_none(),
         index_misleads: log_header.is_none(),
     };
-    let file_end = len / SECTOR_SIZE;
+    let file_end = Sector(len / SECTOR_SIZE);
     if loaded.by_holes {
-        // What lies beyond the disk is none of it, like what sealing began to append.
-        let disk = ByteOffset(loaded.header.virtual_size).sectors_up();
-        let end = disk.0.saturating_add(FIRST_DATA.0);
-        let end = end.saturating_mul(SECTOR_SIZE).min(len);
-        scan_holes(&loaded.data, end, &mut loaded.map).map_err(Error::file("scan", path))?;
+        loaded.map_holes(path, len)?;
     }
-    let mut without_data = 0;
-    let (map, log) = (&mut loaded.map, &loaded.log);
-    let torn = log.replay(|mapping| match is_there(&mapping, file_end) {
-        true => enter(map, mapping),
-        false => without_data += 1,
-    })?;
-    if torn + without_data > 0 {
-        ::log::warn!(
-            "{}: {torn} entries are torn, {without_data} point past the end of {}: what they were \
-             for was never durable",
-            paths.index.display(),
-            path.display()
-        );
-        loaded.index_is_stale = true;
-    }
-    let boot = journal::boot_id()?;
-    let journal::Found { mappings, entries } =
-        journal::read(&paths.index, loaded.header.uuid, boot)?;
-    let found = mappings.len();
-    if found > 0 && loaded.log.has_others(entries, &mappings)? {
-        ::log::warn!(
-            "{}: somebody else has written to the layer since we did: {found} mappings that were \
-             not flushed before are dropped",
-            paths.index.display()
-        );
-    } else {
-        loaded.journal = mappings;
-        loaded.journal.retain(|mapping| is_there(mapping, file_end));
-    }
-    loaded.index_misleads |= without_data > 0 || loaded.journal.len() < found;
-    for mapping in &loaded.journal {
-        enter(&mut loaded.map, *mapping);
-    }
+    let journal = loaded.find_journal(paths)?;
+    loaded.replay_index(paths, file_end)?;
+    loaded.replay_journal(journal, file_end);
     if access == Access::Write {
         check_places(&loaded)?;
         // Who made or replaced a file and died may not have made its name durable; what is flushed to
@@ -184,6 +154,77 @@ pub fn load(paths: &Paths, access: Access, map: ExtentMap) -> Result<Loaded, Err
         }
     }
     Ok(loaded)
+}
+
+impl Loaded {
+    /// Enters what the holes of a sparse data file tell.
+    fn map_holes(&mut self, path: &Path, len: u64) -> Result<(), Error> {
+        // What lies beyond the disk is not part of it, like what sealing began to append.
+        let disk = ByteOffset(self.header.virtual_size).sectors_up();
+        let end = disk.0.saturating_add(FIRST_DATA.0);
+        let end = end.saturating_mul(SECTOR_SIZE).min(len);
+        scan_holes(&self.data, end, &mut self.map).map_err(Error::file("scan", path))
+    }
+
+    /// Reads the journal, and lets the index end where its mappings begin. Returns the mappings that
+    /// count.
+    fn find_journal(&mut self, paths: &Paths) -> Result<Vec<Mapping>, Error> {
+        let found = journal::read(&paths.index, self.header.uuid, journal::boot_id())?;
+        let (numbers, mappings): (Vec<_>, Vec<_>) = found.mappings.iter().copied().unzip();
+        let Some(first) = numbers.first() else {
+            return Ok(mappings);
+        };
+        self.next = *first;
+        let Some(entry) = found.first_entry() else {
+            // The index was being written anew: it may hold any of them.
+            return Ok(mappings);
+        };
+        if entry > self.log.entries() {
+            // Somebody cut it short.
+            (self.index_is_stale, self.index_misleads) = (true, true);
+        } else if !self.log.go_back(entry, &mappings)? {
+            ::log::warn!(
+                "{}: another program has written to the layer since this one did: {} mappings that \
+                 were not flushed before are dropped",
+                paths.index.display(),
+                mappings.len()
+            );
+            return Ok(Vec::new());
+        }
+        Ok(mappings)
+    }
+
+    /// Enters what the index says.
+    fn replay_index(&mut self, paths: &Paths, file_end: Sector) -> Result<(), Error> {
+        let mut without_data = 0;
+        let (map, log) = (&mut self.map, &self.log);
+        let torn = log.replay(|mapping| match is_there(&mapping, file_end) {
+            true => enter(map, mapping),
+            false => without_data += 1,
+        })?;
+        if torn + without_data > 0 {
+            ::log::warn!(
+                "{}: {torn} entries are torn, {without_data} point past the end of {}: what they \
+                 were for was never durable",
+                paths.index.display(),
+                paths.data.display()
+            );
+            self.index_is_stale = true;
+        }
+        self.index_misleads |= without_data > 0;
+        Ok(())
+    }
+
+    /// Enters what the journal says.
+    fn replay_journal(&mut self, found: Vec<Mapping>, file_end: Sector) {
+        let count = found.len();
+        self.journal = found;
+        self.journal.retain(|mapping| is_there(mapping, file_end));
+        self.index_misleads |= self.journal.len() < count;
+        for mapping in &self.journal {
+            enter(&mut self.map, *mapping);
+        }
+    }
 }
 
 /// Lets nobody else write to the file, nor read it while it is written to. A process that was killed
@@ -234,10 +275,10 @@ pub(super) fn is_sealed(data: &File, len: u64, header: &Header) -> bool {
     trailer.is_some_and(|trailer| !header.uuid.is_nil() && trailer.uuid == header.uuid)
 }
 
-fn is_there(mapping: &Mapping, file_end: u64) -> bool {
+fn is_there(mapping: &Mapping, file_end: Sector) -> bool {
     let start = mapping.moffset();
     let end = start.checked_add(u64::from(mapping.length()));
-    mapping.is_zeroed() || (start >= FIRST_DATA && end.is_some_and(|end| end.0 <= file_end))
+    mapping.is_zeroed() || (start >= FIRST_DATA && end.is_some_and(|end| end <= file_end))
 }
 
 fn enter(map: &mut ExtentMap, mapping: Mapping) {

@@ -12,9 +12,9 @@ use std::sync::{Arc, Mutex, RwLock};
 use super::allocator::Allocator;
 use super::coverage::Coverage;
 use super::extent_map::{ExtentMap, Place};
-use super::flush::{is_long, mappings};
-use super::journal::{self, Journal};
-use super::layer::{Flusher, State, Waiting};
+use super::flush::is_long;
+use super::journal::{self, IndexPosition, Journal};
+use super::layer::{Flusher, Rewrite, State, Waiting};
 use super::load::{Access, Loaded, load};
 use super::reservation::Reservation;
 use super::{Error, Options, Paths, WritableLayer};
@@ -36,36 +36,40 @@ impl WritableLayer {
             });
         }
         let sectors = settle_size(paths, options, &mut loaded)?;
-        let data = &loaded.data;
-        data.sync_all().map_err(Error::file("sync", &paths.data))?;
         if loaded.map.mappings() > MAX_ENTRIES {
             return Err(Error::Fragmented {
                 path: paths.data.clone(),
                 most: MAX_ENTRIES,
             });
         }
-        let folded = match fold(&mut loaded, options) {
-            Err(error) if error.is_full() && !loaded.index_misleads => {
-                ::log::warn!("{error}: no room to make durable what was not flushed; it waits");
-                false
-            }
-            folded => folded.map(|()| true)?,
+        let rewrite = match &loaded {
+            loaded if loaded.index_misleads => Rewrite::Needed,
+            loaded if loaded.index_is_stale => Rewrite::Wanted,
+            loaded if is_long(&loaded.log, &loaded.map, options.log_slack) => Rewrite::Wanted,
+            _ => Rewrite::No,
         };
+        loaded.log.trim()?;
+        let journal = open_journal(paths, &loaded)?;
+        let layer = Self::build(paths, options, loaded, (sectors, rewrite, journal))?;
+        layer.catch_up(rewrite)?;
+        Ok(layer)
+    }
+
+    fn build(
+        paths: &Paths,
+        options: &Options,
+        loaded: Loaded,
+        (sectors, rewrite, journal): (u64, Rewrite, Journal),
+    ) -> Result<Self, Error> {
         let Loaded {
             data,
             log,
             header,
             kind,
             map,
-            journal: late,
+            journal: pending,
             ..
         } = loaded;
-        let boot = journal::boot_id()?;
-        let journal = match folded || late.is_empty() {
-            true => Journal::start(&paths.index, header.uuid, boot, log.entries())?,
-            false => Journal::resume(&paths.index, header.uuid, boot)?,
-        };
-        let pending = if folded { Vec::new() } else { late };
         let touched = Coverage::new(sectors);
         let mut used = Vec::new();
         for extent in map.iter() {
@@ -77,7 +81,7 @@ impl WritableLayer {
         used.sort_unstable_by_key(|range| range.start);
         let end = used.last().map_or(0, |range| range.end * SECTOR_SIZE);
         let mut space = Allocator::new(FIRST_DATA.0, used, options.limit / SECTOR_SIZE);
-        if !folded {
+        if !pending.is_empty() || rewrite != Rewrite::No {
             space.withhold(file_end(&data, paths)?);
         }
         let again = data.try_clone().map_err(Error::file("open", &paths.data))?;
@@ -93,6 +97,7 @@ impl WritableLayer {
             state: RwLock::new(State { map, space }),
             waiting: Mutex::new(Waiting {
                 journal,
+                journal_misleads: false,
                 room: Reservation::new(&log, pending.len()),
                 pending,
             }),
@@ -100,17 +105,48 @@ impl WritableLayer {
             log_slack: options.log_slack,
             max_log: options.max_log,
             len: AtomicU64::new(end),
-            dirty: AtomicBool::new(false),
+            // What a process before this one wrote may not be durable yet.
+            dirty: AtomicBool::new(true),
             broken: AtomicBool::new(false),
             sealed: AtomicBool::new(false),
             asked: AtomicU64::new(0),
             flush: Mutex::new(Flusher {
                 log,
+                rewrite,
                 retry_at: 0,
                 done: 0,
             }),
             header,
         })
+    }
+
+    /// Makes durable what a process before this one answered for, and the index say what the map says.
+    /// Without room for that it waits for the next flush, unless the index misleads.
+    fn catch_up(&self, rewrite: Rewrite) -> Result<(), Error> {
+        match self.flush() {
+            // Storage without room for the data itself has lost it.
+            Err(error) if error.is_full() && rewrite != Rewrite::Needed && !self.is_broken() => {
+                ::log::warn!("{error}: no room to make durable what was not flushed; it waits");
+                Ok(())
+            }
+            flushed => flushed,
+        }
+    }
+}
+
+/// Goes on with a journal that has mappings the index need not hold; else starts a new one.
+fn open_journal(paths: &Paths, loaded: &Loaded) -> Result<Journal, Error> {
+    let (uuid, boot) = (loaded.header.uuid, journal::boot_id());
+    let entries = loaded.log.entries();
+    match loaded.journal.is_empty() {
+        true => Journal::start(&paths.index, uuid, boot, entries),
+        false => {
+            let position = IndexPosition {
+                next: loaded.next,
+                entries: Some(entries),
+            };
+            Journal::resume(&paths.index, uuid, boot, position)
+        }
     }
 }
 
@@ -128,23 +164,6 @@ fn settle_size(paths: &Paths, options: &Options, loaded: &mut Loaded) -> Result<
         1..=MAX_SECTORS => Ok(sectors),
         _ => Err(Error::Size(loaded.header.virtual_size)),
     }
-}
-
-/// Makes the index say what the map says, durably.
-fn fold(loaded: &mut Loaded, options: &Options) -> Result<(), Error> {
-    let Loaded {
-        log, header, map, ..
-    } = loaded;
-    if loaded.index_is_stale || is_long(log, map, options.log_slack) {
-        match log.replace(header, mappings(map)) {
-            Err(error) if !loaded.index_misleads => {
-                ::log::warn!("the index stays as it is: {error}")
-            }
-            done => return done,
-        }
-    }
-    log.trim()?;
-    log.append(&loaded.journal)
 }
 
 /// First sector behind the data file.

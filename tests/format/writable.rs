@@ -137,9 +137,9 @@ fn what_others_wrote_since_outlives_the_journal() {
         // A flush that was cut short appends what the journal begins with.
         let (found, what) = copy("killed");
         assert!(found == answered, "{what}");
-        let boot = journal::boot_id().unwrap();
+        let boot = journal::boot_id();
         let waiting = journal::read(&paths.index, header.uuid, boot).unwrap();
-        append(&index, &waiting.mappings[0].encode());
+        append(&index, &waiting.mappings[0].1.encode());
         let (found, what) = copy("killed while it flushed");
         assert!(found == answered, "{what}");
 

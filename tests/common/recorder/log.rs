@@ -45,6 +45,14 @@ pub enum Op {
         /// The file.
         file: u64,
     },
+    /// An `fsync` of a file that failed. The system lets go of what it could not store, and says no
+    /// more about it: some of what was written since the last sync is gone.
+    LostSync {
+        /// The file.
+        file: u64,
+        /// What is left of it, which is durable.
+        content: Vec<u8>,
+    },
     /// A new name in place of the old one.
     Rename {
         /// The old name.
@@ -106,6 +114,9 @@ impl Files {
             Op::Remove { name } => {
                 self.names.remove(name);
             }
+            Op::LostSync { file, content } => {
+                self.content.insert(*file, content.clone());
+            }
             Op::Sync { .. } | Op::SyncFolder => {}
         }
     }
@@ -124,6 +135,11 @@ pub fn after_power_loss(log: &[Op], into: &Path, mut survives: impl FnMut() -> b
     let mut durable = Files::default();
     let mut pending: Vec<&Op> = Vec::new();
     for op in log {
+        if let Op::LostSync { file, .. } = op {
+            pending.retain(|op| op.file() != Some(*file));
+            durable.apply(op);
+            continue;
+        }
         let settles: &dyn Fn(&Op) -> bool = match op {
             Op::Sync { file } => &|op| op.file() == Some(*file),
             Op::SyncFolder => &|op| op.file().is_none(),
@@ -143,20 +159,9 @@ pub fn after_power_loss(log: &[Op], into: &Path, mut survives: impl FnMut() -> b
     let mut names_in_order = true;
     for op in pending {
         match op {
-            Op::Write { file, at, bytes } => {
-                // Up to the ends of the file's sectors.
-                let mut done = 0;
-                while done < bytes.len() {
-                    let part = (512 - (at + done) % 512).min(bytes.len() - done);
-                    if survives() {
-                        durable.apply(&Op::Write {
-                            file: *file,
-                            at: at + done,
-                            bytes: bytes[done..done + part].to_vec(),
-                        });
-                    }
-                    done += part;
-                }
+            Op::Write { .. } => {
+                let stored = op.sectors().filter(|_| survives());
+                stored.for_each(|sector| durable.apply(&sector));
             }
             op if op.file().is_some() => {
                 if survives() {
@@ -177,11 +182,29 @@ pub fn after_power_loss(log: &[Op], into: &Path, mut survives: impl FnMut() -> b
 
 impl Op {
     /// The file whose content it changes.
-    fn file(&self) -> Option<u64> {
+    pub(super) fn file(&self) -> Option<u64> {
         match self {
             Op::Write { file, .. } | Op::Resize { file, .. } | Op::Zero { file, .. } => Some(*file),
             _ => None,
         }
+    }
+
+    /// A write as several: each up to the end of a sector of the file.
+    pub(super) fn sectors(&self) -> impl Iterator<Item = Op> {
+        let parts = match self {
+            Op::Write { file, at, bytes } => Some((*file, *at, bytes)),
+            _ => None,
+        };
+        parts.into_iter().flat_map(|(file, at, bytes)| {
+            let mut done = 0;
+            std::iter::from_fn(move || {
+                let part = (512 - (at + done) % 512).min(bytes.len() - done);
+                let bytes = bytes[done..done + part].to_vec();
+                done += part;
+                let at = at + done - part;
+                (part > 0).then_some(Op::Write { file, at, bytes })
+            })
+        })
     }
 }
 

@@ -2,6 +2,7 @@
 //! leave, and fails or does not answer on demand.
 
 mod log;
+mod outage;
 mod server;
 mod state;
 
@@ -20,6 +21,7 @@ use server::Server;
 use state::State;
 
 pub use log::{Op, after_kill, after_power_loss};
+pub use outage::Failure;
 pub use state::Call;
 
 /// The mounted file system; unmounted when dropped.
@@ -84,6 +86,26 @@ impl Recorder {
     /// From now on, `call` to the file `name` fails with `errno`, and does nothing.
     pub fn fail(&self, call: Call, name: &str, errno: Errno) {
         self.state().fail(call, name, errno);
+    }
+
+    /// Number of calls so far that change something or make it durable: those that can fail.
+    pub fn steps(&self) -> usize {
+        self.state().outage().steps()
+    }
+
+    /// The `steps` steps that come after the next `after` fail, or fewer if one of them is a sync.
+    pub fn fail_steps(&self, after: usize, steps: usize, failure: Failure) {
+        self.state().outage().begin(after, steps, failure);
+    }
+
+    /// Number of steps that failed since [`Recorder::fail_steps`] asked for it.
+    pub fn failures(&self) -> usize {
+        self.state().outage().failures()
+    }
+
+    /// Removes all files and forgets what was done.
+    pub fn clear(&self) {
+        self.state().clear();
     }
 
     /// Reads of the file it was mounted with that touch `range` fail from now on.

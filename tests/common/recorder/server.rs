@@ -125,15 +125,16 @@ impl Filesystem for Server {
         reply: ReplyWrite,
     ) {
         let mut state = self.state();
-        if let Err(errno) = state.check_file(Call::Write, ino) {
-            return reply.error(errno);
-        }
+        let len = match state.check_write(ino, data.len()) {
+            Ok(len) => len,
+            Err(errno) => return reply.error(errno),
+        };
         state.act(Op::Write {
             file: ino.0,
             at: offset as usize,
-            bytes: data.to_vec(),
+            bytes: data[..len].to_vec(),
         });
-        reply.written(data.len() as u32);
+        reply.written(len as u32);
     }
 
     fn fallocate(
@@ -153,6 +154,9 @@ impl Filesystem for Server {
                 Ok(()) => reply.ok(),
             };
         }
+        if let Err(errno) = state.outage().whole_step() {
+            return reply.error(errno);
+        }
         state.act(Op::Zero {
             file: ino.0,
             at: offset as usize,
@@ -164,6 +168,7 @@ impl Filesystem for Server {
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
         let mut state = self.state();
         if let Err(errno) = state.check_file(Call::Sync, ino) {
+            state.lose(ino);
             return reply.error(errno);
         }
         state.sync(ino, reply);
@@ -209,8 +214,12 @@ impl Filesystem for Server {
     }
 
     fn unlink(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let mut state = self.state();
+        if let Err(errno) = state.outage().whole_step() {
+            return reply.error(errno);
+        }
         let name = name.to_owned();
-        self.state().act(Op::Remove { name });
+        state.act(Op::Remove { name });
         reply.ok();
     }
 }

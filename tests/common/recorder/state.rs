@@ -8,6 +8,8 @@ use std::time::UNIX_EPOCH;
 use fuser::{Errno, FileAttr, FileType, INodeNo, ReplyData, ReplyEmpty};
 
 use super::log::{Files, Op};
+use super::outage::Outage;
+use crate::content::Random;
 
 /// The folder.
 pub(super) const ROOT: INodeNo = INodeNo(1);
@@ -62,6 +64,9 @@ pub(super) struct State {
     /// Name of the file with which syncs of the folder are not answered.
     held_folder_syncs: Option<OsString>,
     held: Vec<Held>,
+    outage: Outage,
+    /// Says what a failed sync loses.
+    luck: Random,
 }
 
 fn overlaps(ranges: &[Range<u64>], with: &Range<u64>) -> bool {
@@ -83,7 +88,24 @@ impl State {
             held_syncs: None,
             held_folder_syncs: None,
             held: Vec::new(),
+            outage: Outage::default(),
+            luck: Random::new(1),
         }
+    }
+
+    /// No file, and nothing done. Numbers of files are not used again.
+    pub(super) fn clear(&mut self) {
+        let (next, luck) = (self.next, Random::new(self.luck.any()));
+        *self = Self {
+            next,
+            luck,
+            ..Self::new()
+        };
+    }
+
+    /// Steps that fail.
+    pub(super) fn outage(&mut self) -> &mut Outage {
+        &mut self.outage
     }
 
     /// Puts a file there as if it had always been there.
@@ -150,6 +172,7 @@ impl State {
     /// Lets everything succeed again, and answers what was held.
     pub(super) fn heal(&mut self) {
         self.faults.clear();
+        self.outage.end();
         self.failing_reads.clear();
         self.held_reads.clear();
         (self.held_syncs, self.held_folder_syncs) = (None, None);
@@ -206,18 +229,64 @@ impl State {
         }
     }
 
-    /// Whether a call to the file of this name is to fail.
-    pub(super) fn check(&self, call: Call, name: &OsStr) -> Result<(), Errno> {
+    /// Counts a call to the file of this name, which may be to fail.
+    pub(super) fn check(&mut self, call: Call, name: &OsStr) -> Result<(), Errno> {
+        self.outage.whole_step()?;
+        self.check_name(call, name)
+    }
+
+    /// Counts a call to this file, which may be to fail.
+    pub(super) fn check_file(&mut self, call: Call, ino: INodeNo) -> Result<(), Errno> {
+        self.outage.whole_step()?;
+        self.check_names(call, ino)
+    }
+
+    /// Counts a write to this file; returns how many of so many bytes it takes.
+    pub(super) fn check_write(&mut self, ino: INodeNo, len: usize) -> Result<usize, Errno> {
+        let len = self.outage.write(ino, len)?;
+        self.check_names(Call::Write, ino).map(|()| len)
+    }
+
+    fn check_name(&self, call: Call, name: &OsStr) -> Result<(), Errno> {
         let fails = |fault: &&Fault| fault.call == call && fault.name == name;
         let fault = self.faults.iter().find(fails);
         fault.map_or(Ok(()), |fault| Err(fault.errno))
     }
 
-    /// Whether a call to this file is to fail.
-    pub(super) fn check_file(&self, call: Call, ino: INodeNo) -> Result<(), Errno> {
+    fn check_names(&self, call: Call, ino: INodeNo) -> Result<(), Errno> {
         let names = self.files.names.iter();
         let mut own = names.filter(|(_, file)| **file == ino.0);
-        own.try_for_each(|(name, _)| self.check(call, name))
+        own.try_for_each(|(name, _)| self.check_name(call, name))
+    }
+
+    /// A sync of a file fails: about half of the sectors that were written since the last one are gone.
+    pub(super) fn lose(&mut self, ino: INodeNo) {
+        // What is noted about the loss must succeed: else nothing tells of it after a crash.
+        self.outage.end();
+        let file = ino.0;
+        let settles = |op: &&Op| match op {
+            Op::Sync { file: own } | Op::LostSync { file: own, .. } => *own == file,
+            _ => false,
+        };
+        let own = |op: &&Op| op.file() == Some(file);
+        let unsynced = self.log.iter().rev().take_while(|op| !settles(op)).count();
+        let (durable, later) = self.log.split_at(self.log.len() - unsynced);
+        let mut files = Files::default();
+        let durable = durable.iter().filter(|op| own(op) || settles(op));
+        durable.for_each(|op| files.apply(op));
+        for op in later.iter().filter(own) {
+            match op {
+                Op::Write { .. } => {
+                    let stored = op.sectors().filter(|_| self.luck.coin());
+                    stored.for_each(|sector| files.apply(&sector));
+                }
+                op => files.apply(op),
+            }
+        }
+        let mut content = files.content.remove(&file).unwrap_or_default();
+        // The length is kept.
+        content.resize(self.content(ino).len(), 0);
+        self.act(Op::LostSync { file, content });
     }
 
     fn content(&self, ino: INodeNo) -> &[u8] {

@@ -5,26 +5,24 @@
 mod order;
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use common::content::Random;
-use common::layers::{self, LayerBuilder};
-use common::recorder::{Call, Op, Recorder, after_kill, after_power_loss};
+use common::recorder::{Call, Op, Recorder, after_power_loss};
 use fuser::Errno;
 use ovbd_vhost::format::lsmt::writable::Kind;
 use ovbd_vhost::image::Image;
 use ovbd_vhost::image::config::Stack;
-use ovbd_vhost::image::reader::Reader;
-use ovbd_vhost::io::scatter::Scatter;
 use ovbd_vhost::tool::seal::seal;
 use ovbd_vhost::units::Sector;
-use ovbd_vhost::writable::{Error, Options, Paths, Snapshots, Volume, create, resize};
+use ovbd_vhost::writable::{Error, Options, Snapshots, Volume, resize};
 use tempfile::TempDir;
-use uuid::Uuid;
-use vm_memory::VolatileSlice;
+
+use super::disk::{
+    BELOW, Content, below, content, folder_after, leftovers, make, paths, start_machine, write,
+};
 
 const SECTORS: u64 = 96;
 
@@ -37,11 +35,6 @@ const OPTIONS: Options = Options {
     max_log: 1 << 20,
 };
 
-type Content = [u8; 512];
-
-/// What a sector reads as where the writable layer has nothing.
-const BELOW: Content = [0xBB; 512];
-
 /// One thing the guest did.
 struct Step {
     /// When it began and ended, by the recorder's count.
@@ -52,21 +45,6 @@ struct Step {
     is_flush: bool,
     /// The name of the snapshot that was taken, and what it holds.
     snapshot: Option<(String, Vec<Content>)>,
-}
-
-fn paths(folder: &Path) -> Paths {
-    Paths {
-        data: folder.join("data"),
-        index: folder.join("index"),
-    }
-}
-
-/// A layer that holds [`BELOW`] everywhere.
-fn below() -> (TempDir, Stack) {
-    let folder = tempfile::tempdir().unwrap();
-    let layer = LayerBuilder::new(SECTORS * 512).data(0, [BELOW; SECTORS as usize].as_flattened());
-    let path = layers::write(folder.path(), "below.obd", &layer.lsmt());
-    (folder, Stack::new([path]))
 }
 
 fn open(folder: &Path, stack: &Stack) -> (Volume, Snapshots) {
@@ -84,33 +62,9 @@ fn fill(recorder: &Recorder) {
     }
 }
 
-fn write(volume: &Volume, start: Sector, content: &mut [Content]) -> Result<(), Error> {
-    let sectors = content.len() as u64;
-    let mut scatter = Scatter::new();
-    scatter.push(VolatileSlice::from(content.as_flattened_mut()));
-    volume.write(start, sectors, scatter.cursor(0))
-}
-
-/// Gives the running system another name than the one in the journals.
-fn start_machine(folder: &Path) {
-    for file in fs::read_dir(folder).unwrap() {
-        let path = file.unwrap().path();
-        let extension = path.extension().unwrap_or_default();
-        if extension.to_string_lossy().starts_with("journal") {
-            let file = File::options().write(true).open(path).unwrap();
-            file.write_all_at(b"another start", 8).unwrap();
-        }
-    }
-}
-
-fn make(recorder: &Recorder, kind: Kind) {
-    let header = layers::upper_header(SECTORS * 512, Uuid::new_v4());
-    create(&paths(recorder.path()), kind, &header).unwrap();
-}
-
 /// Makes a writable layer and works on it; returns what was done.
 fn work(recorder: &Recorder, stack: &Stack, kind: Kind, random: &mut Random) -> Vec<Step> {
-    make(recorder, kind);
+    make(recorder, kind, SECTORS);
     let mut device = open(recorder.path(), stack);
     let mut steps = Vec::new();
     let mut full = false;
@@ -194,29 +148,6 @@ fn work(recorder: &Recorder, stack: &Stack, kind: Kind, random: &mut Random) -> 
     steps
 }
 
-fn content(volume: &Volume) -> Vec<Content> {
-    let mut content = vec![BELOW; SECTORS as usize];
-    let into = content.as_flattened_mut();
-    volume.read(&mut Reader::new(), Sector(0), into).unwrap();
-    content
-}
-
-/// Where the crashes' leftovers are written: in memory, for there are thousands.
-fn leftovers() -> TempDir {
-    let memory = Path::new("/dev/shm");
-    match memory.is_dir() {
-        true => tempfile::tempdir_in(memory).unwrap(),
-        false => tempfile::tempdir().unwrap(),
-    }
-}
-
-/// What is left when the process dies after it did what `log` says.
-fn folder_after(log: &[Op]) -> TempDir {
-    let folder = leftovers();
-    after_kill(log, folder.path());
-    folder
-}
-
 /// What is left when a process that opens what is in `folder`, with room or without, dies at each
 /// step of that.
 fn die_while_opening(folder: &Path, stack: &Stack, full: bool) -> Vec<TempDir> {
@@ -240,7 +171,7 @@ fn die_while_opening(folder: &Path, stack: &Stack, full: bool) -> Vec<TempDir> {
 fn crash_everywhere(kind: Kind, seed: u64) {
     let recorder = Recorder::mount();
     let mut random = Random::new(seed);
-    let (_folder, stack) = below();
+    let (_folder, stack) = below(SECTORS);
     let steps = work(&recorder, &stack, kind, &mut random);
     let log = recorder.log();
     for at in steps[0].began..=log.len() {

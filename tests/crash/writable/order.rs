@@ -8,8 +8,8 @@ use super::*;
 fn what_is_appended_is_no_data() {
     for kind in [Kind::Append, Kind::Hybrid, Kind::Sparse] {
         let recorder = Recorder::mount();
-        let (_folder, stack) = below();
-        make(&recorder, kind);
+        let (_folder, stack) = below(SECTORS);
+        make(&recorder, kind, SECTORS);
         let paths = paths(recorder.path());
         let (volume, _) = open(recorder.path(), &stack);
         write(&volume, Sector(10), &mut [[1; 512]; 8]).unwrap();
@@ -44,7 +44,11 @@ fn what_is_appended_is_no_data() {
                 }
                 opened => opened.unwrap().0,
             };
-            assert!(content(&volume) == expected, "{kind:?}: killed at {at}");
+            let found = content(&volume);
+            assert!(
+                found[..SECTORS as usize] == expected,
+                "{kind:?}: killed at {at}"
+            );
         }
     }
 }
@@ -55,8 +59,8 @@ fn what_is_appended_is_no_data() {
 fn names_that_were_not_durable() {
     let killed_after = |last: fn(&Op) -> bool| {
         let recorder = Recorder::mount();
-        let (_folder, stack) = below();
-        make(&recorder, Kind::Hybrid);
+        let (_folder, stack) = below(SECTORS);
+        make(&recorder, Kind::Hybrid, SECTORS);
         for round in 0..40_u8 {
             let (volume, _) = open(recorder.path(), &stack);
             for sector in [0, 2, 1, 0, 2, 1] {
@@ -91,8 +95,8 @@ fn names_that_were_not_durable() {
 #[test]
 fn writes_do_not_wait_until_the_list_lasts() {
     let recorder = Recorder::mount();
-    let (_folder, stack) = below();
-    make(&recorder, Kind::Hybrid);
+    let (_folder, stack) = below(SECTORS);
+    make(&recorder, Kind::Hybrid, SECTORS);
     let (volume, snapshots) = open(recorder.path(), &stack);
     write(&volume, Sector(0), &mut [[1; 512]]).unwrap();
     volume.flush().unwrap();
@@ -153,8 +157,8 @@ fn writes_do_not_wait_until_the_list_lasts() {
 fn space_is_not_used_again_before_a_flush() {
     for kind in [Kind::Append, Kind::Hybrid] {
         let recorder = Recorder::mount();
-        let (_folder, stack) = below();
-        make(&recorder, kind);
+        let (_folder, stack) = below(SECTORS);
+        make(&recorder, kind, SECTORS);
         let (volume, _) = open(recorder.path(), &stack);
         write(&volume, Sector(0), &mut [[1; 512]; 8]).unwrap();
         volume.flush().unwrap();

@@ -1,0 +1,505 @@
+//! Storage that fails for a while, then a crash: every short sequence of operations with a fault at
+//! each step of it and a crash at each later one, and long sequences at random.
+//!
+//! What was answered is there after a kill, and what was flushed after a power loss, whatever failed
+//! before. Only where storage lost data it had taken, what was not flushed may be gone.
+
+use std::path::{Path, PathBuf};
+
+use common::content::Random;
+use common::recorder::{Failure, Op, Recorder, after_kill, after_power_loss};
+use fuser::Errno;
+use ovbd_vhost::format::lsmt::writable::Kind;
+use ovbd_vhost::image::Image;
+use ovbd_vhost::image::config::Stack;
+use ovbd_vhost::units::Sector;
+use ovbd_vhost::writable::{Error, Options, Snapshots, Volume};
+
+use super::disk::{BELOW, Content, below, content, leftovers, make, paths, start_machine, write};
+
+const SECTORS: u64 = 24;
+
+/// Small, so that flushes by themselves and new index files happen.
+const OPTIONS: Options = Options {
+    limit: u64::MAX,
+    default_size: 0,
+    max_pending: 7,
+    log_slack: 2,
+    max_log: 1 << 20,
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Operation {
+    /// So many sectors from the first on.
+    Write(u64, u64),
+    Discard(u64, u64),
+    WriteZeroes(u64, u64),
+    Flush,
+    /// The process ends without a flush, and another opens the layer.
+    Restart,
+    Snapshot,
+    Seal,
+}
+
+/// What each sector may hold.
+type Possible = Vec<Vec<Content>>;
+
+fn add(possible: &mut Possible, sector: usize, content: Content) {
+    if !possible[sector].contains(&content) {
+        possible[sector].push(content);
+    }
+}
+
+fn add_all(possible: &mut Possible, more: &Possible) {
+    for (sector, contents) in more.iter().enumerate() {
+        contents
+            .iter()
+            .for_each(|content| add(possible, sector, *content));
+    }
+}
+
+/// What may be found after a crash.
+#[derive(Clone)]
+struct Expected {
+    /// After a kill.
+    killed: Possible,
+    /// After a power loss.
+    no_power: Possible,
+}
+
+impl Expected {
+    /// Storage lost data: nothing but what was flushed is certain.
+    fn lose(&mut self) {
+        add_all(&mut self.killed, &self.no_power);
+    }
+}
+
+/// One operation.
+struct Step {
+    operation: Operation,
+    outcome: String,
+    /// When it began and ended, by the recorder's count.
+    began: usize,
+    ended: usize,
+    before: Expected,
+    /// What the sectors it touches may hold from its first moment on.
+    new: Vec<(usize, Content)>,
+    after: Expected,
+    /// The last snapshot there is for certain, and what it holds.
+    snapshot: Option<(String, Vec<Content>)>,
+}
+
+/// What was done before a point of the log, and how it ended.
+fn history(steps: &[Step], at: usize) -> String {
+    let begun = steps.iter().filter(|step| step.began < at);
+    begun
+        .map(|step| {
+            format!(
+                "\n{}..{}: {:?} {}",
+                step.began, step.ended, step.operation, step.outcome
+            )
+        })
+        .collect()
+}
+
+/// A device at work on a recorder's files, and what must be found.
+struct Session<'a> {
+    recorder: &'a Recorder,
+    stack: &'a Stack,
+    device: Option<(Volume, Snapshots)>,
+    expected: Expected,
+    snapshot: Option<(String, Vec<Content>)>,
+    /// Whether anything failed so far.
+    faulty: bool,
+    /// Whether storage lost data since the device was started.
+    lost: bool,
+    steps: Vec<Step>,
+}
+
+fn open(folder: &Path, stack: &Stack) -> Result<(Volume, Snapshots), Error> {
+    Snapshots::open(stack, &paths(folder), OPTIONS)
+}
+
+/// Whether a sync of a data file failed.
+fn lost_data(log: &[Op], range: std::ops::Range<usize>) -> bool {
+    log[range].iter().any(|op| {
+        let Op::LostSync { file, .. } = op else {
+            return false;
+        };
+        log.iter().any(|op| match op {
+            Op::Create { name, file: own } => {
+                let name = name.to_string_lossy();
+                own == file && name.starts_with("data") && !name.contains("snapshots")
+            }
+            _ => false,
+        })
+    })
+}
+
+impl<'a> Session<'a> {
+    fn begin(recorder: &'a Recorder, stack: &'a Stack, kind: Kind) -> Self {
+        recorder.clear();
+        make(recorder, kind, SECTORS);
+        let device = open(recorder.path(), stack).unwrap();
+        let now: Possible = content(&device.0)
+            .into_iter()
+            .map(|now| vec![now])
+            .collect();
+        Self {
+            recorder,
+            stack,
+            device: Some(device),
+            expected: Expected {
+                killed: now.clone(),
+                no_power: now,
+            },
+            snapshot: None,
+            faulty: false,
+            lost: false,
+            steps: Vec::new(),
+        }
+    }
+
+    fn device(&self) -> &(Volume, Snapshots) {
+        self.device.as_ref().unwrap()
+    }
+
+    fn apply(&mut self, operation: Operation) {
+        let (before, began) = (self.expected.clone(), self.recorder.position());
+        let number = self.steps.len() as u32 + 1;
+        let new = match operation {
+            Operation::Write(start, sectors) => (start..start + sectors)
+                .map(|sector| {
+                    let mut bytes = [sector as u8; 512];
+                    bytes[..4].copy_from_slice(&number.to_le_bytes());
+                    (sector as usize, bytes)
+                })
+                .collect(),
+            Operation::Discard(start, sectors) | Operation::WriteZeroes(start, sectors) => (start
+                ..start + sectors)
+                .map(|sector| (sector as usize, [0; 512]))
+                .collect(),
+            _ => Vec::new(),
+        };
+        let failures = self.recorder.failures();
+        let done = self.act(operation, number, &new);
+        let failed = self.recorder.failures() > failures;
+        self.faulty |= failed;
+        let excused = matches!(
+            done,
+            Err(Error::Broken { .. } | Error::ListMayReturn { .. })
+        );
+        assert!(
+            failed || done.is_ok() || excused && self.faulty,
+            "{operation:?}: {done:?}"
+        );
+        let (log, ended) = (self.recorder.log(), self.recorder.position());
+        let lost = lost_data(&log, began..ended);
+        if lost {
+            self.expected.lose();
+        }
+        self.expect(operation, &new, done.is_ok(), failed);
+        if lost {
+            self.expected.lose();
+            self.lost = operation != Operation::Restart;
+        } else if operation == Operation::Restart {
+            self.lost = false;
+        }
+        // Until it starts again, the device may read what storage has let go of.
+        let now = content(&self.device().0).into_iter();
+        for (sector, content) in now.enumerate().filter(|_| !self.lost) {
+            let possible = &self.expected.killed[sector];
+            assert!(
+                possible.contains(&content),
+                "{operation:?}: sector {sector}"
+            );
+        }
+        self.steps.push(Step {
+            operation,
+            outcome: done.map_or_else(|error| error.to_string(), |()| String::new()),
+            began,
+            ended,
+            before,
+            new,
+            after: self.expected.clone(),
+            snapshot: self.snapshot.clone(),
+        });
+    }
+
+    fn act(
+        &mut self,
+        operation: Operation,
+        number: u32,
+        new: &[(usize, Content)],
+    ) -> Result<(), Error> {
+        if operation == Operation::Restart {
+            self.device = None;
+            let mut opened = open(self.recorder.path(), self.stack);
+            if opened.is_err() && self.recorder.failures() > 0 {
+                self.recorder.heal();
+                opened = open(self.recorder.path(), self.stack);
+            }
+            self.device = Some(opened.unwrap());
+            return Ok(());
+        }
+        let (volume, snapshots) = self.device();
+        match operation {
+            Operation::Write(start, _) => {
+                let mut content: Vec<_> = new.iter().map(|(_, content)| *content).collect();
+                write(volume, Sector(start), &mut content)
+            }
+            Operation::Discard(start, sectors) => volume.discard(Sector(start), sectors),
+            Operation::WriteZeroes(start, sectors) => {
+                volume.write_zeroes(Sector(start), sectors, false)
+            }
+            Operation::Flush => volume.flush(),
+            Operation::Seal => snapshots.seal(volume),
+            Operation::Snapshot => {
+                let name = format!("snapshot {number}");
+                snapshots.take(volume, &name)?;
+                let held = content(volume);
+                self.snapshot = Some((name, held));
+                Ok(())
+            }
+            Operation::Restart => Ok(()),
+        }
+    }
+
+    /// What must be found from now on.
+    fn expect(&mut self, operation: Operation, new: &[(usize, Content)], done: bool, failed: bool) {
+        let Expected { killed, no_power } = &mut self.expected;
+        for (sector, content) in new {
+            match done {
+                true => killed[*sector] = vec![*content],
+                // It may have come to that, or come to it later: at the next start.
+                false => add(killed, *sector, *content),
+            }
+            add(no_power, *sector, *content);
+        }
+        match operation {
+            Operation::Flush | Operation::Snapshot if done => no_power.clone_from(killed),
+            Operation::Restart => {
+                let (volume, _) = self.device.as_ref().unwrap();
+                for (sector, content) in content(volume).into_iter().enumerate() {
+                    assert!(
+                        killed[sector].contains(&content),
+                        "restart: sector {sector} holds {:?}, not one of {:?}, after {}",
+                        &content[..5],
+                        killed[sector]
+                            .iter()
+                            .map(|content| &content[..5])
+                            .collect::<Vec<_>>(),
+                        history(&self.steps, usize::MAX)
+                    );
+                    killed[sector] = vec![content];
+                    add(no_power, sector, content);
+                }
+                if !failed {
+                    no_power.clone_from(killed);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// What must be found after a crash at this point of the log.
+    fn expected_at(&self, log: &[Op], at: usize) -> (Expected, Option<&(String, Vec<Content>)>) {
+        let over = self.steps.iter().rev().find(|step| step.ended <= at);
+        let snapshot = over.and_then(|step| step.snapshot.as_ref());
+        let under_way = |step: &&Step| step.began < at && at < step.ended;
+        let Some(step) = self.steps.iter().find(under_way) else {
+            let first = || self.steps[0].before.clone();
+            return (over.map_or_else(first, |step| step.after.clone()), snapshot);
+        };
+        let mut expected = step.before.clone();
+        for (sector, content) in &step.new {
+            add(&mut expected.killed, *sector, *content);
+            add(&mut expected.no_power, *sector, *content);
+        }
+        // A step may flush by itself; and what came with it is flushed as well.
+        if lost_data(log, step.began..at) {
+            expected.lose();
+        }
+        (expected, snapshot)
+    }
+
+    /// Crashes at each point of the log from `from` on that `chosen` takes.
+    fn crash(&self, from: usize, random: &mut Random, when: &dyn Fn() -> String, every: u64) {
+        let log = self.recorder.log();
+        for at in from..=log.len() {
+            if every > 1 && random.below(every) > 0 {
+                continue;
+            }
+            let (expected, snapshot) = self.expected_at(&log, at);
+            let when = |what: &str| {
+                let last = history(&self.steps, at);
+                format!("{}: {what} at {at} of {}, after {last}", when(), log.len())
+            };
+            // A process that dies before it can note what storage lost leaves nothing that tells.
+            let noted = at == 0 || !lost_data(&log, at - 1..at);
+            let folder = leftovers();
+            after_kill(&log[..at], folder.path());
+            if noted {
+                check(
+                    folder.path(),
+                    self.stack,
+                    &expected.killed,
+                    snapshot,
+                    &|| when("killed"),
+                );
+            }
+            for luck in 0..2 {
+                let folder = leftovers();
+                let survives = || luck == 1 && random.below(2) == 0;
+                after_power_loss(&log[..at], folder.path(), survives);
+                start_machine(folder.path());
+                check(
+                    folder.path(),
+                    self.stack,
+                    &expected.no_power,
+                    snapshot,
+                    &|| when("no power"),
+                );
+            }
+        }
+    }
+}
+
+/// Asserts that the next process finds what is possible, and the last snapshot that was answered.
+fn check(
+    folder: &Path,
+    stack: &Stack,
+    possible: &Possible,
+    snapshot: Option<&(String, Vec<Content>)>,
+    when: &dyn Fn() -> String,
+) {
+    let (volume, snapshots) =
+        open(folder, stack).unwrap_or_else(|error| panic!("{}: {error:?}", when()));
+    if let Some((name, held)) = snapshot {
+        let list = snapshots.list(&volume);
+        let found = list.iter().find(|found| found.name == *name);
+        let found = found.unwrap_or_else(|| panic!("{}: no {name} in {list:?}", when()));
+        let image = Image::open(&Stack::new(&found.layers)).unwrap();
+        assert!(
+            content(&Volume::read_only(image)) == *held,
+            "{}: {name}",
+            when()
+        );
+    }
+    for (sector, (found, possible)) in content(&volume).iter().zip(possible).enumerate() {
+        assert!(
+            possible.contains(found),
+            "{}: sector {sector} holds {:?}, not one of {:?}",
+            when(),
+            &found[..5],
+            possible
+                .iter()
+                .map(|content| &content[..5])
+                .collect::<Vec<_>>()
+        );
+    }
+}
+
+const FAILURES: [(usize, Failure); 3] = [
+    (1, Failure::Error(Errno::EIO)),
+    (1, Failure::Short),
+    (5, Failure::Error(Errno::ENOSPC)),
+];
+
+/// Every sequence of three operations with a fault at each step, then a few more without one; and a
+/// crash at each step from the fault on.
+fn every_short_sequence(kind: Kind) {
+    let letters = |place: u64| {
+        [
+            Operation::Write(place * 3, 5),
+            Operation::Discard(place * 2, 5),
+            Operation::Flush,
+            Operation::Restart,
+        ]
+    };
+    let recorder = Recorder::mount();
+    let stack = Stack::new([] as [PathBuf; 0]);
+    let mut random = Random::new(99);
+    for sequence in 0..64 {
+        let operations: Vec<_> = (0..3)
+            .map(|place| letters(place)[sequence >> (2 * place) & 3])
+            .collect();
+        for (steps, failure) in FAILURES {
+            for after in 0.. {
+                let mut session = Session::begin(&recorder, &stack, kind);
+                session.apply(Operation::Write(1, 2));
+                recorder.fail_steps(after, steps, failure);
+                let from = recorder.position();
+                operations.iter().for_each(|step| session.apply(*step));
+                if recorder.failures() == 0 {
+                    break;
+                }
+                recorder.heal();
+                for (place, last) in [Operation::Flush, Operation::Write(12, 3), Operation::Flush]
+                    .into_iter()
+                    .enumerate()
+                {
+                    session.apply(last);
+                    if place == 0 {
+                        session.apply(Operation::Write(9, 4));
+                    }
+                }
+                let when =
+                    || format!("{kind:?}: {operations:?}, {steps} x {failure:?} after {after}");
+                session.crash(from, &mut random, &when, 1);
+            }
+        }
+    }
+}
+
+/// Long sequences of everything, with faults now and then.
+fn at_random(kind: Kind, seed: u64) {
+    let recorder = Recorder::mount();
+    let (_folder, stack) = below(SECTORS);
+    assert!(BELOW != [0; 512]);
+    let mut random = Random::new(seed);
+    let mut session = Session::begin(&recorder, &stack, kind);
+    let from = recorder.position();
+    for _ in 0..100 {
+        if random.below(5) == 0 {
+            recorder.heal();
+            let (steps, failure) = match random.below(4) {
+                0 => (1, Failure::Error(Errno::EIO)),
+                1 => (2, Failure::Error(Errno::EIO)),
+                2 => (1, Failure::Short),
+                _ => (8, Failure::Error(Errno::ENOSPC)),
+            };
+            recorder.fail_steps(random.below(12) as usize, steps, failure);
+        }
+        let start = random.below(SECTORS);
+        let sectors = (1 + random.below(8)).min(SECTORS - start);
+        session.apply(match random.below(24) {
+            0..=4 => Operation::Flush,
+            5..=7 => Operation::Discard(start, sectors),
+            8 => Operation::WriteZeroes(start, sectors),
+            9 | 10 => Operation::Restart,
+            11 => Operation::Snapshot,
+            12 => Operation::Seal,
+            _ => Operation::Write(start, sectors),
+        });
+    }
+    let when = || format!("{kind:?}, seed {seed}");
+    session.crash(from, &mut random, &when, 2);
+}
+
+#[test]
+fn sparse() {
+    every_short_sequence(Kind::Sparse);
+}
+
+#[test]
+fn hybrid() {
+    every_short_sequence(Kind::Hybrid);
+}
+
+#[test]
+fn many_operations() {
+    for kind in [Kind::Append, Kind::Sparse, Kind::Hybrid] {
+        (1..9).for_each(|seed| at_random(kind, seed));
+    }
+}
