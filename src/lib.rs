@@ -1,7 +1,7 @@
 //! Serves stacks of OverlayBD layers to virtual machines as vhost-user-blk devices.
 //!
 //! The modules are floors: a module may use only floors below its own, and a test
-//! (`tests/architecture.rs`) holds them to that. From the guest down to the bytes:
+//! (`tests/project/architecture.rs`) holds them to that. From the guest down to the bytes:
 //!
 //! | floor | module | one line |
 //! |---|---|---|
@@ -24,6 +24,18 @@
 //! | 0 | [`reason`](mod@reason) | an error and its causes, in one line |
 //!
 //! `docs/architecture.md` follows one read through them.
+
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::todo,
+        clippy::unimplemented
+    )
+)]
 
 pub mod cache;
 pub mod codec;

@@ -1,4 +1,15 @@
 //! The `ovbd-node` service: arguments only.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::todo,
+        clippy::unimplemented
+    )
+)]
 
 use std::env;
 use std::path::PathBuf;

@@ -1,4 +1,15 @@
 //! The `ovbd-vhost` daemon: arguments only.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::todo,
+        clippy::unimplemented
+    )
+)]
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -1,4 +1,15 @@
 //! The `ovbd` image tool: runs what the command line ([`args`]) asks for.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::todo,
+        clippy::unimplemented
+    )
+)]
 
 mod args;
 mod values;
