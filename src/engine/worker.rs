@@ -177,10 +177,17 @@ fn start_queue<'a>(
     setup: &QueueSetup,
     context: &'a ConnectionContext,
 ) -> Result<Queue<'a>, StartError> {
-    let inflight = match &context.inflight {
-        Some(area) => Some(area.queue(setup.index, setup.size)?),
-        None => None,
-    };
+    let inflight = context.inflight.as_ref().and_then(|area| {
+        let part = area.queue(setup.index, setup.size);
+        if part.is_none() && area.report_once() {
+            let QueueSetup { index, size, .. } = setup;
+            ratelimited_log::warn(format_args!(
+                "queue {index} of {size} entries has no place in the in-flight area: its requests \
+                 are lost if the daemon is killed"
+            ));
+        }
+        part
+    });
     let event_idx = context.features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
     Queue::start(
         &context.memory,

@@ -218,7 +218,7 @@ fn inflight(handler: &mut Handler, request: FrontendReq, message: &mut Message) 
     let mut given: VhostUserInflight = message.body()?;
     if request == FrontendReq::SET_INFLIGHT_FD {
         let file = message.file(Kind::Memory)?;
-        return handler.set_inflight(&given, file).map(|()| None);
+        return handler.set_inflight(&given, &file).map(|()| None);
     }
     message.expect_files(0)?;
     let file: File;

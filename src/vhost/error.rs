@@ -5,7 +5,7 @@ use std::io;
 use super::channel::ChannelError;
 use crate::engine::worker::StartFailure;
 use crate::io::mapping::MapError;
-use crate::virtio::inflight::InflightError;
+use crate::virtio::inflight::{InflightError, Queues};
 use crate::virtio::memory::MemoryError;
 use crate::writable;
 
@@ -108,17 +108,14 @@ pub enum Refusal {
     },
     /// An in-flight area for more than the device has.
     #[error(
-        "in-flight area for {queues} queues of {size} entries; the device has {max_queues} of {max_size}"
+        "in-flight area for {} queues of {} entries; the device has {} of {}",
+        queues.count, queues.size, device.count, device.size
     )]
     InflightSize {
         /// Queues asked for.
-        queues: u16,
-        /// Entries of each.
-        size: u16,
+        queues: Queues,
         /// Queues there are.
-        max_queues: usize,
-        /// Entries a queue may have.
-        max_size: u16,
+        device: Queues,
     },
     /// The in-flight area cannot be used.
     #[error("in-flight area")]

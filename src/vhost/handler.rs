@@ -24,7 +24,7 @@ use crate::engine::setup::ConnectionContext;
 use crate::io::interrupt::PeerCall;
 use crate::virtio::config;
 use crate::virtio::dirty_log::DirtyLog;
-use crate::virtio::inflight::InflightArea;
+use crate::virtio::inflight::{InflightArea, Queues};
 use crate::virtio::memory::{Memory, RegionInfo};
 
 /// Memory regions a front-end may share; the limit QEMU's other back-ends have.
@@ -377,29 +377,33 @@ impl Handler {
         }
     }
 
+    /// The queues of the device, in their largest size.
+    fn largest_queues(&self) -> Queues {
+        Queues {
+            count: self.disk.config.queues,
+            size: self.disk.config.queue_size,
+        }
+    }
+
     /// Makes an in-flight area.
     pub fn make_inflight(
         &self,
         asked: &VhostUserInflight,
     ) -> Result<(VhostUserInflight, File), Refusal> {
-        let (queues, size) = (asked.num_queues, asked.queue_size);
-        let (max_queues, max_size) = (self.vrings.len(), self.disk.config.queue_size);
-        if usize::from(queues) > max_queues || size > max_size {
-            return Err(Refusal::InflightSize {
-                queues,
-                size,
-                max_queues,
-                max_size,
-            });
+        let (queues, device) = (queues_of(asked), self.largest_queues());
+        if queues.count > device.count || queues.size > device.size {
+            return Err(Refusal::InflightSize { queues, device });
         }
-        let (file, len) = InflightArea::create(queues, size)?;
-        Ok((VhostUserInflight::new(len, 0, queues, size), file))
+        let (file, len) = InflightArea::create(queues, device)?;
+        let made = VhostUserInflight::new(len, 0, queues.count, queues.size);
+        Ok((made, file))
     }
 
     /// Takes the in-flight area that the front-end kept.
-    pub fn set_inflight(&mut self, given: &VhostUserInflight, file: File) -> Result<(), Refusal> {
-        let (queues, size) = (given.num_queues, given.queue_size);
-        let area = InflightArea::map(file, given.mmap_offset, given.mmap_size, queues, size)?;
+    pub fn set_inflight(&mut self, given: &VhostUserInflight, file: &File) -> Result<(), Refusal> {
+        let (asked, device) = (queues_of(given), self.largest_queues());
+        let (offset, len) = (given.mmap_offset, given.mmap_size);
+        let area = InflightArea::map(file, offset, len, asked, device)?;
         let through = area.writes_through();
         self.change(|handler| {
             handler.inflight = Some(Arc::new(area));
@@ -445,6 +449,13 @@ impl Handler {
 impl Drop for Handler {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+fn queues_of(area: &VhostUserInflight) -> Queues {
+    Queues {
+        count: area.num_queues,
+        size: area.queue_size,
     }
 }
 

@@ -1,5 +1,6 @@
-//! The in-flight region of one split virtqueue (vhost-user, "Inflight I/O tracking"): a note, in
-//! memory the front-end keeps while the daemon is gone, of every request taken and not answered.
+//! The in-flight area of split virtqueues (vhost-user, "Inflight I/O tracking"): marks of the
+//! requests that were taken and not answered, in memory that the front-end keeps while the daemon is
+//! gone.
 //!
 //! Layout, little-endian: a header of 16 bytes `{features: u64, version: u16, desc_num: u16,
 //! last_batch_head: u16, used_idx: u16}`, then `desc_num` entries of 16 bytes `{inflight: u8,
@@ -11,7 +12,7 @@
 //! `next` from `last_batch_head`, were answered and only wait for their mark to be cleared.
 
 use std::fs::File;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use vm_memory::{Bytes, VolatileSlice};
 
@@ -23,8 +24,7 @@ const ALIGN: usize = 64;
 const VERSION: u16 = 1;
 
 /// Bit of `features` in the first queue's part, all of which the protocol leaves at zero: the driver
-/// has switched the write cache off. A process that goes on where another ended must know, for the
-/// driver flushes no more.
+/// has switched the write cache off, and flushes no more. The next process must know.
 const WRITES_THROUGH: u64 = 1 << 63;
 
 const FEATURES_AT: usize = 0;
@@ -42,110 +42,130 @@ fn queue_bytes(queue_size: u16) -> usize {
     (HEADER + ENTRY * usize::from(queue_size)).next_multiple_of(ALIGN)
 }
 
+/// Queues of one size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Queues {
+    /// How many there are.
+    pub count: u16,
+    /// Entries of each.
+    pub size: u16,
+}
+
+impl Queues {
+    /// Bytes that the parts of all queues take.
+    fn bytes(self) -> usize {
+        queue_bytes(self.size) * usize::from(self.count)
+    }
+
+    /// Where the part of queue `index`, which has `size` entries, starts; `None` if these queues do
+    /// not include it.
+    fn part(self, index: u16, size: u16) -> Option<usize> {
+        let included = index < self.count && size <= self.size;
+        included.then(|| usize::from(index) * queue_bytes(self.size))
+    }
+}
+
 /// An in-flight area cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum InflightError {
-    /// The area is too small for what it must hold.
-    #[error("in-flight area of {actual} bytes, {queues} queues of {queue_size} need {needed}")]
+    /// The area is too small for its queues.
+    #[error("in-flight area of {actual} bytes: {} queues of {} entries need {needed}", queues.count, queues.size)]
     Short {
         /// Bytes there are.
         actual: u64,
         /// Bytes needed.
         needed: u64,
-        /// Queues it must hold.
-        queues: u16,
-        /// Entries of each.
-        queue_size: u16,
+        /// The queues it is for.
+        queues: Queues,
     },
-    /// The file cannot be made.
-    #[error("in-flight file cannot be made")]
+    /// The file cannot be created.
+    #[error("in-flight file cannot be created")]
     Create(#[source] std::io::Error),
     /// The file cannot be mapped.
     #[error("in-flight area")]
     Map(#[from] MapError),
-    /// The area was not made for a queue.
-    #[error(
-        "in-flight area for {queues} queues of {queue_size} does not hold queue {index} of {size}"
-    )]
-    Queue {
-        /// Queues it holds.
-        queues: u16,
-        /// Entries of each.
-        queue_size: u16,
-        /// The queue's number.
-        index: u16,
-        /// Its number of descriptors.
-        size: u16,
-    },
     /// The area was written for another layout.
-    #[error(
-        "in-flight area has version {version} and {desc_num} entries, expected {VERSION} and {queue_size}"
-    )]
-    Layout {
+    #[error("in-flight area has version {version}, expected {VERSION}")]
+    Version {
         /// Version found.
         version: u16,
-        /// Entries found.
-        desc_num: u16,
-        /// Entries the queue has.
-        queue_size: u16,
     },
 }
 
 /// The mapped area of all queues of a device.
+///
+/// A front-end asks for an area before the driver has chosen its queues: with virtio-mmio the driver
+/// may take longer queues than were asked for, and some front-ends count only the queues that are
+/// ready. So the area has a second section behind the one that was asked for, with a part for each
+/// queue of the device in its largest size. Its pages take no memory until a queue uses them. A
+/// front-end keeps the area as a whole, and the same device finds its second section again.
 #[derive(Debug)]
 pub struct InflightArea {
     mapping: Mapping,
-    queues: u16,
-    queue_size: u16,
+    /// The queues that were asked for.
+    asked: Queues,
+    /// All queues of the device, if the area has the second section.
+    device: Option<Queues>,
+    /// A queue without a part was reported.
+    reported: AtomicBool,
 }
 
 impl InflightArea {
-    /// Makes the file for `queues` queues of `queue_size` entries; returns it and its length.
-    pub fn create(queues: u16, queue_size: u16) -> Result<(File, u64), InflightError> {
-        let len = (queue_bytes(queue_size) * usize::from(queues)) as u64;
+    /// Creates the file of an area that was `asked` for, for a `device`; returns it and its length.
+    ///
+    /// # Errors
+    ///
+    /// [`InflightError::Create`].
+    pub fn create(asked: Queues, device: Queues) -> Result<(File, u64), InflightError> {
+        let len = (asked.bytes() + device.bytes()) as u64;
         let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::ALLOW_SEALING;
         let fd = rustix::fs::memfd_create("ovbd-inflight", flags)
             .map_err(|errno| InflightError::Create(errno.into()))?;
         let file = File::from(fd);
         file.set_len(len).map_err(InflightError::Create)?;
-        // Nobody may cut it short under the one who maps it.
+        // No process may cut the file short while another has it mapped.
         let seals = rustix::fs::SealFlags::SHRINK | rustix::fs::SealFlags::GROW;
         rustix::fs::fcntl_add_seals(&file, seals)
             .map_err(|errno| InflightError::Create(errno.into()))?;
         Ok((file, len))
     }
 
-    /// Maps an area of `len` bytes at `offset` of `file`.
+    /// Maps an area of `len` bytes at `offset` of `file`, which a front-end kept.
+    ///
+    /// # Errors
+    ///
+    /// [`InflightError::Short`] if it has no room for the queues `asked` for, [`InflightError::Map`]
+    /// if it cannot be mapped.
     pub fn map(
-        file: File,
+        file: &File,
         offset: u64,
         len: u64,
-        queues: u16,
-        queue_size: u16,
+        asked: Queues,
+        device: Queues,
     ) -> Result<Self, InflightError> {
-        let needed = (queue_bytes(queue_size) * usize::from(queues)) as u64;
+        let needed = asked.bytes() as u64;
         if len < needed {
             return Err(InflightError::Short {
                 actual: len,
                 needed,
-                queues,
-                queue_size,
+                queues: asked,
             });
         }
-        let mapping = Mapping::new(&file, offset, len, Access::ReadWrite)?;
+        let mapping = Mapping::new(file, offset, len, Access::ReadWrite)?;
         Ok(Self {
             mapping,
-            queues,
-            queue_size,
+            asked,
+            device: (len == needed + device.bytes() as u64).then_some(device),
+            reported: AtomicBool::new(false),
         })
     }
 
-    /// Whether the front-end cut the file under us: what is noted is not seen by anybody.
+    /// Whether the front-end cut the file short: the marks are lost then.
     pub fn is_lost(&self) -> bool {
         self.mapping.is_lost()
     }
 
-    /// Whether it was noted that the driver has switched the write cache off.
+    /// Whether it is noted that the driver has switched the write cache off.
     pub fn writes_through(&self) -> bool {
         let features = self.features();
         features.is_some_and(|(_, features)| features & WRITES_THROUGH != 0)
@@ -165,36 +185,30 @@ impl InflightArea {
 
     /// The first queue's `features`, if there is a queue, and where they are.
     fn features(&self) -> Option<(VolatileSlice<'_>, u64)> {
-        let place = self.mapping.slice(0, HEADER).filter(|_| self.queues > 0)?;
+        let place = self.mapping.slice(0, HEADER)?;
         let features = place.load(FEATURES_AT, Ordering::Acquire).unwrap_or(0);
         Some((place, u64::from_le(features)))
     }
 
-    /// The part of queue `index`, which has `size` entries.
-    pub fn queue(&self, index: u16, size: u16) -> Result<InflightQueue<'_>, InflightError> {
-        let Self {
-            queues, queue_size, ..
-        } = *self;
-        let stride = queue_bytes(queue_size);
-        let part = self
-            .mapping
-            .slice(usize::from(index) * stride, stride)
-            .filter(|_| index < queues && size <= queue_size)
-            .ok_or(InflightError::Queue {
-                queues,
-                queue_size,
-                index,
-                size,
-            })?;
-        Ok(InflightQueue {
+    /// The part of queue `index`, which has `size` entries; `None` if the area has none for it.
+    pub fn queue(&self, index: u16, size: u16) -> Option<InflightQueue<'_>> {
+        let behind = || Some(self.asked.bytes() + self.device?.part(index, size)?);
+        let start = self.asked.part(index, size).or_else(behind)?;
+        let part = self.mapping.slice(start, queue_bytes(size))?;
+        Some(InflightQueue {
             part,
             size,
             counter: 0,
         })
     }
+
+    /// Whether this is the first call: of queues that have no part one is enough to report.
+    pub fn report_once(&self) -> bool {
+        !self.reported.swap(true, Ordering::Relaxed)
+    }
 }
 
-/// One queue's notes.
+/// The marks of one queue.
 #[derive(Debug)]
 pub struct InflightQueue<'m> {
     part: VolatileSlice<'m>,
@@ -202,9 +216,9 @@ pub struct InflightQueue<'m> {
     counter: u64,
 }
 
-// Every offset below lies inside the part: `size` entries were checked against its length, and
-// heads are checked to be below `size`. The loads and stores thus cannot fail, and a front-end
-// that writes nonsense here can only spoil its own recovery.
+// Every offset below lies inside the part: its length follows from `size`, and heads are below
+// `size`. The loads and stores thus cannot fail, and a front-end that writes nonsense here can only
+// spoil its own recovery.
 impl InflightQueue<'_> {
     fn entry(head: u16) -> usize {
         HEADER + ENTRY * usize::from(head)
@@ -235,22 +249,23 @@ impl InflightQueue<'_> {
     }
 
     /// Takes over what an earlier process left, given the ring's used index: returns the heads
-    /// taken and not answered, oldest first. A fresh area is set up and there is nothing to take
-    /// over: `None`.
+    /// taken and not answered, oldest first. In a fresh part, and in one of a queue of another size,
+    /// which the driver has reset, there is nothing to take over: `None`.
+    ///
+    /// # Errors
+    ///
+    /// [`InflightError::Version`].
     pub fn recover(&mut self, used_idx: u16) -> Result<Option<Vec<u16>>, InflightError> {
         let (version, desc_num) = (self.load_u16(VERSION_AT), self.load_u16(DESC_NUM_AT));
-        if version == 0 {
+        if version != 0 && version != VERSION {
+            return Err(InflightError::Version { version });
+        }
+        if version == 0 || desc_num != self.size {
+            (0..self.size).for_each(|head| self.set_mark(head, 0));
             self.store_u16(DESC_NUM_AT, self.size);
             self.store_u16(USED_IDX_AT, used_idx);
             self.store_u16(VERSION_AT, VERSION);
             return Ok(None);
-        }
-        if version != VERSION || desc_num != self.size {
-            return Err(InflightError::Layout {
-                version,
-                desc_num,
-                queue_size: self.size,
-            });
         }
         // Answered, but the process died before it cleared the marks.
         let answered = used_idx
@@ -284,7 +299,7 @@ impl InflightQueue<'_> {
         Ok(Some(open.into_iter().map(|(_, head)| head).collect()))
     }
 
-    /// Notes that the request at `head` was taken. Returns whether it was free: a driver that
+    /// Marks the request at `head` as taken. Returns whether it was not: a driver that
     /// offers a chain twice breaks the virtqueue's rules.
     #[must_use]
     pub fn mark(&mut self, head: u16) -> bool {
@@ -321,10 +336,48 @@ impl InflightQueue<'_> {
 mod tests {
     use super::*;
 
+    const ASKED: Queues = Queues { count: 3, size: 8 };
+    const DEVICE: Queues = Queues { count: 5, size: 64 };
+
     fn area() -> (File, InflightArea) {
-        let (file, len) = InflightArea::create(3, 8).unwrap();
-        let again = file.try_clone().unwrap();
-        (again, InflightArea::map(file, 0, len, 3, 8).unwrap())
+        let (file, len) = InflightArea::create(ASKED, DEVICE).unwrap();
+        let area = InflightArea::map(&file, 0, len, ASKED, DEVICE).unwrap();
+        (file, area)
+    }
+
+    #[test]
+    fn longer_and_further_queues_have_their_place_behind_those_asked_for() {
+        let (file, area) = area();
+        let queues = [(0, 8), (2, 4), (0, 64), (2, 16), (3, 8), (4, 64), (4, 1)];
+        for (index, size) in queues {
+            let mut queue = area.queue(index, size).unwrap();
+            queue.recover(9).unwrap();
+            assert!(queue.mark(size - 1), "queue {index} of {size}");
+        }
+        assert!(area.queue(5, 8).is_none() && area.queue(0, 128).is_none());
+        // Another process finds them again, one of another device does not.
+        let len = file.metadata().unwrap().len();
+        let again = InflightArea::map(&file, 0, len, ASKED, DEVICE).unwrap();
+        for (index, size) in [(0, 8), (4, 1)] {
+            let mut queue = again.queue(index, size).unwrap();
+            assert_eq!(queue.recover(9).unwrap(), Some(vec![size - 1]));
+        }
+        let other = InflightArea::map(&file, 0, len, ASKED, ASKED).unwrap();
+        assert!(other.queue(0, 64).is_none() && other.queue(3, 8).is_none());
+        assert!(other.report_once() && !other.report_once());
+        assert!(InflightArea::map(&file, 0, 100, ASKED, DEVICE).is_err());
+    }
+
+    #[test]
+    fn a_queue_of_another_size_starts_afresh() {
+        let (_file, area) = area();
+        let mut queue = area.queue(1, 8).unwrap();
+        queue.recover(0).unwrap();
+        assert!(queue.mark(3));
+        let mut smaller = area.queue(1, 4).unwrap();
+        assert_eq!(smaller.recover(7).unwrap(), None);
+        assert!(smaller.mark(3));
+        assert_eq!(smaller.recover(7).unwrap(), Some(vec![3]));
     }
 
     #[test]
@@ -381,19 +434,17 @@ mod tests {
             area.queue(0, 8).unwrap().recover(5).unwrap().unwrap().len(),
             8
         );
-        file.write_all_at(&[9, 0], DESC_NUM_AT as u64).unwrap();
+        file.write_all_at(&[9, 0], VERSION_AT as u64).unwrap();
         assert!(matches!(
             area.queue(0, 8).unwrap().recover(5),
-            Err(InflightError::Layout { .. })
+            Err(InflightError::Version { version: 9 })
         ));
-        assert!(area.queue(3, 8).is_err() && area.queue(0, 9).is_err());
     }
 
     #[test]
     fn a_write_cache_that_is_off_is_noted_beside_the_requests() {
-        let (file, len) = InflightArea::create(2, 8).unwrap();
-        let again = file.try_clone().unwrap();
-        let area = InflightArea::map(file, 0, len, 2, 8).unwrap();
+        let (file, area) = area();
+        let len = file.metadata().unwrap().len();
         assert!(!area.writes_through());
         area.note_writes_through(true);
         let mut queue = area.queue(0, 8).unwrap();
@@ -401,14 +452,9 @@ mod tests {
             queue.recover(3).unwrap().is_none(),
             "it is a fresh area still"
         );
-        let later = InflightArea::map(again, 0, len, 2, 8).unwrap();
+        let later = InflightArea::map(&file, 0, len, ASKED, DEVICE).unwrap();
         assert!(later.writes_through());
         later.note_writes_through(false);
         assert!(!area.writes_through());
-        let (file, len) = InflightArea::create(0, 8).unwrap();
-        if let Ok(none) = InflightArea::map(file, 0, len, 0, 8) {
-            none.note_writes_through(true);
-            assert!(!none.writes_through());
-        }
     }
 }

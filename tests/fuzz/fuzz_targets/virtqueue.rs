@@ -14,7 +14,7 @@ use ovbd_vhost::virtio::chain::{Chain, MAX_PIECES};
 use ovbd_vhost::virtio::config::DeviceConfig;
 use ovbd_vhost::virtio::dirty_log::DirtyLog;
 use ovbd_vhost::virtio::discard::{MAX_RANGES, Range};
-use ovbd_vhost::virtio::inflight::InflightArea;
+use ovbd_vhost::virtio::inflight::{InflightArea, Queues};
 use ovbd_vhost::virtio::memory::{Memory, RegionInfo};
 use ovbd_vhost::virtio::queue::{Queue, RingAddresses};
 use ovbd_vhost::virtio::request::{HEADER, MAX_DATA, Operation};
@@ -62,14 +62,15 @@ fuzz_target!(|bytes: &[u8]| {
     let (event_idx, indirect, tracked, logged) = (flag(0), flag(1), flag(2), flag(3));
     let writable = flag(4);
 
-    let (file, area_len) = InflightArea::create(1, size).expect("in-flight area");
+    let queues = Queues { count: 1, size };
+    let (file, area_len) = InflightArea::create(queues, queues).expect("in-flight area");
     let mut bytes = bytes;
     if tracked {
         let (rest, area) = bytes.split_at(bytes.len().saturating_sub(area_len as usize));
         file.write_all_at(area, 0).expect("in-flight area");
         bytes = rest;
     }
-    let area = InflightArea::map(file, 0, area_len, 1, size).expect("in-flight area");
+    let area = InflightArea::map(&file, 0, area_len, queues, queues).expect("in-flight area");
     let log = memfd(16, &[]);
     let log = DirtyLog::map(&log, 0, 16).expect("log");
     let guest = memfd(LEN, bytes);

@@ -6,6 +6,7 @@
 mod cloud_hypervisor;
 mod dragonball;
 mod firecracker;
+mod inflight_areas;
 mod qemu;
 
 use std::os::fd::AsRawFd;
