@@ -20,6 +20,7 @@ use clap::{CommandFactory, Parser};
 use ovbd_vhost::daemon::config::{Config, ImageSource, MAX_QUEUES, UpperSource};
 use ovbd_vhost::daemon::{self, activation};
 use ovbd_vhost::engine::Tuning;
+use ovbd_vhost::fetch::process;
 use ovbd_vhost::image::Lineage;
 use ovbd_vhost::reason::reason;
 use ovbd_vhost::units::parse_size;
@@ -230,6 +231,11 @@ impl From<Args> for Config {
 
 #[expect(clippy::print_stderr, reason = "the one line that says why")]
 fn main() -> ExitCode {
+    let environment = env_logger::Env::default().default_filter_or("info");
+    env_logger::Builder::from_env(environment).init();
+    if let Some(code) = process::run_if_asked() {
+        return code;
+    }
     let args = Args::parse();
     if args.socket.is_none() && !activation::is_offered() {
         let text = "--socket is missing, and no service manager passes a socket";
@@ -237,8 +243,6 @@ fn main() -> ExitCode {
             .error(ErrorKind::MissingRequiredArgument, text)
             .exit();
     }
-    let environment = env_logger::Env::default().default_filter_or("info");
-    env_logger::Builder::from_env(environment).init();
     match daemon::run(args.into()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -8,7 +8,8 @@
 //!   partial/sha256/HEX-LEN.data     sparse; length of the blob
 //!   partial/sha256/HEX-LEN.map      its presence map
 //!   tables/                         image tables
-//!   manifests/sha256/HEX, refs/     manifests, and which one a reference named last
+//!   manifests/HEX                   manifests of images
+//!   refs/HEX                        which one a reference named last; HEX of the reference's digest
 //!   trash/                          renamed here, about to be unlinked
 //! ```
 //! The length is part of a partial blob's name: a config that claims a wrong length cannot get in
@@ -203,6 +204,15 @@ impl Layout {
 
     pub(super) fn tables(&self) -> PathBuf {
         self.root.join("tables")
+    }
+
+    pub(super) fn manifest(&self, digest: &Digest) -> PathBuf {
+        self.root.join("manifests").join(digest.hex())
+    }
+
+    pub(super) fn reference(&self, reference: &str) -> PathBuf {
+        let name = Digest::of(reference.as_bytes()).hex();
+        self.root.join("refs").join(name)
     }
 
     pub(super) fn trash(&self) -> PathBuf {

@@ -29,6 +29,7 @@ mod evict;
 mod layout;
 mod list;
 mod lock;
+mod manifests;
 mod partial;
 mod publish;
 mod range_lock;

@@ -199,6 +199,16 @@ impl Fetcher {
         session::start(Arc::clone(&self.shared), socket, offers)
     }
 
+    /// Makes durable what is there and ends at once, as the process does: threads that wait for a
+    /// server are left alone.
+    pub fn leave(self) {
+        self.shared.stopping.store(true, Ordering::Release);
+        for blob in self.shared.blobs() {
+            keeper::sync(&blob, 1);
+        }
+        std::mem::forget(self);
+    }
+
     /// The counts at this moment.
     pub fn counters(&self) -> CountersSnapshot {
         let waiting = lock(&self.shared.state).schedule.waiting() as u64;

@@ -28,6 +28,8 @@ mod fill;
 mod keeper;
 mod origin;
 mod pace;
+pub mod process;
+mod registry_blob;
 mod schedule;
 mod session;
 #[cfg(test)]
@@ -39,3 +41,4 @@ pub use counters::{Counters, CountersSnapshot};
 pub use fetcher::{Fetcher, Options};
 pub use fill::{FillError, FillOptions};
 pub use origin::{Body, Failure, Origin};
+pub use registry_blob::RegistryBlob;

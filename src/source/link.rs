@@ -158,15 +158,7 @@ impl Link {
     }
 
     fn transmit(&self, queued: &Queued) -> Result<(), Errno> {
-        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FILES))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        let files: Vec<BorrowedFd<'_>> = queued.files.iter().map(AsFd::as_fd).collect();
-        if !files.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&files)) {
-            return Err(Errno::INVAL);
-        }
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        let bytes = [IoSlice::new(&queued.packet)];
-        sendmsg(&self.socket, &bytes, &mut control, flags).map(|_| ())
+        transmit(&self.socket, &queued.packet, &queued.files)
     }
 
     /// The next packet; `None` at the connection's end.
@@ -201,6 +193,37 @@ impl Link {
     fn queue(&self) -> MutexGuard<'_, VecDeque<Queued>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn transmit(socket: &OwnedFd, packet: &Packet, files: &[OwnedFd]) -> Result<(), Errno> {
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FILES))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let files: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
+    if !files.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&files)) {
+        return Err(Errno::INVAL);
+    }
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    let bytes = [IoSlice::new(packet)];
+    sendmsg(socket, &bytes, &mut control, flags).map(|_| ())
+}
+
+/// Sends one packet with descriptors over a socket that is no link. Waits for at most `patience`.
+///
+/// # Errors
+/// The socket fails, or the peer does not read.
+pub fn send_once(
+    socket: &OwnedFd,
+    packet: &Packet,
+    files: &[OwnedFd],
+    patience: Duration,
+) -> io::Result<()> {
+    let timeout = Timespec::try_from(patience).ok();
+    match poll(&mut [PollFd::new(socket, PollFlags::OUT)], timeout.as_ref()) {
+        Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+        Ok(_) | Err(Errno::INTR) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    Ok(transmit(socket, packet, files)?)
 }
 
 /// A connected pair of sockets for two links.

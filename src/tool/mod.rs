@@ -5,6 +5,7 @@
 //! [`output`], so that a file is whole or not there.
 
 mod appender;
+pub mod cache;
 pub mod check;
 pub mod commit;
 pub mod create;
@@ -20,6 +21,7 @@ pub mod merge;
 mod name;
 mod output;
 pub mod progress;
+pub mod pull;
 pub mod raw_image;
 pub mod seal;
 mod unit;

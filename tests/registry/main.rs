@@ -1,6 +1,7 @@
 //! The client of registries against real ones and against one that misbehaves on purpose.
 
 mod answers;
+mod fetching;
 mod logins;
 mod mirrors;
 mod real;

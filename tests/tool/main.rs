@@ -8,6 +8,7 @@ mod create;
 mod export;
 mod inspect;
 mod merge;
+mod pull;
 mod seal;
 mod snapshots;
 mod trouble;

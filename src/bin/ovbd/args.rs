@@ -22,6 +22,7 @@ use ovbd_vhost::units::parse_size;
 use ovbd_vhost::writable::Paths;
 use uuid::Uuid;
 
+use super::registry::{CacheCommand, PullArgs};
 use super::values::{block_size, message, threads};
 
 /// Makes and examines OverlayBD layers.
@@ -45,6 +46,9 @@ pub enum Command {
     Merge(MergeArgs),
     Resize(ResizeArgs),
     Ctl(CtlArgs),
+    Pull(PullArgs),
+    #[command(subcommand)]
+    Cache(CacheCommand),
 }
 
 /// Make writable layers.

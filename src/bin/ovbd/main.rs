@@ -12,6 +12,7 @@
 )]
 
 mod args;
+mod registry;
 mod values;
 
 use std::error::Error;
@@ -105,6 +106,14 @@ fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
         Command::Ctl(args) => {
             let answer = ask(&args.socket, &args.ask.into())?;
             print(&(serde_json::to_string_pretty(&answer)? + "\n"))?;
+        }
+        Command::Pull(args) => print(&args.run()?)?,
+        Command::Cache(command) => {
+            let (text, well) = command.run()?;
+            print(&text)?;
+            if !well {
+                return Ok(ExitCode::FAILURE);
+            }
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -1,0 +1,169 @@
+//! The commands about registries and the cache.
+
+use std::error::Error;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use ovbd_vhost::cache::{Cache, Limits, Removal};
+use ovbd_vhost::format::digest::Digest;
+use ovbd_vhost::registry::client;
+use ovbd_vhost::registry::credentials::Source;
+use ovbd_vhost::registry::reference::Reference;
+use ovbd_vhost::registry::repository::Host;
+use ovbd_vhost::tool::pull::{Pull, pull};
+use ovbd_vhost::tool::{cache, progress};
+use ovbd_vhost::units::parse_size;
+
+/// Fetch all layers of an image into the cache, and verify them.
+///
+/// Prints the digest of the image's manifest. What the cache has already is not fetched again.
+#[derive(Args)]
+pub struct PullArgs {
+    /// Image, as REGISTRY/REPOSITORY[:TAG][@DIGEST]
+    #[arg(value_name = "REF")]
+    reference: Reference,
+    #[command(flatten)]
+    cache: CacheDir,
+    /// Credentials: Docker's config.json, or upstream's cred.json
+    #[arg(long, value_name = "FILE")]
+    credentials: Option<PathBuf>,
+    /// Use plain HTTP for this registry (repeatable)
+    #[arg(long, value_name = "HOST[:PORT]")]
+    insecure_registry: Vec<Host>,
+    /// Certificates to trust besides the system's, as PEM
+    #[arg(long, value_name = "FILE")]
+    registry_ca: Option<PathBuf>,
+}
+
+impl PullArgs {
+    /// Runs the command, and returns what to print.
+    pub fn run(self) -> Result<String, Box<dyn Error>> {
+        let registry = client::Options {
+            credentials: self.credentials.map_or(Source::None, Source::File),
+            insecure: self.insecure_registry,
+            ca: self.registry_ca,
+            ..client::Options::default()
+        };
+        let task = Pull {
+            reference: self.reference,
+            cache: self.cache.cache,
+            registry,
+        };
+        let pulled = pull(task, &progress::bar("pulling"))?;
+        Ok(format!(
+            "{}: {} layers, {} bytes, {} of them fetched\n",
+            pulled.manifest, pulled.layers, pulled.bytes, pulled.fetched
+        ))
+    }
+}
+
+/// A cache directory.
+#[derive(Args)]
+struct CacheDir {
+    /// Cache directory; created if missing
+    #[arg(long, value_name = "DIR")]
+    cache: PathBuf,
+}
+
+/// List, shrink and verify a cache of blobs.
+#[derive(Subcommand)]
+pub enum CacheCommand {
+    Ls(LsArgs),
+    Gc(GcArgs),
+    Verify(VerifyArgs),
+    Rm(RmArgs),
+}
+
+/// List the blobs.
+#[derive(Args)]
+pub struct LsArgs {
+    #[command(flatten)]
+    cache: CacheDir,
+    /// Write JSON in place of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// Remove blobs that are not in use, the least recently used first.
+#[derive(Args)]
+pub struct GcArgs {
+    #[command(flatten)]
+    cache: CacheDir,
+    /// Bytes that may stay, also as 512M, 10G or 1T
+    #[arg(long, value_name = "N", value_parser = parse_size)]
+    size: u64,
+}
+
+/// Compare complete blobs with their digests, and remove those that are damaged.
+///
+/// The exit code is 1 if any is.
+#[derive(Args)]
+pub struct VerifyArgs {
+    #[command(flatten)]
+    cache: CacheDir,
+    /// Blobs to be verified [default: all that are complete]
+    #[arg(value_name = "DIGEST")]
+    digests: Vec<Digest>,
+}
+
+/// Remove blobs.
+#[derive(Args)]
+pub struct RmArgs {
+    #[command(flatten)]
+    cache: CacheDir,
+    /// Blobs to be removed
+    #[arg(value_name = "DIGEST", required = true)]
+    digests: Vec<Digest>,
+}
+
+impl CacheCommand {
+    /// Runs the command. Returns what to print, and whether all is well.
+    pub fn run(self) -> Result<(String, bool), Box<dyn Error>> {
+        match self {
+            Self::Ls(args) => {
+                let listing = cache::list(&Cache::open(&args.cache.cache)?)?;
+                let text = match args.json {
+                    true => serde_json::to_string_pretty(&listing)? + "\n",
+                    false => listing.to_string(),
+                };
+                Ok((text, true))
+            }
+            Self::Gc(args) => {
+                let limits = Limits {
+                    bytes: args.size,
+                    free_percent: 0,
+                };
+                let evicted = Cache::open(&args.cache.cache)?.evict(limits)?;
+                let mut text =
+                    format!("removed {} files, {} bytes\n", evicted.files, evicted.bytes);
+                if evicted.missing > 0 {
+                    text += &format!("{} bytes more are in use\n", evicted.missing);
+                }
+                Ok((text, true))
+            }
+            Self::Verify(args) => {
+                let cache = Cache::open(&args.cache.cache)?;
+                let mut text = String::new();
+                let mut tell = |line: &str| text += &format!("{line}\n");
+                let bar = progress::bar("verifying");
+                let wrong = cache::verify(&cache, &args.digests, &bar, &mut tell)?;
+                Ok((text, wrong == 0))
+            }
+            Self::Rm(args) => remove(&Cache::open(&args.cache.cache)?, &args.digests),
+        }
+    }
+}
+
+fn remove(cache: &Cache, digests: &[Digest]) -> Result<(String, bool), Box<dyn Error>> {
+    let (mut text, mut well) = (String::new(), true);
+    for digest in digests {
+        let trouble = match cache.remove(digest)? {
+            Removal::Removed => continue,
+            Removal::InUse => "is in use",
+            Removal::Absent => "is not in the cache",
+        };
+        text += &format!("{digest} {trouble}\n");
+        well = false;
+    }
+    Ok((text, well))
+}

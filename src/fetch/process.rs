@@ -1,0 +1,384 @@
+//! The fetcher as a process of its own, and the process that keeps one running.
+//!
+//! ```text
+//!  owner (a disk's daemon, or the node)         keeper                      fetcher
+//!    Process::start ---- stdin: control socket --> run_keeper
+//!                                                    | starts, and starts again --> run_fetcher
+//!    Process::attach -- list of blobs, socket -----> | keeps both, hands them on -> Fetcher::attach
+//!    client socket <==================== fetches, answers, descriptors ==========>
+//! ```
+//! The owner may enter a sandbox that starts no programs; the keeper stays outside of it, has no
+//! network and parses nothing. It holds the fetcher's ends of the sockets, so that what a fetcher
+//! did not read when it died is read by the next one. Both end when the owner closes its end of
+//! the control socket.
+//!
+//! Keeper and fetcher are this same program, told apart by the name they are called by;
+//! so the binaries call [`run_if_asked`] before anything else.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{MemfdFlags, memfd_create};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::{Fetcher, Offer, Options, RegistryBlob};
+use crate::cache::{self, Cache, Limits};
+use crate::reason::reason;
+use crate::registry::blob::BlobRef;
+use crate::registry::client::{self, Client};
+use crate::registry::credentials::Source;
+use crate::registry::repository::{self, Repository};
+use crate::source::RemoteBlob;
+use crate::source::link::{self, Link, Message, Turn};
+use crate::source::protocol::MESSAGE_LEN;
+
+/// Names that this program is called by.
+const KEEPER: &str = "ovbd-fetch-keeper";
+const FETCHER: &str = "ovbd-fetcher";
+
+/// Longest text that describes a configuration or a list of blobs.
+const MAX_TEXT: u64 = 4 << 20;
+
+/// How long another process may take to read, or to end.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+const TICK: Duration = Duration::from_millis(100);
+
+/// Pauses between two starts of a fetcher.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// A fetcher that ran for so long did not fail at its start.
+const SETTLED: Duration = Duration::from_secs(10);
+
+/// What a fetcher needs to know.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Config {
+    /// The cache directory.
+    pub cache: PathBuf,
+    /// Bytes that the cache may take; `None`: no limit but the file system's.
+    pub cache_size: Option<u64>,
+    /// Docker's `config.json` or upstream's `cred.json`.
+    pub credentials: Option<PathBuf>,
+    /// Registries that are reached by plain HTTP.
+    pub insecure: Vec<String>,
+    /// Certificates to trust besides the system's.
+    pub ca: Option<PathBuf>,
+}
+
+/// The fetcher cannot be started or used.
+#[derive(Debug, Error)]
+pub enum ProcessError {
+    /// The system refuses a process or a socket.
+    #[error("cannot start the fetcher")]
+    Start(#[source] io::Error),
+    /// A host name in the configuration is malformed.
+    #[error(transparent)]
+    Host(#[from] repository::Error),
+    /// Registries cannot be used as configured.
+    #[error("cannot reach registries")]
+    Registry(#[source] Box<crate::registry::error::Error>),
+    /// The cache cannot be used.
+    #[error(transparent)]
+    Cache(Box<cache::Error>),
+    /// The text of a message is malformed.
+    #[error("malformed message of the fetcher's owner")]
+    Message(#[from] serde_json::Error),
+}
+
+impl From<io::Error> for ProcessError {
+    fn from(error: io::Error) -> Self {
+        Self::Start(error)
+    }
+}
+
+/// Wire form of a blob that may be asked for.
+#[derive(Debug, Serialize, Deserialize)]
+struct Listed {
+    digest: String,
+    size: Option<u64>,
+    blobs_url: String,
+}
+
+/// A running fetcher. Ends when dropped.
+#[derive(Debug)]
+pub struct Process {
+    control: OwnedFd,
+    keeper: Child,
+}
+
+impl Process {
+    /// Checks the configuration, and starts a fetcher and its keeper. Both are `program`, whose
+    /// `main` calls [`run_if_asked`]. Call it before the sandbox.
+    ///
+    /// # Errors
+    /// A [`ProcessError`]: the cache or the configuration cannot be used, or the system refuses.
+    pub fn start(program: &Path, config: &Config) -> Result<Self, ProcessError> {
+        // Here, where it can be reported: the fetcher could only fail again and again.
+        Cache::open(&config.cache).map_err(|error| ProcessError::Cache(Box::new(error)))?;
+        registry_client(config)?;
+        let (ours, theirs) = link::pair()?;
+        let keeper = spawn(program, KEEPER, theirs)?;
+        let process = Self {
+            control: ours,
+            keeper,
+        };
+        send(&process.control, text(config)?, None)?;
+        Ok(process)
+    }
+
+    /// Process number of the keeper, whose only child is the fetcher.
+    pub fn keeper(&self) -> u32 {
+        self.keeper.id()
+    }
+
+    /// Lets a disk process ask for the blobs by their places in the list; returns its end of the
+    /// connection.
+    ///
+    /// # Errors
+    /// [`ProcessError::Start`] if the system refuses a socket, or the keeper is gone.
+    pub fn attach(&self, blobs: &[Arc<RemoteBlob>]) -> Result<OwnedFd, ProcessError> {
+        let listed: Vec<_> = blobs
+            .iter()
+            .map(|blob| Listed {
+                digest: blob.digest.to_string(),
+                size: blob.size,
+                blobs_url: blob.blobs_url.clone(),
+            })
+            .collect();
+        let (ours, theirs) = link::pair()?;
+        send(&self.control, text(&listed)?, Some(theirs))?;
+        Ok(ours)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = rustix::net::shutdown(&self.control, rustix::net::Shutdown::Both);
+        // It ends by itself; waiting only spares a zombie.
+        let start = Instant::now();
+        while start.elapsed() < PATIENCE && matches!(self.keeper.try_wait(), Ok(None)) {
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// Runs keeper or fetcher if this program was called by the name of one.
+pub fn run_if_asked() -> Option<ExitCode> {
+    let name = std::env::args_os().next()?;
+    let run = match name.to_str()? {
+        KEEPER => run_keeper,
+        FETCHER => run_fetcher,
+        _ => return None,
+    };
+    // The control socket. Its number is free again then: nothing else reads standard input.
+    let control = io::stdin().as_fd().try_clone_to_owned();
+    Some(match control.map_err(ProcessError::Start).and_then(run) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error!("{}", reason(&error));
+            ExitCode::FAILURE
+        }
+    })
+}
+
+/// A message of the owner: a text in a file in memory, and for a list of blobs a socket.
+struct Owned {
+    text: OwnedFd,
+    socket: Option<OwnedFd>,
+}
+
+impl Owned {
+    fn new(message: Message) -> Option<Self> {
+        let mut files = message.files.into_iter();
+        let text = files.next()?;
+        let socket = files.next();
+        Some(Self { text, socket })
+    }
+
+    fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            text: self.text.try_clone()?,
+            socket: self.socket.as_ref().map(OwnedFd::try_clone).transpose()?,
+        })
+    }
+
+    /// Whether the disk process closed its end.
+    fn is_over(&self) -> bool {
+        let Some(socket) = &self.socket else {
+            return false;
+        };
+        let mut polled = [PollFd::new(socket, PollFlags::HUP)];
+        let now = Timespec::default();
+        poll(&mut polled, Some(&now)).is_ok() && polled[0].revents().contains(PollFlags::HUP)
+    }
+
+    fn read<T: for<'de> Deserialize<'de>>(&self) -> Result<T, ProcessError> {
+        let mut file = File::from(self.text.try_clone()?);
+        file.rewind()?;
+        let mut text = String::new();
+        file.take(MAX_TEXT).read_to_string(&mut text)?;
+        Ok(serde_json::from_str(&text)?)
+    }
+}
+
+/// Starts fetchers, one after the other died, until the owner closes the control socket.
+fn run_keeper(control: OwnedFd) -> Result<(), ProcessError> {
+    let program = std::env::current_exe()?;
+    let control = Link::new(control)?;
+    let mut kept: Vec<Owned> = Vec::new();
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let started = Instant::now();
+        let (ours, theirs) = link::pair()?;
+        let mut fetcher = spawn(&program, FETCHER, theirs)?;
+        for owned in &kept {
+            // A fetcher that is gone is noticed below; its successor gets all that is kept.
+            let _ = hand_on(&ours, owned);
+        }
+        let ended = loop {
+            let mut received = Vec::new();
+            let turn = control.turn(TICK, |message| received.extend(Owned::new(message)))?;
+            for owned in received {
+                let _ = hand_on(&ours, &owned);
+                kept.push(owned);
+            }
+            kept.retain(|owned| !owned.is_over());
+            match (turn, fetcher.try_wait()?) {
+                (Turn::Ended, _) => break None,
+                (Turn::Open, Some(status)) => break Some(status),
+                (Turn::Open, None) => {}
+            }
+        };
+        let Some(status) = ended else {
+            drop(ours);
+            fetcher.wait()?;
+            return Ok(());
+        };
+        log::warn!("the fetcher ended ({status}); another one is started");
+        pause = match started.elapsed() > SETTLED {
+            true => FIRST_PAUSE,
+            false => (pause * 2).min(LONGEST_PAUSE),
+        };
+        thread::sleep(pause);
+    }
+}
+
+/// Serves disk processes until the keeper closes the control socket.
+fn run_fetcher(control: OwnedFd) -> Result<(), ProcessError> {
+    let control = Link::new(control)?;
+    let mut messages = Vec::new();
+    let mut turn = Turn::Open;
+    while messages.is_empty() && turn == Turn::Open {
+        turn = control.turn(TICK, |message| messages.extend(Owned::new(message)))?;
+    }
+    let mut messages = messages.into_iter();
+    let Some(first) = messages.next() else {
+        return Ok(());
+    };
+    let config: Config = first.read()?;
+    let client = Arc::new(registry_client(&config)?);
+    let cache = Cache::open(&config.cache).map_err(|error| ProcessError::Cache(Box::new(error)))?;
+    let options = Options {
+        limits: Limits {
+            bytes: config.cache_size.unwrap_or(u64::MAX),
+            ..Limits::default()
+        },
+        ..Options::default()
+    };
+    let fetcher = Fetcher::start(cache, options)?;
+    let mut waiting: Vec<_> = messages.collect();
+    loop {
+        for owned in waiting.drain(..) {
+            if let Err(error) = attach(&fetcher, &client, owned) {
+                log::error!("cannot serve a disk: {}", reason(&error));
+            }
+        }
+        let turn = control.turn(TICK, |message| waiting.extend(Owned::new(message)))?;
+        if turn == Turn::Ended {
+            fetcher.leave();
+            return Ok(());
+        }
+    }
+}
+
+fn attach(fetcher: &Fetcher, client: &Arc<Client>, owned: Owned) -> Result<(), ProcessError> {
+    let listed: Vec<Listed> = owned.read()?;
+    let Some(socket) = owned.socket else {
+        return Ok(());
+    };
+    let mut offers = Vec::new();
+    for blob in listed {
+        let malformed = |error: &dyn std::error::Error| {
+            ProcessError::Start(io::Error::other(error.to_string()))
+        };
+        let digest = blob.digest.parse().map_err(|error| malformed(&error))?;
+        let repository = Repository::from_blob_url(&blob.blobs_url)?;
+        let size = blob.size;
+        let found = BlobRef {
+            repository,
+            digest,
+            size,
+        };
+        offers.push(Offer {
+            digest,
+            len: size,
+            origin: Arc::new(RegistryBlob::new(Arc::clone(client), found)),
+        });
+    }
+    Ok(fetcher.attach(socket, offers)?)
+}
+
+fn registry_client(config: &Config) -> Result<Client, ProcessError> {
+    let insecure = config.insecure.iter().map(|host| host.parse());
+    let options = client::Options {
+        credentials: config
+            .credentials
+            .clone()
+            .map_or(Source::None, Source::File),
+        insecure: insecure.collect::<Result<_, _>>()?,
+        ca: config.ca.clone(),
+        ..client::Options::default()
+    };
+    Client::new(options).map_err(|error| ProcessError::Registry(Box::new(error)))
+}
+
+/// A program, called by this name, with a socket as its standard input.
+fn spawn(program: &Path, name: &str, socket: OwnedFd) -> Result<Child, ProcessError> {
+    let mut command = Command::new(program);
+    command.arg0(name).stdin(Stdio::from(socket));
+    Ok(command.stdout(Stdio::null()).spawn()?)
+}
+
+/// A text in a file in memory.
+fn text<T: Serialize>(value: &T) -> Result<OwnedFd, ProcessError> {
+    let memory = memfd_create("fetch", MemfdFlags::CLOEXEC).map_err(io::Error::from)?;
+    let mut file = File::from(memory);
+    file.write_all(&serde_json::to_vec(value)?)?;
+    Ok(file.into())
+}
+
+fn hand_on(control: &OwnedFd, owned: &Owned) -> Result<(), ProcessError> {
+    let Owned { text, socket } = owned.try_clone()?;
+    send(control, text, socket)
+}
+
+/// Sends a text, and a socket, in a packet of its own.
+fn send(control: &OwnedFd, text: OwnedFd, socket: Option<OwnedFd>) -> Result<(), ProcessError> {
+    let files: Vec<OwnedFd> = std::iter::once(text).chain(socket).collect();
+    Ok(link::send_once(
+        control,
+        &[0; MESSAGE_LEN],
+        &files,
+        PATIENCE,
+    )?)
+}
