@@ -11,7 +11,7 @@ use super::config::UpperSource;
 use super::control::api::Device;
 use super::{Config, Error};
 use crate::engine::Disk;
-use crate::engine::uring::Rings;
+use crate::engine::ring::Rings;
 use crate::format::lsmt::writable::Kind;
 use crate::format::lsmt::{HEADER_LEN, Header};
 use crate::image::Image;

@@ -1,394 +1,269 @@
-//! Serves the parts of reads: from memory at once, from storage later.
+//! Serves reads: at once where the bytes are in memory, later where they must be read or fetched.
 //!
-//! Bytes that are in memory are copied once, from the mapped blob: plain ones into the guest,
-//! packed ones into a buffer of the worker's own, so that what is checked is what is decoded, and
-//! from there decoded into the guest. Others are read by io_uring, while the worker goes on; where
-//! there is none, the worker reads and waits.
+//! A read goes through its parts in order. Each is served, or left pending in the ring or with the
+//! fetcher while the next one begins; without room for it, the read waits in line. It is finished
+//! when no part is left or pending.
 
+use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use super::Disk;
-use super::drop_behind::DropBehind;
-use super::task::{Part, Task};
-use super::uring::{Completion, MAX_READS, Uring};
-use crate::image::plan::{CompressedRun, Piece};
-use crate::image::unpack::Unpacker;
-use crate::image::{Error, Image, MAX_STORED};
-use crate::io::prefetch;
-use crate::io::scatter::Cursor;
-use crate::source::{FetchError, FetchErrorKind, Located, PresentRange};
-use crate::writable::Lookup;
+use super::plan::Plan;
+use super::pool::Pool;
+use super::ratelimited_log;
+use super::reading::{Planned, ReadId, Reads, Room};
+use super::request::{Finished, Request};
+use super::ring::Ring;
+use super::sources::{Begun, PartResult, Sources};
+use crate::image::Error;
+use crate::reason::reason;
+use crate::units::Sector;
+use crate::writable::Volume;
 
-/// Reads of one task under way at a time, so that a large one leaves room for others.
-const MAX_READS_PER_TASK: usize = 16;
-
-/// Cache lines of a request's memory that are fetched ahead: the hardware follows from there.
-const TARGET_LINES: usize = 4;
-
-/// What became of a task's parts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Progress {
-    /// All are served or under way.
-    Begun,
-    /// As many reads are under way as may be, in all or for this task: go on when one has finished.
-    Stalled,
+/// The reads of one worker.
+pub struct Reader<'a> {
+    /// The queue's number, for the log.
+    queue: u16,
+    volume: &'a Volume,
+    sources: Sources<'a>,
+    reads: Reads<'a>,
+    /// Reads that wait for room in the ring.
+    stalled: VecDeque<ReadId>,
+    /// Reads that wait for room among the fetches.
+    starved: VecDeque<ReadId>,
+    /// Reads that are finished and not taken yet.
+    finished: Vec<Finished<'a>>,
+    plans: Pool<Plan<'a>>,
 }
 
-/// The stored bytes that `part` needs; zeros need none.
-///
-/// # Errors
-/// They are not local.
-fn stored<'t>(
-    part: &Part,
-    image: &'t Image,
-    lookup: &'t Lookup,
-) -> Result<Option<PresentRange<'t>>, Error> {
-    let (blob, offset, len) = match part {
-        Part::Lower(piece) => {
-            let (layer, offset, len) = match piece {
-                Piece::Zero { .. } => return Ok(None),
-                Piece::Plain { layer, offset, len } => (*layer, *offset, *len as usize),
-                Piece::Compressed(packed) => (packed.layer, packed.offset, packed.stored as usize),
-            };
-            (image.container(layer).blob(), offset, len)
-        }
-        Part::Upper { file, offset, len } => (&**lookup.file(*file), *offset, *len as usize),
-    };
-    match blob.locate(offset, len) {
-        Located::Present(range) => Ok(Some(range)),
-        Located::Absent(range) => {
-            let reason = "requests do not wait for absent bytes yet";
-            Err(range
-                .error(FetchError::new(FetchErrorKind::System, reason))
-                .into())
-        }
-    }
-}
-
-/// A part whose bytes are being read.
-#[derive(Debug)]
-struct Waiting {
-    slot: u16,
-    position: usize,
-    part: Part,
-    filled: usize,
-}
-
-/// A worker's means of reading.
-pub struct Fetcher<'a> {
-    image: &'a Image,
-    unpacker: Unpacker,
-    /// Stored bytes of the part at hand, private while they are checked and decoded.
-    buffer: Vec<u8>,
-    uring: Option<Uring>,
-    /// Lets pages go once their bytes are served, if asked to.
-    drop_behind: Option<DropBehind<'a>>,
-    /// What the ring's reads are for, by id.
-    waiting: Vec<Option<Waiting>>,
-}
-
-impl<'a> Fetcher<'a> {
-    /// Means that read cold bytes through `uring`, or wait for them without one.
-    pub fn new(disk: &'a Disk, uring: Option<Uring>) -> Self {
-        Self {
-            image: disk.volume.image(),
-            unpacker: Unpacker::with_cache(disk.cache.clone()),
-            buffer: vec![0; MAX_STORED],
-            uring,
-            drop_behind: disk.tuning.drop_cache.then(DropBehind::default),
-            waiting: (0..MAX_READS).map(|_| None).collect(),
-        }
-    }
-
-    /// The ring's descriptor, readable when a read has finished.
-    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.uring.as_ref().map(AsFd::as_fd)
-    }
-
-    /// Whether reads are under way.
-    pub fn is_waiting(&self) -> bool {
-        self.uring
-            .as_ref()
-            .is_some_and(|uring| uring.under_way() > 0)
-    }
-
-    /// Starts to find the pages of the first bytes a task will need.
-    pub fn prefetch_pages(&self, task: &mut Task<'a>) {
-        if let Some(range) = self.first(task) {
-            range.prefetch_pages();
-        }
-    }
-
-    /// Starts to bring the first bytes a task will need closer, and where they go.
-    pub fn prefetch(&self, task: &mut Task<'a>) {
-        if let Some(range) = self.first(task) {
-            range.prefetch();
-        }
-        if let Some(first) = task.chain.writable().pieces().first() {
-            prefetch::start(*first, TARGET_LINES);
-        }
-    }
-
-    fn first<'t>(&'t self, task: &'t mut Task<'a>) -> Option<PresentRange<'t>> {
-        let (part, _) = task.peek()?;
-        stored(&part, self.image, &task.lookup).ok().flatten()
-    }
-
-    /// Serves what can be served of the task in `slot`, and begins to read the rest.
+impl<'a> Reader<'a> {
+    /// A reader for queue `queue` of `disk`, which waits for storage through `ring` if there is one.
     ///
     /// # Errors
+    /// The process has no descriptor left.
+    pub fn new(queue: u16, disk: &'a Disk, ring: Option<Ring>) -> io::Result<Self> {
+        Ok(Self {
+            queue,
+            volume: &disk.volume,
+            sources: Sources::new(disk, ring)?,
+            reads: Reads::default(),
+            stalled: VecDeque::new(),
+            starved: VecDeque::new(),
+            finished: Vec::new(),
+            plans: Pool::default(),
+        })
+    }
+
+    /// The means to reach stored bytes.
+    pub fn sources(&self) -> &Sources<'a> {
+        &self.sources
+    }
+
+    /// Plans a read of `sectors` sectors at `start`, which lie on the disk.
+    #[inline]
+    pub fn plan(&mut self, request: Request<'a>, start: Sector, sectors: u64) -> Planned<'a> {
+        let volume = self.volume;
+        let mut plan = self.plans.take(|| Plan::new(volume));
+        plan.begin(start, sectors);
+        Planned { request, plan }
+    }
+
+    /// Serves what can be served of a read, and begins the rest. A read that is finished is
+    /// returned; others come from [`Reader::finished`] later.
+    #[inline]
+    pub fn begin(&mut self, planned: Planned<'a>) -> Option<Finished<'a>> {
+        let id = self.reads.insert(planned);
+        self.go_on(id)
+    }
+
+    /// Begins the parts of a read that are left.
+    #[inline]
+    fn go_on(&mut self, id: ReadId) -> Option<Finished<'a>> {
+        let reading = self.reads.get_mut(id)?;
+        match self.sources.serve(id, reading) {
+            Ok(None) => {}
+            Ok(Some(room)) => {
+                reading.set_waits_for(Some(room));
+                match room {
+                    Room::Own => {}
+                    Room::Ring => self.stalled.push_back(id),
+                    Room::Fetch => self.starved.push_back(id),
+                }
+                return None;
+            }
+            Err(error) => self.fail(id, &error),
+        }
+        self.finish_if_done(id)
+    }
+
+    #[cold]
+    fn fail(&mut self, id: ReadId, error: &Error) {
+        if let Some(reading) = self.reads.get_mut(id) {
+            reading.fail();
+        }
+        let (queue, reason) = (self.queue, reason(error));
+        ratelimited_log::warn(format_args!("queue {queue}: a read fails: {reason}"));
+    }
+
+    #[inline]
+    fn finish_if_done(&mut self, id: ReadId) -> Option<Finished<'a>> {
+        let (finished, mut plan) = self.reads.finish_if_done(id)?;
+        plan.clear();
+        self.plans.give_back(plan);
+        Some(finished)
+    }
+
+    /// Takes note of a part that was pending.
+    fn settle(&mut self, (id, result): PartResult) {
+        if matches!(result, Ok(Begun::Pending)) {
+            return;
+        }
+        let Some(reading) = self.reads.get_mut(id) else {
+            return;
+        };
+        reading.part_ended();
+        let waits_for_own = reading.waits_for() == Some(Room::Own);
+        if waits_for_own {
+            reading.set_waits_for(None);
+        }
+        if let Err(error) = result {
+            self.fail(id, &error);
+        }
+        let finished = match waits_for_own {
+            true => self.go_on(id),
+            false => self.finish_if_done(id),
+        };
+        self.finished.extend(finished);
+    }
+
+    /// Takes what storage and the fetcher delivered; returns whether there was anything.
+    pub fn take_completions(&mut self) -> bool {
+        let mut any = false;
+        while let Some(result) = self.sources.ring_completed(&mut self.reads) {
+            any = true;
+            self.settle(result);
+        }
+        while let Some(result) = self.sources.fetch_ended(&mut self.reads) {
+            any = true;
+            self.settle(result);
+        }
+        if any {
+            self.resume();
+        }
+        // Even without a finished read, the rest of one that came short may have been prepared.
+        self.submit();
+        any
+    }
+
+    /// Lets parts and reads in line go on, as far as there is room.
+    fn resume(&mut self) {
+        while let Some(result) = self.sources.deferred(&mut self.reads) {
+            self.settle(result);
+        }
+        self.resume_line(Room::Ring);
+        self.resume_line(Room::Fetch);
+    }
+
+    fn resume_line(&mut self, room: Room) {
+        // Once through: a read may get in line again.
+        for _ in 0..self.line(room).len() {
+            if !self.sources.has_room(room) {
+                return;
+            }
+            let Some(id) = self.line(room).pop_front() else {
+                return;
+            };
+            if let Some(reading) = self.reads.get_mut(id) {
+                reading.set_waits_for(None);
+            }
+            let finished = self.go_on(id);
+            self.finished.extend(finished);
+        }
+    }
+
+    fn line(&mut self, room: Room) -> &mut VecDeque<ReadId> {
+        match room {
+            Room::Fetch => &mut self.starved,
+            _ => &mut self.stalled,
+        }
+    }
+
+    /// Takes one read that is finished.
+    pub fn finished(&mut self) -> Option<Finished<'a>> {
+        self.finished.pop()
+    }
+
+    /// Starts the reads that are prepared; without a working ring, serves them here.
+    pub fn submit(&mut self) {
+        if let Err(error) = self.sources.submit() {
+            self.fall_back(&error);
+        }
+    }
+
+    /// Waits until a part can go on, at most for `timeout`.
+    pub fn wait(&mut self, timeout: Duration) {
+        if let Err(error) = self.sources.wait(timeout) {
+            self.fall_back(&error);
+        }
+    }
+
+    /// Goes on without io_uring: from now on the worker reads and waits.
+    #[cold]
+    fn fall_back(&mut self, error: &io::Error) {
+        let queue = self.queue;
+        ratelimited_log::error(format_args!(
+            "queue {queue}: io_uring fails ({error}): reading with pread"
+        ));
+        self.sources.drop_ring();
+        self.resume();
+    }
+
+    /// Gives up all reads that wait for absent bytes: they end as [`Outcome::Open`], once the ring's
+    /// reads for them have finished.
     ///
-    /// The part that failed; the task is abandoned, but reads of it may still be under way.
-    pub fn serve(&mut self, slot: u16, task: &mut Task<'a>) -> Result<Progress, Error> {
-        let result = self.serve_parts(slot, task);
-        if result.is_err() {
-            task.abandon();
+    /// [`Outcome::Open`]: super::request::Outcome::Open
+    pub fn give_up_fetches(&mut self) {
+        while let Some(pending) = self.sources.give_up() {
+            if let Some(reading) = self.reads.get_mut(pending.read) {
+                reading.part_ended();
+                reading.give_up();
+            }
         }
-        result
-    }
-
-    fn serve_parts(&mut self, slot: u16, task: &mut Task<'a>) -> Result<Progress, Error> {
-        while let Some((part, position)) = task.peek() {
-            let mut cursor = task.chain.writable().cursor(position);
-            let Some(range) = stored(&part, self.image, &task.lookup)? else {
-                cursor.zero(part.len() as usize);
-                task.take(&part);
-                continue;
-            };
-            if self.serve_mapped(&part, range, cursor)? {
-                task.take(&part);
-                continue;
+        for id in std::mem::take(&mut self.starved) {
+            if let Some(reading) = self.reads.get_mut(id) {
+                reading.set_waits_for(None);
+                reading.give_up();
             }
-            if task.outstanding >= MAX_READS_PER_TASK {
-                return Ok(Progress::Stalled);
-            }
-            if !self.serve_read(&part, range, cursor)?
-                && let Some(uring) = &mut self.uring
-            {
-                let Some(id) = uring.free_id() else {
-                    return Ok(Progress::Stalled);
-                };
-                let buffer = uring.buffer(range.len());
-                uring
-                    .read(id, range.descriptor(), range.offset(), buffer, 0)
-                    .map_err(|error| range.failed(error))?;
-                task.outstanding += 1;
-                self.waiting[id] = Some(Waiting {
-                    slot,
-                    position,
-                    part,
-                    filled: 0,
-                });
-            }
-            task.take(&part);
         }
-        Ok(Progress::Begun)
-    }
-
-    /// Serves a part from the mapped blob, if that is known to be in memory.
-    fn serve_mapped(
-        &mut self,
-        part: &Part,
-        range: PresentRange<'_>,
-        mut cursor: Cursor<'_, '_>,
-    ) -> Result<bool, Error> {
-        let (blob, len) = (range.blob(), range.len());
-        if let Part::Lower(Piece::Compressed(packed)) = part
-            && self
-                .unpacker
-                .unpack_held(self.image.container(packed.layer), packed, &mut cursor)
-        {
-            return Ok(true);
-        }
-        let Some(mapped) = range.resident() else {
-            return Ok(false);
-        };
-        match part {
-            Part::Lower(Piece::Compressed(packed)) => {
-                let bytes = &mut self.buffer[..len];
-                mapped.copy_to(bytes);
-                // Cut under its mapping: this is not the file's content. Read it.
-                if blob.is_lost() {
-                    return Ok(false);
-                }
-                let container = self.image.container(packed.layer);
-                self.unpacker
-                    .unpack(container, packed, bytes, &mut cursor)?;
-                Ok(true)
-            }
-            _ => {
-                let mut at = 0;
-                cursor.take(len, |target| {
-                    if let Ok(source) = mapped.offset(at) {
-                        source.copy_to_volatile_slice(target);
-                    }
-                    at += target.len();
-                });
-                Ok(!blob.is_lost())
-            }
+        for id in self.reads.ids() {
+            let finished = self.finish_if_done(id);
+            self.finished.extend(finished);
         }
     }
 
-    /// Serves a part by a read that does not wait, or, without a ring, by one that does.
-    fn serve_read(
-        &mut self,
-        part: &Part,
-        range: PresentRange<'_>,
-        cursor: Cursor<'_, '_>,
-    ) -> Result<bool, Error> {
-        let bytes = &mut self.buffer[..range.len()];
-        if self.uring.is_none() {
-            range.read_exact(bytes)?;
-        } else if !range.read_cached(bytes)? {
-            return Ok(false);
-        }
-        settle(&mut self.drop_behind, self.image, part, range);
-        place(&mut self.unpacker, self.image, part, bytes, cursor)?;
-        Ok(true)
+    /// Whether parts are pending.
+    pub fn is_waiting(&self) -> bool {
+        self.sources.is_waiting()
     }
 
-    /// Whether one more read can be begun.
-    pub fn has_room(&self) -> bool {
-        self.uring
-            .as_ref()
-            .is_none_or(|uring| uring.free_id().is_some())
+    /// Whether absent bytes are waited for.
+    pub fn is_fetching(&self) -> bool {
+        self.sources.fetches().count() > 0
     }
 
-    /// Whether reads were prepared that could not be started yet.
+    /// Whether reads are prepared that could not be started yet.
     pub fn is_backlogged(&mut self) -> bool {
-        self.uring.as_mut().is_some_and(Uring::is_backlogged)
+        self.sources.is_backlogged()
     }
 
-    /// Goes on without the ring, which failed: from now on the worker reads and waits. Serves one
-    /// part the ring was to read; returns as [`Fetcher::complete`] does, until none is left.
-    pub fn fall_back(&mut self, tasks: &mut [Task<'a>]) -> Option<(u16, Result<(), Error>)> {
-        if let Some(uring) = self.uring.take() {
-            uring.abandon();
-        }
-        let Waiting {
-            slot,
-            position,
-            part,
-            ..
-        } = self.waiting.iter_mut().find_map(Option::take)?;
-        let task = &mut tasks[usize::from(slot)];
-        let outcome = match stored(&part, self.image, &task.lookup) {
-            Err(error) => Err(error),
-            Ok(None) => Ok(()),
-            Ok(Some(range)) => {
-                let cursor = task.chain.writable().cursor(position);
-                self.serve_read(&part, range, cursor).map(|_| ())
-            }
-        };
-        task.outstanding -= 1;
-        Some((slot, outcome))
+    /// Reads that wait for room in the ring.
+    pub fn stalled(&self) -> usize {
+        self.stalled.len()
     }
 
-    /// Starts the reads that were prepared.
-    pub fn submit(&mut self) -> io::Result<()> {
-        self.uring.as_mut().map_or(Ok(()), Uring::submit)
-    }
-
-    /// Waits until a read finishes.
-    pub fn wait(&mut self) -> io::Result<()> {
-        self.uring.as_mut().map_or(Ok(()), Uring::wait)
-    }
-
-    /// Takes one finished read and puts its bytes in place; returns the slot of its task, which
-    /// has one read less outstanding, and how it went.
-    pub fn complete(&mut self, tasks: &mut [Task<'a>]) -> Option<(u16, Result<(), Error>)> {
-        loop {
-            let uring = self.uring.as_mut()?;
-            let Completion { id, result, buffer } = uring.completed()?;
-            let waiting = self.waiting.get_mut(id).and_then(Option::take);
-            let Some(mut waiting) = waiting else { continue };
-            let slot = waiting.slot;
-            let task = &mut tasks[usize::from(slot)];
-            let range = stored(&waiting.part, self.image, &task.lookup);
-            // Zeros are not read, and what was read is present.
-            let Ok(Some(range)) = range else { continue };
-            let outcome = match result {
-                Ok(0) => Err(range.short(waiting.filled)),
-                Ok(read) => {
-                    waiting.filled += read;
-                    Ok(())
-                }
-                Err(error) if is_passing(&error) => Ok(()),
-                Err(error) => Err(range.failed(error)),
-            };
-            let filled = waiting.filled;
-            let outcome = match outcome {
-                Err(error) => Err(error.into()),
-                Ok(()) if filled < range.len() => {
-                    let at = range.offset() + filled as u64;
-                    match uring.read(id, range.descriptor(), at, buffer, filled) {
-                        Ok(()) => {
-                            self.waiting[id] = Some(waiting);
-                            continue;
-                        }
-                        Err(error) => Err(range.failed(error).into()),
-                    }
-                }
-                Ok(()) => {
-                    let (image, part) = (self.image, &waiting.part);
-                    settle(&mut self.drop_behind, image, part, range);
-                    let cursor = task.chain.writable().cursor(waiting.position);
-                    let placed = place(&mut self.unpacker, image, part, &buffer, cursor);
-                    uring.recycle(buffer);
-                    placed
-                }
-            };
-            task.outstanding -= 1;
-            return Some((slot, outcome));
-        }
-    }
-}
-
-fn is_passing(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
-    )
-}
-
-/// Notes that a part's bytes were read and are in memory, or that they need not stay there. What
-/// an upper holds changes, and is left to the kernel.
-fn settle<'a>(
-    drop: &mut Option<DropBehind<'a>>,
-    image: &'a Image,
-    part: &Part,
-    range: PresentRange<'_>,
-) {
-    let (Part::Lower(Piece::Plain { layer, .. })
-    | Part::Lower(Piece::Compressed(CompressedRun { layer, .. }))) = part
-    else {
-        return;
-    };
-    match drop {
-        Some(drop) => {
-            let blob = image.container(*layer).blob();
-            drop.read(blob, range.offset(), range.len() as u64);
-        }
-        None => range.note(),
-    }
-}
-
-/// Puts the stored bytes of a part where they belong.
-fn place(
-    unpacker: &mut Unpacker,
-    image: &Image,
-    part: &Part,
-    bytes: &[u8],
-    mut cursor: Cursor<'_, '_>,
-) -> Result<(), Error> {
-    match part {
-        Part::Lower(Piece::Compressed(packed)) => {
-            unpacker.unpack(image.container(packed.layer), packed, bytes, &mut cursor)
-        }
-        _ => {
-            cursor.write(bytes);
-            Ok(())
-        }
+    /// Pieces of guest memory that reads under way hold.
+    pub fn pieces(&self) -> usize {
+        self.reads.pieces()
     }
 }

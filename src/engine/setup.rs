@@ -5,6 +5,7 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -14,6 +15,11 @@ use crate::virtio::dirty_log::DirtyLog;
 use crate::virtio::inflight::InflightArea;
 use crate::virtio::memory::Memory;
 use crate::virtio::queue::RingAddresses;
+
+/// How long a queue that stops goes on with requests that may take long: discards of many ranges,
+/// and reads of bytes that must be fetched. The next front-end is served when the queues have
+/// stopped.
+pub const GRACE: Duration = Duration::from_secs(5);
 
 /// What all queue workers of a front-end connection share.
 #[derive(Clone, Debug)]

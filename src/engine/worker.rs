@@ -12,8 +12,8 @@ use std::time::Duration;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::queue_worker::QueueWorker;
 use super::ratelimited_log;
-use super::serve::QueueWorker;
 use super::setup::{ConnectionContext, QueueSetup, Stop};
 use crate::io::interrupt::PeerCall;
 use crate::reason::reason;

@@ -33,6 +33,11 @@ impl<'m> Scatter<'m> {
         self.ends.clear();
     }
 
+    /// Pieces that fit without another allocation.
+    pub fn capacity(&self) -> usize {
+        self.pieces.capacity()
+    }
+
     /// Bytes in all pieces together.
     pub fn len(&self) -> usize {
         self.ends.last().copied().unwrap_or(0)

@@ -121,6 +121,11 @@ impl<'m> Chain<'m> {
         &self.writable
     }
 
+    /// Pieces of memory that fit into the lists without another allocation.
+    pub fn capacity(&self) -> usize {
+        self.readable.capacity() + self.writable.capacity()
+    }
+
     /// Collects the chain that starts at descriptor `head` of `table`, and takes its status byte
     /// off the writable memory. `indirect` tells whether the driver may use indirect tables.
     ///

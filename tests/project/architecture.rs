@@ -14,7 +14,7 @@ const UNSAFE_FILES: [&str; 12] = [
     "codec.rs",
     "daemon/activation.rs",
     "daemon/sandbox/landlock.rs",
-    "engine/uring.rs",
+    "engine/ring.rs",
     "image/search.rs",
     "io/interrupt.rs",
     "io/mapping.rs",

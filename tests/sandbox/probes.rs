@@ -22,7 +22,7 @@ use std::thread;
 use io_uring::{IoUring, opcode};
 use libc::{SIGABRT, SIGSYS};
 use ovbd_vhost::daemon::sandbox::{Reach, Sandbox, Support, landlock};
-use ovbd_vhost::engine::uring::Rings;
+use ovbd_vhost::engine::ring::Rings;
 use ovbd_vhost::io::vectored;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};

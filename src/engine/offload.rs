@@ -1,9 +1,9 @@
-//! What a queue's worker must not wait for: one thread per queue of a writable device that flushes,
+//! Requests that a queue worker must not wait for: one thread per queue of a writable disk flushes,
 //! discards and zeroes.
 //!
-//! Jobs go in through a channel; answers come out through another, and an eventfd tells the worker.
-//! All jobs that wait are taken together: those that discard are done in turn, and one flush serves
-//! all that asked for one, for everything they cover was written before.
+//! Jobs go in through one channel and results come out through another; an eventfd wakes the worker.
+//! The thread takes all waiting jobs together: it discards and zeroes in turn, and one flush serves
+//! all jobs that need one, because whatever they cover was written before.
 
 use std::cell::Cell;
 use std::io;
@@ -21,30 +21,31 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::Disk;
 use super::ratelimited_log;
+use super::setup::GRACE;
 use crate::reason::reason;
 use crate::virtio::discard::Range;
 use crate::virtio::status::Status;
 use crate::writable::{Error, MAX_STEP, Volume};
 
-/// How long ranges go on being changed once the connection is over: a driver may ask for 64 GiB at a
-/// time, and the next front-end is only served when this one's queues have stopped.
-const GRACE: Duration = Duration::from_secs(5);
+/// Names a job to the worker that handed it in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JobId(pub u16);
 
-/// What is to be done for a request.
+/// The work for one request.
 #[derive(Debug, Default)]
 pub struct Job {
-    /// Ranges to change first, and how.
+    /// Ranges to change first, and the change.
     pub change: Option<(Change, Vec<Range>)>,
-    /// Whether what was written before, and the change, must be durable.
+    /// Whether the change, and all writes before it, must become durable.
     pub flush: bool,
 }
 
-/// What becomes of ranges.
+/// A change of ranges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// They hold nothing any more.
+    /// Their data is discarded.
     Discard,
-    /// They hold zeros.
+    /// They read as zeros.
     Zero,
 }
 
@@ -66,21 +67,25 @@ impl Change {
     }
 }
 
-/// Does jobs, and says what comes of them.
+/// How a job ended: with the status of its request, or `None` if its ranges are not all changed
+/// because the connection is over.
+pub type JobResult = (JobId, Option<Status>);
+
+/// Does jobs, on the thread.
 struct Performer {
     disk: Arc<Disk>,
     queue: u16,
     /// The front-end's connection.
     connection: Arc<UnixStream>,
-    /// When it was first found to be over, and how long after that steps are begun.
+    /// When it was first found to be over, and for how long after that steps are begun.
     over: Cell<Option<Instant>>,
     grace: Duration,
-    /// Set once nobody waits for answers.
+    /// Set once the worker takes no more results.
     abandoned: Arc<AtomicBool>,
 }
 
 impl Performer {
-    /// Does something that may fail, or panic: a request's end, not the thread's.
+    /// Runs `attempt`; an error or a panic fails the request, not the thread.
     fn attempt(&self, what: &str, attempt: impl FnOnce(&Volume) -> Result<(), Error>) -> Status {
         let attempt = AssertUnwindSafe(|| attempt(&self.disk.volume));
         let reason = match panic::catch_unwind(attempt) {
@@ -93,7 +98,7 @@ impl Performer {
         Status::IoError
     }
 
-    /// Changes ranges step by step; `None` if it had to leave off.
+    /// Changes ranges step by step; `None` if time ran out first.
     fn change(&self, change: Change, ranges: &[Range]) -> Option<Status> {
         for step in ranges.iter().flat_map(|range| range.steps(MAX_STEP)) {
             if self.is_late() {
@@ -107,12 +112,12 @@ impl Performer {
         Some(Status::Ok)
     }
 
-    /// Whether others wait for the queue to stop, and did long enough.
+    /// Whether the queue is stopping, and was given long enough.
     fn is_late(&self) -> bool {
         if self.abandoned.load(Ordering::Relaxed) {
             return true;
         }
-        // Also where messages wait to be read.
+        // RDHUP is reported while messages are still unread.
         let mut watched = [PollFd::new(&*self.connection, PollFlags::RDHUP)];
         let looked = poll(&mut watched, Some(&Timespec::default()));
         if !matches!(looked, Ok(1..)) {
@@ -123,54 +128,52 @@ impl Performer {
         since.elapsed() >= self.grace
     }
 
-    /// Does all jobs of `batch`, and calls `done` with each one's number and answer.
-    fn perform(&self, batch: Vec<(u16, Job)>, mut done: impl FnMut(u16, Option<Status>)) {
+    /// Does all jobs of `batch`, and calls `done` with the result of each.
+    fn perform(&self, batch: Vec<(JobId, Job)>, mut done: impl FnMut(JobResult)) {
         let mut flushing = Vec::new();
-        for (slot, job) in batch {
+        for (id, job) in batch {
             let changed = match job.change {
                 Some((change, ranges)) => self.change(change, &ranges),
                 None => Some(Status::Ok),
             };
             match changed {
-                Some(Status::Ok) if job.flush => flushing.push(slot),
-                answer => done(slot, answer),
+                Some(Status::Ok) if job.flush => flushing.push(id),
+                changed => done((id, changed)),
             }
         }
         if flushing.is_empty() {
             return;
         }
         let status = self.attempt("a flush", Volume::flush);
-        for slot in flushing {
-            done(slot, Some(status));
+        for id in flushing {
+            done((id, Some(status)));
         }
     }
 }
 
-/// A queue's thread.
+/// The thread beside one worker.
 #[derive(Debug)]
-pub struct Background {
-    /// None once it shall end.
-    jobs: Option<Sender<(u16, Job)>>,
-    answers: Receiver<(u16, Option<Status>)>,
-    /// Written at each answer.
+pub struct Offload {
+    /// `None` once the thread shall end.
+    jobs: Option<Sender<(JobId, Job)>>,
+    results: Receiver<JobResult>,
+    /// Written at each result.
     event: Arc<EventFd>,
     under_way: usize,
     abandoned: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Background {
-    /// Starts the thread of queue `queue`, which serves the front-end at the other end of
-    /// `connection`.
+impl Offload {
+    /// Starts the thread of queue `queue`, for the front-end at the other end of `connection`.
     ///
     /// # Errors
-    ///
-    /// No thread or descriptor is to be had.
+    /// The system has no thread or descriptor left.
     pub fn start(queue: u16, disk: Arc<Disk>, connection: Arc<UnixStream>) -> io::Result<Self> {
         let event = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
-        let (jobs, waiting) = channel::<(u16, Job)>();
-        let (answer, answers) = channel();
-        let theirs = event.clone();
+        let (jobs, waiting) = channel::<(JobId, Job)>();
+        let (sender, results) = channel();
+        let wake = event.clone();
         let abandoned = Arc::new(AtomicBool::new(false));
         let performer = Performer {
             disk,
@@ -185,17 +188,17 @@ impl Background {
             .spawn(move || {
                 while let Ok(first) = waiting.recv() {
                     let batch = [first].into_iter().chain(waiting.try_iter()).collect();
-                    performer.perform(batch, |slot, status| {
-                        // The worker waits for every answer before it ends.
-                        let _ = answer.send((slot, status));
+                    performer.perform(batch, |result| {
+                        // The worker takes every result before it ends.
+                        let _ = sender.send(result);
                         // A counter at its limit wakes as well.
-                        let _ = theirs.write(1);
+                        let _ = wake.write(1);
                     });
                 }
             })?;
         Ok(Self {
             jobs: Some(jobs),
-            answers,
+            results,
             event,
             under_way: 0,
             abandoned,
@@ -203,51 +206,50 @@ impl Background {
         })
     }
 
-    /// Written to at each answer.
+    /// Written at each result.
     pub fn event(&self) -> &EventFd {
         &self.event
     }
 
-    /// Jobs without an answer yet.
+    /// Jobs without a result yet.
     pub fn under_way(&self) -> usize {
         self.under_way
     }
 
-    /// Begins a job for the task in `slot`.
-    pub fn begin(&mut self, slot: u16, job: Job) {
-        let sent = self.jobs.as_ref().map(|jobs| jobs.send((slot, job)));
+    /// Hands a job in.
+    pub fn begin(&mut self, id: JobId, job: Job) {
+        let sent = self.jobs.as_ref().map(|jobs| jobs.send((id, job)));
         debug_assert!(matches!(sent, Some(Ok(()))), "the thread outlives its jobs");
         self.under_way += 1;
     }
 
-    /// The next answer, if there is one: how the job of a task ended, or `None` if its ranges are
-    /// not all changed because the connection is over.
-    pub fn answer(&mut self) -> Option<(u16, Option<Status>)> {
+    /// The next result, if there is one.
+    pub fn result(&mut self) -> Option<JobResult> {
         if self.under_way == 0 {
             return None;
         }
-        let answer = self.answers.try_recv().ok()?;
+        let result = self.results.try_recv().ok()?;
         self.under_way -= 1;
-        Some(answer)
+        Some(result)
     }
 
-    /// Waits for the next answer; there is none when no job is under way.
-    pub fn wait(&mut self) -> Option<(u16, Option<Status>)> {
+    /// Waits for the next result; there is none when no job is under way.
+    pub fn wait(&mut self) -> Option<JobResult> {
         if self.under_way == 0 {
             return None;
         }
-        let answer = self.answers.recv().ok()?;
+        let result = self.results.recv().ok()?;
         self.under_way -= 1;
-        Some(answer)
+        Some(result)
     }
 }
 
-impl Drop for Background {
+impl Drop for Offload {
     fn drop(&mut self) {
         self.abandoned.store(true, Ordering::Relaxed);
         drop(mem::take(&mut self.jobs));
         if let Some(thread) = self.thread.take() {
-            // It catches panics.
+            // The thread catches panics.
             let _ = thread.join();
         }
     }
@@ -327,8 +329,7 @@ mod tests {
         }
     }
 
-    /// However much a driver asks for, its queue stops in time once its connection is over, and not
-    /// before.
+    /// A queue stops in time once its connection is over, however much is left to discard.
     #[test]
     fn what_is_not_done_when_time_is_up_is_left() {
         let folder = tempfile::tempdir().unwrap();
@@ -358,19 +359,20 @@ mod tests {
         let perform = || {
             let mut answers = Vec::new();
             let jobs = [job(Change::Discard), job(Change::Zero), Job::default()];
-            let jobs = (0..).zip(jobs).collect();
-            performer.perform(jobs, |slot, status| answers.push((slot, status)));
+            let jobs = (0..).map(JobId).zip(jobs).collect();
+            performer.perform(jobs, |result| answers.push(result));
             answers
         };
         first(1);
-        let done = [0, 1, 2].map(|slot| (slot, Some(Status::Ok)));
+        let done = [0, 1, 2].map(|id| (JobId(id), Some(Status::Ok)));
         assert_eq!(perform(), done);
         assert_eq!(read(), [0; 512]);
 
         first(2);
         theirs.write_all(b"a message nobody reads").unwrap();
         drop(theirs);
-        let cut = [(0, None), (1, None), (2, Some(Status::Ok))];
+        let cut = [None, None, Some(Status::Ok)];
+        let cut: Vec<_> = (0..).map(JobId).zip(cut).collect();
         assert_eq!(perform(), cut);
         assert_eq!(read(), [2; 512]);
     }

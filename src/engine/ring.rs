@@ -5,9 +5,9 @@
 //! daemon could otherwise make a ring without restrictions. A worker takes a ring when it starts and
 //! gives it back when it ends.
 //!
-//! The table of a [`Uring`] owns every buffer the kernel may write to, from submission until the
+//! The table of a [`Ring`] owns every buffer the kernel may write to, from submission until the
 //! completion is taken; a buffer can thus not be freed or seen while a read is under way. Dropping
-//! the [`Uring`] waits for the reads that are left.
+//! the [`Ring`] waits for the reads that are left.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -75,10 +75,10 @@ impl Rings {
         self.made
     }
 
-    /// Takes a free ring, if there is one. It comes back when the [`Uring`] is dropped.
-    pub fn take(&self) -> Option<Uring> {
+    /// Takes a free ring, if there is one. It comes back when the [`Ring`] is dropped.
+    pub fn take(&self) -> Option<Ring> {
         let ring = self.free().pop()?;
-        Some(Uring {
+        Some(Ring {
             ring: ManuallyDrop::new(ring),
             home: Some(self.clone()),
             buffers: (0..MAX_READS).map(|_| None).collect(),
@@ -104,7 +104,7 @@ fn read_only_ring() -> io::Result<IoUring> {
 }
 
 /// A worker's ring and the buffers it writes to.
-pub struct Uring {
+pub struct Ring {
     ring: ManuallyDrop<IoUring>,
     /// Where the ring goes when it is dropped; `None` once it is given up.
     home: Option<Rings>,
@@ -114,15 +114,15 @@ pub struct Uring {
     spare: Vec<Vec<u8>>,
 }
 
-impl std::fmt::Debug for Uring {
+impl std::fmt::Debug for Ring {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Uring")
+        f.debug_struct("Ring")
             .field("under_way", &self.under_way)
             .finish_non_exhaustive()
     }
 }
 
-impl Uring {
+impl Ring {
     /// Reads under way.
     pub fn under_way(&self) -> usize {
         self.under_way
@@ -140,7 +140,7 @@ impl Uring {
         buffer
     }
 
-    /// Gives a buffer back for reuse.
+    /// Keeps a buffer for reuse.
     pub fn recycle(&mut self, buffer: Vec<u8>) {
         if self.spare.len() < SPARE {
             self.spare.push(buffer);
@@ -148,11 +148,10 @@ impl Uring {
     }
 
     /// Prepares a read of `fd` at `offset` that fills `buffer` from byte `filled` on. `id` must be
-    /// free ([`Uring::free_id`]). It starts at the next [`Uring::submit`].
+    /// free ([`Ring::free_id`]). It starts at the next [`Ring::submit`].
     ///
     /// # Errors
-    ///
-    /// When the id is taken or the submission queue is full, which submitting mends.
+    /// The id is taken, or the submission queue is full until the next [`Ring::submit`].
     pub fn read(
         &mut self,
         id: usize,
@@ -192,8 +191,8 @@ impl Uring {
         !self.ring.submission().is_empty()
     }
 
-    /// Gives the ring up without waiting for it. The kernel may still write to its buffers, so they
-    /// are never freed.
+    /// Drops the ring without waiting for its reads. The kernel may still write to their buffers, so
+    /// these are never freed.
     pub fn abandon(mut self) {
         self.give_up();
     }
@@ -204,8 +203,11 @@ impl Uring {
         self.home = None;
     }
 
-    /// Starts what was prepared. What the kernel has no room for at the moment stays prepared
-    /// ([`Uring::is_backlogged`]).
+    /// Starts the reads that were prepared. Those that the kernel has no room for at the moment stay
+    /// prepared ([`Ring::is_backlogged`]).
+    ///
+    /// # Errors
+    /// The kernel refuses for another reason.
     pub fn submit(&mut self) -> io::Result<()> {
         if self.ring.submission().is_empty() {
             return Ok(());
@@ -237,6 +239,9 @@ impl Uring {
     }
 
     /// Waits for at least one read to finish.
+    ///
+    /// # Errors
+    /// The kernel refuses to wait.
     pub fn wait(&mut self) -> io::Result<()> {
         match self.ring.submit_and_wait(1) {
             Ok(_) => Ok(()),
@@ -253,7 +258,7 @@ fn is_passing(error: &io::Error) -> bool {
     )
 }
 
-impl AsFd for Uring {
+impl AsFd for Ring {
     /// Readable when a read has finished.
     fn as_fd(&self) -> BorrowedFd<'_> {
         // SAFETY: the ring owns the descriptor and is borrowed as long as the result.
@@ -261,7 +266,7 @@ impl AsFd for Uring {
     }
 }
 
-impl Drop for Uring {
+impl Drop for Ring {
     fn drop(&mut self) {
         while self.under_way > 0 {
             if self.completed().is_none() && self.wait().is_err() {
@@ -281,14 +286,14 @@ impl Drop for Uring {
 mod tests {
     use super::*;
 
-    fn read(uring: &mut Uring) -> Completion {
+    fn read(ring: &mut Ring) -> Completion {
         let file = std::fs::File::open("Cargo.toml").unwrap();
-        let buffer = uring.buffer(9);
-        uring.read(0, file.as_fd(), 0, buffer, 0).unwrap();
+        let buffer = ring.buffer(9);
+        ring.read(0, file.as_fd(), 0, buffer, 0).unwrap();
         loop {
             // A signal may end the wait early.
-            uring.wait().unwrap();
-            if let Some(completion) = uring.completed() {
+            ring.wait().unwrap();
+            if let Some(completion) = ring.completed() {
                 return completion;
             }
         }
@@ -298,14 +303,14 @@ mod tests {
     fn a_ring_reads_and_does_nothing_else() {
         let (rings, error) = Rings::make(1);
         assert!(error.is_none(), "{error:?}");
-        let mut uring = rings.take().unwrap();
-        let completion = read(&mut uring);
+        let mut ring = rings.take().unwrap();
+        let completion = read(&mut ring);
         assert_eq!(completion.result.unwrap(), 9);
         assert_eq!(completion.buffer, b"[package]");
         // SAFETY: the operation has no memory and no descriptor.
-        unsafe { uring.ring.submission().push(&opcode::Nop::new().build()) }.unwrap();
-        uring.wait().unwrap();
-        let result = uring.ring.completion().next().unwrap().result();
+        unsafe { ring.ring.submission().push(&opcode::Nop::new().build()) }.unwrap();
+        ring.wait().unwrap();
+        let result = ring.ring.completion().next().unwrap().result();
         assert_eq!(result, -libc::EACCES);
     }
 

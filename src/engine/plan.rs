@@ -1,21 +1,18 @@
-//! A request on its way from the available ring to the used ring.
+//! The parts of a read, in order: where in the writable layer or in the image its bytes lie.
 
 use crate::image::MAX_STORED;
 use crate::image::plan::{Piece, Pieces};
 use crate::units::{SECTOR_SIZE, Sector};
-use crate::virtio::chain::Chain;
-use crate::virtio::queue::Head;
-use crate::virtio::status::StatusByte;
 use crate::writable::{Lookup, SpanContent, Volume};
 
-/// Where the next bytes of a read come from.
+/// The source of the next bytes of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// From the image.
+    /// The image.
     Lower(Piece),
-    /// From the data file of an upper.
+    /// The data file of a writable layer.
     Upper {
-        /// Its number in the task's lookup.
+        /// Number of the file in the lookup of the plan.
         file: u32,
         /// Byte of the file.
         offset: u64,
@@ -25,7 +22,7 @@ pub enum Part {
 }
 
 impl Part {
-    /// Number of bytes of the range that this part makes up.
+    /// Bytes of the read that the part makes up.
     #[expect(clippy::len_without_is_empty, reason = "no part is empty")]
     pub fn len(&self) -> u64 {
         match self {
@@ -34,8 +31,8 @@ impl Part {
         }
     }
 
-    /// The first bytes of it, as many as fit one buffer. What is packed is bounded already, and zeros
-    /// need no buffer.
+    /// The first bytes of the part, as many as fit one buffer. Compressed runs are bounded already,
+    /// and zeros need no buffer.
     fn first(self) -> Self {
         const MOST: u64 = MAX_STORED as u64;
         match self {
@@ -51,7 +48,7 @@ impl Part {
         }
     }
 
-    /// What is left of it after its first `taken` bytes.
+    /// The part without its first `taken` bytes.
     fn rest(self, taken: u64) -> Option<Self> {
         let left = self.len().checked_sub(taken).filter(|left| *left > 0);
         match (self, left?) {
@@ -68,60 +65,67 @@ impl Part {
     }
 }
 
-/// One request. Its chain's lists are kept and refilled when the task is used again.
-#[derive(Debug, Default)]
-pub struct Task<'a> {
-    /// The chain, from its arrival to its answer.
-    pub head: Option<Head>,
-    /// The guest memory it lends.
-    pub chain: Chain<'a>,
-    /// Where the answer goes.
-    pub status: Option<StatusByte<'a>>,
-    /// Where on the disk it writes, once a flush has made room.
-    pub write_again: Option<Sector>,
-    /// Flushes it waited for.
-    pub flushes: u32,
-    /// What of a read lies in uppers, as far as it is looked up. Held until the answer: so long, the
-    /// bytes stay what they are.
-    pub lookup: Lookup,
-    /// What is left to plan of it, and of what lies in the image next.
-    volume: Option<&'a Volume>,
+/// The plan of one read. Its lists are kept and refilled when the plan is used again.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    volume: &'a Volume,
+    /// Spans of the writable layers, as far as they are looked up. Held until the read is answered:
+    /// so long, the bytes stay what they are.
+    lookup: Lookup,
+    /// What is left to plan of the image's next span.
     pieces: Option<Pieces<'a>>,
-    /// The next span of the lookup; where what is not planned starts, and where the read ends.
+    /// The next span of the lookup.
     span: usize,
+    /// The sector from which on nothing is planned, and the end of the read.
     at: Sector,
     end: Sector,
-    /// Planned and not yet begun.
+    /// Planned and not yet taken.
     next: Option<Part>,
-    /// Where in the data the next part goes, in bytes.
+    /// Byte of the request's data that the next part fills.
     position: usize,
-    /// Reads under way for it.
-    pub outstanding: usize,
-    /// A part could not be served.
-    pub failed: bool,
 }
 
-impl<'a> Task<'a> {
-    /// Makes the task a read of `sectors` sectors at `start` into the chain's writable memory, and
-    /// starts to bring closer what planning it needs.
-    pub fn begin(&mut self, volume: &'a Volume, start: Sector, sectors: u64) {
-        if volume.is_writable() {
-            volume.lookup(start, sectors, &mut self.lookup);
+impl<'a> Plan<'a> {
+    /// A plan of nothing.
+    pub fn new(volume: &'a Volume) -> Self {
+        Self {
+            volume,
+            lookup: Lookup::default(),
+            pieces: None,
+            span: 0,
+            at: Sector(0),
+            end: Sector(0),
+            next: None,
+            position: 0,
         }
-        (self.volume, self.pieces, self.span) = (Some(volume), None, 0);
+    }
+
+    /// Plans to read `sectors` sectors at `start`, which lie on the disk, and starts to bring what
+    /// planning needs into the processor's cache.
+    #[inline]
+    pub fn begin(&mut self, start: Sector, sectors: u64) {
+        if self.volume.is_writable() {
+            self.volume.lookup(start, sectors, &mut self.lookup);
+        }
+        (self.pieces, self.span) = (None, 0);
         self.end = Sector(start.0 + sectors);
         self.at = start;
         if self.lookup.is_empty() {
-            let mut pieces = volume.image().pieces(start, sectors);
+            let mut pieces = self.volume.image().pieces(start, sectors);
             pieces.prefetch();
             (self.pieces, self.at) = (Some(pieces), self.end);
         }
-        self.next = None;
-        (self.position, self.outstanding, self.failed) = (0, 0, false);
+        (self.next, self.position) = (None, 0);
     }
 
-    /// The next part, without taking it, and where in the data it goes. Its stored bytes fit one
-    /// buffer of [`MAX_STORED`].
+    /// The looked-up spans, which name the data files of [`Part::Upper`].
+    pub fn lookup(&self) -> &Lookup {
+        &self.lookup
+    }
+
+    /// The next part, without taking it, and the byte of the request's data that it fills first. Its
+    /// stored bytes fit one buffer of [`MAX_STORED`].
+    #[inline]
     pub fn peek(&mut self) -> Option<(Part, usize)> {
         if self.next.is_none() {
             self.next = match self.pieces.as_mut().and_then(Iterator::next) {
@@ -139,7 +143,7 @@ impl<'a> Task<'a> {
         while self.at < self.end {
             let Some(span) = self.lookup.spans().get(self.span).copied() else {
                 let left = self.end.0 - self.at.0;
-                self.volume?.lookup(self.at, left, &mut self.lookup);
+                self.volume.lookup(self.at, left, &mut self.lookup);
                 self.span = 0;
                 if self.lookup.is_empty() {
                     return self.lower(left);
@@ -162,21 +166,28 @@ impl<'a> Task<'a> {
 
     /// The first part of the next `sectors` sectors, at least 1, which lie in the image.
     fn lower(&mut self, sectors: u64) -> Option<Part> {
-        let pieces = self.volume?.image().pieces(self.at, sectors);
+        let pieces = self.volume.image().pieces(self.at, sectors);
         self.at = Sector(self.at.0 + sectors);
         self.pieces.insert(pieces).next().map(Part::Lower)
     }
 
-    /// Takes `part`, which [`Task::peek`] gave.
+    /// Takes `part`, which [`Plan::peek`] gave.
+    #[inline]
     pub fn take(&mut self, part: &Part) {
         // At most the request's data, which is a `usize`.
         self.position += part.len() as usize;
         self.next = self.next.and_then(|next| next.rest(part.len()));
     }
 
-    /// Gives up on what is not begun.
+    /// Gives up on the parts that are not taken.
     pub fn abandon(&mut self) {
-        (self.pieces, self.next, self.failed) = (None, None, true);
+        (self.pieces, self.next) = (None, None);
         self.at = self.end;
+    }
+
+    /// Lets go of the data files.
+    #[inline]
+    pub fn clear(&mut self) {
+        self.lookup.clear();
     }
 }

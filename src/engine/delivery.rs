@@ -1,0 +1,199 @@
+//! Puts the stored bytes of parts into guest memory: copies plain ones, decodes compressed ones.
+//!
+//! Bytes known to be in memory are copied once, from the mapped blob: plain ones into the guest,
+//! compressed ones into a buffer of the worker, so that what is verified is what is decoded, and
+//! from there decoded into the guest. Other bytes come from a read.
+
+use super::Disk;
+use super::drop_behind::DropBehind;
+use super::plan::Part;
+use crate::image::plan::{CompressedRun, Piece};
+use crate::image::unpack::Unpacker;
+use crate::image::{Error, Image, MAX_STORED};
+use crate::io::scatter::Cursor;
+use crate::source::{Located, PresentRange};
+use crate::writable::Lookup;
+
+/// What one worker decodes with.
+pub struct Delivery<'a> {
+    image: &'a Image,
+    unpacker: Unpacker,
+    /// Stored bytes of the part at hand, private while they are verified and decoded.
+    buffer: Vec<u8>,
+    /// Drops pages from the page cache once their bytes are served, if asked to.
+    drop_behind: Option<DropBehind<'a>>,
+}
+
+impl<'a> Delivery<'a> {
+    /// Buffers and decoders for `disk`.
+    pub fn new(disk: &'a Disk) -> Self {
+        Self {
+            image: disk.volume.image(),
+            unpacker: Unpacker::with_cache(disk.cache.clone()),
+            buffer: vec![0; MAX_STORED],
+            drop_behind: disk.tuning.drop_cache.then(DropBehind::default),
+        }
+    }
+
+    /// Locates the stored bytes of `part`, whose data files `lookup` names; `None` for zeros, which
+    /// are not stored.
+    #[inline]
+    pub fn locate<'t>(&self, part: &Part, lookup: &'t Lookup) -> Option<Located<'t>>
+    where
+        'a: 't,
+    {
+        let image: &'t Image = self.image;
+        let (blob, offset, len) = match part {
+            Part::Lower(piece) => {
+                let (layer, offset, len) = match piece {
+                    Piece::Zero { .. } => return None,
+                    Piece::Plain { layer, offset, len } => (*layer, *offset, *len as usize),
+                    Piece::Compressed(run) => (run.layer, run.offset, run.stored as usize),
+                };
+                (image.container(layer).blob(), offset, len)
+            }
+            Part::Upper { file, offset, len } => (&**lookup.file(*file), *offset, *len as usize),
+        };
+        Some(blob.locate(offset, len))
+    }
+
+    /// Serves a part from the mapped blob, if all of it is known to be in memory; returns whether it
+    /// did.
+    ///
+    /// # Errors
+    /// [`Error::Block`] if a block is damaged.
+    #[inline]
+    pub fn from_memory(
+        &mut self,
+        part: &Part,
+        range: PresentRange<'_>,
+        mut cursor: Cursor<'_, '_>,
+    ) -> Result<bool, Error> {
+        let (blob, len) = (range.blob(), range.len());
+        let run = match part {
+            Part::Lower(Piece::Compressed(run)) => Some(run),
+            _ => None,
+        };
+        if let Some(run) = run
+            && self
+                .unpacker
+                .unpack_held(self.image.container(run.layer), run, &mut cursor)
+        {
+            return Ok(true);
+        }
+        let Some(mapped) = range.resident() else {
+            return Ok(false);
+        };
+        let Some(run) = run else {
+            let mut at = 0;
+            cursor.take(len, |target| {
+                if let Ok(source) = mapped.offset(at) {
+                    source.copy_to_volatile_slice(target);
+                }
+                at += target.len();
+            });
+            return Ok(!blob.is_lost());
+        };
+        let bytes = &mut self.buffer[..len];
+        mapped.copy_to(bytes);
+        // The file was cut under its mapping: these are not its bytes, so they must be read.
+        if blob.is_lost() {
+            return Ok(false);
+        }
+        let container = self.image.container(run.layer);
+        self.unpacker.unpack(container, run, bytes, &mut cursor)?;
+        Ok(true)
+    }
+
+    /// Serves a part by a read, if the page cache holds all of it; returns whether it did. Never
+    /// waits for storage.
+    ///
+    /// # Errors
+    /// The file ends first, or a block is damaged.
+    pub fn from_page_cache(
+        &mut self,
+        part: &Part,
+        range: PresentRange<'_>,
+        cursor: Cursor<'_, '_>,
+    ) -> Result<bool, Error> {
+        let bytes = &mut self.buffer[..range.len()];
+        if !range.read_cached(bytes)? {
+            return Ok(false);
+        }
+        note(&mut self.drop_behind, self.image, part, range);
+        place(&mut self.unpacker, self.image, part, bytes, cursor)?;
+        Ok(true)
+    }
+
+    /// Serves a part by a read that waits for storage.
+    ///
+    /// # Errors
+    /// The system fails to read, the file ends first, or a block is damaged.
+    pub fn from_storage(
+        &mut self,
+        part: &Part,
+        range: PresentRange<'_>,
+        cursor: Cursor<'_, '_>,
+    ) -> Result<(), Error> {
+        let bytes = &mut self.buffer[..range.len()];
+        range.read_exact(bytes)?;
+        note(&mut self.drop_behind, self.image, part, range);
+        place(&mut self.unpacker, self.image, part, bytes, cursor)
+    }
+
+    /// Serves a part whose stored bytes `bytes` were read by other means.
+    ///
+    /// # Errors
+    /// [`Error::Block`] if a block is damaged.
+    pub fn from_bytes(
+        &mut self,
+        part: &Part,
+        range: PresentRange<'_>,
+        bytes: &[u8],
+        cursor: Cursor<'_, '_>,
+    ) -> Result<(), Error> {
+        note(&mut self.drop_behind, self.image, part, range);
+        place(&mut self.unpacker, self.image, part, bytes, cursor)
+    }
+}
+
+/// Notes that the bytes of a part were read and are in memory, or that they need not stay there.
+/// The data file of a writable layer changes, and is left to the kernel.
+fn note<'a>(
+    drop: &mut Option<DropBehind<'a>>,
+    image: &'a Image,
+    part: &Part,
+    range: PresentRange<'_>,
+) {
+    let (Part::Lower(Piece::Plain { layer, .. })
+    | Part::Lower(Piece::Compressed(CompressedRun { layer, .. }))) = part
+    else {
+        return;
+    };
+    match drop {
+        Some(drop) => {
+            let blob = image.container(*layer).blob();
+            drop.read(blob, range.offset(), range.len() as u64);
+        }
+        None => range.note(),
+    }
+}
+
+/// Puts the stored bytes of a part where they belong.
+fn place(
+    unpacker: &mut Unpacker,
+    image: &Image,
+    part: &Part,
+    bytes: &[u8],
+    mut cursor: Cursor<'_, '_>,
+) -> Result<(), Error> {
+    match part {
+        Part::Lower(Piece::Compressed(run)) => {
+            unpacker.unpack(image.container(run.layer), run, bytes, &mut cursor)
+        }
+        _ => {
+            cursor.write(bytes);
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,443 @@
+//! The loop of one queue: take chains, plan reads, serve them, answer.
+
+mod drain;
+mod write;
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
+
+use super::Disk;
+use super::offload::{Change, Offload};
+use super::polling::Polling;
+use super::pool::Pool;
+use super::prefetch::Prefetch;
+use super::ratelimited_log;
+use super::read::Reader;
+use super::readahead::Readahead;
+use super::request::{Finished, Outcome, Request};
+use super::setup::{ConnectionContext, Eventfds, QueueSetup, Stop};
+use crate::io::poller::{Poller, Trigger};
+use crate::reason::reason;
+use crate::source::resident_map::major_faults;
+use crate::units::SECTOR_SIZE;
+use crate::virtio::chain::{BadChain, Chain, ChainError};
+use crate::virtio::memory::Memory;
+use crate::virtio::queue::{Head, Queue, QueueError};
+use crate::virtio::request::Operation;
+use crate::virtio::status::{Status, StatusByte};
+use write::OffloadedRequests;
+
+/// Reads that wait at each step before they are served, so that the next step finds in the cache
+/// what it looks at.
+const AHEAD: usize = 4;
+
+/// Answers that are published together at most, and their bytes, while more requests wait: a driver
+/// with many small requests is interrupted less often, and one with a few large ones can prepare the
+/// next.
+const BATCH: u32 = 16;
+const BATCH_BYTES: usize = 256 << 10;
+
+/// Reads that wait for room in the ring at most; no more requests are taken then.
+const MAX_STALLED: usize = 64;
+
+/// Requests that wait for the offload thread at most: each keeps the lists of its chain.
+const MAX_OFFLOADED: usize = 64;
+
+/// Pieces of guest memory that the reads under way hold at most: bounds the memory for reads that
+/// wait for absent bytes. A queue of 1024 reads of 32 pages each fits.
+const MAX_PIECES_HELD: usize = 1 << 16;
+
+/// Pieces of guest memory up to which the lists of a chain are kept for the next one: longer ones
+/// are rare.
+const MAX_PIECES_KEPT: usize = 512;
+
+/// Requests between two looks at the count of page faults that waited for storage.
+const FAULT_CHECK: u32 = 64;
+
+/// Page faults among them that waited for storage, from which on no page counts as being in memory
+/// any more. Learning it again takes a system call per page, which a rare fault is not worth.
+const FAULTS_TO_FORGET: u64 = 4;
+
+/// Why a worker ends without being asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum Broken {
+    /// The driver broke the virtqueue's rules.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    /// A chain is bad, and the place of its status is not to be found or not shared.
+    #[error("no status can be written to the chain at descriptor {head}: {error}")]
+    Chain {
+        /// Head descriptor of the chain.
+        head: u16,
+        /// What is wrong with it.
+        error: ChainError,
+    },
+    /// Guest memory, or another area that the front-end shares, is lost.
+    #[error("the front-end cut short the memory it shares")]
+    MemoryLost,
+    /// The system refuses to wait for events.
+    #[error("waiting for events")]
+    Wait(#[from] io::Error),
+}
+
+const KICK: u64 = 0;
+const STOP: u64 = 1;
+const STORAGE: u64 = 2;
+const OFFLOAD: u64 = 3;
+const FETCH: u64 = 4;
+
+/// A queue that is being served.
+pub struct QueueWorker<'a> {
+    queue: Queue<'a>,
+    index: u16,
+    disk: &'a Disk,
+    context: &'a ConnectionContext,
+    memory: &'a Memory,
+    /// Feature bits that the driver acknowledged.
+    features: u64,
+    eventfds: &'a Eventfds,
+    polling: Polling,
+    readahead: Readahead,
+    prefetch: Prefetch<'a>,
+    reader: Reader<'a>,
+    /// Of a writable disk.
+    offload: Option<OffloadedRequests<'a>>,
+    /// Requests that were taken and not finished.
+    under_way: usize,
+    chains: Pool<Chain<'a>>,
+    unpublished: u32,
+    unpublished_bytes: usize,
+    until_fault_check: u32,
+    faults: u64,
+}
+
+impl<'a> QueueWorker<'a> {
+    /// A worker for a queue that is started.
+    ///
+    /// # Errors
+    /// The system has no descriptor left, or no thread, which a writable disk needs.
+    pub fn new(
+        queue: Queue<'a>,
+        setup: &'a QueueSetup,
+        context: &'a ConnectionContext,
+    ) -> io::Result<Self> {
+        let disk = &*context.disk;
+        let start = || {
+            let connection = context.hangup.clone();
+            Offload::start(setup.index, context.disk.clone(), connection)
+        };
+        let offload = disk.volume.is_writable().then(start).transpose()?;
+        let ring = disk.rings.take();
+        let made = disk.rings.made();
+        if ring.is_none() && made > 0 {
+            let index = setup.index;
+            ratelimited_log::warn(format_args!(
+                "queue {index} reads with pread: {made} io_uring rings were made and all are in \
+                 use; --num-queues N makes N rings"
+            ));
+        }
+        Ok(Self {
+            queue,
+            index: setup.index,
+            disk,
+            context,
+            memory: &context.memory,
+            features: context.features,
+            eventfds: &setup.eventfds,
+            polling: Polling::new(disk.tuning.poll),
+            readahead: Readahead::new(disk.tuning.readahead),
+            prefetch: Prefetch::default(),
+            reader: Reader::new(setup.index, disk, ring)?,
+            offload: offload.map(OffloadedRequests::new),
+            under_way: 0,
+            chains: Pool::default(),
+            unpublished: 0,
+            unpublished_bytes: 0,
+            until_fault_check: FAULT_CHECK,
+            faults: major_faults(),
+        })
+    }
+
+    /// Serves the queue until asked to stop.
+    pub fn serve(&mut self, stop: &Stop) -> Result<(), Broken> {
+        let poller = Poller::new()?;
+        poller.watch(&stop.event, STOP, Trigger::Level)?;
+        if let Some(kick) = &self.eventfds.kick {
+            poller.watch(kick.as_ref(), KICK, Trigger::Edge)?;
+        }
+        let sources = self.reader.sources();
+        if let Some(ring) = sources.ring() {
+            poller.watch(&ring.as_fd(), STORAGE, Trigger::Level)?;
+        }
+        poller.watch(&sources.fetches().descriptor(), FETCH, Trigger::Edge)?;
+        if let Some(offload) = &self.offload {
+            poller.watch(offload.thread().event(), OFFLOAD, Trigger::Edge)?;
+        }
+        // Without a kick descriptor the ring must be polled.
+        let timeout = if self.eventfds.kick.is_some() { -1 } else { 1 };
+        // An earlier process may have died between an answer and its signal.
+        self.eventfds.signal_call();
+        while !stop.asked.load(Ordering::Acquire) {
+            self.queue.disable_kicks();
+            if self.turn(stop)? {
+                continue;
+            }
+            // While it is full, more in the ring is no reason to stay awake: storage is.
+            if !self.is_full() && (self.poll_ring(stop)? || self.queue.enable_kicks()?) {
+                continue;
+            }
+            // What io_uring has no room for is offered again soon.
+            let timeout = if self.reader.is_backlogged() {
+                1
+            } else {
+                timeout
+            };
+            self.polling.sleep(|| poller.wait(timeout, |_| ()))?;
+        }
+        Ok(())
+    }
+
+    /// Looks at the ring for a while before sleeping; returns whether there is work.
+    fn poll_ring(&mut self, stop: &Stop) -> Result<bool, Broken> {
+        let window = self.polling.window();
+        if window.is_zero() {
+            return Ok(false);
+        }
+        let end = Instant::now() + window;
+        loop {
+            if self.queue.has_work()? || stop.asked.load(Ordering::Acquire) {
+                self.polling.found();
+                return Ok(true);
+            }
+            if self.reader.is_waiting() || self.offloaded() > 0 {
+                return Ok(false);
+            }
+            if Instant::now() >= end {
+                self.polling.missed();
+                return Ok(false);
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Takes what is in the ring and what storage delivered; returns whether there was anything.
+    fn turn(&mut self, stop: &Stop) -> Result<bool, Broken> {
+        let mut worked = false;
+        // Bounded, so that a driver that never pauses does not keep finished reads waiting.
+        for _ in 0..self.queue.size() {
+            if self.is_full() || stop.asked.load(Ordering::Relaxed) {
+                break;
+            }
+            let Some(head) = self.queue.pop()? else {
+                break;
+            };
+            worked = true;
+            self.accept(head)?;
+            self.advance(AHEAD);
+        }
+        self.advance(0);
+        self.publish()?;
+        self.reader.submit();
+        worked |= self.take_reads();
+        worked |= self.take_offloaded();
+        self.publish()?;
+        Ok(worked)
+    }
+
+    /// Whether no more requests are taken until one has finished.
+    fn is_full(&self) -> bool {
+        self.under_way >= usize::from(self.queue.size())
+            || self.reader.stalled() >= MAX_STALLED
+            || self.reader.pieces() >= MAX_PIECES_HELD
+            || self.offloaded() >= MAX_OFFLOADED
+    }
+
+    /// Takes one chain: answers its request, or begins it.
+    ///
+    /// # Errors
+    /// The chain cannot be answered.
+    fn accept(&mut self, head: Head) -> Result<(), Broken> {
+        let mut chain = self.chains.take(Chain::default);
+        let table = self.queue.descriptors();
+        let indirect = self.features & 1 << VIRTIO_RING_F_INDIRECT_DESC != 0;
+        match chain.walk(self.memory, table, head.number(), indirect) {
+            Ok(status) => {
+                self.under_way += 1;
+                self.begin(Request::new(head, status, chain));
+                Ok(())
+            }
+            Err(bad) => self.refuse(head, chain, bad),
+        }
+    }
+
+    /// Answers a chain that cannot be served.
+    ///
+    /// # Errors
+    /// There is no place for the answer. Without one, the driver would find the status that the
+    /// request before left in the same memory.
+    #[cold]
+    fn refuse(
+        &mut self,
+        head: Head,
+        chain: Box<Chain<'a>>,
+        bad: BadChain<'a>,
+    ) -> Result<(), Broken> {
+        let (index, number, error) = (self.index, head.number(), bad.error);
+        let Some(status) = bad.status else {
+            self.queue.put_back(head);
+            let head = number;
+            return Err(Broken::Chain { head, error });
+        };
+        ratelimited_log::warn(format_args!(
+            "queue {index}: bad chain at descriptor {number}: {error}"
+        ));
+        self.under_way += 1;
+        let request = Request::new(head, status, chain);
+        self.finish(request.answer(Status::IoError));
+        Ok(())
+    }
+
+    /// Begins a request.
+    #[inline]
+    fn begin(&mut self, request: Request<'a>) {
+        match Operation::parse(request.chain(), &self.disk.config) {
+            Ok(Operation::Read(start)) => {
+                let sectors = request.chain().writable().len() as u64 / SECTOR_SIZE;
+                let planned = self.reader.plan(request, start, sectors);
+                self.prefetch.push(planned);
+                let image = self.disk.volume.image();
+                self.readahead.note(image, start, sectors);
+            }
+            Ok(Operation::GetId) => {
+                let data = request.chain().writable();
+                let len = data.len().min(self.disk.serial.len());
+                data.cursor(0).write(&self.disk.serial[..len]);
+                self.finish(request.finish(Outcome::Answered(Status::Ok), len));
+            }
+            Ok(Operation::Write(start)) => self.write(request, start),
+            Ok(Operation::Flush) => self.flush(request),
+            Ok(Operation::Discard(ranges)) => self.change(request, Change::Discard, ranges),
+            Ok(Operation::WriteZeroes(ranges)) => self.change(request, Change::Zero, ranges),
+            Err(status) => self.finish(request.answer(status)),
+        }
+    }
+
+    /// Serves planned reads, until `ahead` are left at each step before. Publishes answers that are
+    /// enough for a batch.
+    fn advance(&mut self, ahead: usize) {
+        while let Some(planned) = self.prefetch.next(ahead, self.reader.sources().delivery()) {
+            if let Some(finished) = self.reader.begin(planned) {
+                self.finish(finished);
+            }
+            self.check_faults();
+            self.publish_batch();
+        }
+        self.publish_batch();
+    }
+
+    /// Takes what storage and the fetcher delivered; returns whether there was anything.
+    fn take_reads(&mut self) -> bool {
+        let any = self.reader.take_completions();
+        self.take_finished();
+        any
+    }
+
+    /// Answers the reads that have finished.
+    fn take_finished(&mut self) {
+        while let Some(finished) = self.reader.finished() {
+            self.finish(finished);
+        }
+    }
+
+    /// Looks now and then whether pages were evicted.
+    fn check_faults(&mut self) {
+        self.until_fault_check -= 1;
+        if self.until_fault_check == 0 {
+            self.until_fault_check = FAULT_CHECK;
+            let faults = major_faults();
+            if faults.saturating_sub(self.faults) >= FAULTS_TO_FORGET {
+                self.disk.volume.image().forget_resident();
+            }
+            self.faults = faults;
+        }
+    }
+
+    #[cold]
+    fn warn(&self, what: &str, error: &dyn std::error::Error) {
+        let (index, reason) = (self.index, reason(error));
+        ratelimited_log::warn(format_args!("queue {index}: {what} fails: {reason}"));
+    }
+
+    /// Answers a request, or leaves it to the next worker of the queue. Without an in-flight region
+    /// there is no such worker: then it fails.
+    #[inline]
+    fn finish(&mut self, finished: Finished<'a>) {
+        let Finished {
+            head,
+            status,
+            chain,
+            outcome,
+            touched,
+        } = finished;
+        self.under_way -= 1;
+        match outcome {
+            Outcome::Answered(answer) => self.answer(head, status, &chain, answer, touched),
+            Outcome::Open => {
+                if let Err(head) = self.queue.leave(head) {
+                    self.answer(head, status, &chain, Status::IoError, touched);
+                }
+            }
+        }
+        if chain.capacity() <= MAX_PIECES_KEPT {
+            self.chains.give_back(chain);
+        }
+    }
+
+    /// Writes the status of a chain and puts it into the used ring.
+    #[inline]
+    fn answer(
+        &mut self,
+        head: Head,
+        byte: StatusByte<'a>,
+        chain: &Chain<'a>,
+        status: Status,
+        touched: usize,
+    ) {
+        let log = self.memory.log();
+        if let Some(log) = log {
+            chain.mark_written(log, touched as u64);
+        }
+        byte.write(status, log);
+        let written = if status == Status::Ok { touched } else { 0 };
+        // The data is no longer than MAX_DATA.
+        let len = written as u32 + 1;
+        self.queue.finish(head, len);
+        self.unpublished += 1;
+        self.unpublished_bytes += len as usize;
+    }
+
+    /// Publishes answers once they are enough for a batch.
+    fn publish_batch(&mut self) {
+        let enough = self.unpublished >= BATCH || self.unpublished_bytes >= BATCH_BYTES;
+        // The last call of a turn reports lost memory.
+        if enough && self.publish().is_ok() {
+            self.reader.submit();
+        }
+    }
+
+    /// Makes answers visible, and interrupts the driver if it asks for that.
+    fn publish(&mut self) -> Result<(), Broken> {
+        if self.context.is_lost() {
+            return Err(Broken::MemoryLost);
+        }
+        (self.unpublished, self.unpublished_bytes) = (0, 0);
+        if self.queue.publish() {
+            self.eventfds.signal_call();
+        }
+        Ok(())
+    }
+}

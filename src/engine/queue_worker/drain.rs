@@ -1,0 +1,53 @@
+//! The end of a queue: requests that were taken are finished, no more are taken.
+
+use std::time::{Duration, Instant};
+
+use super::QueueWorker;
+use crate::engine::ratelimited_log;
+use crate::engine::setup::GRACE;
+
+impl QueueWorker<'_> {
+    /// Finishes the requests that were taken, by this process or one before it; returns the available
+    /// index to go on from.
+    ///
+    /// Storage is waited for, and the network for a few seconds: reads whose bytes are still absent
+    /// then stay open in the in-flight region, or fail if there is none.
+    pub fn drain(&mut self) -> u16 {
+        self.drain_within(GRACE)
+    }
+
+    fn drain_within(&mut self, grace: Duration) -> u16 {
+        let deadline = Instant::now() + grace;
+        while let Some(head) = self.queue.pop_open() {
+            if let Err(broken) = self.accept(head) {
+                // It stays marked in the in-flight region.
+                let index = self.index;
+                ratelimited_log::error(format_args!("queue {index}: {broken}"));
+            }
+            if self.is_full() {
+                self.finish_all(deadline);
+            }
+        }
+        self.finish_all(deadline);
+        // It fails if memory is lost, which the front-end did itself: it takes no answers.
+        let _ = self.publish();
+        debug_assert_eq!(self.under_way, 0, "a request was taken and not answered");
+        self.queue.next_available()
+    }
+
+    /// Finishes the requests under way; gives up those that wait for the network after `deadline`.
+    fn finish_all(&mut self, deadline: Instant) {
+        self.advance(0);
+        self.reader.submit();
+        while self.reader.is_waiting() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() && self.reader.is_fetching() {
+                self.reader.give_up_fetches();
+            } else if !self.take_reads() {
+                self.reader.wait(left);
+            }
+        }
+        self.take_finished();
+        self.wait_offloaded();
+    }
+}
