@@ -19,6 +19,23 @@ pub struct OpenStack {
     pub(super) lineage: Lineage,
 }
 
+impl OpenStack {
+    /// The layers that are stored in `blobs`, bottom first.
+    ///
+    /// # Errors
+    /// [`Error::NoLayers`] and [`Error::TooManyLayers`] for a stack that no image can have.
+    pub fn of(blobs: Vec<Blob>) -> Result<Self, Error> {
+        match blobs.len() {
+            0 => Err(Error::NoLayers),
+            len if len > MAX_LAYERS => Err(Error::TooManyLayers(len)),
+            _ => Ok(Self {
+                blobs,
+                workers: Workers::available(),
+            }),
+        }
+    }
+}
+
 impl Stack {
     /// Opens the files of all layers.
     ///

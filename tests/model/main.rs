@@ -1,5 +1,6 @@
 //! Images and writable layers against plain models, by random operations in this process.
 
+mod absent;
 mod image;
 mod snapshots;
 mod writable;
