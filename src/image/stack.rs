@@ -31,6 +31,7 @@ impl OpenStack {
             _ => Ok(Self {
                 blobs,
                 workers: Workers::available(),
+                lineage: Lineage::default(),
             }),
         }
     }
