@@ -26,7 +26,7 @@ use ovbd_vhost::image::reader::Reader;
 use ovbd_vhost::image::{Image, OpenStack};
 use ovbd_vhost::units::Sector;
 use ovbd_vhost::virtio::config::DeviceConfig;
-use ovbd_vhost::virtio::inflight::InflightArea;
+use ovbd_vhost::virtio::inflight::{InflightArea, Queues};
 use ovbd_vhost::virtio::memory::{Memory as GuestMemory, RegionInfo};
 use ovbd_vhost::virtio::queue::RingAddresses;
 use ovbd_vhost::writable::Volume;
@@ -271,8 +271,12 @@ fn shared(memory: &Memory) -> GuestMemory {
 }
 
 fn inflight() -> Arc<InflightArea> {
-    let (file, len) = InflightArea::create(1, SIZE).expect("in-flight area");
-    let area = InflightArea::map(file, 0, len, 1, SIZE);
+    let queues = Queues {
+        count: 1,
+        size: SIZE,
+    };
+    let (file, len) = InflightArea::create(queues, queues).expect("in-flight area");
+    let area = InflightArea::map(&file, 0, len, queues, queues);
     Arc::new(area.expect("in-flight area"))
 }
 
