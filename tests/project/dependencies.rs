@@ -160,6 +160,31 @@ fn everything_comes_from_crates_io() {
     });
 }
 
+/// The fuzz targets have a lock file of their own, which `contrib/ci/fuzz` does not change.
+#[test]
+fn the_lock_file_of_the_fuzz_targets_knows_every_dependency() {
+    let locked = include_str!("../fuzz/Cargo.lock");
+    let metadata = metadata("x86_64-unknown-linux-gnu");
+    let packages = metadata["packages"].as_array().unwrap();
+    let own = packages
+        .iter()
+        .filter(|package| package["source"].is_null());
+    let needed: BTreeSet<_> = own
+        .flat_map(|package| package["dependencies"].as_array().unwrap())
+        .filter(|dependency| dependency["kind"].is_null())
+        .map(|dependency| text(dependency, "name"))
+        .collect();
+    assert!(needed.contains("fuser") && needed.contains("clap"));
+    let missing: Vec<_> = needed
+        .into_iter()
+        .filter(|name| !locked.contains(&format!("name = \"{name}\"\n")))
+        .collect();
+    assert!(
+        missing.is_empty(),
+        "run `cargo update --workspace --manifest-path tests/fuzz/Cargo.toml`: {missing:?}"
+    );
+}
+
 #[test]
 fn the_programs_are_built_from_one_version_of_each() {
     let metadata = metadata("x86_64-unknown-linux-gnu");
