@@ -7,15 +7,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::error::Error;
 use super::plan::{CompressedRun, Piece};
+use super::probe::{Strict, probe};
 use crate::format::{tar, zfile};
 use crate::source::Blob;
 
 /// Most stored bytes of one [`CompressedRun`] piece, so that one read into a buffer of this size serves
 /// it. Any single block is smaller.
 pub const MAX_STORED: usize = 256 * 1024;
-
-/// Bytes of a block table read at a time.
-const TABLE_CHUNK: usize = 256 * 1024;
 
 /// A layer's file and where in it the layer's bytes are.
 #[derive(Debug)]
@@ -35,6 +33,14 @@ pub struct ZFileMap {
 }
 
 impl ZFileMap {
+    pub(super) fn new(header: zfile::Header, table: zfile::BlockTable) -> Self {
+        Self {
+            header,
+            table,
+            shift: header.format.block_size.trailing_zeros(),
+        }
+    }
+
     /// What the ZFile says about itself.
     pub fn header(&self) -> &zfile::Header {
         &self.header
@@ -59,17 +65,20 @@ impl Container {
     /// # Errors
     /// [`Error::Source`] if the blob cannot be read; the others name the wrapper that is broken.
     pub fn load(blob: Blob) -> Result<Self, Error> {
+        let container = probe(blob, &mut Strict)?;
+        container.blob.map();
+        Ok(container)
+    }
+
+    /// A blob whose wrappers are known.
+    pub(super) fn new(blob: Blob, payload: tar::Payload, zfile_map: Option<ZFileMap>) -> Self {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
-        let payload = find_payload(&blob)?;
-        let zfile_map = find_zfile_map(&blob, payload)?;
-        blob.map();
-        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        Ok(Self {
+        Self {
             blob,
             payload,
             zfile_map,
-            id,
-        })
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+        }
     }
 
     /// The file.
@@ -111,7 +120,7 @@ impl Container {
     }
 
     /// Byte of the file at which a block starts.
-    pub(super) fn block_offset(&self, zfile_map: &ZFileMap, block: u64) -> u64 {
+    pub fn block_offset(&self, zfile_map: &ZFileMap, block: u64) -> u64 {
         self.payload.offset + zfile_map.table.offset(block)
     }
 
@@ -167,78 +176,4 @@ impl Container {
             len: len.min((end << shift) - offset),
         }
     }
-}
-
-/// Looks through the tar wrapper, if there is one.
-fn find_payload(blob: &Blob) -> Result<tar::Payload, Error> {
-    let mut head = [0; tar::PREFIX];
-    let file_len = blob.len();
-    let head = &mut head[..file_len.min(tar::PREFIX as u64) as usize];
-    blob.read_exact_at(head, 0)?;
-    let layer = || blob.layer().clone();
-    let payload = tar::payload(head).map_err(|source| Error::Tar {
-        layer: layer(),
-        source,
-    })?;
-    let Some(payload) = payload else {
-        return Ok(tar::Payload {
-            offset: 0,
-            len: file_len,
-        });
-    };
-    let tar::Payload { offset, len } = payload;
-    if offset.checked_add(len).is_none_or(|end| end > file_len) {
-        return Err(Error::TarPayload {
-            layer: layer(),
-            offset,
-            len,
-            file_len,
-        });
-    }
-    Ok(payload)
-}
-
-/// Reads header, trailer and block table, if the payload is a ZFile.
-fn find_zfile_map(blob: &Blob, payload: tar::Payload) -> Result<Option<ZFileMap>, Error> {
-    let header_len = zfile::HEADER_LEN as u64;
-    let mut bytes = [0; zfile::HEADER_LEN];
-    if payload.len < header_len {
-        return Ok(None);
-    }
-    blob.read_exact_at(&mut bytes, payload.offset)?;
-    if !zfile::Header::has_magic(&bytes) {
-        return Ok(None);
-    }
-    let failed = |at: u64| {
-        let (layer, offset) = (blob.layer().clone(), payload.offset + at);
-        move |source| Error::ZFile {
-            layer,
-            offset,
-            source,
-        }
-    };
-    let header = zfile::Header::decode(&bytes, zfile::Part::Header).map_err(failed(0))?;
-    let trailer_at = payload.len - header_len;
-    blob.read_exact_at(&mut bytes, payload.offset + trailer_at)?;
-    let trailer = zfile::Header::decode(&bytes, zfile::Part::Trailer);
-    let trailer = trailer.map_err(failed(trailer_at))?;
-    let header = zfile::settle(&header, &trailer, trailer_at).map_err(failed(0))?;
-
-    let table_at = header.extent.table_offset;
-    let mut table = zfile::TableReader::new(&header);
-    let mut left = header.extent.blocks * 4;
-    let mut at = payload.offset + table_at;
-    let mut chunk = vec![0; left.min(TABLE_CHUNK as u64) as usize];
-    while left > 0 {
-        let len = left.min(TABLE_CHUNK as u64);
-        let chunk = &mut chunk[..len as usize];
-        blob.read_exact_at(chunk, at)?;
-        table.read(chunk).map_err(failed(table_at))?;
-        (at, left) = (at + len, left - len);
-    }
-    Ok(Some(ZFileMap {
-        header,
-        table: table.finish().map_err(failed(table_at))?,
-        shift: header.format.block_size.trailing_zeros(),
-    }))
 }

@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::container::Container;
 use super::error::Error;
 use super::lineage::Placed;
+use super::probe::{last_trailer, layer_trailer};
 use super::reader::Reader;
 use super::wait_for_seal;
 use crate::format::crc;
@@ -62,17 +63,10 @@ impl Layer {
     /// Reads what a container holds: a layer with this uuid, if it began as a writable one.
     fn within(container: Container, began: Option<Uuid>) -> Result<(Self, Vec<Mapping>), Error> {
         let named = container.blob().layer().clone();
-        let header_len = HEADER_LEN as u64;
-        let Some(trailer_at) = container
-            .len()
-            .checked_sub(header_len)
-            .filter(|at| *at >= header_len)
-        else {
-            let found = container.len();
-            return Err(Error::TooShort {
-                layer: named,
-                found,
-            });
+        // Whoever seals a layer in place adds nothing behind it.
+        let trailer_at = match began {
+            None => layer_trailer(&container)?,
+            Some(_) => last_trailer(&container)?,
         };
         let failed = |offset| {
             let named = &named;

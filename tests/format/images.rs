@@ -429,3 +429,42 @@ fn a_stack_is_loaded_from_open_files_alone() {
     let disk = whole(&image).unwrap();
     assert_eq!(hex(&Sha256::digest(&disk)), case.sha256);
 }
+
+/// What lies behind a layer on a block device, whose length is a multiple of a larger unit.
+#[test]
+fn layers_on_something_longer_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let (layer, disk) = small_layer();
+    let bare = layer.lsmt();
+    let mut forms = vec![(false, bare.clone())];
+    for algorithm in [Algorithm::Lz4, Algorithm::Zstd] {
+        for overwrite in [true, false] {
+            let pack = Pack {
+                algorithm,
+                overwrite,
+                ..Pack::default()
+            };
+            forms.push((overwrite, zfile(&bare, pack)));
+        }
+    }
+    let opened = |bytes: &[u8], behind: &[u8]| {
+        let path = write(dir.path(), "layer", &[bytes, behind].concat());
+        let image = open(&[path]).ok()?;
+        assert!(whole(&image).unwrap() == disk);
+        Some(image)
+    };
+    let (zeros, old) = (vec![0; (4 << 20) + 512], noise(5, (1 << 20) + 77));
+    for (knows_its_end, bytes) in &forms {
+        assert!(opened(bytes, &zeros).is_some());
+        assert!(opened(&wrap_tar(bytes), &zeros).is_some());
+        assert!(opened(&wrap_tar(bytes), &old).is_some());
+        assert_eq!(opened(bytes, &old).is_some(), *knows_its_end);
+    }
+    // A layer that was cut short is not found to end in zeros, or in a layer that is its data.
+    let trailer = bare.len() - 4096;
+    for len in (4096..=trailer).step_by(512) {
+        assert!(opened(&bare[..len], &zeros).is_none(), "{len}");
+    }
+    let nested = LayerBuilder::new(64 << 20).data(0, &bare).lsmt();
+    assert!(opened(&nested[..4096 + bare.len()], &zeros).is_none());
+}

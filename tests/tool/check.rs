@@ -1,5 +1,13 @@
 //! `ovbd check`: it finds each kind of damage, and says where.
 
+use std::num::NonZero;
+
+use indicatif::ProgressBar;
+use ovbd_vhost::format::lsmt::{Header, Part};
+use ovbd_vhost::tool;
+use ovbd_vhost::tool::disk::Files;
+use uuid::Uuid;
+
 use super::*;
 
 /// Runs a check: its exit code and lines.
@@ -312,4 +320,37 @@ fn a_writable_layer_over_another_image_is_found() {
         let output = ovbd(&dir, &[&args[..], &["--force"]].concat(), b"");
         assert!(output.status.success(), "{output:?}");
     }
+}
+
+/// A file of 64 GiB of which the trailer says that all is index: more than any layer has.
+#[test]
+fn an_index_that_is_refused_is_not_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let len = 64 << 30;
+    let header = Header {
+        index_offset: 8192,
+        index_entries: (len - 12288) / 16,
+        virtual_size: 1 << 20,
+        uuid: Uuid::nil(),
+        parent_uuid: Uuid::nil(),
+        message: Vec::new(),
+    };
+    let path = dir.path().join("layer");
+    let file = File::create(&path).unwrap();
+    file.write_all_at(&header.encode(Part::Header), 0).unwrap();
+    let trailer = header.encode(Part::Trailer);
+    file.write_all_at(&trailer, len - 4096).unwrap();
+    let files = Files {
+        stack: Stack::new([path]),
+        upper: None,
+    };
+    let progress = ProgressBar::hidden();
+    let mut found = Vec::new();
+    let outcome = tool::check::check(&files, NonZero::<usize>::MIN, &progress, &mut |finding| {
+        found.push(finding.to_string());
+        Ok(())
+    });
+    assert_eq!(outcome.unwrap().broken, 1, "{found:?}");
+    assert!(found[0].contains("index"), "{found:?}");
+    assert_eq!(progress.length(), Some(8192), "bytes to read");
 }

@@ -126,6 +126,12 @@ impl Header {
         self.flags & FLAG_OVERWRITTEN != 0
     }
 
+    /// Byte at which the trailer starts, as a header says that was overwritten when the file was
+    /// finished.
+    pub fn trailer_offset(&self) -> Option<u64> {
+        self.table_end().filter(|_| self.is_overwritten())
+    }
+
     /// Whether the block table ends exactly at the trailer, which starts at byte `trailer`.
     fn table_ends_at(&self, trailer: u64) -> bool {
         self.table_end() == Some(trailer)

@@ -9,8 +9,9 @@ use indicatif::ProgressBar;
 use super::super::Error;
 use super::super::in_order::InOrder;
 use super::Findings;
-use super::container::{Container, PieceReader, Unreadable};
+use super::container::{PieceReader, Unreadable, place};
 use super::layout::Layout;
+use crate::image::Container;
 
 /// Bytes of the layer that one job covers; a multiple of every block size.
 const JOB_LEN: u64 = 512 * 1024;
@@ -30,7 +31,8 @@ pub(super) fn check(
     progress: &ProgressBar,
     findings: &mut Findings<'_>,
 ) -> Result<(), Error> {
-    progress.set_length(container.len());
+    let end = layout.checkable(container);
+    progress.set_length(end);
     progress.set_position(0);
     thread::scope(|scope| {
         let worker = || {
@@ -41,13 +43,13 @@ pub(super) fn check(
         let mut tell = |lost: Vec<Lost>| {
             progress.inc(JOB_LEN);
             for Lost { bytes, why } in lost {
-                let place = container.place(bytes.start);
+                let place = place(container, bytes.start);
                 findings.broken_at(place, &why, &layout.affected(bytes))?;
             }
             Ok::<_, Error>(())
         };
-        for start in (0..container.len()).step_by(JOB_LEN as usize) {
-            let range = start..container.len().min(start + JOB_LEN);
+        for start in (0..end).step_by(JOB_LEN as usize) {
+            let range = start..end.min(start + JOB_LEN);
             if let Some(lost) = jobs.push(range)? {
                 tell(lost)?;
             }
@@ -61,13 +63,13 @@ pub(super) fn check(
 
 /// Reads a range of the layer: what of it is lost.
 fn read(container: &Container, reader: &mut PieceReader, range: Range<u64>) -> Vec<Lost> {
-    let Some(zfile_map) = &container.zfile_map else {
+    let Some(zfile_map) = container.zfile_map() else {
         let mut buffer = vec![0; (range.end - range.start) as usize];
         let result = reader.read(container, range.start, &mut buffer);
         let lost = result.err().map(|why| Lost { bytes: range, why });
         return lost.into_iter().collect();
     };
-    let block_size = u64::from(zfile_map.header.format.block_size);
+    let block_size = u64::from(zfile_map.header().format.block_size);
     let blocks = range.start / block_size..range.end.div_ceil(block_size);
     blocks
         .filter_map(|block| {

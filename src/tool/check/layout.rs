@@ -5,9 +5,10 @@ use std::ops::Range;
 use super::super::Error;
 use super::super::layer_writer::UPSTREAM_ENTRIES;
 use super::Findings;
-use super::container::{Container, PieceReader, Unreadable};
+use super::container::{PieceReader, Unreadable, place};
 use crate::format::lsmt::{ENTRY_LEN, HEADER_LEN, Header, IndexReader, MAX_LENGTH, Mapping, Part};
-use crate::image;
+use crate::image::Container;
+use crate::image::probe::layer_trailer;
 use crate::units::SECTOR_SIZE;
 
 /// Bytes of the header that are zero in all files known.
@@ -15,6 +16,9 @@ const RESERVED: Range<usize> = 390..HEADER_LEN;
 
 /// Bytes of an index read at a time.
 const INDEX_CHUNK: u64 = 1024 * 1024;
+
+/// Wrong entries of an index after which the rest of it tells nothing more.
+const MAX_WRONG: u64 = 1000;
 
 /// Most ranges of sectors named in one finding.
 const MAX_NAMED: usize = 8;
@@ -24,7 +28,9 @@ const MAX_NAMED: usize = 8;
 pub(super) struct Layout {
     /// Bytes of the layer.
     len: u64,
-    /// The index, if the trailer tells where it is.
+    /// Where the data ends, as the trailer says.
+    data_end: Option<u64>,
+    /// The index, if the trailer tells where it is, and that can be.
     index: Option<Range<u64>>,
     /// Mappings with data, ordered by where in the layer it is; those that could be read.
     mappings: Vec<Mapping>,
@@ -34,17 +40,22 @@ impl Layout {
     /// Reads what the layer says about itself and tells what is wrong with it. What cannot be read
     /// because its block is broken is passed over: the check of all blocks will name it.
     pub(super) fn read(container: &Container, findings: &mut Findings<'_>) -> Result<Self, Error> {
-        let header_len = HEADER_LEN as u64;
         let mut layout = Self {
             len: container.len(),
             ..Self::default()
         };
-        let trailer_at = layout.len.checked_sub(header_len);
-        let Some(trailer_at) = trailer_at.filter(|at| *at >= header_len) else {
-            let (layer, found) = (container.blob.layer().clone(), layout.len);
-            findings.broken(None, &image::Error::TooShort { layer, found })?;
-            return Ok(layout);
+        let trailer_at = match layer_trailer(container) {
+            Ok(at) => at,
+            Err(error) => {
+                findings.broken(None, &error)?;
+                return Ok(layout);
+            }
         };
+        let padding = layout.len - HEADER_LEN as u64 - trailer_at;
+        if padding > 0 {
+            findings.note(None, format!("{padding} bytes of zeros follow the layer"))?;
+            layout.len -= padding;
+        }
         let mut reader = PieceReader::default();
         let header = structure(container, &mut reader, 0, Part::Header, findings)?;
         let trailer = structure(container, &mut reader, trailer_at, Part::Trailer, findings)?;
@@ -54,9 +65,10 @@ impl Layout {
         if let Some(header) = header {
             compare(&header, &trailer, findings)?;
         }
+        layout.data_end = Some(trailer.index_offset.min(trailer_at));
         match IndexReader::new(&trailer, trailer_at) {
             Ok(index) => layout.read_index(container, &trailer, index, &mut reader, findings)?,
-            Err(error) => findings.broken_at(container.place(trailer_at), &error, "")?,
+            Err(error) => findings.broken_at(place(container, trailer_at), &error, "")?,
         }
         Ok(layout)
     }
@@ -77,7 +89,7 @@ impl Layout {
         let start = trailer.index_offset;
         let end = start + trailer.index_entries * ENTRY_LEN as u64;
         self.index = Some(start..end);
-        let mut beyond = 0;
+        let mut wrong = 0;
         let mut chunk = Vec::new();
         for at in (start..end).step_by(INDEX_CHUNK as usize) {
             chunk.resize((end - at).min(INDEX_CHUNK) as usize, 0);
@@ -86,25 +98,42 @@ impl Layout {
                 break;
             }
             for (entry, at) in chunk.chunks(ENTRY_LEN).zip((at..).step_by(ENTRY_LEN)) {
-                let before = self.mappings.len();
                 if let Err(error) = index.read(entry, &mut self.mappings) {
-                    findings.broken_at(container.place(at), &error, "")?;
-                }
-                for mapping in &self.mappings[before..] {
-                    let end = mapping.end().0.saturating_sub(1) * SECTOR_SIZE;
-                    beyond += u64::from(end >= trailer.virtual_size);
-                }
-                if self.mappings.last().is_some_and(|last| last.is_zeroed()) {
-                    self.mappings.pop();
+                    findings.broken_at(place(container, at), &error, "")?;
+                    wrong += 1;
                 }
             }
+            if wrong >= MAX_WRONG {
+                let what = format!("{wrong} wrong entries: the rest of the index is passed over");
+                findings.note(None, what)?;
+                break;
+            }
         }
+        let beyond = self.mappings.iter().filter(|mapping| {
+            let last = mapping.end().0.saturating_sub(1) * SECTOR_SIZE;
+            last >= trailer.virtual_size
+        });
+        let beyond = beyond.count();
         if beyond > 0 && trailer.virtual_size > 0 {
             let what = format!("{beyond} mappings reach beyond the disk of this layer");
             findings.note(None, what)?;
         }
+        self.mappings.retain(|mapping| !mapping.is_zeroed());
         self.mappings.sort_by_key(|mapping| mapping.moffset());
         Ok(())
+    }
+
+    /// Byte of the layer at which reading all of it ends: behind what the trailer says and can say. A
+    /// refused index may be many times as long as any index is.
+    ///
+    /// Without a trailer, compressed blocks are read all the same, as their checksums tell something.
+    pub(super) fn checkable(&self, container: &Container) -> u64 {
+        match (&self.index, self.data_end) {
+            (Some(_), _) => self.len,
+            (None, Some(data_end)) => data_end,
+            (None, None) if container.zfile_map().is_some() => self.len,
+            (None, None) => 0,
+        }
     }
 
     /// What follows if these bytes of the layer are lost.
@@ -191,7 +220,7 @@ fn structure(
     match Header::decode(&bytes, part) {
         Ok(header) => Ok(Some(header)),
         Err(error) => {
-            findings.broken_at(container.place(at), &error, "")?;
+            findings.broken_at(place(container, at), &error, "")?;
             Ok(None)
         }
     }

@@ -141,7 +141,7 @@ fn check_layer(
     progress: &ProgressBar,
     findings: &mut Findings<'_>,
 ) -> Result<u64, Error> {
-    let Some(container) = container::Container::open(layer, findings)? else {
+    let Some(container) = container::open(layer, findings)? else {
         return Ok(0);
     };
     let layout = layout::Layout::read(&container, findings)?;
@@ -151,7 +151,7 @@ fn check_layer(
     {
         findings.broken(None, &error)?;
     }
-    Ok(container.blocks())
+    Ok(container.zfile_map().map_or(0, |map| map.table().blocks()))
 }
 
 /// Whether the layer can be opened as the daemon opens it.

@@ -1,0 +1,116 @@
+//! Finds the end of a layer that is shorter than what it lies on.
+//!
+//! A block device is a multiple of some unit long, and a layer copied to it ends earlier. A ZFile whose
+//! header was overwritten at the end says where that is. Other layers are found by their trailer, if
+//! only zeros follow it: what else follows could be an older layer's.
+
+use super::error::Error;
+use crate::format::lsmt;
+use crate::format::tar::Payload;
+use crate::format::zfile::{self, HEADER_LEN, Header};
+use crate::source::Blob;
+
+/// Most zeros looked through, in bytes: volumes are made in units of 4 MiB, or a few times that.
+const MAX_PADDING: u64 = 64 << 20;
+
+/// Bytes read at a time.
+const CHUNK: u64 = 1 << 20;
+
+/// Byte of `payload` at which the trailer of the ZFile in it starts, whose header is `first`, if that
+/// can be read. Where there is none, the trailer is missing at the payload's end.
+///
+/// # Errors
+/// [`Error::Source`] if the blob cannot be read.
+pub fn zfile_trailer(blob: &Blob, payload: Payload, first: Option<&Header>) -> Result<u64, Error> {
+    let last = payload.len - HEADER_LEN as u64;
+    let is_trailer = |at: u64| -> Result<bool, Error> {
+        let mut bytes = [0; HEADER_LEN];
+        blob.read_exact_at(&mut bytes, payload.offset + at)?;
+        Ok(Header::decode(&bytes, zfile::Part::Trailer).is_ok())
+    };
+    // Old writers left random bits in the header, so that what it says must be found there.
+    let said = first.and_then(Header::trailer_offset);
+    if let Some(said) = said.filter(|at| (HEADER_LEN as u64..last).contains(at))
+        && is_trailer(said)?
+    {
+        return Ok(said);
+    }
+    let mut bytes = [0; HEADER_LEN];
+    blob.read_exact_at(&mut bytes, payload.offset + last)?;
+    if Header::has_magic(&bytes) {
+        return Ok(last);
+    }
+    let Some(end) = end_of_data(blob, payload)? else {
+        return Ok(last);
+    };
+    // The trailer has a byte that is not zero at its start, and its end is at most its length on.
+    let from = end.saturating_sub(HEADER_LEN as u64).max(HEADER_LEN as u64);
+    let mut window = vec![0; end.saturating_sub(from) as usize];
+    blob.read_exact_at(&mut window, payload.offset + from)?;
+    let start = (0..window.len()).rev();
+    let start = start.map(|at| window.get(at..).unwrap_or_default());
+    let found = start
+        .filter(|rest| Header::has_magic(rest))
+        .map(<[u8]>::len);
+    for len in found {
+        let at = end - len as u64;
+        if at <= last && is_trailer(at)? {
+            return Ok(at);
+        }
+    }
+    Ok(last)
+}
+
+/// Byte of `payload` at which the trailer of the layer in it starts: `last`, the last place where it
+/// fits, or an earlier one if zeros follow.
+///
+/// # Errors
+/// [`Error::Source`] if the blob cannot be read.
+pub fn layer_trailer(blob: &Blob, payload: Payload, last: u64) -> Result<u64, Error> {
+    const LEN: usize = lsmt::HEADER_LEN;
+    let read = |at: u64| -> Result<[u8; LEN], Error> {
+        let mut bytes = [0; LEN];
+        blob.read_exact_at(&mut bytes, payload.offset + at)?;
+        Ok(bytes)
+    };
+    if lsmt::Header::has_magic(&read(last)?) {
+        return Ok(last);
+    }
+    let first = lsmt::Header::decode(&read(0)?, lsmt::Part::Header);
+    let end = end_of_data(blob, payload)?;
+    let (Ok(first), Some(end)) = (first, end) else {
+        return Ok(last);
+    };
+    // Layers are made of whole sectors, and only the first sector of a trailer is not zero.
+    let at = (end - 1) / 512 * 512;
+    if at > last || at < LEN as u64 {
+        return Ok(last);
+    }
+    let Ok(trailer) = lsmt::Header::decode(&read(at)?, lsmt::Part::Trailer) else {
+        return Ok(last);
+    };
+    // A layer cut short may end in a layer that is part of its data.
+    let index_end = trailer.index_entries.checked_mul(lsmt::ENTRY_LEN as u64);
+    let index_end = index_end.and_then(|len| len.checked_add(trailer.index_offset));
+    let same = (first.uuid, first.parent_uuid, first.virtual_size)
+        == (trailer.uuid, trailer.parent_uuid, trailer.virtual_size);
+    let adjoins = index_end.is_some_and(|end| end.next_multiple_of(512) == at);
+    Ok(if same && adjoins { at } else { last })
+}
+
+/// Byte of `payload` behind the last one that is not zero, if at most [`MAX_PADDING`] zeros follow it.
+fn end_of_data(blob: &Blob, payload: Payload) -> Result<Option<u64>, Error> {
+    let stop = payload.len.saturating_sub(MAX_PADDING);
+    let mut end = payload.len;
+    let mut chunk = vec![0; CHUNK.min(payload.len) as usize];
+    while end > stop {
+        let start = end.saturating_sub(CHUNK).max(stop);
+        let chunk = &mut chunk[..(end - start) as usize];
+        blob.read_exact_at(chunk, payload.offset + start)?;
+        if let Some(at) = chunk.iter().rposition(|byte| *byte != 0) {
+            return Ok(Some(start + at as u64 + 1));
+        }
+        end = start;
+    }
+    Ok(None)
+}
