@@ -146,6 +146,16 @@ pub enum Error {
         /// What is wrong with it.
         detail: String,
     },
+    /// The proxy that the environment names does not let requests through.
+    #[error("proxy {proxy} does not connect to {host}: {answer}; see HTTPS_PROXY and NO_PROXY")]
+    Proxy {
+        /// The server.
+        host: Host,
+        /// The proxy.
+        proxy: String,
+        /// Its answer.
+        answer: String,
+    },
     /// The server did not answer in time.
     #[error("{host} did not answer in time ({phase})")]
     Timeout {
@@ -202,6 +212,7 @@ impl Error {
             Error::WithoutRanges { .. }
             | Error::Status { .. }
             | Error::Unexpected { .. }
+            | Error::Proxy { .. }
             | Error::Timeout { .. }
             | Error::Connection { .. }
             | Error::Resolve {
@@ -236,6 +247,7 @@ impl Error {
             Error::NotFound { .. } => "No such file or directory",
             Error::Tls { .. }
             | Error::Resolve { .. }
+            | Error::Proxy { .. }
             | Error::Connection { .. }
             | Error::Resting { .. } => "Connection failed",
             Error::Timeout { .. } => "Get meta timedout",
@@ -258,6 +270,7 @@ impl Error {
                 | Error::Timeout { .. }
                 | Error::Connection { .. }
                 | Error::Unexpected { .. }
+                | Error::Proxy { .. }
                 | Error::Resolve { .. }
         )
     }

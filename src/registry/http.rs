@@ -206,6 +206,16 @@ impl Http {
     fn failure(&self, host: &Host, error: ureq::Error) -> Error {
         let host = host.clone();
         match error {
+            ureq::Error::ConnectProxyFailed(answer) => Error::Proxy {
+                host,
+                proxy: self
+                    .proxied
+                    .as_ref()
+                    .map_or_else(String::new, |(proxy, _)| {
+                        format!("{}:{}", proxy.host(), proxy.port())
+                    }),
+                answer,
+            },
             ureq::Error::Other(other) => {
                 match other.downcast::<Failure>().map(|failure| *failure) {
                     Ok(Failure::Lookup(source)) => resolve_failure(host, source),
@@ -298,11 +308,6 @@ fn connection_failure(host: Host, error: ureq::Error) -> Error {
         ureq::Error::Timeout(timeout) => Error::Timeout {
             host,
             phase: timeout.to_string(),
-        },
-        ureq::Error::ConnectProxyFailed(answer) => Error::Unexpected {
-            host,
-            what: "the proxy's CONNECT".to_owned(),
-            detail: answer,
         },
         ureq::Error::Protocol(error) => Error::Unexpected {
             host,

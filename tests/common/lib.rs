@@ -19,6 +19,7 @@
 //! | `recorder` | a file system in memory that records what is done to it, and fails or does not answer on demand |
 //! | `reference` | a small back-end over a byte vector, to test the front-end itself |
 //! | `registry_server` | a registry that does as a test says, down to the bytes on the wire |
+//! | `nginx` | Debian's `nginx`, in front of a registry or as a store |
 //! | `registries` | real registries on this machine, and what they hold |
 //! | `certificates` | an authority, and certificates that it signs |
 //! | `content` | bytes that tell where they belong, and a seeded generator |
@@ -42,6 +43,7 @@ pub mod layers;
 pub mod load;
 pub mod memory;
 pub mod mixed;
+pub mod nginx;
 pub mod programs;
 pub mod queue;
 pub mod raw;

@@ -118,6 +118,12 @@ impl DockerRegistry {
         DockerRegistry::start(storage, "")
     }
 
+    /// Serves what another registry has, fetching it when it is asked for.
+    pub fn proxy(origin: &str) -> DockerRegistry {
+        let proxy = format!("proxy:\n  remoteurl: {origin}\n");
+        DockerRegistry::start(Storage::default(), &proxy)
+    }
+
     /// Serves a storage to clients with tokens of a token server.
     pub fn with_tokens(storage: Storage, tokens: &TokenServer) -> DockerRegistry {
         let auth = format!(
@@ -129,12 +135,12 @@ impl DockerRegistry {
         DockerRegistry::start(storage, &auth)
     }
 
-    fn start(storage: Storage, auth: &str) -> DockerRegistry {
+    fn start(storage: Storage, more: &str) -> DockerRegistry {
         let folder = tempfile::tempdir().expect("a folder");
         let host = free_address();
         let config = format!(
             "version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\nstorage:\n  \
-             filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {host}\n{auth}",
+             filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {host}\n{more}",
             storage.folder.path().display()
         );
         let path = folder.path().join("config.yml");

@@ -4,8 +4,10 @@ mod answers;
 mod fetching;
 mod logins;
 mod mirrors;
+mod proxy;
 mod real;
 mod redirects;
+mod servers;
 mod tls;
 
 use std::fs;
