@@ -5,13 +5,20 @@
 //! reading or writing them. So they pass three stations: *freed*, then *closing* while a flush makes
 //! durable what replaced them, then *settled*, waiting for the last request that may know them to
 //! let go of its [`Hold`]; and then they are free.
+//!
+//! A page of the file that is free as a whole takes no storage: it is *punched*. A block of the file
+//! system goes back only when nothing is left in it, however small the pieces are that were freed. So
+//! the file takes at most a page for each sector in use.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
 /// Sectors in the 4096 bytes that page cache and file systems work in.
-const PAGE: u64 = 8;
+pub(super) const PAGE: u64 = 8;
+
+/// Sectors of a file that is not long yet, whatever it holds: 64 MiB.
+const LONG: u64 = 1 << 17;
 
 /// Keeps what a request looked up from being used for something else.
 #[derive(Clone, Debug, Default)]
@@ -42,6 +49,10 @@ pub struct Allocator {
     settled: VecDeque<Settled>,
     /// What requests held before the flush under way, and before those that failed before it.
     closing_holds: Vec<Arc<()>>,
+    /// Ranges that became free and may still take storage. Some may be in use again.
+    unpunched: Vec<Range<u64>>,
+    /// Sectors that are being punched.
+    punching: u64,
 }
 
 impl Allocator {
@@ -59,6 +70,8 @@ impl Allocator {
             closing: Vec::new(),
             settled: VecDeque::new(),
             closing_holds: Vec::new(),
+            unpunched: Vec::new(),
+            punching: 0,
         };
         for range in used {
             let gap = space.end..range.start;
@@ -80,43 +93,66 @@ impl Allocator {
         Hold(self.hold.clone())
     }
 
-    /// Takes `len` sectors, in one piece if there is one and else behind the end; `None` at the
-    /// limit.
-    pub fn take(&mut self, len: u64) -> Option<u64> {
+    /// Takes `len` sectors, in one piece if there is one and else behind the end; `None` at the limit.
+    /// Where the file is long for what it holds, it may take fewer: whole pages inside it.
+    pub fn take(&mut self, len: u64) -> Option<Range<u64>> {
         // Whole pages stay whole pages, so that to write them again never needs the old ones.
         let unit = if len.is_multiple_of(PAGE) { PAGE } else { 1 };
         self.reclaim();
+        if self.used().checked_add(len)? > self.limit {
+            return None;
+        }
         let fits = |(free, start): &&(u64, u64)| start.next_multiple_of(unit) + len <= start + free;
         // The next size that fits is near: pieces are cut at pages unless small. One that is longer by
         // a page always fits.
         let near = self.by_len.range((len, 0)..).take(16).find(fits);
         let longer = || self.by_len.range((len + unit - 1, 0)..).next();
-        let found = near.or_else(longer).copied();
-        if self.used().checked_add(len)? > self.limit {
-            return None;
+        if let Some((free, start)) = near.or_else(longer).copied() {
+            return Some(self.cut(start..start + free, start.next_multiple_of(unit), len));
         }
-        let (start, end) = match found {
-            Some((free, start)) => {
-                self.remove(start, free);
-                (start, start + free)
-            }
-            None => {
-                let start = self.end;
-                self.end = start.checked_next_multiple_of(unit)?.checked_add(len)?;
-                (start, self.end)
-            }
-        };
-        let taken = start.next_multiple_of(unit);
-        for rest in [start..taken, taken + len..end] {
+        if let Some((run, pages)) = self.pages_inside() {
+            let len = (pages.end - pages.start).min(len);
+            return Some(self.cut(run, pages.start, len));
+        }
+        let start = self.end;
+        let taken = start.checked_next_multiple_of(unit)?;
+        self.end = taken.checked_add(len)?;
+        if start < taken {
+            self.give(start..taken);
+        }
+        Some(taken..self.end)
+    }
+
+    /// Takes `len` sectors from `taken` on out of a free run.
+    fn cut(&mut self, run: Range<u64>, taken: u64, len: u64) -> Range<u64> {
+        self.remove(run.start, run.end - run.start);
+        for rest in [run.start..taken, taken + len..run.end] {
             if !rest.is_empty() {
                 self.give(rest);
             }
         }
-        Some(taken)
+        taken..taken + len
     }
 
-    /// Gives sectors back that nothing ever pointed at.
-    pub fn give(&mut self, range: Range<u64>) {
+    /// The longest free run and the whole pages in it, if the file is long for what it holds.
+    fn pages_inside(&self) -> Option<(Range<u64>, Range<u64>)> {
+        if self.end <= LONG.saturating_add(self.used().saturating_mul(4)) {
+            return None;
+        }
+        let (len, start) = *self.by_len.last()?;
+        let run = start..start + len;
+        let pages = run.start.next_multiple_of(PAGE)..run.end / PAGE * PAGE;
+        (!pages.is_empty()).then_some((run, pages))
+    }
+
+    /// Gives sectors back that a write took and did not come to use.
+    pub fn give_back(&mut self, range: Range<u64>) {
+        self.unpunched.push(range.clone());
+        self.give(range);
+    }
+
+    /// Makes sectors free.
+    fn give(&mut self, range: Range<u64>) {
         let Range { mut start, mut end } = range;
         if let Some((before, len)) = self.by_start.range(..start).next_back()
             && before + len == start
@@ -146,13 +182,22 @@ impl Allocator {
         self.freed.push(range);
     }
 
-    /// Leaves all that is free below sector `end` to the next flush to free: what is durable may
-    /// still point at it.
-    pub fn withhold(&mut self, end: u64) {
+    /// The file is longer than what is in use says: it ends at sector `end`.
+    pub fn extend(&mut self, end: u64) {
         if self.end < end {
             self.give(self.end..end);
             self.end = end;
         }
+    }
+
+    /// Takes it that everything free may take storage.
+    pub fn suspect_all(&mut self) {
+        let free = self.by_start.iter();
+        self.unpunched = free.map(|(start, len)| *start..start + len).collect();
+    }
+
+    /// Leaves everything free to the next flush to free: what is durable may still point at it.
+    pub fn withhold(&mut self) {
         self.by_len.clear();
         self.free = 0;
         let free = std::mem::take(&mut self.by_start).into_iter();
@@ -169,7 +214,64 @@ impl Allocator {
     /// that may know them will free them.
     pub fn will_free(&self) -> bool {
         let held = |settled: &Settled| !settled.ranges.is_empty();
-        self.has_freed() || self.settled.iter().any(held)
+        self.has_freed() || self.punching > 0 || self.settled.iter().any(held)
+    }
+
+    /// Takes out the free pages around what became free, for them to be punched. Until
+    /// [`Allocator::end_punch`] they count as used.
+    pub fn begin_punch(&mut self) -> Vec<Range<u64>> {
+        self.reclaim();
+        // The rest of the last page holds nothing either.
+        self.extend(self.end.next_multiple_of(PAGE));
+        let mut freed = std::mem::take(&mut self.unpunched);
+        freed.sort_unstable_by_key(|range| range.start);
+        let mut pages: Vec<Range<u64>> = Vec::new();
+        let mut done = 0;
+        for range in freed {
+            let end = range.end.next_multiple_of(PAGE);
+            done = done.max(range.start / PAGE * PAGE);
+            while done < end {
+                let Some(run) = self.free_run(done..end) else {
+                    break;
+                };
+                let part = run.start.max(done)..run.end.min(end);
+                done = part.end;
+                if let Some(found) = self.take_pages(run, part) {
+                    match pages.last_mut() {
+                        Some(last) if last.end == found.start => last.end = found.end,
+                        _ => pages.push(found),
+                    }
+                }
+            }
+        }
+        pages
+    }
+
+    /// The first free run that overlaps a range.
+    fn free_run(&self, range: Range<u64>) -> Option<Range<u64>> {
+        let run = |(start, len): (&u64, &u64)| *start..start + len;
+        let before = self.by_start.range(..=range.start).next_back().map(run);
+        let before = before.filter(|before| before.end > range.start);
+        before.or_else(|| self.by_start.range(range).next().map(run))
+    }
+
+    /// Takes the whole pages of a part out of a free run.
+    fn take_pages(&mut self, run: Range<u64>, part: Range<u64>) -> Option<Range<u64>> {
+        let pages = part.start.next_multiple_of(PAGE)..part.end / PAGE * PAGE;
+        if pages.is_empty() {
+            return None;
+        }
+        let len = pages.end - pages.start;
+        self.punching += len;
+        Some(self.cut(run, pages.start, len))
+    }
+
+    /// The pages from [`Allocator::begin_punch`] take no storage any more.
+    pub fn end_punch(&mut self, pages: Vec<Range<u64>>) {
+        for range in pages {
+            self.punching -= range.end - range.start;
+            self.give(range);
+        }
     }
 
     /// A flush begins, which makes durable what replaced the sectors freed so far.
@@ -182,7 +284,15 @@ impl Allocator {
     pub fn end_flush(&mut self) {
         let holds = std::mem::take(&mut self.closing_holds);
         let ranges = std::mem::take(&mut self.closing);
-        self.settled.push_back(Settled { holds, ranges });
+        match self.settled.back_mut() {
+            // Flushes that free nothing add no more to it than what is still held.
+            Some(last) if last.ranges.is_empty() => {
+                last.holds.retain(|hold| Arc::strong_count(hold) > 1);
+                last.holds.extend(holds);
+                last.ranges = ranges;
+            }
+            _ => self.settled.push_back(Settled { holds, ranges }),
+        }
         self.reclaim();
     }
 
@@ -193,7 +303,9 @@ impl Allocator {
             && oldest.holds.iter().all(|hold| Arc::strong_count(hold) == 1)
             && let Some(oldest) = self.settled.pop_front()
         {
-            oldest.ranges.into_iter().for_each(|range| self.give(range));
+            for range in oldest.ranges {
+                self.give_back(range);
+            }
         }
     }
 }
@@ -225,7 +337,7 @@ mod tests {
                 for empty in sectors.chunk_by_mut(|one, other| one.is_some() == other.is_some()) {
                     match empty[0] {
                         None if is_write => {
-                            let at = space.take(empty.len() as u64).unwrap();
+                            let at = space.take(empty.len() as u64).unwrap().start;
                             empty
                                 .iter_mut()
                                 .zip(at..)
@@ -258,7 +370,7 @@ mod tests {
         }
         used.push(end..10_000);
         let mut space = Allocator::new(8, used, u64::MAX);
-        assert_eq!(space.take(8), Some(1000));
+        assert_eq!(space.take(8), Some(1000..1008));
     }
 
     fn space(limit: u64) -> Allocator {
@@ -268,26 +380,26 @@ mod tests {
     #[test]
     fn gaps_are_found_and_used_again() {
         let mut space = Allocator::new(8, [8..16, 32..40, 44..48], u64::MAX);
-        assert_eq!(space.take(1), Some(40), "the smallest that fits");
-        assert_eq!(space.take(16), Some(16));
-        assert_eq!(space.take(16), Some(48));
-        assert_eq!(space.take(3), Some(41));
+        assert_eq!(space.take(1), Some(40..41), "the smallest that fits");
+        assert_eq!(space.take(16), Some(16..32));
+        assert_eq!(space.take(16), Some(48..64));
+        assert_eq!(space.take(3), Some(41..44));
         assert_eq!(space.used(), 64);
     }
 
     #[test]
     fn whole_pages_lie_on_pages() {
         let mut space = space(u64::MAX);
-        assert_eq!(space.take(3), Some(8));
-        assert_eq!(space.take(8), Some(16));
-        assert_eq!(space.take(5), Some(11), "what alignment left is used");
+        assert_eq!(space.take(3), Some(8..11));
+        assert_eq!(space.take(8), Some(16..24));
+        assert_eq!(space.take(5), Some(11..16), "what alignment left is used");
     }
 
     #[test]
     fn nothing_is_used_again_before_it_is_durable_and_let_go() {
         let mut space = space(8);
         let held = space.hold();
-        assert_eq!(space.take(8), Some(8));
+        assert_eq!(space.take(8), Some(8..16));
         assert_eq!(space.take(1), None, "the limit");
         assert!(!space.will_free());
         space.freed(8..16);
@@ -299,7 +411,7 @@ mod tests {
         assert_eq!(space.take(8), None, "a request may still read it");
         assert!(space.will_free() && !space.has_freed());
         drop(held);
-        assert_eq!(space.take(8), Some(8), "one that came later does not");
+        assert_eq!(space.take(8), Some(8..16), "one that came later does not");
         assert!(!space.will_free());
         drop(later);
     }
@@ -308,7 +420,7 @@ mod tests {
     fn a_flush_that_failed_is_made_up_for() {
         let mut space = space(16);
         let held = space.hold();
-        assert_eq!((space.take(8), space.take(8)), (Some(8), Some(16)));
+        assert_eq!((space.take(8), space.take(8)), (Some(8..16), Some(16..24)));
         space.freed(8..16);
         space.begin_flush();
         space.freed(16..24);
@@ -316,16 +428,117 @@ mod tests {
         space.end_flush();
         assert_eq!(space.take(8), None, "held since before the first");
         drop(held);
-        assert_eq!((space.take(8), space.take(8)), (Some(8), Some(16)));
+        assert_eq!((space.take(8), space.take(8)), (Some(8..16), Some(16..24)));
     }
 
     #[test]
     fn what_is_given_back_grows_together() {
         let mut space = space(u64::MAX);
-        assert_eq!(space.take(24), Some(8));
+        assert_eq!(space.take(24), Some(8..32));
         for range in [8..16, 24..32, 16..24] {
-            space.give(range);
+            space.give_back(range);
         }
-        assert_eq!(space.take(24), Some(8));
+        assert_eq!(space.take(24), Some(8..32));
+    }
+
+    /// Whatever is taken and freed, each page that takes storage has a sector in use.
+    #[test]
+    fn free_pages_take_no_storage() {
+        for seed in 1..20_u64 {
+            let mut random = seed * 88_172_645_463_325_252;
+            let mut below = |end: u64| {
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                random % end
+            };
+            let mut space = Allocator::new(8, [], u64::MAX);
+            let mut stored = BTreeSet::new();
+            let mut taken: Vec<Range<u64>> = Vec::new();
+            for _ in 0..3000 {
+                if below(2) == 0 || taken.is_empty() {
+                    let range = space.take(1 + below(30)).unwrap();
+                    stored.extend(range.start / PAGE..=(range.end - 1) / PAGE);
+                    match below(20) {
+                        0 => space.give_back(range),
+                        _ => taken.push(range),
+                    }
+                } else {
+                    let range = taken.swap_remove(below(taken.len() as u64) as usize);
+                    let middle = range.start + below(range.end - range.start + 1);
+                    for (part, keep) in [
+                        (range.start..middle, false),
+                        (middle..range.end, below(9) == 0),
+                    ] {
+                        match keep {
+                            _ if part.is_empty() => {}
+                            true => taken.push(part),
+                            false => space.freed(part),
+                        }
+                    }
+                }
+                if below(30) == 0 {
+                    let held = space.hold();
+                    space.begin_flush();
+                    space.end_flush();
+                    drop(held);
+                    let pages = space.begin_punch();
+                    let busy = space.take(9).unwrap();
+                    assert!(
+                        pages
+                            .iter()
+                            .all(|range| range.end <= busy.start || busy.end <= range.start)
+                    );
+                    stored.extend(busy.start / PAGE..=(busy.end - 1) / PAGE);
+                    taken.push(busy);
+                    for page in pages
+                        .iter()
+                        .flat_map(|range| range.start / PAGE..range.end / PAGE)
+                    {
+                        stored.remove(&page);
+                    }
+                    space.end_punch(pages);
+                    let mut used = BTreeSet::new();
+                    for range in &taken {
+                        used.extend(range.start / PAGE..=(range.end - 1) / PAGE);
+                    }
+                    assert!(stored.is_subset(&used), "seed {seed}");
+                }
+            }
+            assert_eq!(
+                space.used(),
+                8 + taken
+                    .iter()
+                    .map(|range| range.end - range.start)
+                    .sum::<u64>()
+                    + freed(&space)
+            );
+        }
+    }
+
+    fn freed(space: &Allocator) -> u64 {
+        let waiting = space.freed.iter().chain(&space.closing);
+        let settled = space.settled.iter().flat_map(|settled| &settled.ranges);
+        waiting
+            .chain(settled)
+            .map(|range| range.end - range.start)
+            .sum()
+    }
+
+    /// A sector kept of every long piece does not make the file longer for ever.
+    #[test]
+    fn a_long_file_is_filled_before_it_grows() {
+        let mut space = Allocator::new(8, [], u64::MAX);
+        for _ in 0..1000 {
+            let mut left = 8192;
+            while left > 0 {
+                let range = space.take(left).unwrap();
+                left -= range.end - range.start;
+                space.freed(range.start + 1..range.end);
+            }
+            space.begin_flush();
+            space.end_flush();
+        }
+        assert!(space.end < 2 * LONG, "{} sectors", space.end);
     }
 }

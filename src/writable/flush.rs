@@ -34,6 +34,7 @@ impl WritableLayer {
         self.check().inspect_err(|_| self.discard_journal())?;
         let covered = self.asked.load(Ordering::Acquire);
         self.flush_all(&mut flusher)?;
+        self.punch_free();
         flusher.done = covered;
         Ok(())
     }

@@ -19,6 +19,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use uuid::Uuid;
 use zerocopy::{FromBytes, IntoBytes};
@@ -104,11 +105,17 @@ pub(super) fn remove_file(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// The id of this boot of the kernel, as text.
+/// The id of this boot of the kernel, as text. Where the kernel does not tell, one that no other
+/// process has, so that no journal outlives its process.
 pub fn boot_id() -> [u8; 36] {
-    let mut id = [0; 36];
-    boot::boot_id().hyphenated().encode_lower(&mut id);
-    id
+    static ID: OnceLock<Uuid> = OnceLock::new();
+    let id = ID.get_or_init(|| match boot::boot_id() {
+        unknown if unknown.is_nil() => Uuid::new_v4(),
+        known => known,
+    });
+    let mut text = [0; 36];
+    id.hyphenated().encode_lower(&mut text);
+    text
 }
 
 /// What the journal of a layer holds.

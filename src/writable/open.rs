@@ -4,12 +4,13 @@
 //! index, which is made durable, and the journal starts anew. Where storage has no room for that, the
 //! journal is gone on with, and its mappings wait for the next flush like those to come.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::fs::Metadata;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, RwLock};
 
-use super::allocator::Allocator;
+use super::allocator::{Allocator, PAGE};
 use super::coverage::Coverage;
 use super::extent_map::{ExtentMap, Place};
 use super::flush::is_long;
@@ -80,9 +81,16 @@ impl WritableLayer {
         }
         used.sort_unstable_by_key(|range| range.start);
         let end = used.last().map_or(0, |range| range.end * SECTOR_SIZE);
+        let metadata = data.metadata();
+        let metadata = metadata.map_err(Error::file("examine", &paths.data))?;
+        let suspect = takes_more(&metadata, &used);
         let mut space = Allocator::new(FIRST_DATA.0, used, options.limit / SECTOR_SIZE);
+        space.extend(metadata.len().div_ceil(SECTOR_SIZE));
+        if suspect {
+            space.suspect_all();
+        }
         if !pending.is_empty() || rewrite != Rewrite::No {
-            space.withhold(file_end(&data, paths)?);
+            space.withhold();
         }
         let again = data.try_clone().map_err(Error::file("open", &paths.data))?;
         let blob = Blob::changing(&paths.data, again)?;
@@ -166,9 +174,17 @@ fn settle_size(paths: &Paths, options: &Options, loaded: &mut Loaded) -> Result<
     }
 }
 
-/// First sector behind the data file.
-fn file_end(data: &File, paths: &Paths) -> Result<u64, Error> {
-    let metadata = data.metadata();
-    let metadata = metadata.map_err(Error::file("examine", &paths.data))?;
-    Ok(metadata.len().div_ceil(SECTOR_SIZE))
+/// Whether a data file takes more storage than the pages that these sectors lie on, sorted, by more
+/// than a file system needs for itself. What a process before this one freed may not be punched then.
+fn takes_more(metadata: &Metadata, used: &[Range<u64>]) -> bool {
+    const SLACK: u64 = 1 << 20;
+    let (mut pages, mut last) = (0, 0);
+    for range in used {
+        // Page 0 is the header.
+        let first = (range.start / PAGE).max(last + 1);
+        let end = range.end.div_ceil(PAGE);
+        pages += end.saturating_sub(first);
+        last = last.max(end - 1);
+    }
+    metadata.blocks() * 512 > (pages + 1) * PAGE * SECTOR_SIZE + SLACK
 }

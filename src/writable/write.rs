@@ -3,13 +3,14 @@
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
 use super::Error;
-use super::allocator::{Allocator, Hold};
+use super::allocator::{Allocator, Hold, PAGE};
 use super::extent_map::{Extent, Place, mappings_of};
 use super::layer::{State, WritableLayer};
 use crate::format::lsmt::writable::Kind;
@@ -128,7 +129,7 @@ impl WritableLayer {
             let mut state = self.state_mut();
             for extent in extents {
                 if let Place::Data(at) = extent.place {
-                    state.space.give(at..at + extent.len);
+                    state.space.give_back(at..at + extent.len);
                 }
             }
         }
@@ -142,33 +143,34 @@ impl WritableLayer {
     /// As [`WritableLayer::write`].
     pub fn discard(&self, start: u64, sectors: u64) -> Result<(), Error> {
         self.make_room()?;
-        let _gate = self.enter()?;
-        let zero = |extent: &Extent| extent.place == Place::Zero;
-        // What is zero already stays; only what is between gets a mapping. What that frees must not
-        // be used again before the holes are made.
-        let (zeros, _hold): (Vec<_>, Hold) = {
-            let state = self.state();
-            let found = state.map.within(start..start + sectors).filter(zero);
-            (found.collect(), state.space.hold())
-        };
-        let mut gaps = Vec::new();
-        let mut at = start;
-        for extent in &zeros {
-            gaps.push(at..extent.start);
-            at = extent.end();
-        }
-        gaps.push(at..start + sectors);
-        let extents = gaps
-            .into_iter()
-            .filter(|gap| !gap.is_empty())
-            .map(|gap| Extent {
+        let freed = {
+            let _gate = self.enter()?;
+            let zero = |extent: &Extent| extent.place == Place::Zero;
+            // What is zero already stays; only what is between gets a mapping.
+            let zeros: Vec<_> = {
+                let state = self.state();
+                state
+                    .map
+                    .within(start..start + sectors)
+                    .filter(zero)
+                    .collect()
+            };
+            let mut gaps = Vec::new();
+            let mut at = start;
+            for extent in &zeros {
+                gaps.push(at..extent.start);
+                at = extent.end();
+            }
+            gaps.push(at..start + sectors);
+            let gaps = gaps.into_iter().filter(|gap| !gap.is_empty());
+            self.publish(gaps.map(|gap| Extent {
                 start: gap.start,
                 len: gap.end - gap.start,
                 place: Place::Zero,
-            });
-        let freed = self.publish(extents)?;
-        for extent in freed {
-            self.punch(extent);
+            }))?
+        };
+        if self.kind == Kind::Sparse {
+            self.punch_places(&freed, start, sectors);
         }
         Ok(())
     }
@@ -280,23 +282,24 @@ impl WritableLayer {
         let mut start = range.start;
         while start < range.end {
             let len = (range.end - start).min(MAX_DATA);
-            let at = match self.kind {
-                Kind::Sparse => Some(FIRST_DATA.0 + start),
+            let found = match self.kind {
+                Kind::Sparse => Some(FIRST_DATA.0 + start..FIRST_DATA.0 + start + len),
                 Kind::Append | Kind::Hybrid => space.take(len),
             };
-            let Some(at) = at else {
+            let Some(found) = found else {
                 for target in targets.drain(..).filter(|target| target.fresh) {
-                    space.give(target.at..target.at + target.len);
+                    space.give_back(target.at..target.at + target.len);
                 }
                 return Err(Error::Full {
                     path: self.paths.data.clone(),
                     limit: self.limit,
                 });
             };
+            let len = found.end - found.start;
             targets.push(Target {
                 start,
                 len,
-                at,
+                at: found.start,
                 fresh: true,
             });
             start += len;
@@ -362,14 +365,52 @@ impl WritableLayer {
         growth <= 0 || map.mappings().saturating_add_signed(growth) <= MAX_ENTRIES
     }
 
-    /// Gives the blocks of data that no longer counts back to the file system.
-    fn punch(&self, extent: Extent) {
-        let Place::Data(at) = extent.place else {
+    /// Gives back what free pages of the data file take, after a flush. A sparse layer has a place for
+    /// every sector, and gives it back when it is discarded.
+    pub(super) fn punch_free(&self) {
+        if self.kind == Kind::Sparse {
             return;
-        };
+        }
+        let pages = self.state_mut().space.begin_punch();
+        if pages.is_empty() {
+            return;
+        }
+        for range in &pages {
+            self.punch(range.start, range.end - range.start);
+        }
+        self.state_mut().space.end_punch(pages);
+    }
+
+    /// Gives back what `sectors` discarded sectors from `start` on took in a sparse layer, and the pages
+    /// at both ends if nothing else lies on them.
+    fn punch_places(&self, freed: &[Extent], start: u64, sectors: u64) {
+        if freed.is_empty() {
+            return;
+        }
+        for extent in freed {
+            if let Place::Data(at) = extent.place {
+                self.punch(at, extent.len);
+            }
+        }
+        let (first, last) = (start / PAGE * PAGE, (start + sectors - 1) / PAGE * PAGE);
+        let is_cut = |page: u64| page < start || page + PAGE > start + sectors;
+        let pages = [first, last].into_iter().filter(|page| is_cut(*page));
+        for page in pages {
+            // A write to another sector of the page may be under way.
+            let frozen = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+            let data = |extent: Extent| extent.place != Place::Zero;
+            let is_free = !self.state().map.within(page..page + PAGE).any(data);
+            if is_free && !*frozen {
+                self.punch(FIRST_DATA.0 + page, PAGE);
+            }
+        }
+    }
+
+    /// Makes a hole in the data file.
+    fn punch(&self, at: u64, sectors: u64) {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        let (offset, len) = (at * SECTOR_SIZE, extent.len * SECTOR_SIZE);
-        // A file system that cannot keeps the blocks, until they are used again.
+        let (offset, len) = (at * SECTOR_SIZE, sectors * SECTOR_SIZE);
+        // On a file system without holes, free sectors take storage until they are used again.
         let _ = rustix::fs::fallocate(&self.file, flags, offset, len);
     }
 

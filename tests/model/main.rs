@@ -3,4 +3,5 @@
 mod absent;
 mod image;
 mod snapshots;
+mod space;
 mod writable;
