@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use crate::machine::{Hardware, Machine};
+use crate::machine::{Board, Hardware, Machine};
 use crate::process::{command, output};
 
 /// Directory with `vmlinuz` and `initrd.gz`, built once per run.
@@ -26,29 +26,56 @@ pub struct Linux(Machine);
 impl Linux {
     /// Boots with two processors, thus two queues; returns when the disk is there.
     pub fn boot(dir: &Path, socket: &Path) -> Self {
+        Self::started(Self::machine(dir, socket, &[]))
+    }
+
+    /// Starts the machine, with more options for QEMU.
+    pub fn machine(dir: &Path, socket: &Path, more: &[&str]) -> Machine {
         let image = |name: &str| IMAGES.join(name).to_str().expect("path").to_owned();
         let (kernel, initrd) = (image("vmlinuz"), image("initrd.gz"));
-        let machine = Machine::start(
+        let boot = [
+            "-kernel",
+            &kernel,
+            "-initrd",
+            &initrd,
+            "-append",
+            "console=ttyS0 panic=-1 quiet",
+        ];
+        Machine::start(
             dir,
             socket,
             &Hardware {
+                board: Board::Pc,
                 processors: 2,
                 memory: 512,
                 private: 0,
-                boot: vec![
-                    "-kernel",
-                    &kernel,
-                    "-initrd",
-                    &initrd,
-                    "-append",
-                    "console=ttyS0 panic=-1 quiet",
-                ],
+                boot: [&boot[..], more].concat(),
                 console: true,
             },
-        );
-        let mut linux = Self(machine);
-        linux.answer();
-        linux
+        )
+    }
+
+    /// The Linux that `machine` boots, once its disk is there.
+    pub fn started(mut machine: Machine) -> Self {
+        loop {
+            let Some(line) = machine.line() else {
+                panic!("the machine is off{}", machine.report());
+            };
+            // Firmware may have written to the port before, without an end of line.
+            if line.ends_with("=> 0") {
+                return Self(machine);
+            }
+        }
+    }
+
+    /// A Linux that runs on `machine` by now, where it moved.
+    pub fn moved(machine: Machine) -> Self {
+        Self(machine)
+    }
+
+    /// Its machine.
+    pub fn hardware(&self) -> &Machine {
+        &self.0
     }
 
     /// Runs a line of shell; returns what it prints. Any status but 0 fails the test.

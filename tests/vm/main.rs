@@ -3,8 +3,11 @@
 //! `common` holds what must be read and the daemon that serves it, `machine` is QEMU, and two guests
 //! run on it: `linux` (a real driver, a real file system) and `tiny` (a driver that breaks the rules).
 
+mod before_driver;
 mod linux;
 mod machine;
+mod microvm;
+mod migration;
 mod private_memory;
 mod process;
 mod recovery;

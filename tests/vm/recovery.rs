@@ -16,7 +16,7 @@ use common::golden;
 const KILLS: u32 = 5;
 
 /// Hashes the disk over and over while four readers keep many requests in flight past the cache.
-const READERS: &str = "\
+pub const READERS: &str = "\
     ( until [ -e /tmp/stop ]; do \
         echo 3 >/proc/sys/vm/drop_caches; sha256sum /dev/vda || echo failed; \
       done >/tmp/hashes ) & \
@@ -55,7 +55,7 @@ fn a_killed_daemon_is_restarted_and_the_guest_reads_on() {
 }
 
 /// Returns once the guest has read more of its disk than it had at the call.
-fn wait_for_reads(linux: &mut Linux) {
+pub fn wait_for_reads(linux: &mut Linux) {
     // Third field: sectors read.
     linux.run(
         "sectors() { set -- $(cat /sys/block/vda/stat); echo $3; }; \

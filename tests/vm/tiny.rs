@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use crate::machine::{Hardware, Machine};
+use crate::machine::{Board, Hardware, Machine};
 use crate::process::{command, output};
 
 static KERNEL: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -22,20 +22,33 @@ pub struct Report(String);
 
 /// Boots it with `options` (the list is at the top of `tinyguest/tg.c`) and waits for its end.
 pub fn run(dir: &Path, socket: &Path, options: &str) -> Report {
+    report(start(dir, socket, Board::Pc, options, &[]))
+}
+
+/// Starts it on a board, with more options for QEMU.
+pub fn start(dir: &Path, socket: &Path, board: Board, options: &str, more: &[&str]) -> Machine {
     let kernel = KERNEL.to_str().expect("path");
-    let mut machine = Machine::start(
+    Machine::start(
         dir,
         socket,
         &Hardware {
+            board,
             processors: 1,
             memory: SHARED,
-            private: PRIVATE,
-            boot: vec!["-kernel", kernel, "-append", options],
+            private: if board == Board::Pc { PRIVATE } else { 0 },
+            boot: [&["-kernel", kernel, "-append", options], more].concat(),
             console: false,
         },
-    );
+    )
+}
+
+/// Waits for its end.
+pub fn report(mut machine: Machine) -> Report {
     let mut text = String::new();
-    while let Some(line) = machine.line() {
+    // A microvm has nothing to switch it off with.
+    while !text.contains("TG end")
+        && let Some(line) = machine.line()
+    {
         text += &line;
         text += "\n";
     }
