@@ -31,6 +31,16 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// The socket's path is longer than the system takes.
+    #[error("cannot listen on {}: socket path has {len} bytes; the limit is {limit}", path.display())]
+    SocketPath {
+        /// The socket's path.
+        path: PathBuf,
+        /// Bytes it has.
+        len: usize,
+        /// Bytes it may have.
+        limit: usize,
+    },
     /// Another daemon answers on the socket.
     #[error("{} is in use by a running daemon: choose another --socket or stop it", path.display())]
     SocketInUse {

@@ -4,13 +4,17 @@
 //! sandbox, in which no connection can be made, and [`Claim::listen`] binds the path once the image
 //! is open, so that a front-end never connects to a disk that is not there yet.
 //!
-//! To find a stale socket and to remove it must be one step, and so must binding and listening: of
-//! two daemons at one path, one would otherwise remove the other's live socket. So each locks the
-//! directory during both steps.
+//! To find a stale socket and to remove it must be one step: of two daemons at one path, one would
+//! otherwise remove the other's live socket. So each locks the directory during both steps.
+//!
+//! A socket that is bound refuses connections until it listens. It is therefore bound under another
+//! name, and appears at its path once it listens.
 
+use std::ffi::OsStr;
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -29,19 +33,22 @@ const LOCK_LIMIT: Duration = Duration::from_secs(5);
 /// Connections that wait to be accepted; the system may keep fewer.
 const BACKLOG: i32 = 128;
 
+/// Bytes in the path of a socket at most: the system's field for it, less the final zero.
+const MAX_PATH: usize = 107;
+
 /// A listening socket. Where it was bound here, its path goes away with it.
 #[derive(Debug)]
 pub struct Listener {
-    /// Before the socket: as long as that listens, nobody replaces what is at the path.
+    /// Dropped before the socket: while the socket listens, no other daemon replaces its path.
     _bound: Option<Bound>,
     socket: UnixListener,
 }
 
-/// A path that is ours.
+/// A path at which this process has bound a socket.
 #[derive(Debug)]
 struct Bound {
     path: PathBuf,
-    /// Device and inode of the path, to remove no one else's.
+    /// Device and inode of the path, to remove no other process's socket.
     identity: (u64, u64),
 }
 
@@ -61,8 +68,17 @@ impl Claim {
     /// # Errors
     ///
     /// [`Error::SocketInUse`] if a running daemon answers at the path, [`Error::NotASocket`] if
-    /// something else is there, [`Error::Socket`] if the system refuses.
+    /// something else is there, [`Error::SocketPath`] if the path is too long, [`Error::Socket`] if
+    /// the system refuses.
     pub fn new(path: &Path, mode: u32) -> Result<Claim, Error> {
+        let len = path.as_os_str().len();
+        if len > MAX_PATH {
+            return Err(Error::SocketPath {
+                path: path.to_owned(),
+                len,
+                limit: MAX_PATH,
+            });
+        }
         let failed = |source| Error::Socket {
             path: path.to_owned(),
             source,
@@ -90,11 +106,11 @@ impl Claim {
         directory(&self.path)
     }
 
-    /// Binds the path and listens.
+    /// Listens at the path.
     ///
     /// # Errors
     ///
-    /// [`Error::SocketInUse`] if another daemon has bound the path meanwhile, [`Error::Socket`] if
+    /// [`Error::SocketInUse`] if another daemon has taken the path meanwhile, [`Error::Socket`] if
     /// the system refuses.
     pub fn listen(self) -> Result<Listener, Error> {
         let failed = |source| Error::Socket {
@@ -102,22 +118,41 @@ impl Claim {
             source,
         };
         let locked = lock(&self.directory).map_err(failed)?;
-        match bind(&self.socket, &self.path, self.mode) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                return Err(Error::SocketInUse { path: self.path });
-            }
-            bound => bound.map_err(failed)?,
+        if self.path.symlink_metadata().is_ok() {
+            return Err(Error::SocketInUse { path: self.path });
         }
-        let meta = self.path.symlink_metadata().map_err(failed)?;
+        let early = early_path(&self.path);
+        bind(&self.socket, &early, self.mode).map_err(failed)?;
+        let meta = early.symlink_metadata();
+        let listening = meta.and_then(|meta| {
+            rustix::net::listen(&self.socket, BACKLOG)?;
+            std::fs::rename(&early, &self.path)?;
+            Ok(identity(&meta))
+        });
+        let identity = listening.map_err(|error| {
+            // The next daemon replaces what cannot be removed.
+            let _ = std::fs::remove_file(&early);
+            failed(error)
+        })?;
         drop(locked);
         Ok(Listener {
             socket: UnixListener::from(self.socket),
             _bound: Some(Bound {
-                identity: identity(&meta),
+                identity,
                 path: self.path,
             }),
         })
     }
+}
+
+/// Where a socket is bound before it listens: beside its path, and with a name of the same length,
+/// for the length is limited.
+fn early_path(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().as_bytes().to_vec();
+    if let Some(first) = name.first_mut() {
+        *first = if *first == b'~' { b'-' } else { b'~' };
+    }
+    path.with_file_name(OsStr::from_bytes(&name))
 }
 
 /// Removes a socket at `path` that no process listens on.
@@ -221,21 +256,25 @@ fn identity(meta: &Metadata) -> (u64, u64) {
     (meta.dev(), meta.ino())
 }
 
-/// Binds and listens, with exactly the permissions asked for from the first moment.
+/// Binds with exactly the permissions asked for, from the first moment. Replaces a socket at `path`,
+/// which a daemon left behind that was killed there; the directory is locked.
 fn bind(socket: &OwnedFd, path: &Path, mode: u32) -> io::Result<()> {
+    let left = path.symlink_metadata();
+    if left.is_ok_and(|left| left.file_type().is_socket()) {
+        std::fs::remove_file(path)?;
+    }
     let address = SocketAddrUnix::new(path)?;
     let before = rustix::process::umask(Mode::from_raw_mode(!mode & 0o777));
     let bound = rustix::net::bind(socket, &address);
     rustix::process::umask(before);
-    bound?;
-    Ok(rustix::net::listen(socket, BACKLOG)?)
+    Ok(bound?)
 }
 
 impl Drop for Bound {
     fn drop(&mut self) {
         let ours = |meta: Metadata| identity(&meta) == self.identity;
         if self.path.symlink_metadata().is_ok_and(ours) {
-            // The next daemon replaces what we cannot remove.
+            // The next daemon replaces what cannot be removed.
             let _ = std::fs::remove_file(&self.path);
         }
     }
@@ -274,6 +313,49 @@ mod tests {
             drop(won);
             assert!(!path.exists(), "the path goes away with its socket");
         }
+    }
+
+    /// A front-end that waits for the path to appear can connect at once.
+    #[test]
+    fn a_socket_that_is_there_listens() {
+        let folder = tempfile::tempdir().unwrap();
+        for round in 0..200 {
+            let path = folder.path().join(format!("socket{round}"));
+            let waiting = path.clone();
+            let front_end = thread::spawn(move || {
+                while !waiting.exists() {
+                    std::hint::spin_loop();
+                }
+                UnixStream::connect(waiting).map(drop)
+            });
+            let listener = Claim::new(&path, 0o600).unwrap().listen().unwrap();
+            front_end.join().unwrap().unwrap();
+            drop(listener);
+        }
+        assert_eq!(folder.path().read_dir().unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_a_killed_daemon_left_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["socket", "~ocket", "s", "~"] {
+            let path = folder.path().join(name);
+            let early = early_path(&path);
+            assert_ne!(early, path);
+            assert_eq!(early.as_os_str().len(), path.as_os_str().len());
+            drop(UnixListener::bind(&early).unwrap());
+            drop(Claim::new(&path, 0o600).unwrap().listen().unwrap());
+            assert!(!early.exists() && !path.exists(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_is_too_long_is_refused_with_its_length() {
+        let path = Path::new("/tmp").join("x".repeat(150));
+        let error = Claim::new(&path, 0o600).unwrap_err();
+        let text = error.to_string();
+        let expected = "socket path has 155 bytes; the limit is 107";
+        assert!(text.ends_with(expected), "{text}");
     }
 
     #[test]

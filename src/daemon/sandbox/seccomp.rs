@@ -94,6 +94,11 @@ const LISTENING: &[c_long] = &[
     libc::SYS_listen,
     libc::SYS_umask,
     libc::SYS_flock, // one daemon at a time looks at the path
+    // It appears at its path once it listens.
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_rename,
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
 ];
 
 /// To remove the socket at the end. Landlock keeps this to the socket's directory.
