@@ -89,7 +89,7 @@ impl Connection {
 ///
 /// # Errors
 ///
-/// The system does not let us wait for connections, a queue does not drain in time, or what was
+/// Waiting for connections fails, a queue does not drain in time, or what was
 /// written does not become durable.
 pub fn serve(
     listener: &Listener,

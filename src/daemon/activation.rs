@@ -1,4 +1,4 @@
-//! A socket that the service manager made and passes on (`sd_listen_fds(3)`).
+//! A listening socket passed by the service manager (`sd_listen_fds(3)`).
 //!
 //! The socket outlives the daemon: a front-end that connects while no daemon runs waits for the
 //! next one.
@@ -13,34 +13,34 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketType};
 
-/// Why what was passed is of no use.
+/// Why the socket that was passed cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The environment announces descriptors that are not there, or not as numbers.
-    #[error("LISTEN_FDS and LISTEN_PID announce what is not there")]
+    /// `LISTEN_FDS` or `LISTEN_PID` is not a number, or names descriptors that are not open.
+    #[error("LISTEN_FDS and LISTEN_PID: expected the number of open descriptors and a process")]
     Environment(#[source] io::Error),
     /// A device has one socket.
     #[error("expected 1 socket, found {found}")]
     Count {
-        /// How many there are.
+        /// How many were passed.
         found: usize,
     },
-    /// Descriptor 3 is something else.
-    #[error("descriptor 3 is no listening Unix stream socket")]
+    /// Descriptor 3 is not such a socket.
+    #[error("descriptor 3: expected a listening Unix stream socket, found something else")]
     NotAListener,
 }
 
-/// Whether the environment announces a socket, for this process or another.
+/// Returns whether the environment names a socket, for this process or another.
 pub fn is_offered() -> bool {
     env::var_os("LISTEN_FDS").is_some() && env::var_os("LISTEN_PID").is_some()
 }
 
-/// The socket passed to this process, if one is. Call it before anything is opened, so that the
-/// descriptor is what its number says; a second call finds nothing.
+/// Returns the socket passed to this process, if there is one. Call it before any file is opened, so
+/// that descriptor 3 is the one that was passed; a second call returns `None`.
 ///
 /// # Errors
 ///
-/// Something was passed, and it is not one listening Unix stream socket.
+/// [`Error`] if anything but one listening Unix stream socket was passed.
 pub fn take() -> Result<Option<UnixListener>, Error> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     let mut passed = sd_notify::listen_fds().map_err(Error::Environment)?;
@@ -52,7 +52,7 @@ pub fn take() -> Result<Option<UnixListener>, Error> {
         return Err(Error::Count { found });
     }
     // SAFETY: the descriptor is open, for its flags were just changed; it was so before the program
-    // started, and nobody else here takes it, now or later.
+    // started, and `TAKEN` keeps any other call from taking it.
     let socket = unsafe { OwnedFd::from_raw_fd(number) };
     let listens = socket_domain(&socket) == Ok(AddressFamily::UNIX)
         && socket_type(&socket) == Ok(SocketType::STREAM)

@@ -1,4 +1,4 @@
-//! What the service manager is told (`sd_notify(3)`).
+//! State notifications to the service manager (`sd_notify(3)`).
 
 use std::env;
 use std::ffi::OsStr;
@@ -9,14 +9,14 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 use sd_notify::NotifyState;
 
-/// The service manager, if there is one. Connected early: no socket can be made later.
+/// The service manager, if there is one. Connected early: the sandbox allows no new socket.
 #[derive(Debug)]
 pub struct Manager {
     socket: Option<UnixDatagram>,
 }
 
 impl Manager {
-    /// Connects to where NOTIFY_SOCKET says; a failure is logged.
+    /// Connects to the socket that `NOTIFY_SOCKET` names; a failure is logged.
     pub fn connect() -> Self {
         let socket = env::var_os("NOTIFY_SOCKET").and_then(|name| {
             connect(&name)
@@ -26,7 +26,7 @@ impl Manager {
         Self { socket }
     }
 
-    /// Tells it how we are; a failure is logged.
+    /// Sends a state; a failure is logged.
     pub fn tell(&self, state: &NotifyState<'_>) {
         if let Some(socket) = &self.socket
             && let Err(error) = socket.send(state.to_string().as_bytes())

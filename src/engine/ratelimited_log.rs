@@ -12,7 +12,7 @@ use log::Level;
 /// Lines that are logged at once after a quiet time.
 const BURST: u32 = 32;
 
-/// Who they come from, in the log: not this module.
+/// Module named in the log, in place of this one.
 const TARGET: &str = env!("CARGO_CRATE_NAME");
 
 /// Time after which there is room for one more.

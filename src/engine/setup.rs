@@ -37,7 +37,7 @@ pub struct ConnectionContext {
 }
 
 impl ConnectionContext {
-    /// Whether the front-end cut a file under us: guest memory, in-flight area or log.
+    /// Whether the front-end cut a file short that is mapped: guest memory, in-flight area or log.
     pub fn is_lost(&self) -> bool {
         self.memory.is_lost()
             || self.inflight.as_ref().is_some_and(|area| area.is_lost())

@@ -1,8 +1,8 @@
 //! Calls that another process may block for ever, and how to end them from outside.
 //!
-//! A descriptor that a front-end sent is shared with it: `O_NONBLOCK` can be taken back between our
-//! check and our call, a counter can be filled, a socket can linger when it is closed. Such calls
-//! run inside [`PeerCall::run`], and [`PeerCall::interrupt`] breaks them off: a signal with a
+//! A descriptor that a front-end sent is shared with it: `O_NONBLOCK` can be cleared between a check
+//! and a call, a counter can be filled, a socket can linger when it is closed. Such calls run inside
+//! [`PeerCall::run`], and [`PeerCall::interrupt`] breaks them off: a signal with a
 //! handler that does nothing makes them return `EINTR`.
 #![allow(unsafe_code)]
 

@@ -62,7 +62,7 @@ pub enum ChannelError {
         /// What was being done.
         doing: &'static str,
     },
-    /// The kernel dropped descriptors, and nobody can tell which.
+    /// The kernel dropped descriptors of a message.
     #[error(
         "descriptors of a message are lost: it came with more than {MAX_DESCRIPTORS}, or the daemon has none left (RLIMIT_NOFILE)"
     )]

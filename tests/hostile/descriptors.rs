@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::PATIENCE;
-use common::blk::IN;
+use common::blk::{IN, Scratch};
 use common::disk::Disk;
 use common::guest::{Guest, Options};
 use common::memory::Memory;
@@ -136,7 +136,8 @@ fn no_descriptor_left_for_one_that_a_message_has() {
         let limit = Rlimit { current, maximum };
         prlimit(Some(disk.daemon.pid()), Resource::Nofile, limit).expect("prlimit");
     };
-    limit(Some(0));
+    // The standard streams are open.
+    limit(Some(3));
     let event = eventfd(0, EventfdFlags::CLOEXEC).expect("eventfd");
     let queue = 0u64.to_le_bytes();
     assert!(raw.send(
@@ -147,6 +148,37 @@ fn no_descriptor_left_for_one_that_a_message_has() {
     ));
     raw.assert_closed();
     limit(maximum);
+    disk.assert_well();
+}
+
+/// A shortage when a queue starts is answered, and reported on the queue's error descriptor.
+#[test]
+fn no_descriptor_left_for_the_worker_of_a_queue() {
+    let mut disk = Disk::serve();
+    let (mut session, memory) = disk.session();
+    let queue = Queue::new(&memory, 128, session.has(feature::EVENT_IDX));
+    let vring = queue.ring.vring.clone();
+    session.set_up_queue(0, &vring, 0).expect("set up");
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let limit = |current| {
+        let limit = Rlimit { current, maximum };
+        prlimit(Some(disk.daemon.pid()), Resource::Nofile, limit).expect("prlimit");
+    };
+    // The standard streams are open.
+    limit(Some(3));
+    assert!(session.enable(0, true).is_err(), "a queue without a worker");
+    assert_eq!(vring.err.read().expect("error"), 1);
+    limit(maximum);
+    session.enable(0, false).expect("disable");
+    session.enable(0, true).expect("enable");
+    let mut guest = Guest {
+        queues: vec![queue],
+        scratch: Scratch::new(&memory, 512 << 10),
+        session,
+        memory,
+    };
+    guest.assert_reads(0, &disk.content);
+    drop(guest);
     disk.assert_well();
 }
 

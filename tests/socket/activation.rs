@@ -114,7 +114,7 @@ fn a_front_end_connects_while_one_daemon_follows_another() {
 fn what_is_no_listening_stream_socket_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("s");
-    let what = "descriptor 3 is no listening Unix stream socket";
+    let what = "descriptor 3: expected a listening Unix stream socket, found something else";
     says(
         &refused(TcpListener::bind("127.0.0.1:0").unwrap(), "1", "$$", &[]),
         what,
@@ -138,7 +138,8 @@ fn announcements_that_are_wrong_are_refused() {
     let listener = UnixListener::bind(&path).unwrap();
     let _other = UnixListener::bind(&other).unwrap();
     let passed = || listener.try_clone().unwrap();
-    let environment = "LISTEN_FDS and LISTEN_PID announce what is not there";
+    let environment =
+        "LISTEN_FDS and LISTEN_PID: expected the number of open descriptors and a process";
     // Descriptor 4 is not open.
     says(&refused(passed(), "2", "$$", &[]), environment);
     says(&refused(passed(), "one", "$$", &[]), environment);
