@@ -141,7 +141,7 @@ impl Blob {
 }
 
 /// A random number between a half and one.
-fn jitter() -> f64 {
+pub(super) fn jitter() -> f64 {
     use std::hash::{BuildHasher, RandomState};
     let random = RandomState::new().hash_one(0u8);
     0.5 + 0.5 * (random >> 11) as f64 / (1u64 << 53) as f64

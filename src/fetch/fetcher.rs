@@ -9,6 +9,7 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::thread::{self, JoinHandle};
 
+use super::background::Download;
 use super::blob::{Blob, BlobId, Offer, lock};
 use super::counters::{Counters, CountersSnapshot};
 use super::origin::Failure;
@@ -27,6 +28,9 @@ const MAX_DEMAND: u64 = (4 << 20) / UNIT;
 /// Units of one request that nothing waits for.
 const MAX_AHEAD: u64 = (4 << 20) / UNIT;
 
+/// Units of one request of a background download.
+const MAX_BACKGROUND: u64 = (16 << 20) / UNIT;
+
 /// How the fetcher works.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
@@ -34,8 +38,6 @@ pub struct Options {
     pub demand_threads: usize,
     /// Threads for the rest.
     pub other_threads: usize,
-    /// Bytes of one request of a background download.
-    pub block_size: u64,
     /// How large the cache may grow.
     pub limits: Limits,
 }
@@ -45,7 +47,6 @@ impl Default for Options {
         Self {
             demand_threads: 16,
             other_threads: 8,
-            block_size: 8 << 20,
             limits: Limits::default(),
         }
     }
@@ -191,12 +192,23 @@ impl Fetcher {
     }
 
     /// Serves a disk process on the other end of `socket`, which may ask for the offered blobs by
-    /// their numbers, until it closes its end. Returns at once.
+    /// their numbers, until it closes its end. Until then, the blobs are downloaded in the
+    /// background, if that is asked for. Returns at once.
     ///
     /// # Errors
     /// The process has no descriptor or no thread left.
-    pub fn attach(&self, socket: OwnedFd, offers: Vec<Offer>) -> io::Result<()> {
-        session::start(Arc::clone(&self.shared), socket, offers)
+    pub fn attach(
+        &self,
+        socket: OwnedFd,
+        offers: Vec<Offer>,
+        download: Option<Download>,
+    ) -> io::Result<()> {
+        let link = Arc::new(Link::new(socket)?);
+        if let Some(download) = download {
+            let alive = Arc::downgrade(&link);
+            download.start(Arc::clone(&self.shared), offers.clone(), alive)?;
+        }
+        session::start(Arc::clone(&self.shared), link, offers)
     }
 
     /// Makes durable what is there and ends at once, as the process does: threads that wait for a
@@ -359,7 +371,8 @@ impl Shared {
                 pace.unwrap_or(1).min(MAX_DEMAND)
             }
             Urgency::Replay | Urgency::ReadAhead => MAX_AHEAD,
-            Urgency::Background => (self.options.block_size / UNIT).max(1),
+            // As large as they were asked for, unless neighbours are asked for at once.
+            Urgency::Background => MAX_BACKGROUND,
         }
     }
 

@@ -1,7 +1,7 @@
 //! Fetching whole blobs: background download and `ovbd pull`.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,6 +25,8 @@ const TICK: Duration = Duration::from_millis(100);
 pub struct FillOptions {
     /// Requests under way at a time.
     pub parallel: usize,
+    /// Bytes of one request.
+    pub block_size: u64,
     /// Bytes a second, at most; `None`: as many as come.
     pub rate: Option<u64>,
     /// Give up if no byte comes for so long; `None`: never.
@@ -66,14 +68,14 @@ pub enum FillError {
         /// How long.
         patience: Duration,
     },
-    /// The fetcher stops.
-    #[error("the fetcher stops")]
+    /// The fetcher stops, or the caller does.
+    #[error("stopped")]
     Stopped,
 }
 
 impl Fetcher {
     /// Fetches all of a blob and verifies it. Calls `progress` with the number of bytes that are
-    /// present, and their total, now and then.
+    /// present now and then, and stops when that breaks.
     ///
     /// # Errors
     /// A [`FillError`]. What was fetched stays.
@@ -81,19 +83,31 @@ impl Fetcher {
         &self,
         offer: &Offer,
         options: FillOptions,
-        progress: &mut dyn FnMut(u64, u64),
+        progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<(), FillError> {
+        self.shared.fill(offer, options, progress)
+    }
+}
+
+impl Shared {
+    /// As [`Fetcher::fill`].
+    pub(super) fn fill(
+        &self,
+        offer: &Offer,
+        options: FillOptions,
+        progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> Result<(), FillError> {
         let digest = offer.digest;
         let mut mismatch = None;
         for _ in 0..2 {
-            let opened = self.shared.open(offer);
+            let opened = self.open(offer);
             let blob = opened.map_err(|source| FillError::Fetch { digest, source })?;
             let Some(partial) = blob.partial() else {
-                progress(blob.identity.len(), blob.identity.len());
+                let _ = progress(blob.identity.len());
                 return Ok(());
             };
-            fetch_all(&self.shared, &blob, partial, options, progress)?;
-            match self.publish(&blob, partial)? {
+            fetch_all(self, &blob, partial, options, progress)?;
+            match self.complete(&blob, partial)? {
                 None => return Ok(()),
                 Some(found) => mismatch = Some(found),
             }
@@ -103,7 +117,7 @@ impl Fetcher {
     }
 
     /// Verifies a full blob; returns its digest if that is a wrong one.
-    fn publish(
+    fn complete(
         &self,
         blob: &Arc<Blob>,
         partial: &Arc<Partial>,
@@ -116,7 +130,7 @@ impl Fetcher {
             match outcome {
                 Ok(Outcome::Published) => return Ok(None),
                 Ok(Outcome::Mismatch { found }) => {
-                    self.shared.retire(blob);
+                    self.retire(blob);
                     return Ok(Some(found));
                 }
                 // The keeper found out before.
@@ -129,7 +143,7 @@ impl Fetcher {
                     return Err(FillError::Cache { digest, source });
                 }
             }
-            if self.shared.is_stopping() {
+            if self.is_stopping() {
                 return Err(FillError::Stopped);
             }
         }
@@ -154,7 +168,7 @@ fn fetch_all(
     blob: &Blob,
     partial: &Partial,
     options: FillOptions,
-    progress: &mut dyn FnMut(u64, u64),
+    progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<(), FillError> {
     let digest = blob.identity.digest();
     let (sender, receiver) = mpsc::channel();
@@ -171,9 +185,11 @@ fn fetch_all(
     };
     let (mut moved, mut before) = (Instant::now(), 0);
     loop {
-        filling.ask(options.parallel.max(1));
+        filling.ask(options);
         let present = filling.present();
-        progress(present, blob.identity.len());
+        if progress(present).is_break() || shared.is_stopping() {
+            return Err(FillError::Stopped);
+        }
         if filling.under_way == 0 && filling.next == blob.identity.units() {
             return Ok(());
         }
@@ -191,18 +207,15 @@ fn fetch_all(
             Ok(Err(source)) => return Err(FillError::Fetch { digest, source }),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
         }
-        if shared.stopping.load(Ordering::Acquire) {
-            return Err(FillError::Stopped);
-        }
     }
 }
 
 impl Filling<'_> {
     /// Asks for blocks until as many as wanted are under way.
-    fn ask(&mut self, parallel: usize) {
+    fn ask(&mut self, options: FillOptions) {
         let all = self.blob.identity.units();
-        let block = (self.shared.options.block_size / UNIT).max(1);
-        while self.under_way < parallel && self.next < all {
+        let block = (options.block_size / UNIT).max(1);
+        while self.under_way < options.parallel.max(1) && self.next < all {
             let absent = self.partial.map().absent(self.next..all);
             let Some(run) = absent.first() else {
                 self.next = all;

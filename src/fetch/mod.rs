@@ -10,7 +10,7 @@
 //!       '------Ready----------'<----arrived---- cache: Claim::store (pwrite, then the live bit)
 //!
 //!  keeper.rs: makes units durable, verifies and publishes full blobs, evicts
-//!  fill.rs:   fetches whole blobs: background download, `ovbd pull`
+//!  fill.rs:   fetches whole blobs, for background.rs and `ovbd pull`
 //! ```
 //! Demand goes before replay, replay before read-ahead, read-ahead before background; demand has
 //! threads of its own. A failed fetch is repeated as long as something waits for it, with growing
@@ -21,6 +21,7 @@
 //! answered.
 
 mod ahead;
+mod background;
 mod blob;
 mod counters;
 mod fetcher;
@@ -36,6 +37,7 @@ mod session;
 mod tests;
 mod worker;
 
+pub use background::Download;
 pub use blob::{BlobId, Offer};
 pub use counters::{Counters, CountersSnapshot};
 pub use fetcher::{Fetcher, Options};

@@ -30,7 +30,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::{Fetcher, Offer, Options, RegistryBlob};
+use super::{Download, Fetcher, Offer, Options, RegistryBlob};
 use crate::cache::{self, Cache, Limits};
 use crate::reason::reason;
 use crate::registry::blob::BlobRef;
@@ -101,7 +101,14 @@ impl From<io::Error> for ProcessError {
     }
 }
 
-/// Wire form of a blob that may be asked for.
+/// Wire form of what a disk process may ask for.
+#[derive(Debug, Serialize, Deserialize)]
+struct Attachment {
+    blobs: Vec<Listed>,
+    download: Option<Download>,
+}
+
+/// Wire form of a blob.
 #[derive(Debug, Serialize, Deserialize)]
 struct Listed {
     digest: String,
@@ -141,13 +148,17 @@ impl Process {
         self.keeper.id()
     }
 
-    /// Lets a disk process ask for the blobs by their places in the list; returns its end of the
-    /// connection.
+    /// Lets a disk process ask for the blobs by their places in the list, and downloads them
+    /// meanwhile if that is asked for; returns the disk's end of the connection.
     ///
     /// # Errors
     /// [`ProcessError::Start`] if the system refuses a socket, or the keeper is gone.
-    pub fn attach(&self, blobs: &[Arc<RemoteBlob>]) -> Result<OwnedFd, ProcessError> {
-        let listed: Vec<_> = blobs
+    pub fn attach(
+        &self,
+        blobs: &[Arc<RemoteBlob>],
+        download: Option<Download>,
+    ) -> Result<OwnedFd, ProcessError> {
+        let blobs = blobs
             .iter()
             .map(|blob| Listed {
                 digest: blob.digest.to_string(),
@@ -156,7 +167,8 @@ impl Process {
             })
             .collect();
         let (ours, theirs) = link::pair()?;
-        send(&self.control, text(&listed)?, Some(theirs))?;
+        let attachment = Attachment { blobs, download };
+        send(&self.control, text(&attachment)?, Some(theirs))?;
         Ok(ours)
     }
 }
@@ -312,12 +324,12 @@ fn run_fetcher(control: OwnedFd) -> Result<(), ProcessError> {
 }
 
 fn attach(fetcher: &Fetcher, client: &Arc<Client>, owned: Owned) -> Result<(), ProcessError> {
-    let listed: Vec<Listed> = owned.read()?;
+    let Attachment { blobs, download } = owned.read()?;
     let Some(socket) = owned.socket else {
         return Ok(());
     };
     let mut offers = Vec::new();
-    for blob in listed {
+    for blob in blobs {
         let malformed = |error: &dyn std::error::Error| {
             ProcessError::Start(io::Error::other(error.to_string()))
         };
@@ -335,7 +347,7 @@ fn attach(fetcher: &Fetcher, client: &Arc<Client>, owned: Owned) -> Result<(), P
             origin: Arc::new(RegistryBlob::new(Arc::clone(client), found)),
         });
     }
-    Ok(fetcher.attach(socket, offers)?)
+    Ok(fetcher.attach(socket, offers, download)?)
 }
 
 fn registry_client(config: &Config) -> Result<Client, ProcessError> {

@@ -32,10 +32,10 @@ struct Session {
 }
 
 /// Starts a thread that serves a disk process until either side ends the connection.
-pub(super) fn start(shared: Arc<Shared>, socket: OwnedFd, offers: Vec<Offer>) -> io::Result<()> {
+pub(super) fn start(shared: Arc<Shared>, link: Arc<Link>, offers: Vec<Offer>) -> io::Result<()> {
     let session = Session {
         shared,
-        link: Arc::new(Link::new(socket)?),
+        link,
         blobs: offers.iter().map(|_| None).collect(),
         offers,
         outstanding: Arc::default(),

@@ -1,6 +1,7 @@
 //! `ovbd pull`: fetches all layers of an image into the cache.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,6 +25,9 @@ const LAYERS: usize = 4;
 
 /// Requests under way for each layer.
 const REQUESTS: usize = 4;
+
+/// Bytes of one request.
+const BLOCK_SIZE: u64 = 8 << 20;
 
 /// Give up if no byte of a layer comes for so long.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -144,6 +148,7 @@ pub fn pull(task: Pull, bar: &ProgressBar) -> Result<Pulled, Error> {
 fn fill_all(fetcher: &Fetcher, offers: &[Offer], bar: &ProgressBar) -> Result<(), FillError> {
     let options = FillOptions {
         parallel: REQUESTS,
+        block_size: BLOCK_SIZE,
         rate: None,
         patience: Some(PATIENCE),
     };
@@ -154,10 +159,11 @@ fn fill_all(fetcher: &Fetcher, offers: &[Offer], bar: &ProgressBar) -> Result<()
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
             let Some(offer) = offers.get(at) else { return };
-            let filled = fetcher.fill(offer, options, &mut |bytes, _| {
+            let filled = fetcher.fill(offer, options, &mut |bytes| {
                 present[at].store(bytes, Ordering::Relaxed);
                 let all = present.iter().map(|bytes| bytes.load(Ordering::Relaxed));
                 bar.set_position(all.sum());
+                ControlFlow::Continue(())
             });
             if let Err(failed) = filled {
                 // The others end with the layers they are at.

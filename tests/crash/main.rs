@@ -1,5 +1,6 @@
 //! A crash after each single step of what is done to a writable layer's files.
 
+mod cache;
 mod disk;
 mod faults;
 mod operations;

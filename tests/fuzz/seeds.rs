@@ -1,6 +1,7 @@
 //! Writes what the fuzz targets start from, into `tmp/fuzz-seeds/TARGET` of the build directory:
 //! small images from the golden ones and made to order, and rings and messages of a polite guest.
 
+mod cache;
 mod registry;
 
 use std::fs;

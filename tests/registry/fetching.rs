@@ -45,7 +45,7 @@ fn start(dir: &TempDir) -> Process {
 
 /// A disk process that may read one blob.
 fn connect(process: &Process, layer: &Arc<RemoteBlob>) -> (Arc<Client>, Blob) {
-    let socket = process.attach(&[Arc::clone(layer)]).unwrap();
+    let socket = process.attach(&[Arc::clone(layer)], None).unwrap();
     let client = Arc::new(Client::start(socket, Patience::default()).unwrap());
     let blob = cached::open(&client, 0, layer).unwrap();
     (client, blob)
