@@ -12,12 +12,11 @@ use super::control::api::Device;
 use super::{Config, Error};
 use crate::engine::Disk;
 use crate::engine::ring::Rings;
+use crate::format::lsmt::HEADER_LEN;
 use crate::format::lsmt::writable::Kind;
-use crate::format::lsmt::{HEADER_LEN, Header};
 use crate::image::Image;
 use crate::image::block_cache::BlockCache;
 use crate::image::config::{Stack, UpperFiles};
-use crate::image::layer::Layer;
 use crate::units::SECTOR_SIZE;
 use crate::virtio::config::DeviceConfig;
 use crate::virtio::request::SERIAL_LEN;
@@ -139,11 +138,8 @@ fn find_or_create(folder: &Path, stack: &Stack) -> Result<Paths, Error> {
         fs::remove_file(&paths.data).map_err(failed("remove", &paths.data))?;
     }
     let image = Image::open(stack).map_err(Error::Image)?;
-    let header = Header::empty(
-        image.sectors().0 * SECTOR_SIZE,
-        Uuid::new_v4(),
-        image.layers().last().map_or(Uuid::nil(), Layer::uuid),
-    );
+    let size = image.sectors().0 * SECTOR_SIZE;
+    let header = image.header_above(size, Uuid::new_v4());
     writable::create(&paths, Kind::Hybrid, &header).map_err(Error::Upper)?;
     log::info!("made the writable layer {}", paths.data.display());
     Ok(paths)
@@ -155,7 +151,7 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::format::lsmt::Part;
+    use crate::format::lsmt::{Header, Part};
     use crate::writable::WritableLayer;
 
     /// An image of 5 sectors and a half that holds nothing.

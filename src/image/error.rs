@@ -121,6 +121,18 @@ pub enum Error {
         /// Uuid of the layer below it.
         found: Uuid,
     },
+    /// A writable layer lies upon another stack than the one it was made for.
+    #[error(
+        "{layer} was made for a stack with the serial {made_for}, but lies upon one with the serial {found}: give the layers it was made for; --force uses these"
+    )]
+    WrongStack {
+        /// The layer.
+        layer: LayerRef,
+        /// Serial of the stack it was made for.
+        made_for: String,
+        /// Serial of the stack it lies upon.
+        found: String,
+    },
     /// A layer lies below the one it was made upon.
     #[error(
         "{layer} was made upon layer {parent}, but lies below it ({above}): put the layers in order, bottom first; --force uses them as they are"

@@ -6,7 +6,6 @@ use uuid::Uuid;
 
 use super::container::Container;
 use super::error::Error;
-use super::lineage::Placed;
 use super::probe::{last_trailer, layer_trailer};
 use super::reader::Reader;
 use super::wait_for_seal;
@@ -125,15 +124,6 @@ impl Layer {
     /// Name of the layer it was made upon; nil if it has none.
     pub fn parent_uuid(&self) -> Uuid {
         self.trailer.parent_uuid
-    }
-
-    /// The layer with the names it gives itself and its parent.
-    pub fn placed(&self) -> Placed {
-        Placed {
-            layer: self.layer_ref().clone(),
-            uuid: self.uuid(),
-            parent: self.parent_uuid(),
-        }
     }
 
     /// Number of mappings, without padding.

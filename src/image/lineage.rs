@@ -1,8 +1,9 @@
 //! Whether each layer lies upon the layer it was made upon.
 //!
 //! A layer that lies upon another one yields a mix of two disks without an error, so an image with
-//! such a layer is refused. Layers without a name, as some tools write them, cannot be compared, and
-//! are accepted.
+//! such a layer is refused. Layers without a name, as some tools write them, cannot be compared. A
+//! writable layer that was made here therefore also keeps the serial of the stack it was made for, as
+//! its commit message, which other tools pass over. Where there is neither, the layer is accepted.
 
 use uuid::Uuid;
 
@@ -28,6 +29,33 @@ pub struct Placed {
     pub uuid: Uuid,
     /// Name of the layer it was made upon.
     pub parent: Uuid,
+    /// The stack it was made for and the one it lies upon, if the former is known.
+    pub stack: Option<Stacks>,
+}
+
+/// Serials of two stacks.
+#[derive(Clone, Debug)]
+pub struct Stacks {
+    /// The stack a layer was made for.
+    pub made_for: String,
+    /// The stack it lies upon.
+    pub found: String,
+}
+
+/// How the commit message starts that keeps the serial of a stack.
+const TAG: &str = "made upon ";
+
+/// The commit message of a writable layer for a stack of this serial, and a disk of `size` bytes.
+pub fn tag(serial: &str, size: u64) -> Vec<u8> {
+    format!("{TAG}{serial}, {size} bytes").into_bytes()
+}
+
+/// The serial of the stack that a layer with this commit message was made for.
+pub fn made_for(message: &[u8]) -> Option<String> {
+    let text = str::from_utf8(message).ok()?.strip_prefix(TAG)?;
+    let (serial, rest) = text.split_once(", ")?;
+    let known = rest.ends_with(" bytes") && serial.starts_with("ovbd") && serial.len() == 20;
+    known.then(|| serial.to_owned())
 }
 
 /// The layers of a stack, bottom first, that lie upon another layer than their parent: the error of
@@ -37,10 +65,8 @@ pub fn misplaced(layers: &[Placed]) -> impl Iterator<Item = Error> + '_ {
         let (below, rest) = layers.split_at_checked(number)?;
         let (placed, above) = rest.split_first()?;
         let Placed { layer, parent, .. } = placed;
-        if parent.is_nil() {
-            return None;
-        }
-        match below.last().filter(|below| !below.uuid.is_nil()) {
+        let named = below.last().filter(|below| !below.uuid.is_nil());
+        match named.filter(|_| !parent.is_nil()) {
             Some(below) => (below.uuid != *parent).then(|| Error::WrongParent {
                 layer: layer.clone(),
                 parent: *parent,
@@ -48,7 +74,16 @@ pub fn misplaced(layers: &[Placed]) -> impl Iterator<Item = Error> + '_ {
                 found: below.uuid,
             }),
             None => {
-                let found = above.iter().find(|above| above.uuid == *parent)?;
+                let stack = placed.stack.as_ref();
+                if let Some(stack) = stack.filter(|stack| stack.made_for != stack.found) {
+                    return Some(Error::WrongStack {
+                        layer: layer.clone(),
+                        made_for: stack.made_for.clone(),
+                        found: stack.found.clone(),
+                    });
+                }
+                let is_parent = |above: &&Placed| !parent.is_nil() && above.uuid == *parent;
+                let found = above.iter().find(is_parent)?;
                 Some(Error::WrongOrder {
                     layer: layer.clone(),
                     parent: *parent,
@@ -63,7 +98,7 @@ impl Lineage {
     /// Refuses a stack, bottom first, of which a layer does not lie upon its parent.
     ///
     /// # Errors
-    /// [`Error::WrongParent`] and [`Error::WrongOrder`], if lineage is checked.
+    /// [`Error::WrongParent`], [`Error::WrongOrder`] and [`Error::WrongStack`], if lineage is checked.
     pub fn check(self, layers: &[Placed]) -> Result<(), Error> {
         for error in misplaced(layers) {
             match self {
@@ -84,6 +119,7 @@ mod tests {
             layer: LayerRef::File(number.to_string().into()),
             uuid: Uuid::from_u128(*uuid),
             parent: Uuid::from_u128(*parent),
+            stack: None,
         };
         names.iter().enumerate().map(placed).collect()
     }
@@ -107,6 +143,22 @@ mod tests {
         assert!(Lineage::Ignored.check(&missing).is_ok());
         let swapped = stack(&[(1, 0), (3, 2), (2, 1), (4, 3)]);
         assert_eq!(misplaced(&swapped).count(), 3);
+        let mut nameless = stack(&[(0, 0), (5, 0)]);
+        let serial = "ovbd0123456789abcdef";
+        assert_eq!(made_for(&tag(serial, 512)).as_deref(), Some(serial));
+        for other in ["made upon", "made upon a Friday, 9 bytes", "", "ovbd"] {
+            assert_eq!(made_for(other.as_bytes()), None);
+        }
+        let mut place = |found: &str| {
+            nameless[1].stack = Some(Stacks {
+                made_for: serial.to_owned(),
+                found: found.to_owned(),
+            });
+            Lineage::Checked.check(&nameless)
+        };
+        place(serial).unwrap();
+        let error = place("ovbd0123456789abcdee").unwrap_err();
+        assert!(matches!(error, Error::WrongStack { .. }), "{error}");
         for reversed in [&[(2, 1), (1, 0)][..], &[(0, 0), (2, 1), (1, 0)]] {
             let error = Lineage::Checked.check(&stack(reversed)).unwrap_err();
             assert!(matches!(error, Error::WrongOrder { .. }), "{error}");

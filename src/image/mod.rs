@@ -33,16 +33,18 @@ pub use lineage::Lineage;
 pub use segment::MAX_LAYERS;
 pub use stack::OpenStack;
 
+use uuid::Uuid;
+
 use config::Stack;
 use index::Index;
 use layer::Layer;
-use lineage::Placed;
+use lineage::{Placed, Stacks};
 use parallel::Workers;
 use plan::Pieces;
 use segment::{MAX_MAPPINGS, Segment};
 
-use crate::format::lsmt;
-use crate::source::Blob;
+use crate::format::lsmt::{self, Header};
+use crate::source::{Blob, LayerRef};
 use crate::units::{ByteOffset, Sector};
 
 /// Fewer segments than this are merged faster than threads are started.
@@ -72,7 +74,7 @@ impl Image {
     ///
     /// # Errors
     /// Those of [`Layer::load`] for any layer; [`Error::TooManyMappings`], [`Error::NoSize`] and
-    /// [`Error::WrongParent`] and [`Error::WrongOrder`].
+    /// [`Error::WrongParent`], [`Error::WrongOrder`] and [`Error::WrongStack`].
     pub fn load(stack: OpenStack) -> Result<Self, Error> {
         let (workers, lineage) = (stack.workers, stack.lineage);
         let (layers, lists) = load(stack)?;
@@ -84,15 +86,16 @@ impl Image {
             .into_iter()
             .find(|size| *size > 0)
             .ok_or(Error::NoSize)?;
-        let placed: Vec<_> = layers.iter().map(Layer::placed).collect();
-        lineage.check(&placed)?;
         let index = Index::new(&merge_all(workers, lists));
-        Ok(Self {
+        let image = Self {
             layers,
             index,
             size,
             lineage,
-        })
+        };
+        let placed: Vec<_> = image.placed().collect();
+        lineage.check(&placed)?;
+        Ok(image)
     }
 
     /// No layers: what a writable layer lies upon that is the first of its image. The disk has no
@@ -145,14 +148,54 @@ impl Image {
         &self.layers
     }
 
-    /// Refuses a layer to be put above this image that was made upon another one.
+    /// Refuses a layer with this header to be put above this image that was made upon another one.
     ///
     /// # Errors
-    /// [`Error::WrongParent`], unless the image's [`Lineage`] is ignored.
-    pub fn check_child(&self, child: Placed) -> Result<(), Error> {
-        let top = self.layers.last().map(Layer::placed);
-        let pair: Vec<_> = top.into_iter().chain([child]).collect();
+    /// [`Error::WrongParent`] and [`Error::WrongStack`], unless the image's [`Lineage`] is ignored.
+    pub fn check_child(&self, layer: LayerRef, header: &Header) -> Result<(), Error> {
+        let last = self.layers.len().saturating_sub(1);
+        let top = self.placed().skip(last);
+        let pair: Vec<_> = top.chain([self.child(layer, header)]).collect();
         self.lineage.check(&pair)
+    }
+
+    /// The layers in their places, bottom first.
+    pub fn placed(&self) -> impl Iterator<Item = Placed> + '_ {
+        let layers = self.layers.iter().enumerate();
+        layers.map(|(number, layer)| {
+            self.placed_at(number, layer.layer_ref().clone(), layer.trailer())
+        })
+    }
+
+    /// A layer with this header, in its place above all layers.
+    pub fn child(&self, layer: LayerRef, header: &Header) -> Placed {
+        self.placed_at(self.layers.len(), layer, header)
+    }
+
+    fn placed_at(&self, number: usize, layer: LayerRef, header: &Header) -> Placed {
+        let made_for = lineage::made_for(&header.message);
+        Placed {
+            layer,
+            uuid: header.uuid,
+            parent: header.parent_uuid,
+            stack: made_for.map(|made_for| Stacks {
+                made_for,
+                found: self.serial(number),
+            }),
+        }
+    }
+
+    /// The header of an empty layer to be put above this image, for a disk of `size` bytes. Without
+    /// layers in the image, the header says nothing about them.
+    pub fn header_above(&self, size: u64, uuid: Uuid) -> Header {
+        let Some(top) = self.layers.last() else {
+            return Header::empty(size, uuid, Uuid::nil());
+        };
+        let serial = self.serial(self.layers.len());
+        Header {
+            message: lineage::tag(&serial, self.size),
+            ..Header::empty(size, uuid, top.uuid())
+        }
     }
 
     /// The merged index.

@@ -8,7 +8,6 @@ use crate::format::lsmt::writable::Kind;
 use crate::format::lsmt::{Header, MAX_SECTORS};
 use crate::image::Image;
 use crate::image::config::Stack;
-use crate::image::lineage::Placed;
 use crate::image::reader::Reader;
 use crate::image::segment;
 use crate::source::{Blob, LayerRef};
@@ -102,13 +101,9 @@ impl Upper {
         })
     }
 
-    /// The layer with the names it gives itself and its parent.
-    pub fn placed(&self) -> Placed {
-        Placed {
-            layer: LayerRef::from(&self.paths.data),
-            uuid: self.header.uuid,
-            parent: self.header.parent_uuid,
-        }
+    /// Its data file, as a layer.
+    pub fn layer_ref(&self) -> LayerRef {
+        LayerRef::from(&self.paths.data)
     }
 
     /// Bytes of its data file.
@@ -184,7 +179,7 @@ impl Disk {
             false => Some(Image::open(&files.stack)?),
         };
         if let (Some(image), Some(upper)) = (&image, &upper) {
-            image.check_child(upper.placed())?;
+            image.check_child(upper.layer_ref(), &upper.header)?;
         }
         Ok(Self::of(image, upper))
     }

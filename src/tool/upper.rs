@@ -3,7 +3,6 @@
 use uuid::Uuid;
 
 use super::Error;
-use crate::format::lsmt::Header;
 use crate::format::lsmt::writable::Kind;
 use crate::image::Image;
 use crate::image::config::Stack;
@@ -30,16 +29,10 @@ pub struct CreateUpper {
 /// The layers cannot be opened, a file exists or cannot be written, or the size is impossible.
 pub fn create(task: &CreateUpper) -> Result<(), Error> {
     let image = match task.stack.layers().is_empty() && task.size.is_some() {
-        true => None,
-        false => Some(Image::open(&task.stack)?),
+        true => Image::empty(),
+        false => Image::open(&task.stack)?,
     };
-    let image = image.as_ref();
-    let size = image.map_or(0, Image::size);
-    let top = image.and_then(|image| image.layers().last());
-    let header = Header::empty(
-        task.size.unwrap_or(size),
-        task.uuid.unwrap_or_else(Uuid::new_v4),
-        top.map_or(Uuid::nil(), |top| top.uuid()),
-    );
+    let size = task.size.unwrap_or(image.size());
+    let header = image.header_above(size, task.uuid.unwrap_or_else(Uuid::new_v4));
     Ok(writable::create(&task.paths, task.kind, &header)?)
 }

@@ -26,7 +26,6 @@ use super::{Error, Options, Paths, Volume, WritableLayer, create};
 use crate::format::lsmt::{Header, MAX_ENTRIES};
 use crate::image::Image;
 use crate::image::config::Stack;
-use crate::image::lineage::Placed;
 use crate::image::segment::{MAX_LAYERS, MAX_MAPPINGS};
 use crate::source::{self, LayerRef};
 use crate::units::SECTOR_SIZE;
@@ -153,11 +152,8 @@ impl Snapshots {
         };
         let upper = WritableLayer::open(&pairs.active, &options)?;
         let lowest = unsealed.first().unwrap_or(&upper);
-        image.check_child(Placed {
-            layer: LayerRef::from(&lowest.paths().data),
-            uuid: lowest.header().uuid,
-            parent: lowest.header().parent_uuid,
-        })?;
+        let named = LayerRef::from(&lowest.paths().data);
+        image.check_child(named, lowest.header())?;
         let snapshots = Self {
             first: first.clone(),
             options,

@@ -166,8 +166,8 @@ fn check_order(
     lineage: Lineage,
     findings: &mut Findings<'_>,
 ) -> Result<(), Error> {
-    let layers = image.layers().iter().map(Layer::placed);
-    let placed: Vec<_> = layers.chain(upper.map(Upper::placed)).collect();
+    let upper = upper.map(|upper| image.child(upper.layer_ref(), &upper.header));
+    let placed: Vec<_> = image.placed().chain(upper).collect();
     if let Some(Placed { layer, parent, .. }) =
         placed.first().filter(|first| !first.parent.is_nil())
     {
