@@ -103,9 +103,21 @@ pub struct QueueSetup {
     pub eventfds: Eventfds,
 }
 
+/// What follows the end of a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Another worker of the queue starts at once, and goes on with what is open in the in-flight
+    /// region.
+    Restart,
+    /// The queue stops.
+    Stop,
+}
+
 /// How a worker is asked to end.
 #[derive(Debug)]
 pub struct Stop {
+    /// Whether another worker follows. Set before `asked`.
+    pub restarts: AtomicBool,
     /// Set before the event.
     pub asked: AtomicBool,
     /// Wakes a sleeping worker.

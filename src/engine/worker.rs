@@ -14,7 +14,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::queue_worker::QueueWorker;
 use super::ratelimited_log;
-use super::setup::{ConnectionContext, QueueSetup, Stop};
+use super::setup::{ConnectionContext, Next, QueueSetup, Stop};
 use crate::io::interrupt::PeerCall;
 use crate::reason::reason;
 use crate::virtio::queue::{Queue, StartError};
@@ -83,6 +83,7 @@ impl Worker {
         }
         let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let stop = Arc::new(Stop {
+            restarts: AtomicBool::new(false),
             asked: AtomicBool::new(false),
             event,
         });
@@ -117,16 +118,18 @@ impl Worker {
     }
 
     /// Asks the worker to drain and end, without waiting for it.
-    pub fn begin_stop(&self) {
+    pub fn begin_stop(&self, next: Next) {
+        let restarts = next == Next::Restart;
+        self.stop.restarts.store(restarts, Ordering::Relaxed);
         self.stop.asked.store(true, Ordering::Release);
         // The flag is set; a counter at its limit wakes as well.
         let _ = self.stop.event.write(1);
     }
 
     /// Drains and ends the worker; returns where the queue goes on. Waits for storage as long as it
-    /// takes, and not for the front-end.
-    pub fn stop(self) -> Resume {
-        self.begin_stop();
+    /// takes, for the network a few seconds, and not for the front-end.
+    pub fn stop(self, next: Next) -> Resume {
+        self.begin_stop(next);
         while let Err(RecvTimeoutError::Timeout) = self.ended.recv_timeout(INTERRUPT_PERIOD) {
             self.writer.interrupt();
         }
@@ -156,7 +159,11 @@ fn run(setup: &QueueSetup, context: &ConnectionContext, stop: &Stop, reports: &R
         }
         setup.eventfds.signal_error();
     }
-    Resume::At(worker.drain())
+    let next = match stop.restarts.load(Ordering::Relaxed) {
+        true => Next::Restart,
+        false => Next::Stop,
+    };
+    Resume::At(worker.drain(next))
 }
 
 fn bind(index: u16, cpus: &[usize]) {

@@ -192,7 +192,7 @@ fn eventfd(handler: &mut Handler, request: FrontendReq, message: &mut Message) -
         }
     };
     let index = (value & 0xff) as u32;
-    handler.change_vring(index, |vring| match request {
+    handler.change_eventfds(index, |vring| match request {
         FrontendReq::SET_VRING_CALL => vring.eventfds.call = file,
         FrontendReq::SET_VRING_ERR => vring.eventfds.error = file,
         _ => (vring.eventfds.kick, vring.started) = (file, true),

@@ -20,7 +20,7 @@ use vhost::vhost_user::message::{
 use super::error::{CONFIG_SPACE, Refusal};
 use super::vring::{UserRings, Vring};
 use crate::engine::Disk;
-use crate::engine::setup::ConnectionContext;
+use crate::engine::setup::{ConnectionContext, Next};
 use crate::io::interrupt::PeerCall;
 use crate::virtio::config;
 use crate::virtio::dirty_log::DirtyLog;
@@ -121,7 +121,7 @@ impl Handler {
 
     /// Stops and drains all queues for good.
     pub fn retire(&mut self) {
-        self.stop();
+        self.stop(Next::Stop);
         self.standing = Standing::Retired;
     }
 
@@ -146,9 +146,9 @@ impl Handler {
         acknowledged & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0
     }
 
-    fn stop(&mut self) {
-        self.vrings.iter().for_each(Vring::begin_stop);
-        self.vrings.iter_mut().for_each(Vring::stop);
+    fn stop(&mut self, next: Next) {
+        self.vrings.iter().for_each(|vring| vring.begin_stop(next));
+        self.vrings.iter_mut().for_each(|vring| vring.stop(next));
     }
 
     /// Starts the queues that are complete, if this front-end has the disk; returns the first
@@ -178,19 +178,31 @@ impl Handler {
         &mut self,
         change: impl FnOnce(&mut Self) -> Result<(), Refusal>,
     ) -> Result<(), Refusal> {
-        self.stop();
+        self.stop(Next::Restart);
         let changed = change(self);
         changed.and(self.start())
     }
 
-    /// Changes one queue.
+    /// Changes one queue, which may not go on where it was.
     pub fn change_vring(
         &mut self,
         index: u32,
         change: impl FnOnce(&mut Vring),
     ) -> Result<(), Refusal> {
         let vring = self.vring(index)?;
-        vring.stop();
+        vring.stop(Next::Stop);
+        change(vring);
+        self.start()
+    }
+
+    /// Changes the eventfds of one queue.
+    pub fn change_eventfds(
+        &mut self,
+        index: u32,
+        change: impl FnOnce(&mut Vring),
+    ) -> Result<(), Refusal> {
+        let vring = self.vring(index)?;
+        vring.stop(Next::Restart);
         change(vring);
         self.start()
     }
@@ -233,7 +245,7 @@ impl Handler {
 
     /// Stops the queues and forgets that they were started.
     pub fn reset_device(&mut self) {
-        self.stop();
+        self.stop(Next::Stop);
         self.vrings.iter_mut().for_each(Vring::reset);
     }
 
@@ -348,7 +360,7 @@ impl Handler {
     /// Stops a queue, and returns where it goes on.
     pub fn stop_vring(&mut self, index: u32) -> Result<u16, Refusal> {
         let vring = self.vring(index)?;
-        vring.stop();
+        vring.stop(Next::Stop);
         vring.started = false;
         vring.eventfds.kick = None;
         Ok(vring.base.unwrap_or(0))
@@ -405,6 +417,8 @@ impl Handler {
         let (offset, len) = (given.mmap_offset, given.mmap_size);
         let area = InflightArea::map(file, offset, len, asked, device)?;
         let through = area.writes_through();
+        // What stays open would be marked in the old area.
+        self.stop(Next::Stop);
         self.change(|handler| {
             handler.inflight = Some(Arc::new(area));
             // The driver told an earlier process, or this one before it knew the area.
@@ -448,7 +462,7 @@ impl Handler {
 
 impl Drop for Handler {
     fn drop(&mut self) {
-        self.stop();
+        self.stop(Next::Stop);
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::error::Refusal;
 use crate::engine::ratelimited_log;
-use crate::engine::setup::{ConnectionContext, Eventfds, QueueSetup};
+use crate::engine::setup::{ConnectionContext, Eventfds, Next, QueueSetup};
 use crate::engine::worker::{Resume, StartFailure, Worker};
 use crate::io::interrupt::PeerCall;
 use crate::reason::reason;
@@ -135,9 +135,9 @@ impl Vring {
     }
 
     /// Drains and ends the worker, if one runs; the queue can go on later where it stopped.
-    pub fn stop(&mut self) {
+    pub fn stop(&mut self, next: Next) {
         if let State::Running(worker) = std::mem::replace(&mut self.state, State::Stopped) {
-            match worker.stop() {
+            match worker.stop(next) {
                 Resume::At(next) => self.base = Some(next),
                 Resume::AsBefore => {}
                 Resume::AtUsedIndex => self.base = None,
@@ -146,9 +146,9 @@ impl Vring {
     }
 
     /// Asks the worker to end, without waiting: many can drain at the same time.
-    pub fn begin_stop(&self) {
+    pub fn begin_stop(&self, next: Next) {
         if let State::Running(worker) = &self.state {
-            worker.begin_stop();
+            worker.begin_stop(next);
         }
     }
 

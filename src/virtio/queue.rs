@@ -205,6 +205,11 @@ impl<'m> Queue<'m> {
         self.descriptors
     }
 
+    /// Whether chains are marked in an in-flight region while they are processed.
+    pub fn is_tracked(&self) -> bool {
+        self.inflight.is_some()
+    }
+
     /// The memory the queue lies in.
     pub fn memory(&self) -> &'m Memory {
         self.memory

@@ -4,19 +4,20 @@ use std::time::{Duration, Instant};
 
 use super::QueueWorker;
 use crate::engine::ratelimited_log;
-use crate::engine::setup::GRACE;
+use crate::engine::setup::{GRACE, Next};
 
 impl QueueWorker<'_> {
     /// Finishes the requests that were taken, by this process or one before it; returns the available
     /// index to go on from.
     ///
     /// Storage is waited for, and the network for a few seconds: reads whose bytes are still absent
-    /// then stay open in the in-flight region, or fail if there is none.
-    pub fn drain(&mut self) -> u16 {
-        self.drain_within(GRACE)
-    }
-
-    fn drain_within(&mut self, grace: Duration) -> u16 {
+    /// then stay open in the in-flight region, or fail if there is none. If the queue restarts, they
+    /// are left to its next worker at once.
+    pub fn drain(&mut self, next: Next) -> u16 {
+        let grace = match next {
+            Next::Restart if self.queue.is_tracked() => Duration::ZERO,
+            _ => GRACE,
+        };
         let deadline = Instant::now() + grace;
         while let Some(head) = self.queue.pop_open() {
             if let Err(broken) = self.accept(head) {

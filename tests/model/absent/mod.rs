@@ -9,8 +9,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use common::PATIENCE;
 use common::blk::{self, IN, IOERR, OK};
 use common::content::{Random, difference};
 use common::guest::Placed;
@@ -18,7 +19,7 @@ use common::layers::{LayerBuilder, Pack, noise, write, zfile};
 use common::memory::Memory;
 use common::queue::{Layout, Queue, Segment};
 use ovbd_vhost::engine::ring::Rings;
-use ovbd_vhost::engine::setup::{ConnectionContext, Eventfds, QueueSetup};
+use ovbd_vhost::engine::setup::{ConnectionContext, Eventfds, Next, QueueSetup};
 use ovbd_vhost::engine::worker::{Resume, Worker};
 use ovbd_vhost::engine::{Disk, Tuning};
 use ovbd_vhost::image::config::Stack;
@@ -168,9 +169,9 @@ impl Machine {
         self.worker = Some(Worker::start(setup, self.context.clone()).expect("worker"));
     }
 
-    fn stop_worker(&mut self) {
+    fn stop_worker(&mut self, next: Next) {
         let worker = self.worker.take().expect("a worker");
-        match worker.stop() {
+        match worker.stop(next) {
             Resume::At(next) => self.base = Some(next),
             other => panic!("{other:?}"),
         }
@@ -345,7 +346,7 @@ fn reads_are_right_whatever_is_present() {
             assert_eq!(machine.waiting(), 0);
             // The memory of the reads is used again.
             machine.memory = Memory::typical();
-            machine.stop_worker();
+            machine.stop_worker(Next::Stop);
             machine.queue = Queue::new(&machine.memory, SIZE, true);
             machine.context.memory = Arc::new(shared(&machine.memory));
             machine.base = Some(0);
@@ -461,7 +462,14 @@ fn reads_that_wait_while_the_queue_stops_are_done_by_the_next_worker() {
     while machine.waiting() < 64 {
         thread::yield_now();
     }
-    machine.stop_worker();
+    // A front-end may change its eventfds and memory many times meanwhile.
+    let start = Instant::now();
+    for _ in 0..30 {
+        machine.stop_worker(Next::Restart);
+        machine.start_worker();
+    }
+    assert!(start.elapsed() < PATIENCE, "each restart waits");
+    machine.stop_worker(Next::Stop);
     assert!(
         cold.iter()
             .all(|read| machine.status(read) == blk::UNANSWERED)
@@ -489,7 +497,7 @@ fn reads_that_wait_while_the_queue_stops_fail_without_an_in_flight_region() {
     while machine.waiting() == 0 {
         thread::yield_now();
     }
-    machine.stop_worker();
+    machine.stop_worker(Next::Stop);
     machine.queue.wait();
     assert_eq!(machine.status(&cold), IOERR);
     machine.set(Behavior::AtOnce);
