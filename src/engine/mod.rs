@@ -60,30 +60,30 @@ use crate::virtio::request::SERIAL_LEN;
 use crate::writable::Volume;
 use ring::Rings;
 
-/// What all queues of a device share.
+/// One disk, as all its queue workers share it.
 #[derive(Debug)]
 pub struct Disk {
-    /// The merged layers, and what was written above them.
+    /// The merged layers and the writable layers above them.
     pub volume: Volume,
-    /// What the guest sees.
+    /// The device as the guest sees it.
     pub config: DeviceConfig,
-    /// The field of that name in the configuration space: whether writes may be answered before
-    /// they are durable.
+    /// The `writeback` field of the configuration space: whether writes may be answered before they are
+    /// durable.
     pub writeback: AtomicBool,
     /// The answer to GET_ID, padded with zeros.
     pub serial: [u8; SERIAL_LEN],
-    /// Decoded blocks kept for all queues, if any are.
+    /// Decoded blocks that all queues share, if they are kept.
     pub cache: Option<Arc<BlockCache>>,
     /// io_uring rings for its workers. A worker that finds none reads with `pread`.
     pub rings: Rings,
-    /// How its workers work.
+    /// Settings of its workers.
     pub tuning: Tuning,
 }
 
-/// Choices that change speed, never answers.
+/// Settings that change speed, never answers.
 #[derive(Clone, Debug)]
 pub struct Tuning {
-    /// How long a worker looks for more work before it sleeps; zero: not at all.
+    /// How long a worker polls for more work before it sleeps; zero: not at all.
     pub poll: Duration,
     /// Bytes of the disk to read ahead of a guest that reads in order; zero: none.
     pub readahead: u64,

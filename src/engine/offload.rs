@@ -23,7 +23,7 @@ use super::Disk;
 use super::ratelimited_log;
 use super::setup::GRACE;
 use crate::reason::reason;
-use crate::virtio::discard::Range;
+use crate::virtio::discard::DiscardRange;
 use crate::virtio::status::Status;
 use crate::writable::{Error, MAX_STEP, Volume};
 
@@ -35,7 +35,7 @@ pub struct JobId(pub u16);
 #[derive(Debug, Default)]
 pub struct Job {
     /// Ranges to change first, and the change.
-    pub change: Option<(Change, Vec<Range>)>,
+    pub change: Option<(Change, Vec<DiscardRange>)>,
     /// Whether the change, and all writes before it, must become durable.
     pub flush: bool,
 }
@@ -59,7 +59,7 @@ impl Change {
     }
 
     /// Changes one step of a range.
-    fn apply(self, volume: &Volume, step: Range) -> Result<(), Error> {
+    fn apply(self, volume: &Volume, step: DiscardRange) -> Result<(), Error> {
         match self {
             Change::Discard => volume.discard(step.start, step.sectors),
             Change::Zero => volume.write_zeroes(step.start, step.sectors, step.unmap),
@@ -99,7 +99,7 @@ impl Performer {
     }
 
     /// Changes ranges step by step; `None` if time ran out first.
-    fn change(&self, change: Change, ranges: &[Range]) -> Option<Status> {
+    fn change(&self, change: Change, ranges: &[DiscardRange]) -> Option<Status> {
         for step in ranges.iter().flat_map(|range| range.steps(MAX_STEP)) {
             if self.is_late() {
                 return None;
@@ -318,7 +318,7 @@ mod tests {
     }
 
     fn job(change: Change) -> Job {
-        let range = Range {
+        let range = DiscardRange {
             start: Sector(0),
             sectors: SECTORS,
             unmap: false,

@@ -1,14 +1,14 @@
-//! How long a worker looks at its ring before it sleeps.
+//! Busy-polling of the available ring before a worker sleeps.
 //!
-//! A sleep costs the guest a kick and the worker a wake-up; looking costs the processor's time. The
-//! window follows what happened: full after work came soon, half after it did not.
+//! A sleep costs the guest a kick and the worker a wake-up; polling costs processor time. The window
+//! adapts: it is full after work came within it, and is halved each time none did.
 
 use std::time::{Duration, Instant};
 
-/// Windows shorter than this are none.
+/// A shorter window is set to zero.
 const LEAST: Duration = Duration::from_micros(1);
 
-/// The window of one worker.
+/// The polling window of one worker.
 #[derive(Debug)]
 pub struct Polling {
     longest: Duration,
@@ -16,7 +16,7 @@ pub struct Polling {
 }
 
 impl Polling {
-    /// Looks for at most `longest`; zero: never.
+    /// Polls for at most `longest`; zero: never.
     pub fn new(longest: Duration) -> Self {
         Self {
             longest,
@@ -24,7 +24,7 @@ impl Polling {
         }
     }
 
-    /// How long to look now.
+    /// How long to poll now.
     pub fn window(&self) -> Duration {
         self.window
     }
@@ -42,7 +42,7 @@ impl Polling {
         }
     }
 
-    /// Sleeps by calling `sleep`, and learns from how long it took.
+    /// Sleeps by calling `sleep`; a short sleep opens the window again.
     pub fn sleep<T>(&mut self, sleep: impl FnOnce() -> T) -> T {
         if self.longest.is_zero() {
             return sleep();

@@ -213,7 +213,9 @@ impl<'a> QueueWorker<'a> {
                 self.polling.found();
                 return Ok(true);
             }
-            if self.reader.is_waiting() || self.offloaded() > 0 {
+            // Their results come soon; those of fetches may not, and the driver's next requests are
+            // as likely as ever.
+            if self.reader.is_reading() || self.offloaded() > 0 {
                 return Ok(false);
             }
             if Instant::now() >= end {

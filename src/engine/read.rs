@@ -247,6 +247,12 @@ impl<'a> Reader<'a> {
         self.sources.is_waiting()
     }
 
+    /// Whether the ring reads.
+    pub fn is_reading(&self) -> bool {
+        let ring = self.sources.ring();
+        ring.is_some_and(|ring| ring.under_way() > 0)
+    }
+
     /// Whether absent bytes are waited for.
     pub fn is_fetching(&self) -> bool {
         self.sources.fetches().count() > 0

@@ -1,7 +1,8 @@
 //! Reads ahead for a queue that reads in order.
 //!
-//! The kernel's own readahead sees the compressed file, through many readers at once; this one sees
-//! what the guest asks for. It only asks the kernel to start: nothing waits for the bytes.
+//! The kernel's own readahead sees the compressed file through many readers at once; this one sees the
+//! order of the guest. Present bytes are read ahead by the kernel, absent ones by the fetcher. The
+//! worker waits for neither.
 
 use crate::image::Image;
 use crate::image::plan::Piece;
@@ -11,14 +12,14 @@ use crate::units::{SECTOR_SIZE, Sector};
 /// Requests in a row, each starting where the one before ended, that make a sequence.
 const SEQUENCE: u32 = 3;
 
-/// What one queue read last.
+/// The sequence of reads of one queue.
 #[derive(Debug)]
 pub struct Readahead {
     /// Sectors to keep ahead of the reader; zero: none.
     window: u64,
     next: Sector,
     in_row: u32,
-    /// Asked for up to here.
+    /// Read ahead up to here.
     asked: Sector,
 }
 
@@ -33,8 +34,8 @@ impl Readahead {
         }
     }
 
-    /// Notes a read of `sectors` sectors at `start`, which lies on the disk, and asks for what
-    /// comes after a sequence of them.
+    /// Notes a read of `sectors` sectors at `start`, which lie on the disk, and reads ahead if it
+    /// continues a sequence.
     pub fn note(&mut self, image: &Image, start: Sector, sectors: u64) {
         if self.window == 0 {
             return;
@@ -46,7 +47,7 @@ impl Readahead {
             (self.in_row, self.asked) = (1, end);
         }
         self.next = end;
-        // By halves, so that one system call covers many requests.
+        // Half a window at a time, so that one system call covers many requests.
         let low = self.asked.0 < end.0 + self.window / 2;
         if self.in_row < SEQUENCE || !low {
             return;

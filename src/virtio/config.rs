@@ -1,4 +1,4 @@
-//! What the device offers: feature bits and configuration space (virtio 1.2, sections 5.2.3 and
+//! The feature bits and configuration space that the device offers (virtio 1.2, sections 5.2.3 and
 //! 5.2.4).
 
 use virtio_bindings::virtio_blk::{
@@ -12,11 +12,11 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use super::discard::{MAX_RANGES, MAX_SECTORS};
 use crate::units::{SECTOR_SIZE, Sector};
 
-/// Descriptors next to the data in a chain: header and status.
+/// Descriptors of a chain beside its data: header and status.
 const OVERHEAD: u16 = 2;
 
-/// Data segments in a request at most. A queue of 128, every front-end's default or less, then
-/// holds the longest chain.
+/// Most data segments of a request. The longest chain then fits a queue of 128, the smallest default
+/// of the front-ends.
 const SEG_MAX: u16 = 126;
 
 /// log2 of the 512-byte blocks in the 4096 bytes that are the natural unit of an image.
@@ -25,8 +25,8 @@ const PHYSICAL_BLOCK_EXP: u8 = 3;
 /// Bytes of the configuration space up to and with the fields of virtio 1.2.
 const CONFIG_LEN: usize = 60;
 
-/// Byte of the configuration space that a driver may write: 1 for writes that are durable once
-/// flushed, 0 for writes that are durable once answered.
+/// Byte of the configuration space that a driver may write: with 1, writes are durable once flushed;
+/// with 0, once answered.
 pub const WRITEBACK_AT: u32 = 32;
 
 /// A block device as the guest sees it.
@@ -36,36 +36,36 @@ pub struct DeviceConfig {
     pub capacity: Sector,
     /// Number of queues, at least 1.
     pub queues: u16,
-    /// Largest queue a front-end may set up.
+    /// Largest size of a queue.
     pub queue_size: u16,
-    /// I/O size that reads best, in bytes: the largest block that is decompressed as a whole.
+    /// Optimal size of a read in bytes: the largest block that is decompressed as a whole.
     pub optimal_io: u32,
     /// Whether the disk can be written to.
     pub writable: bool,
 }
 
 /// Whether writes must be durable before they are answered (virtio 1.2, section 5.2.6.2).
-/// `writeback` is the field of that name as it is now.
+/// `writeback` is the present value of that field.
 pub fn writes_through(acknowledged: u64, writeback: bool) -> bool {
     let has = |bit: u32| acknowledged & 1 << bit != 0;
     if has(VIRTIO_BLK_F_CONFIG_WCE) {
         !writeback
     } else {
-        // Without FLUSH, a driver could not ask for it later.
+        // Without FLUSH, the driver cannot make them durable later.
         !has(VIRTIO_BLK_F_FLUSH)
     }
 }
 
-/// Whether a driver that acknowledged these features starts with `writeback` 0: it could switch it
-/// off, but not flush (virtio 1.2, section 5.2.5.2).
+/// Whether a driver that acknowledged these features starts with `writeback` 0: it can switch the
+/// cache off, but not flush it (virtio 1.2, section 5.2.5.2).
 pub fn starts_write_through(acknowledged: u64) -> bool {
     let bits = acknowledged & (1 << VIRTIO_BLK_F_CONFIG_WCE | 1 << VIRTIO_BLK_F_FLUSH);
     bits == 1 << VIRTIO_BLK_F_CONFIG_WCE
 }
 
 impl DeviceConfig {
-    /// The device's feature bits. They must stay the same for the same device across versions of
-    /// the daemon: a front-end that reconnects does not negotiate again.
+    /// The feature bits of the device. They must be the same in all versions of the daemon: a front-end
+    /// that reconnects does not negotiate again.
     pub fn features(&self) -> u64 {
         const ALWAYS: [u32; 7] = [
             VIRTIO_F_VERSION_1,
@@ -92,8 +92,8 @@ impl DeviceConfig {
         bits.fold(0, |bits, bit| bits | 1 << bit)
     }
 
-    /// `struct virtio_blk_config`: the offered fields, zeros elsewhere. `writeback` is shown by a
-    /// writable disk only.
+    /// `struct virtio_blk_config`: the offered fields, zeros elsewhere. Only a writable disk has
+    /// `writeback`.
     pub fn space(&self, writeback: bool) -> [u8; CONFIG_LEN] {
         let seg_max = SEG_MAX.min(self.queue_size.saturating_sub(OVERHEAD)).max(1);
         let optimal = (u64::from(self.optimal_io) / SECTOR_SIZE) as u32;
@@ -145,7 +145,7 @@ mod tests {
     };
 
     #[test]
-    fn fields_stand_where_the_specification_puts_them() {
+    fn fields_are_at_the_offsets_of_the_specification() {
         for (config, writeback) in [(READ_ONLY, true), (WRITABLE, false), (WRITABLE, true)] {
             let space = config.space(writeback);
             assert_eq!(space[..8], [6, 5, 4, 3, 2, 1, 0, 0]);
@@ -164,7 +164,7 @@ mod tests {
         assert_eq!(WRITABLE.space(false)[32], 0);
     }
 
-    /// Front-ends that reconnect to a newer daemon do not ask again.
+    /// Front-ends that reconnect to a newer daemon do not negotiate again.
     #[test]
     fn offered_features_never_change() {
         assert_eq!(READ_ONLY.features(), 0x1_3000_1464);
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn who_could_not_flush_has_writes_durable_at_once() {
+    fn writes_are_durable_at_once_for_a_driver_that_cannot_flush() {
         let (flush, wce) = (1 << VIRTIO_BLK_F_FLUSH, 1 << VIRTIO_BLK_F_CONFIG_WCE);
         for (features, writeback, through) in [
             (0, true, true),

@@ -1,5 +1,5 @@
 //! The dirty-page log of a live migration (vhost-user, "Migration"): one bit per 4096-byte page of
-//! guest address space, in memory shared with the front-end, set for every page we write.
+//! guest address space, in memory shared with the front-end, set for every page that the device writes.
 
 use std::fs::File;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -18,20 +18,23 @@ pub struct DirtyLog {
 }
 
 impl DirtyLog {
-    /// Maps `len` bytes at `offset` of the file a front-end sent with SET_LOG_BASE.
+    /// Maps `len` bytes at `offset` of the file that the front-end sent with SET_LOG_BASE.
+    ///
+    /// # Errors
+    /// The file does not hold the range, or cannot be mapped.
     pub fn map(file: &File, offset: u64, len: u64) -> Result<Self, MapError> {
         Ok(Self {
             mapping: Mapping::new(file, offset, len, Access::ReadWrite)?,
         })
     }
 
-    /// Whether the front-end cut the file under us: what is marked is not seen by anybody.
+    /// Whether the front-end cut the file short: marks are lost since then.
     pub fn is_lost(&self) -> bool {
         self.mapping.is_lost()
     }
 
-    /// Records that `[addr, addr + len)` was written. Pages the log does not cover are not
-    /// recorded: the front-end sized it for all the memory it migrates.
+    /// Records that `[addr, addr + len)` was written. Pages beyond the log are not recorded: the
+    /// front-end sized it for all the memory that it migrates.
     pub fn mark(&self, addr: GuestAddress, len: u64) {
         let Some(last) = len.checked_sub(1) else {
             return;
@@ -46,7 +49,7 @@ impl DirtyLog {
             let Ok(bits) = cell.get_atomic_ref::<AtomicU8>(0) else {
                 return;
             };
-            // What was written is visible no later than its mark.
+            // The data is visible no later than its mark.
             bits.fetch_or(1 << (page % 8), Ordering::Release);
         }
     }

@@ -7,30 +7,30 @@ use super::status::Status;
 use crate::io::scatter::Cursor;
 use crate::units::Sector;
 
-/// Ranges in one request at most.
+/// Most ranges of one request.
 pub const MAX_RANGES: u32 = 32;
 
-/// Sectors in one range at most: 2 GiB.
+/// Most sectors of one range: 2 GiB.
 pub const MAX_SECTORS: u32 = 4 << 20;
 
 const RANGE: usize = 16;
 
-/// Sectors of the disk that a driver wants rid of.
+/// Sectors of the disk to discard or to zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Range {
+pub struct DiscardRange {
     /// First sector.
     pub start: Sector,
     /// Number of sectors, at most [`MAX_SECTORS`].
     pub sectors: u64,
-    /// Whether what holds them may be given back; always false in a DISCARD, which may anyway.
+    /// Whether their storage may be freed. Always false in a DISCARD, which may free it in any case.
     pub unmap: bool,
 }
 
-impl Range {
-    /// The range in pieces of `most` sectors, the last one of what is left.
-    pub fn steps(self, most: u64) -> impl Iterator<Item = Range> {
+impl DiscardRange {
+    /// The range in steps of `most` sectors; the last one may be shorter.
+    pub fn steps(self, most: u64) -> impl Iterator<Item = DiscardRange> {
         let count = self.sectors.div_ceil(most);
-        (0..count).map(move |step| Range {
+        (0..count).map(move |step| DiscardRange {
             // Inside the disk, as the range is.
             start: Sector(self.start.0 + step * most),
             sectors: (self.sectors - step * most).min(most),
@@ -39,22 +39,20 @@ impl Range {
     }
 }
 
-/// Reads the ranges in the `len` bytes at `data`, each byte once.
-///
-/// `capacity` is the disk's size; `may_unmap` says whether a range may ask for it.
+/// Reads the ranges in the `len` bytes at `data`, each byte once. `capacity` is the size of the disk;
+/// `may_unmap` tells whether a range may have the flag.
 ///
 /// # Errors
-///
-/// The answer: an I/O error for a list that is empty, longer than offered or no whole number of
-/// ranges, and for a range that is too long or leaves the disk; unsupported for a flag that is
-/// unknown or not for this request (5.2.6.2).
+/// The status to answer with (5.2.6.2). I/O error: the list is empty, longer than offered, or no whole
+/// number of ranges; or a range is too long or passes the end of the disk. Unsupported: a flag is
+/// unknown, or not allowed for this request.
 #[inline(never)]
 pub fn parse(
     mut data: Cursor<'_, '_>,
     len: usize,
     capacity: Sector,
     may_unmap: bool,
-) -> Result<Vec<Range>, Status> {
+) -> Result<Vec<DiscardRange>, Status> {
     let whole = len > 0 && len.is_multiple_of(RANGE) && len / RANGE <= MAX_RANGES as usize;
     if !whole {
         return Err(Status::IoError);
@@ -79,7 +77,7 @@ pub fn parse(
         if sectors > MAX_SECTORS || end.is_none_or(|end| end > capacity) {
             return Err(Status::IoError);
         }
-        ranges.push(Range {
+        ranges.push(DiscardRange {
             start,
             sectors: sectors.into(),
             unmap: flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0,
@@ -97,10 +95,10 @@ mod tests {
 
     const CAPACITY: Sector = Sector(1 << 24);
 
-    fn parse_bytes(bytes: &mut [u8], may_unmap: bool) -> Result<Vec<Range>, Status> {
+    fn parse_bytes(bytes: &mut [u8], may_unmap: bool) -> Result<Vec<DiscardRange>, Status> {
         let mut scatter = Scatter::new();
         let len = bytes.len();
-        // Cut at odd places.
+        // Pieces that end inside of fields.
         for part in bytes.chunks_mut(7) {
             scatter.push(VolatileSlice::from(part));
         }
@@ -116,7 +114,7 @@ mod tests {
 
     #[test]
     fn steps_make_up_the_range() {
-        let range = |start, sectors| Range {
+        let range = |start, sectors| DiscardRange {
             start: Sector(start),
             sectors,
             unmap: true,
@@ -140,7 +138,7 @@ mod tests {
         let expected = [(5, 7, false), ((1 << 24) - 1, 1, true), (1 << 24, 0, false)];
         assert_eq!(
             ranges,
-            expected.map(|(start, sectors, unmap)| Range {
+            expected.map(|(start, sectors, unmap)| DiscardRange {
                 start: Sector(start),
                 sectors,
                 unmap
@@ -150,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn what_breaks_a_rule_is_refused() {
+    fn malformed_lists_are_refused() {
         let good = range(0, 1, 0);
         for (mut bytes, status) in [
             (vec![], Status::IoError),

@@ -1,7 +1,7 @@
-//! The guest's memory: regions the front-end shares, and the way from a guest address to bytes.
+//! Guest memory: the regions that the front-end shares, found by guest address.
 //!
-//! A [`Memory`] never changes: adding or removing a region makes a new one, and whoever still
-//! works on the old one keeps its mappings alive. The file descriptors are closed once mapped.
+//! A [`Memory`] never changes: adding or removing a region makes a new one, and the old one keeps its
+//! mappings as long as it is in use. The file descriptors are closed once mapped.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -14,16 +14,18 @@ use crate::io::mapping::{Access, MapError, Mapping};
 /// Why a region cannot be part of guest memory.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
-    /// Its end lies past the last address.
-    #[error("memory region at guest {guest:#x}, {len} bytes, passes the end of the address space")]
+    /// Its end is past the last address.
+    #[error(
+        "memory region at guest address {guest:#x}, {len} bytes, passes the end of the address space"
+    )]
     Overflow {
         /// Guest address of the region.
         guest: u64,
         /// Its length in bytes.
         len: u64,
     },
-    /// Two regions claim one guest address.
-    #[error("memory region at guest {guest:#x}, {len} bytes, overlaps another")]
+    /// It overlaps another region.
+    #[error("memory region at guest address {guest:#x}, {len} bytes, overlaps another")]
     Overlap {
         /// Guest address of the region.
         guest: u64,
@@ -31,17 +33,17 @@ pub enum MemoryError {
         len: u64,
     },
     /// Its file cannot be mapped.
-    #[error("memory region at guest {guest:#x}, {len} bytes")]
+    #[error("memory region at guest address {guest:#x}, {len} bytes")]
     Map {
         /// Guest address of the region.
         guest: u64,
         /// Its length in bytes.
         len: u64,
-        /// What is wrong with the file.
+        /// Why it cannot be mapped.
         source: MapError,
     },
-    /// A region to remove is not there.
-    #[error("no memory region of {len} bytes at guest {guest:#x} to remove")]
+    /// A region to remove does not exist.
+    #[error("no memory region of {len} bytes at guest address {guest:#x} to remove")]
     Unknown {
         /// Guest address of the region.
         guest: u64,
@@ -57,9 +59,9 @@ pub struct RegionInfo {
     pub guest: u64,
     /// Length in bytes.
     pub len: u64,
-    /// Address of the first byte in the front-end's own address space: ring addresses use these.
+    /// Address of the first byte in the address space of the front-end, as ring addresses use it.
     pub user: u64,
-    /// Where the region starts in its file.
+    /// Byte of its file at which the region starts.
     pub file_offset: u64,
 }
 
@@ -96,7 +98,7 @@ impl Region {
     }
 }
 
-/// All regions of a guest, sorted by address, and the log of what we write to them.
+/// All regions of a guest, sorted by address, and the log of writes to them.
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
     regions: Vec<Region>,
@@ -104,7 +106,10 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// This memory and one region more; the file is closed once mapped.
+    /// This memory with one more region; the file is closed once mapped.
+    ///
+    /// # Errors
+    /// The region passes the last address, overlaps another, or cannot be mapped.
     pub fn with_region(&self, info: RegionInfo, file: File) -> Result<Memory, MemoryError> {
         let mut memory = self.clone();
         let at = memory
@@ -129,6 +134,9 @@ impl Memory {
     }
 
     /// This memory without the region of that guest address, length and front-end address.
+    ///
+    /// # Errors
+    /// [`MemoryError::Unknown`] if there is no such region.
     pub fn without_region(&self, guest: u64, len: u64, user: u64) -> Result<Memory, MemoryError> {
         let mut memory = self.clone();
         let same = |region: &Region| {
@@ -143,7 +151,7 @@ impl Memory {
         }
     }
 
-    /// This memory with its writes recorded in `log`, or no longer recorded.
+    /// This memory with its writes recorded in `log`; without one, they are not recorded.
     pub fn with_log(&self, log: Option<Arc<DirtyLog>>) -> Memory {
         Memory {
             regions: self.regions.clone(),
@@ -151,7 +159,7 @@ impl Memory {
         }
     }
 
-    /// Whether the front-end cut a file under us: what was read since is not the guest's.
+    /// Whether the front-end cut a file short: bytes read since then are not the guest's.
     pub fn is_lost(&self) -> bool {
         self.regions.iter().any(|region| region.mapping.is_lost())
     }
@@ -161,7 +169,7 @@ impl Memory {
         self.regions.len()
     }
 
-    /// Where the front-end's address `user` lies in the guest.
+    /// The guest address of the front-end's address `user`.
     pub fn user_to_guest(&self, user: u64) -> Option<GuestAddress> {
         self.regions.iter().find_map(|region| {
             let offset = user.checked_sub(region.info.user)?;
@@ -207,7 +215,7 @@ impl Memory {
         true
     }
 
-    /// The log that writes must be recorded in, while a migration runs.
+    /// The log of writes, while a migration runs.
     pub fn log(&self) -> Option<&DirtyLog> {
         self.log.as_deref()
     }

@@ -1,9 +1,10 @@
-//! What the guest says: its memory, virtqueues, descriptor chains and block requests.
+//! The device's side of virtio-blk: guest memory, virtqueues, descriptor chains, block requests.
 //!
-//! A kick tells that the available ring moved: [`queue`] takes a head from it, [`chain`] walks the
-//! descriptors into lists of [`memory`], [`request`] reads the header ([`ranges`] what a DISCARD
-//! carries), and the way back is a status byte and a used entry. [`inflight`] and [`dirty_log`] are notes about it for the front-end: what
-//! a crash must not lose, and what a migration must copy.
+//! [`queue`] takes the head of a chain from the available ring, [`chain`] walks the descriptors into
+//! lists of guest [`memory`], and [`request`] reads the header; [`discard`] reads the ranges of a
+//! DISCARD. The answer is a [`status`] byte and an entry of the used ring. [`config`] is what the
+//! device offers. Two records are kept for the front-end: [`inflight`] of the chains that were taken
+//! and not answered, and [`dirty_log`] of the pages that were written.
 
 pub mod chain;
 pub mod config;

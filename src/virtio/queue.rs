@@ -27,26 +27,26 @@ const USED_ELEM: usize = 8;
 const RING_HEADER: usize = 4;
 const IDX_AT: usize = 2;
 
-/// Why a queue cannot start, or cannot go on.
+/// Why a queue cannot start, or stops.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum QueueError {
     /// The size is not a power of two up to 32768.
-    #[error("queue size {0} is no power of two up to {MAX_QUEUE_SIZE}")]
+    #[error("queue size is {0}, expected a power of two up to {MAX_QUEUE_SIZE}")]
     Size(u16),
     /// A ring lies outside guest memory or is misaligned.
-    #[error("{ring} at guest {addr:#x} does not lie in guest memory, aligned")]
+    #[error("{ring} at guest address {addr:#x} is not in the shared memory, or misaligned")]
     Ring {
         /// Which part of the queue.
         ring: &'static str,
         /// Its guest address.
         addr: u64,
     },
-    /// The driver's index is further ahead than the queue is long.
-    #[error("available index {available} is more than the queue's size past {next}")]
+    /// The driver's index is further ahead than the queue's size.
+    #[error("available index is {available}, expected at most the queue's size past {next}")]
     AvailableIndex {
         /// The driver's index.
         available: u16,
-        /// The next one to be served.
+        /// The next index to serve.
         next: u16,
     },
     /// The driver offered a descriptor that is not in the table.
@@ -95,7 +95,7 @@ impl Drop for Head {
     }
 }
 
-/// Where the three parts of a queue lie in the guest.
+/// Guest addresses of the three parts of a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingAddresses {
     /// Descriptor table.
@@ -104,11 +104,11 @@ pub struct RingAddresses {
     pub available: GuestAddress,
     /// Used ring (device area).
     pub used: GuestAddress,
-    /// What the dirty log knows the used ring as, if writes to it are to be logged.
+    /// Guest address under which writes to the used ring are logged, if they are.
     pub used_log: Option<GuestAddress>,
 }
 
-/// A virtqueue in operation.
+/// A virtqueue that is started.
 #[derive(Debug)]
 pub struct Queue<'m> {
     memory: &'m Memory,
@@ -119,22 +119,22 @@ pub struct Queue<'m> {
     used_log: Option<GuestAddress>,
     event_idx: bool,
     next_available: u16,
-    /// The driver's index as last seen: what lies before it can be taken without another look.
+    /// The driver's index as last read: chains before it are taken without reading it again.
     seen_available: u16,
     next_used: u16,
     published_used: u16,
     inflight: Option<InflightQueue<'m>>,
-    /// Heads an earlier process took and did not answer, newest first.
+    /// Heads that an earlier worker took and did not answer, newest first.
     resubmit: Vec<u16>,
     /// Heads finished since the last [`Queue::publish`].
     batch: Vec<u16>,
 }
 
 impl<'m> Queue<'m> {
-    /// Starts at available index `base`; without one, where the used ring says.
+    /// Starts a queue at available index `base`; without one, at the used index.
     ///
-    /// With an in-flight area that was in use before, its open requests come first and the start
-    /// follows from them, whatever `base` says.
+    /// With an in-flight region that was in use before, its open requests come first, and the start
+    /// follows from them in place of `base`.
     pub fn start(
         memory: &'m Memory,
         size: u16,
@@ -171,8 +171,8 @@ impl<'m> Queue<'m> {
         if let Some(inflight) = &mut inflight
             && let Some(open) = inflight.recover(used_idx)?
         {
-            // Each chain taken was either answered or is open; a front-end's base may lie past
-            // chains that nobody took.
+            // Each chain that was taken is answered or open; the base of a front-end may lie past
+            // chains that were not taken.
             next_available = used_idx.wrapping_add(open.len() as u16);
             resubmit = open;
             resubmit.reverse();
@@ -220,7 +220,7 @@ impl<'m> Queue<'m> {
         self.next_available
     }
 
-    /// Takes the next chain that an earlier process took and did not answer.
+    /// Takes the next chain that an earlier worker took and did not answer.
     pub fn pop_open(&mut self) -> Option<Head> {
         self.resubmit.pop().map(Head)
     }
@@ -278,14 +278,14 @@ impl<'m> Queue<'m> {
         }
     }
 
-    /// Whether there is something to take.
+    /// Whether there is a chain to take.
     pub fn has_work(&mut self) -> Result<bool, QueueError> {
         Ok(!self.resubmit.is_empty()
             || self.next_available != self.seen_available
             || self.look()?)
     }
 
-    /// Reads the driver's index; returns whether there is something to take.
+    /// Reads the driver's index; returns whether there is a chain to take.
     fn look(&mut self) -> Result<bool, QueueError> {
         let available = load_u16(&self.available, IDX_AT);
         // Entries are read after the index that covers them.
@@ -330,8 +330,9 @@ impl<'m> Queue<'m> {
             self.batch.clear();
         }
         self.published_used = new;
-        // The driver writes its wish and then looks for answers; we write answers and then look
-        // at its wish (virtio 1.2, 2.7.7.2). Without a full fence both could miss the other.
+        // The driver writes its event index and then reads the used index; the device writes the used
+        // index and then reads the event index (virtio 1.2, 2.7.7.2). Without a full fence each could
+        // miss the other's write.
         fence(Ordering::SeqCst);
         if self.event_idx {
             let event = load_u16(&self.available, RING_HEADER + 2 * usize::from(self.size));
@@ -341,7 +342,7 @@ impl<'m> Queue<'m> {
         }
     }
 
-    /// Asks the driver not to kick while we look at the ring anyway.
+    /// Asks the driver not to kick: the worker is reading the ring.
     pub fn disable_kicks(&mut self) {
         // With event indexes, an event index that lies behind is enough.
         if !self.event_idx {
@@ -350,8 +351,8 @@ impl<'m> Queue<'m> {
         }
     }
 
-    /// Asks the driver to kick at the next chain. Returns whether one came meanwhile, so that
-    /// the caller looks again before it sleeps.
+    /// Asks the driver to kick at the next chain; returns whether one came meanwhile. The caller
+    /// sleeps only if none did.
     pub fn enable_kicks(&mut self) -> Result<bool, QueueError> {
         if self.event_idx {
             let at = RING_HEADER + USED_ELEM * usize::from(self.size);
@@ -378,7 +379,7 @@ pub enum StartError {
     /// The rings are unusable.
     #[error(transparent)]
     Queue(#[from] QueueError),
-    /// The in-flight area is unusable.
+    /// The in-flight region is unusable.
     #[error(transparent)]
     Inflight(#[from] super::inflight::InflightError),
 }

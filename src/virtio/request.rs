@@ -10,7 +10,7 @@ use virtio_bindings::virtio_blk::{
 
 use super::chain::Chain;
 use super::config::DeviceConfig;
-use super::discard::{self, Range};
+use super::discard::{self, DiscardRange};
 use super::status::Status;
 use crate::units::{SECTOR_SIZE, Sector};
 
@@ -36,9 +36,9 @@ pub enum Operation {
     /// Make writes durable.
     Flush,
     /// Forget what these ranges hold.
-    Discard(Vec<Range>),
+    Discard(Vec<DiscardRange>),
     /// Make these ranges read as zeros.
-    WriteZeroes(Vec<Range>),
+    WriteZeroes(Vec<DiscardRange>),
 }
 
 impl Operation {

@@ -11,7 +11,7 @@ use crate::engine::offload::{Change, Job, JobId, JobResult, Offload};
 use crate::engine::request::{Outcome, Request};
 use crate::units::{SECTOR_SIZE, Sector};
 use crate::virtio::config::writes_through;
-use crate::virtio::discard::Range;
+use crate::virtio::discard::DiscardRange;
 use crate::virtio::request::HEADER;
 use crate::virtio::status::Status;
 use crate::writable::Error;
@@ -128,7 +128,12 @@ impl<'a> QueueWorker<'a> {
 
     /// Answers the request once `ranges` are changed.
     #[inline(never)]
-    pub(super) fn change(&mut self, request: Request<'a>, change: Change, ranges: Vec<Range>) {
+    pub(super) fn change(
+        &mut self,
+        request: Request<'a>,
+        change: Change,
+        ranges: Vec<DiscardRange>,
+    ) {
         if self.context.is_lost() {
             return self.finish(request.answer(Status::IoError));
         }

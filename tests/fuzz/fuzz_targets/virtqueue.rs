@@ -13,7 +13,7 @@ use ovbd_vhost::units::Sector;
 use ovbd_vhost::virtio::chain::{Chain, MAX_PIECES};
 use ovbd_vhost::virtio::config::DeviceConfig;
 use ovbd_vhost::virtio::dirty_log::DirtyLog;
-use ovbd_vhost::virtio::discard::{MAX_RANGES, Range};
+use ovbd_vhost::virtio::discard::{MAX_RANGES, DiscardRange};
 use ovbd_vhost::virtio::inflight::{InflightArea, Queues};
 use ovbd_vhost::virtio::memory::{Memory, RegionInfo};
 use ovbd_vhost::virtio::queue::{Queue, RingAddresses};
@@ -136,7 +136,7 @@ fuzz_target!(|bytes: &[u8]| {
                 }
                 Ok(Operation::Discard(ranges) | Operation::WriteZeroes(ranges)) => {
                     assert!(writable && ranges.len() <= MAX_RANGES as usize);
-                    for Range { start, sectors, .. } in ranges {
+                    for DiscardRange { start, sectors, .. } in ranges {
                         assert!(start.0 + sectors <= CAPACITY);
                     }
                 }
