@@ -1,5 +1,8 @@
 //! Fetching whole blobs: background download and `ovbd pull`.
 
+#[cfg(test)]
+mod tests;
+
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};

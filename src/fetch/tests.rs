@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read};
-use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex};
@@ -12,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::{Body, Download, Failure, Fetcher, FillError, FillOptions, Offer, Options, Origin};
+use super::{Body, Failure, Fetcher, Offer, Options, Origin};
 use crate::cache::Cache;
 use crate::format::digest::Digest;
 use crate::format::presence::UNIT;
@@ -21,11 +20,11 @@ use crate::source::{
     Blob, Error, FetchErrorKind, Located, RemoteBlob, Ticket, Waker, cached, link,
 };
 
-const DEADLINE: Duration = Duration::from_secs(60);
+pub(super) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// What the origin does instead of serving the range.
 #[derive(Debug)]
-enum Answer {
+pub(super) enum Answer {
     Fail(Failure),
     /// So many bytes, then the end.
     Cut(u64),
@@ -37,8 +36,8 @@ enum Answer {
 
 /// A blob whose bytes are known, and which notes what it was asked for.
 #[derive(Debug)]
-struct Fake {
-    bytes: Vec<u8>,
+pub(super) struct Fake {
+    pub(super) bytes: Vec<u8>,
     script: Mutex<VecDeque<Answer>>,
     ranges: bool,
     asked: Mutex<Vec<(u64, u64)>>,
@@ -46,7 +45,7 @@ struct Fake {
 }
 
 impl Fake {
-    fn new(len: u64) -> Self {
+    pub(super) fn new(len: u64) -> Self {
         let bytes: Vec<u8> = (0..len)
             .map(|at| (at / 3 % 253) as u8 ^ (at >> 16) as u8)
             .collect();
@@ -60,7 +59,7 @@ impl Fake {
         }
     }
 
-    fn script(self, answers: impl IntoIterator<Item = Answer>) -> Self {
+    pub(super) fn script(self, answers: impl IntoIterator<Item = Answer>) -> Self {
         self.script.lock().unwrap().extend(answers);
         self
     }
@@ -73,7 +72,7 @@ impl Fake {
         })
     }
 
-    fn asked(&self) -> Vec<(u64, u64)> {
+    pub(super) fn asked(&self) -> Vec<(u64, u64)> {
         self.asked.lock().unwrap().clone()
     }
 
@@ -140,21 +139,21 @@ impl Origin for Fake {
 }
 
 /// A cache with a fetcher.
-struct Setup {
-    dir: TempDir,
-    fetcher: Fetcher,
-    fake: Arc<Fake>,
+pub(super) struct Setup {
+    pub(super) dir: TempDir,
+    pub(super) fetcher: Fetcher,
+    pub(super) fake: Arc<Fake>,
 }
 
 impl Setup {
-    fn new(fake: Fake) -> Self {
+    pub(super) fn new(fake: Fake) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let fetcher = fetcher(&dir);
         let fake = Arc::new(fake);
         Self { dir, fetcher, fake }
     }
 
-    fn offer(&self) -> Offer {
+    pub(super) fn offer(&self) -> Offer {
         Offer {
             digest: Digest::of(&self.fake.bytes),
             len: None,
@@ -193,28 +192,16 @@ fn fetcher(dir: &TempDir) -> Fetcher {
     Fetcher::start(cache, options).unwrap()
 }
 
-fn passing() -> Answer {
+pub(super) fn passing() -> Answer {
     Answer::Fail(Failure::passing(FetchErrorKind::Unreachable, "not now"))
 }
 
-fn denied() -> Failure {
+pub(super) fn denied() -> Failure {
     Failure::definite(FetchErrorKind::Unauthorized, "r.example refuses access")
 }
 
-fn fill(setup: &Setup) -> Result<(), FillError> {
-    let options = FillOptions {
-        parallel: 3,
-        block_size: 1 << 20,
-        rate: None,
-        patience: Some(DEADLINE),
-    };
-    setup
-        .fetcher
-        .fill(&setup.offer(), options, &mut |_| ControlFlow::Continue(()))
-}
-
 /// Waits until `condition` holds.
-fn until(what: &str, mut condition: impl FnMut() -> bool) {
+pub(super) fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
         assert!(start.elapsed() < DEADLINE, "{what}");
@@ -446,30 +433,6 @@ fn two_fetchers_of_one_cache_fetch_each_unit_once() {
 }
 
 #[test]
-fn a_whole_blob_is_fetched_and_verified() {
-    let setup = Setup::new(Fake::new(50 * UNIT + 7));
-    fill(&setup).unwrap();
-    let cache = Cache::open(&setup.dir.path().join("cache")).unwrap();
-    let digest = Digest::of(&setup.fake.bytes);
-    assert_eq!(cache.verify(&digest).unwrap(), Some(true));
-    let requests = setup.fake.asked().len();
-    fill(&setup).unwrap();
-    assert_eq!(setup.fake.asked().len(), requests);
-}
-
-#[test]
-fn a_wrong_digest_is_fetched_once_more_and_then_reported() {
-    let setup = Setup::new(Fake::new(5 * UNIT).script([Answer::Flip]));
-    fill(&setup).unwrap();
-    let setup = Setup::new(Fake::new(5 * UNIT).script([Answer::Flip, Answer::Flip]));
-    let error = fill(&setup).unwrap_err();
-    assert!(matches!(error, FillError::Mismatch { .. }), "{error}");
-    let setup = Setup::new(Fake::new(5 * UNIT).script([Answer::Fail(denied())]));
-    let error = fill(&setup).unwrap_err();
-    assert!(matches!(error, FillError::Fetch { .. }), "{error}");
-}
-
-#[test]
 fn a_sequential_reader_is_read_ahead_of() {
     let setup = Setup::new(Fake::new(400 * UNIT));
     let (client, blob) = setup.connect();
@@ -498,47 +461,4 @@ fn a_file_that_was_cut_is_an_error_and_never_zeros() {
         }
     }
     assert!(matches!(blob.locate(0, 10), Located::Absent(_)));
-}
-
-#[test]
-fn a_disk_is_downloaded_in_the_background_until_it_is_gone() {
-    let setup = Setup::new(Fake::new(60 * UNIT + 1).script([passing(), Answer::Fail(denied())]));
-    let (ours, theirs) = link::pair().unwrap();
-    let download = Download {
-        delay: Duration::from_millis(1),
-        delay_extra: Duration::ZERO,
-        attempts: 3,
-        ..Download::default()
-    };
-    let offers = vec![setup.offer()];
-    setup
-        .fetcher
-        .attach(theirs, offers, Some(download))
-        .unwrap();
-    until("published", || {
-        setup.fetcher.counters().published == 1 || {
-            let cache = Cache::open(&setup.dir.path().join("cache")).unwrap();
-            cache.verify(&Digest::of(&setup.fake.bytes)).unwrap() == Some(true)
-        }
-    });
-    let all = setup.fake.bytes.len() as u64;
-    assert_eq!(setup.fetcher.counters().background_bytes, all);
-    drop(ours);
-    // A disk that is gone before the delay is over.
-    let setup = Setup::new(Fake::new(UNIT));
-    let (ours, theirs) = link::pair().unwrap();
-    let download = Download {
-        delay: Duration::from_secs(3600),
-        ..download
-    };
-    let offers = vec![setup.offer()];
-    setup
-        .fetcher
-        .attach(theirs, offers, Some(download))
-        .unwrap();
-    drop(ours);
-    until("nothing holds the origin but this", || {
-        Arc::strong_count(&setup.fake) == 1
-    });
-    assert!(setup.fake.asked().is_empty());
 }

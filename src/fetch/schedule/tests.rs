@@ -1,0 +1,187 @@
+//! Jobs, waiters and failures, without I/O.
+
+#![allow(clippy::single_range_in_vec_init)]
+
+use std::time::Duration;
+
+use super::*;
+
+type Test = Schedule<&'static str>;
+
+const BLOB: BlobId = BlobId(0);
+
+fn next(schedule: &mut Test, urgencies: &[Urgency], size: u64) -> Option<Job> {
+    // Units from 1000 on are present.
+    schedule.next(urgencies, |_, _| size, |_, unit| unit < 1000)
+}
+
+fn job(units: Range<u64>, cause: Cause) -> Option<Job> {
+    let blob = BLOB;
+    Some(Job { blob, units, cause })
+}
+
+#[test]
+fn demand_goes_first_and_grows_over_absent_units() {
+    let mut schedule = Test::default();
+    schedule.want(BLOB, &[500..520], Cause::Background, None);
+    schedule.want(BLOB, &[100..110], Cause::ReadAhead, None);
+    schedule.want(BLOB, &[50..52], Cause::Replay, None);
+    schedule.want(BLOB, &[7..8], Cause::Demand, Some("a"));
+    let all = &Urgency::ALL;
+    assert_eq!(next(&mut schedule, all, 4), job(7..11, Cause::Demand));
+    assert_eq!(next(&mut schedule, all, 4), job(50..52, Cause::Replay));
+    assert_eq!(
+        next(&mut schedule, all, 64),
+        job(100..110, Cause::ReadAhead)
+    );
+    assert_eq!(next(&mut schedule, &Urgency::ALL[..3], 64), None);
+    assert_eq!(
+        next(&mut schedule, all, 16),
+        job(500..516, Cause::Background)
+    );
+    assert_eq!(
+        next(&mut schedule, all, 16),
+        job(516..520, Cause::Background)
+    );
+    assert_eq!(next(&mut schedule, all, 16), None);
+    assert!(schedule.arrived(BLOB, 0..7).is_empty());
+    assert_eq!(schedule.arrived(BLOB, 7..8), ["a"]);
+}
+
+#[test]
+fn what_is_in_flight_is_not_asked_for_again() {
+    let mut schedule = Test::default();
+    schedule.want(BLOB, &[0..8], Cause::ReadAhead, None);
+    next(&mut schedule, &Urgency::ALL, 8).unwrap();
+    schedule.want(BLOB, &[4..10], Cause::Demand, Some("a"));
+    schedule.want(BLOB, &[4..6], Cause::Demand, Some("b"));
+    assert_eq!(
+        next(&mut schedule, &Urgency::ALL, 2),
+        job(8..10, Cause::Demand)
+    );
+    assert_eq!(next(&mut schedule, &Urgency::ALL, 2), None);
+    assert!(schedule.arrived(BLOB, 0..5).is_empty());
+    assert_eq!(schedule.arrived(BLOB, 5..6), ["b"]);
+    assert!(schedule.arrived(BLOB, 8..10).is_empty());
+    assert_eq!(schedule.waiting(), 1);
+    assert_eq!(schedule.arrived(BLOB, 6..8), ["a"]);
+    assert!(schedule.blobs.is_empty());
+}
+
+#[test]
+fn a_hint_becomes_urgent_when_something_waits_for_it() {
+    let mut schedule = Test::default();
+    schedule.want(BLOB, &[0..100], Cause::Background, None);
+    schedule.want(BLOB, &[50..51], Cause::Demand, Some("a"));
+    assert_eq!(
+        next(&mut schedule, &Urgency::ALL, 2),
+        job(50..52, Cause::Demand)
+    );
+    assert_eq!(
+        next(&mut schedule, &Urgency::ALL, 200),
+        job(0..50, Cause::Background)
+    );
+    assert_eq!(
+        next(&mut schedule, &Urgency::ALL, 200),
+        job(52..100, Cause::Background)
+    );
+}
+
+#[test]
+fn small_gaps_are_fetched_as_well() {
+    let mut schedule = Test::default();
+    let runs = [998..1001, 1002..1004, 1006..1007];
+    schedule.want(BLOB, &runs, Cause::Replay, None);
+    assert_eq!(
+        next(&mut schedule, &Urgency::ALL, 64),
+        job(998..1004, Cause::Replay)
+    );
+    assert_eq!(
+        next(&mut schedule, &Urgency::ALL, 64),
+        job(1006..1007, Cause::Replay)
+    );
+}
+
+#[test]
+fn repairs_come_alone() {
+    let mut schedule = Test::default();
+    schedule.want(BLOB, &[1000..1002], Cause::Repair, Some("a"));
+    schedule.want(BLOB, &[1002..1003], Cause::Demand, Some("b"));
+    let repair = next(&mut schedule, &Urgency::ALL, 64).unwrap();
+    assert_eq!(
+        (repair.units.clone(), repair.overwrites()),
+        (1000..1002, true)
+    );
+    let demand = next(&mut schedule, &Urgency::ALL, 64).unwrap();
+    assert_eq!(
+        (demand.units.clone(), demand.overwrites()),
+        (1002..1003, false)
+    );
+}
+
+#[test]
+fn a_failure_is_repeated_while_something_waits() {
+    let mut schedule = Test::default();
+    let now = Instant::now();
+    let later = now + Duration::from_secs(1);
+    schedule.want(BLOB, &[0..1], Cause::Demand, Some("guest"));
+    let failed = next(&mut schedule, &Urgency::ALL, 4).unwrap();
+    assert_eq!(failed.units, 0..4);
+    schedule.want(BLOB, &[1..2], Cause::Start, Some("opening"));
+    assert!(schedule.failed(&failed, false, later).is_empty());
+    assert_eq!(schedule.wake(now), Some(later));
+    assert_eq!(next(&mut schedule, &Urgency::ALL, 4), None);
+    assert_eq!(schedule.wake(later), None);
+    let failed = next(&mut schedule, &Urgency::ALL, 4).unwrap();
+    assert_eq!(failed.units, 0..4);
+    assert_eq!(schedule.failed(&failed, true, later), ["opening"]);
+    schedule.wake(later);
+    assert_eq!(
+        next(&mut schedule, &Urgency::ALL, 1),
+        job(0..1, Cause::Demand)
+    );
+    assert_eq!(schedule.arrived(BLOB, 0..1), ["guest"]);
+    assert!(schedule.blobs.is_empty());
+}
+
+#[test]
+fn hints_are_not_repeated_and_have_a_limit() {
+    let mut schedule = Test::default();
+    let now = Instant::now();
+    schedule.want(BLOB, &[0..4], Cause::ReadAhead, None);
+    let failed = next(&mut schedule, &Urgency::ALL, 4).unwrap();
+    schedule.failed(&failed, false, now);
+    schedule.wake(now);
+    assert_eq!(next(&mut schedule, &Urgency::ALL, 4), None);
+    for unit in 0..2 * MAX_HINTS as u64 {
+        let unit = unit * 2;
+        schedule.want(BLOB, &[unit..unit + 1], Cause::ReadAhead, None);
+    }
+    assert_eq!(
+        schedule.queues[Urgency::ReadAhead as usize].len(),
+        MAX_HINTS
+    );
+}
+
+#[test]
+fn a_postponed_job_keeps_its_units() {
+    let mut schedule = Test::default();
+    let now = Instant::now();
+    schedule.want(BLOB, &[0..2], Cause::Background, Some("a"));
+    let job = next(&mut schedule, &Urgency::ALL, 4).unwrap();
+    schedule.postpone(&job, now);
+    schedule.arrived(BLOB, 0..1);
+    schedule.wake(now);
+    assert_eq!(next(&mut schedule, &Urgency::ALL, 4).unwrap().units, 1..2);
+    assert_eq!(schedule.arrived(BLOB, 1..2), ["a"]);
+}
+
+#[test]
+fn waiters_can_be_dropped_and_a_blob_abandoned() {
+    let mut schedule = Test::default();
+    schedule.want(BLOB, &[0..2], Cause::Demand, Some("a"));
+    schedule.want(BLOB, &[0..2], Cause::Demand, Some("b"));
+    schedule.forget(|name| *name == "a");
+    assert_eq!(schedule.abandon(BLOB), ["b"]);
+    assert_eq!(next(&mut schedule, &Urgency::ALL, 4), None);
+}
