@@ -140,7 +140,7 @@ unsafe impl WriteBuf for Region {
         self.start
     }
 
-    // SAFETY: it asks nothing of who calls it: how much is filled is not kept.
+    // SAFETY: the trait asks nothing of its callers: how much is filled is not kept.
     unsafe fn filled_until(&mut self, _n: usize) {}
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A layer blob is, from the outside in, an optional [`tar`] member, an optional [`zfile`]
 //! (compressed blocks with a table of their lengths) and an [`lsmt`] layer: data, and an index that
-//! says which sectors of the disk they are. Everything here takes bytes somebody else has read and
+//! says which sectors of the disk they are. Everything here takes bytes that the caller has read and
 //! trusts none of them.
 
 pub mod crc;

@@ -1,4 +1,4 @@
-//! Decoded blocks, kept for whoever wants a part of them next.
+//! Cache of decoded blocks, shared by all queues of a disk.
 //!
 //! A guest that reads 4 KiB of a 64 KiB block pays for decoding all of it; and machines that boot
 //! from one image at the same time decode the same blocks. The cache is bounded by bytes, shared by

@@ -57,7 +57,7 @@ pub enum Error {
         /// Bytes found, unpacked.
         found: u64,
     },
-    /// The layer inside its wrappers is broken, or there is none.
+    /// The bytes inside the wrappers are not a valid layer.
     #[error("{layer}: not a valid layer, byte {offset} (unpacked)")]
     Lsmt {
         /// The layer.
@@ -67,16 +67,16 @@ pub enum Error {
         /// What is wrong.
         source: lsmt::Error,
     },
-    /// A writable layer, which nobody has open.
+    /// A writable layer that is not sealed, and that no process has open.
     #[error(
-        "{layer}: a writable layer, not a sealed one, or one cut short; `ovbd seal` or `ovbd commit` makes it one, and so does its device when it starts, if a snapshot froze it"
+        "{layer} is a writable layer, or a layer cut short; expected a sealed layer: use `ovbd seal` or `ovbd commit`, or start the disk that took the snapshot, which seals it"
     )]
     Unsealed {
         /// The layer.
         layer: LayerRef,
     },
-    /// A writable layer that somebody has open, and does not seal.
-    #[error("{layer}: somebody writes to this layer and did not seal it within {} s; `ovbd ctl SOCKET snapshot NAME` makes a layer of what a device in use has written", waited.as_secs())]
+    /// A writable layer that a process has open, and does not seal.
+    #[error("{layer} is a writable layer in use, and was not sealed within {} s; use `ovbd ctl SOCKET snapshot NAME` to make a layer of what a disk in use holds", waited.as_secs())]
     InUse {
         /// The layer.
         layer: LayerRef,

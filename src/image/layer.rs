@@ -62,7 +62,7 @@ impl Layer {
     /// Reads what a container holds: a layer with this uuid, if it began as a writable one.
     fn within(container: Container, began: Option<Uuid>) -> Result<(Self, Vec<Mapping>), Error> {
         let named = container.blob().layer().clone();
-        // Whoever seals a layer in place adds nothing behind it.
+        // Sealing in place ends the file at the trailer.
         let trailer_at = match began {
             None => layer_trailer(&container)?,
             Some(_) => last_trailer(&container)?,

@@ -50,7 +50,7 @@ use crate::units::{ByteOffset, Sector};
 /// Fewer segments than this are merged faster than threads are started.
 const PARALLEL_FROM: usize = 1 << 16;
 
-/// A stack of layers as one disk. Shared by everybody who reads it.
+/// A stack of layers as one disk. Shared by all readers.
 #[derive(Debug)]
 pub struct Image {
     layers: Vec<Layer>,

@@ -1,4 +1,4 @@
-//! Reading that waits for the disk: for tools, for tests, and for opening layers.
+//! Blocking reads of an image or a layer, for tools and for loading layers.
 
 use super::Image;
 use super::container::Container;
@@ -12,7 +12,7 @@ use vm_memory::VolatileSlice;
 /// Bytes of an unpacked layer read at a time.
 const PLAIN_CHUNK: u64 = 256 * 1024;
 
-/// What a blocking reader works with: one per thread.
+/// Buffers and decoders of a blocking reader: one per thread.
 #[derive(Default)]
 pub struct Reader {
     unpacker: Unpacker,

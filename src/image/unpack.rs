@@ -63,7 +63,7 @@ impl Unpacker {
     }
 
     /// Writes the bytes that `piece` wants into `into`, from `stored`, the stored bytes of its
-    /// blocks in memory that nobody else changes. Each block's checksum, if it has one, is verified
+    /// blocks in private memory. Each block's checksum, if it has one, is verified
     /// before the block is decoded.
     ///
     /// # Errors

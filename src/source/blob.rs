@@ -224,7 +224,7 @@ impl Blob {
         let _ = rustix::fs::fadvise(&self.file, offset, NonZeroU64::new(len), advice);
     }
 
-    /// The same file with the length that it has by now.
+    /// Measures the file again, which may have grown.
     ///
     /// # Errors
     /// [`Error::Open`] if the file cannot be examined.

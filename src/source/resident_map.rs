@@ -1,14 +1,14 @@
-//! A blob's bytes that are in memory already, seen without a system call.
+//! Copies pages of a blob that are in memory, without a system call.
 //!
-//! The blob is mapped, and one bit per page says whether the page has been read since it was last
-//! known to be evicted: such a page is copied from the mapping, any other is read through its
-//! descriptor, so that a worker does not wait on storage in a page fault. Where the kernel evicts
-//! a page behind our back, the next touch is a fault that waits for the disk; workers count those
-//! ([`ResidentMap::forget`]) and fall back to reading until pages are known again.
+//! The blob is mapped. One bit per page is set when the page was read, and cleared when pages are
+//! known to have been evicted. A page with its bit set is copied from the mapping. Any other page is
+//! read through the descriptor, so that a worker does not wait for storage in a page fault. The
+//! kernel may still evict a page whose bit is set; the next access is then a major fault. Workers
+//! count major faults, call [`ResidentMap::forget`], and read pages until their bits are set again.
 //!
-//! A file cut short under its mapping faults only from the next page on: the rest of the page it
-//! ends in reads as zeros. So the last byte of the blob that is not zero is remembered: while that
-//! is there, nothing is missing before it.
+//! A file truncated under its mapping faults only beyond the page that it ends in: the rest of that
+//! page reads as zeros. The map therefore remembers the last byte of the blob that is not zero.
+//! While the mapping still has that byte, nothing before it is missing.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -19,17 +19,17 @@ use vm_memory::{Bytes, VolatileSlice};
 use crate::io::mapping::{Access, MapError, Mapping};
 use crate::io::prefetch;
 
-/// Bytes one bit stands for: the page size, or less than one page, which is as well.
+/// Bytes per bit. At most the page size; where pages are larger, several bits cover one page.
 pub const PAGE: u64 = 4096;
 
 /// Longest blob that is mapped, in bytes: its bits take 2 MiB. A sparse file may be of any length.
 const MAX_LEN: u64 = 64 << 30;
 
-/// Bytes at the end of a blob of which one must not be zero: more than a layer's trailer and the
-/// blocks that end a tar file have of them.
+/// Bytes at the end of a blob of which one must not be zero: more than the zeros of a layer's trailer
+/// and of the blocks that end a tar file.
 pub const TAIL: u64 = 8 << 10;
 
-/// Cache lines of a range that are fetched ahead: a block of 4 KiB; the hardware follows from there.
+/// Cache lines of a range that are prefetched: a block of 4 KiB. The hardware prefetcher continues.
 const LINES: usize = 64;
 
 const BITS: u64 = u64::BITS as u64;
@@ -43,7 +43,7 @@ pub struct ResidentMap {
     last: (usize, u8),
 }
 
-/// A blob cannot be seen through a resident_map.
+/// A blob cannot be mapped for reading resident pages.
 #[derive(Debug, thiserror::Error)]
 pub enum ResidentMapError {
     /// It cannot be mapped.

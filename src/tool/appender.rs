@@ -2,7 +2,7 @@
 //! them.
 //!
 //! Bytes are gathered in a few large aligned buffers; the thread stores those that are full, so
-//! that whoever makes the bytes waits only when storage is slower. What goes past the page cache
+//! that the maker of the bytes waits only when storage is slower. What goes past the page cache
 //! costs no copy into it, pushes nothing out of it, and is on storage when it was written.
 
 use std::fs::File;
@@ -121,7 +121,7 @@ impl Appender {
 
 impl Drop for Appender {
     fn drop(&mut self) {
-        // Whoever wants to know called `finish`.
+        // A caller that needs the error called `finish`.
         let _ = self.join();
     }
 }
@@ -180,7 +180,7 @@ impl Store {
                 self.append(rest)?;
             }
             buffer.len = 0;
-            // Nobody waits for buffers in the end.
+            // At the end, no thread waits for buffers.
             let _ = stored.send(buffer);
         }
         self.through_cache()

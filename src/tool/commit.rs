@@ -26,7 +26,7 @@ const MAX_APART: u64 = 4_000_000 * ENTRY_LEN as u64;
 /// What to make a layer of, and how.
 #[derive(Clone, Debug)]
 pub struct Commit {
-    /// The writable layer. Nobody may have it open to write.
+    /// The writable layer. No process may have it open.
     pub upper: Paths,
     /// File to be written; one that exists is replaced.
     pub to: PathBuf,

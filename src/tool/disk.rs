@@ -52,7 +52,7 @@ pub struct Disk {
     size: u64,
 }
 
-/// A writable layer that nobody writes to meanwhile.
+/// A writable layer, locked against writers.
 #[derive(Debug)]
 pub struct Upper {
     /// Its files.
@@ -76,7 +76,7 @@ impl Upper {
     /// Opens a writable layer and reads its map into `map`, an empty one.
     ///
     /// # Errors
-    /// It cannot be read, or somebody else writes to it.
+    /// It cannot be read, or another process writes to it.
     pub fn open(paths: &Paths, map: ExtentMap) -> Result<Self, Error> {
         let Loaded {
             data,
@@ -157,12 +157,12 @@ impl Disk {
     /// Opens the files of a disk, as snapshots have left them.
     ///
     /// # Errors
-    /// One of them cannot be opened, or somebody writes to the upper.
+    /// One of them cannot be opened, or a process writes to the writable layer.
     pub fn open(files: &Files) -> Result<Self, Error> {
         loop {
             let followed = files.followed()?;
             let opened = Self::open_as(&followed);
-            // Who had the upper until now may have taken a snapshot while we waited for it.
+            // The process that held the lock may have taken a snapshot before it ended.
             if files.followed()? == followed {
                 return opened;
             }

@@ -51,7 +51,7 @@ impl<J: Send, D: Send> InOrder<J, D> {
                     // The lock is given back before the work starts.
                     let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     let Ok((job, done)) = next else { return };
-                    // Nobody waits for the result any more if the giver of jobs failed.
+                    // If the giver of jobs failed, no thread waits for the result.
                     let _ = done.send(work(job));
                 }
             };

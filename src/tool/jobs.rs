@@ -27,7 +27,7 @@ pub struct Job {
     pub lens: Vec<u32>,
 }
 
-/// Bytes of a job that somebody must fetch.
+/// Bytes of a job that a thread must fetch.
 struct Fetch {
     at: usize,
     len: usize,

@@ -42,7 +42,7 @@ pub struct LayerFormat {
     pub tar: bool,
     /// Name of the layer.
     pub uuid: Uuid,
-    /// Name of the layer it lies upon; nil if there is none.
+    /// Uuid of the layer it lies upon, or nil.
     pub parent_uuid: Uuid,
     /// Commit message, of at most 256 bytes.
     pub message: Vec<u8>,

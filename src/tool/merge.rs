@@ -16,7 +16,7 @@ use crate::format::zfile::BlockFormat;
 /// What to make a layer of, and how.
 #[derive(Clone, Debug)]
 pub struct Merge {
-    /// The layers. Nobody may have the upper open to write.
+    /// The layers. No process may have the writable layer open.
     pub files: Files,
     /// File to be written; one that exists is replaced.
     pub to: PathBuf,

@@ -33,7 +33,7 @@ pub enum Part {
         offset: u64,
         /// The bytes.
         bytes: Vec<u8>,
-        /// Whether they are still to be read, with [`Source::read_at`]: by whoever uses them.
+        /// Whether the bytes are still to be read, with [`Source::read_at`], by the user of the part.
         unread: bool,
     },
     /// A range known to be zeros without reading it.

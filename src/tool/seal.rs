@@ -19,7 +19,7 @@ pub enum Sealed {
 /// as it was, or sealed; doing it again does the rest.
 ///
 /// # Errors
-/// A file cannot be read or written, or somebody else has the layer open; or it was sealed already,
+/// A file cannot be read or written, or another process has the layer open; or it was sealed already,
 /// by a snapshot above which the disk goes on.
 pub fn seal(paths: &Paths) -> Result<Sealed, Error> {
     let sealed = match load(paths, Access::Write, ExtentMap::new()) {

@@ -149,7 +149,7 @@ pub struct CreateUpperArgs {
 
 /// Make a sealed layer from a writable one.
 ///
-/// The writable layer stays as it is; nobody may write to it meanwhile. The output appears when it
+/// The writable layer stays as it is, and must not be in use. The output appears when it
 /// is whole, in place of a file of that name, and is the same for any number of threads.
 #[derive(Args)]
 pub struct CommitArgs {

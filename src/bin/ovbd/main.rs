@@ -129,7 +129,7 @@ fn warn_of(mappings: usize) {
     }
 }
 
-/// Writes a result. A reader who has seen enough is no error.
+/// Writes a result. A closed pipe is not an error.
 fn print(text: &str) -> Result<(), tool::Error> {
     match io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(tool::Error::Stdout(error)),
@@ -144,7 +144,7 @@ fn wrong_usage(error: &clap::Error) -> ExitCode {
         _ => !error.use_stderr(),
     };
     if is_help {
-        // Nobody is there to be told that this failed.
+        // Standard error is the last place to report to.
         let _ = error.print();
     } else {
         let text = error.to_string();
@@ -172,6 +172,6 @@ fn command_of(error: &str) -> String {
 }
 
 fn say(line: &str) {
-    // Nobody is there to be told that this failed.
+    // Standard error is the last place to report to.
     let _ = writeln!(io::stderr(), "ovbd: {line}");
 }

@@ -61,7 +61,8 @@ pub fn encode_seal(header: &Header, kind: Kind) -> [u8; HEADER_LEN] {
 /// Reads the header of a data file.
 ///
 /// # Errors
-/// It is none: no magic, the header of a log or of a committed layer, an impossible size.
+/// [`Error::Magic`] without a magic, [`Error::Flags`] for the header of an index file or of a
+/// committed layer, [`Error::VirtualSize`] for an impossible size.
 pub fn decode_data_header(bytes: &[u8; HEADER_LEN]) -> Result<(Header, Kind), Error> {
     let header = Header::decode(bytes, Part::Header)?;
     let found = flags(bytes);
@@ -83,7 +84,8 @@ pub fn decode_data_header(bytes: &[u8; HEADER_LEN]) -> Result<(Header, Kind), Er
 /// Reads the header of a log.
 ///
 /// # Errors
-/// It is none: no magic, the header of a data file, an impossible size.
+/// [`Error::Magic`] without a magic, [`Error::Flags`] for the header of a data file,
+/// [`Error::VirtualSize`] for an impossible size.
 pub fn decode_log_header(bytes: &[u8; HEADER_LEN]) -> Result<Header, Error> {
     let found = flags(bytes);
     if !Header::has_magic(bytes) {
