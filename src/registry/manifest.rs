@@ -174,6 +174,9 @@ impl Document {
     /// # Errors
     /// Each variant of [`Error`] names what is wrong with the document.
     pub fn parse(bytes: &[u8]) -> Result<Document, Error> {
+        if !super::is_object(bytes) {
+            return Err(Error::Syntax("expected a JSON object".to_owned()));
+        }
         let raw: RawDocument = serde_json::from_slice(bytes)
             .map_err(|error| Error::Syntax(quote(&error.to_string())))?;
         // An index has no layers and a manifest has no manifests, whatever the media type says:

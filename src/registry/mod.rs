@@ -5,6 +5,7 @@
 //! long: the fetcher does.
 
 mod address;
+pub mod args;
 mod auth;
 pub mod blob;
 mod breaker;
@@ -37,3 +38,9 @@ pub use tls::ClientCertificate;
 
 /// Value of the `User-Agent` header, unless another is configured.
 const USER_AGENT: &str = concat!("ovbd-vhost/", env!("CARGO_PKG_VERSION"));
+
+/// Whether JSON text is an object. The derived readers of structs take an array of their fields'
+/// values as well, which no registry means.
+fn is_object(json: &[u8]) -> bool {
+    json.trim_ascii_start().starts_with(b"{")
+}

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde::de::Error as _;
 use thiserror::Error;
 
 use super::credential_service::Service;
@@ -237,10 +238,14 @@ impl ServiceConfig {
     /// # Errors
     /// As [`ServiceConfig::load`].
     pub fn parse(text: &[u8], path: &Path) -> Result<ServiceConfig, Error> {
-        let raw: Raw = serde_json::from_slice(text).map_err(|source| Error::Syntax {
+        let syntax = |source| Error::Syntax {
             path: path.to_owned(),
             source,
-        })?;
+        };
+        if !super::is_object(text) {
+            return Err(syntax(serde_json::Error::custom("expected a JSON object")));
+        }
+        let raw: Raw = serde_json::from_slice(text).map_err(syntax)?;
         // The older names hold only where the newer group says nothing.
         let legacy = raw.cache_config.cache_type.is_empty();
         let legacy_dir = given(raw.registry_cache_dir).filter(|_| legacy);

@@ -58,6 +58,9 @@ impl Token {
             access_token: Option<String>,
             expires_in: Option<Value>,
         }
+        if !super::is_object(reply) {
+            return Err(Error::Syntax("expected a JSON object".to_owned()));
+        }
         let reply: Reply =
             serde_json::from_slice(reply).map_err(|error| Error::Syntax(error.to_string()))?;
         let given = |token: &String| !token.is_empty();
@@ -198,6 +201,7 @@ mod tests {
             (&long, Some(Error::Unusable)),
             ("", None),
             ("[]", None),
+            (r#"["T","U",60]"#, None),
             (r#"{"token":5}"#, None),
             ("<html>", None),
             (r#"{"token":"T""#, None),

@@ -6,10 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use ovbd_vhost::cache::{Cache, Limits, Removal};
 use ovbd_vhost::format::digest::Digest;
-use ovbd_vhost::registry::client;
-use ovbd_vhost::registry::credentials::Source;
+use ovbd_vhost::registry::args::RegistryArgs;
 use ovbd_vhost::registry::reference::Reference;
-use ovbd_vhost::registry::repository::Host;
 use ovbd_vhost::tool::pull::{Pull, pull};
 use ovbd_vhost::tool::{cache, progress};
 use ovbd_vhost::units::parse_size;
@@ -24,26 +22,14 @@ pub struct PullArgs {
     reference: Reference,
     #[command(flatten)]
     cache: CacheDir,
-    /// Credentials: Docker's config.json, or upstream's cred.json
-    #[arg(long, value_name = "FILE")]
-    credentials: Option<PathBuf>,
-    /// Use plain HTTP for this registry (repeatable)
-    #[arg(long, value_name = "HOST[:PORT]")]
-    insecure_registry: Vec<Host>,
-    /// Certificates to trust besides the system's, as PEM
-    #[arg(long, value_name = "FILE")]
-    registry_ca: Option<PathBuf>,
+    #[command(flatten)]
+    registry: RegistryArgs,
 }
 
 impl PullArgs {
     /// Runs the command, and returns what to print.
     pub fn run(self) -> Result<String, Box<dyn Error>> {
-        let registry = client::Options {
-            credentials: self.credentials.map_or(Source::None, Source::File),
-            insecure: self.insecure_registry,
-            ca: self.registry_ca,
-            ..client::Options::default()
-        };
+        let (registry, _) = self.registry.into_options()?;
         let task = Pull {
             reference: self.reference,
             cache: self.cache.cache,

@@ -171,6 +171,7 @@ fn hostile_values_are_refused() {
         json!({"layers": {}}),
         json!({}),
         json!([]),
+        json!([null, null, [layer(1)]]),
         json!(null),
         json!({"schemaVersion": 1, "fsLayers": []}),
     ] {

@@ -1,0 +1,127 @@
+//! Command-line options for registries, shared by the programs.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::client::Options;
+use super::credentials::Source;
+use super::mirror::{Mirror, Prefix};
+use super::repository::Host;
+use super::service_config::{Error, ServiceConfig};
+
+/// How to reach registries.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+pub struct RegistryArgs {
+    /// Credentials: Docker's config.json, or upstream's cred.json
+    #[arg(long, value_name = "FILE")]
+    credentials: Option<PathBuf>,
+    /// Use plain HTTP for this registry (repeatable)
+    #[arg(long, value_name = "HOST[:PORT]")]
+    insecure_registry: Vec<Host>,
+    /// Certificates to trust besides the system's, as PEM
+    #[arg(long, value_name = "FILE")]
+    registry_ca: Option<PathBuf>,
+    /// Ask the mirror at URL before the registry HOST (repeatable)
+    ///
+    /// A mirror serves the registry API and learns the registry from the parameter ns. Headers
+    /// can follow: HOST=URL,header=NAME:VALUE.
+    #[arg(long, value_name = "HOST=URL")]
+    mirror: Vec<Mirror>,
+    /// Ask a peer-to-peer proxy on this machine first, with the blob's URL behind its own
+    #[arg(long, value_name = "URL")]
+    p2p: Option<Prefix>,
+    /// Upstream's overlaybd.json, for its keys on credentials, cache, download and peer-to-peer
+    #[arg(long, value_name = "FILE")]
+    service_config: Option<PathBuf>,
+}
+
+impl RegistryArgs {
+    /// Reads the service configuration, if one is named. Gives the options for a client, in which
+    /// the command line wins, and the configuration for its other keys.
+    ///
+    /// # Errors
+    /// The service configuration cannot be read or used: see [`Error`].
+    pub fn into_options(self) -> Result<(Options, ServiceConfig), Error> {
+        let mut config = match &self.service_config {
+            Some(path) => ServiceConfig::load(path)?,
+            None => ServiceConfig::default(),
+        };
+        let configured = std::mem::take(&mut config.credentials);
+        let options = Options {
+            credentials: self.credentials.map_or(configured, Source::File),
+            insecure: self.insecure_registry,
+            ca: self.registry_ca,
+            certificate: config.certificate.take(),
+            mirrors: self.mirror,
+            p2p: self.p2p.or(config.p2p.take()),
+            user_agent: config.user_agent.take(),
+            ..Options::default()
+        };
+        Ok((options, config))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(flatten)]
+        registry: RegistryArgs,
+    }
+
+    fn parse(args: &[&str]) -> Result<RegistryArgs, clap::Error> {
+        let program = Program::try_parse_from([&["program"], args].concat());
+        program.map(|program| program.registry)
+    }
+
+    #[test]
+    fn the_command_line_wins_over_the_configuration() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("overlaybd.json");
+        let text = r#"{"credentialFilePath":"/c","userAgent":"u","cacheConfig":{"cacheDir":"/d"},
+            "p2pConfig":{"enable":true,"address":"localhost:1/x"}}"#;
+        std::fs::write(&path, text).unwrap();
+        let path = path.to_str().unwrap();
+
+        let (options, config) = parse(&["--service-config", path])
+            .unwrap()
+            .into_options()
+            .unwrap();
+        assert!(matches!(options.credentials, Source::File(file) if file.ends_with("c")));
+        assert_eq!(options.user_agent.as_deref(), Some("u"));
+        assert_eq!(options.p2p, Some("localhost:1/x".parse().unwrap()));
+        assert!(config.cache_dir.is_some());
+
+        let more = [
+            "--service-config",
+            path,
+            "--credentials",
+            "/e",
+            "--p2p",
+            "localhost:2",
+        ];
+        let (options, _) = parse(&more).unwrap().into_options().unwrap();
+        assert!(matches!(options.credentials, Source::File(file) if file.ends_with("e")));
+        assert_eq!(options.p2p, Some("localhost:2".parse().unwrap()));
+    }
+
+    #[test]
+    fn wrong_values_are_wrong_usage() {
+        for args in [
+            ["--insecure-registry", "http://h"],
+            ["--mirror", "http://h"],
+            ["--p2p", "http://far.example"],
+        ] {
+            assert!(parse(&args).is_err(), "{args:?}");
+        }
+        let absent = parse(&["--service-config", "/no/such/file"]).unwrap();
+        assert!(absent.into_options().is_err());
+        let (options, _) = parse(&[]).unwrap().into_options().unwrap();
+        assert!(matches!(options.credentials, Source::None) && options.mirrors.is_empty());
+    }
+}
