@@ -1,6 +1,6 @@
-//! Where an upper layer may hold something: a bit for each piece of the disk.
+//! Where a writable layer may hold data: a bit for each piece of the disk.
 //!
-//! A read asks it first. Where no bit is set, which is most of a disk, it goes on to the layers
+//! A read looks here first. Where no bit is set, which is most of a disk, the read goes on to the layers
 //! below without a lock, as on a read-only device.
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,4 +1,4 @@
-//! Which sectors of the disk an upper layer covers, and where their data is. Pure, no I/O.
+//! Which sectors of the disk a writable layer covers, and where their data is. Pure, no I/O.
 //!
 //! Extents are ordered and free of overlaps, and joined with their neighbours where disk and data
 //! go on: the map grows with the number of separate pieces, not with the number of writes.
@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::format::lsmt::MAX_LENGTH;
+use crate::format::lsmt::{FIRST_DATA, MAX_LENGTH, Mapping};
+use crate::units::Sector;
 
 /// Where the content of an extent is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +53,20 @@ impl Extent {
             len: self.end().min(end) - from,
             place: self.place.moved(from - self.start),
         }
+    }
+
+    /// Its index entries: as many as their length field needs.
+    pub(super) fn mappings(self) -> impl Iterator<Item = Mapping> {
+        let most = u64::from(MAX_LENGTH);
+        (0..mappings_of(self.len)).filter_map(move |part| {
+            let done = part * most;
+            let (start, len) = (self.start + done, (self.len - done).min(most) as u16);
+            let (start, first) = (Sector(start), FIRST_DATA);
+            match self.place.moved(done) {
+                Place::Zero => Mapping::zeroed(start, len, first),
+                Place::Data(at) => Mapping::data(start, len, Sector(at)),
+            }
+        })
     }
 
     fn goes_on_with(&self, next: &Extent) -> bool {
@@ -184,6 +199,11 @@ impl ExtentMap {
         let old = self.extents.remove(&start);
         self.mappings -= old.map_or(0, |(len, _)| mappings_of(len));
     }
+}
+
+/// The index entries that say what a map says.
+pub fn mappings(map: &ExtentMap) -> impl Iterator<Item = Mapping> + '_ {
+    map.iter().flat_map(Extent::mappings)
 }
 
 /// Index entries that `len` sectors in one piece take.

@@ -14,8 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
-use super::extent_map::{Extent, ExtentMap, Place};
-use super::flush::mappings;
+use super::extent_map::{Extent, ExtentMap, Place, mappings};
 use super::index_file::{IndexFile, folder_of, sync_folder_of};
 use super::journal;
 use super::{Error, Paths};

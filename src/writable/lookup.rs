@@ -1,11 +1,11 @@
-//! Which parts of a range lie in uppers, and which below them.
+//! Which parts of a range lie in writable layers, and which below them.
 
 use std::sync::Arc;
 
 use super::allocator::Hold;
 use crate::source::Blob;
 
-/// Most spans looked up at a time: bounds what a read in many small pieces takes in memory.
+/// Most spans of one look-up: bounds the memory that a read in many small pieces takes.
 pub(super) const MAX_SPANS: usize = 256;
 
 /// Set in the numbers of files of sealed layers.
@@ -27,7 +27,7 @@ pub enum SpanContent {
     Lower,
     /// It reads as zeros.
     Zero,
-    /// In the data file of an upper.
+    /// In the data file of a writable layer.
     Data {
         /// Number of the file, for [`Lookup::file`].
         file: u32,
@@ -36,25 +36,25 @@ pub enum SpanContent {
     },
 }
 
-/// The first spans of a range, in order; none if all of it lies below. The sectors of data files
-/// that it ever named are not used for anything else before it is cleared or dropped.
+/// The first spans of a range, in order; empty if all of it lies below. Sectors of data files that it
+/// named are not reused before it is cleared or dropped.
 #[derive(Debug, Default)]
 pub struct Lookup {
     pub(super) spans: Vec<Span>,
     pub(super) files: Vec<(Arc<Blob>, Hold)>,
-    /// Those of sealed layers, by number without [`SEALED`].
+    /// The files of sealed layers, by number without [`SEALED`].
     pub(super) sealed: Option<Arc<[Arc<Blob>]>>,
 }
 
 impl Lookup {
-    /// Forgets everything.
+    /// Clears the spans, and lets go of the files.
     pub fn clear(&mut self) {
         self.spans.clear();
         self.files.clear();
         self.sealed = None;
     }
 
-    /// Whether no part of the range lies in an upper.
+    /// Whether no part of the range lies in a writable layer.
     pub fn is_empty(&self) -> bool {
         self.spans.is_empty()
     }

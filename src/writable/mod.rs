@@ -1,60 +1,58 @@
 //! The writable layer above an image, and the two as one disk.
 //!
-//! An [`WritableLayer`] is a pair of files: *data*, and an *index*, which is a log of mappings. A write goes
-//! to the data file first: over what the upper already holds of that range, or to sectors of the
-//! file that are free. The mapping of the latter then enters the map in memory ([`extent_map`]) and the
-//! [`journal`], and the write is answered. [`WritableLayer::flush`] makes the data durable, then appends to
-//! the index ([`index_file`]) what the journal held, and makes that durable: so no index entry ever points
-//! at data that a power loss can take away, and a process that dies loses nothing it answered.
+//! A [`WritableLayer`] is a pair of files: a data file, and an index file of mappings. A write goes to the
+//! data file first: in place where the layer has data, else to free sectors. New mappings then enter the
+//! [`journal`] and the map in memory ([`extent_map`]), and the write is answered. [`WritableLayer::flush`]
+//! makes the data durable, then appends the mappings of the journal to the index ([`index_file`]), and makes
+//! that durable. So no index entry ever points at data that a power loss can take away, and a process that
+//! dies loses no write that it answered.
 //!
 //! ```text
 //! write ── data file ── map, journal ── answered ─ ─ flush: sync data ── append to index ── sync index
 //! ```
 //!
-//! A [`Volume`] is an image under its uppers. A read asks it for an [`Lookup`]: which parts of a
-//! range lie in uppers. A bitmap ([`coverage`]) answers without a lock where nothing does. What
-//! snapshots froze and sealed since the start is one index, like that of the image ([`sealed`]).
+//! A [`Volume`] is an image under its writable layers. A read asks it for a [`Lookup`]: which parts of a
+//! range lie in them. Where none does, a bitmap ([`coverage`]) tells without a lock. The layers that
+//! snapshots sealed since the start share one index, as those of the image do ([`sealed`]).
+//!
+//! The order in which locks are taken is a table in [`locks`].
 
 pub mod allocator;
 pub mod coverage;
+mod data_file;
 mod error;
 pub mod extent_map;
-mod flush;
 pub mod index_file;
 pub mod journal;
-mod journal_format;
 mod layer;
-mod length;
 pub mod load;
+mod locks;
 pub mod lookup;
 pub mod manifest;
-mod open;
 mod reservation;
 mod resize;
 pub mod seal;
 mod sealed;
 pub mod snapshots;
 pub mod volume;
-mod write;
 
 use std::path::PathBuf;
 use std::str::FromStr;
 
 pub use error::Error;
-pub use flush::mappings;
-pub use layer::{Options, WritableLayer, create};
+pub use extent_map::mappings;
+pub use layer::{MAX_STEP, Options, WritableLayer, create};
 pub use lookup::{Lookup, Span, SpanContent};
 pub use resize::resize;
 pub use snapshots::{Snapshot, Snapshots};
 pub use volume::Volume;
-pub use write::MAX_STEP;
 
 /// The two files of a writable layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Paths {
     /// Header and data.
     pub data: PathBuf,
-    /// Header and log of mappings. Its journal lies beside it.
+    /// Header and mappings. The journal lies beside it.
     pub index: PathBuf,
 }
 
@@ -79,7 +77,7 @@ impl FromStr for Paths {
     }
 }
 
-/// What should name the files of a writable layer does not.
+/// A text that does not name the files of a writable layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected data=FILE,index=FILE")]
 pub struct PathsSyntax;

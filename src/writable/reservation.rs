@@ -1,8 +1,8 @@
-//! Room in an index file for entries to come.
+//! Space in an index file for future entries.
 //!
-//! An entry is written when it is flushed, which is late to find storage full: the guest was told
-//! that its write is done. So room is taken before that, some steps ahead and behind the end of the
-//! file, whose length stays. A full disk then refuses the write.
+//! A flush writes the entries, which is too late to find storage full: the guest was told that its write
+//! is done. So each write reserves space behind the end of the file, whose length stays. A full file
+//! system then fails the write and not the flush.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -15,23 +15,23 @@ use super::Error;
 use super::index_file::IndexFile;
 use crate::format::lsmt::ENTRY_LEN;
 
-/// Bytes taken at a time, unless there are fewer.
+/// Bytes reserved at a time, if the file system has them.
 const STEP: u64 = 64 << 10;
 
-/// What was taken of an index file.
+/// The reserved space of an index file.
 #[derive(Debug)]
 pub struct Reservation {
     path: PathBuf,
     file: Arc<File>,
-    /// Bytes of the file when all that waits is written.
+    /// Bytes of the file when all waiting entries are written.
     needed: u64,
-    /// Bytes there is room for.
+    /// Bytes reserved.
     taken: u64,
 }
 
 impl Reservation {
-    /// That of a file for which `waiting` entries wait. They were answered for already: where there
-    /// is no room for them, the next that come ask for it again.
+    /// Reserves space for `waiting` entries, which were answered for already: if there is none, the next
+    /// [`Reservation::take`] asks for it again.
     pub fn new(log: &IndexFile, waiting: usize) -> Self {
         let mut room = Self {
             path: log.path().to_owned(),
@@ -43,10 +43,10 @@ impl Reservation {
         room
     }
 
-    /// Takes room for `entries` more entries.
+    /// Reserves space for `entries` more entries.
     ///
     /// # Errors
-    /// There is none; those before keep theirs.
+    /// [`Error::Bytes`] if there is none; earlier reservations stay.
     pub fn take(&mut self, entries: usize) -> Result<(), Error> {
         let needed = self.needed + bytes(entries);
         if needed > self.taken {
@@ -55,13 +55,13 @@ impl Reservation {
                 Err(Errno::NOSPC | Errno::DQUOT) => self.reserve(needed).map(|()| needed),
                 reserved => reserved.map(|()| ahead),
             }
-            .map_err(|errno| Error::bytes("take room", &self.path, self.taken)(errno.into()))?;
+            .map_err(|errno| Error::bytes("reserve space", &self.path, self.taken)(errno.into()))?;
         }
         self.needed = needed;
         Ok(())
     }
 
-    /// As many entries do not come.
+    /// Releases the reservation of `entries` entries.
     pub fn leave(&mut self, entries: usize) {
         self.needed -= bytes(entries);
     }
@@ -70,7 +70,7 @@ impl Reservation {
         let len = end - self.taken;
         let flags = FallocateFlags::KEEP_SIZE;
         match retry_on_intr(|| fallocate(&self.file, flags, self.taken, len)) {
-            // A file system that cannot says so when the entries are written.
+            // On such a file system the flush finds out.
             Err(Errno::OPNOTSUPP) => Ok(()),
             reserved => reserved,
         }

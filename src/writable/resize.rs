@@ -2,8 +2,7 @@
 
 use std::os::unix::fs::FileExt;
 
-use super::extent_map::{Extent, ExtentMap, Place};
-use super::flush::mappings;
+use super::extent_map::{Extent, ExtentMap, Place, mappings};
 use super::layer::check_size;
 use super::load::{Access, Loaded, load};
 use super::manifest::Pairs;

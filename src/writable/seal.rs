@@ -1,18 +1,16 @@
-//! Finishing a writable layer in place: its index and a trailer are appended to the data file, which
-//! from then on is a layer like any other.
+//! Sealing a writable layer in place: appends its index and a trailer to the data file, which is a
+//! read-only layer from then on.
 //!
-//! Each step is durable before the next, and all can be done again after a crash in between: until
-//! the trailer is there the pair is a writable layer, and from then on the index file and the journal
-//! mean nothing.
+//! Crash-safe: each step is durable before the next, and an interrupted run can be repeated. Until the
+//! trailer is durable the pair is a writable layer; from then on the index file and the journal are
+//! ignored.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::Ordering;
 
-use super::flush::mappings;
 use super::index_file::sync_folder_of;
-use super::{Error, Paths, WritableLayer, journal};
+use super::{Error, Paths, journal};
 use crate::format::lsmt::writable::{Kind, encode_seal};
 use crate::format::lsmt::{HEADER_LEN, Header, MAX_ENTRIES, Mapping};
 use crate::units::SECTOR_SIZE;
@@ -41,13 +39,13 @@ pub fn seal(
             most: MAX_ENTRIES,
         });
     }
-    // Behind everything, even what an earlier try left: somebody may still be reading data that no
-    // longer counts.
+    // Behind everything, even what an earlier try left: a reader may still use data that no longer
+    // counts.
     let len = data.metadata().map_err(Error::file("examine", path))?.len();
     let index_offset = len.max(HEADER_LEN as u64).next_multiple_of(SECTOR_SIZE);
     let sealed = append(data, path, header, kind, mappings, index_offset);
     if sealed.is_err() {
-        // It would only take space that may be what is missing.
+        // It may take the very space that is missing.
         let _ = data.set_len(len);
     }
     sealed
@@ -82,47 +80,13 @@ fn append(
     data.sync_all().map_err(Error::file("sync", path))
 }
 
-/// Removes what a sealed layer does not need any more: its index file and its journal.
+/// Removes the index file and the journal of a sealed layer.
 ///
 /// # Errors
 /// A file that is there cannot be removed.
 pub fn remove_index(paths: &Paths) -> Result<(), Error> {
     journal::remove(&paths.index)?;
-    // The index last: while it is there, somebody knows that there is something to remove.
+    // The index file last: while it exists, the next start removes the rest.
     journal::remove_file(&paths.index)?;
     sync_folder_of(&paths.index)
-}
-
-impl WritableLayer {
-    /// Seals the layer, to which nobody writes any more: it is frozen, or not served. Then others
-    /// may have its file. Does what is left to do if it was called before.
-    ///
-    /// # Errors
-    /// It cannot be made durable, or the files not be written or removed.
-    pub fn seal(&self) -> Result<(), Error> {
-        if !self.is_sealed() {
-            self.flush()?;
-            // Who waits for storage must not keep readers waiting.
-            let mappings: Vec<_> = mappings(&self.state().map).collect();
-            seal(
-                &self.file,
-                &self.paths.data,
-                &self.header,
-                self.kind,
-                &mappings,
-            )?;
-            self.sealed.store(true, Ordering::Release);
-            let unlocked = self.file.unlock();
-            unlocked.map_err(Error::file("unlock", &self.paths.data))?;
-        }
-        match self.paths.index.exists() {
-            true => remove_index(&self.paths),
-            false => Ok(()),
-        }
-    }
-
-    /// Whether it was sealed since it was opened.
-    pub fn is_sealed(&self) -> bool {
-        self.sealed.load(Ordering::Acquire)
-    }
 }

@@ -7,7 +7,6 @@
 use std::sync::Arc;
 
 use super::coverage::Coverage;
-use super::flush::mappings;
 use super::lookup::{Lookup, MAX_SPANS, SEALED, Span, SpanContent};
 use super::{Error, WritableLayer};
 use crate::image;
@@ -47,7 +46,7 @@ impl SealedLayers {
             let segments = segments(upper, files.len())?;
             mappings += segments.len() as u64;
             merged = segment::merge(merged, &segments);
-            files.push(upper.blob.clone());
+            files.push(upper.blob().clone());
         }
         if let Some(below) = below {
             merged = segment::merge(below.index.iter(), &merged);
@@ -121,13 +120,14 @@ fn segments(upper: &WritableLayer, number: usize) -> Result<Vec<Segment>, Error>
     if number >= MAX_LAYERS {
         return Err(Error::TooTall);
     }
-    let state = upper.state();
-    mappings(&state.map)
+    upper
+        .index_entries()
+        .into_iter()
         .map(|mapping| {
             // Below `MAX_LAYERS`.
             Segment::new(mapping, number as u16).ok_or_else(|| {
                 Error::Image(image::Error::Position {
-                    layer: upper.paths.data.clone().into(),
+                    layer: upper.paths().data.clone().into(),
                     offset: mapping.offset(),
                     moffset: mapping.moffset(),
                 })

@@ -14,12 +14,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
 use super::index_file::sync_folder_of;
+use super::locks::{Rank, RankedMutex};
 use super::manifest::{Frozen, Manifest, NewManifest, list_path, load, numbered};
 use super::seal::remove_index;
 use super::{Error, Options, Paths, Volume, WritableLayer, create};
@@ -60,9 +61,9 @@ pub struct Snapshots {
     layers: Vec<LayerRef>,
     /// How many may be open as files.
     max_layers: usize,
-    list: Mutex<Manifest>,
+    list: RankedMutex<Manifest>,
     /// Held by who seals.
-    sealing: Mutex<()>,
+    sealing: RankedMutex<()>,
     /// Whether the last try to seal failed.
     stuck: AtomicBool,
     /// Whether a power loss may bring the list before this one back, in which what is frozen is
@@ -159,8 +160,8 @@ impl Snapshots {
             options,
             layers: own.layers().to_vec(),
             max_layers: source::make_room(MAX_LAYERS),
-            list: Mutex::new(list.clone()),
-            sealing: Mutex::default(),
+            list: RankedMutex::new(Rank::Manifest, list.clone()),
+            sealing: RankedMutex::new(Rank::Seal, ()),
             stuck: AtomicBool::new(!unsealed.is_empty()),
             may_return: AtomicBool::new(false),
         };
@@ -170,14 +171,10 @@ impl Snapshots {
 
     /// The snapshots of `volume`, which was opened with this, the oldest first.
     pub fn list(&self, volume: &Volume) -> Vec<Snapshot> {
-        let list = self.lock_list();
+        let list = self.list.lock();
         let numbers = 0..list.frozen.len();
         let describe = |number| self.describe(volume, &list, number);
         numbers.map(describe).collect()
-    }
-
-    fn lock_list(&self) -> MutexGuard<'_, Manifest> {
-        self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The snapshot at this place of the list.
@@ -207,7 +204,7 @@ impl Snapshots {
         if self.stuck.load(Ordering::Acquire) || much_is_unsealed(&volume.uppers()) {
             self.seal(volume)?;
         }
-        let mut list = self.lock_list();
+        let mut list = self.list.lock();
         let place = list.frozen.iter().position(|known| known.name == name);
         if let Some(place) = place {
             return Ok(self.describe(volume, &list, place));
@@ -261,10 +258,10 @@ impl Snapshots {
     /// # Errors
     /// A file cannot be written or made durable, or it is not certain that the list lasts.
     pub fn seal(&self, volume: &Volume) -> Result<(), Error> {
-        let _alone = self.sealing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = self.sealing.lock();
         // Not before it is certain that the list lasts which says that they are frozen.
         let uppers = {
-            let _list = self.lock_list();
+            let _list = self.list.lock();
             volume.uppers()
         };
         let sealed = match self.may_return.load(Ordering::Acquire) {

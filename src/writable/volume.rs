@@ -1,21 +1,21 @@
-//! An image under its uppers: what a device serves.
+//! An image under its writable layers: what a device serves.
 //!
-//! At most one upper is written to, the *active* one. Those below it are *frozen*: each was the
-//! active one until a snapshot put a new one above it. Once they are sealed they are looked up as
-//! one. The image itself never changes.
+//! Writes go to one layer, the *active* one. The layers below it are *frozen*: each was active until a
+//! snapshot put a new one above it. Sealed ones are looked up together. The image itself never changes.
 //!
 //! ```text
-//! active upper ── frozen uppers, until they are sealed ── what was sealed since the start ── image
+//! active layer ── frozen layers, until they are sealed ── layers sealed since the start ── image
 //! ```
 //!
-//! Who reads goes by what there is at one moment, without a lock.
+//! A read uses the layers of one moment, without a lock.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::thread;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use super::locks::{Guard, Rank, RankedMutex};
 use super::lookup::{Lookup, MAX_SPANS, SpanContent};
 use super::sealed::SealedLayers;
 use super::{Error, WritableLayer};
@@ -24,10 +24,10 @@ use crate::image::reader::Reader;
 use crate::io::scatter::Cursor;
 use crate::units::{ByteOffset, SECTOR_SIZE, Sector};
 
-/// How long the readers of what is given up are waited for, in steps of a millisecond.
+/// How long to wait for readers of replaced layers, in milliseconds.
 const MAX_WAIT: u32 = 1000;
 
-/// What lies above the image at one moment.
+/// The layers above the image at one moment.
 #[derive(Clone, Debug)]
 struct Above {
     /// Topmost first; the first one is active, the others are not part of `sealed` yet.
@@ -35,52 +35,52 @@ struct Above {
     sealed: Option<Arc<SealedLayers>>,
 }
 
-/// A disk. Shared by everybody who serves it.
+/// A disk. All its queue workers share it.
 #[derive(Debug)]
 pub struct Volume {
     image: Image,
-    /// Without it, the disk is read-only.
+    /// `None`: the disk is read-only.
     above: Option<ArcSwap<Above>>,
-    /// Locked while it is not certain that the active upper will be found at the next start.
-    settling: Mutex<()>,
+    /// Locked until the manifest that names the active layer is durable.
+    settling: RankedMutex<()>,
     size: u64,
 }
 
 impl Volume {
-    /// An image that nobody writes to.
+    /// A read-only disk.
     pub fn read_only(image: Image) -> Self {
         Self {
             size: image.size(),
             image,
             above: None,
-            settling: Mutex::default(),
+            settling: RankedMutex::new(Rank::Settle, ()),
         }
     }
 
-    /// An image under uppers, the topmost and active one first; those after it are never written
-    /// to. The disk is as large as the active one says.
+    /// An image under writable layers, the active one first, then the frozen ones, the newest first. The
+    /// disk has the size of the active one.
     pub fn writable(image: Image, uppers: Vec<WritableLayer>) -> Self {
         let uppers: Vec<_> = uppers.into_iter().map(Arc::new).collect();
         let active = uppers.first();
         let size = active.map_or(image.size(), |upper| upper.header().virtual_size);
         Self {
             size,
-            // As it will be when the uppers are layers.
+            // As it will be when these are read-only layers.
             image: image.with_size(size),
             above: (!uppers.is_empty()).then(|| {
                 let sealed = None;
                 ArcSwap::from_pointee(Above { uppers, sealed })
             }),
-            settling: Mutex::default(),
+            settling: RankedMutex::new(Rank::Settle, ()),
         }
     }
 
-    /// The layers below the uppers.
+    /// The layers below the writable ones.
     pub fn image(&self) -> &Image {
         &self.image
     }
 
-    /// Whether it can be written to.
+    /// Whether the disk is writable.
     pub fn is_writable(&self) -> bool {
         self.above.is_some()
     }
@@ -178,9 +178,9 @@ impl Volume {
             return Ok(());
         };
         let now = above.load_full();
-        // What is durable in an upper that is not found again is lost all the same.
+        // Data in a layer that the manifest may not name at the next start is not durable.
         drop(self.settling());
-        // Frozen ones first: they may have been active when what they hold was answered.
+        // Frozen layers first: they may hold writes answered before this flush.
         let mut unsealed = now.uppers.iter().rev().filter(|upper| !upper.is_sealed());
         unsealed.try_for_each(|upper| {
             upper.flush()?;
@@ -217,14 +217,14 @@ impl Volume {
         Ok(())
     }
 
-    /// Does `what` to the active upper, again if that was frozen meanwhile.
+    /// Does `what` to the active layer; again if a snapshot froze it meanwhile.
     fn change(&self, what: impl Fn(&WritableLayer) -> Result<(), Error>) -> Result<(), Error> {
         let above = self.above.as_ref().ok_or(Error::ReadOnly)?;
         loop {
             let now = above.load_full();
             let active = now.uppers.first().ok_or(Error::ReadOnly)?;
             match what(active) {
-                // Another stands above it by now.
+                // Another layer is active now.
                 Err(Error::Frozen) => {}
                 done => return done,
             }
@@ -263,8 +263,8 @@ impl Volume {
         Ok(settle().inspect_err(|_| next.give_up()))
     }
 
-    fn settling(&self) -> MutexGuard<'_, ()> {
-        self.settling.lock().unwrap_or_else(PoisonError::into_inner)
+    fn settling(&self) -> Guard<MutexGuard<'_, ()>> {
+        self.settling.lock()
     }
 
     /// Lets the lowest uppers, `sealed`, the oldest first, be looked up as one with all below, and

@@ -1,19 +1,26 @@
-//! A writable layer in use.
+//! A writable layer in use: what it holds, and the steps that change it, each in a module of its own.
+
+mod flush;
+mod open;
+mod seal;
+mod write;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
 use super::allocator::Allocator;
 use super::coverage::Coverage;
-use super::extent_map::{ExtentMap, Place};
+use super::data_file::DataFile;
+use super::extent_map::{ExtentMap, Place, mappings};
 use super::index_file::{self, IndexFile, sync_folder_of};
 use super::journal::Journal;
+use super::locks::{RankedMutex, RankedRwLock};
 use super::lookup::{Lookup, MAX_SPANS, Span, SpanContent};
 use super::reservation::Reservation;
 use super::{Error, Paths};
@@ -22,18 +29,20 @@ use crate::format::lsmt::{FIRST_DATA, HEADER_LEN, Header, MAX_SECTORS, Mapping};
 use crate::source::Blob;
 use crate::units::SECTOR_SIZE;
 
-/// How an upper is used.
+pub use write::MAX_STEP;
+
+/// How a writable layer is used.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Most bytes of data it may hold.
     pub limit: u64,
-    /// Size of the disk in bytes, for an upper that does not say it.
+    /// Size of the disk in bytes, for a layer that does not say it.
     pub default_size: u64,
-    /// Mappings that wait for a flush at most: with that many, a change flushes first.
+    /// Most mappings that wait for a flush: with that many, a change flushes first.
     pub max_pending: usize,
-    /// The log is written anew when it has twice the entries that its map needs, and this many more.
+    /// The index is written anew when it has twice the entries that its map needs, and this many more.
     pub log_slack: u64,
-    /// Most entries of the log.
+    /// Most entries of the index file.
     pub max_log: u64,
 }
 
@@ -49,16 +58,17 @@ impl Default for Options {
     }
 }
 
-/// Makes the files of an empty layer, durable and under their names.
+/// Creates the files of an empty layer, durable and under their names.
 ///
 /// # Errors
-/// A file of either name exists, or cannot be written; the size is impossible.
+/// [`Error::Size`]; [`Error::File`] or [`Error::Bytes`] if a file of either name exists, or cannot be
+/// written.
 pub fn create(paths: &Paths, kind: Kind, header: &Header) -> Result<(), Error> {
     check_size(header.virtual_size)?;
     let path = &paths.data;
     let file = File::options().write(true).create_new(true).open(path);
     let file = file.map_err(Error::file("create", path))?;
-    // Half a layer would be in the way of the next try.
+    // Half a layer would be in the way of another attempt.
     let remove = |path: &PathBuf| drop(fs::remove_file(path));
     write_data_file(&file, path, kind, header)
         .and_then(|()| create_index(&paths.index, &file, kind, header))
@@ -79,8 +89,8 @@ fn write_data_file(file: &File, path: &Path, kind: Kind, header: &Header) -> Res
     file.sync_all().map_err(Error::file("sync", path))
 }
 
-/// A sparse layer begins without an index, where the file system tells holes from zeros: tools that
-/// go by the holes may write to it as well, until we do.
+/// A sparse layer begins without an index, where the file system tells holes from zeros: tools that go
+/// by the holes may write to it as well, until this program opens it.
 fn create_index(path: &Path, data: &File, kind: Kind, header: &Header) -> Result<(), Error> {
     let first = SeekFrom::Data(HEADER_LEN as u64);
     if kind != Kind::Sparse || rustix::fs::seek(data, first) != Err(Errno::NXIO) {
@@ -92,7 +102,7 @@ fn create_index(path: &Path, data: &File, kind: Kind, header: &Header) -> Result
         .inspect_err(|_| drop(fs::remove_file(path)))
 }
 
-/// Refuses a disk that writable layers cannot have.
+/// Refuses the size of a disk that a writable layer cannot have.
 pub(super) fn check_size(size: u64) -> Result<(), Error> {
     let whole = size.is_multiple_of(SECTOR_SIZE) && size / SECTOR_SIZE <= MAX_SECTORS;
     match size > 0 && whole {
@@ -102,72 +112,67 @@ pub(super) fn check_size(size: u64) -> Result<(), Error> {
 }
 
 /// A writable layer, open. Any number of threads read and write it.
+///
+/// The order of its locks is in [`locks`](super::locks).
 #[derive(Debug)]
 pub struct WritableLayer {
-    pub(super) paths: Paths,
-    pub(super) header: Header,
-    pub(super) kind: Kind,
-    pub(super) file: File,
-    pub(super) blob: Arc<Blob>,
-    pub(super) limit: u64,
-    pub(super) touched: Coverage,
-    /// Held by every change while it is under way, and by who lets no more of them begin. Whether
-    /// that is so.
-    pub(super) gate: RwLock<bool>,
-    /// Where everything is. No one waits for storage with this locked.
-    pub(super) state: RwLock<State>,
-    /// Locked before `state` by whoever changes the map, until both say the same.
-    pub(super) waiting: Mutex<Waiting>,
-    pub(super) max_pending: usize,
-    pub(super) log_slack: u64,
-    pub(super) max_log: u64,
-    /// Bytes that the data file has at least, unless somebody cut it short.
-    pub(super) len: AtomicU64,
-    /// Whether data was written since the last sync began.
-    pub(super) dirty: AtomicBool,
-    /// Storage lost something, or might.
-    pub(super) broken: AtomicBool,
-    /// Whether its data file is a layer like any other by now.
-    pub(super) sealed: AtomicBool,
-    /// Flushes asked for so far.
-    pub(super) asked: AtomicU64,
-    pub(super) flush: Mutex<Flusher>,
+    paths: Paths,
+    header: Header,
+    kind: Kind,
+    data: DataFile,
+    limit: u64,
+    coverage: Coverage,
+    /// Freeze gate: changes hold it shared. `true` once frozen.
+    gate: RankedRwLock<bool>,
+    placement: RankedRwLock<Placement>,
+    /// Locked, together with `placement`, by each change of the map, so that both say the same.
+    pending: RankedMutex<Pending>,
+    max_pending: usize,
+    log_slack: u64,
+    max_log: u64,
+    /// Storage lost data, or the layer may not be found at the next start.
+    broken: AtomicBool,
+    /// Whether the data file is a read-only layer by now.
+    sealed: AtomicBool,
+    /// Newest flush ticket.
+    tickets: AtomicU64,
+    flush: RankedMutex<Flusher>,
 }
 
-/// What changes with every mapping.
+/// Where everything is.
 #[derive(Debug)]
-pub(super) struct State {
-    pub(super) map: ExtentMap,
-    pub(super) space: Allocator,
+struct Placement {
+    map: ExtentMap,
+    space: Allocator,
 }
 
-/// What a flush will enter in the index.
+/// What the next flush enters in the index.
 #[derive(Debug)]
-pub(super) struct Waiting {
-    pub(super) journal: Journal,
+struct Pending {
+    journal: Journal,
     /// Whether the journal points at data that storage lost, and could not be emptied yet.
-    pub(super) journal_misleads: bool,
-    /// In the index, for what waits.
-    pub(super) room: Reservation,
-    /// What is in the journal and not in the index.
-    pub(super) pending: Vec<Mapping>,
+    journal_misleads: bool,
+    /// Space in the index file for `mappings`.
+    reservation: Reservation,
+    /// The mappings that are in the journal and not in the index.
+    mappings: Vec<Mapping>,
 }
 
-/// Who makes things durable; one at a time.
+/// What a flush needs; one flush at a time.
 #[derive(Debug)]
-pub(super) struct Flusher {
-    pub(super) log: IndexFile,
+struct Flusher {
+    index: IndexFile,
     /// Whether the next flush writes the index anew, for what was found at the start.
-    pub(super) rewrite: Rewrite,
-    /// Entries from which on it is tried to write the log anew.
-    pub(super) retry_at: u64,
-    /// Flushes asked for that the last successful one did for.
-    pub(super) done: u64,
+    rewrite: Rewrite,
+    /// Number of entries at which a rewrite of the index is tried again.
+    retry_at: u64,
+    /// Newest ticket covered by a successful flush.
+    done: u64,
 }
 
 /// Whether a flush writes the index anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Rewrite {
+enum Rewrite {
     /// It appends.
     No,
     /// If that fails, it appends.
@@ -177,40 +182,40 @@ pub(super) enum Rewrite {
 }
 
 impl WritableLayer {
-    /// Its files.
+    /// The paths of its files.
     pub fn paths(&self) -> &Paths {
         &self.paths
     }
 
-    /// What its data file says about the layer.
+    /// The header of its data file.
     pub fn header(&self) -> &Header {
         &self.header
     }
 
-    /// How it places data.
+    /// How the data is placed.
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
     /// Bytes of data that the limit counts.
     pub fn used(&self) -> u64 {
-        (self.state().space.used() - FIRST_DATA.0) * SECTOR_SIZE
+        (self.placement.read().space.used() - FIRST_DATA.0) * SECTOR_SIZE
     }
 
-    /// Index entries that say what it holds.
+    /// Number of index entries that say what it holds.
     pub fn mappings(&self) -> u64 {
-        self.state().map.mappings()
+        self.placement.read().map.mappings()
     }
 
     /// Extents of its map.
     pub fn extents(&self) -> usize {
-        self.state().map.len()
+        self.placement.read().map.len()
     }
 
     /// Whether it may hold some of `sectors` sectors, at least 1, from `start` on. Takes no lock.
     #[inline]
     pub fn may_hold(&self, start: u64, sectors: u64) -> bool {
-        self.touched.any(start, sectors)
+        self.coverage.any(start, sectors)
     }
 
     /// Appends the spans that make up a range to `into`, until that is full; what it does not hold
@@ -223,13 +228,13 @@ impl WritableLayer {
         file: &mut Option<u32>,
     ) {
         let end = start + sectors;
-        let state = self.state();
+        let placement = self.placement.read();
         let mut at = start;
         let below = |from: u64, to: u64| Span {
             sectors: to - from,
             content: SpanContent::Lower,
         };
-        for extent in state.map.within(start..end) {
+        for extent in placement.map.within(start..end) {
             if into.spans.len() >= MAX_SPANS {
                 return;
             }
@@ -243,13 +248,14 @@ impl WritableLayer {
                         let known = into
                             .files
                             .iter()
-                            .position(|(blob, _)| Arc::ptr_eq(blob, &self.blob));
-                        // What was held first keeps all that is freed later.
+                            .position(|(blob, _)| Arc::ptr_eq(blob, self.data.blob()));
+                        // The first hold keeps all that is freed later.
                         let number = known.unwrap_or_else(|| {
-                            into.files.push((self.blob.clone(), state.space.hold()));
+                            into.files
+                                .push((self.data.blob().clone(), placement.space.hold()));
                             into.files.len() - 1
                         });
-                        // One for each upper, of which there are few.
+                        // One for each writable layer, of which there are few.
                         number as u32
                     }),
                     offset: sector * SECTOR_SIZE,
@@ -266,19 +272,13 @@ impl WritableLayer {
         }
     }
 
-    pub(super) fn state(&self) -> RwLockReadGuard<'_, State> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    /// The file that readers use, as [`Lookup`] names it.
+    pub(super) fn blob(&self) -> &Arc<Blob> {
+        self.data.blob()
     }
 
-    pub(super) fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
-        self.state.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn flusher(&self) -> MutexGuard<'_, Flusher> {
-        self.flush.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The index entries that say what it holds.
+    pub(super) fn index_entries(&self) -> Vec<Mapping> {
+        mappings(&self.placement.read().map).collect()
     }
 }

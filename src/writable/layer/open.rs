@@ -8,21 +8,21 @@ use std::fs::Metadata;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, RwLock};
 
-use super::allocator::{Allocator, PAGE};
-use super::coverage::Coverage;
-use super::extent_map::{ExtentMap, Place};
+use super::super::allocator::{Allocator, PAGE};
+use super::super::coverage::Coverage;
+use super::super::data_file::DataFile;
+use super::super::extent_map::{ExtentMap, Place};
+use super::super::journal::{self, IndexPosition, Journal};
+use super::super::load::{Access, Loaded, load};
+use super::super::locks::{Rank, RankedMutex, RankedRwLock};
+use super::super::reservation::Reservation;
+use super::super::{Error, Options, Paths, WritableLayer};
 use super::flush::is_long;
-use super::journal::{self, IndexPosition, Journal};
-use super::layer::{Flusher, Rewrite, State, Waiting};
-use super::load::{Access, Loaded, load};
-use super::reservation::Reservation;
-use super::{Error, Options, Paths, WritableLayer};
+use super::{Flusher, Pending, Placement, Rewrite};
 use crate::format::lsmt::writable::{Kind, encode_data_header};
 use crate::format::lsmt::{FIRST_DATA, MAX_ENTRIES, MAX_SECTORS};
-use crate::source::Blob;
-use crate::units::SECTOR_SIZE;
+use crate::units::{SECTOR_SIZE, Sector};
 
 impl WritableLayer {
     /// Opens a layer to write to it. What its journal holds is made durable first, if there is room.
@@ -64,23 +64,23 @@ impl WritableLayer {
     ) -> Result<Self, Error> {
         let Loaded {
             data,
-            log,
+            log: index,
             header,
             kind,
             map,
             journal: pending,
             ..
         } = loaded;
-        let touched = Coverage::new(sectors);
+        let coverage = Coverage::new(sectors);
         let mut used = Vec::new();
         for extent in map.iter() {
-            touched.set(extent.start, extent.len);
+            coverage.set(extent.start, extent.len);
             if let Place::Data(at) = extent.place {
                 used.push(at..at + extent.len);
             }
         }
         used.sort_unstable_by_key(|range| range.start);
-        let end = used.last().map_or(0, |range| range.end * SECTOR_SIZE);
+        let end = Sector(used.last().map_or(0, |range| range.end));
         let metadata = data.metadata();
         let metadata = metadata.map_err(Error::file("examine", &paths.data))?;
         let suspect = takes_more(&metadata, &used);
@@ -92,38 +92,38 @@ impl WritableLayer {
         if !pending.is_empty() || rewrite != Rewrite::No {
             space.withhold();
         }
-        let again = data.try_clone().map_err(Error::file("open", &paths.data))?;
-        let blob = Blob::changing(&paths.data, again)?;
         Ok(Self {
             paths: paths.clone(),
             kind,
-            blob: Arc::new(blob),
-            file: data,
+            data: DataFile::new(&paths.data, data, end)?,
             limit: options.limit,
-            touched,
-            gate: RwLock::new(false),
-            state: RwLock::new(State { map, space }),
-            waiting: Mutex::new(Waiting {
-                journal,
-                journal_misleads: false,
-                room: Reservation::new(&log, pending.len()),
-                pending,
-            }),
+            coverage,
+            gate: RankedRwLock::new(Rank::Freeze, false),
+            placement: RankedRwLock::new(Rank::Map, Placement { map, space }),
+            pending: RankedMutex::new(
+                Rank::Pending,
+                Pending {
+                    journal,
+                    journal_misleads: false,
+                    reservation: Reservation::new(&index, pending.len()),
+                    mappings: pending,
+                },
+            ),
             max_pending: options.max_pending,
             log_slack: options.log_slack,
             max_log: options.max_log,
-            len: AtomicU64::new(end),
-            // What a process before this one wrote may not be durable yet.
-            dirty: AtomicBool::new(true),
             broken: AtomicBool::new(false),
             sealed: AtomicBool::new(false),
-            asked: AtomicU64::new(0),
-            flush: Mutex::new(Flusher {
-                log,
-                rewrite,
-                retry_at: 0,
-                done: 0,
-            }),
+            tickets: AtomicU64::new(0),
+            flush: RankedMutex::new(
+                Rank::Flush,
+                Flusher {
+                    index,
+                    rewrite,
+                    retry_at: 0,
+                    done: 0,
+                },
+            ),
             header,
         })
     }

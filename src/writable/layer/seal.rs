@@ -1,0 +1,35 @@
+//! Sealing a frozen layer that is open.
+
+use std::sync::atomic::Ordering;
+
+use super::super::Error;
+use super::super::seal::remove_index;
+use super::WritableLayer;
+
+impl WritableLayer {
+    /// Seals the layer, which must be frozen or not served; then lets other processes open its file. If
+    /// it was called before, does what is left to do.
+    ///
+    /// # Errors
+    /// As [`WritableLayer::flush`] and [`seal`](super::super::seal::seal()); [`Error::File`] if a file
+    /// cannot be removed.
+    pub fn seal(&self) -> Result<(), Error> {
+        if !self.is_sealed() {
+            self.flush()?;
+            // Copied: readers must not wait for storage.
+            let entries = self.index_entries();
+            self.data.seal(&self.header, self.kind, &entries)?;
+            self.sealed.store(true, Ordering::Release);
+            self.data.unlock()?;
+        }
+        match self.paths.index.exists() {
+            true => remove_index(&self.paths),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether it was sealed since it was opened.
+    pub fn is_sealed(&self) -> bool {
+        self.sealed.load(Ordering::Acquire)
+    }
+}
