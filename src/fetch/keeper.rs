@@ -73,7 +73,7 @@ fn publish(shared: &Shared, blob: &Arc<Blob>) {
     match partial.publish() {
         Ok(Outcome::Published) => {
             shared.counters.add_published();
-            log::info!("blob {digest} is complete");
+            log::debug!("blob {digest} is complete");
         }
         Ok(Outcome::Mismatch { found }) => {
             shared.counters.add_mismatch();

@@ -27,6 +27,7 @@ mod counters;
 mod fetcher;
 mod fill;
 mod keeper;
+pub mod open;
 mod origin;
 mod pace;
 pub mod process;

@@ -6,12 +6,18 @@ use std::sync::Arc;
 use std::thread;
 
 use common::content::Random;
+use common::golden;
 use common::registries::{DockerRegistry, Storage, TokenServer};
 use common::registry_server::until;
+use ovbd_vhost::fetch::open::open_layers;
 use ovbd_vhost::fetch::process::{Config, Process};
 use ovbd_vhost::format::digest::Digest;
+use ovbd_vhost::image::config::Stack;
+use ovbd_vhost::image::reader::Reader;
+use ovbd_vhost::image::{Image, OpenStack};
 use ovbd_vhost::source::client::{Client, Patience};
-use ovbd_vhost::source::{Blob, Error, FetchErrorKind, RemoteBlob, cached};
+use ovbd_vhost::source::{Blob, Error, FetchErrorKind, LayerRef, RemoteBlob, cached};
+use ovbd_vhost::units::Sector;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -159,4 +165,55 @@ fn a_fetcher_ends_with_its_owner() {
     until("the fetcher ended", || {
         rustix::process::test_kill_process(pid).is_err()
     });
+}
+
+/// Every golden image that has no writable layer, its topmost layer from a local file.
+#[test]
+fn images_from_a_registry_hold_what_local_ones_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cases = golden::cases();
+    cases.retain(|case| !case.has_upper && case.size <= 64 << 20);
+    let storage = Storage::default();
+    for layer in cases.iter().flat_map(|case| &case.layers) {
+        storage.blob("team/app", &fs::read(layer).unwrap());
+    }
+    let registry = DockerRegistry::open(storage);
+    let process = start(&dir);
+    let mut compared = 0;
+    for case in &cases {
+        // Some are damaged on purpose: both must then fail.
+        let local = Image::open(&Stack::new(case.layers.iter()));
+        let mut layers: Vec<LayerRef> = case
+            .layers
+            .iter()
+            .map(|path| LayerRef::Remote(remote(registry.host(), &fs::read(path).unwrap())))
+            .collect();
+        if let (Some(top), Some(path)) = (layers.last_mut(), case.layers.last())
+            && case.layers.len() > 1
+        {
+            *top = LayerRef::from(path);
+        }
+        let opened = open_layers(&process, &layers, Patience::default(), None).unwrap();
+        let fetched = Image::load(OpenStack::of(opened.blobs).unwrap());
+        let (Ok(local), Ok(fetched)) = (&local, &fetched) else {
+            assert_eq!(local.is_ok(), fetched.is_ok(), "{}", case.name);
+            continue;
+        };
+        assert_eq!(local.size(), fetched.size(), "{}", case.name);
+        let (mut ours, mut theirs) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+        for start in (0..local.size()).step_by(1 << 20) {
+            let len = (local.size() - start).min(1 << 20) as usize;
+            let sector = Sector(start / 512);
+            let one = Reader::new().read(local, sector, &mut ours[..len]);
+            let other = Reader::new().read(fetched, sector, &mut theirs[..len]);
+            assert_eq!(one.is_ok(), other.is_ok(), "{} at {start}", case.name);
+            assert!(
+                one.is_err() || ours[..len] == theirs[..len],
+                "{} at {start}",
+                case.name
+            );
+        }
+        compared += 1;
+    }
+    assert!(compared > 10, "{compared} images");
 }
