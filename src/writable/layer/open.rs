@@ -4,7 +4,7 @@
 //! index, which is made durable, and the journal starts anew. Where storage has no room for that, the
 //! journal is gone on with, and its mappings wait for the next flush like those to come.
 
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -72,26 +72,8 @@ impl WritableLayer {
             ..
         } = loaded;
         let coverage = Coverage::new(sectors);
-        let mut used = Vec::new();
-        for extent in map.iter() {
-            coverage.set(extent.start, extent.len);
-            if let Place::Data(at) = extent.place {
-                used.push(at..at + extent.len);
-            }
-        }
-        used.sort_unstable_by_key(|range| range.start);
-        let end = Sector(used.last().map_or(0, |range| range.end));
-        let metadata = data.metadata();
-        let metadata = metadata.map_err(Error::file("examine", &paths.data))?;
-        let suspect = takes_more(&metadata, &used);
-        let mut space = Allocator::new(FIRST_DATA.0, used, options.limit / SECTOR_SIZE);
-        space.extend(metadata.len().div_ceil(SECTOR_SIZE));
-        if suspect {
-            space.suspect_all();
-        }
-        if !pending.is_empty() || rewrite != Rewrite::No {
-            space.withhold();
-        }
+        let withhold = !pending.is_empty() || rewrite != Rewrite::No;
+        let (placement, end) = place(paths, &data, map, &coverage, options.limit, withhold)?;
         Ok(Self {
             paths: paths.clone(),
             kind,
@@ -99,7 +81,7 @@ impl WritableLayer {
             limit: options.limit,
             coverage,
             gate: RankedRwLock::new(Rank::Freeze, false),
-            placement: RankedRwLock::new(Rank::Map, Placement { map, space }),
+            placement: RankedRwLock::new(Rank::Map, placement),
             pending: RankedMutex::new(
                 Rank::Pending,
                 Pending {
@@ -156,6 +138,39 @@ fn open_journal(paths: &Paths, loaded: &Loaded) -> Result<Journal, Error> {
             Journal::resume(&paths.index, uuid, boot, position)
         }
     }
+}
+
+/// Marks in `coverage` what a map holds, and finds the free space of the data file; returns the end of the
+/// data in use, too. With `withhold`, nothing is free before the first flush.
+fn place(
+    paths: &Paths,
+    data: &File,
+    map: ExtentMap,
+    coverage: &Coverage,
+    limit: u64,
+    withhold: bool,
+) -> Result<(Placement, Sector), Error> {
+    let mut used = Vec::new();
+    for extent in map.iter() {
+        coverage.set(extent.start, extent.len);
+        if let Place::Data(at) = extent.place {
+            used.push(at..at + extent.len);
+        }
+    }
+    used.sort_unstable_by_key(|range| range.start);
+    let end = Sector(used.last().map_or(0, |range| range.end));
+    let metadata = data.metadata();
+    let metadata = metadata.map_err(Error::file("examine", &paths.data))?;
+    let suspect = takes_more(&metadata, &used);
+    let mut space = Allocator::new(FIRST_DATA.0, used, limit / SECTOR_SIZE);
+    space.extend(metadata.len().div_ceil(SECTOR_SIZE));
+    if suspect {
+        space.suspect_all();
+    }
+    if withhold {
+        space.withhold();
+    }
+    Ok((Placement { map, space }, end))
 }
 
 /// Gives a layer a size if it has none yet; returns that of the disk in sectors.
