@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::builder::UnknownArgumentValueParser;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use ovbd_vhost::daemon::config::{Config, ImageSource, MAX_QUEUES, UpperSource};
@@ -30,51 +31,56 @@ use ovbd_vhost::writable;
 
 /// Serves a stack of OverlayBD layers to a virtual machine as a vhost-user-blk device.
 #[derive(Parser)]
-#[command(version, about)]
+#[command(version, about, max_term_width = 100)]
 struct Args {
-    /// Path of the socket the virtual machine's monitor connects to [default: the socket the
-    /// service manager passes].
+    /// Unix socket that front-ends (VMMs) connect to [default: the socket that the service manager
+    /// passes]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
 
-    /// Permissions of the socket, in octal.
+    /// Permissions of the socket, in octal
     #[arg(long, value_name = "MODE", default_value = "600", value_parser = parse_mode)]
     socket_mode: u32,
 
-    /// Path of a socket to be asked for snapshots and figures, over HTTP [default: none].
+    /// Unix socket of the HTTP control API [default: none]
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
 
-    /// User to become, by name or number, once the layers are open.
+    /// User to switch to once the layers are open, by name or number. The sockets and the writable
+    /// layer belong to this user
     #[arg(long, value_name = "USER")]
     user: Option<String>,
 
-    /// Group to become a member of, by name or number [default: the user's own].
+    /// Group to switch to, by name or number [default: the group of the user]
     #[arg(long, value_name = "GROUP", requires = "user")]
     group: Option<String>,
 
-    /// Whether to give up, before serving, all that serving does not need.
+    /// Drop privileges before parsing and serving (seccomp, Landlock, capabilities)
     #[arg(long, value_name = "WHETHER", value_enum, default_value_t = Switch::On)]
     sandbox: Switch,
 
-    /// Layers, bottom first: a comma-separated list, and repeatable.
+    /// Layers, bottom first, separated by commas; repeatable
     #[arg(
         long,
         value_name = "FILE",
         value_delimiter = ',',
-        required_unless_present_any = ["config", "upper"]
+        required_unless_present_any = ["config", "upper", "layer"]
     )]
     layers: Vec<PathBuf>,
 
-    /// An OverlayBD image config (config.v1.json) in place of --layers.
+    /// One layer, whose path may contain a comma; repeatable, bottom first, in place of --layers
     #[arg(long, value_name = "FILE", conflicts_with = "layers")]
+    layer: Vec<PathBuf>,
+
+    /// OverlayBD image config (config.v1.json), in place of --layers
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["layers", "layer"])]
     config: Option<PathBuf>,
 
-    /// Use layers that do not lie upon the layers they were made upon.
+    /// Use layers that do not lie upon the layers they were made upon
     #[arg(long)]
     force: bool,
 
-    /// Writable layer above them, or alone: its two files.
+    /// Files of the writable layer, above the layers or alone
     #[arg(
         long,
         value_name = "data=FILE,index=FILE",
@@ -82,68 +88,76 @@ struct Args {
     )]
     upper: Option<writable::Paths>,
 
-    /// Folder of the writable layer, which is made there unless it is there.
+    /// Directory of the writable layer; created if missing
     #[arg(long, value_name = "DIR")]
     upper_auto: Option<PathBuf>,
 
-    /// Bytes of data the writable layer may hold, as 10G [default: as storage has room]. Counts
-    /// sectors of 512 bytes, not the blocks that storage keeps them in, and neither index nor
-    /// journal; and each layer by itself that a snapshot puts above another.
+    /// Largest size of the data in the writable layer, in bytes, or with K, M, G or T [default: no
+    /// limit]. Counts sectors of 512 bytes that hold data, in each writable layer that a snapshot
+    /// starts; index and journal do not count
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     upper_limit: Option<u64>,
 
-    /// Number of virtqueues offered, each with an io_uring ring of its own (15 KiB of kernel
-    /// memory). [default: 256, with a ring for one queue per processor, at least 4, at most 16]
+    /// Number of virtqueues offered, each with an io_uring ring of its own (15 KiB of kernel memory)
+    /// [default: 256, with rings for one queue per processor, at least 4 and at most 16]
     #[arg(long, value_name = "N",
           value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_QUEUES)))]
     num_queues: Option<u16>,
 
-    /// Largest queue a front-end may set up, a power of two.
+    /// The name that is most often guessed for --num-queues.
+    #[arg(long = "queues", hide = true,
+          value_parser = UnknownArgumentValueParser::suggest_arg("--num-queues"))]
+    _queues: Option<String>,
+
+    /// Largest size of a virtqueue, in descriptors; a power of two
     #[arg(long, value_name = "N", default_value = "1024", value_parser = parse_queue_size)]
     queue_size: u16,
 
-    /// Serial of the disk, up to 20 bytes [default: derived from the image].
+    /// Serial number of the disk, 1 to 20 printable ASCII characters [default: derived from the image]
     #[arg(long, value_name = "TEXT", value_parser = parse_serial)]
     serial: Option<[u8; SERIAL_LEN]>,
 
-    /// Microseconds a worker looks for more requests before it sleeps.
+    /// Busy-poll the virtqueue for N microseconds before sleeping
     #[arg(long, value_name = "N", default_value_t = 0,
           value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     poll_us: u64,
 
-    /// Processors to bind workers to, one after the other: a comma-separated list.
+    /// Processors to bind queue workers to, round-robin, separated by commas [default: any]
     #[arg(long, value_name = "N", value_delimiter = ',', value_parser = parse_cpu)]
     cpus: Vec<usize>,
 
-    /// Bytes of decoded blocks to keep for all queues, as 64M or 1G; 0 keeps none.
+    /// Size of the cache of decompressed blocks, shared by all queues, in bytes, or with K, M, G or T;
+    /// 0 disables it
     #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_bytes)]
     block_cache: u64,
 
-    /// Bytes to read ahead of a guest that reads in order, as 1M; 0 leaves it to the kernel.
+    /// Read ahead of a guest that reads sequentially, in bytes, or with K, M, G or T; 0 leaves it to
+    /// the kernel
     #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_bytes)]
     readahead: u64,
 
-    /// Drop compressed bytes from the page cache once they are decompressed.
+    /// Drop compressed bytes from the page cache once they are decompressed
     #[arg(long)]
     drop_cache: bool,
 
-    /// How bytes that are not in memory are read.
+    /// How bytes that are not in the page cache are read
     #[arg(long, value_name = "WAY", value_enum, default_value_t = Io::Uring)]
     io: Io,
 }
 
 #[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
 enum Switch {
+    /// For production
     On,
-    /// For debuggers and profilers.
+    /// For debuggers and profilers
     Off,
 }
 
 #[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
 enum Io {
-    /// By io_uring, where the kernel has it.
+    /// `io_uring`; falls back to `pread` where the kernel refuses it
     Uring,
-    /// By pread: one slow read holds its queue up.
+    /// `pread`; a slow read delays its queue
     Pread,
 }
 
@@ -203,7 +217,8 @@ impl From<Args> for Config {
             sandbox: args.sandbox == Switch::On,
             image: match args.config {
                 Some(path) => ImageSource::Config(path),
-                None => ImageSource::Layers(args.layers),
+                None if args.layer.is_empty() => ImageSource::Layers(args.layers),
+                None => ImageSource::Layers(args.layer),
             },
             lineage: match args.force {
                 true => Lineage::Ignored,

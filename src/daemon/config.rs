@@ -83,7 +83,7 @@ pub enum ImageSource {
 }
 
 /// Where the writable layer is.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum UpperSource {
     /// In these files.
     Files(writable::Paths),

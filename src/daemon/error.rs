@@ -42,13 +42,13 @@ pub enum Error {
         limit: usize,
     },
     /// Another daemon answers on the socket.
-    #[error("{} is in use by a running daemon: choose another --socket or stop it", path.display())]
+    #[error("{} is in use by a running daemon: choose another path or stop that daemon", path.display())]
     SocketInUse {
         /// The socket's path.
         path: PathBuf,
     },
     /// Something else than a socket is at the path.
-    #[error("{} exists and is no socket: choose another --socket or remove it", path.display())]
+    #[error("{} exists and is not a socket: choose another path or remove it", path.display())]
     NotASocket {
         /// The path.
         path: PathBuf,
@@ -79,6 +79,9 @@ pub enum Error {
     /// The sandbox cannot be entered.
     #[error("cannot enter the sandbox (--sandbox off does without)")]
     Sandbox(#[from] super::sandbox::Error),
+    /// The queues would need more than the system lets the process have.
+    #[error("cannot serve all queues")]
+    Limits(#[from] super::limits::Shortage),
     /// Reads did not end in time after a signal.
     #[error(
         "reads still wait for storage {seconds} s after the signal to stop: ended without them"

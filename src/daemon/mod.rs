@@ -11,6 +11,7 @@ pub mod config;
 pub mod control;
 mod device;
 pub mod error;
+pub mod limits;
 pub mod listener;
 pub mod notify;
 pub mod sandbox;
@@ -30,9 +31,14 @@ pub use error::Error;
 use sd_notify::NotifyState;
 
 use crate::engine::Disk;
+use crate::engine::ring::Rings;
 use crate::image::config::{Config as ImageConfig, Stack, UpperFiles};
+use crate::io::regular::open_regular;
 use crate::reason::reason;
+use crate::writable::journal;
 use config::ImageSource;
+use device::{Device, Sources, WritableFiles};
+use limits::Room;
 use listener::{Claim, Listener};
 use notify::Manager;
 use sandbox::privileges::{self, Identity};
@@ -90,39 +96,28 @@ struct Started {
     manager: Manager,
 }
 
-/// Opens, enters the sandbox, and listens.
+/// Opens the files, enters the sandbox, reads what the files hold, and listens.
 fn start(
     config: &Config,
     stack: &Stack,
     upper: Option<UpperFiles>,
     passed: Option<UnixListener>,
 ) -> Result<Started, Error> {
-    let device = device::open(config, stack, upper)?;
-    let disk = device.disk.clone();
+    let sources = Sources::open(config, stack, upper)?;
+    let rings = device::make_rings(config.rings());
     // A signal that comes before is lost: nothing is served before the socket listens.
     let signals = signals()?;
     let manager = Manager::connect();
-    if config.sandbox {
-        privileges::bound().map_err(sandbox::Error::Privileges)?;
-    }
-    if let Some(user) = &config.user {
-        Identity::find(user, config.group.as_deref())?.assume()?;
-    }
+    change_user(config)?;
+    let upper = sources.upper();
+    let writable = upper.map(WritableFiles::find).transpose()?;
     let sockets = Sockets::claim(config, passed)?;
-    let sandbox = match config.sandbox {
-        false => None,
-        true => Some(Sandbox::enter(&Reach {
-            sockets: &sockets.directories(),
-            directories: &upper_directories(&disk),
-            rings: disk.rings.made() > 0,
-            ..Reach::default()
-        })?),
-    };
-    let control = sockets.control.map(Claim::listen).transpose()?;
-    let socket = match sockets.guest {
-        GuestSocket::Passed(socket) => socket,
-        GuestSocket::Claimed(claim) => claim.listen()?,
-    };
+    let room = Room::measure();
+    let sandbox = enter(config, &sockets, writable.as_ref(), &rings)?;
+    let device = Device::load(config, sources, writable, rings)?;
+    let disk = device.disk().clone();
+    room.check(config.queues(), device.is_writable())?;
+    let (socket, control) = sockets.listen()?;
     sandbox.map_or(Ok(()), Sandbox::tighten)?;
     if let Some(control) = &control {
         control::start(control, device).map_err(Error::Control)?;
@@ -136,13 +131,38 @@ fn start(
     })
 }
 
-/// The directories in which files of writable layers are replaced while they are served.
-fn upper_directories(disk: &Disk) -> Vec<PathBuf> {
-    let uppers = disk.volume.uppers();
-    let files = uppers
-        .iter()
-        .flat_map(|upper| [&upper.paths().data, &upper.paths().index]);
-    files.map(|file| sandbox::parent(file)).collect()
+/// Becomes the user of the command line. Sockets and writable layers belong to that user.
+fn change_user(config: &Config) -> Result<(), Error> {
+    if config.sandbox {
+        privileges::bound().map_err(sandbox::Error::Privileges)?;
+    }
+    if let Some(user) = &config.user {
+        Identity::find(user, config.group.as_deref())?.assume()?;
+    }
+    Ok(())
+}
+
+/// Enters the sandbox, if there is to be one.
+fn enter(
+    config: &Config,
+    sockets: &Sockets,
+    writable: Option<&WritableFiles>,
+    rings: &Rings,
+) -> Result<Option<Sandbox>, Error> {
+    // Read once, while it can be.
+    let _ = journal::boot_id();
+    let (directories, links) = writable.map_or_else(Default::default, |writable| {
+        (writable.directories(), writable.links())
+    });
+    let reach = Reach {
+        sockets: &sockets.directories(),
+        directories: &directories,
+        files: &links,
+        write: writable.is_some(),
+        rings: rings.made() > 0,
+    };
+    let sandbox = config.sandbox.then(|| Sandbox::enter(&reach));
+    Ok(sandbox.transpose()?)
 }
 
 /// The sockets of a daemon whose image is not open yet.
@@ -170,6 +190,16 @@ impl Sockets {
         };
         let control = control.transpose()?;
         Ok(Sockets { guest, control })
+    }
+
+    /// Listens on all of them.
+    fn listen(self) -> Result<(Listener, Option<Listener>), Error> {
+        let control = self.control.map(Claim::listen).transpose()?;
+        let guest = match self.guest {
+            GuestSocket::Passed(socket) => socket,
+            GuestSocket::Claimed(claim) => claim.listen()?,
+        };
+        Ok((guest, control))
     }
 
     /// Where sockets are bound, and removed at the end.
@@ -209,8 +239,15 @@ struct ResultFile {
 }
 
 impl ResultFile {
+    /// Creates the file, or empties it.
     fn create(path: PathBuf) -> Result<Self, Error> {
-        match File::create(&path) {
+        let mut options = File::options();
+        options.write(true).create(true);
+        let opened = open_regular(&path, options).and_then(|file| {
+            file.set_len(0)?;
+            Ok(file)
+        });
+        match opened {
             Ok(file) => Ok(Self { path, file }),
             Err(source) => Err(Error::ResultFile { path, source }),
         }

@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use super::lineage::Lineage;
 use crate::format::digest::DigestError;
+use crate::io::regular::open_regular;
 use crate::source::{LayerRef, RemoteBlob};
 
 /// Largest config file that is read, in bytes.
@@ -201,7 +202,9 @@ impl Config {
             path: path.to_owned(),
             source,
         };
-        let file = File::open(path).map_err(failed)?;
+        let mut options = File::options();
+        options.read(true);
+        let file = open_regular(path, options).map_err(failed)?;
         let mut text = Vec::new();
         file.take(MAX_CONFIG + 1)
             .read_to_end(&mut text)

@@ -58,3 +58,48 @@ impl Stack {
         })
     }
 }
+
+impl OpenStack {
+    /// No layers, as below a writable layer that is the first of its image.
+    pub fn empty(lineage: Lineage) -> Self {
+        Self {
+            blobs: Vec::new(),
+            workers: Workers::available(),
+            lineage,
+        }
+    }
+
+    /// Whether there is no layer.
+    pub fn is_empty(&self) -> bool {
+        self.blobs.is_empty()
+    }
+
+    /// The same layers through descriptors of their own.
+    ///
+    /// # Errors
+    /// [`Error::Source`] if the process has no descriptor left.
+    pub fn try_clone(&self) -> Result<Self, Error> {
+        let blobs = self.blobs.iter().map(Blob::try_clone);
+        Ok(Self {
+            blobs: blobs.collect::<Result<_, _>>()?,
+            workers: self.workers,
+            lineage: self.lineage,
+        })
+    }
+
+    /// The same layers below `above`, whose files are opened.
+    ///
+    /// # Errors
+    /// [`Error::TooManyLayers`] for a stack that no image can have, [`Error::Source`] if a file cannot
+    /// be opened.
+    pub fn below(mut self, above: &[LayerRef]) -> Result<Self, Error> {
+        let len = self.blobs.len() + above.len();
+        if len > MAX_LAYERS {
+            return Err(Error::TooManyLayers(len));
+        }
+        for layer in above {
+            self.blobs.push(layer.open()?);
+        }
+        Ok(self)
+    }
+}

@@ -5,6 +5,7 @@ pub mod interrupt;
 pub mod mapping;
 pub mod poller;
 pub mod prefetch;
+pub mod regular;
 pub mod scatter;
 pub mod sigbus;
 pub mod vectored;

@@ -87,6 +87,19 @@ impl Blob {
         Self::new(layer, file, len, None)
     }
 
+    /// The same bytes through another descriptor, not mapped.
+    ///
+    /// # Errors
+    /// [`Error::Open`] if the process has no descriptor left.
+    pub fn try_clone(&self) -> Result<Self, Error> {
+        let file = self.file.try_clone().map_err(|source| Error::Open {
+            layer: self.layer.clone(),
+            source,
+        })?;
+        let presence = self.presence.clone();
+        Ok(Self::new(self.layer.clone(), file, self.len, presence))
+    }
+
     /// The layer whose bytes these are.
     pub fn layer(&self) -> &LayerRef {
         &self.layer

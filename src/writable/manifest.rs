@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::index_file::folder_of;
 use super::{Error, Paths};
+use crate::io::regular::open_regular;
 
 /// Most bytes of a list that are read.
 const MAX_LIST: u64 = 16 << 20;
@@ -108,7 +109,9 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 
 /// The list; without a file, there was no snapshot.
 pub(super) fn load(path: &Path) -> Result<Manifest, Error> {
-    let file = match File::open(path) {
+    let mut options = File::options();
+    options.read(true);
+    let file = match open_regular(path, options) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Manifest::default()),
         opened => opened.map_err(Error::file("open", path))?,
     };

@@ -25,9 +25,9 @@ use super::manifest::{Frozen, Manifest, NewManifest, list_path, load, numbered};
 use super::seal::remove_index;
 use super::{Error, Options, Paths, Volume, WritableLayer, create};
 use crate::format::lsmt::{Header, MAX_ENTRIES};
-use crate::image::Image;
 use crate::image::config::Stack;
 use crate::image::segment::{MAX_LAYERS, MAX_MAPPINGS};
+use crate::image::{Image, OpenStack};
 use crate::source::{self, LayerRef};
 use crate::units::SECTOR_SIZE;
 
@@ -72,12 +72,34 @@ pub struct Snapshots {
 }
 
 impl Snapshots {
-    /// Opens an image under the upper `first`, or under what snapshots have put above that since; the
-    /// stack may be empty. `options` says how the upper is used, but for the size of the disk.
+    /// Opens the files of `stack`, which may be empty, and loads the disk above it.
     ///
     /// # Errors
-    /// The layers, the uppers or the list cannot be opened, or are damaged.
+    /// Those of [`Stack::open_files`] and [`Snapshots::load`].
     pub fn open(stack: &Stack, first: &Paths, options: Options) -> Result<(Volume, Self), Error> {
+        let files = match stack.layers() {
+            [] => OpenStack::empty(stack.lineage()),
+            _ => stack.open_files()?,
+        };
+        Self::load(stack, files, first, options)
+    }
+
+    /// Loads the disk that starts with the writable layer `first`, or what snapshots have put above
+    /// that since. `stack` names the layers below, which are open as `files`; there may be none.
+    /// `options` says how the writable layer is used, but for the size of the disk.
+    ///
+    /// Opens no file outside the directories of `first`, so that a process in its sandbox can do it;
+    /// the paths must be absolute then.
+    ///
+    /// # Errors
+    /// Those of [`Image::load`] and [`WritableLayer::open`]; [`Error::File`] if the list of snapshots
+    /// cannot be read.
+    pub fn load(
+        stack: &Stack,
+        mut files: OpenStack,
+        first: &Paths,
+        options: Options,
+    ) -> Result<(Volume, Self), Error> {
         let first = Paths {
             data: absolute(&first.data)?,
             index: absolute(&first.index)?,
@@ -94,11 +116,13 @@ impl Snapshots {
         let path = list_path(&first);
         loop {
             let list = load(&path)?;
-            let opened = Self::open_as(&first, &own, options, &list);
+            let spare = files.try_clone()?;
+            let opened = Self::open_as(&first, &own, files, options, &list);
             // Who had the files until now may have taken a snapshot while we waited for them.
             if load(&path)? == list {
                 return opened;
             }
+            files = spare;
         }
     }
 
@@ -106,6 +130,7 @@ impl Snapshots {
     fn open_as(
         first: &Paths,
         own: &Stack,
+        files: OpenStack,
         options: Options,
         list: &Manifest,
     ) -> Result<(Volume, Self), Error> {
@@ -113,7 +138,7 @@ impl Snapshots {
             // It may be there without being there for good, and what is done next cannot be undone.
             sync_folder_of(&list_path(first))?;
         }
-        let mut layers = Vec::new();
+        let mut sealed: Vec<LayerRef> = Vec::new();
         // One that there is no room to seal stays an upper, and with it all above.
         let (mut unsealed, mut no_room) = (Vec::new(), None);
         let pairs = list.pairs(first);
@@ -123,7 +148,7 @@ impl Snapshots {
                     Err(error) if error.is_full() => no_room = Some(error),
                     finished => {
                         finished?;
-                        layers.push(paths.data.clone().into());
+                        sealed.push(paths.data.clone().into());
                         continue;
                     }
                 }
@@ -142,10 +167,10 @@ impl Snapshots {
         if let Some(error) = no_room {
             log::warn!("{error}: the layer of a snapshot is not finished");
         }
-        let stack = own.above(layers);
-        let image = match stack.layers().is_empty() {
+        let files = files.below(&sealed)?;
+        let image = match files.is_empty() {
             true => Image::empty(),
-            false => Image::open(&stack)?,
+            false => Image::load(files)?,
         };
         let options = Options {
             default_size: image.sectors().0 * SECTOR_SIZE,

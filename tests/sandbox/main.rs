@@ -4,6 +4,7 @@
 //! inside (`probes`).
 
 mod probes;
+mod start;
 mod users;
 
 use std::fs;

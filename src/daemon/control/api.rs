@@ -1,25 +1,16 @@
 //! What can be asked of a device. `docs/control.md` describes it for users.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::http::{Request, Response};
-use crate::engine::{Disk, ratelimited_log};
+use crate::daemon::device::Device;
+use crate::engine::ratelimited_log;
 use crate::reason::reason;
 use crate::writable::snapshots::MAX_NAME;
-use crate::writable::{Error, Snapshot, Snapshots};
-
-/// A device under control.
-#[derive(Debug)]
-pub struct Device {
-    /// What it serves.
-    pub disk: Arc<Disk>,
-    /// How snapshots of it are made, if it is writable.
-    pub snapshots: Option<Snapshots>,
-}
+use crate::writable::{Error, Snapshot};
 
 /// The body of a request for a snapshot.
 #[derive(Deserialize)]
@@ -36,12 +27,7 @@ impl Device {
     pub fn answer(&self, request: &Request) -> Response {
         match (request.method.as_str(), request.path.as_str()) {
             ("GET", "/api/v1/device") => found(self.describe()),
-            ("GET", "/api/v1/snapshots") => {
-                let list = self.snapshots.as_ref();
-                let list = list.map(|snapshots| snapshots.list(&self.disk.volume));
-                let list = list.unwrap_or_default();
-                found(list.iter().map(summary).collect())
-            }
+            ("GET", "/api/v1/snapshots") => found(self.snapshots().iter().map(summary).collect()),
             ("POST", "/api/v1/snapshots") => self.snapshot(&request.body),
             (_, "/api/v1/device" | "/api/v1/snapshots") => {
                 Response::error(405, "expected GET, or POST for /api/v1/snapshots")
@@ -50,17 +36,8 @@ impl Device {
         }
     }
 
-    /// Seals what snapshots froze.
-    ///
-    /// # Errors
-    /// As [`Snapshots::seal`].
-    pub fn seal(&self) -> Result<(), Error> {
-        let snapshots = self.snapshots.as_ref();
-        snapshots.map_or(Ok(()), |snapshots| snapshots.seal(&self.disk.volume))
-    }
-
     fn describe(&self) -> Value {
-        let volume = &self.disk.volume;
+        let volume = &self.disk().volume;
         let uppers = volume.uppers();
         let upper = uppers.first().map(|upper| {
             json!({
@@ -82,9 +59,9 @@ impl Device {
     }
 
     fn snapshot(&self, body: &[u8]) -> Response {
-        let Some(snapshots) = &self.snapshots else {
-            return Response::error(409, "the device is read-only: there is nothing to freeze");
-        };
+        if !self.is_writable() {
+            return Response::error(409, "the disk is read-only: there is nothing to freeze");
+        }
         let request: SnapshotRequest = match serde_json::from_slice(body) {
             Ok(request) => request,
             Err(error) => {
@@ -99,7 +76,7 @@ impl Device {
             let text = format!("expected a name of 1 to {MAX_NAME} printable bytes");
             return Response::error(400, &text);
         }
-        let taken = snapshots.take(&self.disk.volume, &request.name);
+        let taken = self.take_snapshot(&request.name);
         let taken = taken.and_then(|snapshot| match request.wait {
             true => self.seal().map(|()| Snapshot {
                 sealed: true,

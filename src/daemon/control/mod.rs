@@ -17,8 +17,8 @@ use std::thread;
 use std::time::Duration;
 
 use super::listener::Listener;
+use crate::daemon::device::Device;
 use crate::engine::ratelimited_log;
-use api::Device;
 use sealer::Sealer;
 
 /// Connections served at a time: who stays silent, or waits long, holds up few others. More wait
@@ -36,7 +36,7 @@ pub fn start(listener: &Listener, device: Device) -> io::Result<()> {
     let socket = listener.socket().try_clone()?;
     socket.set_nonblocking(false)?;
     let device = Arc::new(device);
-    let writable = device.snapshots.is_some();
+    let writable = device.is_writable();
     let sealer = writable
         .then(|| Sealer::start(device.clone()).map(Arc::new))
         .transpose()?;

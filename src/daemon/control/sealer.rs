@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
 
-use super::api::Device;
+use crate::daemon::device::Device;
 use crate::reason::reason;
 
 /// After how long to try again what failed: somebody may have made room.
