@@ -167,8 +167,12 @@ impl Filesystem for Server {
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
         let mut state = self.state();
-        if let Err(errno) = state.check_file(Call::Sync, ino) {
+        // Only an outage takes what was written: a test that names the file reads it afterwards.
+        if let Err(errno) = state.outage().whole_step() {
             state.lose(ino);
+            return reply.error(errno);
+        }
+        if let Err(errno) = state.check_names(Call::Sync, ino) {
             return reply.error(errno);
         }
         state.sync(ino, reply);

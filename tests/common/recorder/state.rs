@@ -253,7 +253,8 @@ impl State {
         fault.map_or(Ok(()), |fault| Err(fault.errno))
     }
 
-    fn check_names(&self, call: Call, ino: INodeNo) -> Result<(), Errno> {
+    /// Whether a call to this file is to fail.
+    pub(super) fn check_names(&self, call: Call, ino: INodeNo) -> Result<(), Errno> {
         let names = self.files.names.iter();
         let mut own = names.filter(|(_, file)| **file == ino.0);
         own.try_for_each(|(name, _)| self.check_name(call, name))
