@@ -23,19 +23,19 @@ use ovbd_vhost::reason::reason;
 #[derive(Parser)]
 #[command(name = "ovbd-node", version, about)]
 struct Args {
-    /// Unix socket of the HTTP API.
+    /// Unix socket of the HTTP API; created with mode 600.
     #[arg(long, value_name = "PATH")]
     control: PathBuf,
 
-    /// Directory of the state of disks; created if missing.
+    /// Directory of state entries, one per disk; created if missing.
     #[arg(long, value_name = "DIR")]
     state: PathBuf,
 
-    /// Directory of the sockets and logs of disks; created if missing.
+    /// Directory of the disks' sockets and logs; created if missing.
     #[arg(long, value_name = "DIR")]
     run_dir: PathBuf,
 
-    /// Directory below which requests may name files; repeatable.
+    /// Directory below which requests may name files; repeatable [default: none].
     #[arg(long = "allow-dir", value_name = "DIR")]
     allow_dirs: Vec<PathBuf>,
 

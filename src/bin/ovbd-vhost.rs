@@ -29,7 +29,7 @@ use ovbd_vhost::virtio::queue::MAX_QUEUE_SIZE;
 use ovbd_vhost::virtio::request::SERIAL_LEN;
 use ovbd_vhost::writable;
 
-/// Serves a stack of OverlayBD layers to a virtual machine as a vhost-user-blk device.
+/// Serve a stack of OverlayBD layers to a virtual machine as a vhost-user-blk disk.
 #[derive(Parser)]
 #[command(version, about, max_term_width = 100)]
 struct Args {
@@ -253,7 +253,7 @@ fn main() -> ExitCode {
     }
     let args = Args::parse();
     if args.socket.is_none() && !activation::is_offered() {
-        let text = "--socket is missing, and no service manager passes a socket";
+        let text = "--socket is required unless a service manager passes a socket";
         Args::command()
             .error(ErrorKind::MissingRequiredArgument, text)
             .exit();

@@ -147,7 +147,7 @@ impl Cache {
     /// another entry it would turn holes into content.
     fn begin_again(&self, identity: &Identity, why: &str) -> Result<Option<Partial>, Error> {
         let digest = identity.digest();
-        log::warn!("blob {digest} in the cache is fetched again: {why}");
+        log::warn!("blob {digest} in the cache is damaged and will be fetched again: {why}");
         layout::remove(&self.layout.map(identity))?;
         sync_dir(&self.layout.partials())?;
         layout::remove(&self.layout.data(identity))?;
@@ -239,7 +239,7 @@ fn hold(file: &File, path: &Path) -> Result<(), Error> {
 /// that does not take the time does no harm.
 pub(super) fn touch(file: &File) {
     if let Err(error) = file.set_modified(SystemTime::now()) {
-        log::debug!("cannot set the time of a cached blob: {error}");
+        log::debug!("cannot set the access time of a cached blob: {error}");
     }
 }
 

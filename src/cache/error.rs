@@ -80,7 +80,7 @@ pub enum Error {
         seconds: u64,
     },
     /// The blob in the cache is right, the length that was asked for is not.
-    #[error("blob {digest} has {found} bytes, the image's config says {expected}")]
+    #[error("blob {digest} has {found} bytes; the image config says {expected}")]
     Length {
         /// The blob.
         digest: Digest,
@@ -90,7 +90,7 @@ pub enum Error {
         found: u64,
     },
     /// The presence map of a blob cannot be used.
-    #[error("cannot use {}", path.display())]
+    #[error("cannot use the presence map {}", path.display())]
     Map {
         /// The map file.
         path: PathBuf,
@@ -98,13 +98,13 @@ pub enum Error {
         source: presence::Error,
     },
     /// Bytes were to be stored in a blob that takes no more.
-    #[error("blob {digest} is complete or bad: it takes no bytes")]
+    #[error("blob {digest} is complete or damaged and accepts no more bytes")]
     Closed {
         /// The blob.
         digest: Digest,
     },
     /// Bytes were to be stored that are no whole units of the blob.
-    #[error("{len} bytes at byte {offset} are no whole units of blob {digest}")]
+    #[error("{len} bytes at byte {offset} are not whole units of blob {digest}")]
     NotUnits {
         /// The blob.
         digest: Digest,

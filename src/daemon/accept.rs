@@ -80,7 +80,9 @@ impl Connection {
     /// Reports what became of a thread that ended.
     fn reap(self) {
         if self.thread.join().is_err() {
-            ratelimited_log::error(format_args!("a front-end's thread panicked"));
+            ratelimited_log::error(format_args!(
+                "the thread of a front-end connection panicked"
+            ));
         }
     }
 }
@@ -99,7 +101,7 @@ pub fn serve(
 ) -> Result<(), Error> {
     let mut connections = Connections::new(listener, disk, signals).map_err(Error::Wait)?;
     connections.serve().map_err(Error::Wait)?;
-    log::info!("asked to stop");
+    log::info!("received a stop signal");
     manager.tell(&NotifyState::Stopping);
     let served = connections.served.iter();
     let sessions: Vec<_> = served.map(|served| served.session.clone()).collect();
@@ -202,7 +204,9 @@ impl<'a> Connections<'a> {
             Ok((stream, _)) => stream,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
             Err(error) => {
-                ratelimited_log::warn(format_args!("a connection cannot be accepted: {error}"));
+                ratelimited_log::warn(format_args!(
+                    "cannot accept a front-end connection: {error}"
+                ));
                 // Out of descriptors, most likely: let some go rather than spin.
                 self.silent.clear();
                 thread::sleep(Duration::from_millis(10));
@@ -218,7 +222,7 @@ impl<'a> Connections<'a> {
         {
             Ok(()) => self.silent.push(stream),
             Err(error) => {
-                ratelimited_log::warn(format_args!("a connection cannot be watched: {error}"));
+                ratelimited_log::warn(format_args!("cannot watch a front-end connection: {error}"));
             }
         }
     }
@@ -248,7 +252,9 @@ impl<'a> Connections<'a> {
         match watched {
             Ok(connection) => self.served.push(connection),
             Err(error) => {
-                ratelimited_log::error(format_args!("a front-end cannot be served: {error}"));
+                ratelimited_log::error(format_args!(
+                    "cannot serve a front-end connection: {error}"
+                ));
             }
         }
     }

@@ -316,7 +316,7 @@ pub fn make_rings(count: usize) -> Rings {
     if let Some(error) = error {
         let made = rings.made();
         log::warn!(
-            "{made} of {count} io_uring rings could be made: other queues read with pread ({error})"
+            "created {made} of {count} io_uring rings; other queues read with pread: {error}"
         );
     }
     rings

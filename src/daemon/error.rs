@@ -16,11 +16,15 @@ pub enum Error {
     #[error("cannot open the writable layer")]
     Upper(#[source] crate::writable::Error),
     /// Both the command line and the image config name a writable layer.
-    #[error("the image config names an upper: leave --upper and --upper-auto out, or the upper")]
+    #[error(
+        "two writable layers: the image config names an `upper`; omit --upper and --upper-auto, \
+         or remove `upper` from the config"
+    )]
     TwoUppers,
     /// A limit for what a writable layer may hold, and no such layer.
     #[error(
-        "--upper-limit is for a writable layer: add --upper, --upper-auto, or an upper to the image config"
+        "--upper-limit needs a writable layer: add --upper, --upper-auto, or an `upper` to the \
+         image config"
     )]
     NothingToLimit,
     /// The socket cannot be bound.
@@ -62,39 +66,42 @@ pub enum Error {
         source: io::Error,
     },
     /// The service manager passes something else than one listening socket.
-    #[error("cannot use what the service manager passes as a socket")]
+    #[error("cannot use the socket that the service manager passed")]
     Activation(#[from] super::activation::Error),
     /// The service manager passes another socket than the one named.
-    #[error("the service manager passes another socket than {}: leave --socket out", path.display())]
+    #[error("the socket that the service manager passed is not {}: omit --socket", path.display())]
     OtherSocket {
         /// The path that was named.
         path: PathBuf,
     },
     /// Nobody says where to listen.
-    #[error("no socket: give --socket, or pass one as systemd does")]
+    #[error("no socket: add --socket, or start the daemon by socket activation (systemd)")]
     NoSocket,
     /// The user to be does not exist, or one may not become it.
     #[error("cannot change the user")]
     Identity(#[from] super::sandbox::privileges::IdentityError),
     /// The sandbox cannot be entered.
-    #[error("cannot enter the sandbox (--sandbox off does without)")]
+    #[error("cannot enter the sandbox; --sandbox off disables it")]
     Sandbox(#[from] super::sandbox::Error),
     /// The queues would need more than the system lets the process have.
     #[error("cannot serve all queues")]
     Limits(#[from] super::limits::Shortage),
     /// Reads did not end in time after a signal.
     #[error(
-        "reads still wait for storage {seconds} s after the signal to stop: ended without them"
+        "reads still wait for storage {seconds} s after the stop signal; the daemon exits \
+         without answering them"
     )]
     Drain {
         /// How long they had.
         seconds: u64,
     },
     /// What was written could not be made durable at the end.
-    #[error("what the guest wrote since its last flush may not be durable")]
+    #[error("final flush failed: data written since the last flush may not be durable")]
     Flush(#[source] crate::writable::Error),
     /// The same, and nobody knows.
-    #[error("what the guest wrote is not durable {seconds} s after it left: ended without it")]
+    #[error(
+        "final flush timed out after {seconds} s: data written since the last flush may not be durable"
+    )]
     FlushLate {
         /// How long it had.
         seconds: u64,

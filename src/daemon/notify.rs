@@ -20,7 +20,9 @@ impl Manager {
     pub fn connect() -> Self {
         let socket = env::var_os("NOTIFY_SOCKET").and_then(|name| {
             connect(&name)
-                .inspect_err(|error| log::warn!("no service manager at {name:?}: {error}"))
+                .inspect_err(|error| {
+                    log::warn!("cannot connect to the service manager at {name:?}: {error}")
+                })
                 .ok()
         });
         Self { socket }
@@ -31,7 +33,7 @@ impl Manager {
         if let Some(socket) = &self.socket
             && let Err(error) = socket.send(state.to_string().as_bytes())
         {
-            log::warn!("the service manager cannot be told {state}: {error}");
+            log::warn!("cannot send {state} to the service manager: {error}");
         }
     }
 }

@@ -94,7 +94,7 @@ impl Performer {
             Err(_) => "a panic".to_owned(),
         };
         let queue = self.queue;
-        ratelimited_log::warn(format_args!("queue {queue}: {what} fails: {reason}"));
+        ratelimited_log::warn(format_args!("queue {queue}: {what} failed: {reason}"));
         Status::IoError
     }
 

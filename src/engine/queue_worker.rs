@@ -69,7 +69,7 @@ pub enum Broken {
     #[error(transparent)]
     Queue(#[from] QueueError),
     /// A chain is bad, and the place of its status is not to be found or not shared.
-    #[error("no status can be written to the chain at descriptor {head}: {error}")]
+    #[error("cannot write the status of the chain at descriptor {head}: {error}")]
     Chain {
         /// Head descriptor of the chain.
         head: u16,
@@ -77,10 +77,10 @@ pub enum Broken {
         error: ChainError,
     },
     /// Guest memory, or another area that the front-end shares, is lost.
-    #[error("the front-end cut short the memory it shares")]
+    #[error("the front-end truncated the memory that it shares")]
     MemoryLost,
     /// The system refuses to wait for events.
-    #[error("waiting for events")]
+    #[error("cannot wait for events")]
     Wait(#[from] io::Error),
 }
 
@@ -136,8 +136,8 @@ impl<'a> QueueWorker<'a> {
         if ring.is_none() && made > 0 {
             let index = setup.index;
             ratelimited_log::warn(format_args!(
-                "queue {index} reads with pread: {made} io_uring rings were made and all are in \
-                 use; --num-queues N makes N rings"
+                "queue {index} reads with pread: all {made} io_uring rings are in use; --num-queues N \
+         creates N rings"
             ));
         }
         Ok(Self {
@@ -371,7 +371,7 @@ impl<'a> QueueWorker<'a> {
     #[cold]
     fn warn(&self, what: &str, error: &dyn std::error::Error) {
         let (index, reason) = (self.index, reason(error));
-        ratelimited_log::warn(format_args!("queue {index}: {what} fails: {reason}"));
+        ratelimited_log::warn(format_args!("queue {index}: {what} failed: {reason}"));
     }
 
     /// Answers a request, or leaves it to the next worker of the queue. Without an in-flight region

@@ -103,7 +103,7 @@ impl<'a> Reader<'a> {
             reading.fail();
         }
         let (queue, reason) = (self.queue, reason(error));
-        ratelimited_log::warn(format_args!("queue {queue}: a read fails: {reason}"));
+        ratelimited_log::warn(format_args!("queue {queue}: a read failed: {reason}"));
     }
 
     #[inline]
@@ -213,7 +213,7 @@ impl<'a> Reader<'a> {
     fn fall_back(&mut self, error: &io::Error) {
         let queue = self.queue;
         ratelimited_log::error(format_args!(
-            "queue {queue}: io_uring fails ({error}): reading with pread"
+            "queue {queue}: io_uring failed ({error}); reading with pread from now on"
         ));
         self.sources.drop_ring();
         self.resume();

@@ -40,7 +40,7 @@ pub enum StartFailure {
     #[error(transparent)]
     Queue(#[from] StartError),
     /// No thread, descriptor or memory is left.
-    #[error("starting its threads")]
+    #[error("cannot start the threads of the queue")]
     Resources(#[from] io::Error),
 }
 
@@ -151,7 +151,7 @@ fn run(setup: &QueueSetup, context: &ConnectionContext, stop: &Stop, reports: &R
     };
     let _ = reports.started.send(Ok(()));
     if let Err(broken) = worker.serve(stop) {
-        ratelimited_log::error(format_args!("queue {index} stops: {}", reason(&broken)));
+        ratelimited_log::error(format_args!("queue {index} stopped: {}", reason(&broken)));
         // Rings that are gone read as zeros, which may break a rule first.
         if context.is_lost() {
             // Already closed is as good.
@@ -174,7 +174,7 @@ fn bind(index: u16, cpus: &[usize]) {
     set.set(*cpu);
     if let Err(errno) = rustix::thread::sched_setaffinity(None, &set) {
         ratelimited_log::warn(format_args!(
-            "queue {index} cannot be bound to processor {cpu}: {}",
+            "cannot bind queue {index} to processor {cpu}: {}",
             io::Error::from(errno)
         ));
     }
@@ -189,8 +189,8 @@ fn start_queue<'a>(
         if part.is_none() && area.report_once() {
             let QueueSetup { index, size, .. } = setup;
             ratelimited_log::warn(format_args!(
-                "queue {index} of {size} entries has no place in the in-flight area: its requests \
-                 are lost if the daemon is killed"
+                "queue {index} has {size} entries and does not fit the in-flight area: its requests are \
+         lost if the daemon is killed"
             ));
         }
         part

@@ -55,7 +55,7 @@ pub(super) fn sync(blob: &Blob, many: u64) {
     }
     if let Err(error) = partial.sync() {
         let digest = blob.identity.digest();
-        log::error!("blob {digest}: {}; it is fetched again", reason(&error));
+        log::error!("blob {digest}: {}; fetching it again", reason(&error));
     }
     *synced = Instant::now();
 }
@@ -78,7 +78,7 @@ fn publish(shared: &Shared, blob: &Arc<Blob>) {
         Ok(Outcome::Mismatch { found }) => {
             shared.counters.add_mismatch();
             shared.retire(blob);
-            log::error!("blob {digest} was fetched whole and has digest {found}; it is removed");
+            log::error!("blob {digest} was fetched completely but has digest {found}; removed it");
         }
         Ok(Outcome::Incomplete | Outcome::Busy) => {}
         Err(error) => log::error!("blob {digest}: {}", reason(&error)),
@@ -89,7 +89,7 @@ fn verify_suspects(shared: &Shared) {
     let suspects = std::mem::take(&mut *lock(&shared.suspects));
     for digest in suspects {
         match shared.cache.verify(&digest) {
-            Ok(Some(false)) => log::error!("blob {digest} is damaged on storage; it is removed"),
+            Ok(Some(false)) => log::error!("blob {digest} is damaged on storage; removed it"),
             Ok(_) => {}
             Err(error) => log::warn!("blob {digest}: {}", reason(&error)),
         }

@@ -91,7 +91,7 @@ pub enum ProcessError {
     #[error(transparent)]
     Cache(Box<cache::Error>),
     /// The text of a message is malformed.
-    #[error("malformed message of the fetcher's owner")]
+    #[error("malformed message to the fetcher")]
     Message(#[from] serde_json::Error),
 }
 
@@ -276,7 +276,7 @@ fn run_keeper(control: OwnedFd) -> Result<(), ProcessError> {
             fetcher.wait()?;
             return Ok(());
         };
-        log::warn!("the fetcher ended ({status}); another one is started");
+        log::warn!("the fetcher ended ({status}); starting another");
         pause = match started.elapsed() > SETTLED {
             true => FIRST_PAUSE,
             false => (pause * 2).min(LONGEST_PAUSE),

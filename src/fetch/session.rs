@@ -55,7 +55,7 @@ impl Session {
                 Ok(Turn::Open) => {}
                 Ok(Turn::Ended) => break,
                 Err(error) => {
-                    log::warn!("the connection to a disk fails: {error}");
+                    log::warn!("the connection to a disk failed: {error}");
                     break;
                 }
             }

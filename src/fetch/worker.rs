@@ -238,7 +238,7 @@ impl Stream<'_> {
             Err(error) => Err(store_failure(&error)),
             Ok(()) => {
                 if self.shared.is_full.swap(false, Ordering::Relaxed) {
-                    log::info!("the cache has room again");
+                    log::info!("the cache has space again");
                 }
                 Ok(())
             }
@@ -252,7 +252,9 @@ impl Stream<'_> {
         }
         if !self.shared.is_full.swap(true, Ordering::Relaxed) {
             let root = self.shared.cache.root().display();
-            log::error!("no space left for the cache at {root}: reads of absent bytes wait");
+            log::error!(
+                "no space left for the cache at {root}; reads of bytes that are not cached wait"
+            );
         }
         let reason = "no space left in the cache";
         Err(Failure::passing(FetchErrorKind::System, reason))

@@ -55,7 +55,7 @@ pub enum Error {
         found: u64,
     },
     /// The file is shorter than a header.
-    #[error("presence map has {0} bytes, less than its header")]
+    #[error("presence map has {0} bytes; its header alone has more")]
     Short(usize),
     /// The file does not start as a map does.
     #[error("not a presence map: expected magic \"ovbdmap1\", found {0:02x?}")]

@@ -27,7 +27,8 @@ pub enum Error {
     },
     /// The tar member is longer than the file.
     #[error(
-        "{layer}: the tar header promises {len} bytes at byte {offset}, the file has {file_len} in all; is it cut short?"
+        "{layer}: the tar header announces {len} bytes at byte {offset}; the file has \
+         {file_len} bytes and may be truncated"
     )]
     TarPayload {
         /// The layer.
@@ -50,7 +51,7 @@ pub enum Error {
         source: zfile::Error,
     },
     /// Too few bytes for a layer.
-    #[error("{layer}: {found} bytes cannot hold a layer; expected at least 8192")]
+    #[error("{layer}: content has {found} bytes; a layer has at least 8192")]
     TooShort {
         /// The layer.
         layer: LayerRef,
@@ -58,7 +59,7 @@ pub enum Error {
         found: u64,
     },
     /// The bytes inside the wrappers are not a valid layer.
-    #[error("{layer}: not a valid layer, byte {offset} (unpacked)")]
+    #[error("{layer}: not a valid layer, byte {offset} (after unwrapping)")]
     Lsmt {
         /// The layer.
         layer: LayerRef,
@@ -85,7 +86,8 @@ pub enum Error {
     },
     /// Data at a position beyond what the merged index can tell.
     #[error(
-        "{layer}: data of {offset} lies at {moffset} of the layer; at most {MAX_MOFFSET} is supported"
+        "{layer}: data of {offset} of the disk is at {moffset} of the layer; at most \
+         {MAX_MOFFSET} is supported"
     )]
     Position {
         /// The layer.
@@ -109,7 +111,8 @@ pub enum Error {
     },
     /// A layer lies upon another layer than the one it was made upon.
     #[error(
-        "{layer} was made upon layer {parent}, but lies upon {below}, which is layer {found}: put the layers in order, bottom first, and leave none out; --force uses them as they are"
+        "{layer} has parent {parent}, but is above {below}, which has uuid {found}: name every \
+         layer of the stack, bottom first; --force uses this order"
     )]
     WrongParent {
         /// The layer.
@@ -123,7 +126,8 @@ pub enum Error {
     },
     /// A writable layer lies upon another stack than the one it was made for.
     #[error(
-        "{layer} was made for a stack with the serial {made_for}, but lies upon one with the serial {found}: give the layers it was made for; --force uses these"
+        "{layer} was made for a stack with serial {made_for}, but is above a stack with serial \
+         {found}: name the layers that it was made for; --force uses these layers"
     )]
     WrongStack {
         /// The layer.
@@ -135,7 +139,8 @@ pub enum Error {
     },
     /// A layer lies below the one it was made upon.
     #[error(
-        "{layer} was made upon layer {parent}, but lies below it ({above}): put the layers in order, bottom first; --force uses them as they are"
+        "{layer} has parent {parent}, but is below it ({above}): name the layers bottom first; \
+         --force uses this order"
     )]
     WrongOrder {
         /// The layer.
@@ -158,7 +163,9 @@ pub enum Error {
     #[error("no layer has a virtual size, so the disk would be empty")]
     NoSize,
     /// A read that does not lie on the disk.
-    #[error("read of {len} bytes at {start}; the disk has {sectors} sectors")]
+    #[error(
+        "read of {len} bytes at {start} is past the end of the disk, which has {sectors} sectors"
+    )]
     Beyond {
         /// First sector wanted.
         start: Sector,

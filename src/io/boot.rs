@@ -17,7 +17,7 @@ pub fn boot_id() -> Uuid {
         let read = fs::read_to_string(PATH);
         let parsed = read.ok().and_then(|text| text.trim().parse().ok());
         parsed.unwrap_or_else(|| {
-            log::warn!("cannot read {PATH}: what was not synced is taken for lost");
+            log::warn!("cannot read {PATH}; treating writes that were not synced as lost");
             Uuid::nil()
         })
     })

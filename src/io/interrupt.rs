@@ -49,7 +49,10 @@ impl PeerCall {
         static HANDLER: Once = Once::new();
         HANDLER.call_once(|| {
             if let Err(error) = register_signal_handler(SIGNAL, nothing) {
-                log::error!("calls cannot be interrupted: {}", io::Error::from(error));
+                log::error!(
+                    "cannot install the signal handler that interrupts blocked calls: {}",
+                    io::Error::from(error)
+                );
             }
         });
         let thread = self.thread.load(Ordering::SeqCst);

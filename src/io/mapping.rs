@@ -13,7 +13,9 @@ use crate::io::sigbus::Watch;
 #[derive(Debug, thiserror::Error)]
 pub enum MapError {
     /// The range is empty, or its end passes the last address.
-    #[error("{len} bytes at offset {offset} are no range that can be mapped")]
+    #[error(
+        "cannot map {len} bytes at offset {offset}: the range is empty or ends past the last address"
+    )]
     Range {
         /// Where the range starts in its file, in bytes.
         offset: u64,
@@ -21,21 +23,21 @@ pub enum MapError {
         len: u64,
     },
     /// The file is shorter than the range.
-    #[error("file holds {actual} bytes, the range needs {needed}")]
+    #[error("file has {actual} bytes; the range needs {needed}")]
     Short {
         /// Bytes the file must have.
         needed: u64,
         /// Bytes it has.
         actual: u64,
     },
-    /// The file cannot be examined.
-    #[error("file cannot be examined")]
+    /// The size of the file cannot be read.
+    #[error("cannot get the size of the file")]
     Stat(#[source] std::io::Error),
     /// The system refuses the mapping.
-    #[error("file cannot be mapped")]
+    #[error("cannot map the file")]
     Map(#[source] std::io::Error),
     /// Too many mappings are watched already.
-    #[error("more mappings than the table of watched ranges holds")]
+    #[error("too many mappings: the table of ranges protected from SIGBUS is full")]
     Full,
 }
 

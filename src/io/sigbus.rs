@@ -85,7 +85,10 @@ fn install() {
         libc::sigaction(libc::SIGBUS, &action, std::ptr::null_mut())
     };
     if result != 0 {
-        log::warn!("no SIGBUS handler: {}", std::io::Error::last_os_error());
+        log::warn!(
+            "cannot install the SIGBUS handler: {}",
+            std::io::Error::last_os_error()
+        );
     }
 }
 

@@ -86,7 +86,9 @@ impl Disks {
             disk.recover_removal(&self.means);
             match disk.remove(&self.means).await {
                 Ok(()) => drop(self.lock().remove(disk.id())),
-                Err(error) => log::error!("disk {}: cannot finish its removal: {error}", disk.id()),
+                Err(error) => {
+                    log::error!("disk {}: cannot complete the removal: {error}", disk.id())
+                }
             }
             return;
         }

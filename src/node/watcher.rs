@@ -64,7 +64,7 @@ fn report(poller: &Poller, waiting: &Waiting) {
             }
         });
         if let Err(error) = waited {
-            log::error!("ends of processes are no longer seen: {error}");
+            log::error!("cannot watch disk processes any longer: {error}");
             return;
         }
     }

@@ -35,7 +35,7 @@ pub enum Error {
         source: Arc<io::Error>,
     },
     /// The file or reply is too long.
-    #[error("{0} has more than {MAX_CREDENTIALS} bytes; not a file of credentials")]
+    #[error("{0} has more than {MAX_CREDENTIALS} bytes; not a credentials file")]
     TooLong(String),
     /// Not JSON of the right shape. Does not quote it: it holds secrets.
     #[error("{0}: line {1}, column {2}: not a JSON object with \"auths\"")]
@@ -45,9 +45,10 @@ pub enum Error {
     Entry(String, String, &'static str),
     /// The credentials are in a program's keeping.
     #[error(
-        "{origin}: the credentials of {host} are kept by docker-credential-{program}, a program, \
-         and none is run from here; give them by a credential service on a unix socket \
-         (credentialConfig with mode \"uds\" in --service-config), or in the file itself"
+        "{origin}: the credentials of {host} are kept by docker-credential-{program}; \
+         credential helpers are not run; use a credential service on a unix socket \
+         (credentialConfig with mode \"uds\" in --service-config), or put the credentials into \
+         the file"
     )]
     Helper {
         /// The file.

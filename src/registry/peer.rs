@@ -170,7 +170,7 @@ impl Health {
     pub(super) fn failed(&self) {
         if self.breakers.failed(&self.name, Instant::now()) {
             log::warn!(
-                "mirror {} failed repeatedly; registries are asked instead",
+                "mirror {} failed repeatedly; using the registry instead",
                 self.name
             );
         }

@@ -146,7 +146,7 @@ impl Requests {
         };
         if failed {
             if self.breakers.failed(host.as_str(), Instant::now()) {
-                log::warn!("{host} stopped answering; it is asked again now and then");
+                log::warn!("{host} stopped answering; probing it at intervals");
             }
         } else if self.breakers.succeeded(host.as_str()) {
             log::info!("{host} answers again");

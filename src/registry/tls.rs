@@ -33,7 +33,7 @@ impl Tls {
     pub(super) fn new(ca: Option<&Path>, client: Option<&ClientCertificate>) -> Result<Tls> {
         let native = rustls_native_certs::load_native_certs();
         for error in &native.errors {
-            log::debug!("system's certificates: {error}");
+            log::debug!("cannot load a certificate of the system: {error}");
         }
         let mut roots: Vec<_> = native.certs.iter().map(certificate).collect();
         if let Some(path) = ca {

@@ -196,7 +196,10 @@ impl Blob {
             });
         match mapped {
             Ok(map) => _ = self.resident_map.set(map),
-            Err(error) => log::info!("{} is read, not mapped: {error}", self.layer),
+            Err(error) => log::info!(
+                "{}: cannot map the file, reads use system calls: {error}",
+                self.layer
+            ),
         }
     }
 

@@ -113,7 +113,7 @@ impl Presence for CachedPresence {
         let rejected = self.rejected.add(self.units(offset, len), all);
         let digest = self.map.identity().digest();
         match rejected {
-            true => log::warn!("blob {digest} is damaged at byte {offset}; it is fetched again"),
+            true => log::warn!("blob {digest} is damaged at byte {offset}; fetching it again"),
             false => log::error!("blob {digest} is still damaged at byte {offset}"),
         }
         rejected
@@ -140,7 +140,7 @@ pub fn open(client: &Arc<Client>, blob: u32, layer: &Arc<RemoteBlob>) -> Result<
         map,
     } = opened;
     if let Some(expected) = layer.size.filter(|expected| *expected != found) {
-        let reason = format!("blob {digest} has {found} bytes, the image's config says {expected}");
+        let reason = format!("blob {digest} has {found} bytes; the image config says {expected}");
         return Err(FetchError::new(FetchErrorKind::Damaged, reason));
     }
     let data = File::from(data);

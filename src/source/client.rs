@@ -243,7 +243,7 @@ impl Shared {
         let reply = match Reply::decode(&message.bytes) {
             Ok(reply) => reply,
             Err(error) => {
-                log::debug!("a message of the fetcher is ignored: {error}");
+                log::debug!("ignored a message of the fetcher: {error}");
                 return;
             }
         };
@@ -341,7 +341,7 @@ fn receive(shared: &Weak<Shared>) {
             Ok(Turn::Open) => {}
             Ok(Turn::Ended) => return shared.end(),
             Err(error) => {
-                log::error!("the connection to the fetcher fails: {error}");
+                log::error!("the connection to the fetcher failed: {error}");
                 return shared.end();
             }
         }

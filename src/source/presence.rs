@@ -27,7 +27,7 @@ pub enum Error {
     #[error(transparent)]
     Format(#[from] presence::Error),
     /// The file was cut, or its storage failed, while it was mapped.
-    #[error("the presence map was cut short or cannot be read")]
+    #[error("the presence map was truncated or cannot be read")]
     Lost,
 }
 

@@ -48,7 +48,7 @@ pub enum Error {
         value: u64,
     },
     /// The text is longer than its field, or not UTF-8.
-    #[error("message has a malformed text")]
+    #[error("the text of the message is malformed")]
     Text,
 }
 

@@ -50,7 +50,7 @@ pub enum ResidentMapError {
     #[error(transparent)]
     Map(#[from] MapError),
     /// Nothing would show that it was cut short.
-    #[error("its last {TAIL} bytes are zeros")]
+    #[error("the last {TAIL} bytes are zeros")]
     Zeros,
 }
 

@@ -109,7 +109,7 @@ pub fn verify(
             Some(true) => {}
             Some(false) => {
                 wrong += 1;
-                tell(&format!("{digest} was damaged and is removed"));
+                tell(&format!("{digest} was damaged; removed it"));
             }
             None => {
                 wrong += 1;

@@ -65,7 +65,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// The daemon says why not.
-    #[error("the daemon refuses ({status}): {text}")]
+    #[error("the daemon refused the request ({status}): {text}")]
     Refused {
         /// As 409.
         status: u16,

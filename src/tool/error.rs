@@ -45,7 +45,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The raw image ended before the length it had at first.
-    #[error("{name} became shorter while it was read, at byte {offset}")]
+    #[error("{name} was truncated while it was read, at byte {offset}")]
     Shrunk {
         /// The raw image.
         name: String,
@@ -59,7 +59,7 @@ pub enum Error {
         name: String,
     },
     /// A raw image larger than a layer can describe.
-    #[error("{name} has more than 2^59 bytes; a layer cannot hold that")]
+    #[error("{name} has more than 2^59 bytes, the limit of a layer")]
     TooLarge {
         /// The raw image.
         name: String,

@@ -41,7 +41,7 @@ const DEADLINE: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum ChannelError {
     /// The socket fails.
-    #[error("{doing} a message")]
+    #[error("{doing} a message failed")]
     Socket {
         /// What was being done.
         doing: &'static str,
@@ -64,7 +64,8 @@ pub enum ChannelError {
     },
     /// The kernel dropped descriptors of a message.
     #[error(
-        "descriptors of a message are lost: it came with more than {MAX_DESCRIPTORS}, or the daemon has none left (RLIMIT_NOFILE)"
+        "descriptors of a message were lost: the message had more than {MAX_DESCRIPTORS}, or \
+         the daemon reached its limit of open files (RLIMIT_NOFILE)"
     )]
     Descriptors,
     /// The header is not one of a request.

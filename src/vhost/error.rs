@@ -16,7 +16,7 @@ pub enum Error {
     #[error(transparent)]
     Channel(#[from] ChannelError),
     /// A message was refused, and the front-end did not ask for a reply that could say so.
-    #[error("request {request} is refused")]
+    #[error("request {request} was refused")]
     Refused {
         /// The request's number.
         request: u32,
@@ -27,7 +27,7 @@ pub enum Error {
     #[error("another front-end started a queue and has taken the disk over")]
     TakenOver,
     /// The connection cannot be set up.
-    #[error("setting the connection up")]
+    #[error("cannot set up the connection")]
     Setup(#[source] io::Error),
 }
 
@@ -35,10 +35,10 @@ pub enum Error {
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
     /// The daemon does not serve such requests.
-    #[error("not a request that a block device serves")]
+    #[error("request is not supported by a block device")]
     Unknown,
     /// The body has the wrong length, or fields that make no sense.
-    #[error("body of request {request}: {len} bytes that do not fit it")]
+    #[error("body of request {request} has {len} bytes, which is not a valid length")]
     Body {
         /// The request's number.
         request: u32,
@@ -64,7 +64,7 @@ pub enum Refusal {
         mode: u32,
     },
     /// A descriptor cannot be examined.
-    #[error("descriptor cannot be examined")]
+    #[error("cannot examine the descriptor")]
     Examine(#[source] io::Error),
     /// Features that were not offered.
     #[error("feature bits {unknown:#x} were not offered; offered are {offered:#x}")]
@@ -75,7 +75,7 @@ pub enum Refusal {
         offered: u64,
     },
     /// A queue that the device does not have.
-    #[error("queue {index}: the device has {count}")]
+    #[error("queue {index} does not exist; the device has {count} queues")]
     Queue {
         /// The queue's number.
         index: u32,
@@ -99,7 +99,9 @@ pub enum Refusal {
         base: u32,
     },
     /// Bytes outside the configuration space.
-    #[error("configuration space: {size} bytes at offset {offset}; it has {CONFIG_SPACE}")]
+    #[error(
+        "{size} bytes at offset {offset} of the configuration space; it has {CONFIG_SPACE} bytes"
+    )]
     Config {
         /// Where they start.
         offset: u32,
@@ -118,7 +120,7 @@ pub enum Refusal {
         device: Queues,
     },
     /// The in-flight area cannot be used.
-    #[error("in-flight area")]
+    #[error("cannot use the in-flight area")]
     Inflight(#[from] InflightError),
     /// Too many memory regions.
     #[error("more than {max} memory regions")]
@@ -127,22 +129,22 @@ pub enum Refusal {
         max: usize,
     },
     /// The guest's memory cannot be used.
-    #[error("guest memory")]
+    #[error("cannot change the guest memory")]
     Memory(#[from] MemoryError),
     /// The dirty log cannot be used.
-    #[error("dirty log")]
+    #[error("cannot map the dirty log")]
     Log(#[source] MapError),
     /// What was written cannot be made durable.
-    #[error("the write cache cannot be switched off")]
+    #[error("cannot switch off the write cache")]
     Flush(#[source] writable::Error),
     /// A device state that this device did not save: its own is empty.
-    #[error("device state of {len} bytes: expected an empty one")]
+    #[error("device state has {len} bytes; expected 0")]
     DeviceState {
         /// Bytes of it.
         len: u64,
     },
     /// A queue cannot be served.
-    #[error("queue {index} does not start")]
+    #[error("cannot start queue {index}")]
     Start {
         /// The queue's number.
         index: u16,

@@ -146,7 +146,7 @@ impl Session {
                 counts.refused += 1;
                 let name = &self.name;
                 ratelimited_log::warn(format_args!(
-                    "{name}: request {request} is refused: {}",
+                    "{name}: refused request {request}: {}",
                     reason(&refusal)
                 ));
                 channel.send(request, &Reply::number(1))?;
@@ -195,14 +195,14 @@ impl Session {
     pub fn announce_takeover(&self, other: &Session) {
         let (name, other) = (&self.name, &other.name);
         ratelimited_log::info(format_args!(
-            "{name} starts a queue and takes over from the {other}"
+            "{name} starts a queue and takes over the disk from the {other}"
         ));
     }
 
     fn log_start(&self, handler: &Handler) {
         let (name, features) = (&self.name, handler.features());
         ratelimited_log::info(format_args!(
-            "{name} has the disk, with features {features:#x}"
+            "{name} uses the disk, with features {features:#x}"
         ));
     }
 
@@ -211,14 +211,14 @@ impl Session {
         let Counts { messages, refused } = counts;
         match result {
             Ok(()) if had_disk => ratelimited_log::info(format_args!(
-                "{name} has left after {messages} messages, {refused} of them refused"
+                "{name} disconnected after {messages} messages, {refused} of them refused"
             )),
-            Ok(()) => log::debug!("{name} has left after {messages} messages"),
+            Ok(()) => log::debug!("{name} disconnected after {messages} messages"),
             Err(Error::TakenOver) => ratelimited_log::info(format_args!(
-                "{name} was hung up on after {messages} messages, {refused} of them refused"
+                "{name} was disconnected after {messages} messages, {refused} of them refused"
             )),
             Err(error) => ratelimited_log::warn(format_args!(
-                "{name}: the connection is dropped after {messages} messages: {}",
+                "{name}: dropped the connection after {messages} messages: {}",
                 reason(error)
             )),
         }

@@ -100,7 +100,7 @@ impl Vring {
         }
         let Some(rings) = rings.translate(&context.memory) else {
             ratelimited_log::error(format_args!(
-                "queue {index}: its rings are not in the memory the front-end shares"
+                "queue {index}: the rings are not in the memory that the front-end shares"
             ));
             self.fail();
             return Ok(());
@@ -120,7 +120,7 @@ impl Vring {
             }
             Err(StartFailure::Queue(error)) => {
                 ratelimited_log::error(format_args!(
-                    "queue {index} does not start: {}",
+                    "cannot start queue {index}: {}",
                     reason(&error)
                 ));
                 self.fail();

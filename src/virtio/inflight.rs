@@ -79,10 +79,10 @@ pub enum InflightError {
         queues: Queues,
     },
     /// The file cannot be created.
-    #[error("in-flight file cannot be created")]
+    #[error("cannot create the in-flight file")]
     Create(#[source] std::io::Error),
     /// The file cannot be mapped.
-    #[error("in-flight area")]
+    #[error("cannot map the in-flight area")]
     Map(#[from] MapError),
     /// The area was written for another layout.
     #[error("in-flight area has version {version}, expected {VERSION}")]

@@ -33,7 +33,7 @@ pub enum MemoryError {
         len: u64,
     },
     /// Its file cannot be mapped.
-    #[error("memory region at guest address {guest:#x}, {len} bytes")]
+    #[error("cannot map the memory region at guest address {guest:#x}, {len} bytes")]
     Map {
         /// Guest address of the region.
         guest: u64,

@@ -50,7 +50,7 @@ pub enum QueueError {
         next: u16,
     },
     /// The driver offered a descriptor that is not in the table.
-    #[error("available ring names descriptor {head}, the table has {size}")]
+    #[error("available ring names descriptor {head}; the table has {size}")]
     Head {
         /// The descriptor's number.
         head: u16,

@@ -35,7 +35,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The file is no such file of a writable layer.
-    #[error("{} is no {expected} of a writable layer", path.display())]
+    #[error("{} is not the {expected} of a writable layer", path.display())]
     Format {
         /// The file.
         path: PathBuf,
@@ -58,7 +58,7 @@ pub enum Error {
         found: u64,
     },
     /// An entry of the index breaks a rule.
-    #[error("index of writable layer {}", path.display())]
+    #[error("broken index of a writable layer: {}", path.display())]
     Entry {
         /// The index file.
         path: PathBuf,
@@ -77,8 +77,8 @@ pub enum Error {
     },
     /// The index has as many entries as it may, and a shorter one cannot take its place.
     #[error(
-        "{} has as many entries as it may, {most}, and cannot be made anew; make room beside it, and \
-         see that files can be made and renamed in its folder",
+        "{} has {most} entries, the limit, and cannot be rewritten; free space, and allow the \
+         daemon to create and rename files in its directory",
         path.display()
     )]
     IndexFull {
@@ -92,8 +92,8 @@ pub enum Error {
     /// Two ranges of the disk have the same data, or data is not where this kind of layer has it:
     /// writing one would change another.
     #[error(
-        "{}: data of {offset} at {moffset} of the data file, where it cannot be; commit the layer \
-         and start a new one",
+        "{}: data of {offset} of the disk is at {moffset} of the data file, which is shared or \
+         misplaced; commit the layer and start a new one",
         path.display()
     )]
     Misplaced {
@@ -105,7 +105,7 @@ pub enum Error {
         moffset: Sector,
     },
     /// Data and index were not made together.
-    #[error("{} and {} have different uuids; expected a pair made together", data.display(), index.display())]
+    #[error("{} and {} have different uuids; expected the two files of one writable layer", data.display(), index.display())]
     NoPair {
         /// The data file.
         data: PathBuf,
@@ -113,14 +113,15 @@ pub enum Error {
         index: PathBuf,
     },
     /// The layer is finished.
-    #[error("{} is sealed; use it as a layer, and a new upper above it", path.display())]
+    #[error("{} is sealed; use it as a layer below a new writable layer", path.display())]
     Sealed {
         /// The data file.
         path: PathBuf,
     },
     /// The layer was frozen by a snapshot, and the disk goes on in another one.
     #[error(
-        "{} is frozen: by {}, the disk goes on above it in data={},index={}; name that pair",
+        "{} is frozen by a snapshot; the manifest {} names data={},index={} as the active \
+         pair; use that pair",
         path.display(), list.display(), active.data.display(), active.index.display()
     )]
     GoesOn {
@@ -138,7 +139,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// The upper is as large as it may be.
-    #[error("{} holds as much as it may ({limit} bytes)", path.display())]
+    #[error("{} has reached its limit of {limit} bytes", path.display())]
     Full {
         /// The data file.
         path: PathBuf,
@@ -146,7 +147,7 @@ pub enum Error {
         limit: u64,
     },
     /// A limit for a layer that has a place for every sector from the start.
-    #[error("{} is a sparse layer, which takes no limit", path.display())]
+    #[error("{} is a sparse layer, which cannot have a limit", path.display())]
     NoLimit {
         /// The data file.
         path: PathBuf,
@@ -159,8 +160,8 @@ pub enum Error {
     Image(#[from] crate::image::Error),
     /// The upper is cut into as many pieces as a layer can describe.
     #[error(
-        "{} has {most} mappings, the most a layer can have, and would need more; discard, or write over, \
-         larger pieces, or take a snapshot, which begins a new layer",
+        "{} has {most} mappings, the limit of a layer; take a snapshot, which begins a new \
+         layer, or discard or overwrite larger ranges",
         path.display()
     )]
     Fragmented {
@@ -171,8 +172,7 @@ pub enum Error {
     },
     /// The journal was written by another version of the program, under this boot of the kernel.
     #[error(
-        "{} holds writes in the format of another version; start and stop that version once, which \
-         flushes them",
+        "{} is a journal in the format of another version; start and stop that version once to flush it",
         path.display()
     )]
     JournalVersion {
@@ -180,7 +180,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// The journal cannot be emptied, and is as long as it may be.
-    #[error("{} has {most} bytes, the most it may have, and cannot be emptied", path.display())]
+    #[error("{} has {most} bytes, the limit, and cannot be emptied", path.display())]
     JournalFull {
         /// The journal file.
         path: PathBuf,
@@ -189,21 +189,22 @@ pub enum Error {
     },
     /// No more layers can be put above each other.
     #[error(
-        "the disk has as many layers or mappings as it may; merge layers with ovbd merge, and start \
-         anew"
+        "the disk has reached its limit of layers or mappings; merge layers with `ovbd merge` \
+         and restart the daemon"
     )]
     TooTall,
     /// As many layers are open as there may be files.
     #[error(
-        "the disk has {0} layers, and each is an open file: no more may be open; raise the limit \
-         (RLIMIT_NOFILE, LimitNOFILE=), or merge layers with ovbd merge, and start anew"
+        "the disk has {0} layers, each an open file, and the limit of open files is reached; \
+         raise it (RLIMIT_NOFILE, LimitNOFILE=), or merge layers with `ovbd merge`, and restart \
+         the daemon"
     )]
     TooManyFiles(usize),
     /// The data file is shorter than what was written to it: to write behind its end would make
     /// zeros of what is missing.
     #[error(
-        "somebody cut {} short: expected at least {expected} bytes, found {found}; put back what is \
-         missing, or start again without it",
+        "another program truncated {}: expected at least {expected} bytes, found {found}; \
+         restore the missing bytes, or restart the daemon without them",
         path.display()
     )]
     CutShort {
@@ -216,8 +217,8 @@ pub enum Error {
     },
     /// Storage lost data it had taken: nothing more is promised.
     #[error(
-        "{} failed to become durable before, so nothing more is written to it; start again to go on \
-         from what is durable",
+        "an earlier sync of {} failed, so writes are refused; restart the daemon to continue \
+         from the last successful flush",
         path.display()
     )]
     Broken {
@@ -225,7 +226,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// A disk that writable layers cannot have.
-    #[error("a disk of {0} bytes; expected a multiple of 512 above 0, at most 2^59")]
+    #[error("disk size is {0} bytes; expected a multiple of 512 from 512 to 2^59")]
     Size(u64),
     /// A disk that shall become smaller than what it holds.
     #[error(
@@ -241,15 +242,15 @@ pub enum Error {
         beyond: u64,
     },
     /// The device has no upper.
-    #[error("the device is read-only")]
+    #[error("the disk is read-only")]
     ReadOnly,
     /// A flush must come first.
-    #[error("the layer has no room before it is flushed")]
+    #[error("the layer has no free space until it is flushed")]
     FlushFirst,
     /// The list of snapshots was replaced and could not be made durable.
     #[error(
-        "{} was replaced and may not stay so: no layer of a snapshot is finished before the daemon \
-         starts again",
+        "{} was replaced, but the new one may not be durable; restart the daemon to complete \
+         the layers of snapshots",
         path.display()
     )]
     ListMayReturn {
@@ -257,7 +258,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// The layer was frozen while the caller was about to write to it.
-    #[error("the layer was frozen")]
+    #[error("the layer is frozen")]
     Frozen,
 }
 

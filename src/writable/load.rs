@@ -183,8 +183,8 @@ impl Loaded {
             (self.index_is_stale, self.index_misleads) = (true, true);
         } else if !self.log.go_back(entry, &mappings)? {
             ::log::warn!(
-                "{}: another program has written to the layer since this one did: {} mappings that \
-                 were not flushed before are dropped",
+                "{}: another program changed the index since the journal was written; dropped {} \
+         mappings that were not flushed",
                 paths.index.display(),
                 mappings.len()
             );
@@ -203,8 +203,8 @@ impl Loaded {
         })?;
         if torn + without_data > 0 {
             ::log::warn!(
-                "{}: {torn} entries are torn, {without_data} point past the end of {}: what they \
-                 were for was never durable",
+                "{}: dropped {torn} torn entries and {without_data} entries that point past the end of \
+         {}; their data was never flushed",
                 paths.index.display(),
                 paths.data.display()
             );

@@ -165,7 +165,7 @@ impl Snapshots {
             }
         }
         if let Some(error) = no_room {
-            log::warn!("{error}: the layer of a snapshot is not finished");
+            log::warn!("cannot complete the layer of a snapshot: {error}");
         }
         let files = files.below(&sealed)?;
         let image = match files.is_empty() {

@@ -384,7 +384,7 @@ fn what_is_no_layer_is_refused_in_one_line() {
         ("unsealed", unsealed, "sealed"),
         ("index", index_file, "index of a writable layer"),
         ("tar of nothing", wrap_tar(&[]), "at least 8192"),
-        ("short tar", wrap_tar(&lsmt)[..3000].to_vec(), "cut short"),
+        ("short tar", wrap_tar(&lsmt)[..3000].to_vec(), "truncated"),
         (
             "header only",
             zfile(&lsmt, Pack::default())[..512].to_vec(),

@@ -123,7 +123,7 @@ fn more_descriptors_than_a_message_may_have() {
     assert!(
         disk.daemon
             .log()
-            .contains("descriptors of a message are lost")
+            .contains("descriptors of a message were lost")
     );
 }
 

@@ -152,12 +152,12 @@ fn announcements_that_are_wrong_are_refused() {
     let named = ["--socket", other.to_str().unwrap()];
     says(
         &refused(passed(), "1", "$$", &named),
-        "the service manager passes another socket",
+        "the socket that the service manager passed is not",
     );
     let named = ["--socket", "absent"];
     says(
         &refused(passed(), "1", "$$", &named),
-        "the service manager passes another socket",
+        "the socket that the service manager passed is not",
     );
     assert!(path.exists() && other.exists());
 }

@@ -113,7 +113,7 @@ fn a_cache_is_verified_shrunk_and_emptied() {
     let output = ovbd(&dir, &["cache", "verify", "--cache", "c"], b"");
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8(output.stdout).unwrap();
-    assert_eq!(said, format!("{digest} was damaged and is removed\n"));
+    assert_eq!(said, format!("{digest} was damaged; removed it\n"));
     assert_eq!(list(&dir).len(), 3);
 
     let gone = Digest::of(&layers[0]).to_string();

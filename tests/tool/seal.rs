@@ -20,7 +20,7 @@ fn the_golden_upper_sealed_is_its_commit() {
         content_of(&Image::open(&Stack::new([golden::path("commit-pairs/raw.obd")])).unwrap());
     assert_reads(&dir, &["upper.data"], &committed);
     let again = succeed(&dir, &["seal", "--upper", upper], b"");
-    assert_eq!(again, b"it was sealed already\n");
+    assert_eq!(again, b"the layer was sealed already\n");
     assert!(fs::read(&data).unwrap() == sealed);
 }
 
@@ -140,7 +140,7 @@ fn the_upper_that_a_config_names_is_made() {
     succeed(&dir, &[&create[..], &["--size", "1M"]].concat(), b"");
     config(layer, "");
     let upper = fail(&dir, 2, &create);
-    assert!(upper.contains("names no upper"), "{upper}");
+    assert!(upper.contains("names no `upper`"), "{upper}");
 }
 
 fn succeed_text(dir: &TempDir, args: &[&str]) -> String {

@@ -25,7 +25,7 @@ use uuid::Uuid;
 use super::registry::{CacheCommand, PullArgs};
 use super::values::{block_size, message, threads};
 
-/// Makes and examines OverlayBD layers.
+/// Make, examine and change OverlayBD layers.
 #[derive(Parser)]
 #[command(name = "ovbd", version)]
 pub struct Cli {
@@ -59,22 +59,22 @@ pub enum UpperCommand {
 
 /// Make a sealed layer from a raw disk image.
 ///
-/// Zeros and holes take no space. The output appears when it is whole, in place of a file of that
-/// name, and is the same for any number of threads.
+/// Zeros and holes take no space. The output replaces a file of that name once it is complete. It
+/// is the same for any number of threads.
 #[derive(Args)]
 pub struct CreateArgs {
     /// Raw image: a file, block device or named pipe; `-` for standard input
     #[arg(long, value_name = "RAW")]
     from: PathBuf,
-    /// Layer to be written
+    /// Layer to write
     #[arg(value_name = "OUT")]
     to: PathBuf,
-    /// Store only what differs from this stack (bottom first; a comma list, and repeatable)
+    /// Store only what differs from these layers, bottom first; comma-separated, repeatable
     #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
     parent: Vec<PathBuf>,
     #[command(flatten)]
     format: FormatArgs,
-    /// Name of the layer [default: derived from the parent's, the message and the first MiB]
+    /// Uuid of the layer [default: derived from the parent's uuid, the message and the first MiB]
     #[arg(long)]
     uuid: Option<Uuid>,
     #[command(flatten)]
@@ -83,7 +83,7 @@ pub struct CreateArgs {
     threads: ThreadArgs,
 }
 
-/// Show what layers are made of.
+/// List the format, sizes and mappings of layers.
 #[derive(Args)]
 pub struct InspectArgs {
     #[command(flatten)]
@@ -95,8 +95,8 @@ pub struct InspectArgs {
 
 /// Verify every checksum, block and mapping of every layer.
 ///
-/// Says on standard output what is broken and where, a line each. The exit code is 1 if anything
-/// is; notes are no damage.
+/// Prints one line per finding to standard output. The exit code is 1 if a layer is damaged. Lines
+/// that start with `note:` are not damage.
 #[derive(Args)]
 pub struct CheckArgs {
     #[command(flatten)]
@@ -105,14 +105,14 @@ pub struct CheckArgs {
     pub threads: ThreadArgs,
 }
 
-/// Write the disk that layers make up as a raw image.
+/// Write the merged disk of layers as a raw image.
 ///
-/// Zeros become holes. The output appears when it is whole, in place of a file of that name.
+/// Zeros become holes. The output replaces a file of that name once it is complete.
 #[derive(Args)]
 pub struct ExportArgs {
     #[command(flatten)]
     pub files: FilesArgs,
-    /// Raw image to be written; `-` for standard output
+    /// Raw image to write; `-` for standard output
     #[arg(short, long, value_name = "RAW")]
     pub output: PathBuf,
     #[command(flatten)]
@@ -121,36 +121,35 @@ pub struct ExportArgs {
 
 /// Make an empty writable layer.
 ///
-/// Its size is --size, or that of the layers it is to lie upon, the topmost of which becomes its
-/// parent.
+/// The size is --size, or else that of the layers below. The topmost of them becomes the parent.
 #[derive(Args)]
 pub struct CreateUpperArgs {
-    /// Files to be made, as data=FILE,index=FILE [default: those of the config's upper]
+    /// Files to create, as data=FILE,index=FILE [default: the `upper` of the config]
     #[arg(value_name = "FILES", required_unless_present = "config")]
     upper: Option<Paths>,
     /// Bytes of the disk, also as 512M, 10G or 1T
     #[arg(long, value_name = "N", value_parser = parse_size, required_unless_present_any = ["parent", "config"])]
     size: Option<u64>,
-    /// Layers it is to lie upon (bottom first; a comma list, and repeatable)
+    /// Layers below the new one, bottom first; comma-separated, repeatable
     #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
     parent: Vec<PathBuf>,
-    /// An OverlayBD image config that names them, and may name the files
+    /// OverlayBD image config that names the layers below, and optionally the files to create
     #[arg(long, value_name = "FILE", conflicts_with = "parent")]
     config: Option<PathBuf>,
-    /// How it places data
+    /// Placement of data in the data file
     #[arg(long = "type", value_name = "TYPE", value_enum, default_value_t = KindArg::Hybrid)]
     kind: KindArg,
-    /// Name of the layer [default: a random one]
+    /// Uuid of the layer [default: random]
     #[arg(long)]
     uuid: Option<Uuid>,
     #[command(flatten)]
     force: ForceArgs,
 }
 
-/// Make a sealed layer from a writable one.
+/// Make a sealed layer from a writable layer.
 ///
-/// The writable layer stays as it is, and must not be in use. The output appears when it
-/// is whole, in place of a file of that name, and is the same for any number of threads.
+/// The writable layer does not change and must not be in use. The output replaces a file of that
+/// name once it is complete. It is the same for any number of threads.
 #[derive(Args)]
 pub struct CommitArgs {
     #[command(flatten)]
@@ -160,49 +159,50 @@ pub struct CommitArgs {
     output: PathBuf,
     #[command(flatten)]
     format: FormatArgs,
-    /// Name of the layer [default: the upper's]
+    /// Uuid of the layer [default: that of the writable layer]
     #[arg(long)]
     uuid: Option<Uuid>,
-    /// Name of the layer below [default: as the upper says]
+    /// Uuid of the parent layer [default: that of the writable layer's parent]
     #[arg(long, value_name = "UUID")]
     parent_uuid: Option<Uuid>,
     #[command(flatten)]
     threads: ThreadArgs,
 }
 
-/// Make a writable layer a sealed one, in place.
+/// Seal a writable layer in place.
 ///
-/// The data file becomes a layer, uncompressed; index and journal are removed. Nothing is copied.
-/// Cut short, the layer is as it was, or sealed; doing it again does the rest.
+/// The data file becomes an uncompressed layer; index file and journal are removed. No data is
+/// copied. Crash-safe: an interrupted run leaves the layer unchanged or sealed; run it again to
+/// finish.
 #[derive(Args)]
 pub struct SealArgs {
     #[command(flatten)]
     pub upper: UpperArgs,
 }
 
-/// Ask a running daemon, over the control socket it was given with --control.
+/// Send a request to a running daemon through its control socket.
 #[derive(Args)]
 pub struct CtlArgs {
-    /// The control socket
+    /// Control socket: the --control of the daemon
     #[arg(value_name = "SOCKET")]
     pub socket: PathBuf,
     #[command(subcommand)]
     pub ask: CtlCommand,
 }
 
-/// What to ask for.
+/// The request.
 #[derive(Subcommand)]
 pub enum CtlCommand {
-    /// What the device is and holds
+    /// Show the disk: size, layers, writable layer
     Device,
-    /// Its snapshots
+    /// List the snapshots of the disk
     Snapshots,
-    /// Freeze what the disk holds as a layer, and let the guest go on above it
+    /// Freeze the content of the disk as a layer; the guest continues to write above it
     Snapshot {
-        /// Name of the snapshot: asking again with it gives the same one
+        /// Name of the snapshot; a second request with the same name returns the same snapshot
         name: String,
-        /// Answer only when its layer is sealed: other devices wait for that by themselves, but it
-        /// cannot be copied before
+        /// Wait until the layer is sealed. Needed before copying it; daemons that open it wait
+        /// themselves
         #[arg(long)]
         wait: bool,
     },
@@ -218,10 +218,10 @@ impl From<CtlCommand> for Ask {
     }
 }
 
-/// Make one sealed layer from several, and from a writable one above them.
+/// Make one sealed layer from several layers and an optional writable layer above them.
 ///
-/// It can take their place in any stack. The output appears when it is whole, in place of a file of
-/// that name, and is the same for any number of threads.
+/// The result can replace the layers in any stack. The output replaces a file of that name once it
+/// is complete. It is the same for any number of threads.
 #[derive(Args)]
 pub struct MergeArgs {
     #[command(flatten)]
@@ -231,14 +231,14 @@ pub struct MergeArgs {
     output: PathBuf,
     #[command(flatten)]
     format: FormatArgs,
-    /// Name of the layer [default: that of the topmost layer, or derived from the message]
+    /// Uuid of the layer [default: that of the topmost layer, or derived from the message]
     #[arg(long)]
     uuid: Option<Uuid>,
     #[command(flatten)]
     threads: ThreadArgs,
 }
 
-/// Change the size of a writable layer's disk.
+/// Set the disk size of a writable layer.
 #[derive(Args)]
 pub struct ResizeArgs {
     #[command(flatten)]
@@ -246,7 +246,7 @@ pub struct ResizeArgs {
     /// Bytes of the disk, also as 512M, 10G or 1T
     #[arg(value_name = "SIZE", value_parser = parse_size)]
     pub size: u64,
-    /// Drop data beyond a smaller size
+    /// Drop data beyond the new end
     #[arg(long)]
     pub force: bool,
 }
@@ -254,26 +254,26 @@ pub struct ResizeArgs {
 /// A writable layer.
 #[derive(Args)]
 pub struct UpperArgs {
-    /// The writable layer, as data=FILE,index=FILE
+    /// Writable layer, as data=FILE,index=FILE
     #[arg(long, value_name = "FILES")]
     pub upper: Paths,
 }
 
-/// The layers to look at.
+/// The layers to read.
 #[derive(Args)]
 pub struct FilesArgs {
-    /// Layers, bottom first: a comma list, and repeatable
+    /// Layers, bottom first; comma-separated, repeatable
     #[arg(
         value_name = "LAYERS",
         value_delimiter = ',',
         required_unless_present_any = ["config", "upper"]
     )]
     layers: Vec<PathBuf>,
-    /// An OverlayBD image config (config.v1.json) in place of a list
+    /// OverlayBD image config (config.v1.json); replaces LAYERS
     #[arg(long, value_name = "FILE", conflicts_with = "layers")]
     config: Option<PathBuf>,
-    /// A writable layer above them, as data=FILE,index=FILE; where snapshots were taken, the one
-    /// the device was first started with
+    /// Writable layer above the layers, as data=FILE,index=FILE. After snapshots: the pair that the
+    /// daemon was first started with
     #[arg(long, value_name = "FILES")]
     upper: Option<Paths>,
     #[command(flatten)]
@@ -283,7 +283,7 @@ pub struct FilesArgs {
 /// Whether layers are used in a wrong order.
 #[derive(Args)]
 struct ForceArgs {
-    /// Use layers that do not lie upon the layers they were made upon
+    /// Accept layers whose parent is not the layer below them
     #[arg(long)]
     force: bool,
 }
@@ -303,13 +303,14 @@ struct FormatArgs {
     /// Compression
     #[arg(long, value_enum, default_value_t = Compression::Lz4)]
     algorithm: Compression,
-    /// Bytes compressed at a time, a power of two from 4096 to 65536 (or 4K to 64K) [default: 4096]
+    /// Bytes per compressed block: a power of two from 4096 to 65536, also as 4K to 64K [default:
+    /// 4096]
     #[arg(long, value_name = "N", value_parser = block_size)]
     block_size: Option<u32>,
-    /// Store no checksums after the compressed blocks
+    /// Omit the checksum of each compressed block
     #[arg(long)]
     no_checksum: bool,
-    /// Wrap the layer in a tar file, as registries carry it
+    /// Wrap the layer in tar, as registries store it
     #[arg(long)]
     tar: bool,
     /// Commit message, at most 256 bytes
@@ -320,7 +321,7 @@ struct FormatArgs {
 /// How much of the machine to use.
 #[derive(Args)]
 pub struct ThreadArgs {
-    /// Threads at work [default: one per core]
+    /// Number of threads [default: one per processor]
     #[arg(long, value_name = "N", value_parser = threads)]
     threads: Option<NonZero<usize>>,
 }
@@ -334,11 +335,11 @@ enum Compression {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum KindArg {
-    /// Behind what is there
+    /// New data at the end of the data file
     Append,
-    /// Where it is on the disk: the file is as long as the disk, with holes
+    /// Data at the same place as on the disk; the file is as long as the disk, with holes
     Sparse,
-    /// Behind what is there, and what is there already in place
+    /// New data at the end of the data file; existing data is overwritten in place
     Hybrid,
 }
 
@@ -369,7 +370,9 @@ impl FilesArgs {
         };
         let (stack, upper) = Config::load(&path)?.stack_and_upper()?;
         if upper.is_some() && self.upper.is_some() {
-            return Err(conflict("the config names an upper: leave out --upper").into());
+            return Err(
+                conflict("two writable layers: the config names an `upper`; omit --upper").into(),
+            );
         }
         Ok(Files {
             stack: stack.with_lineage(lineage),
@@ -436,12 +439,12 @@ impl CreateUpperArgs {
         };
         let missing = |what| Cli::command().error(ErrorKind::MissingRequiredArgument, what);
         if stack.layers().is_empty() && self.size.is_none() {
-            return Err(missing("the config names no layers: give --size").into());
+            return Err(missing("the config names no layers: add --size").into());
         }
         let paths = self.upper.or(configured);
         Ok(CreateUpper {
             paths: paths.ok_or_else(|| {
-                missing("the config names no upper: give its files as data=FILE,index=FILE")
+                missing("the config names no `upper`: add the files as data=FILE,index=FILE")
             })?,
             kind: match self.kind {
                 KindArg::Append => Kind::Append,

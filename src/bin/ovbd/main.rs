@@ -94,7 +94,7 @@ fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
         }
         Command::Seal(args) => match seal(&args.upper.upper)? {
             Sealed::Now(mappings) => warn_of(mappings),
-            Sealed::Before => print("it was sealed already\n")?,
+            Sealed::Before => print("the layer was sealed already\n")?,
         },
         Command::Merge(args) => {
             let made = merge(&args.task()?, &progress::bar("merging"))?;
@@ -123,8 +123,8 @@ fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
 fn warn_of(mappings: usize) {
     if mappings as u64 > UPSTREAM_ENTRIES {
         say(&format!(
-            "warning: the layer has {mappings} mappings; ovbd-vhost opens it, upstream's reader opens \
-             no more than {UPSTREAM_ENTRIES}"
+            "warning: the layer has {mappings} mappings; ovbd-vhost opens it, but the upstream \
+         reader opens at most {UPSTREAM_ENTRIES}"
         ));
     }
 }

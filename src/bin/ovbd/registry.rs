@@ -12,9 +12,9 @@ use ovbd_vhost::tool::pull::{Pull, pull};
 use ovbd_vhost::tool::{cache, progress};
 use ovbd_vhost::units::parse_size;
 
-/// Fetch all layers of an image into the cache, and verify them.
+/// Fetch the layers of an image into the cache and verify them.
 ///
-/// Prints the digest of the image's manifest. What the cache has already is not fetched again.
+/// Prints the digest of the image's manifest. Bytes that are in the cache are not fetched again.
 #[derive(Args)]
 pub struct PullArgs {
     /// Image, as REGISTRY/REPOSITORY[:TAG][@DIGEST]
@@ -60,7 +60,7 @@ pub enum CacheCommand {
     Rm(RmArgs),
 }
 
-/// List the blobs.
+/// List the blobs in the cache.
 #[derive(Args)]
 pub struct LsArgs {
     #[command(flatten)]
@@ -75,29 +75,29 @@ pub struct LsArgs {
 pub struct GcArgs {
     #[command(flatten)]
     cache: CacheDir,
-    /// Bytes that may stay, also as 512M, 10G or 1T
+    /// Size to shrink the cache to, in bytes, also as 512M, 10G or 1T
     #[arg(long, value_name = "N", value_parser = parse_size)]
     size: u64,
 }
 
-/// Compare complete blobs with their digests, and remove those that are damaged.
+/// Verify the digests of complete blobs and remove damaged blobs.
 ///
-/// The exit code is 1 if any is.
+/// The exit code is 1 if a blob is damaged.
 #[derive(Args)]
 pub struct VerifyArgs {
     #[command(flatten)]
     cache: CacheDir,
-    /// Blobs to be verified [default: all that are complete]
+    /// Blobs to verify [default: all complete blobs]
     #[arg(value_name = "DIGEST")]
     digests: Vec<Digest>,
 }
 
-/// Remove blobs.
+/// Remove blobs from the cache.
 #[derive(Args)]
 pub struct RmArgs {
     #[command(flatten)]
     cache: CacheDir,
-    /// Blobs to be removed
+    /// Blobs to remove
     #[arg(value_name = "DIGEST", required = true)]
     digests: Vec<Digest>,
 }
@@ -123,7 +123,7 @@ impl CacheCommand {
                 let mut text =
                     format!("removed {} files, {} bytes\n", evicted.files, evicted.bytes);
                 if evicted.missing > 0 {
-                    text += &format!("{} bytes more are in use\n", evicted.missing);
+                    text += &format!("{} bytes over the limit are in use\n", evicted.missing);
                 }
                 Ok((text, true))
             }

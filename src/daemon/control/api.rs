@@ -88,7 +88,10 @@ impl Device {
             Ok(snapshot) => found(details(&snapshot)),
             Err(error @ Error::ReadOnly) => Response::error(409, &error.to_string()),
             Err(error) => {
-                ratelimited_log::error(format_args!("control: no snapshot: {}", reason(&error)));
+                ratelimited_log::error(format_args!(
+                    "control: cannot take a snapshot: {}",
+                    reason(&error)
+                ));
                 Response::error(500, &reason(&error))
             }
         }

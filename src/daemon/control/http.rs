@@ -50,16 +50,16 @@ pub struct Response {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The connection failed, or the client took too long.
-    #[error("the client went away, or took longer than {} s", LIMIT.as_secs())]
+    #[error("the client disconnected, or took longer than {} s", LIMIT.as_secs())]
     Connection(#[from] io::Error),
     /// It is no HTTP.
-    #[error("no HTTP/1.1 request")]
+    #[error("not an HTTP/1.1 request")]
     Syntax(#[from] httparse::Error),
     /// More than a request may have.
-    #[error("a request of more than {MAX_HEAD} bytes of headers or {MAX_BODY} of body")]
+    #[error("the request has more than {MAX_HEAD} bytes of headers or {MAX_BODY} bytes of body")]
     TooLarge,
     /// A body whose length is not told.
-    #[error("a body without a content-length")]
+    #[error("the request has a body and no content-length")]
     Length,
 }
 

@@ -56,9 +56,7 @@ pub fn start(listener: &Listener, device: Device) -> io::Result<()> {
                     .spawn(run)
             });
             if let Err(error) = started {
-                ratelimited_log::warn(format_args!(
-                    "control: no connection can be served: {error}"
-                ));
+                ratelimited_log::warn(format_args!("control: cannot serve a connection: {error}"));
                 thread::sleep(PAUSE);
             }
         }

@@ -47,7 +47,7 @@ fn serve(device: &Device, asked: &Receiver<()>) {
             Ok(()) => Duration::MAX,
             Err(error) => {
                 log::warn!(
-                    "control: the layer of a snapshot is not finished: {}",
+                    "control: cannot complete the layer of a snapshot: {}",
                     reason(&error)
                 );
                 AGAIN

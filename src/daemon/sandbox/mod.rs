@@ -100,10 +100,12 @@ impl Sandbox {
         for (name, support) in [("Landlock", landlock), ("seccomp", seccomp)] {
             match support {
                 Support::Full => {}
-                Support::Missing => log::warn!("sandbox without {name}: this kernel has none"),
+                Support::Missing => {
+                    log::warn!("the sandbox lacks {name}: this kernel does not support it")
+                }
                 Support::Forbidden => log::warn!(
-                    "sandbox without {name}: its use is forbidden here (EPERM), most likely by the \
-                     seccomp profile of a container"
+                    "the sandbox lacks {name}: its use is forbidden (EPERM), probably by the seccomp \
+         profile of a container"
                 ),
             }
         }

@@ -28,7 +28,7 @@ pub enum IdentityError {
         source: io::Error,
     },
     /// Neither a number nor a name in the list.
-    #[error("{name:?} is no number and not in {path}")]
+    #[error("{name:?} is neither a number nor a name in {path}")]
     Unknown {
         /// What was asked for.
         name: String,

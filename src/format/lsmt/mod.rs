@@ -41,7 +41,7 @@ const FLAG_SEALED: u32 = 1 << 2;
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum Error {
     /// No LSMT magic where the structure must be.
-    #[error("no LSMT magic in the {0}; not an OverlayBD layer, or cut short")]
+    #[error("no LSMT magic in the {0}; the file is not an OverlayBD layer, or is truncated")]
     Magic(Part),
     /// Flags that do not fit the place the structure stands at.
     #[error("{part} flags {found:#x}; expected {expected}")]
@@ -57,7 +57,7 @@ pub enum Error {
     #[error("LSMT version {0}.{1}; supported is {VERSION}.{SUB_VERSION}")]
     Version(u8, u8),
     /// A disk larger than positions can tell.
-    #[error("virtual size of {0} bytes; at most 2^59 are possible")]
+    #[error("virtual size is {0} bytes; at most 2^59 are supported")]
     VirtualSize(u64),
     /// The index does not lie between the header and the trailer.
     #[error(
@@ -72,7 +72,7 @@ pub enum Error {
         trailer: u64,
     },
     /// More entries than this program accepts.
-    #[error("index of {0} entries; at most {MAX_ENTRIES} are supported")]
+    #[error("index has {0} entries; at most {MAX_ENTRIES} are supported")]
     TooManyEntries(u64),
     /// An entry that covers no sector and is no padding either.
     #[error("index entry {entry} covers no sector")]
@@ -81,7 +81,7 @@ pub enum Error {
         entry: u64,
     },
     /// An entry that starts before its predecessor ends.
-    #[error("index entry {entry} starts at {offset}, before the end of the one before it ({end})")]
+    #[error("index entry {entry} starts at {offset}; the previous entry ends at {end}")]
     Unsorted {
         /// Number of the entry.
         entry: u64,
@@ -91,7 +91,7 @@ pub enum Error {
         end: Sector,
     },
     /// An entry beyond the largest disk.
-    #[error("index entry {entry} ends at {end}, beyond the largest disk of 2^50 sectors")]
+    #[error("index entry {entry} ends at {end}; a disk has at most 2^50 sectors")]
     BeyondDisk {
         /// Number of the entry.
         entry: u64,
@@ -100,7 +100,8 @@ pub enum Error {
     },
     /// An entry whose data would lie outside the data area.
     #[error(
-        "index entry {entry}: data of {length} sectors at {moffset} of the layer; the data area is sectors 8 to {end}"
+        "index entry {entry} has {length} sectors of data at {moffset} of the layer; the data \
+         area is sectors 8 to {end}"
     )]
     DataRange {
         /// Number of the entry.

@@ -28,7 +28,7 @@ pub const MAX_BLOCKS: u64 = 1_000_000_000;
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum Error {
     /// The trailer's magic is missing.
-    #[error("no ZFile magic in the trailer; the file is cut short or was not finished")]
+    #[error("no ZFile magic in the trailer; the file is truncated or incomplete")]
     NoTrailer,
     /// The digest does not match the bytes it covers.
     #[error("{part} digest is {found:#010x}; expected {expected:#010x}")]
@@ -91,7 +91,7 @@ pub enum Error {
     #[error("{0} blocks; at most {MAX_BLOCKS} are supported")]
     TooManyBlocks(u64),
     /// Number of blocks and original size do not fit each other.
-    #[error("{blocks} blocks of {block_size} bytes for {original_size} bytes of content")]
+    #[error("{blocks} blocks of {block_size} bytes do not match {original_size} bytes of content")]
     BlockCount {
         /// Entries of the table.
         blocks: u64,
@@ -101,7 +101,7 @@ pub enum Error {
         original_size: u64,
     },
     /// A stored length that no block can have.
-    #[error("block {block} is said to occupy {stored} bytes; possible are {min} to {max}")]
+    #[error("block {block} has {stored} stored bytes by the block table; expected {min} to {max}")]
     StoredLength {
         /// Number of the block.
         block: u64,
@@ -113,7 +113,9 @@ pub enum Error {
         max: u32,
     },
     /// The blocks do not end where the table starts.
-    #[error("blocks end at byte {end}; the block table is said to start at byte {offset}")]
+    #[error(
+        "blocks end at byte {end}; the header or trailer places the block table at byte {offset}"
+    )]
     BlocksEnd {
         /// End of the last block.
         end: u64,

@@ -104,7 +104,7 @@ impl Layout {
                 }
             }
             if wrong >= MAX_WRONG {
-                let what = format!("{wrong} wrong entries: the rest of the index is passed over");
+                let what = format!("{wrong} wrong entries: the rest of the index was skipped");
                 findings.note(None, what)?;
                 break;
             }

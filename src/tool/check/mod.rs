@@ -171,7 +171,7 @@ fn check_order(
     if let Some(Placed { layer, parent, .. }) =
         placed.first().filter(|first| !first.parent.is_nil())
     {
-        let what = format!("{layer} was made upon layer {parent}; nothing lies below it");
+        let what = format!("{layer} has parent {parent}, but no layer is below it");
         findings.note(None, what)?;
     }
     for error in misplaced(&placed) {

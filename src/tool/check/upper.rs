@@ -36,8 +36,9 @@ pub(super) fn check(
     }
     if upper.journal > 0 {
         let count = upper.journal;
-        let what =
-            format!("{count} mappings in the journal: it was not closed, and counts in full");
+        let what = format!(
+            "{count} mappings in the journal: the last daemon was killed; they are part of the layer"
+        );
         findings.note(None, what)?;
     }
     let size = upper.header.virtual_size;

@@ -120,7 +120,7 @@ impl WritableLayer {
         if round.rewrite == Rewrite::Wanted {
             // To be tried at every flush it is too much, and so is its log line.
             flusher.retry_at = flusher.index.entries().saturating_mul(2);
-            ::log::warn!("the index stays as it is: {error}");
+            ::log::warn!("cannot rewrite the index: {error}");
             return flusher.index.append(batch);
         }
         match self.is_full(flusher, batch.len()) {
@@ -146,7 +146,7 @@ impl WritableLayer {
         }
         let entries = flusher.index.entries();
         if let Err(error) = pending.journal.end_flush(round.next, entries) {
-            ::log::debug!("the journal takes more space than it need: {error}");
+            ::log::debug!("cannot empty the journal: {error}");
         }
     }
 
@@ -195,8 +195,8 @@ impl WritableLayer {
             pending.journal_misleads = true;
         }
         ::log::error!(
-            "{}: storage lost data ({error}): what was not flushed before is gone when the device \
-             starts again, and no more is written until then",
+            "{}: sync failed ({error}): writes are refused until the daemon restarts, and writes \
+             since the last successful flush may be lost",
             self.data.path().display()
         );
         self.discard_journal();
@@ -210,7 +210,7 @@ impl WritableLayer {
             match pending.journal.discard() {
                 Ok(()) => pending.journal_misleads = false,
                 Err(error) => ::log::error!(
-                    "{}: what was not flushed may come back damaged: {error}",
+                    "{}: cannot empty the journal after a failed sync; unflushed data may be wrong: {error}",
                     self.data.path().display()
                 ),
             }

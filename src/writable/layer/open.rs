@@ -116,7 +116,10 @@ impl WritableLayer {
         match self.flush() {
             // Storage without room for the data itself has lost it.
             Err(error) if error.is_full() && rewrite != Rewrite::Needed && !self.is_broken() => {
-                ::log::warn!("{error}: no room to make durable what was not flushed; it waits");
+                ::log::warn!(
+                    "{error}: no space for the index; writes of an earlier run stay in the journal until a \
+         flush succeeds"
+                );
                 Ok(())
             }
             flushed => flushed,

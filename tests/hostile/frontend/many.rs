@@ -4,7 +4,7 @@ use super::*;
 
 /// Lines of the daemon's log about connections it dropped.
 fn dropped(disk: &Disk) -> usize {
-    disk.daemon.log().matches("connection is dropped").count()
+    disk.daemon.log().matches("dropped the connection").count()
 }
 
 /// Lines of the daemon's log about front-ends, and how many they say were left out.

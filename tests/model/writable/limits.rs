@@ -30,7 +30,7 @@ fn an_index_that_is_full() {
                 assert!(round > 100, "{error}");
                 let said = error.to_string();
                 assert!(
-                    said.contains("index has") && said.contains("folder"),
+                    said.contains("index has") && said.contains("directory"),
                     "{said}"
                 );
                 fs::remove_dir(&new).unwrap();

@@ -86,7 +86,12 @@ fn assert_tracked(asked: (u16, u16), index: usize, size: u16) {
         }
         disk.assert_reads(&memory, &mut queue, &buffers);
     }
-    assert!(!disk.daemon.log().contains("no place in the in-flight area"));
+    assert!(
+        !disk
+            .daemon
+            .log()
+            .contains("does not fit the in-flight area")
+    );
 }
 
 #[test]
@@ -124,6 +129,6 @@ fn an_area_without_a_place_for_the_queue_is_no_reason_not_to_serve_it() {
         }
     }
     let log = disk.daemon.log();
-    let lines = log.matches("no place in the in-flight area").count();
+    let lines = log.matches("does not fit the in-flight area").count();
     assert_eq!(lines, 2, "once for each connection: {log}");
 }

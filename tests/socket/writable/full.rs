@@ -148,7 +148,7 @@ fn killed_on_a_full_disk() {
         put(&mut guest, 10 * round, 20, 2000 + round);
     }
     assert!(
-        disk.daemon.log().contains("no room"),
+        disk.daemon.log().contains("no space"),
         "{}",
         disk.daemon.log()
     );

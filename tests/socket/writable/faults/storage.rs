@@ -207,7 +207,7 @@ fn data_that_cannot_be_synced() {
             }
             assert_beginning(&mut guest, &fixture.model);
             let log = fixture.disk.daemon.log();
-            assert_eq!(log.matches("lost data").count(), 1, "{log}");
+            assert_eq!(log.matches("sync failed").count(), 1, "{log}");
             drop(guest);
 
             fixture.disk.crash();
