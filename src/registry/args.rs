@@ -10,28 +10,28 @@ use super::mirror::{Mirror, Prefix};
 use super::repository::Host;
 use super::service_config::{Error, ServiceConfig};
 
-/// How to reach registries.
+/// Access to registries.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 pub struct RegistryArgs {
-    /// Credentials: Docker's config.json, or upstream's cred.json
+    /// Credentials file: Docker's config.json or upstream's cred.json [default: none]
     #[arg(long, value_name = "FILE")]
     credentials: Option<PathBuf>,
-    /// Use plain HTTP for this registry (repeatable)
+    /// Use plain HTTP for this registry; repeatable
     #[arg(long, value_name = "HOST[:PORT]")]
     insecure_registry: Vec<Host>,
-    /// Certificates to trust besides the system's, as PEM
+    /// PEM file of certificates to trust in addition to the system's
     #[arg(long, value_name = "FILE")]
     registry_ca: Option<PathBuf>,
-    /// Ask the mirror at URL before the registry HOST (repeatable)
+    /// Request blobs of HOST from the mirror at URL first; repeatable
     ///
-    /// A mirror serves the registry API and learns the registry from the parameter ns. Headers
-    /// can follow: HOST=URL,header=NAME:VALUE.
+    /// A mirror serves the registry API; the query parameter `ns` names the registry. Request
+    /// headers can follow: HOST=URL,header=NAME:VALUE.
     #[arg(long, value_name = "HOST=URL")]
     mirror: Vec<Mirror>,
-    /// Ask a peer-to-peer proxy on this machine first, with the blob's URL behind its own
+    /// Request blobs from the local peer-to-peer proxy at URL first; the blob URL is appended
     #[arg(long, value_name = "URL")]
     p2p: Option<Prefix>,
-    /// Upstream's overlaybd.json, for its keys on credentials, cache, download and peer-to-peer
+    /// Upstream's overlaybd.json; used are its keys for credentials, cache, download and peer-to-peer
     #[arg(long, value_name = "FILE")]
     service_config: Option<PathBuf>,
 }
