@@ -126,7 +126,7 @@ fn a_frozen_pair_that_is_not_sealed_is_named() {
     for files in ways(&dir) {
         let unsealed = fail(&dir, 1, &[&["export", "-o", "raw"], &files[..]].concat());
         assert!(
-            unsealed.contains("u.data.1: the layer is writable"),
+            unsealed.contains("u.data.1 is a writable layer"),
             "{unsealed}"
         );
         assert!(unsealed.contains("ovbd seal"), "{unsealed}");
