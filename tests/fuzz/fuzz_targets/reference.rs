@@ -13,7 +13,10 @@ fuzz_target!(|bytes: &[u8]| {
     if let Ok(reference) = text.parse::<Reference>() {
         assert_eq!(reference.to_string().parse(), Ok(reference.clone()));
         let repository = reference.repository();
-        assert_eq!(Repository::from_blob_url(&repository.blob_url()).as_ref(), Ok(repository));
+        assert_eq!(
+            Repository::from_blob_url(&repository.blob_url()).as_ref(),
+            Ok(repository)
+        );
         let path = repository.manifest_path(&reference.selector());
         assert!(path.starts_with("/v2/") && !path.contains("/../"));
     }

@@ -13,7 +13,7 @@ use ovbd_vhost::units::Sector;
 use ovbd_vhost::virtio::chain::{Chain, MAX_PIECES};
 use ovbd_vhost::virtio::config::DeviceConfig;
 use ovbd_vhost::virtio::dirty_log::DirtyLog;
-use ovbd_vhost::virtio::discard::{MAX_RANGES, DiscardRange};
+use ovbd_vhost::virtio::discard::{DiscardRange, MAX_RANGES};
 use ovbd_vhost::virtio::inflight::{InflightArea, Queues};
 use ovbd_vhost::virtio::memory::{Memory, RegionInfo};
 use ovbd_vhost::virtio::queue::{Queue, RingAddresses};
