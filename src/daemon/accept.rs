@@ -5,7 +5,6 @@
 //! them ([`ownership`](crate::vhost::ownership)). This thread waits for none of them.
 
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
@@ -41,21 +40,39 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(30);
 const LISTENER: u64 = u64::MAX;
 const SIGNAL: u64 = u64::MAX - 1;
 
+/// A connection that said nothing yet.
+struct Silent {
+    /// What the poller reports for it. Never used again: descriptors are, within one wait.
+    token: u64,
+    stream: UnixStream,
+}
+
 /// A connection being served.
 struct Connection {
+    /// What the poller reports when the thread ends.
+    token: u64,
     session: Arc<Session>,
     thread: JoinHandle<()>,
-    /// Hung up when the thread ends.
-    ended: io::PipeReader,
+    /// Hung up when the thread ends; open for as long as that is waited for.
+    _ended: io::PipeReader,
     /// It was told to end.
     leaving: bool,
 }
 
 impl Connection {
-    fn start(stream: UnixStream, disk: Arc<Disk>, ownership: Arc<Ownership>) -> io::Result<Self> {
+    /// Starts the thread of a connection. `poller` reports its end with `token`.
+    fn start(
+        stream: UnixStream,
+        disk: Arc<Disk>,
+        ownership: Arc<Ownership>,
+        poller: &Poller,
+        token: u64,
+    ) -> io::Result<Self> {
         stream.set_nonblocking(false)?;
         let session = Session::new(stream, disk);
         let (ended, end) = io::pipe()?;
+        // Watched first: a thread whose end is not seen could not be stopped.
+        poller.watch(&ended, token, Trigger::Level)?;
         let theirs = session.clone();
         let thread = thread::Builder::new()
             .name("front-end".to_owned())
@@ -65,9 +82,10 @@ impl Connection {
                 let _ = theirs.serve(&ownership);
             })?;
         Ok(Self {
+            token,
             session,
             thread,
-            ended,
+            _ended: ended,
             leaving: false,
         })
     }
@@ -156,7 +174,9 @@ struct Connections<'a> {
     disk: &'a Arc<Disk>,
     ownership: Arc<Ownership>,
     poller: Poller,
-    silent: Vec<UnixStream>,
+    /// Token of the next connection or thread.
+    next_token: u64,
+    silent: Vec<Silent>,
     /// Oldest first.
     served: Vec<Connection>,
 }
@@ -171,6 +191,7 @@ impl<'a> Connections<'a> {
             disk,
             ownership: Arc::default(),
             poller,
+            next_token: 0,
             silent: Vec::new(),
             served: Vec::new(),
         })
@@ -216,11 +237,9 @@ impl<'a> Connections<'a> {
         if self.silent.len() >= MAX_SILENT {
             self.silent.remove(0);
         }
-        match self
-            .poller
-            .watch(&stream, token_of(&stream), Trigger::Level)
-        {
-            Ok(()) => self.silent.push(stream),
+        let token = self.token();
+        match self.poller.watch(&stream, token, Trigger::Level) {
+            Ok(()) => self.silent.push(Silent { token, stream }),
             Err(error) => {
                 ratelimited_log::warn(format_args!("cannot watch a front-end connection: {error}"));
             }
@@ -229,27 +248,22 @@ impl<'a> Connections<'a> {
 
     /// Serves the connection that said something, or forgets the one that ended.
     fn go_on(&mut self, token: u64) {
-        let ended = |connection: &Connection| token_of(&connection.ended) == token;
+        let ended = |connection: &Connection| connection.token == token;
         if let Some(at) = self.served.iter().position(ended) {
             self.served.remove(at).reap();
             return;
         }
-        let spoke = |stream: &UnixStream| token_of(stream) == token;
-        let Some(at) = self.silent.iter().position(spoke) else {
+        let Some(at) = self.silent.iter().position(|silent| silent.token == token) else {
             return;
         };
-        let stream = self.silent.remove(at);
+        let stream = self.silent.remove(at).stream;
         if self.poller.forget(&stream).is_err() || !says_something(&stream) {
             return;
         }
         self.make_room();
-        let started = Connection::start(stream, self.disk.clone(), self.ownership.clone());
-        let watched = started.and_then(|started| {
-            let token = token_of(&started.ended);
-            self.poller.watch(&started.ended, token, Trigger::Level)?;
-            Ok(started)
-        });
-        match watched {
+        let token = self.token();
+        let (disk, ownership) = (self.disk.clone(), self.ownership.clone());
+        match Connection::start(stream, disk, ownership, &self.poller, token) {
             Ok(connection) => self.served.push(connection),
             Err(error) => {
                 ratelimited_log::error(format_args!(
@@ -257,6 +271,13 @@ impl<'a> Connections<'a> {
                 ));
             }
         }
+    }
+
+    /// A token that was never used. Two are used for a connection, so they do not run out.
+    fn token(&mut self) -> u64 {
+        let token = self.next_token;
+        self.next_token += 1;
+        token
     }
 
     /// Hangs up on the oldest connection without the disk, if there are as many as may be.
@@ -272,10 +293,6 @@ impl<'a> Connections<'a> {
             oldest.session.hang_up();
         }
     }
-}
-
-fn token_of(descriptor: &impl AsRawFd) -> u64 {
-    u64::from(descriptor.as_raw_fd().unsigned_abs())
 }
 
 /// Whether there is a first byte to read, rather than the end of the stream.

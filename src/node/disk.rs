@@ -272,6 +272,7 @@ impl Disk {
             entry.process = Some(process.identity().clone());
         }
         *self.process() = Some(Arc::new(process));
+        self.replacing.store(false, Ordering::Relaxed);
         if listener.is_some() {
             *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = listener;
         }
@@ -300,7 +301,12 @@ impl Disk {
         let started = means.launcher.start(&entry, &listener).await;
         // Kept whatever happened: front-ends go on waiting in its backlog.
         *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = Some(listener);
-        Ok(self.serve_with(started?, None, means)?)
+        if let Err(error) = self.serve_with(started?, None, means) {
+            // Without an entry the next node would not find it.
+            self.stop_process().await;
+            return Err(error.into());
+        }
+        Ok(())
     }
 
     /// Watches the process, and starts it again when it ends, until the disk is stopped or fails.
@@ -314,6 +320,7 @@ impl Disk {
             if self.stopping.load(Ordering::Relaxed) {
                 return;
             }
+            self.status().state = State::Starting;
             if !self.replacing.swap(false, Ordering::Relaxed) {
                 let reason = means.launcher.reason(&self.id);
                 ends.push_back(Instant::now());
@@ -335,7 +342,6 @@ impl Disk {
             if self.stopping.load(Ordering::Relaxed) {
                 return;
             }
-            self.status().state = State::Starting;
             match self.start_again(&means).await {
                 Ok(()) => {
                     self.restarts.fetch_add(1, Ordering::Relaxed);
@@ -357,10 +363,13 @@ impl Disk {
         means.events.add(&self.id, Kind::Failed, Some(reason));
     }
 
-    /// Replaces the process by a new one: the old one drains first, and the watcher starts the next.
+    /// Replaces the process by a new one: the old one drains first, and the watcher starts the next. A process that is
+    /// being started is left alone.
     pub async fn restart(&self) {
         let process = self.process().clone();
-        if let Some(process) = process {
+        if let Some(process) = process
+            && self.state() == State::Listening
+        {
             self.replacing.store(true, Ordering::Relaxed);
             process.stop(STOP_LIMIT).await;
         }

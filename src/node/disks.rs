@@ -231,8 +231,8 @@ impl Disks {
     /// [`Code::NotFound`].
     pub async fn restart(&self, id: &DiskId) -> Result<Arc<Disk>, Failure> {
         let disk = self.get(id)?;
+        let operation = disk.operation().await;
         if disk.state() == State::Failed {
-            let operation = disk.operation().await;
             disk.recover(&self.means).await;
             drop(operation);
             if disk.state() == State::Listening {
@@ -240,6 +240,7 @@ impl Disks {
             }
         } else {
             disk.restart().await;
+            drop(operation);
         }
         Ok(disk)
     }

@@ -153,14 +153,20 @@ impl Launcher {
             }])
             .map_err(|error| Error::file("pass", &entry.socket)(io::Error::other(error)))?;
         let child = tokio::process::Command::from(command).spawn();
-        let child = child.map_err(Error::file("start", &self.program))?;
+        let mut child = child.map_err(Error::file("start", &self.program))?;
         let pid = child
             .id()
             .and_then(|pid| i32::try_from(pid).ok())
             .unwrap_or_default();
-        let process =
-            Process::of_pid(&self.watcher, pid).map_err(Error::file("watch", &self.program))?;
-        Ok((process, child))
+        match Process::of_pid(&self.watcher, pid) {
+            Ok(process) => Ok((process, child)),
+            Err(error) => {
+                // A process that is not watched must not serve. One that has ended cannot be killed.
+                let _ = child.start_kill();
+                reap(child);
+                Err(Error::file("watch", &self.program)(error))
+            }
+        }
     }
 
     fn arguments(&self, entry: &Entry) -> Vec<OsString> {
@@ -170,7 +176,7 @@ impl Launcher {
             Content::Config(path) => option("--config", path.into()),
             Content::Layers(layers) => layers
                 .iter()
-                .for_each(|layer| option("--layers", layer.into())),
+                .for_each(|layer| option("--layer", layer.into())),
         }
         if let Some(dir) = &entry.upper {
             option("--upper-auto", dir.into());

@@ -37,17 +37,21 @@ impl Watcher {
         Ok(Self { poller, waiting })
     }
 
-    /// Becomes `true` when the process of `pidfd` ends. `pid` is unique among those that are watched.
+    /// Becomes `true` when the process `pid` of `pidfd` ends.
     ///
     /// # Errors
     /// What the system reports.
     pub fn watch(&self, pidfd: &OwnedFd, pid: i32) -> io::Result<watch::Receiver<bool>> {
-        let (sender, receiver) = watch::channel(false);
         // Process numbers are positive.
         let token = pid.unsigned_abs().into();
-        self.lock().insert(token, sender);
+        // Locked first: an end that is reported at once finds the sender.
+        let mut waiting = self.lock();
         self.poller.watch(pidfd, token, Trigger::Edge)?;
-        Ok(receiver)
+        // Another watch of the process, whose descriptor may be closed first, hears of the same end.
+        let sender = waiting
+            .entry(token)
+            .or_insert_with(|| watch::channel(false).0);
+        Ok(sender.subscribe())
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, watch::Sender<bool>>> {

@@ -226,12 +226,14 @@ impl Snapshots {
     /// [`Snapshots::seal`] failed, it is done again first: no snapshot is on top of one that has no
     /// layer to come. So it is if much waits for it: what is not sealed takes memory.
     pub fn take(&self, volume: &Volume, name: &str) -> Result<Snapshot, Error> {
-        if self.stuck.load(Ordering::Acquire) || much_is_unsealed(&volume.uppers()) {
+        let named = |list: &Manifest| list.frozen.iter().position(|known| known.name == name);
+        // A snapshot that stands is the answer, even if no other can be taken.
+        let is_there = named(&self.list.lock()).is_some();
+        if !is_there && (self.stuck.load(Ordering::Acquire) || much_is_unsealed(&volume.uppers())) {
             self.seal(volume)?;
         }
         let mut list = self.list.lock();
-        let place = list.frozen.iter().position(|known| known.name == name);
-        if let Some(place) = place {
+        if let Some(place) = named(&list) {
             return Ok(self.describe(volume, &list, place));
         }
         let uppers = volume.uppers();

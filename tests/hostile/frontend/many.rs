@@ -85,6 +85,13 @@ fn connections_leave_nothing_behind(mut disk: Disk, mut use_it: impl FnMut(&mut 
         use_it(&mut guest);
     };
     use_once(&disk);
+    // As many threads at a time as there may be: what each takes of the heap and its stack is kept.
+    for _ in 0..20 {
+        let together: Vec<_> = (0..64).map(|_| connect(&disk)).collect();
+        for raw in &together {
+            raw.send(FrontendReq::GET_FEATURES, 0, &[], &[]);
+        }
+    }
     disk.assert_well();
     let count = |disk: &Disk| (disk.daemon.count("fd"), disk.daemon.count("task"));
     let before = settled(&disk, count);
