@@ -103,11 +103,25 @@ pub struct WritableFiles {
 }
 
 impl WritableFiles {
-    /// Finds out where the files are, and creates and locks the directory of `--upper-auto`.
+    /// Creates the directory of `--upper-auto` if it is missing.
     ///
     /// # Errors
     ///
-    /// [`Error::Upper`] if a directory is missing, cannot be created, or stays locked.
+    /// [`Error::Upper`] if it cannot be created.
+    pub fn create_folder(source: &UpperSource) -> Result<(), Error> {
+        match source {
+            UpperSource::Files(_) => Ok(()),
+            UpperSource::Folder(folder) => {
+                fs::create_dir_all(folder).map_err(|source| failed("create", folder, source))
+            }
+        }
+    }
+
+    /// Finds out where the files are, and locks the directory of `--upper-auto`, which is there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Upper`] if a directory is missing, or stays locked.
     pub fn find(source: &UpperSource) -> Result<Self, Error> {
         let (paths, automatic) = match source {
             UpperSource::Files(paths) => (paths.clone(), None),
@@ -177,10 +191,9 @@ fn failed(what: &'static str, path: &Path, source: io::Error) -> Error {
     Error::Upper(writable::Error::File { what, path, source })
 }
 
-/// Creates a directory if it is missing, and locks it: a second daemon started by mistake must not
-/// create or open the layer in it at the same time.
+/// Locks a directory: a second daemon started by mistake must not create or open the layer in it at the
+/// same time.
 fn lock(folder: &Path) -> Result<File, Error> {
-    fs::create_dir_all(folder).map_err(|source| failed("create", folder, source))?;
     let opened = File::open(folder).map_err(|source| failed("open", folder, source))?;
     let start = Instant::now();
     loop {
@@ -362,7 +375,9 @@ mod tests {
     }
 
     fn find_or_create(folder: &Path, stack: &Stack) -> Paths {
-        let files = WritableFiles::find(&UpperSource::Folder(folder.to_owned())).unwrap();
+        let source = UpperSource::Folder(folder.to_owned());
+        WritableFiles::create_folder(&source).unwrap();
+        let files = WritableFiles::find(&source).unwrap();
         files.create_if_missing(&sources(stack)).unwrap();
         files.paths
     }
@@ -390,7 +405,9 @@ mod tests {
             let barrier = Barrier::new(2);
             let start = || {
                 barrier.wait();
-                let files = WritableFiles::find(&UpperSource::Folder(folder.clone())).unwrap();
+                let source = UpperSource::Folder(folder.clone());
+                WritableFiles::create_folder(&source).unwrap();
+                let files = WritableFiles::find(&source).unwrap();
                 files.create_if_missing(&sources(&stack)).unwrap();
                 (open_upper(&files.paths), files.paths)
             };

@@ -110,8 +110,11 @@ fn start(
     let manager = Manager::connect();
     change_user(config)?;
     let upper = sources.upper();
-    let writable = upper.map(WritableFiles::find).transpose()?;
+    upper.map(WritableFiles::create_folder).transpose()?;
+    // A socket may lie in the directory of the writable layer. Each takes that directory's lock: the
+    // claim for a moment, the layer until it is open.
     let sockets = Sockets::claim(config, passed)?;
+    let writable = upper.map(WritableFiles::find).transpose()?;
     let room = Room::measure();
     let sandbox = enter(config, &sockets, writable.as_ref(), &rings)?;
     let device = Device::load(config, sources, writable, rings)?;

@@ -19,6 +19,8 @@ pub fn command() -> Command {
     let mut command = Command::new(programs::path("ovbd-vhost"));
     command
         .stdin(Stdio::null())
+        // One heap: how much of it is kept does not depend on which threads met.
+        .env("MALLOC_ARENA_MAX", "1")
         .env_remove("NOTIFY_SOCKET")
         .env_remove("LISTEN_FDS");
     command
