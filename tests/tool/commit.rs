@@ -314,7 +314,10 @@ fn what_is_in_use_or_wrong_is_refused() {
     }
     let swapped = "data=u.index,index=u.data";
     let swapped = fail(&dir, 1, &["commit", "--upper", swapped, "-o", "top"]);
-    assert!(swapped.contains("is not the data file of a writable layer"), "{swapped}");
+    assert!(
+        swapped.contains("is not the data file of a writable layer"),
+        "{swapped}"
+    );
     fail(&dir, 2, &["commit", "--upper", "u.data", "-o", "top"]);
     fail(&dir, 2, &["commit", "--upper", UPPER]);
     fail(
