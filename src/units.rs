@@ -1,48 +1,335 @@
-//! Units that must not be mixed: 512-byte sectors and bytes.
+//! Units that must not be mixed. Sectors have types of their own, so that a bare `u64` or `usize` that is
+//! a position or a length is always in bytes, as in the standard library's I/O.
+//!
+//! | | position | length | range |
+//! |---|---|---|---|
+//! | 512-byte sectors | [`Sector`] | [`Sectors`] | [`SectorRange`] |
+//! | bytes | `u64` | `u64`, `usize` in memory | [`ByteRange`] |
+//!
+//! Their arithmetic is that of integers: numbers from a file, a socket or guest memory go through the
+//! `checked` functions once, and are inside a disk or a file from then on.
 
 use std::fmt;
+use std::iter::Sum;
+use std::ops::{Add, AddAssign, Sub, SubAssign};
 
 /// Bytes in a sector, everywhere: virtio-blk and LSMT both count in these.
 pub const SECTOR_SIZE: u64 = 512;
 
-/// A position or a count in 512-byte sectors.
+/// A position in 512-byte sectors, on a disk or in a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Sector(pub u64);
 
-/// A position in bytes.
+/// A number of 512-byte sectors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ByteOffset(pub u64);
+pub struct Sectors(pub u64);
+
+/// Sectors that follow each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct SectorRange {
+    start: Sector,
+    /// At least `start`.
+    end: Sector,
+}
+
+/// Bytes that follow each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ByteRange {
+    start: u64,
+    /// At least `start`.
+    end: u64,
+}
 
 impl Sector {
-    /// The byte at which this sector starts, or `None` past 2^64 bytes.
-    pub const fn checked_bytes(self) -> Option<ByteOffset> {
-        match self.0.checked_mul(SECTOR_SIZE) {
-            Some(bytes) => Some(ByteOffset(bytes)),
-            None => None,
-        }
+    /// The first sector that starts at byte `byte` or after it.
+    #[inline]
+    pub const fn at_or_after(byte: u64) -> Self {
+        Sector(byte.div_ceil(SECTOR_SIZE))
+    }
+
+    /// The sector that holds byte `byte`.
+    #[inline]
+    pub const fn containing(byte: u64) -> Self {
+        Sector(byte / SECTOR_SIZE)
+    }
+
+    /// The byte at which the sector starts.
+    #[inline]
+    pub const fn byte(self) -> u64 {
+        self.0 * SECTOR_SIZE
+    }
+
+    /// The byte at which the sector starts, or `None` past 2^64 bytes.
+    #[inline]
+    pub const fn checked_byte(self) -> Option<u64> {
+        self.0.checked_mul(SECTOR_SIZE)
     }
 
     /// The sector `count` sectors further on, or `None` on overflow.
-    pub const fn checked_add(self, count: u64) -> Option<Sector> {
-        match self.0.checked_add(count) {
+    #[inline]
+    pub const fn checked_add(self, count: Sectors) -> Option<Self> {
+        match self.0.checked_add(count.0) {
             Some(sector) => Some(Sector(sector)),
             None => None,
         }
     }
-}
 
-impl ByteOffset {
-    /// The sectors needed to hold this many bytes; a last partial sector counts whole.
-    pub const fn sectors_up(self) -> Sector {
-        Sector(self.0.div_ceil(SECTOR_SIZE))
+    /// The sectors from `earlier` to this one; none if it is not earlier.
+    #[inline]
+    pub const fn saturating_since(self, earlier: Sector) -> Sectors {
+        Sectors(self.0.saturating_sub(earlier.0))
     }
 
-    /// The position `len` bytes further on, or `None` on overflow.
-    pub const fn checked_add(self, len: u64) -> Option<ByteOffset> {
-        match self.0.checked_add(len) {
-            Some(bytes) => Some(ByteOffset(bytes)),
+    /// The first sector from this one on that is a multiple of `unit`.
+    #[inline]
+    pub const fn round_up(self, unit: Sectors) -> Self {
+        Sector(self.0.next_multiple_of(unit.0))
+    }
+
+    /// The last sector up to this one that is a multiple of `unit`.
+    #[inline]
+    pub const fn round_down(self, unit: Sectors) -> Self {
+        Sector(self.0 / unit.0 * unit.0)
+    }
+}
+
+impl Sectors {
+    /// The sectors that it takes to hold `bytes` bytes; a last partial sector counts whole.
+    #[inline]
+    pub const fn to_hold(bytes: u64) -> Self {
+        Sectors(bytes.div_ceil(SECTOR_SIZE))
+    }
+
+    /// The whole sectors in `bytes` bytes.
+    #[inline]
+    pub const fn whole_in(bytes: u64) -> Self {
+        Sectors(bytes / SECTOR_SIZE)
+    }
+
+    /// Bytes of so many sectors.
+    #[inline]
+    pub const fn bytes(self) -> u64 {
+        self.0 * SECTOR_SIZE
+    }
+
+    /// Whether it is none.
+    #[inline]
+    pub const fn is_zero(self) -> bool {
+        self.0 == 0
+    }
+}
+
+impl SectorRange {
+    /// The sectors from `start` up to `end`, which is not among them; none if `end` comes first.
+    #[inline]
+    pub const fn new(start: Sector, end: Sector) -> Self {
+        let end = if end.0 < start.0 { start } else { end };
+        Self { start, end }
+    }
+
+    /// `len` sectors from `start` on, or `None` on overflow.
+    #[inline]
+    pub const fn checked(start: Sector, len: Sectors) -> Option<Self> {
+        match start.checked_add(len) {
+            Some(end) => Some(Self { start, end }),
             None => None,
         }
+    }
+
+    /// First sector.
+    #[inline]
+    pub const fn start(self) -> Sector {
+        self.start
+    }
+
+    /// First sector after it.
+    #[inline]
+    pub const fn end(self) -> Sector {
+        self.end
+    }
+
+    /// Number of sectors.
+    #[inline]
+    pub const fn len(self) -> Sectors {
+        Sectors(self.end.0 - self.start.0)
+    }
+
+    /// Whether it is empty.
+    #[inline]
+    pub const fn is_empty(self) -> bool {
+        self.start.0 == self.end.0
+    }
+
+    /// The sectors that lie in `other` as well; an empty range if there are none.
+    #[inline]
+    pub fn intersection(self, other: Self) -> Self {
+        Self::new(self.start.max(other.start), self.end.min(other.end))
+    }
+
+    /// Whether a sector lies in both.
+    #[inline]
+    pub const fn overlaps(self, other: Self) -> bool {
+        self.start.0 < other.end.0
+            && other.start.0 < self.end.0
+            && !self.is_empty()
+            && !other.is_empty()
+    }
+
+    /// The bytes of the sectors.
+    #[inline]
+    pub const fn bytes(self) -> ByteRange {
+        ByteRange {
+            start: self.start.byte(),
+            end: self.end.byte(),
+        }
+    }
+
+    /// The range in steps of `most` sectors; the last one may be shorter.
+    pub fn steps(self, most: Sectors) -> impl Iterator<Item = Self> {
+        let count = self.len().0.div_ceil(most.0);
+        (0..count).map(move |step| {
+            let start = self.start + Sectors(step * most.0);
+            Self::new(start, start + most.min(self.end - start))
+        })
+    }
+}
+
+impl ByteRange {
+    /// The bytes from `start` up to `end`, which is not among them; none if `end` comes first.
+    #[inline]
+    pub const fn new(start: u64, end: u64) -> Self {
+        let end = if end < start { start } else { end };
+        Self { start, end }
+    }
+
+    /// `len` bytes from `start` on, or `None` on overflow.
+    #[inline]
+    pub const fn checked(start: u64, len: u64) -> Option<Self> {
+        match start.checked_add(len) {
+            Some(end) => Some(Self { start, end }),
+            None => None,
+        }
+    }
+
+    /// First byte.
+    #[inline]
+    pub const fn start(self) -> u64 {
+        self.start
+    }
+
+    /// First byte after it.
+    #[inline]
+    pub const fn end(self) -> u64 {
+        self.end
+    }
+
+    /// Number of bytes.
+    #[inline]
+    pub const fn len(self) -> u64 {
+        self.end - self.start
+    }
+
+    /// Whether it is empty.
+    #[inline]
+    pub const fn is_empty(self) -> bool {
+        self.start == self.end
+    }
+
+    /// The bytes that lie in `other` as well; an empty range if there are none.
+    #[inline]
+    pub fn intersection(self, other: Self) -> Self {
+        Self::new(self.start.max(other.start), self.end.min(other.end))
+    }
+
+    /// Whether a byte lies in both.
+    #[inline]
+    pub fn overlaps(self, other: Self) -> bool {
+        !self.intersection(other).is_empty()
+    }
+
+    /// The sectors that the bytes lie in.
+    #[inline]
+    pub const fn sectors(self) -> SectorRange {
+        SectorRange {
+            start: Sector::containing(self.start),
+            end: if self.is_empty() {
+                Sector::containing(self.start)
+            } else {
+                Sector::at_or_after(self.end)
+            },
+        }
+    }
+}
+
+impl Add<Sectors> for Sector {
+    type Output = Sector;
+
+    #[inline]
+    fn add(self, count: Sectors) -> Sector {
+        Sector(self.0 + count.0)
+    }
+}
+
+impl AddAssign<Sectors> for Sector {
+    #[inline]
+    fn add_assign(&mut self, count: Sectors) {
+        *self = *self + count;
+    }
+}
+
+impl Sub<Sectors> for Sector {
+    type Output = Sector;
+
+    #[inline]
+    fn sub(self, count: Sectors) -> Sector {
+        Sector(self.0 - count.0)
+    }
+}
+
+impl Sub for Sector {
+    type Output = Sectors;
+
+    #[inline]
+    fn sub(self, earlier: Sector) -> Sectors {
+        Sectors(self.0 - earlier.0)
+    }
+}
+
+impl Add for Sectors {
+    type Output = Sectors;
+
+    #[inline]
+    fn add(self, more: Sectors) -> Sectors {
+        Sectors(self.0 + more.0)
+    }
+}
+
+impl AddAssign for Sectors {
+    #[inline]
+    fn add_assign(&mut self, more: Sectors) {
+        *self = *self + more;
+    }
+}
+
+impl Sub for Sectors {
+    type Output = Sectors;
+
+    #[inline]
+    fn sub(self, less: Sectors) -> Sectors {
+        Sectors(self.0 - less.0)
+    }
+}
+
+impl SubAssign for Sectors {
+    #[inline]
+    fn sub_assign(&mut self, less: Sectors) {
+        *self = *self - less;
+    }
+}
+
+impl Sum for Sectors {
+    fn sum<I: Iterator<Item = Self>>(counts: I) -> Self {
+        Sectors(counts.map(|count| count.0).sum())
     }
 }
 
@@ -82,15 +369,66 @@ impl fmt::Display for Sector {
     }
 }
 
-impl fmt::Display for ByteOffset {
+impl fmt::Display for Sectors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "byte {}", self.0)
+        write!(f, "{} sectors", self.0)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn sectors(start: u64, end: u64) -> SectorRange {
+        SectorRange::new(Sector(start), Sector(end))
+    }
+
+    #[test]
+    fn ranges_never_end_before_they_start() {
+        assert!(sectors(7, 3).is_empty() && ByteRange::new(7, 3).is_empty());
+        assert_eq!(sectors(7, 3).len(), Sectors(0));
+        assert_eq!(SectorRange::checked(Sector(1), Sectors(u64::MAX)), None);
+        assert_eq!(ByteRange::checked(u64::MAX, 1), None);
+        let whole = SectorRange::checked(Sector(1), Sectors(u64::MAX - 1)).unwrap();
+        assert_eq!(whole.len(), Sectors(u64::MAX - 1));
+    }
+
+    #[test]
+    fn ranges_overlap_where_a_sector_lies_in_both() {
+        for (a, b, both) in [
+            (sectors(0, 8), sectors(8, 9), sectors(8, 8)),
+            (sectors(0, 9), sectors(8, 20), sectors(8, 9)),
+            (sectors(0, 20), sectors(5, 7), sectors(5, 7)),
+            (sectors(0, 20), sectors(5, 5), sectors(5, 5)),
+        ] {
+            assert_eq!((a.intersection(b), b.intersection(a)), (both, both));
+            assert_eq!(a.overlaps(b), !both.is_empty());
+            assert_eq!(b.overlaps(a), !both.is_empty());
+            assert_eq!(a.bytes().overlaps(b.bytes()), !both.is_empty());
+        }
+    }
+
+    #[test]
+    fn bytes_and_sectors_are_converted() {
+        assert_eq!(sectors(2, 5).bytes(), ByteRange::new(1024, 2560));
+        assert_eq!(ByteRange::new(1023, 1025).sectors(), sectors(1, 3));
+        assert_eq!(ByteRange::new(1025, 1025).sectors(), sectors(2, 2));
+        assert_eq!(ByteRange::new(1024, 1536).sectors(), sectors(2, 3));
+        assert_eq!(Sectors::to_hold(513), Sectors(2));
+        assert_eq!(Sectors::whole_in(1023), Sectors(1));
+    }
+
+    #[test]
+    fn steps_make_up_the_range() {
+        let steps = |end| sectors(7, end).steps(Sectors(4)).collect::<Vec<_>>();
+        assert_eq!(steps(7), []);
+        assert_eq!(steps(10), [sectors(7, 10)]);
+        assert_eq!(steps(15), [sectors(7, 11), sectors(11, 15)]);
+        assert_eq!(
+            steps(16),
+            [sectors(7, 11), sectors(11, 15), sectors(15, 16)]
+        );
+    }
 
     #[test]
     fn sizes_have_suffixes_up_to_tebibytes() {

@@ -23,6 +23,7 @@ use super::Disk;
 use super::ratelimited_log;
 use super::setup::GRACE;
 use crate::reason::reason;
+use crate::units::{SectorRange, Sectors};
 use crate::virtio::discard::DiscardRange;
 use crate::virtio::status::Status;
 use crate::writable::{Error, MAX_STEP, Volume};
@@ -59,10 +60,10 @@ impl Change {
     }
 
     /// Changes one step of a range.
-    fn apply(self, volume: &Volume, step: DiscardRange) -> Result<(), Error> {
+    fn apply(self, volume: &Volume, step: SectorRange, unmap: bool) -> Result<(), Error> {
         match self {
-            Change::Discard => volume.discard(step.start, step.sectors),
-            Change::Zero => volume.write_zeroes(step.start, step.sectors, step.unmap),
+            Change::Discard => volume.discard(step.start(), step.len().0),
+            Change::Zero => volume.write_zeroes(step.start(), step.len().0, unmap),
         }
     }
 }
@@ -100,11 +101,15 @@ impl Performer {
 
     /// Changes ranges step by step; `None` if time ran out first.
     fn change(&self, change: Change, ranges: &[DiscardRange]) -> Option<Status> {
-        for step in ranges.iter().flat_map(|range| range.steps(MAX_STEP)) {
+        let steps = ranges.iter().flat_map(|discard| {
+            let steps = discard.range.steps(Sectors(MAX_STEP));
+            steps.map(|step| (step, discard.unmap))
+        });
+        for (step, unmap) in steps {
             if self.is_late() {
                 return None;
             }
-            match self.attempt(change.name(), |volume| change.apply(volume, step)) {
+            match self.attempt(change.name(), |volume| change.apply(volume, step, unmap)) {
                 Status::Ok => {}
                 failed => return Some(failed),
             }
@@ -319,8 +324,7 @@ mod tests {
 
     fn job(change: Change) -> Job {
         let range = DiscardRange {
-            start: Sector(0),
-            sectors: SECTORS,
+            range: SectorRange::new(Sector(0), Sector(SECTORS)),
             unmap: false,
         };
         Job {

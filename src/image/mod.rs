@@ -45,7 +45,7 @@ use segment::{MAX_MAPPINGS, Segment};
 
 use crate::format::lsmt::{self, Header};
 use crate::source::{Blob, LayerRef};
-use crate::units::{ByteOffset, Sector};
+use crate::units::Sector;
 
 /// Fewer segments than this are merged faster than threads are started.
 const PARALLEL_FROM: usize = 1 << 16;
@@ -122,7 +122,7 @@ impl Image {
 
     /// Size of the disk in sectors; what a last partial one has beyond the size reads as zeros.
     pub fn sectors(&self) -> Sector {
-        ByteOffset(self.size).sectors_up()
+        Sector::at_or_after(self.size)
     }
 
     /// Bytes that are read at once even if fewer are wanted: the largest compressed block of any

@@ -6,7 +6,7 @@ use super::error::Error;
 use super::plan::Piece;
 use super::unpack::Unpacker;
 use crate::io::scatter::{Cursor, Scatter};
-use crate::units::{SECTOR_SIZE, Sector};
+use crate::units::{SECTOR_SIZE, Sector, Sectors};
 use vm_memory::VolatileSlice;
 
 /// Bytes of an unpacked layer read at a time.
@@ -38,7 +38,9 @@ impl Reader {
         let len = into.len();
         let sectors = image.sectors().0;
         let count = len as u64 / SECTOR_SIZE;
-        let fits = start.checked_add(count).is_some_and(|end| end.0 <= sectors);
+        let fits = start
+            .checked_add(Sectors(count))
+            .is_some_and(|end| end.0 <= sectors);
         if !fits || !(len as u64).is_multiple_of(SECTOR_SIZE) {
             return Err(Error::Beyond {
                 start,

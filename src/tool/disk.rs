@@ -11,7 +11,7 @@ use crate::image::config::Stack;
 use crate::image::reader::Reader;
 use crate::image::segment;
 use crate::source::{Blob, LayerRef};
-use crate::units::{ByteOffset, SECTOR_SIZE, Sector};
+use crate::units::{SECTOR_SIZE, Sector};
 use crate::writable::Paths;
 use crate::writable::extent_map::{ExtentMap, Place};
 use crate::writable::load::{Access, Loaded, load};
@@ -224,7 +224,7 @@ impl Disk {
     pub fn data_from(&self, start: u64, end: u64) -> Option<u64> {
         let image = self.image.as_ref();
         let below = image.and_then(|image| super::unit::data_from(image, start, end));
-        let sectors = start / SECTOR_SIZE..ByteOffset(end).sectors_up().0;
+        let sectors = start / SECTOR_SIZE..Sector::at_or_after(end).0;
         let within = self.upper.iter();
         let mut within = within.flat_map(|upper| upper.map.within(sectors.clone()));
         let above = within.find(|extent| extent.place != Place::Zero);
@@ -278,7 +278,7 @@ impl Disk {
     pub fn pieces(&self) -> impl Iterator<Item = Piece> + '_ {
         let end = match self.size {
             0 => MAX_SECTORS,
-            size => ByteOffset(size).sectors_up().0,
+            size => Sector::at_or_after(size).0,
         };
         let inside = self.all_pieces().take_while(move |piece| piece.start < end);
         inside.map(move |piece| Piece {

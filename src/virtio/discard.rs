@@ -5,7 +5,7 @@ use virtio_bindings::virtio_blk::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
 
 use super::status::Status;
 use crate::io::scatter::Cursor;
-use crate::units::Sector;
+use crate::units::{Sector, SectorRange, Sectors};
 
 /// Most ranges of one request.
 pub const MAX_RANGES: u32 = 32;
@@ -18,25 +18,10 @@ const RANGE: usize = 16;
 /// Sectors of the disk to discard or to zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiscardRange {
-    /// First sector.
-    pub start: Sector,
-    /// Number of sectors, at most [`MAX_SECTORS`].
-    pub sectors: u64,
+    /// The sectors, at most [`MAX_SECTORS`], all on the disk.
+    pub range: SectorRange,
     /// Whether their storage may be freed. Always false in a DISCARD, which may free it in any case.
     pub unmap: bool,
-}
-
-impl DiscardRange {
-    /// The range in steps of `most` sectors; the last one may be shorter.
-    pub fn steps(self, most: u64) -> impl Iterator<Item = DiscardRange> {
-        let count = self.sectors.div_ceil(most);
-        (0..count).map(move |step| DiscardRange {
-            // Inside the disk, as the range is.
-            start: Sector(self.start.0 + step * most),
-            sectors: (self.sectors - step * most).min(most),
-            ..self
-        })
-    }
 }
 
 /// Reads the ranges in the `len` bytes at `data`, each byte once. `capacity` is the size of the disk;
@@ -73,13 +58,13 @@ pub fn parse(
         if flags & !flags_known != 0 {
             return Err(Status::Unsupported);
         }
-        let end = start.checked_add(sectors.into());
-        if sectors > MAX_SECTORS || end.is_none_or(|end| end > capacity) {
+        let range = SectorRange::checked(start, Sectors(sectors.into()));
+        let Some(range) = range.filter(|range| range.end() <= capacity && sectors <= MAX_SECTORS)
+        else {
             return Err(Status::IoError);
-        }
+        };
         ranges.push(DiscardRange {
-            start,
-            sectors: sectors.into(),
+            range,
             unmap: flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0,
         });
     }
@@ -113,20 +98,6 @@ mod tests {
     }
 
     #[test]
-    fn steps_make_up_the_range() {
-        let range = |start, sectors| DiscardRange {
-            start: Sector(start),
-            sectors,
-            unmap: true,
-        };
-        let steps = |sectors| range(7, sectors).steps(4).collect::<Vec<_>>();
-        assert_eq!(steps(0), []);
-        assert_eq!(steps(3), [range(7, 3)]);
-        assert_eq!(steps(8), [range(7, 4), range(11, 4)]);
-        assert_eq!(steps(9), [range(7, 4), range(11, 4), range(15, 1)]);
-    }
-
-    #[test]
     fn ranges_are_read_in_order() {
         let mut bytes = [
             range(5, 7, 0),
@@ -139,8 +110,7 @@ mod tests {
         assert_eq!(
             ranges,
             expected.map(|(start, sectors, unmap)| DiscardRange {
-                start: Sector(start),
-                sectors,
+                range: SectorRange::checked(Sector(start), Sectors(sectors)).unwrap(),
                 unmap
             })
         );

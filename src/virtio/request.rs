@@ -12,7 +12,7 @@ use super::chain::Chain;
 use super::config::DeviceConfig;
 use super::discard::{self, DiscardRange};
 use super::status::Status;
-use crate::units::{SECTOR_SIZE, Sector};
+use crate::units::{SECTOR_SIZE, Sector, Sectors};
 
 /// Bytes of a request's header: type, reserved, sector.
 pub const HEADER: usize = 16;
@@ -62,7 +62,7 @@ impl Operation {
         let transfer = |len: usize, other_direction: usize| {
             let sectors = len as u64 / SECTOR_SIZE;
             let whole = (len as u64).is_multiple_of(SECTOR_SIZE);
-            let end = sector.checked_add(sectors);
+            let end = sector.checked_add(Sectors(sectors));
             let inside = end.is_some_and(|end| end <= config.capacity);
             whole && inside && len <= MAX_DATA && other_direction == 0
         };

@@ -20,7 +20,7 @@ use super::journal;
 use super::{Error, Paths};
 use crate::format::lsmt::writable::{Kind, decode_data_header};
 use crate::format::lsmt::{FIRST_DATA, HEADER_LEN, Header, Mapping, Part};
-use crate::units::{ByteOffset, SECTOR_SIZE, Sector};
+use crate::units::{SECTOR_SIZE, Sector, Sectors};
 
 /// How long somebody else may hold the files before that is an error.
 const LOCK_LIMIT: Duration = Duration::from_millis(500);
@@ -159,7 +159,7 @@ impl Loaded {
     /// Enters what the holes of a sparse data file tell.
     fn map_holes(&mut self, path: &Path, len: u64) -> Result<(), Error> {
         // What lies beyond the disk is not part of it, like what sealing began to append.
-        let disk = ByteOffset(self.header.virtual_size).sectors_up();
+        let disk = Sector::at_or_after(self.header.virtual_size);
         let end = disk.0.saturating_add(FIRST_DATA.0);
         let end = end.saturating_mul(SECTOR_SIZE).min(len);
         scan_holes(&self.data, end, &mut self.map).map_err(Error::file("scan", path))
@@ -276,7 +276,7 @@ pub(super) fn is_sealed(data: &File, len: u64, header: &Header) -> bool {
 
 fn is_there(mapping: &Mapping, file_end: Sector) -> bool {
     let start = mapping.moffset();
-    let end = start.checked_add(u64::from(mapping.length()));
+    let end = start.checked_add(Sectors(mapping.length().into()));
     mapping.is_zeroed() || (start >= FIRST_DATA && end.is_some_and(|end| end <= file_end))
 }
 

@@ -22,7 +22,7 @@ use super::{Error, WritableLayer};
 use crate::image::Image;
 use crate::image::reader::Reader;
 use crate::io::scatter::Cursor;
-use crate::units::{ByteOffset, SECTOR_SIZE, Sector};
+use crate::units::{SECTOR_SIZE, Sector};
 
 /// How long to wait for readers of replaced layers, in milliseconds.
 const MAX_WAIT: u32 = 1000;
@@ -92,7 +92,7 @@ impl Volume {
 
     /// Size of the disk in sectors.
     pub fn sectors(&self) -> Sector {
-        ByteOffset(self.size).sectors_up()
+        Sector::at_or_after(self.size)
     }
 
     /// Fills `into` with the parts that make up `sectors` sectors of the disk from `start` on, or

@@ -254,7 +254,7 @@ fn neither_a_guest_nor_a_front_end_can_flood_the_log() {
 
 #[test]
 fn the_rules_see_what_they_should() {
-    let text = "//! crate::node\nuse crate::{units::{Sector, ByteOffset}, engine::x}; // crate::io\n\
+    let text = "//! crate::node\nuse crate::{units::{Sector, Sectors}, engine::x}; // crate::io\n\
         use crate::image;\n#[cfg(test)]\nmod tests {\n    use crate::daemon;\n}\n";
     let code = code_of(text);
     assert_eq!(modules_used(&code, "crate"), ["units", "engine", "image"]);

@@ -136,8 +136,8 @@ fuzz_target!(|bytes: &[u8]| {
                 }
                 Ok(Operation::Discard(ranges) | Operation::WriteZeroes(ranges)) => {
                     assert!(writable && ranges.len() <= MAX_RANGES as usize);
-                    for DiscardRange { start, sectors, .. } in ranges {
-                        assert!(start.0 + sectors <= CAPACITY);
+                    for DiscardRange { range, .. } in ranges {
+                        assert!(range.end().0 <= CAPACITY);
                     }
                 }
                 _ => {}
