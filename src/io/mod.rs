@@ -5,6 +5,7 @@ pub mod interrupt;
 pub mod mapping;
 pub mod poller;
 pub mod prefetch;
+mod range_table;
 pub mod regular;
 pub mod scatter;
 pub mod sigbus;

@@ -1,77 +1,61 @@
 //! Survives files that shrink under their mapping.
 //!
-//! Touching a mapped page past the end of its file, or one the disk cannot deliver, raises SIGBUS,
-//! which would end a daemon that serves many machines because one file was cut. A [`Watch`] names
-//! an address range where that may happen: on a fault there, the handler puts anonymous zeros in
-//! the range's place, so that the access completes, and notes that the range is lost. Whoever
-//! copied from it asks [`Watch::is_lost`] afterwards and throws the bytes away.
+//! An access to a mapped page beyond the end of its file, or to one that storage cannot deliver, raises
+//! SIGBUS, whose default action ends the process. A [`Watch`] names an address range in which such
+//! faults are expected. The signal handler replaces the range by anonymous zeros, so that the access
+//! completes, and marks the range as lost. Code that copies from the range calls [`Watch::is_lost`]
+//! afterwards, and discards the bytes of a lost range.
 //!
-//! A fault anywhere else still ends the process.
+//! A fault at any other address ends the process.
 #![allow(unsafe_code)]
 
 use std::sync::Once;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{Ordering, fence};
 
 use libc::{c_int, c_void, siginfo_t};
 
-/// Ranges that can be watched at a time. A fixed table, because a signal handler must not lock.
-const SLOTS: usize = 8192;
+use super::range_table::RangeTable;
 
-struct Slot {
-    /// First address; 0 while the slot is free.
-    start: AtomicUsize,
-    len: AtomicUsize,
-    lost: AtomicBool,
-}
+/// Ranges that can be watched at a time. A fixed table, because a signal handler must not allocate.
+const MAX_RANGES: usize = 8192;
 
-static TABLE: [Slot; SLOTS] = [const {
-    Slot {
-        start: AtomicUsize::new(0),
-        len: AtomicUsize::new(0),
-        lost: AtomicBool::new(false),
-    }
-}; SLOTS];
-
-/// Taken while a slot is claimed, never by the handler.
-static CLAIM: std::sync::Mutex<()> = std::sync::Mutex::new(());
+static TABLE: RangeTable<MAX_RANGES> = RangeTable::new();
 
 static INSTALL: Once = Once::new();
 
 /// A range under watch, until dropped. It must be dropped before the range is unmapped.
 #[derive(Debug)]
 pub struct Watch {
-    slot: usize,
+    number: u16,
 }
 
 impl Watch {
-    /// Watches `len` bytes at `start`; `None` if the table of 8192 ranges is full.
+    /// Watches `len` bytes at `start`; `None` if 8192 ranges are watched already.
     pub fn new(start: *const u8, len: usize) -> Option<Watch> {
         INSTALL.call_once(install);
-        let _claim = CLAIM
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
-        let slot = TABLE
-            .iter()
-            .position(|slot| slot.start.load(Ordering::Relaxed) == 0)?;
-        TABLE[slot].lost.store(false, Ordering::Relaxed);
-        TABLE[slot].len.store(len, Ordering::Relaxed);
-        TABLE[slot].start.store(start.addr(), Ordering::Release);
-        Some(Watch { slot })
+        let number = TABLE.add(start.addr(), len)?;
+        Some(Watch { number })
     }
 
-    /// Whether a fault hit the range: what was read from it since then is zeros, what was
+    /// Returns whether a fault hit the range. What was read from it since then is zeros, and what was
     /// written is gone.
     pub fn is_lost(&self) -> bool {
-        // What was copied before this call must not be read after the flag is.
+        // What was copied before this call must not be read after the mark is.
         fence(Ordering::Acquire);
-        TABLE[self.slot].lost.load(Ordering::Acquire)
+        TABLE.is_marked(self.number)
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        TABLE[self.slot].start.store(0, Ordering::Release);
+        TABLE.remove(self.number);
     }
+}
+
+/// Number of ranges that can be watched beside those that are: one for each mapped file, guest memory
+/// region, in-flight area and dirty log.
+pub fn free_ranges() -> usize {
+    TABLE.free()
 }
 
 fn install() {
@@ -96,7 +80,7 @@ extern "C" fn handler(_signal: c_int, info: *mut siginfo_t, _context: *mut c_voi
     // SAFETY: the kernel passes a valid siginfo, and SIGBUS carries an address.
     let (address, code) = unsafe { ((*info).si_addr().addr(), (*info).si_code) };
     if code <= 0 {
-        // Somebody sent it: there was no access, so nothing would fault again.
+        // A process sent it: there was no access, so nothing would fault again.
         // SAFETY: both calls are allowed in a handler.
         unsafe {
             libc::signal(libc::SIGBUS, libc::SIG_DFL);
@@ -104,20 +88,12 @@ extern "C" fn handler(_signal: c_int, info: *mut siginfo_t, _context: *mut c_voi
         }
         return;
     }
-    for slot in &TABLE {
-        let start = slot.start.load(Ordering::Acquire);
-        let len = slot.len.load(Ordering::Acquire);
-        if start == 0 || address.wrapping_sub(start) >= len {
-            continue;
-        }
-        // Another thread may have let go of the slot and taken it anew in between: only if the
-        // start is still the same do both belong together.
-        if slot.start.load(Ordering::Acquire) != start {
-            continue;
-        }
-        slot.lost.store(true, Ordering::Release);
-        // SAFETY: the range is a live mapping of this process, watched by its owner, who lets go
-        // of the watch before unmapping it. New zero pages in its place keep every pointer into
+    // The owner of a range accesses it only while it is watched, so a range that holds the address of an
+    // access stays in the table until the access completes.
+    if let Some((number, start, len)) = TABLE.find(address) {
+        TABLE.mark(number);
+        // SAFETY: the range is a live mapping of this process, watched by its owner, which stops
+        // watching before unmapping it. New zero pages in its place keep every pointer into
         // it valid. `mmap` is a plain system call and safe in a handler.
         let mapped = unsafe {
             libc::mmap(
@@ -133,7 +109,7 @@ extern "C" fn handler(_signal: c_int, info: *mut siginfo_t, _context: *mut c_voi
             return;
         }
     }
-    // Not ours: let the access fault again, with the default action.
+    // An access outside all ranges: let it fault again, with the default action.
     // SAFETY: resetting a signal to its default is allowed in a handler.
     unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
 }
