@@ -3,7 +3,7 @@
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Weak};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -63,7 +63,7 @@ impl Download {
         shared: Arc<Shared>,
         offers: Vec<Offer>,
         disk: Weak<Link>,
-    ) -> io::Result<()> {
+    ) -> io::Result<JoinHandle<()>> {
         let running = Running {
             download: self,
             shared,
@@ -72,7 +72,6 @@ impl Download {
         thread::Builder::new()
             .name("fetch-download".to_owned())
             .spawn(move || running.run(offers))
-            .map(|_| ())
     }
 }
 

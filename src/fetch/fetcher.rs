@@ -146,6 +146,8 @@ pub(super) struct Shared {
 pub struct Fetcher {
     pub(super) shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+    /// Threads of connections to disk processes.
+    connections: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Fetcher {
@@ -169,6 +171,7 @@ impl Fetcher {
         let mut fetcher = Self {
             shared,
             threads: Vec::new(),
+            connections: Mutex::default(),
         };
         for _ in 0..options.demand_threads.max(1) {
             fetcher.spawn("fetch-demand", |shared| {
@@ -204,11 +207,14 @@ impl Fetcher {
         download: Option<Download>,
     ) -> io::Result<()> {
         let link = Arc::new(Link::new(socket)?);
+        let mut connections = lock(&self.connections);
+        connections.retain(|thread| !thread.is_finished());
         if let Some(download) = download {
             let alive = Arc::downgrade(&link);
-            download.start(Arc::clone(&self.shared), offers.clone(), alive)?;
+            connections.push(download.start(Arc::clone(&self.shared), offers.clone(), alive)?);
         }
-        session::start(Arc::clone(&self.shared), link, offers)
+        connections.push(session::start(Arc::clone(&self.shared), link, offers)?);
+        Ok(())
     }
 
     /// Makes durable what is there and ends at once, as the process does: threads that wait for a
@@ -237,7 +243,9 @@ impl Drop for Fetcher {
             self.shared.demand.notify_all();
             self.shared.others.notify_all();
         }
-        for thread in self.threads.drain(..) {
+        // A session that still ran would read what is meant for the successor on its socket.
+        let connections = std::mem::take(&mut *lock(&self.connections));
+        for thread in self.threads.drain(..).chain(connections) {
             let _ = thread.join();
         }
     }

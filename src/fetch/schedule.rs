@@ -22,7 +22,7 @@ const QUEUES: usize = 4;
 /// Hints that may wait; more are dropped.
 const MAX_HINTS: usize = 4096;
 
-/// A gap of so many present units is fetched as well, to save a request.
+/// A gap of so many present units is fetched as well, to save a request that nothing waits for.
 const MAX_GAP: u64 = 1;
 
 /// Class of urgency, the most urgent first.
@@ -49,6 +49,15 @@ impl Urgency {
             Cause::Replay => Self::Replay,
             Cause::ReadAhead => Self::ReadAhead,
             Cause::Background => Self::Background,
+        }
+    }
+
+    /// Units that may be fetched although they are present. None for a demand: each reader gets its
+    /// unit sooner, and each unit is fetched once.
+    pub(super) const fn max_gap(self) -> u64 {
+        match self {
+            Self::Demand => 0,
+            Self::Replay | Self::ReadAhead | Self::Background => MAX_GAP,
         }
     }
 }
@@ -318,16 +327,13 @@ impl<W> Units<W> {
             None => Urgency::of(cause) == Urgency::Demand && cause != Cause::Repair && absent(unit),
         };
         let is_gap = |unit| !self.status.contains_key(&unit) && !absent(unit);
+        let gap = Urgency::of(cause).max_gap();
         let mut end = start + 1;
         while end - start < most {
             if joins(end) {
                 end += 1;
-            } else if cause != Cause::Repair
-                && is_gap(end)
-                && end + MAX_GAP - start < most
-                && joins(end + MAX_GAP)
-            {
-                end += MAX_GAP + 1;
+            } else if gap > 0 && is_gap(end) && end + gap - start < most && joins(end + gap) {
+                end += gap + 1;
             } else {
                 break;
             }

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::blob::{Blob, Offer};
@@ -32,7 +32,11 @@ struct Session {
 }
 
 /// Starts a thread that serves a disk process until either side ends the connection.
-pub(super) fn start(shared: Arc<Shared>, link: Arc<Link>, offers: Vec<Offer>) -> io::Result<()> {
+pub(super) fn start(
+    shared: Arc<Shared>,
+    link: Arc<Link>,
+    offers: Vec<Offer>,
+) -> io::Result<JoinHandle<()>> {
     let session = Session {
         shared,
         link,
@@ -43,7 +47,6 @@ pub(super) fn start(shared: Arc<Shared>, link: Arc<Link>, offers: Vec<Offer>) ->
     thread::Builder::new()
         .name("fetch-session".to_owned())
         .spawn(move || session.run())
-        .map(|_| ())
 }
 
 impl Session {

@@ -16,6 +16,7 @@ use crate::cache::Cache;
 use crate::format::digest::Digest;
 use crate::format::presence::UNIT;
 use crate::source::client::{Client, Patience};
+use crate::source::link::Link;
 use crate::source::{
     Blob, Error, FetchErrorKind, Located, RemoteBlob, Ticket, Waker, cached, link,
 };
@@ -371,13 +372,16 @@ fn a_successor_answers_what_a_killed_fetcher_did_not() {
     first.request(&waker, Ticket(1));
     until("asked", || !setup.fake.asked().is_empty());
     range.request(&waker, Ticket(2));
-    // It ends without an answer to the second.
+    until("the first answer", || client.waiting() == 1);
+    // It ends without an answer to the second, which comes after the pause.
     let Setup { dir, fetcher, fake } = setup;
+    let shared = Arc::clone(&fetcher.shared);
     thread::scope(|scope| {
         scope.spawn(|| drop(fetcher));
-        thread::sleep(Duration::from_millis(50));
+        until("the fetcher stops", || shared.is_stopping());
         drop(release);
     });
+    assert_eq!(client.waiting(), 1);
     let successor = self::fetcher(&dir);
     let setup = Setup {
         dir,
@@ -396,6 +400,29 @@ fn a_successor_answers_what_a_killed_fetcher_did_not() {
     assert!(fetched.iter().all(|outcome| outcome.result.is_ok()));
     setup.check(&blob, 3 * UNIT, 5);
     assert!(setup.dir.path().exists());
+}
+
+#[test]
+fn a_fetcher_that_ended_reads_nothing_of_its_connections() {
+    for ticket in 0..8 {
+        let setup = Setup::new(Fake::new(8 * UNIT));
+        let (ours, theirs) = link::pair().unwrap();
+        let kept = Link::new(theirs.try_clone().unwrap()).unwrap();
+        let attached = setup.fetcher.attach(theirs, vec![setup.offer()], None);
+        attached.unwrap();
+        let client = Arc::new(Client::start(ours, Patience::default()).unwrap());
+        let blob = cached::open(&client, 0, &setup.fake.layer()).unwrap();
+        drop(setup.fetcher);
+        let Located::Absent(range) = blob.locate(0, 1) else {
+            panic!("present");
+        };
+        range.request(&Waker::new().unwrap(), Ticket(ticket));
+        let mut read = 0;
+        until("the request", || {
+            kept.turn(Duration::from_millis(5), |_| read += 1).unwrap();
+            read > 0
+        });
+    }
 }
 
 #[test]

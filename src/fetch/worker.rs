@@ -105,33 +105,44 @@ fn attempt(shared: &Shared, job: &Job, blob: &Blob, buffer: &mut [u8]) -> Result
         .claim(units.clone())
         .map_err(|error| failed(&error))?;
     let claim = claim.ok_or(Interrupted::Elsewhere)?;
-    // Only now: another process may have stored them meanwhile.
-    let units = match (job.overwrites(), whole) {
-        (false, false) => {
-            report_present(shared, job, blob, partial);
-            match span(&partial.map().absent(units)) {
-                Some(units) => units,
-                None => return Ok(()),
-            }
-        }
-        _ => units,
-    };
+    if whole || job.overwrites() {
+        return fetch(shared, job, blob, &claim, units, whole, buffer);
+    }
+    // Only now: another process may have stored some meanwhile.
+    report_present(shared, job, blob, partial);
+    let gap = Urgency::of(job.cause).max_gap();
+    for run in merged(partial.map().absent(units), gap) {
+        fetch(shared, job, blob, &claim, run, false, buffer)?;
+    }
+    Ok(())
+}
+
+/// Makes one request, for `units` or without a range for the whole blob, and stores what comes.
+fn fetch(
+    shared: &Shared,
+    job: &Job,
+    blob: &Blob,
+    claim: &Claim,
+    units: Range<u64>,
+    whole: bool,
+    buffer: &mut [u8],
+) -> Result<(), Interrupted> {
+    let from = units.start.max(job.units.start);
     let bytes = blob.identity.bytes_of(&units);
     let asked = Instant::now();
     let body = ask(shared, blob, &bytes, whole);
-    let body = body.map_err(|failure| Interrupted::Failed(job.units.start, failure))?;
+    let body = body.map_err(|failure| Interrupted::Failed(from, failure))?;
     let first_byte = asked.elapsed();
+    let first = units.start;
     let mut stream = Stream {
         shared,
         job,
         blob,
-        claim: &claim,
+        claim,
         units,
     };
     let result = stream.store(body, buffer);
-    let stored = blob
-        .identity
-        .bytes_of(&(bytes.start / UNIT..stream.units.start));
+    let stored = blob.identity.bytes_of(&(first..stream.units.start));
     let stored = stored.end.saturating_sub(bytes.start);
     if stored > 0 && !whole {
         let transfer = asked.elapsed().saturating_sub(first_byte);
@@ -158,9 +169,16 @@ fn report_present(shared: &Shared, job: &Job, blob: &Blob, partial: &Partial) {
     }
 }
 
-/// From the first unit of the runs to their last.
-fn span(runs: &[Range<u64>]) -> Option<Range<u64>> {
-    Some(runs.first()?.start..runs.last()?.end)
+/// The same runs, with those in one that are at most `gap` units apart.
+fn merged(runs: Vec<Range<u64>>, gap: u64) -> Vec<Range<u64>> {
+    let mut merged: Vec<Range<u64>> = Vec::new();
+    for run in runs {
+        match merged.last_mut() {
+            Some(last) if run.start - last.end <= gap => last.end = run.end,
+            _ => merged.push(run),
+        }
+    }
+    merged
 }
 
 fn ask(shared: &Shared, blob: &Blob, bytes: &Range<u64>, whole: bool) -> Result<Body, Failure> {

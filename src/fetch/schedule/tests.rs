@@ -88,7 +88,7 @@ fn a_hint_becomes_urgent_when_something_waits_for_it() {
 }
 
 #[test]
-fn small_gaps_are_fetched_as_well() {
+fn small_gaps_are_fetched_as_well_unless_something_waits() {
     let mut schedule = Test::default();
     let runs = [998..1001, 1002..1004, 1006..1007];
     schedule.want(BLOB, &runs, Cause::Replay, None);
@@ -100,6 +100,10 @@ fn small_gaps_are_fetched_as_well() {
         next(&mut schedule, &Urgency::ALL, 64),
         job(1006..1007, Cause::Replay)
     );
+    let mut schedule = Test::default();
+    schedule.want(BLOB, &[996..1000, 1001..1002], Cause::Demand, Some("a"));
+    let demand = next(&mut schedule, &Urgency::ALL, 64);
+    assert_eq!(demand, job(996..1000, Cause::Demand));
 }
 
 #[test]
