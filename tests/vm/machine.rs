@@ -32,9 +32,9 @@ pub struct Hardware<'a> {
     pub board: Board,
     /// Processors, and queues of the disk.
     pub processors: u32,
-    /// MiB of memory, shared with the daemon.
+    /// KiB of memory, shared with the daemon.
     pub memory: u32,
-    /// MiB of memory above it that are not shared.
+    /// KiB of memory above it that are not shared.
     pub private: u32,
     /// Kernel, initramfs and command line, and more options.
     pub boot: Vec<&'a str>,
@@ -85,13 +85,13 @@ impl Machine {
         .args(["-display", "none", "-smp", &processors.to_string()])
         .args([
             "-m",
-            &(memory + private).to_string(),
+            &format!("{}K", memory + private),
             "-numa",
             "node,memdev=memory",
             "-object",
         ])
         .arg(format!(
-            "memory-backend-memfd,id=memory,size={memory}M,share=on"
+            "memory-backend-memfd,id=memory,size={memory}K,share=on"
         ))
         .arg("-chardev")
         .arg(format!(
@@ -105,7 +105,7 @@ impl Machine {
         .args(&hardware.boot);
         if *private > 0 {
             qemu.args(["-numa", "node,memdev=private", "-object"])
-                .arg(format!("memory-backend-ram,id=private,size={private}M"));
+                .arg(format!("memory-backend-ram,id=private,size={private}K"));
         }
         if hardware.console {
             qemu.arg("-serial")

@@ -34,8 +34,12 @@ pub fn start(dir: &Path, socket: &Path, board: Board, options: &str, more: &[&st
         &Hardware {
             board,
             processors: 1,
-            memory: SHARED,
-            private: if board == Board::Pc { PRIVATE } else { 0 },
+            memory: SHARED * 1024,
+            private: if board == Board::Pc {
+                PRIVATE * 1024
+            } else {
+                0
+            },
             boot: [&["-kernel", kernel, "-append", options], more].concat(),
             console: false,
         },
