@@ -92,7 +92,7 @@ fn look_up(criterion: &mut Criterion<ThreadTime>) {
         let index = Index::new(&segments(0..count));
         let blocks = wide::sectors(count) / wide::SECTORS;
         let mut random = Random::new(1);
-        let queries = std::iter::repeat_with(|| random.below(blocks) * wide::SECTORS);
+        let queries = std::iter::repeat_with(|| Sector(random.below(blocks) * wide::SECTORS));
         let queries: Vec<_> = queries.take(QUERIES).collect();
         group.bench_function(format!("{count} segments"), |bencher| {
             bencher.iter(|| {

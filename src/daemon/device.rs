@@ -25,7 +25,6 @@ use crate::image::block_cache::BlockCache;
 use crate::image::config::{Stack, UpperFiles};
 use crate::image::{self, Image, OpenStack};
 use crate::source::{self, LayerRef};
-use crate::units::SECTOR_SIZE;
 use crate::virtio::config::DeviceConfig;
 use crate::virtio::request::SERIAL_LEN;
 use crate::writable::{self, Options, Paths, Snapshot, Snapshots, Volume};
@@ -178,7 +177,7 @@ impl WritableFiles {
             fs::remove_file(&paths.data).map_err(|source| failed("remove", &paths.data, source))?;
         }
         let image = sources.image().map_err(Error::Image)?;
-        let size = image.sectors().0 * SECTOR_SIZE;
+        let size = image.at_own_size().sectors().bytes();
         let header = image.header_above(size, Uuid::new_v4());
         writable::create(paths, Kind::Hybrid, &header).map_err(Error::Upper)?;
         log::info!("created the writable layer {}", paths.data.display());

@@ -2,7 +2,7 @@
 
 use crate::image::MAX_STORED;
 use crate::image::plan::{Piece, Pieces};
-use crate::units::{SECTOR_SIZE, Sector};
+use crate::units::{SectorRange, Sectors};
 use crate::writable::{Lookup, SpanContent, Volume};
 
 /// The source of the next bytes of a read.
@@ -76,9 +76,8 @@ pub struct Plan<'a> {
     pieces: Option<Pieces<'a>>,
     /// The next span of the lookup.
     span: usize,
-    /// The sector from which on nothing is planned, and the end of the read.
-    at: Sector,
-    end: Sector,
+    /// What is left to look up.
+    left: SectorRange,
     /// Planned and not yet taken.
     next: Option<Part>,
     /// Byte of the request's data that the next part fills.
@@ -93,27 +92,24 @@ impl<'a> Plan<'a> {
             lookup: Lookup::default(),
             pieces: None,
             span: 0,
-            at: Sector(0),
-            end: Sector(0),
+            left: SectorRange::default(),
             next: None,
             position: 0,
         }
     }
 
-    /// Plans to read `sectors` sectors at `start`, which lie on the disk, and starts to bring what
-    /// planning needs into the processor's cache.
+    /// Plans to read a range, which lies on the disk, and prefetches what planning needs.
     #[inline]
-    pub fn begin(&mut self, start: Sector, sectors: u64) {
+    pub fn begin(&mut self, range: SectorRange) {
         if self.volume.is_writable() {
+            let (start, sectors) = (range.start(), range.len().0);
             self.volume.lookup(start, sectors, &mut self.lookup);
         }
-        (self.pieces, self.span) = (None, 0);
-        self.end = Sector(start.0 + sectors);
-        self.at = start;
+        (self.pieces, self.span, self.left) = (None, 0, range);
         if self.lookup.is_empty() {
-            let mut pieces = self.volume.image().pieces(start, sectors);
+            let mut pieces = self.volume.lower().pieces(range);
             pieces.prefetch();
-            (self.pieces, self.at) = (Some(pieces), self.end);
+            (self.pieces, self.left) = (Some(pieces), SectorRange::default());
         }
         (self.next, self.position) = (None, 0);
     }
@@ -130,7 +126,7 @@ impl<'a> Plan<'a> {
         if self.next.is_none() {
             self.next = match self.pieces.as_mut().and_then(Iterator::next) {
                 Some(piece) => Some(Part::Lower(piece)),
-                None if self.at == self.end => None,
+                None if self.left.is_empty() => None,
                 None => self.next_span(),
             };
         }
@@ -140,22 +136,22 @@ impl<'a> Plan<'a> {
     /// The next part from the spans of the lookup on, if there is one.
     #[inline(never)]
     fn next_span(&mut self) -> Option<Part> {
-        while self.at < self.end {
+        while !self.left.is_empty() {
             let Some(span) = self.lookup.spans().get(self.span).copied() else {
-                let left = self.end.0 - self.at.0;
-                self.volume.lookup(self.at, left, &mut self.lookup);
+                let (start, sectors) = (self.left.start(), self.left.len());
+                self.volume.lookup(start, sectors.0, &mut self.lookup);
                 self.span = 0;
                 if self.lookup.is_empty() {
-                    return self.lower(left);
+                    return self.lower(sectors);
                 }
                 continue;
             };
             self.span += 1;
+            let sectors = Sectors(span.sectors);
             if span.content == SpanContent::Lower {
-                return self.lower(span.sectors);
+                return self.lower(sectors);
             }
-            self.at = Sector(self.at.0 + span.sectors);
-            let len = span.sectors * SECTOR_SIZE;
+            let len = self.take_left(sectors).bytes().len();
             return Some(match span.content {
                 SpanContent::Data { file, offset } => Part::Upper { file, offset, len },
                 _ => Part::Lower(Piece::Zero { len }),
@@ -165,10 +161,18 @@ impl<'a> Plan<'a> {
     }
 
     /// The first part of the next `sectors` sectors, at least 1, which lie in the image.
-    fn lower(&mut self, sectors: u64) -> Option<Part> {
-        let pieces = self.volume.image().pieces(self.at, sectors);
-        self.at = Sector(self.at.0 + sectors);
+    fn lower(&mut self, sectors: Sectors) -> Option<Part> {
+        let range = self.take_left(sectors);
+        let pieces = self.volume.lower().pieces(range);
         self.pieces.insert(pieces).next().map(Part::Lower)
+    }
+
+    /// Takes the first `sectors` sectors of what is left to look up.
+    fn take_left(&mut self, sectors: Sectors) -> SectorRange {
+        let (start, end) = (self.left.start(), self.left.end());
+        let middle = start + sectors;
+        self.left = SectorRange::new(middle, end);
+        SectorRange::new(start, middle)
     }
 
     /// Takes `part`, which [`Plan::peek`] gave.
@@ -182,7 +186,7 @@ impl<'a> Plan<'a> {
     /// Gives up on the parts that are not taken.
     pub fn abandon(&mut self) {
         (self.pieces, self.next) = (None, None);
-        self.at = self.end;
+        self.left = SectorRange::default();
     }
 
     /// Lets go of the data files.

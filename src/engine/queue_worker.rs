@@ -23,7 +23,6 @@ use super::setup::{ConnectionContext, Eventfds, QueueSetup, Stop};
 use crate::io::poller::{Poller, Trigger};
 use crate::reason::reason;
 use crate::source::resident_map::major_faults;
-use crate::units::SECTOR_SIZE;
 use crate::virtio::chain::{BadChain, Chain, ChainError};
 use crate::virtio::memory::Memory;
 use crate::virtio::queue::{Head, Queue, QueueError};
@@ -307,12 +306,10 @@ impl<'a> QueueWorker<'a> {
     #[inline]
     fn begin(&mut self, request: Request<'a>) {
         match Operation::parse(request.chain(), &self.disk.config) {
-            Ok(Operation::Read(start)) => {
-                let sectors = request.chain().writable().len() as u64 / SECTOR_SIZE;
-                let planned = self.reader.plan(request, start, sectors);
+            Ok(Operation::Read(range)) => {
+                let planned = self.reader.plan(request, range);
                 self.prefetch.push(planned);
-                let image = self.disk.volume.image();
-                self.readahead.note(image, start, sectors);
+                self.readahead.note(&self.disk.volume, range);
             }
             Ok(Operation::GetId) => {
                 let data = request.chain().writable();
@@ -320,7 +317,7 @@ impl<'a> QueueWorker<'a> {
                 data.cursor(0).write(&self.disk.serial[..len]);
                 self.finish(request.finish(Outcome::Answered(Status::Ok), len));
             }
-            Ok(Operation::Write(start)) => self.write(request, start),
+            Ok(Operation::Write(range)) => self.write(request, range),
             Ok(Operation::Flush) => self.flush(request),
             Ok(Operation::Discard(ranges)) => self.change(request, Change::Discard, ranges),
             Ok(Operation::WriteZeroes(ranges)) => self.change(request, Change::Zero, ranges),

@@ -18,7 +18,7 @@ use super::ring::Ring;
 use super::sources::{Begun, PartResult, Sources};
 use crate::image::Error;
 use crate::reason::reason;
-use crate::units::Sector;
+use crate::units::SectorRange;
 use crate::writable::Volume;
 
 /// The reads of one worker.
@@ -60,12 +60,12 @@ impl<'a> Reader<'a> {
         &self.sources
     }
 
-    /// Plans a read of `sectors` sectors at `start`, which lie on the disk.
+    /// Plans a read of a range, which lies on the disk.
     #[inline]
-    pub fn plan(&mut self, request: Request<'a>, start: Sector, sectors: u64) -> Planned<'a> {
+    pub fn plan(&mut self, request: Request<'a>, range: SectorRange) -> Planned<'a> {
         let volume = self.volume;
         let mut plan = self.plans.take(|| Plan::new(volume));
-        plan.begin(start, sectors);
+        plan.begin(range);
         Planned { request, plan }
     }
 

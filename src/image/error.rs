@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::segment::{MAX_LAYERS, MAX_MAPPINGS, MAX_MOFFSET};
 use crate::format::{lsmt, tar, zfile};
 use crate::source::LayerRef;
-use crate::units::Sector;
+use crate::units::{Sector, Sectors};
 use crate::{codec, source};
 
 /// Why an image cannot be opened or read. Names the file, and the place in it.
@@ -163,16 +163,14 @@ pub enum Error {
     #[error("no layer has a virtual size, so the disk would be empty")]
     NoSize,
     /// A read that does not lie on the disk.
-    #[error(
-        "read of {len} bytes at {start} is past the end of the disk, which has {sectors} sectors"
-    )]
+    #[error("read of {len} bytes at {start} is past the end of the disk, which has {sectors}")]
     Beyond {
         /// First sector wanted.
         start: Sector,
         /// Bytes wanted.
         len: usize,
-        /// Sectors of the disk.
-        sectors: u64,
+        /// Size of the disk.
+        sectors: Sectors,
     },
 }
 

@@ -8,6 +8,7 @@
 
 use super::search::{Node, Search, Tree, WIDTH};
 use super::segment::{Segment, VALUE_BYTES};
+use crate::units::Sector;
 
 /// Fills up the last node: it follows all segments there can be.
 const FILLER: u64 = u64::MAX;
@@ -24,7 +25,7 @@ pub struct Index {
     search: Search,
     len: usize,
     /// First sector after the last segment.
-    end: u64,
+    end: Sector,
 }
 
 impl Index {
@@ -35,7 +36,7 @@ impl Index {
             values: pack(sorted),
             search: Search::best(),
             len: sorted.len(),
-            end: sorted.last().map_or(0, |last| last.end()),
+            end: sorted.last().map_or(Sector(0), |last| last.end()),
         }
     }
 
@@ -57,7 +58,7 @@ impl Index {
     /// The first segment that ends after `sector`: it covers the sector or, if it starts later,
     /// tells where the hole around the sector ends.
     #[inline]
-    pub fn find(&self, sector: u64) -> Option<Segment> {
+    pub fn find(&self, sector: Sector) -> Option<Segment> {
         if sector >= self.end {
             return None;
         }
@@ -121,7 +122,7 @@ fn pack(sorted: &[Segment]) -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::format::lsmt::Mapping;
-    use crate::units::Sector;
+    use crate::units::Sectors;
 
     /// Segments of one to five sectors with holes of zero to three between them.
     fn sample(count: u64) -> Vec<Segment> {
@@ -141,17 +142,17 @@ mod tests {
             let mut index = Index::new(&segments);
             assert_eq!(index.len(), segments.len());
             assert_eq!(index.iter().collect::<Vec<_>>(), segments);
-            let end = segments.last().map_or(0, |last| last.end());
+            let end = segments.last().map_or(Sector(0), |last| last.end());
             for search in Search::available() {
                 index.search = search;
                 let mut rest = segments.iter().copied().peekable();
-                for sector in 0..end + 3 {
+                for sector in (0..end.0 + 3).map(Sector) {
                     while rest.next_if(|segment| segment.end() <= sector).is_some() {}
                     let found = index.find(sector);
-                    assert_eq!(found, rest.peek().copied(), "{count} {sector} {search:?}");
+                    assert_eq!(found, rest.peek().copied(), "{count}, {sector}, {search:?}");
                 }
             }
-            assert_eq!(index.find(u64::MAX), None);
+            assert_eq!(index.find(Sector(u64::MAX)), None);
         }
     }
 
@@ -166,8 +167,8 @@ mod tests {
         let last = Mapping::data(Sector((1 << 50) - 16383), 16383, Sector(8)).unwrap();
         let last = Segment::new(last, 4093).unwrap();
         let index = Index::new(&[last]);
-        assert_eq!(index.find((1 << 50) - 1), Some(last));
-        assert_eq!(index.find(0), Some(last));
-        assert_eq!(index.find(1 << 50), None);
+        assert_eq!(index.find(Sector(1 << 50) - Sectors(1)), Some(last));
+        assert_eq!(index.find(Sector(0)), Some(last));
+        assert_eq!(index.find(Sector(1 << 50)), None);
     }
 }

@@ -4,8 +4,9 @@
 //! all layers, and reads nothing of them. [`Image::load`] reads the layers side by side, and merges
 //! their indexes; it opens no file, so that a process can enter its sandbox before.
 //!
-//! A loaded image never changes. Any number of threads ask it where bytes are ([`Image::pieces`]),
-//! read them by their own means, and decode them with an [`Unpacker`](unpack::Unpacker) each.
+//! A loaded image never changes, and has no size: [`Image::sized`] makes it a disk. Any number of threads
+//! look up where bytes are ([`SizedImage::pieces`]), read them by their own means, and decode them with an
+//! [`Unpacker`](unpack::Unpacker) each.
 
 pub mod block_cache;
 pub mod config;
@@ -30,6 +31,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub use container::{Container, MAX_STORED, ZFileMap};
 pub use error::{BlockError, Error};
 pub use lineage::Lineage;
+pub use plan::SizedImage;
 pub use segment::MAX_LAYERS;
 pub use stack::OpenStack;
 
@@ -40,22 +42,19 @@ use index::Index;
 use layer::Layer;
 use lineage::{Placed, Stacks};
 use parallel::Workers;
-use plan::Pieces;
 use segment::{MAX_MAPPINGS, Segment};
 
 use crate::format::lsmt::{self, Header};
 use crate::source::{Blob, LayerRef};
-use crate::units::Sector;
 
 /// Fewer segments than this are merged faster than threads are started.
 const PARALLEL_FROM: usize = 1 << 16;
 
-/// A stack of layers as one disk. Shared by all readers.
+/// The merged layers of a stack. Shared by all readers.
 #[derive(Debug)]
 pub struct Image {
     layers: Vec<Layer>,
     index: Index,
-    size: u64,
     lineage: Lineage,
 }
 
@@ -70,59 +69,52 @@ impl Image {
 
     /// Loads all layers of a stack and merges their indexes. Opens no file.
     ///
-    /// The disk is as large as the topmost layer with a size says.
-    ///
     /// # Errors
     /// Those of [`Layer::load`] for any layer; [`Error::TooManyMappings`], [`Error::NoSize`] and
     /// [`Error::WrongParent`], [`Error::WrongOrder`] and [`Error::WrongStack`].
     pub fn load(stack: OpenStack) -> Result<Self, Error> {
         let (workers, lineage) = (stack.workers, stack.lineage);
         let (layers, lists) = load(stack)?;
-        let size = layers
-            .iter()
-            .rev()
-            .map(|layer| layer.trailer().virtual_size);
-        let size = size
-            .into_iter()
-            .find(|size| *size > 0)
-            .ok_or(Error::NoSize)?;
         let index = Index::new(&merge_all(workers, lists));
         let image = Self {
             layers,
             index,
-            size,
             lineage,
         };
+        if image.size() == 0 {
+            return Err(Error::NoSize);
+        }
         let placed: Vec<_> = image.placed().collect();
         lineage.check(&placed)?;
         Ok(image)
     }
 
-    /// No layers: what a writable layer lies upon that is the first of its image. The disk has no
-    /// size of its own.
+    /// An image without layers, for a writable layer that is the first of its image. It declares no
+    /// size.
     pub fn empty() -> Self {
         Self {
             layers: Vec::new(),
             index: Index::new(&[]),
-            size: 0,
             lineage: Lineage::Checked,
         }
     }
 
-    /// The same layers as a disk of `size` bytes, of which they may have more or less: as if a layer
-    /// of that size lay above them.
-    pub fn with_size(self, size: u64) -> Self {
-        Self { size, ..self }
+    /// The image as a disk of `size` bytes: as if an empty layer of that size lay above its layers.
+    #[inline]
+    pub fn sized(&self, size: u64) -> SizedImage<'_> {
+        SizedImage::new(self, size)
     }
 
-    /// Size of the disk in bytes.
+    /// The image as a disk of the size that its layers declare.
+    pub fn at_own_size(&self) -> SizedImage<'_> {
+        self.sized(self.size())
+    }
+
+    /// The size in bytes that the topmost layer with a size declares; 0 if none does.
     pub fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// Size of the disk in sectors; what a last partial one has beyond the size reads as zeros.
-    pub fn sectors(&self) -> Sector {
-        Sector::at_or_after(self.size)
+        let sizes = self.layers.iter().rev();
+        let mut sizes = sizes.map(|layer| layer.trailer().virtual_size);
+        sizes.find(|size| *size > 0).unwrap_or(0)
     }
 
     /// Bytes that are read at once even if fewer are wanted: the largest compressed block of any
@@ -193,7 +185,7 @@ impl Image {
         };
         let serial = self.serial(self.layers.len());
         Header {
-            message: lineage::tag(&serial, self.size),
+            message: lineage::tag(&serial, self.size()),
             ..Header::empty(size, uuid, top.uuid())
         }
     }
@@ -207,13 +199,6 @@ impl Image {
     #[inline]
     pub fn container(&self, layer: u16) -> &Container {
         self.layers[usize::from(layer)].container()
-    }
-
-    /// Where the bytes of `sectors` sectors from `start` on are. What lies beyond the disk reads
-    /// as zeros.
-    #[inline]
-    pub fn pieces(&self, start: Sector, sectors: u64) -> Pieces<'_> {
-        Pieces::new(self, start, sectors)
     }
 
     /// A serial number of 20 characters, the same whenever the same lowest `count` layers are opened:

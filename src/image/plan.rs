@@ -2,7 +2,47 @@
 
 use super::Image;
 use super::segment::{Content, Segment};
-use crate::units::{SECTOR_SIZE, Sector};
+use crate::units::{Sector, SectorRange, Sectors};
+
+/// An image as a disk of a size, which may differ from the size that its layers declare: a writable
+/// layer above them has a size of its own. Sectors beyond the size read as zeros, and so do the bytes
+/// beyond it in a last partial sector.
+#[derive(Clone, Copy, Debug)]
+pub struct SizedImage<'i> {
+    image: &'i Image,
+    /// In bytes.
+    size: u64,
+}
+
+impl<'i> SizedImage<'i> {
+    /// `image` as a disk of `size` bytes.
+    #[inline]
+    pub(super) fn new(image: &'i Image, size: u64) -> Self {
+        Self { image, size }
+    }
+
+    /// The merged layers.
+    #[inline]
+    pub fn image(self) -> &'i Image {
+        self.image
+    }
+
+    /// Size of the disk in bytes.
+    pub fn size(self) -> u64 {
+        self.size
+    }
+
+    /// Size of the disk in sectors, a last partial one included.
+    pub fn sectors(self) -> Sectors {
+        Sectors::to_hold(self.size)
+    }
+
+    /// Finds the bytes of a range of sectors.
+    #[inline]
+    pub fn pieces(self, range: SectorRange) -> Pieces<'i> {
+        Pieces::new(self.image, range, self.size)
+    }
+}
 
 /// Where the next bytes of a range come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,17 +85,13 @@ pub struct CompressedRun {
 }
 
 impl Piece {
-    /// Number of bytes of the range that this piece makes up.
+    /// Number of bytes of the range that the piece makes up.
+    #[expect(clippy::len_without_is_empty, reason = "no piece is empty")]
     pub fn len(&self) -> u64 {
         match self {
             Piece::Zero { len } | Piece::Plain { len, .. } => *len,
-            Piece::Compressed(packed) => packed.len,
+            Piece::Compressed(run) => run.len,
         }
-    }
-
-    /// Whether it makes up no byte; no piece of a plan does that.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 }
 
@@ -74,11 +110,11 @@ pub struct Pieces<'i> {
 }
 
 impl<'i> Pieces<'i> {
-    pub(super) fn new(image: &'i Image, start: Sector, sectors: u64) -> Self {
-        // A range that wraps ends at the last byte there can be; the disk is far smaller.
-        let from = start.0.saturating_mul(SECTOR_SIZE);
-        let to = start.0.saturating_add(sectors).saturating_mul(SECTOR_SIZE);
-        let end = to.min(image.size());
+    fn new(image: &'i Image, range: SectorRange, size: u64) -> Self {
+        // A sector past 2^64 bytes counts as that last byte; a disk is far smaller.
+        let byte = |sector: Sector| sector.checked_byte().unwrap_or(u64::MAX);
+        let (from, to) = (byte(range.start()), byte(range.end()));
+        let end = to.min(size);
         Self {
             image,
             at: from,
@@ -88,26 +124,26 @@ impl<'i> Pieces<'i> {
         }
     }
 
-    /// Looks up which layer the first bytes lie in, and starts to bring closer what the first
+    /// Looks up which layer the first bytes lie in, and prefetches what the first
     /// [`next`](Iterator::next) needs to find them there.
     #[inline]
     pub fn prefetch(&mut self) {
         if self.at >= self.end || self.segment.is_some() {
             return;
         }
-        let sector = self.at / SECTOR_SIZE;
+        let sector = Sector::containing(self.at);
         self.segment = self.image.index().find(sector);
         if let Some(segment) = self.segment
             && let Content::Data { layer, moffset } = segment.content()
-            && let Some(within) = sector.checked_sub(segment.start())
+            && segment.start() <= sector
         {
-            let offset = (moffset + within) * SECTOR_SIZE;
+            let offset = (moffset + (sector - segment.start())).byte();
             self.image.container(layer).prefetch_table(offset);
         }
     }
 
     /// The bytes up to `end` as zeros.
-    fn zeros(&mut self, end: u64) -> Piece {
+    fn zeros(&self, end: u64) -> Piece {
         let len = end - self.at;
         Piece::Zero { len }
     }
@@ -122,7 +158,7 @@ impl Iterator for Pieces<'_> {
             let len = std::mem::take(&mut self.beyond);
             return (len > 0).then_some(Piece::Zero { len });
         }
-        let sector = self.at / SECTOR_SIZE;
+        let sector = Sector::containing(self.at);
         let segment = match self.segment.take() {
             Some(segment) => Some(segment),
             None => self.image.index().find(sector),
@@ -131,14 +167,14 @@ impl Iterator for Pieces<'_> {
             None => self.zeros(self.end),
             Some(segment) if segment.start() > sector => {
                 self.segment = Some(segment);
-                self.zeros(self.end.min(segment.start() * SECTOR_SIZE))
+                self.zeros(self.end.min(segment.start().byte()))
             }
             Some(segment) => {
-                let end = self.end.min(segment.end() * SECTOR_SIZE);
+                let end = self.end.min(segment.end().byte());
                 let piece = match segment.content() {
                     Content::Zeroed => self.zeros(end),
                     Content::Data { layer, moffset } => {
-                        let offset = (moffset + sector - segment.start()) * SECTOR_SIZE;
+                        let offset = (moffset + (sector - segment.start())).byte();
                         let container = self.image.container(layer);
                         container.piece(layer, offset, end - self.at)
                     }

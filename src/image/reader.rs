@@ -1,12 +1,11 @@
 //! Blocking reads of an image or a layer, for tools and for loading layers.
 
-use super::Image;
 use super::container::Container;
 use super::error::Error;
-use super::plan::Piece;
+use super::plan::{Piece, SizedImage};
 use super::unpack::Unpacker;
 use crate::io::scatter::{Cursor, Scatter};
-use crate::units::{SECTOR_SIZE, Sector, Sectors};
+use crate::units::{SECTOR_SIZE, Sector, SectorRange, Sectors};
 use vm_memory::VolatileSlice;
 
 /// Bytes of an unpacked layer read at a time.
@@ -31,46 +30,49 @@ impl Reader {
     /// The range does not lie on the disk, or its bytes cannot be read or unpacked.
     pub fn read_scatter(
         &mut self,
-        image: &Image,
+        disk: SizedImage<'_>,
         start: Sector,
         into: &Scatter<'_>,
     ) -> Result<(), Error> {
-        let len = into.len();
-        let sectors = image.sectors().0;
-        let count = len as u64 / SECTOR_SIZE;
-        let fits = start
-            .checked_add(Sectors(count))
-            .is_some_and(|end| end.0 <= sectors);
-        if !fits || !(len as u64).is_multiple_of(SECTOR_SIZE) {
-            return Err(Error::Beyond {
-                start,
-                len,
-                sectors,
-            });
+        let beyond = || Error::Beyond {
+            start,
+            len: into.len(),
+            sectors: disk.sectors(),
+        };
+        let len = into.len() as u64;
+        let range = SectorRange::checked(start, Sectors::whole_in(len)).ok_or_else(beyond)?;
+        if range.end() > Sector(0) + disk.sectors() || !len.is_multiple_of(SECTOR_SIZE) {
+            return Err(beyond());
         }
+        let image = disk.image();
         let mut cursor = into.cursor(0);
-        for piece in image.pieces(start, count) {
+        for piece in disk.pieces(range) {
             match piece {
                 Piece::Zero { len } => cursor.zero(len as usize),
                 Piece::Plain { layer, .. } => {
                     self.fill(image.container(layer), piece, &mut cursor)?
                 }
-                Piece::Compressed(packed) => {
-                    self.fill(image.container(packed.layer), piece, &mut cursor)?;
+                Piece::Compressed(run) => {
+                    self.fill(image.container(run.layer), piece, &mut cursor)?;
                 }
             }
         }
         Ok(())
     }
 
-    /// The same into a buffer of one piece.
+    /// Fills `into`, a whole number of sectors, with the disk's content from `start` on.
     ///
     /// # Errors
     /// As [`Reader::read_scatter`].
-    pub fn read(&mut self, image: &Image, start: Sector, into: &mut [u8]) -> Result<(), Error> {
+    pub fn read(
+        &mut self,
+        disk: SizedImage<'_>,
+        start: Sector,
+        into: &mut [u8],
+    ) -> Result<(), Error> {
         let mut scatter = Scatter::new();
         scatter.push(VolatileSlice::from(into));
-        self.read_scatter(image, start, &scatter)
+        self.read_scatter(disk, start, &scatter)
     }
 
     /// Fills `into` with the bytes of one layer, inside all its wrappers, from `offset` on.

@@ -1,6 +1,7 @@
 //! A piece of the merged index, packed into two words, and how two sorted lists become one.
 
 use crate::format::lsmt::{MAX_LENGTH, Mapping};
+use crate::units::{Sector, SectorRange, Sectors};
 
 /// Most layers of a stack; the number above the last one means zeros.
 pub const MAX_LAYERS: usize = ZEROED as usize - 1;
@@ -9,7 +10,7 @@ pub const MAX_LAYERS: usize = ZEROED as usize - 1;
 pub const MAX_MAPPINGS: u64 = 64_000_000;
 
 /// Highest sector of a layer's file that a segment can point at.
-pub const MAX_MOFFSET: u64 = (1 << MOFFSET_BITS) - 1;
+pub const MAX_MOFFSET: Sector = Sector((1 << MOFFSET_BITS) - 1);
 
 const LENGTH_BITS: u32 = 14;
 const LENGTH_MASK: u64 = (1 << LENGTH_BITS) - 1;
@@ -41,7 +42,7 @@ pub enum Content {
         /// Number of the layer.
         layer: u16,
         /// Sector of the layer, inside its wrappers.
-        moffset: u64,
+        moffset: Sector,
     },
 }
 
@@ -53,11 +54,11 @@ impl Segment {
         let value = if mapping.is_zeroed() {
             ZEROED << MOFFSET_BITS
         } else {
-            let moffset = mapping.moffset().0;
+            let moffset = mapping.moffset();
             if moffset > MAX_MOFFSET {
                 return None;
             }
-            u64::from(layer) << MOFFSET_BITS | moffset
+            u64::from(layer) << MOFFSET_BITS | moffset.0
         };
         let key = last << LENGTH_BITS | u64::from(mapping.length());
         Some(Self { key, value })
@@ -65,26 +66,32 @@ impl Segment {
 
     /// The least key of a segment that covers or follows `sector`.
     #[inline]
-    pub(super) fn key_for(sector: u64) -> u64 {
-        sector << LENGTH_BITS
+    pub(super) fn key_for(sector: Sector) -> u64 {
+        sector.0 << LENGTH_BITS
     }
 
     /// First sector.
     #[inline]
-    pub fn start(self) -> u64 {
+    pub fn start(self) -> Sector {
         self.end() - self.length()
     }
 
     /// First sector after it.
     #[inline]
-    pub fn end(self) -> u64 {
-        (self.key >> LENGTH_BITS) + 1
+    pub fn end(self) -> Sector {
+        Sector((self.key >> LENGTH_BITS) + 1)
     }
 
     /// Number of sectors.
     #[inline]
-    pub fn length(self) -> u64 {
-        self.key & LENGTH_MASK
+    pub fn length(self) -> Sectors {
+        Sectors(self.key & LENGTH_MASK)
+    }
+
+    /// The sectors of the disk.
+    #[inline]
+    pub fn range(self) -> SectorRange {
+        SectorRange::new(self.start(), self.end())
     }
 
     /// Where the content is.
@@ -94,20 +101,20 @@ impl Segment {
             ZEROED => Content::Zeroed,
             layer => Content::Data {
                 layer: layer as u16,
-                moffset: self.value & MAX_MOFFSET,
+                moffset: Sector(self.value & MAX_MOFFSET.0),
             },
         }
     }
 
     /// The part from sector `start` up to `end`, which lie inside it in this order.
-    fn part(self, start: u64, end: u64) -> Self {
+    fn part(self, start: Sector, end: Sector) -> Self {
         let moved = match self.content() {
-            Content::Zeroed => 0,
+            Content::Zeroed => Sectors(0),
             Content::Data { .. } => start - self.start(),
         };
         Self {
-            key: (end - 1) << LENGTH_BITS | (end - start),
-            value: self.value + moved,
+            key: (end.0 - 1) << LENGTH_BITS | (end - start).0,
+            value: self.value + moved.0,
         }
     }
 
@@ -118,13 +125,13 @@ impl Segment {
             return None;
         }
         let moved = match self.content() {
-            Content::Zeroed => 0,
+            Content::Zeroed => Sectors(0),
             Content::Data { .. } => self.length(),
         };
         let length = self.length() + next.length();
-        let continues = self.value + moved == next.value && length <= u64::from(MAX_LENGTH);
+        let continues = self.value + moved.0 == next.value && length.0 <= u64::from(MAX_LENGTH);
         continues.then(|| Self {
-            key: next.key - next.length() + length,
+            key: next.key - next.length().0 + length.0,
             value: self.value,
         })
     }
@@ -136,7 +143,7 @@ pub fn merge(lower: impl IntoIterator<Item = Segment>, upper: &[Segment]) -> Vec
     let mut lowers = lower.into_iter().peekable();
     let count = lowers.size_hint().1.unwrap_or(0);
     let mut out = Vec::with_capacity(count + upper.len());
-    let mut covered = 0; // sectors below this are settled
+    let mut covered = Sector(0); // the sectors below are merged
     for over in upper {
         while let Some(under) = lowers.next_if(|under| under.end() <= over.start()) {
             push_from(&mut out, under, covered);
@@ -154,7 +161,7 @@ pub fn merge(lower: impl IntoIterator<Item = Segment>, upper: &[Segment]) -> Vec
 }
 
 /// Appends what of `segment` does not lie below sector `from`.
-fn push_from(out: &mut Vec<Segment>, segment: Segment, from: u64) {
+fn push_from(out: &mut Vec<Segment>, segment: Segment, from: Sector) {
     if segment.start() >= from {
         push(out, segment);
     } else if segment.end() > from {
@@ -175,7 +182,6 @@ fn push(out: &mut Vec<Segment>, segment: Segment) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::Sector;
 
     fn data(start: u64, length: u16, layer: u16, moffset: u64) -> Segment {
         let mapping = Mapping::data(Sector(start), length, Sector(moffset)).unwrap();
@@ -190,11 +196,12 @@ mod tests {
     #[test]
     fn extremes_fit() {
         let layer = (MAX_LAYERS - 1) as u16;
-        let last = data((1 << 50) - 16383, 16383, layer, MAX_MOFFSET);
-        assert_eq!((last.start(), last.end()), ((1 << 50) - 16383, 1 << 50));
+        let last = data((1 << 50) - 16383, 16383, layer, MAX_MOFFSET.0);
+        let (start, end) = (Sector((1 << 50) - 16383), Sector(1 << 50));
+        assert_eq!(last.range(), SectorRange::new(start, end));
         let moffset = MAX_MOFFSET;
         assert_eq!(last.content(), Content::Data { layer, moffset });
-        let far = Mapping::data(Sector(0), 1, Sector(MAX_MOFFSET + 1)).unwrap();
+        let far = Mapping::data(Sector(0), 1, MAX_MOFFSET + Sectors(1)).unwrap();
         assert_eq!(Segment::new(far, 0), None);
         assert_eq!(zeroed(0, 1).content(), Content::Zeroed);
     }

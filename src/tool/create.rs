@@ -177,7 +177,8 @@ impl<'p> Differ<'p> {
             self.below.resize(known.min(bytes.len() as u64) as usize, 0);
             if !self.below.is_empty() {
                 let start = Sector(chunk.offset / SECTOR_SIZE);
-                self.reader.read(parent, start, &mut self.below)?;
+                self.reader
+                    .read(parent.at_own_size(), start, &mut self.below)?;
             }
         }
         let units = (0..).step_by(UNIT).zip(bytes.chunks(UNIT));

@@ -17,6 +17,9 @@ use crate::writable::extent_map::{ExtentMap, Place};
 use crate::writable::load::{Access, Loaded, load};
 use crate::writable::manifest::Pairs;
 
+/// Size of the largest disk, in bytes.
+const MAX_SIZE: u64 = MAX_SECTORS * SECTOR_SIZE;
+
 /// The files of a disk. At least one of the two is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Files {
@@ -191,8 +194,6 @@ impl Disk {
             0 => image.as_ref().map_or(0, Image::size),
             size => size,
         };
-        // What is beyond this disk may be on one that a layer above makes larger.
-        let image = image.map(|image| image.with_size(MAX_SECTORS * SECTOR_SIZE));
         Self { image, upper, size }
     }
 
@@ -268,7 +269,8 @@ impl Disk {
     /// The same from the layers below the upper.
     fn read_image(&self, reader: &mut Reader, start: u64, into: &mut [u8]) -> Result<(), Error> {
         match &self.image {
-            Some(image) => reader.read(image, Sector(start), into)?,
+            // A layer above may make the disk larger: nothing is beyond its end.
+            Some(image) => reader.read(image.sized(MAX_SIZE), Sector(start), into)?,
             None => into.fill(0),
         }
         Ok(())
@@ -292,8 +294,8 @@ impl Disk {
         let image = self.image.as_ref();
         let unders = image.into_iter().flat_map(|image| image.index().iter());
         let unders = unders.map(|segment| Piece {
-            start: segment.start(),
-            end: segment.end(),
+            start: segment.start().0,
+            end: segment.end().0,
             content: match segment.content() {
                 segment::Content::Zeroed => Content::Zeroed,
                 segment::Content::Data { layer, .. } => Content::Layer(layer),

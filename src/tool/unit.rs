@@ -2,7 +2,7 @@
 
 use crate::image::Image;
 use crate::image::segment::Content;
-use crate::units::SECTOR_SIZE;
+use crate::units::Sector;
 
 /// Bytes in which images are compared and stored, counted from the start of the disk: the block of
 /// most file systems. Data in whole units stays aligned to the compressed blocks it ends up in.
@@ -21,10 +21,10 @@ pub fn is_zero(unit: &[u8]) -> bool {
 /// The first byte from `start` on and before `end` for which a layer of the stack has data, even
 /// beyond the size of its disk.
 pub fn data_from(stack: &Image, start: u64, end: u64) -> Option<u64> {
-    let mut sector = start / SECTOR_SIZE;
+    let mut sector = Sector::containing(start);
     loop {
         let segment = stack.index().find(sector)?;
-        let found = (segment.start() * SECTOR_SIZE).max(start);
+        let found = segment.start().byte().max(start);
         match segment.content() {
             _ if found >= end => return None,
             Content::Data { .. } => return Some(found),

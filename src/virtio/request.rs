@@ -12,7 +12,7 @@ use super::chain::Chain;
 use super::config::DeviceConfig;
 use super::discard::{self, DiscardRange};
 use super::status::Status;
-use crate::units::{SECTOR_SIZE, Sector, Sectors};
+use crate::units::{SECTOR_SIZE, Sector, SectorRange, Sectors};
 
 /// Bytes of a request's header: type, reserved, sector.
 pub const HEADER: usize = 16;
@@ -27,10 +27,10 @@ pub const MAX_DATA: usize = 64 << 20;
 /// What a request asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// Fill [`Chain::writable`] from the disk, starting at this sector.
-    Read(Sector),
-    /// Write [`Chain::readable`], from byte [`HEADER`] on, to the disk, starting at this sector.
-    Write(Sector),
+    /// Fill [`Chain::writable`] with these sectors of the disk.
+    Read(SectorRange),
+    /// Write [`Chain::readable`], from byte [`HEADER`] on, to these sectors of the disk.
+    Write(SectorRange),
     /// Give the device's serial.
     GetId,
     /// Make writes durable.
@@ -60,19 +60,21 @@ impl Operation {
         let sector = Sector(u64::from_le_bytes(sector));
         // Data in memory of the other direction would be neither read nor written.
         let transfer = |len: usize, other_direction: usize| {
-            let sectors = len as u64 / SECTOR_SIZE;
             let whole = (len as u64).is_multiple_of(SECTOR_SIZE);
-            let end = sector.checked_add(Sectors(sectors));
-            let inside = end.is_some_and(|end| end <= config.capacity);
-            whole && inside && len <= MAX_DATA && other_direction == 0
+            if !whole || len > MAX_DATA || other_direction != 0 {
+                return Err(Status::IoError);
+            }
+            let range = SectorRange::checked(sector, Sectors::whole_in(len as u64));
+            let inside = range.filter(|range| range.end() <= config.capacity);
+            inside.ok_or(Status::IoError)
         };
         let ranges = |may_unmap| discard::parse(cursor, data, config.capacity, may_unmap);
         match u32::from_le_bytes([t0, t1, t2, t3]) {
-            VIRTIO_BLK_T_IN if transfer(writable.len(), data) => Ok(Operation::Read(sector)),
-            VIRTIO_BLK_T_OUT if config.writable && transfer(data, writable.len()) => {
-                Ok(Operation::Write(sector))
+            VIRTIO_BLK_T_IN => transfer(writable.len(), data).map(Operation::Read),
+            VIRTIO_BLK_T_OUT if config.writable => {
+                transfer(data, writable.len()).map(Operation::Write)
             }
-            VIRTIO_BLK_T_IN | VIRTIO_BLK_T_OUT => Err(Status::IoError),
+            VIRTIO_BLK_T_OUT => Err(Status::IoError),
             VIRTIO_BLK_T_FLUSH => Ok(Operation::Flush),
             VIRTIO_BLK_T_GET_ID => Ok(Operation::GetId),
             VIRTIO_BLK_T_DISCARD if config.writable => ranges(false).map(Operation::Discard),

@@ -13,7 +13,7 @@ use crate::image;
 use crate::image::index::Index;
 use crate::image::segment::{self, Content, MAX_LAYERS, Segment};
 use crate::source::Blob;
-use crate::units::SECTOR_SIZE;
+use crate::units::Sector;
 
 /// Sealed uppers as one.
 #[derive(Debug)]
@@ -53,7 +53,7 @@ impl SealedLayers {
         }
         let touched = Coverage::new(sectors);
         for segment in &merged {
-            touched.set(segment.start(), segment.length());
+            touched.set(segment.start().0, segment.length().0);
         }
         Ok(Self {
             index: Index::new(&merged),
@@ -85,10 +85,12 @@ impl SealedLayers {
         let end = start + sectors;
         let mut at = start;
         while at < end && into.spans.len() < MAX_SPANS {
-            let found = self.index.find(at);
-            let (to, content) = match found.filter(|segment| segment.start() < end) {
+            let found = self.index.find(Sector(at));
+            let (to, content) = match found.filter(|segment| segment.start() < Sector(end)) {
                 None => (end, SpanContent::Lower),
-                Some(segment) if segment.start() > at => (segment.start(), SpanContent::Lower),
+                Some(segment) if segment.start() > Sector(at) => {
+                    (segment.start().0, SpanContent::Lower)
+                }
                 Some(segment) => {
                     let content = match segment.content() {
                         Content::Zeroed => SpanContent::Zero,
@@ -99,11 +101,11 @@ impl SealedLayers {
                             }
                             SpanContent::Data {
                                 file: SEALED | u32::from(layer),
-                                offset: (moffset + at - segment.start()) * SECTOR_SIZE,
+                                offset: (moffset + (Sector(at) - segment.start())).byte(),
                             }
                         }
                     };
-                    (segment.end().min(end), content)
+                    (segment.end().0.min(end), content)
                 }
             };
             into.spans.push(Span {

@@ -29,7 +29,6 @@ use crate::image::config::Stack;
 use crate::image::segment::{MAX_LAYERS, MAX_MAPPINGS};
 use crate::image::{Image, OpenStack};
 use crate::source::{self, LayerRef};
-use crate::units::SECTOR_SIZE;
 
 /// Uppers of a device at a time that are not sealed: each has a map in memory and five open files,
 /// and every read looks in it.
@@ -173,7 +172,7 @@ impl Snapshots {
             false => Image::load(files)?,
         };
         let options = Options {
-            default_size: image.sectors().0 * SECTOR_SIZE,
+            default_size: image.at_own_size().sectors().bytes(),
             ..options
         };
         let upper = WritableLayer::open(&pairs.active, &options)?;

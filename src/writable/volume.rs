@@ -19,8 +19,8 @@ use super::locks::{Guard, Rank, RankedMutex};
 use super::lookup::{Lookup, MAX_SPANS, SpanContent};
 use super::sealed::SealedLayers;
 use super::{Error, WritableLayer};
-use crate::image::Image;
 use crate::image::reader::Reader;
+use crate::image::{Image, SizedImage};
 use crate::io::scatter::Cursor;
 use crate::units::{SECTOR_SIZE, Sector};
 
@@ -65,8 +65,7 @@ impl Volume {
         let size = active.map_or(image.size(), |upper| upper.header().virtual_size);
         Self {
             size,
-            // As it will be when these are read-only layers.
-            image: image.with_size(size),
+            image,
             above: (!uppers.is_empty()).then(|| {
                 let sealed = None;
                 ArcSwap::from_pointee(Above { uppers, sealed })
@@ -78,6 +77,13 @@ impl Volume {
     /// The layers below the writable ones.
     pub fn image(&self) -> &Image {
         &self.image
+    }
+
+    /// The layers below the writable ones, as a disk of the volume's size: so they will read when the
+    /// writable layers are read-only ones above them.
+    #[inline]
+    pub fn lower(&self) -> SizedImage<'_> {
+        self.image.sized(self.size)
     }
 
     /// Whether the disk is writable.
@@ -199,13 +205,13 @@ impl Volume {
         while !rest.is_empty() {
             self.lookup(at, rest.len() as u64 / SECTOR_SIZE, &mut overlay);
             if overlay.is_empty() {
-                return Ok(reader.read(&self.image, at, rest)?);
+                return Ok(reader.read(self.lower(), at, rest)?);
             }
             for span in overlay.spans() {
                 // Part of a slice's length.
                 let (part, later) = rest.split_at_mut((span.sectors * SECTOR_SIZE) as usize);
                 match span.content {
-                    SpanContent::Lower => reader.read(&self.image, at, part)?,
+                    SpanContent::Lower => reader.read(self.lower(), at, part)?,
                     SpanContent::Zero => part.fill(0),
                     SpanContent::Data { file, offset } => {
                         overlay.file(file).read_exact_at(part, offset)?;

@@ -28,10 +28,10 @@ fn hex(bytes: &[u8]) -> String {
 
 /// The whole disk, up to its size in bytes, read in large pieces.
 fn whole(image: &Image) -> Result<Vec<u8>, Error> {
-    let mut disk = vec![0xEE; (image.sectors().0 * 512) as usize];
+    let mut disk = vec![0xEE; (image.at_own_size().sectors().0 * 512) as usize];
     let mut reader = Reader::new();
     for (number, chunk) in disk.chunks_mut(1 << 20).enumerate() {
-        reader.read(image, Sector(number as u64 * 2048), chunk)?;
+        reader.read(image.at_own_size(), Sector(number as u64 * 2048), chunk)?;
     }
     let tail = disk.split_off(image.size() as usize);
     assert!(
@@ -46,10 +46,10 @@ fn random_reads(image: &Image, disk: &[u8], seed: u64, count: usize) {
     let mut random = Random::new(seed);
     let mut reader = Reader::new();
     let mut padded = disk.to_vec();
-    padded.resize((image.sectors().0 * 512) as usize, 0);
+    padded.resize((image.at_own_size().sectors().0 * 512) as usize, 0);
     for _ in 0..count {
-        let start = random.below(image.sectors().0);
-        let len = 1 + random.below(256.min(image.sectors().0 - start));
+        let start = random.below(image.at_own_size().sectors().0);
+        let len = 1 + random.below(256.min(image.at_own_size().sectors().0 - start));
         let mut buffer = vec![0xEE; len as usize * 512];
         let mut scatter = Scatter::new();
         let mut rest = &mut buffer[..];
@@ -59,7 +59,9 @@ fn random_reads(image: &Image, disk: &[u8], seed: u64, count: usize) {
             scatter.push(VolatileSlice::from(piece));
             rest = after;
         }
-        reader.read_scatter(image, Sector(start), &scatter).unwrap();
+        reader
+            .read_scatter(image.at_own_size(), Sector(start), &scatter)
+            .unwrap();
         drop(scatter);
         let at = start as usize * 512;
         assert!(
@@ -96,12 +98,14 @@ fn the_base_layer_of_upstream_opens() {
     assert!(!layer.container().zfile_map().unwrap().header().digest);
     let mut reader = Reader::new();
     let mut superblock = [0; 1024];
-    reader.read(&image, Sector(2), &mut superblock).unwrap();
+    reader
+        .read(image.at_own_size(), Sector(2), &mut superblock)
+        .unwrap();
     assert_eq!(superblock[56..58], [0x53, 0xEF], "magic of ext4");
     for segment in image.index().iter() {
-        let mut bytes = vec![0; segment.length() as usize * 512];
+        let mut bytes = vec![0; segment.length().bytes() as usize];
         reader
-            .read(&image, Sector(segment.start()), &mut bytes)
+            .read(image.at_own_size(), segment.start(), &mut bytes)
             .unwrap();
     }
 }
@@ -154,7 +158,7 @@ fn failed_sectors(image: &Image, undamaged: &[u8]) -> usize {
     let mut reader = Reader::new();
     let mut sector = [0; 512];
     let results = undamaged.chunks(512).enumerate().map(|(number, expected)| {
-        match reader.read(image, Sector(number as u64), &mut sector) {
+        match reader.read(image.at_own_size(), Sector(number as u64), &mut sector) {
             Ok(()) => {
                 assert!(
                     sector[..expected.len()] == *expected,
@@ -303,9 +307,11 @@ fn a_flip_in_a_bare_layer_is_refused_or_reads_without_an_error() {
             let Ok(image) = opened else { continue };
             let mut reader = Reader::new();
             let mut sector = [0; 512];
-            for number in [0, 1, 30, image.sectors().0 - 1] {
-                let number = number.min(image.sectors().0 - 1);
-                reader.read(&image, Sector(number), &mut sector).unwrap();
+            for number in [0, 1, 30, image.at_own_size().sectors().0 - 1] {
+                let number = number.min(image.at_own_size().sectors().0 - 1);
+                reader
+                    .read(image.at_own_size(), Sector(number), &mut sector)
+                    .unwrap();
             }
         }
     }

@@ -16,7 +16,7 @@ use common::recorder::Recorder;
 use ovbd_vhost::image::Image;
 use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::image::plan::Piece;
-use ovbd_vhost::units::Sector;
+use ovbd_vhost::units::{Sector, SectorRange};
 
 /// Sectors of the disk.
 const SECTORS: u64 = 4096;
@@ -36,10 +36,11 @@ fn forms() -> [(&'static str, Vec<u8>, Vec<u8>); 2] {
 fn stored(path: &std::path::Path, start: u64, sectors: u64) -> std::ops::Range<u64> {
     let image = Image::open(&Stack::new([path])).expect("layer");
     let ranges = image
-        .pieces(Sector(start), sectors)
+        .at_own_size()
+        .pieces(SectorRange::new(Sector(start), Sector(start + sectors)))
         .map(|piece| match piece {
             Piece::Plain { offset, len, .. } => offset..offset + len,
-            Piece::Compressed(packed) => packed.offset..packed.offset + u64::from(packed.stored),
+            Piece::Compressed(run) => run.offset..run.offset + u64::from(run.stored),
             Piece::Zero { .. } => panic!("the disk has no holes"),
         });
     ranges

@@ -19,7 +19,7 @@ use ovbd_vhost::image::plan::Piece;
 use ovbd_vhost::image::reader::Reader;
 use ovbd_vhost::image::segment::Segment;
 use ovbd_vhost::image::{Error, Image, MAX_LAYERS, MAX_STORED};
-use ovbd_vhost::units::Sector;
+use ovbd_vhost::units::{Sector, SectorRange};
 use proptest::prelude::*;
 
 /// Sectors of each window of the disk that the random layers touch.
@@ -181,7 +181,9 @@ fn check(image: &Image, model: &Model, reader: &mut Reader, start: u64, sectors:
         return;
     }
     let mut bytes = vec![0xEE; (sectors * 512) as usize];
-    reader.read(image, Sector(start), &mut bytes).unwrap();
+    reader
+        .read(image.at_own_size(), Sector(start), &mut bytes)
+        .unwrap();
     let expected = expected(model, image.size(), start, sectors);
     let wrong = bytes
         .chunks(512)
@@ -190,10 +192,11 @@ fn check(image: &Image, model: &Model, reader: &mut Reader, start: u64, sectors:
     assert_eq!(wrong, None, "of {sectors} sectors at {start}");
 
     let mut len = 0;
-    for piece in image.pieces(Sector(start), sectors) {
-        assert!(!piece.is_empty());
-        if let Piece::Compressed(packed) = piece {
-            assert!(packed.stored as usize <= MAX_STORED && packed.count > 0);
+    let range = SectorRange::new(Sector(start), Sector(start + sectors));
+    for piece in image.at_own_size().pieces(range) {
+        assert!(piece.len() > 0);
+        if let Piece::Compressed(run) = piece {
+            assert!(run.stored as usize <= MAX_STORED && run.count > 0);
         }
         len += piece.len();
     }
@@ -227,7 +230,7 @@ proptest! {
         let image = open(&paths).unwrap();
         prop_assert_eq!(image.size(), size);
         prop_assert_eq!(open(&paths).unwrap().serial(paths.len()), image.serial(paths.len()));
-        let sectors = image.sectors().0;
+        let sectors = image.at_own_size().sectors().0;
         prop_assert_eq!(sectors, size.div_ceil(512));
         let mut reader = Reader::new();
         for base in WINDOWS {
@@ -239,7 +242,7 @@ proptest! {
             check(&image, &model, &mut reader, start, len.min(sectors.saturating_sub(start)));
         }
         let mut beyond = [0; 1024];
-        let error = reader.read(&image, Sector(sectors - 1), &mut beyond).unwrap_err();
+        let error = reader.read(image.at_own_size(), Sector(sectors - 1), &mut beyond).unwrap_err();
         prop_assert!(matches!(error, Error::Beyond { .. }), "{:?}", error);
     }
 }

@@ -25,7 +25,7 @@ use common::golden;
 use ovbd_vhost::image::Image;
 use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::image::reader::Reader;
-use ovbd_vhost::units::Sector;
+use ovbd_vhost::units::{Sector, SectorRange};
 use tempfile::TempDir;
 
 /// Runs the tool in `dir`, with `input` on its standard input.
@@ -108,10 +108,12 @@ fn open(dir: &TempDir, layers: &[&str]) -> Image {
 
 /// The whole disk of a stack.
 fn content_of(image: &Image) -> Vec<u8> {
-    let mut bytes = vec![0xEE; image.sectors().0 as usize * 512];
+    let mut bytes = vec![0xEE; image.at_own_size().sectors().0 as usize * 512];
     for (number, chunk) in bytes.chunks_mut(1 << 20).enumerate() {
         let start = Sector(number as u64 * 2048);
-        Reader::new().read(image, start, chunk).unwrap();
+        Reader::new()
+            .read(image.at_own_size(), start, chunk)
+            .unwrap();
     }
     bytes.truncate(image.size() as usize);
     bytes

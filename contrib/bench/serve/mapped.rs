@@ -10,7 +10,7 @@ use ovbd_vhost::image::Image;
 use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::image::plan::Piece;
 use ovbd_vhost::io::mapping::{Access, Mapping};
-use ovbd_vhost::units::Sector;
+use ovbd_vhost::units::ByteRange;
 use vm_memory::VolatileSlice;
 
 use crate::Result;
@@ -40,8 +40,9 @@ impl Mapped {
         };
         let mut target = vec![0; BLOCK];
         for block in content.blocks() {
-            let sector = Sector(u64::from(*block) * (BLOCK / 512) as u64);
-            match image.pieces(sector, (BLOCK / 512) as u64).next() {
+            let start = u64::from(*block) * BLOCK as u64;
+            let range = ByteRange::new(start, start + BLOCK as u64).sectors();
+            match image.at_own_size().pieces(range).next() {
                 Some(Piece::Plain { layer, offset, len }) if len == BLOCK as u64 => {
                     mapped.places.push((layer, usize::try_from(offset)?));
                 }

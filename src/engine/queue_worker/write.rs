@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use super::QueueWorker;
 use crate::engine::offload::{Change, Job, JobId, JobResult, Offload};
 use crate::engine::request::{Outcome, Request};
-use crate::units::{SECTOR_SIZE, Sector};
+use crate::units::SectorRange;
 use crate::virtio::config::writes_through;
 use crate::virtio::discard::DiscardRange;
 use crate::virtio::request::HEADER;
@@ -23,7 +23,7 @@ const MAX_FLUSHES: u32 = 3;
 #[derive(Debug)]
 struct Write<'a> {
     request: Request<'a>,
-    start: Sector,
+    range: SectorRange,
     /// Flushes that it waited for.
     flushes: u32,
 }
@@ -80,12 +80,12 @@ impl<'a> QueueWorker<'a> {
         writes_through(self.features, self.disk.writeback.load(Ordering::Relaxed))
     }
 
-    /// Writes the request's data to the disk at `start`.
+    /// Writes the request's data to a range of the disk.
     #[inline(never)]
-    pub(super) fn write(&mut self, request: Request<'a>, start: Sector) {
+    pub(super) fn write(&mut self, request: Request<'a>, range: SectorRange) {
         self.try_write(Write {
             request,
-            start,
+            range,
             flushes: 0,
         });
     }
@@ -100,12 +100,9 @@ impl<'a> QueueWorker<'a> {
         }
         // Read before the write: a driver that switches meanwhile is promised neither.
         let through = self.writes_through();
-        let data = write.request.chain().readable();
-        let sectors = (data.len() - HEADER) as u64 / SECTOR_SIZE;
-        let written = self
-            .disk
-            .volume
-            .write_now(write.start, sectors, data.cursor(HEADER));
+        let data = write.request.chain().readable().cursor(HEADER);
+        let (start, sectors) = (write.range.start(), write.range.len().0);
+        let written = self.disk.volume.write_now(start, sectors, data);
         match written {
             Ok(()) if through => self.flush(write.request),
             Ok(()) => self.finish(write.request.answer(Status::Ok)),

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use libfuzzer_sys::fuzz_target;
-use ovbd_vhost::units::Sector;
+use ovbd_vhost::units::{Sector, SectorRange};
 use ovbd_vhost::virtio::chain::{Chain, MAX_PIECES};
 use ovbd_vhost::virtio::config::DeviceConfig;
 use ovbd_vhost::virtio::dirty_log::DirtyLog;
@@ -119,19 +119,19 @@ fuzz_target!(|bytes: &[u8]| {
                 optimal_io: 4096,
                 writable,
             };
-            let inside = |start: Sector, len: usize| {
-                assert!(len.is_multiple_of(512) && len <= MAX_DATA);
-                assert!(start.0 + len as u64 / 512 <= CAPACITY);
+            let inside = |range: SectorRange, len: usize| {
+                assert_eq!(range.len().bytes(), len as u64);
+                assert!(len <= MAX_DATA && range.end().0 <= CAPACITY);
             };
             match Operation::parse(&chain, &config) {
-                Ok(Operation::Read(start)) => {
-                    inside(start, chain.writable().len());
+                Ok(Operation::Read(range)) => {
+                    inside(range, chain.writable().len());
                     chain.writable().cursor(0).zero(chain.writable().len());
                 }
-                Ok(Operation::Write(start)) => {
+                Ok(Operation::Write(range)) => {
                     assert!(writable);
                     let mut data = vec![0; chain.readable().len() - HEADER];
-                    inside(start, data.len());
+                    inside(range, data.len());
                     chain.readable().cursor(HEADER).read(&mut data);
                 }
                 Ok(Operation::Discard(ranges) | Operation::WriteZeroes(ranges)) => {

@@ -64,7 +64,7 @@ fn layers() -> &'static Layers {
         ];
         let image = Image::open(&Stack::new(&paths)).expect("layers");
         let mut content = vec![0; DISK as usize];
-        let read = Reader::new().read(&image, Sector(0), &mut content);
+        let read = Reader::new().read(image.at_own_size(), Sector(0), &mut content);
         read.expect("content");
         Layers {
             _folder: folder,
@@ -105,7 +105,7 @@ impl Machine {
         remotes.iter().for_each(|remote| remote.forget(|_| true));
         let disk = Disk {
             config: DeviceConfig {
-                capacity: image.sectors(),
+                capacity: Sector(0) + image.at_own_size().sectors(),
                 queues: 1,
                 queue_size: SIZE,
                 optimal_io: 4096,
