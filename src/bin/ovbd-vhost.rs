@@ -18,12 +18,14 @@ use std::time::Duration;
 use clap::builder::UnknownArgumentValueParser;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
-use ovbd_vhost::daemon::config::{Config, ImageSource, MAX_QUEUES, UpperSource};
+use ovbd_vhost::daemon::config::{Config, ImageSource, MAX_QUEUES, RemoteConfig, UpperSource};
 use ovbd_vhost::daemon::{self, activation};
 use ovbd_vhost::engine::Tuning;
 use ovbd_vhost::fetch::process;
 use ovbd_vhost::image::Lineage;
 use ovbd_vhost::reason::reason;
+use ovbd_vhost::registry::args::RegistryArgs;
+use ovbd_vhost::registry::reference::Reference;
 use ovbd_vhost::units::parse_size;
 use ovbd_vhost::virtio::queue::MAX_QUEUE_SIZE;
 use ovbd_vhost::virtio::request::SERIAL_LEN;
@@ -64,7 +66,7 @@ struct Args {
         long,
         value_name = "FILE",
         value_delimiter = ',',
-        required_unless_present_any = ["config", "upper", "layer"]
+        required_unless_present_any = ["config", "upper", "layer", "image"]
     )]
     layers: Vec<PathBuf>,
 
@@ -72,9 +74,28 @@ struct Args {
     #[arg(long, value_name = "FILE", conflicts_with = "layers")]
     layer: Vec<PathBuf>,
 
-    /// OverlayBD image config (config.v1.json), in place of --layers
+    /// OverlayBD image config (config.v1.json), in place of --layers. Layers that are only named by
+    /// digest are fetched from their registry when they are read
     #[arg(long, value_name = "FILE", conflicts_with_all = ["layers", "layer"])]
     config: Option<PathBuf>,
+
+    /// OverlayBD image in a registry, as REGISTRY/REPOSITORY[:TAG][@DIGEST], in place of --layers.
+    /// Fetched when it is read
+    #[arg(long, value_name = "REF", conflicts_with_all = ["layers", "layer", "config"])]
+    image: Option<Reference>,
+
+    /// Cache directory of layers from registries, shared by all disks; created if missing [default:
+    /// the one of --service-config]
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+
+    #[command(flatten)]
+    registry: RegistryArgs,
+
+    /// Fail a read after it waited so long for a registry, in seconds [default: it waits until the
+    /// registry answers]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
+    fetch_deadline: Option<u64>,
 
     /// Use layers that do not lie upon the layers they were made upon
     #[arg(long)]
@@ -215,10 +236,16 @@ impl From<Args> for Config {
             user: args.user,
             group: args.group,
             sandbox: args.sandbox == Switch::On,
-            image: match args.config {
-                Some(path) => ImageSource::Config(path),
-                None if args.layer.is_empty() => ImageSource::Layers(args.layers),
-                None => ImageSource::Layers(args.layer),
+            image: match (args.config, args.image) {
+                (Some(path), _) => ImageSource::Config(path),
+                (None, Some(reference)) => ImageSource::Reference(reference),
+                (None, None) if args.layer.is_empty() => ImageSource::Layers(args.layers),
+                (None, None) => ImageSource::Layers(args.layer),
+            },
+            remote: RemoteConfig {
+                cache: args.cache,
+                registry: args.registry,
+                deadline: args.fetch_deadline.map(Duration::from_secs),
             },
             lineage: match args.force {
                 true => Lineage::Ignored,

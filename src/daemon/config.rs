@@ -4,9 +4,13 @@ use std::num::NonZero;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::thread;
+use std::time::Duration;
 
 use crate::engine::Tuning;
 use crate::image::Lineage;
+use crate::registry::args::RegistryArgs;
+use crate::registry::reference::Reference;
+use crate::source::client::Patience;
 use crate::virtio::request::SERIAL_LEN;
 use crate::writable;
 
@@ -30,6 +34,8 @@ pub struct Config {
     pub sandbox: bool,
     /// The layers.
     pub image: ImageSource,
+    /// How layers in registries are reached.
+    pub remote: RemoteConfig,
     /// What to do about layers that do not lie upon the layers they were made upon.
     pub lineage: Lineage,
     /// The writable layer above them, unless an image config names it or there is none.
@@ -80,6 +86,29 @@ pub enum ImageSource {
     Layers(Vec<PathBuf>),
     /// An image config.
     Config(PathBuf),
+    /// An image in a registry.
+    Reference(Reference),
+}
+
+/// How layers in registries are reached.
+#[derive(Clone, Debug, Default)]
+pub struct RemoteConfig {
+    /// The cache directory, unless the service configuration names it.
+    pub cache: Option<PathBuf>,
+    /// The registries.
+    pub registry: RegistryArgs,
+    /// How long a guest's read waits for bytes; `None`: until they come.
+    pub deadline: Option<Duration>,
+}
+
+impl RemoteConfig {
+    /// How long bytes are waited for.
+    pub fn patience(&self) -> Patience {
+        Patience {
+            serving: self.deadline,
+            ..Patience::default()
+        }
+    }
 }
 
 /// Where the writable layer is.

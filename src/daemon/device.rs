@@ -1,8 +1,8 @@
 //! One disk: its layers, what is written above them, and what the guest sees of it.
 //!
-//! A disk is opened in three steps, between which the daemon changes its user and enters its sandbox:
-//! [`Sources::open`] opens the layers, [`WritableFiles::find`] finds the writable layer, and
-//! [`Device::load`] reads what both hold.
+//! A disk is opened in four steps, between which the daemon changes its user and enters its sandbox:
+//! [`Sources::open`] opens the local layers, [`Sources::connect`] starts a fetcher for the others,
+//! [`WritableFiles::find`] finds the writable layer, and [`Device::load`] reads what both hold.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -16,81 +16,21 @@ use uuid::Uuid;
 
 use super::config::UpperSource;
 use super::sandbox::parent;
+use super::sources::{OpenSources, Sources};
 use super::{Config, Error};
 use crate::engine::Disk;
 use crate::engine::ring::Rings;
 use crate::format::lsmt::HEADER_LEN;
 use crate::format::lsmt::writable::Kind;
+use crate::image::Image;
 use crate::image::block_cache::BlockCache;
-use crate::image::config::{Stack, UpperFiles};
-use crate::image::{self, Image, OpenStack};
-use crate::source::{self, LayerRef};
+use crate::source::client::Client;
 use crate::virtio::config::DeviceConfig;
 use crate::virtio::request::SERIAL_LEN;
 use crate::writable::{self, Options, Paths, Snapshot, Snapshots, Volume};
 
 /// How long another process may keep the directory of a writable layer locked: it opens a layer there.
 const LOCK_LIMIT: Duration = Duration::from_secs(10);
-
-/// The layers of a disk, open and not yet read, and where its writable layer is.
-#[derive(Debug)]
-pub struct Sources {
-    stack: Stack,
-    files: OpenStack,
-    upper: Option<UpperSource>,
-}
-
-impl Sources {
-    /// Opens the layers of `stack`. The writable layer above them is the one that the command line or
-    /// the image config (`configured`) names.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::TwoUppers`] and [`Error::NothingToLimit`] for options that contradict each other,
-    /// [`Error::Image`] if a layer cannot be opened.
-    pub fn open(
-        config: &Config,
-        stack: &Stack,
-        configured: Option<UpperFiles>,
-    ) -> Result<Self, Error> {
-        let upper = match (&config.upper, configured) {
-            (Some(_), Some(_)) => return Err(Error::TwoUppers),
-            (None, None) if config.upper_limit.is_some() => return Err(Error::NothingToLimit),
-            (None, Some(UpperFiles { data, index })) => {
-                Some(UpperSource::Files(Paths { data, index }))
-            }
-            (named, None) => named.clone(),
-        };
-        let stack = stack.clone().with_lineage(config.lineage);
-        let files = match (stack.layers(), &upper) {
-            ([], Some(_)) => OpenStack::empty(config.lineage),
-            _ => stack.open_files().map_err(Error::Image)?,
-        };
-        // The current directory is not to be found out inside the sandbox.
-        let absolute = stack.layers().iter().map(|layer| {
-            layer.absolute().map_err(|source| {
-                let layer = layer.clone();
-                Error::Image(source::Error::Open { layer, source }.into())
-            })
-        });
-        let absolute: Vec<LayerRef> = absolute.collect::<Result<_, Error>>()?;
-        Ok(Self {
-            stack: Stack::new(absolute).with_lineage(config.lineage),
-            files,
-            upper,
-        })
-    }
-
-    /// Where the writable layer is, if there is to be one.
-    pub fn upper(&self) -> Option<&UpperSource> {
-        self.upper.as_ref()
-    }
-
-    /// Reads the layers, once before the disk does.
-    fn image(&self) -> Result<Image, image::Error> {
-        Image::load(self.files.try_clone()?)
-    }
-}
 
 /// The files of a writable layer, which need not be there yet, in a directory that is.
 #[derive(Debug)]
@@ -163,7 +103,7 @@ impl WritableFiles {
     }
 
     /// Creates the layer above `sources` if it is missing and its place is ours to choose.
-    fn create_if_missing(&self, sources: &Sources) -> Result<(), Error> {
+    fn create_if_missing(&self, sources: &OpenSources) -> Result<(), Error> {
         let Self { paths, automatic } = self;
         // The index is created last, and goes when a snapshot seals the data. A header alone was left
         // behind by a process that died in between: nothing was ever written behind it.
@@ -216,15 +156,17 @@ pub struct Device {
     disk: Arc<Disk>,
     /// For a disk with a writable layer.
     snapshots: Option<Snapshots>,
+    /// For a disk with layers in registries.
+    client: Option<Arc<Client>>,
 }
 
 impl Device {
     /// Reads the layers and the writable layer. Opens files in the directories of the writable layer
-    /// only.
+    /// only. Waits for registries, a minute at most.
     ///
     /// # Errors
     ///
-    /// [`Error::Image`] and [`Error::Upper`] if one of them cannot be read or breaks a rule of its
+    /// [`Error::Layers`], [`Error::Image`] and [`Error::Upper`] if one of them cannot be read or breaks a rule of its
     /// format.
     pub fn load(
         config: &Config,
@@ -232,6 +174,7 @@ impl Device {
         writable: Option<WritableFiles>,
         rings: Rings,
     ) -> Result<Self, Error> {
+        let sources = sources.open_remotes(config)?;
         let (volume, snapshots) = match writable {
             None => {
                 let image = Image::load(sources.files).map_err(Error::Image)?;
@@ -272,7 +215,15 @@ impl Device {
         Ok(Self {
             disk: Arc::new(disk),
             snapshots,
+            client: sources.client,
         })
+    }
+
+    /// From now on reads wait for registries as long as the command line says.
+    pub fn start_serving(&self) {
+        if let Some(client) = &self.client {
+            client.start_serving();
+        }
     }
 
     /// What the queues serve.
@@ -341,6 +292,7 @@ mod tests {
 
     use super::*;
     use crate::format::lsmt::{Header, Part};
+    use crate::image::config::Stack;
     use crate::writable::WritableLayer;
 
     /// An image of 5 sectors and a half that holds nothing.
@@ -365,11 +317,11 @@ mod tests {
         WritableLayer::open(paths, &options)
     }
 
-    fn sources(stack: &Stack) -> Sources {
-        Sources {
+    fn sources(stack: &Stack) -> OpenSources {
+        OpenSources {
             stack: stack.clone(),
             files: stack.open_files().unwrap(),
-            upper: None,
+            client: None,
         }
     }
 

@@ -3,12 +3,44 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::fetch::open::OpenError;
+use crate::fetch::process::ProcessError;
+use crate::fetch::resolve::ResolveError;
+use crate::registry::service_config;
+use crate::source::FetchError;
+
 /// Why the daemon cannot serve.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The layers cannot be opened.
     #[error("cannot open the image")]
     Image(#[source] crate::image::Error),
+    /// The image in a registry cannot be found.
+    #[error(transparent)]
+    Resolve(ResolveError),
+    /// The fetcher cannot be started.
+    #[error("cannot fetch layers from a registry")]
+    Fetcher(#[source] ProcessError),
+    /// The layers in a registry cannot be opened.
+    #[error("cannot open the image")]
+    Layers(#[source] OpenError),
+    /// A layer is in a registry, and there is no cache.
+    #[error("{wanted} is in a registry: name a cache directory with --cache")]
+    NoCache {
+        /// The layer or image.
+        wanted: String,
+    },
+    /// The path of the cache cannot be made absolute.
+    #[error("cannot find the cache directory {}", path.display())]
+    CachePath {
+        /// Its path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The service configuration cannot be used.
+    #[error("cannot use the service configuration")]
+    ServiceConfig(#[source] service_config::Error),
     /// The image config does not tell an image.
     #[error("cannot use the image config")]
     ImageConfig(#[source] crate::image::config::Error),
@@ -115,4 +147,18 @@ pub enum Error {
     /// Waiting for connections failed.
     #[error("cannot wait for connections")]
     Wait(#[source] io::Error),
+}
+
+impl Error {
+    /// Upstream's words for the same class of error, if a registry is the cause.
+    pub fn upstream_words(&self) -> Option<&'static str> {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = cause {
+            if let Some(error) = error.downcast_ref::<FetchError>() {
+                return Some(error.kind().upstream_words());
+            }
+            cause = error.source();
+        }
+        None
+    }
 }

@@ -14,14 +14,16 @@ pub mod error;
 pub mod limits;
 pub mod listener;
 pub mod notify;
+mod remote;
 pub mod sandbox;
+mod sources;
 
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -32,17 +34,21 @@ use sd_notify::NotifyState;
 
 use crate::engine::Disk;
 use crate::engine::ring::Rings;
+use crate::fetch::process::Control;
+use crate::format::download::Download;
 use crate::image::config::{Config as ImageConfig, Stack, UpperFiles};
 use crate::io::regular::open_regular;
 use crate::reason::reason;
+use crate::registry::reference::Reference;
 use crate::writable::journal;
 use config::ImageSource;
-use device::{Device, Sources, WritableFiles};
+use device::{Device, WritableFiles};
 use limits::Room;
 use listener::{Claim, Listener};
 use notify::Manager;
 use sandbox::privileges::{self, Identity};
 use sandbox::{Reach, Sandbox};
+use sources::Sources;
 
 /// Permissions of the control socket: its owner's only.
 const CONTROL_MODE: u32 = 0o600;
@@ -55,13 +61,22 @@ const CONTROL_MODE: u32 = 0o600;
 pub fn run(config: Config) -> Result<(), Error> {
     let passed = activation::take()?;
     let (started, result) = match &config.image {
-        ImageSource::Layers(layers) => (start(&config, &Stack::new(layers), None, passed), None),
+        ImageSource::Layers(layers) => {
+            let wanted = Wanted::Stack(Stack::new(layers), None, None);
+            (start(&config, wanted, passed), None)
+        }
+        ImageSource::Reference(reference) => {
+            (start(&config, Wanted::Image(reference), passed), None)
+        }
         ImageSource::Config(path) => {
             let image = ImageConfig::load(path).map_err(Error::ImageConfig)?;
             // Created with the rights of the starter, and written from inside the sandbox.
             let result = image.result_file().map(ResultFile::create).transpose()?;
             let parts = image.stack_and_upper().map_err(Error::ImageConfig);
-            let start = |(stack, upper)| start(&config, &stack, upper, passed);
+            let start = |(stack, upper)| {
+                let wanted = Wanted::Stack(stack, upper, image.download());
+                start(&config, wanted, passed)
+            };
             (parts.and_then(start), result)
         }
     };
@@ -72,6 +87,7 @@ pub fn run(config: Config) -> Result<(), Error> {
         disk,
         socket,
         control: _control, // removes its path at the end
+        fetcher: _fetcher, // ends it at the end
         signals,
         manager,
     } = started?;
@@ -92,23 +108,49 @@ struct Started {
     disk: Arc<Disk>,
     socket: Listener,
     control: Option<Listener>,
+    fetcher: Option<Control>,
     signals: UnixStream,
     manager: Manager,
+}
+
+/// What to serve.
+enum Wanted<'a> {
+    /// Layers, the writable layer that an image config names, and what it says about downloads.
+    Stack(Stack, Option<UpperFiles>, Option<&'a Download>),
+    /// An image in a registry.
+    Image(&'a Reference),
+}
+
+/// The layers before the daemon changes its user.
+enum Layers<'a> {
+    Open(Sources),
+    Named(&'a Reference),
 }
 
 /// Opens the files, enters the sandbox, reads what the files hold, and listens.
 fn start(
     config: &Config,
-    stack: &Stack,
-    upper: Option<UpperFiles>,
+    wanted: Wanted<'_>,
     passed: Option<UnixListener>,
 ) -> Result<Started, Error> {
-    let sources = Sources::open(config, stack, upper)?;
+    // Files are opened with the rights of the starter, registries are asked as the daemon's user.
+    let (layers, download) = match wanted {
+        Wanted::Stack(stack, upper, download) => (
+            Layers::Open(Sources::open(config, &stack, upper)?),
+            download,
+        ),
+        Wanted::Image(reference) => (Layers::Named(reference), None),
+    };
     let rings = device::make_rings(config.rings());
-    // A signal that comes before is lost: nothing is served before the socket listens.
-    let signals = signals()?;
+    let starting = Arc::new(AtomicBool::new(true));
+    let signals = signals(&starting)?;
     let manager = Manager::connect();
     change_user(config)?;
+    let sources = match layers {
+        Layers::Open(sources) => sources,
+        Layers::Named(reference) => Sources::resolve(config, reference)?,
+    };
+    let (sources, fetcher) = sources.connect(config, download)?;
     let upper = sources.upper();
     upper.map(WritableFiles::create_folder).transpose()?;
     // A socket may lie in the directory of the writable layer. Each takes that directory's lock: the
@@ -119,7 +161,9 @@ fn start(
     let sandbox = enter(config, &sockets, writable.as_ref(), &rings)?;
     let device = Device::load(config, sources, writable, rings)?;
     let disk = device.disk().clone();
+    device.start_serving();
     room.check(config.queues(), device.is_writable())?;
+    starting.store(false, Ordering::Relaxed);
     let (socket, control) = sockets.listen()?;
     sandbox.map_or(Ok(()), Sandbox::tighten)?;
     if let Some(control) = &control {
@@ -129,6 +173,7 @@ fn start(
         disk,
         socket,
         control,
+        fetcher,
         signals,
         manager,
     })
@@ -217,12 +262,13 @@ impl Sockets {
 }
 
 /// A stream that becomes readable when a signal asks the daemon to end. A second signal does not
-/// ask.
-fn signals() -> Result<UnixStream, Error> {
+/// ask, nor does the first one while `starting` holds: a start may wait for a registry.
+fn signals(starting: &Arc<AtomicBool>) -> Result<UnixStream, Error> {
     let pipe = || -> std::io::Result<UnixStream> {
         let (read, write) = UnixStream::pair()?;
         let asked = Arc::new(AtomicBool::new(false));
         for signal in [SIGTERM, SIGINT] {
+            signal_hook::flag::register_conditional_shutdown(signal, 0, starting.clone())?;
             // In this order: the first signal finds the flag down and raises it.
             signal_hook::flag::register_conditional_shutdown(signal, 1, asked.clone())?;
             signal_hook::flag::register(signal, asked.clone())?;
@@ -256,11 +302,14 @@ impl ResultFile {
         }
     }
 
-    /// Writes `success` or `failed:<reason>`.
+    /// Writes `success` or `failed:<reason>`. Scripts look for upstream's words in it.
     fn report(mut self, failure: Option<&Error>) -> Result<(), Error> {
         let text = match failure {
             None => "success".to_owned(),
-            Some(error) => format!("failed:{}", reason(error)),
+            Some(error) => match error.upstream_words() {
+                None => format!("failed:{}", reason(error)),
+                Some(words) => format!("failed:{words}: {}", reason(error)),
+            },
         };
         let path = self.path;
         let written = self.file.write_all(text.as_bytes());

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::blob::{Offer, jitter};
 use super::fetcher::Shared;
 use super::fill::FillOptions;
+use crate::format::download;
 use crate::reason::reason;
 use crate::source::link::Link;
 
@@ -45,6 +46,19 @@ impl Default for Download {
             attempts: 5,
             block_size: 8 << 20,
         }
+    }
+}
+
+impl Download {
+    /// As an image or a service configuration says; `None` if it says not to.
+    pub fn configured(configured: &download::Download) -> Option<Self> {
+        configured.enabled().then(|| Self {
+            delay: configured.delay(),
+            delay_extra: configured.delay_extra(),
+            rate: configured.rate().unwrap_or(u64::MAX),
+            attempts: configured.attempts(),
+            block_size: configured.block_size(),
+        })
     }
 }
 

@@ -217,6 +217,13 @@ impl Fetcher {
         Ok(())
     }
 
+    /// Whether a disk process is connected, or was a moment ago.
+    pub fn has_connections(&self) -> bool {
+        lock(&self.connections)
+            .iter()
+            .any(|thread| !thread.is_finished())
+    }
+
     /// Makes durable what is there and ends at once, as the process does: threads that wait for a
     /// server are left alone.
     pub fn leave(self) {

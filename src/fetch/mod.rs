@@ -16,6 +16,8 @@
 //! threads of its own. A failed fetch is repeated as long as something waits for it, with growing
 //! pauses; whoever opens a layer is told of a definite refusal at once.
 //!
+//! The fetcher is a process of its own ([`process`]) in a sandbox ([`sandbox`]).
+//!
 //! Nothing here is precious. A fetcher that is killed leaves units in the page cache and no lock;
 //! its successor says hello on the same sockets, and the disk processes repeat what was not
 //! answered.
@@ -32,6 +34,8 @@ mod origin;
 mod pace;
 pub mod process;
 mod registry_blob;
+pub mod resolve;
+pub mod sandbox;
 mod schedule;
 mod session;
 #[cfg(test)]

@@ -1,5 +1,10 @@
 //! Opening the layers of a stack: local files by their paths, blobs of registries by the fetcher.
+//!
+//! A program that enters a sandbox opens the local files ([`LocalLayers::open`]) and connects to the
+//! fetcher ([`LocalLayers::attach`]) before, and gets the blobs' descriptors inside
+//! ([`AttachedLayers::open`]). [`open_layers`] does all of it at once.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
 
@@ -8,7 +13,7 @@ use thiserror::Error;
 use super::Download;
 use super::process::{Process, ProcessError};
 use crate::source::client::{Client, Patience};
-use crate::source::{self, Blob, FetchError, LayerRef, RemoteBlob, cached};
+use crate::source::{self, Blob, FetchError, FetchErrorKind, LayerRef, RemoteBlob, cached};
 
 /// Blobs that are opened at a time.
 const AT_A_TIME: usize = 16;
@@ -32,6 +37,24 @@ pub enum OpenError {
     Process(#[from] ProcessError),
 }
 
+/// A layer of a stack.
+#[derive(Debug)]
+enum Layer {
+    Open(Blob),
+    Remote(Arc<RemoteBlob>),
+}
+
+/// The layers of a stack, of which the local ones are open.
+#[derive(Debug)]
+pub struct LocalLayers(Vec<Layer>);
+
+/// The layers of a stack that the fetcher knows of.
+#[derive(Debug)]
+pub struct AttachedLayers {
+    layers: Vec<Layer>,
+    socket: OwnedFd,
+}
+
 /// The layers of a stack, open, and the connection that brings what they lack.
 #[derive(Debug)]
 pub struct OpenLayers {
@@ -41,8 +64,68 @@ pub struct OpenLayers {
     pub client: Arc<Client>,
 }
 
-/// Opens layers. Waits for the fetcher, at most as long as `patience` says for a start; reads no
-/// byte of any layer.
+impl LocalLayers {
+    /// Opens the local files among `layers`.
+    ///
+    /// # Errors
+    /// [`OpenError::File`] names the file.
+    pub fn open(layers: &[LayerRef]) -> Result<Self, OpenError> {
+        source::make_room(layers.len());
+        let layers = layers.iter().map(|layer| {
+            Ok(match layer {
+                LayerRef::File(path) => Layer::Open(Blob::open(path)?),
+                LayerRef::Remote(blob) => Layer::Remote(Arc::clone(blob)),
+            })
+        });
+        layers.collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Lets the fetcher know of the others, and downloads them in the background if that is asked
+    /// for.
+    ///
+    /// # Errors
+    /// [`OpenError::Process`]: the fetcher's keeper is gone, or the system refuses a socket.
+    pub fn attach(
+        self,
+        process: &Process,
+        download: Option<Download>,
+    ) -> Result<AttachedLayers, OpenError> {
+        let layers = self.0;
+        let socket = process.attach(&remotes(&layers), download)?;
+        Ok(AttachedLayers { layers, socket })
+    }
+}
+
+impl AttachedLayers {
+    /// Opens the blobs of registries. Waits for the fetcher, at most as long as `patience` says for
+    /// a start; reads no byte of any layer. The thread that receives bytes from then on calls
+    /// `prepare` first.
+    ///
+    /// # Errors
+    /// An [`OpenError`] that names the layer.
+    pub fn open(
+        self,
+        patience: Patience,
+        prepare: impl FnOnce() + Send + 'static,
+    ) -> Result<OpenLayers, OpenError> {
+        let client = Client::start_with(self.socket, patience, prepare);
+        let client = Arc::new(client.map_err(ProcessError::Start)?);
+        let mut numbered = open_remotes(&client, &remotes(&self.layers)).into_iter();
+        let blobs = self.layers.into_iter().map(|layer| match layer {
+            Layer::Open(blob) => Ok(blob),
+            Layer::Remote(blob) => {
+                let gone = || FetchError::new(FetchErrorKind::System, "a thread died");
+                let opened = numbered.next().unwrap_or_else(|| Err(gone()));
+                let layer = LayerRef::Remote(blob);
+                opened.map_err(|source| OpenError::Remote { layer, source })
+            }
+        });
+        let blobs = blobs.collect::<Result<_, _>>()?;
+        Ok(OpenLayers { blobs, client })
+    }
+}
+
+/// Opens layers for a program without a sandbox: see [`AttachedLayers::open`].
 ///
 /// # Errors
 /// An [`OpenError`] that names the layer.
@@ -52,28 +135,17 @@ pub fn open_layers(
     patience: Patience,
     download: Option<Download>,
 ) -> Result<OpenLayers, OpenError> {
-    let remote = |layer: &LayerRef| match layer {
-        LayerRef::File(_) => None,
-        LayerRef::Remote(blob) => Some(Arc::clone(blob)),
+    let attached = LocalLayers::open(layers)?.attach(process, download)?;
+    attached.open(patience, || {})
+}
+
+/// The blobs of registries. Their places in this list are their numbers.
+fn remotes(layers: &[Layer]) -> Vec<Arc<RemoteBlob>> {
+    let remote = |layer: &Layer| match layer {
+        Layer::Open(_) => None,
+        Layer::Remote(blob) => Some(Arc::clone(blob)),
     };
-    let remotes: Vec<_> = layers.iter().filter_map(remote).collect();
-    let socket = process.attach(&remotes, download)?;
-    let client = Client::start(socket, patience).map_err(ProcessError::Start)?;
-    let client = Arc::new(client);
-    let mut numbered = open_remotes(&client, &remotes).into_iter();
-    let blobs = layers.iter().map(|layer| match layer {
-        LayerRef::File(path) => Ok(Blob::open(path)?),
-        LayerRef::Remote(_) => {
-            let gone = || FetchError::new(source::FetchErrorKind::System, "a thread died");
-            let opened = numbered.next().unwrap_or_else(|| Err(gone()));
-            opened.map_err(|source| OpenError::Remote {
-                layer: layer.clone(),
-                source,
-            })
-        }
-    });
-    let blobs = blobs.collect::<Result<_, _>>()?;
-    Ok(OpenLayers { blobs, client })
+    layers.iter().filter_map(remote).collect()
 }
 
 /// Opens blobs side by side: each may wait for the cache's lock, and one of unknown length for its

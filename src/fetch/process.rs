@@ -10,14 +10,19 @@
 //! The owner may enter a sandbox that starts no programs; the keeper stays outside of it, has no
 //! network and parses nothing. It holds the fetcher's ends of the sockets, so that what a fetcher
 //! did not read when it died is read by the next one. Both end when the owner closes its end of
-//! the control socket.
+//! the control socket. If the keeper dies before, the fetcher serves on until its disks are gone;
+//! only a new one is not started then.
 //!
 //! Keeper and fetcher are this same program, told apart by the name they are called by;
-//! so the binaries call [`run_if_asked`] before anything else.
+//! so the binaries call [`run_if_asked`] before anything else. Neither ends by SIGINT or SIGTERM,
+//! which a terminal or a service manager sends to all processes of a service: the disk still needs
+//! them to finish its reads.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -28,25 +33,32 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
+use signal_hook::consts::{SIGINT, SIGTERM};
 use thiserror::Error;
 
-use super::{Download, Fetcher, Offer, Options, RegistryBlob};
+use super::sandbox::{self, Reach};
+use super::{Download, Fetcher, Offer, Options, RegistryBlob, resolve};
 use crate::cache::{self, Cache, Limits};
 use crate::reason::reason;
+use crate::registry::args::RegistryArgs;
 use crate::registry::blob::BlobRef;
-use crate::registry::client::{self, Client};
+use crate::registry::client::Client;
 use crate::registry::credentials::Source;
 use crate::registry::repository::{self, Repository};
+use crate::registry::service_config::{self, ServiceConfig};
 use crate::source::RemoteBlob;
 use crate::source::link::{self, Link, Message, Turn};
 use crate::source::protocol::MESSAGE_LEN;
+
+/// The running program, also if its file was replaced since.
+pub const ITSELF: &str = "/proc/self/exe";
 
 /// Names that this program is called by.
 const KEEPER: &str = "ovbd-fetch-keeper";
 const FETCHER: &str = "ovbd-fetcher";
 
 /// Longest text that describes a configuration or a list of blobs.
-const MAX_TEXT: u64 = 4 << 20;
+pub(super) const MAX_TEXT: u64 = 4 << 20;
 
 /// How long another process may take to read, or to end.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -65,14 +77,51 @@ const SETTLED: Duration = Duration::from_secs(10);
 pub struct Config {
     /// The cache directory.
     pub cache: PathBuf,
-    /// Bytes that the cache may take; `None`: no limit but the file system's.
-    pub cache_size: Option<u64>,
-    /// Docker's `config.json` or upstream's `cred.json`.
-    pub credentials: Option<PathBuf>,
-    /// Registries that are reached by plain HTTP.
-    pub insecure: Vec<String>,
-    /// Certificates to trust besides the system's.
-    pub ca: Option<PathBuf>,
+    /// How to reach registries. Files that are named here are read again by each new fetcher.
+    pub registry: RegistryArgs,
+    /// Whether the fetcher gives up what fetching does not need.
+    pub sandbox: bool,
+}
+
+/// What a configuration leads to.
+#[derive(Debug)]
+pub(super) struct Access {
+    pub(super) cache: Cache,
+    pub(super) client: Client,
+    service: ServiceConfig,
+    reach: Option<Reach>,
+}
+
+impl Config {
+    /// Opens the cache and prepares a client of registries.
+    pub(super) fn open(&self) -> Result<Access, ProcessError> {
+        let cache = Cache::open(&self.cache);
+        let cache = cache.map_err(|error| ProcessError::Cache(Box::new(error)))?;
+        let (options, service) = self.registry.clone().into_options()?;
+        let reach = self.sandbox.then(|| Reach {
+            cache: self.cache.clone(),
+            credentials: match &options.credentials {
+                Source::File(path) => vec![path.clone()],
+                Source::None | Source::Service(_) => Vec::new(),
+            },
+        });
+        let client = Client::new(options);
+        let client = client.map_err(|error| ProcessError::Registry(Box::new(error)))?;
+        Ok(Access {
+            cache,
+            client,
+            service,
+            reach,
+        })
+    }
+}
+
+impl Access {
+    /// Enters the sandbox, if there is to be one. Call it while the process has one thread.
+    pub(super) fn confine(&self) -> Result<(), ProcessError> {
+        let entered = self.reach.as_ref().map(sandbox::enter).transpose();
+        entered.map(|_| ()).map_err(ProcessError::Sandbox)
+    }
 }
 
 /// The fetcher cannot be started or used.
@@ -81,15 +130,21 @@ pub enum ProcessError {
     /// The system refuses a process or a socket.
     #[error("cannot start the fetcher")]
     Start(#[source] io::Error),
-    /// A host name in the configuration is malformed.
+    /// A URL of blobs is malformed.
     #[error(transparent)]
-    Host(#[from] repository::Error),
+    Url(#[from] repository::Error),
+    /// The service configuration cannot be used.
+    #[error(transparent)]
+    Service(#[from] service_config::Error),
     /// Registries cannot be used as configured.
     #[error("cannot reach registries")]
     Registry(#[source] Box<crate::registry::error::Error>),
     /// The cache cannot be used.
     #[error(transparent)]
     Cache(Box<cache::Error>),
+    /// The fetcher's sandbox cannot be entered.
+    #[error("cannot enter the fetcher's sandbox; --sandbox off disables it")]
+    Sandbox(#[source] sandbox::Error),
     /// The text of a message is malformed.
     #[error("malformed message to the fetcher")]
     Message(#[from] serde_json::Error),
@@ -119,8 +174,33 @@ struct Listed {
 /// A running fetcher. Ends when dropped.
 #[derive(Debug)]
 pub struct Process {
-    control: OwnedFd,
-    keeper: Child,
+    // Dropped first: the keeper ends then.
+    control: Control,
+    keeper: Keeper,
+}
+
+/// The owner's end of the control socket. The fetcher ends when it is dropped, or when the process
+/// that holds it ends.
+#[derive(Debug)]
+pub struct Control(OwnedFd);
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Both);
+    }
+}
+
+#[derive(Debug)]
+struct Keeper(Child);
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        // It ends by itself; waiting only spares a zombie.
+        let start = Instant::now();
+        while start.elapsed() < PATIENCE && matches!(self.0.try_wait(), Ok(None)) {
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
 }
 
 impl Process {
@@ -131,21 +211,27 @@ impl Process {
     /// A [`ProcessError`]: the cache or the configuration cannot be used, or the system refuses.
     pub fn start(program: &Path, config: &Config) -> Result<Self, ProcessError> {
         // Here, where it can be reported: the fetcher could only fail again and again.
-        Cache::open(&config.cache).map_err(|error| ProcessError::Cache(Box::new(error)))?;
-        registry_client(config)?;
+        config.open()?;
         let (ours, theirs) = link::pair()?;
-        let keeper = spawn(program, KEEPER, theirs)?;
+        let keeper = spawn(program, KEEPER, theirs, Stdio::null())?;
         let process = Self {
-            control: ours,
-            keeper,
+            control: Control(ours),
+            keeper: Keeper(keeper),
         };
-        send(&process.control, text(config)?, None)?;
+        send(&process.control.0, text(config)?, None)?;
         Ok(process)
     }
 
     /// Process number of the keeper, whose only child is the fetcher.
     pub fn keeper(&self) -> u32 {
-        self.keeper.id()
+        self.keeper.0.id()
+    }
+
+    /// Gives up the child process: a sandbox may not let its owner wait for it. It stays a zombie
+    /// until the owner ends.
+    pub fn into_control(self) -> Control {
+        std::mem::forget(self.keeper);
+        self.control
     }
 
     /// Lets a disk process ask for the blobs by their places in the list, and downloads them
@@ -168,31 +254,30 @@ impl Process {
             .collect();
         let (ours, theirs) = link::pair()?;
         let attachment = Attachment { blobs, download };
-        send(&self.control, text(&attachment)?, Some(theirs))?;
+        send(&self.control.0, text(&attachment)?, Some(theirs))?;
         Ok(ours)
     }
 }
 
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = rustix::net::shutdown(&self.control, rustix::net::Shutdown::Both);
-        // It ends by itself; waiting only spares a zombie.
-        let start = Instant::now();
-        while start.elapsed() < PATIENCE && matches!(self.keeper.try_wait(), Ok(None)) {
-            thread::sleep(Duration::from_millis(5));
-        }
-    }
-}
-
-/// Runs keeper or fetcher if this program was called by the name of one.
+/// Runs keeper, fetcher or resolver if this program was called by the name of one.
 pub fn run_if_asked() -> Option<ExitCode> {
     let name = std::env::args_os().next()?;
     let run = match name.to_str()? {
         KEEPER => run_keeper,
         FETCHER => run_fetcher,
+        resolve::NAME => resolve::run,
         _ => return None,
     };
-    // The control socket. Its number is free again then: nothing else reads standard input.
+    if let Ok(name) = CString::new(name.as_bytes()) {
+        let _ = rustix::thread::set_name(&name);
+    }
+    for signal in [SIGINT, SIGTERM] {
+        if let Err(error) = signal_hook::flag::register(signal, Arc::default()) {
+            log::warn!("cannot ignore signal {signal}: {error}");
+        }
+    }
+    // The control socket or the question. Its number is free again then: nothing else reads
+    // standard input.
     let control = io::stdin().as_fd().try_clone_to_owned();
     Some(match control.map_err(ProcessError::Start).and_then(run) {
         Ok(()) => ExitCode::SUCCESS,
@@ -235,24 +320,28 @@ impl Owned {
     }
 
     fn read<T: for<'de> Deserialize<'de>>(&self) -> Result<T, ProcessError> {
-        let mut file = File::from(self.text.try_clone()?);
-        file.rewind()?;
-        let mut text = String::new();
-        file.take(MAX_TEXT).read_to_string(&mut text)?;
-        Ok(serde_json::from_str(&text)?)
+        read(self.text.try_clone()?)
     }
+}
+
+/// Reads a text in a file in memory, from its start.
+pub(super) fn read<T: for<'de> Deserialize<'de>>(text: OwnedFd) -> Result<T, ProcessError> {
+    let mut file = File::from(text);
+    file.rewind()?;
+    let mut text = String::new();
+    file.take(MAX_TEXT).read_to_string(&mut text)?;
+    Ok(serde_json::from_str(&text)?)
 }
 
 /// Starts fetchers, one after the other died, until the owner closes the control socket.
 fn run_keeper(control: OwnedFd) -> Result<(), ProcessError> {
-    let program = std::env::current_exe()?;
     let control = Link::new(control)?;
     let mut kept: Vec<Owned> = Vec::new();
     let mut pause = FIRST_PAUSE;
     loop {
         let started = Instant::now();
         let (ours, theirs) = link::pair()?;
-        let mut fetcher = spawn(&program, FETCHER, theirs)?;
+        let mut fetcher = spawn(Path::new(ITSELF), FETCHER, theirs, Stdio::null())?;
         for owned in &kept {
             // A fetcher that is gone is noticed below; its successor gets all that is kept.
             let _ = hand_on(&ours, owned);
@@ -298,16 +387,17 @@ fn run_fetcher(control: OwnedFd) -> Result<(), ProcessError> {
         return Ok(());
     };
     let config: Config = first.read()?;
-    let client = Arc::new(registry_client(&config)?);
-    let cache = Cache::open(&config.cache).map_err(|error| ProcessError::Cache(Box::new(error)))?;
+    let access = config.open()?;
+    access.confine()?;
+    let client = Arc::new(access.client);
     let options = Options {
         limits: Limits {
-            bytes: config.cache_size.unwrap_or(u64::MAX),
+            bytes: access.service.cache_size.unwrap_or(u64::MAX),
             ..Limits::default()
         },
         ..Options::default()
     };
-    let fetcher = Fetcher::start(cache, options)?;
+    let fetcher = Fetcher::start(access.cache, options)?;
     let mut waiting: Vec<_> = messages.collect();
     loop {
         for owned in waiting.drain(..) {
@@ -317,10 +407,15 @@ fn run_fetcher(control: OwnedFd) -> Result<(), ProcessError> {
         }
         let turn = control.turn(TICK, |message| waiting.extend(Owned::new(message)))?;
         if turn == Turn::Ended {
-            fetcher.leave();
-            return Ok(());
+            break;
         }
     }
+    // The keeper may have been killed: the disks do not suffer from it.
+    while fetcher.has_connections() {
+        thread::sleep(TICK);
+    }
+    fetcher.leave();
+    Ok(())
 }
 
 fn attach(fetcher: &Fetcher, client: &Arc<Client>, owned: Owned) -> Result<(), ProcessError> {
@@ -350,29 +445,20 @@ fn attach(fetcher: &Fetcher, client: &Arc<Client>, owned: Owned) -> Result<(), P
     Ok(fetcher.attach(socket, offers, download)?)
 }
 
-fn registry_client(config: &Config) -> Result<Client, ProcessError> {
-    let insecure = config.insecure.iter().map(|host| host.parse());
-    let options = client::Options {
-        credentials: config
-            .credentials
-            .clone()
-            .map_or(Source::None, Source::File),
-        insecure: insecure.collect::<Result<_, _>>()?,
-        ca: config.ca.clone(),
-        ..client::Options::default()
-    };
-    Client::new(options).map_err(|error| ProcessError::Registry(Box::new(error)))
-}
-
-/// A program, called by this name, with a socket as its standard input.
-fn spawn(program: &Path, name: &str, socket: OwnedFd) -> Result<Child, ProcessError> {
+/// Starts a program, called by this name, with a socket or file as its standard input.
+pub(super) fn spawn(
+    program: &Path,
+    name: &str,
+    input: OwnedFd,
+    output: Stdio,
+) -> Result<Child, ProcessError> {
     let mut command = Command::new(program);
-    command.arg0(name).stdin(Stdio::from(socket));
-    Ok(command.stdout(Stdio::null()).spawn()?)
+    command.arg0(name).stdin(Stdio::from(input)).stdout(output);
+    Ok(command.spawn()?)
 }
 
 /// A text in a file in memory.
-fn text<T: Serialize>(value: &T) -> Result<OwnedFd, ProcessError> {
+pub(super) fn text<T: Serialize>(value: &T) -> Result<OwnedFd, ProcessError> {
     let memory = memfd_create("fetch", MemfdFlags::CLOEXEC).map_err(io::Error::from)?;
     let mut file = File::from(memory);
     file.write_all(&serde_json::to_vec(value)?)?;

@@ -71,7 +71,7 @@ impl<R: Read> Read for Classed<R> {
 }
 
 /// What an error of the client means for a fetch.
-fn failure(error: &Error) -> Failure {
+pub(super) fn failure(error: &Error) -> Failure {
     let kind = match error {
         Error::Denied { .. } | Error::Credentials { .. } | Error::Token { .. } => {
             FetchErrorKind::Unauthorized

@@ -11,13 +11,16 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::blob::BlobId;
 use crate::source::protocol::Cause;
 
 /// Queues by urgency: those that are waited for share the first.
 const QUEUES: usize = 4;
+
+/// How long those that open layers wait for a registry that fails.
+const START_PATIENCE: Duration = Duration::from_secs(45);
 
 /// Hints that may wait; more are dropped.
 const MAX_HINTS: usize = 4096;
@@ -87,6 +90,8 @@ enum Status {
 struct Waiter<W> {
     missing: BTreeSet<u64>,
     fails_fast: bool,
+    /// Fails with what is wrong then, before whoever opens a layer gives up without a reason.
+    until: Option<Instant>,
     name: W,
 }
 
@@ -157,6 +162,7 @@ impl<W> Schedule<W> {
                 missing: runs.iter().cloned().flatten().collect(),
                 // Who fetches whole blobs counts the attempts itself.
                 fails_fast: matches!(cause, Cause::Start | Cause::Background),
+                until: (cause == Cause::Start).then(|| Instant::now() + START_PATIENCE),
                 name,
             });
         }
@@ -221,15 +227,17 @@ impl<W> Schedule<W> {
         done
     }
 
-    /// Notes that the rest of a job failed, and repeats what something waits for after `at`. After
-    /// a definite failure those that open layers no longer wait; they are returned.
+    /// Notes that the rest of a job failed, and repeats what something waits for after `at`. Those
+    /// that open layers no longer wait after a definite failure, or if that is too late for them;
+    /// they are returned.
     pub(super) fn failed(&mut self, job: &Job, definite: bool, at: Instant) -> Vec<W> {
         let Some(units) = self.blobs.get_mut(&job.blob) else {
             return Vec::new();
         };
         let touches = |missing: &BTreeSet<u64>| missing.range(job.units.clone()).next().is_some();
         let failed = units.waiters.extract_if(.., |waiter| {
-            definite && waiter.fails_fast && touches(&waiter.missing)
+            let over = waiter.until.is_some_and(|until| until < at);
+            ((definite && waiter.fails_fast) || over) && touches(&waiter.missing)
         });
         let failed = failed.map(|waiter| waiter.name).collect();
         for unit in job.units.clone() {

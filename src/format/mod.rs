@@ -7,6 +7,7 @@
 
 pub mod crc;
 pub mod digest;
+pub mod download;
 pub mod lsmt;
 pub mod presence;
 pub mod tar;

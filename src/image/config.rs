@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use super::lineage::Lineage;
 use crate::format::digest::DigestError;
+use crate::format::download::Download;
 use crate::io::regular::open_regular;
 use crate::source::{LayerRef, RemoteBlob};
 
@@ -166,6 +167,7 @@ struct Keys {
     result_file: Option<String>,
     acceleration_layer: Option<bool>,
     record_trace_path: Option<String>,
+    download: Option<Download>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -227,6 +229,11 @@ impl Config {
     /// File that is to get `success` or `failed:<reason>`, if there is one.
     pub fn result_file(&self) -> Option<PathBuf> {
         given(&self.keys.result_file).map(|file| self.resolve(file))
+    }
+
+    /// How the image's layers are downloaded in the background, if the config says it.
+    pub fn download(&self) -> Option<&Download> {
+        self.keys.download.as_ref()
     }
 
     /// The layers of the image, and the data and index files of the writable layer above them, if

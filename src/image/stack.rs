@@ -60,6 +60,11 @@ impl Stack {
 }
 
 impl OpenStack {
+    /// The same layers, with `lineage` for those that do not lie upon their parents.
+    pub fn with_lineage(self, lineage: Lineage) -> Self {
+        Self { lineage, ..self }
+    }
+
     /// No layers, as below a writable layer that is the first of its image.
     pub fn empty(lineage: Lineage) -> Self {
         Self {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use serde::{Deserialize, Serialize};
 
 use super::client::Options;
 use super::credentials::Source;
@@ -11,29 +12,29 @@ use super::repository::Host;
 use super::service_config::{Error, ServiceConfig};
 
 /// Access to registries.
-#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RegistryArgs {
     /// Credentials file: Docker's config.json or upstream's cred.json [default: none]
     #[arg(long, value_name = "FILE")]
-    credentials: Option<PathBuf>,
+    pub credentials: Option<PathBuf>,
     /// Use plain HTTP for this registry; repeatable
     #[arg(long, value_name = "HOST[:PORT]")]
-    insecure_registry: Vec<Host>,
+    pub insecure_registry: Vec<Host>,
     /// PEM file of certificates to trust in addition to the system's
     #[arg(long, value_name = "FILE")]
-    registry_ca: Option<PathBuf>,
+    pub registry_ca: Option<PathBuf>,
     /// Request blobs of HOST from the mirror at URL first; repeatable
     ///
     /// A mirror serves the registry API; the query parameter `ns` names the registry. Request
     /// headers can follow: HOST=URL,header=NAME:VALUE.
     #[arg(long, value_name = "HOST=URL")]
-    mirror: Vec<Mirror>,
+    pub mirror: Vec<Mirror>,
     /// Request blobs from the local peer-to-peer proxy at URL first; the blob URL is appended
     #[arg(long, value_name = "URL")]
-    p2p: Option<Prefix>,
+    pub p2p: Option<Prefix>,
     /// Upstream's overlaybd.json; used are its keys for credentials, cache, download and peer-to-peer
     #[arg(long, value_name = "FILE")]
-    service_config: Option<PathBuf>,
+    pub service_config: Option<PathBuf>,
 }
 
 impl RegistryArgs {

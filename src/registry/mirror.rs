@@ -6,6 +6,7 @@
 
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::address::names_local;
@@ -54,7 +55,7 @@ pub enum Error {
 }
 
 /// A mirror of one registry: `HOST=URL[,header=NAME:VALUE]...`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mirror {
     host: Host,
     base: Url,
@@ -62,7 +63,7 @@ pub struct Mirror {
 }
 
 /// A peer-to-peer proxy that gets URLs behind its own.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Prefix(Url);
 
 impl Mirror {

@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::repository::{Host, Scheme};
@@ -18,7 +19,7 @@ const MAX_URL: usize = 16 * 1024;
 pub struct Error(String);
 
 /// An absolute URL without a fragment.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Url {
     scheme: Scheme,
     host: Host,

@@ -106,6 +106,18 @@ impl Client {
     /// # Errors
     /// The process has no descriptor or no thread left.
     pub fn start(socket: OwnedFd, patience: Patience) -> io::Result<Self> {
+        Self::start_with(socket, patience, || {})
+    }
+
+    /// As [`Client::start`]; the thread calls `prepare` first, to drop its privileges for example.
+    ///
+    /// # Errors
+    /// As [`Client::start`].
+    pub fn start_with(
+        socket: OwnedFd,
+        patience: Patience,
+        prepare: impl FnOnce() + Send + 'static,
+    ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             link: Link::new(socket)?,
             table: Mutex::default(),
@@ -116,7 +128,10 @@ impl Client {
         let weak = Arc::downgrade(&shared);
         thread::Builder::new()
             .name("fetch-client".to_owned())
-            .spawn(move || receive(&weak))?;
+            .spawn(move || {
+                prepare();
+                receive(&weak);
+            })?;
         Ok(Self { shared })
     }
 
@@ -128,7 +143,7 @@ impl Client {
     /// How long a reader without anything else to do should wait for bytes.
     pub fn patience(&self) -> Duration {
         let Patience { start, serving } = self.shared.patience;
-        match self.shared.serving.load(Ordering::Relaxed) {
+        match self.shared.is_serving() {
             true => serving.unwrap_or(ENDLESS),
             false => start,
         }
@@ -172,19 +187,22 @@ impl Client {
         ticket: Ticket,
         repair: Option<(Arc<Rejected>, Range<u64>)>,
     ) {
-        let cause = match (&repair, self.shared.serving.load(Ordering::Relaxed)) {
+        let cause = match (&repair, self.shared.is_serving()) {
             (Some(_), _) => Cause::Repair,
             (None, true) => Cause::Demand,
             (None, false) => Cause::Start,
         };
         let mut table = self.shared.table();
-        if table.gone || bytes.end - bytes.start > MAX_FETCH {
-            let gone = table.gone;
+        let refused = match table.gone && !self.shared.is_serving() {
+            true => Some(gone()),
+            false if bytes.end - bytes.start > MAX_FETCH => {
+                let reason = "more bytes than one fetch takes";
+                Some(FetchError::new(FetchErrorKind::System, reason))
+            }
+            false => None,
+        };
+        if let Some(error) = refused {
             drop(table);
-            let error = match gone {
-                true => self::gone(),
-                false => FetchError::new(FetchErrorKind::System, "more bytes than one fetch takes"),
-            };
             return waker.finish(ticket, Err(error));
         }
         let number = table.next;
@@ -204,7 +222,9 @@ impl Client {
             repair,
         };
         table.fetches.insert(number, pending);
-        self.shared.send(&request);
+        if !table.gone {
+            self.shared.send(&request);
+        }
     }
 
     /// Suggests to fetch bytes that will be wanted soon. Never waits, and is not answered.
@@ -233,6 +253,10 @@ impl Drop for Client {
 impl Shared {
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_serving(&self) -> bool {
+        self.serving.load(Ordering::Relaxed)
     }
 
     fn send(&self, request: &Request) {
@@ -311,10 +335,15 @@ impl Shared {
         }
     }
 
+    /// Notes that the fetcher is gone for good. A guest's reads stay open until their deadline: the
+    /// next daemon may answer them, while an error would damage the guest's file system.
     fn end(&self) {
         let mut table = self.table();
         table.gone = true;
-        let fetches = std::mem::take(&mut table.fetches);
+        let fetches = match self.is_serving() {
+            true => HashMap::new(),
+            false => std::mem::take(&mut table.fetches),
+        };
         drop(table);
         self.opened.notify_all();
         for pending in fetches.into_values() {
@@ -339,12 +368,29 @@ fn receive(shared: &Weak<Shared>) {
         shared.expire();
         match turn {
             Ok(Turn::Open) => {}
-            Ok(Turn::Ended) => return shared.end(),
+            Ok(Turn::Ended) => break,
             Err(error) => {
                 log::error!("the connection to the fetcher failed: {error}");
-                return shared.end();
+                break;
             }
         }
+    }
+    if let Some(shared) = shared.upgrade() {
+        shared.end();
+    }
+    let mut reported = false;
+    thread::sleep(TICK);
+    while let Some(shared) = shared.upgrade() {
+        shared.expire();
+        if shared.is_serving() && !reported {
+            log::error!(
+                "the fetcher ended and is not replaced: reads of bytes that are not in the cache wait \
+                 until the daemon is started again"
+            );
+            reported = true;
+        }
+        drop(shared);
+        thread::sleep(TICK);
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
+use serde::{Deserialize, Serialize};
 
 /// What is known of a blob that is fetched while it is in use. All ranges lie in the blob and are
 /// not empty. No method waits.
@@ -65,7 +66,7 @@ impl FetchError {
 }
 
 /// Kinds of errors that callers tell apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FetchErrorKind {
     /// The registry refuses the credentials, or there are none.
     Unauthorized,
@@ -79,6 +80,20 @@ pub enum FetchErrorKind {
     Damaged,
     /// The system refuses what fetching needs: disk space, memory, descriptors.
     System,
+}
+
+impl FetchErrorKind {
+    /// The words that upstream puts into an image's `resultFile` for the same class of error.
+    pub const fn upstream_words(self) -> &'static str {
+        match self {
+            Self::Unauthorized => "Authentication failed",
+            Self::NotFound => "No such file or directory",
+            Self::Unreachable => "Connection failed",
+            Self::Timeout => "Get meta timedout",
+            Self::Damaged => "Unexpected response",
+            Self::System => "Input/output error",
+        }
+    }
 }
 
 /// Receives the outcomes of fetches for one waiting thread. Its descriptor is readable while there

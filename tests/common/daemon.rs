@@ -185,6 +185,20 @@ impl Daemon {
         self.wait_until_listening();
     }
 
+    /// The process that keeps the daemon's fetcher running, and the fetcher, as far as they run.
+    pub fn fetcher(&self) -> (Option<Pid>, Option<Pid>) {
+        let child = |pid: Pid| {
+            let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+            let mut children = threads.flatten().filter_map(|thread| {
+                let text = fs::read_to_string(thread.path().join("children")).ok()?;
+                Pid::from_raw(text.split_whitespace().next()?.parse().ok()?)
+            });
+            children.next()
+        };
+        let keeper = child(self.pid());
+        (keeper, keeper.and_then(child))
+    }
+
     /// Asserts that it still runs: nothing so far made it end.
     pub fn assert_alive(&mut self) {
         if let Some(status) = self.child.try_wait().expect("child") {

@@ -16,6 +16,7 @@
 //! | `raw` | vhost-user messages byte by byte, for what the polite front-end refuses to send |
 //! | `programs` | where the programs under test are, and the folder for temporary files |
 //! | `daemon` | the real `ovbd-vhost` binary as a child process |
+//! | `remote` | the daemon with a disk whose layers are in a registry |
 //! | `recorder` | a file system in memory that records what is done to it, and fails or does not answer on demand |
 //! | `reference` | a small back-end over a byte vector, to test the front-end itself |
 //! | `registry_server` | a registry that does as a test says, down to the bytes on the wire |
@@ -51,6 +52,7 @@ pub mod recorder;
 pub mod reference;
 pub mod registries;
 pub mod registry_server;
+pub mod remote;
 pub mod returning;
 pub mod ring;
 pub mod session;

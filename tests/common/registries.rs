@@ -76,6 +76,13 @@ impl Storage {
     }
 }
 
+/// This machine's architecture, as image indexes name it.
+pub const ARCHITECTURE: &str = if cfg!(target_arch = "aarch64") {
+    "arm64"
+} else {
+    "amd64"
+};
+
 /// Descriptor of a layer with the annotations of the convertors.
 pub fn layer(digest: &Digest, size: u64) -> Value {
     json!({
@@ -109,7 +116,7 @@ pub struct DockerRegistry {
     child: Child,
     host: String,
     _storage: Storage,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl DockerRegistry {
@@ -145,26 +152,45 @@ impl DockerRegistry {
         );
         let path = folder.path().join("config.yml");
         fs::write(&path, config).expect("a config");
-        let log = fs::File::create(folder.path().join("log")).expect("a log");
-        let child = Command::new(server_program("usr/bin/docker-registry"))
+        let registry = DockerRegistry {
+            child: DockerRegistry::spawn(folder.path()),
+            host,
+            _storage: storage,
+            folder,
+        };
+        registry.wait();
+        registry
+    }
+
+    fn spawn(folder: &Path) -> Child {
+        let log = fs::File::create(folder.join("log")).expect("a log");
+        Command::new(server_program("usr/bin/docker-registry"))
             .arg("serve")
-            .arg(path)
+            .arg(folder.join("config.yml"))
             .env_remove("AWS_CA_BUNDLE")
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a descriptor"))
             .stderr(log)
             .spawn()
-            .expect("docker-registry");
-        let registry = DockerRegistry {
-            child,
-            host,
-            _storage: storage,
-            _folder: folder,
-        };
+            .expect("docker-registry")
+    }
+
+    fn wait(&self) {
         until("docker-registry listens", || {
-            TcpStream::connect(&registry.host).is_ok()
+            TcpStream::connect(&self.host).is_ok()
         });
-        registry
+    }
+
+    /// Kills it.
+    pub fn stop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Starts it again after [`DockerRegistry::stop`], at the same address.
+    pub fn restart(&mut self) {
+        self.child = DockerRegistry::spawn(self.folder.path());
+        self.wait();
     }
 
     /// `HOST:PORT`.
@@ -175,8 +201,7 @@ impl DockerRegistry {
 
 impl Drop for DockerRegistry {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.stop();
     }
 }
 

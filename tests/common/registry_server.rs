@@ -309,7 +309,7 @@ fn read_request(reader: &mut impl BufRead, connection: usize) -> io::Result<Opti
 }
 
 /// Waits until `done`, and fails if that takes too long.
-pub fn until(what: &str, done: impl Fn() -> bool) {
+pub fn until(what: &str, mut done: impl FnMut() -> bool) {
     let end = std::time::Instant::now() + PATIENCE;
     while !done() {
         assert!(std::time::Instant::now() < end, "not in time: {what}");

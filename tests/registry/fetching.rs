@@ -15,6 +15,7 @@ use ovbd_vhost::format::digest::Digest;
 use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::image::reader::Reader;
 use ovbd_vhost::image::{Image, OpenStack};
+use ovbd_vhost::registry::args::RegistryArgs;
 use ovbd_vhost::source::client::{Client, Patience};
 use ovbd_vhost::source::{Blob, Error, FetchErrorKind, LayerRef, RemoteBlob, cached};
 use ovbd_vhost::units::Sector;
@@ -40,10 +41,11 @@ fn start(dir: &TempDir) -> Process {
     let credentials = dir.path().join("auth");
     let config = Config {
         cache: dir.path().join("cache"),
-        cache_size: None,
-        credentials: credentials.exists().then_some(credentials),
-        insecure: Vec::new(),
-        ca: None,
+        registry: RegistryArgs {
+            credentials: credentials.exists().then_some(credentials),
+            ..RegistryArgs::default()
+        },
+        sandbox: true,
     };
     let program = Path::new(env!("CARGO_BIN_EXE_ovbd-vhost"));
     Process::start(program, &config).unwrap()

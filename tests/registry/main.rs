@@ -8,6 +8,7 @@ mod proxy;
 mod real;
 mod redirects;
 mod servers;
+mod serving;
 mod tls;
 
 use std::fs;

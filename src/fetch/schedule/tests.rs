@@ -2,8 +2,6 @@
 
 #![allow(clippy::single_range_in_vec_init)]
 
-use std::time::Duration;
-
 use super::*;
 
 type Test = Schedule<&'static str>;
@@ -146,6 +144,21 @@ fn a_failure_is_repeated_while_something_waits() {
     );
     assert_eq!(schedule.arrived(BLOB, 0..1), ["guest"]);
     assert!(schedule.blobs.is_empty());
+}
+
+#[test]
+fn an_opening_learns_why_it_waited_in_vain() {
+    let mut schedule = Test::default();
+    schedule.want(BLOB, &[0..1], Cause::Start, Some("opening"));
+    schedule.want(BLOB, &[0..1], Cause::Demand, Some("guest"));
+    let job = next(&mut schedule, &Urgency::ALL, 4).unwrap();
+    let soon = Instant::now();
+    assert!(schedule.failed(&job, false, soon).is_empty());
+    schedule.wake(soon);
+    let job = next(&mut schedule, &Urgency::ALL, 4).unwrap();
+    let late = Instant::now() + START_PATIENCE;
+    assert_eq!(schedule.failed(&job, false, late), ["opening"]);
+    assert_eq!(schedule.waiting(), 1);
 }
 
 #[test]

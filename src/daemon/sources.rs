@@ -1,0 +1,170 @@
+//! The layers of a disk: opened by the starter, fetched by a fetcher, read inside the sandbox.
+
+use std::sync::Arc;
+
+use super::config::UpperSource;
+use super::remote::Remote;
+use super::sandbox::privileges;
+use super::{Config, Error};
+use crate::fetch::open::{AttachedLayers, LocalLayers, OpenLayers};
+use crate::fetch::process::Control;
+use crate::format::download::Download;
+use crate::image::config::{Stack, UpperFiles};
+use crate::image::{self, Image, MAX_LAYERS, OpenStack};
+use crate::registry::reference::Reference;
+use crate::source::client::Client;
+use crate::source::{self, LayerRef};
+use crate::writable::Paths;
+
+/// The layers of a disk, not yet read, and where its writable layer is.
+#[derive(Debug)]
+pub struct Sources {
+    stack: Stack,
+    files: Files,
+    upper: Option<UpperSource>,
+}
+
+/// The bytes of the layers.
+#[derive(Debug)]
+enum Files {
+    /// All are open.
+    Open(OpenStack),
+    /// Some are in registries.
+    Local(LocalLayers),
+    /// Some are in registries, and a fetcher knows of them.
+    Attached(AttachedLayers),
+}
+
+/// The layers of a disk, open and not yet read.
+pub(super) struct OpenSources {
+    pub(super) stack: Stack,
+    pub(super) files: OpenStack,
+    /// What brings the bytes of layers in registries.
+    pub(super) client: Option<Arc<Client>>,
+}
+
+impl Sources {
+    /// Opens the layers of `stack`. The writable layer above them is the one that the command line or
+    /// the image config (`configured`) names.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TwoUppers`] and [`Error::NothingToLimit`] for options that contradict each other,
+    /// [`Error::Image`] if a layer cannot be opened.
+    pub fn open(
+        config: &Config,
+        stack: &Stack,
+        configured: Option<UpperFiles>,
+    ) -> Result<Self, Error> {
+        let upper = match (&config.upper, configured) {
+            (Some(_), Some(_)) => return Err(Error::TwoUppers),
+            (None, None) if config.upper_limit.is_some() => return Err(Error::NothingToLimit),
+            (None, Some(UpperFiles { data, index })) => {
+                Some(UpperSource::Files(Paths { data, index }))
+            }
+            (named, None) => named.clone(),
+        };
+        let stack = stack.clone().with_lineage(config.lineage);
+        let is_remote = |layer: &LayerRef| layer.file().is_none();
+        let files = match (stack.layers(), &upper) {
+            ([], Some(_)) => Files::Open(OpenStack::empty(config.lineage)),
+            (layers, _) if layers.len() > MAX_LAYERS => {
+                return Err(Error::Image(image::Error::TooManyLayers(layers.len())));
+            }
+            (layers, _) if layers.iter().any(is_remote) => {
+                Files::Local(LocalLayers::open(layers).map_err(Error::Layers)?)
+            }
+            _ => Files::Open(stack.open_files().map_err(Error::Image)?),
+        };
+        // The current directory is not to be found out inside the sandbox.
+        let absolute = stack.layers().iter().map(|layer| {
+            layer.absolute().map_err(|source| {
+                let layer = layer.clone();
+                Error::Image(source::Error::Open { layer, source }.into())
+            })
+        });
+        let absolute: Vec<LayerRef> = absolute.collect::<Result<_, Error>>()?;
+        Ok(Self {
+            stack: Stack::new(absolute).with_lineage(config.lineage),
+            files,
+            upper,
+        })
+    }
+
+    /// Where the writable layer is, if there is to be one.
+    pub fn upper(&self) -> Option<&UpperSource> {
+        self.upper.as_ref()
+    }
+
+    /// Finds the layers of an image in a registry.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Remote::new`], [`Remote::resolve`] and [`Sources::open`].
+    pub fn resolve(config: &Config, reference: &Reference) -> Result<Self, Error> {
+        let remote = Remote::new(config, || reference.to_string())?;
+        let stack = remote.resolve(reference, config.remote.patience())?;
+        Self::open(config, &stack, None)
+    }
+
+    /// Starts a fetcher, if some layers are in registries, which ends when the returned control is
+    /// dropped. `download` is what the image says about its background download.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Remote::new`] and [`Remote::attach`].
+    pub fn connect(
+        self,
+        config: &Config,
+        download: Option<&Download>,
+    ) -> Result<(Self, Option<Control>), Error> {
+        let Files::Local(layers) = self.files else {
+            return Ok((self, None));
+        };
+        let wanted = || {
+            let mut layers = self.stack.layers().iter();
+            let remote = layers.find(|layer| layer.file().is_none());
+            remote.map(LayerRef::to_string).unwrap_or_default()
+        };
+        let remote = Remote::new(config, wanted)?;
+        let (layers, control) = remote.attach(layers, download)?;
+        let files = Files::Attached(layers);
+        Ok((Self { files, ..self }, Some(control)))
+    }
+
+    /// Opens the layers that are in registries.
+    pub(super) fn open_remotes(self, config: &Config) -> Result<OpenSources, Error> {
+        let Self { stack, files, .. } = self;
+        let (files, client) = match files {
+            Files::Open(files) => (files, None),
+            Files::Local(_) => {
+                let wanted = "a layer".to_owned();
+                return Err(Error::NoCache { wanted });
+            }
+            Files::Attached(layers) => {
+                // The sandbox took the other capabilities from all threads that start in it.
+                let drop_privileges = || {
+                    if let Err(error) = privileges::drop_rest() {
+                        log::error!("cannot drop the privileges of a thread: {error}");
+                    }
+                };
+                let opened = layers.open(config.remote.patience(), drop_privileges);
+                let OpenLayers { blobs, client } = opened.map_err(Error::Layers)?;
+                let files = OpenStack::of(blobs).map_err(Error::Image)?;
+                (files.with_lineage(stack.lineage()), Some(client))
+            }
+        };
+        Ok(OpenSources {
+            stack,
+            files,
+            client,
+        })
+    }
+}
+
+impl OpenSources {
+    /// Reads the layers, once before the disk does.
+    pub(super) fn image(&self) -> Result<Image, image::Error> {
+        Image::load(self.files.try_clone()?)
+    }
+}

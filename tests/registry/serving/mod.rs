@@ -1,0 +1,5 @@
+//! The daemon with layers in registries: guest bytes, requests, refusals, outages, kills.
+
+mod opening;
+mod outages;
+mod refusals;

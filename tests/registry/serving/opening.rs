@@ -1,0 +1,155 @@
+//! What can be opened, and with how many requests.
+
+use std::fs;
+use std::sync::Arc;
+
+use common::daemon::Daemon;
+use common::disk;
+use common::golden;
+use common::guest::{Guest, Options};
+use common::registries::{self, DockerRegistry, Storage, TokenServer};
+use common::registry_server::{Server, answer, serve, until};
+use common::remote::{Layers, Place, REPOSITORY};
+use ovbd_vhost::format::digest::Digest;
+use serde_json::json;
+
+fn assert_reads(daemon: &Daemon, content: &[u8]) {
+    let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
+    guest.assert_reads(0, content);
+}
+
+/// Layers in the registry, local files, and complete directories, in one image.
+#[test]
+fn a_config_mixes_remote_and_local_layers() {
+    let case = golden::find("08-deep64-small");
+    let content = disk::content(&case);
+    let place = Place::default();
+    let storage = Storage::default();
+    let lowers = case.layers.iter().enumerate().map(|(number, path)| {
+        let bytes = fs::read(path).expect("a golden layer");
+        let digest = Digest::of(&bytes).to_string();
+        match number % 3 {
+            0 => json!({"file": path}),
+            1 => {
+                storage.blob(REPOSITORY, &bytes);
+                let dir = place.path(&format!("absent-{number}"));
+                json!({"digest": digest, "size": bytes.len(), "dir": dir})
+            }
+            _ => {
+                let dir = place.path(&format!("layer-{number}"));
+                fs::create_dir(&dir).expect("a folder");
+                fs::write(dir.join("overlaybd.commit"), &bytes).expect("a layer");
+                json!({"digest": digest, "size": bytes.len(), "dir": dir})
+            }
+        }
+    });
+    let lowers: Vec<_> = lowers.collect();
+    let tokens = TokenServer::start(60);
+    let registry = DockerRegistry::with_tokens(storage, &tokens);
+    let credentials = place.path("auth");
+    fs::write(&credentials, TokenServer::credentials(registry.host())).expect("credentials");
+    place.config("http", registry.host(), &lowers, json!({}));
+    let credentials = credentials.display().to_string();
+    let mut daemon = place.serve(&["--credentials", &credentials]);
+    until("the result is written", || place.result() == "success");
+    assert_reads(&daemon, &content);
+    daemon.assert_alive();
+}
+
+/// Once all is in the cache, the registry is not asked.
+#[test]
+fn the_second_start_makes_no_request() {
+    let layers = Layers::new(2);
+    let place = Place::default();
+    let blobs = layers.blobs.clone();
+    let server = Server::start(move |request| {
+        let named = |blob: &&Vec<u8>| request.target.ends_with(&Digest::of(blob).to_string());
+        match blobs.iter().find(named) {
+            Some(blob) => serve(request, blob),
+            None => answer(404, &[], b""),
+        }
+    });
+    place.config("http", &server.host(), &layers.lowers(), json!({}));
+    let daemon = place.serve(&[]);
+    // Two ranges of each layer at most, and the login that is not needed.
+    let opened = server.count();
+    assert!(opened <= 4, "{:?}", server.received());
+    let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
+    for start in (0..layers.content.len()).step_by(128 << 10) {
+        let found = guest.read(0, start as u64 / 512, 128 << 10);
+        assert!(
+            found == layers.content[start..start + (128 << 10)],
+            "at {start}"
+        );
+    }
+    drop(guest);
+    until("both blobs are complete", || {
+        let blobs = fs::read_dir(place.path("cache/blobs/sha256")).map(Iterator::count);
+        blobs.is_ok_and(|count| count == 2)
+    });
+    drop(daemon);
+    let before = server.count();
+    let daemon = place.serve(&[]);
+    assert_reads(&daemon, &layers.content);
+    assert_eq!(server.count(), before);
+    drop(daemon);
+    drop(server);
+    assert_reads(&place.serve(&[]), &layers.content);
+}
+
+/// A tag, an index and a digest; and the same again while the registry is away.
+#[test]
+fn an_image_is_served_by_its_reference() {
+    let layers = Layers::new(1);
+    let place = Place::default();
+    let storage = Storage::default();
+    let blobs: Vec<&[u8]> = layers.blobs.iter().map(Vec::as_slice).collect();
+    let manifest = storage.image(REPOSITORY, "1.2", &blobs);
+    let text = json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": [{
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "digest": manifest.to_string(),
+            "size": 1,
+            "platform": {"os": "linux", "architecture": registries::ARCHITECTURE},
+        }],
+    });
+    let index = storage.manifest(REPOSITORY, "many", &text.to_string());
+    let mut registry = DockerRegistry::open(storage);
+    let host = registry.host().to_owned();
+    let cache = place.path("cache").display().to_string();
+    let serve = |selector: &str| {
+        let reference = format!("{host}/{REPOSITORY}{selector}");
+        let options = [
+            "--image",
+            &reference,
+            "--insecure-registry",
+            &host,
+            "--cache",
+            &cache,
+        ];
+        Daemon::with::<&str>(&[], &options)
+    };
+    let (by_digest, by_index) = (format!("@{manifest}"), format!("@{index}"));
+    let selectors = [":1.2", ":many", &by_digest, &by_index];
+    for selector in selectors {
+        assert_reads(&serve(selector), &layers.content);
+    }
+    // Bring in the rest.
+    let daemon = serve(":1.2");
+    let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
+    let content = Arc::clone(&layers.content);
+    for start in (0..content.len()).step_by(128 << 10) {
+        guest.read(0, start as u64 / 512, 128 << 10);
+    }
+    drop((guest, daemon));
+    registry.stop();
+    for selector in selectors {
+        let daemon = serve(selector);
+        assert_reads(&daemon, &layers.content);
+        let is_pinned = selector.contains('@');
+        let asked = daemon.log().contains("using the manifest");
+        assert_eq!(asked, !is_pinned, "{selector}: {}", daemon.log());
+    }
+}

@@ -1,0 +1,274 @@
+//! A registry that does not answer, and processes that die, under a guest's reads.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use common::checks;
+use common::content::Random;
+use common::daemon::Daemon;
+use common::guest::{Guest, Options};
+use common::load::{Load, Shape};
+use common::memory::Memory;
+use common::registries::{DockerRegistry, Storage};
+use common::registry_server::{Reply, Server, answer, serve, until};
+use common::remote::{Layers, Place, REPOSITORY};
+use common::returning::Returning;
+use common::ring::{Addresses, Ring};
+use common::session::feature;
+use ovbd_vhost::format::digest::Digest;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+
+const SHAPE: Shape = Shape {
+    depth: 32,
+    len: 16384,
+    segments: 3,
+    indirect: true,
+};
+const SIZE: u16 = 64;
+
+/// A registry that serves the layers while `serves` says so.
+fn switchable(layers: &Layers, serves: &Arc<AtomicBool>, otherwise: Reply) -> Server {
+    let (blobs, serves) = (layers.blobs.clone(), Arc::clone(serves));
+    Server::start(move |request| {
+        let named = |blob: &&Vec<u8>| request.target.ends_with(&Digest::of(blob).to_string());
+        match blobs.iter().find(named) {
+            Some(blob) if serves.load(Ordering::SeqCst) => serve(request, blob),
+            Some(_) => otherwise.clone(),
+            None => answer(404, &[], b""),
+        }
+    })
+}
+
+/// A front-end with one queue, and its load.
+fn front_end(serves_region: &Memory) -> (Ring, Addresses) {
+    let event_idx = Returning::wanted().features & feature::EVENT_IDX != 0;
+    let at = Addresses::alloc(serves_region, SIZE, [0; 3]);
+    (Ring::new(serves_region, at, SIZE, event_idx), at)
+}
+
+/// Reads at random while `disturb` is called; it leaves a daemon that listens.
+fn under_load(
+    daemon: &mut Daemon,
+    content: &Arc<Vec<u8>>,
+    rounds: u64,
+    mut disturb: impl FnMut(&mut Daemon, u64),
+) {
+    let memory = Memory::typical();
+    let (ring, _) = front_end(&memory);
+    let mut load = Load::new(ring, &memory, 0, SHAPE);
+    let vrings = vec![load.ring.vring.clone()];
+    let mut front_end = Returning::new(memory, vrings);
+    let mut session = front_end.connect(daemon.connect());
+    let done = Arc::new(AtomicBool::new(false));
+    let (stop, content) = (Arc::clone(&done), Arc::clone(content));
+    let reader = thread::spawn(move || {
+        let mut random = Random::new(7);
+        while !stop.load(Ordering::Relaxed) {
+            checks::random_load(&mut load, SHAPE, &content, 100, &mut random);
+        }
+    });
+    let mut random = Random::new(rounds);
+    for round in 0..rounds {
+        thread::sleep(Duration::from_millis(random.below(300)));
+        let before = daemon.pid();
+        disturb(daemon, round);
+        if daemon.pid() != before {
+            session = front_end.connect(daemon.connect());
+        }
+    }
+    done.store(true, Ordering::Relaxed);
+    reader
+        .join()
+        .expect("every read is answered once, and right");
+    drop(session);
+}
+
+fn kill(pid: Pid) {
+    // It may have died meanwhile.
+    let _ = kill_process(pid, Signal::KILL);
+}
+
+/// All that can die does, again and again, while a guest reads a disk that is fetched slowly.
+#[test]
+fn everything_but_the_guest_is_killed_under_reads() {
+    let layers = Layers::new(48);
+    let place = Place::default();
+    let storage = Storage::default();
+    for blob in &layers.blobs {
+        storage.blob(REPOSITORY, blob);
+    }
+    let mut registry = DockerRegistry::open(storage);
+    place.config("http", registry.host(), &layers.lowers(), json!({}));
+    let mut daemon = place.serve(&[]);
+    under_load(&mut daemon, &layers.content, 24, |daemon, round| {
+        match round % 4 {
+            0 => registry.stop(),
+            1 => {
+                if let (_, Some(fetcher)) = daemon.fetcher() {
+                    kill(fetcher);
+                }
+            }
+            2 => registry.restart(),
+            _ => {
+                daemon.kill();
+                daemon.restart();
+            }
+        }
+    });
+    daemon.assert_alive();
+}
+
+/// Without the keeper no new fetcher is started; the one there is serves on.
+#[test]
+fn a_killed_keeper_costs_nothing() {
+    let layers = Layers::new(8);
+    let place = Place::default();
+    let serves = Arc::new(AtomicBool::new(true));
+    let server = switchable(&layers, &serves, Reply::Stall(Vec::new()));
+    place.config("http", &server.host(), &layers.lowers(), json!({}));
+    let daemon = place.serve(&[]);
+    let (keeper, fetcher) = daemon.fetcher();
+    kill(keeper.expect("a keeper"));
+    let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
+    guest.assert_reads(0, &layers.content);
+    drop(daemon);
+    until("the fetcher ends with its disk", || {
+        rustix::process::test_kill_process(fetcher.expect("a fetcher")).is_err()
+    });
+}
+
+/// A guest waits while the registry fails in this way, and goes on when it is back.
+fn wait_out(failure: Reply) {
+    let layers = Layers::new(4);
+    let place = Place::default();
+    let serves = Arc::new(AtomicBool::new(true));
+    let server = switchable(&layers, &serves, failure);
+    place.config("http", &server.host(), &layers.lowers(), json!({}));
+    let daemon = place.serve(&[]);
+    serves.store(false, Ordering::SeqCst);
+    let before = server.count();
+    let answered = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let (daemon, content, answered) = (&daemon, &layers.content, &answered);
+        scope.spawn(move || {
+            let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
+            let found = guest.read(0, content.len() as u64 / 1024, 65536);
+            assert!(found == content[content.len() / 2..][..65536]);
+            answered.store(true, Ordering::SeqCst);
+        });
+        until("a request fails", || server.count() > before);
+        assert!(!answered.load(Ordering::SeqCst));
+        serves.store(true, Ordering::SeqCst);
+    });
+}
+
+#[test]
+fn a_guest_waits_out_an_overload() {
+    wait_out(answer(503, &[], b""));
+}
+
+#[test]
+fn a_guest_waits_out_a_missing_blob() {
+    wait_out(answer(404, &[], b""));
+}
+
+#[test]
+fn a_guest_waits_out_a_refusal() {
+    wait_out(answer(401, &[], b""));
+}
+
+#[test]
+fn a_guest_waits_out_connections_that_break() {
+    wait_out(Reply::Reset(Vec::new()));
+    wait_out(Reply::Close(b"garbage\r\n\r\n".to_vec()));
+}
+
+/// With a deadline, a read fails in time and the next one works again.
+#[test]
+fn a_deadline_fails_reads_and_nothing_else() {
+    let layers = Layers::new(4);
+    let place = Place::default();
+    let serves = Arc::new(AtomicBool::new(true));
+    let server = switchable(&layers, &serves, Reply::Stall(Vec::new()));
+    place.config("http", &server.host(), &layers.lowers(), json!({}));
+    let daemon = place.serve(&["--fetch-deadline", "1"]);
+    serves.store(false, Ordering::SeqCst);
+    let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
+    let middle = layers.content.len() / 2;
+    let answer = guest.request(0, common::blk::IN, middle as u64 / 512, 4096);
+    assert_eq!(answer.status, common::blk::IOERR);
+    serves.store(true, Ordering::SeqCst);
+    // The request that stalls is given up after some seconds; until then reads may fail.
+    until("the registry is used again", || {
+        let answer = guest.request(0, common::blk::IN, middle as u64 / 512, 4096);
+        answer.status == common::blk::OK && answer.data == layers.content[middle..middle + 4096]
+    });
+}
+
+/// Stopping a queue and ending the daemon wait a few seconds for the network, not more, and the
+/// next daemon answers what was left.
+#[test]
+fn a_stop_does_not_wait_for_the_network() {
+    let layers = Layers::new(4);
+    let place = Place::default();
+    let serves = Arc::new(AtomicBool::new(true));
+    let server = switchable(&layers, &serves, Reply::Stall(Vec::new()));
+    place.config("http", &server.host(), &layers.lowers(), json!({}));
+    let mut daemon = place.serve(&[]);
+    serves.store(false, Ordering::SeqCst);
+    let before = server.count();
+
+    let memory = Memory::typical();
+    let (ring, _) = front_end(&memory);
+    let mut load = Load::new(ring, &memory, 0, SHAPE);
+    let mut front_end = Returning::new(memory, vec![load.ring.vring.clone()]);
+    let session = front_end.connect(daemon.connect());
+    let middle = layers.content.len() as u64 / 1024;
+    load.submit(0, middle);
+    load.ring.publish();
+    until("a request stalls", || server.count() > before);
+    session.stop_queue(0).expect("the queue stops");
+    assert!(load.take().is_none(), "the read is not answered");
+    drop(session);
+    let session = front_end.connect(daemon.connect());
+    assert_eq!(daemon.terminate().code(), Some(0));
+    assert!(load.take().is_none(), "the read is not answered");
+    drop(session);
+
+    serves.store(true, Ordering::SeqCst);
+    daemon.restart();
+    let _session = front_end.connect(daemon.connect());
+    until("the read is answered", || load.ring.vring.used_index() == 1);
+    let done = load.take().expect("an answer");
+    let mut found = vec![0; SHAPE.len as usize];
+    done.data.copy_to(&mut found);
+    assert_eq!(done.status, common::blk::OK);
+    let start = done.sector as usize * 512;
+    assert!(found == layers.content[start..start + found.len()]);
+}
+
+/// SIGTERM ends a start that waits for a registry.
+#[test]
+fn a_signal_ends_a_start_that_waits() {
+    let layers = Layers::new(1);
+    let place = Place::default();
+    let serves = Arc::new(AtomicBool::new(false));
+    let server = switchable(&layers, &serves, Reply::Stall(Vec::new()));
+    place.config("http", &server.host(), &layers.lowers(), json!({}));
+    let socket = place.path("s");
+    let mut child = common::daemon::command()
+        .args(place.options())
+        .arg("--socket")
+        .arg(&socket)
+        .spawn()
+        .expect("the daemon");
+    until("the daemon asks", || server.count() > 0);
+    let pid = Pid::from_raw(child.id().cast_signed()).expect("a process");
+    let _ = kill_process(pid, Signal::TERM);
+    let status = child.wait().expect("its end");
+    assert_eq!(status.code(), Some(0));
+    assert!(!socket.exists());
+}
