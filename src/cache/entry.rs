@@ -12,6 +12,7 @@ use super::{Cache, Error, Partial, list};
 use crate::format::digest::Digest;
 use crate::format::presence::{Header, Identity, State};
 use crate::io::mapping::Access;
+use crate::io::regular::open_regular;
 use crate::source::presence::{self, PresenceMap};
 
 /// What the cache has of a blob.
@@ -194,7 +195,9 @@ impl Cache {
 }
 
 fn open(path: &Path, write: bool) -> Result<Option<File>, Error> {
-    match File::options().read(true).write(write).open(path) {
+    let mut options = File::options();
+    options.read(true).write(write);
+    match open_regular(path, options) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         opened => Ok(Some(opened.map_err(Error::file("open", path))?)),
     }

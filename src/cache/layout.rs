@@ -25,8 +25,12 @@ use rustix::fs::{SeekFrom, seek};
 use super::Error;
 use crate::format::digest::Digest;
 use crate::format::presence::Identity;
+use crate::io::regular::{create_regular, read_regular};
 
 const VERSION: &str = "ovbd-cache 1";
+
+/// Most bytes of the version file that are read.
+const MAX_VERSION: u64 = 4096;
 
 const DIRECTORIES: [&str; 8] = [
     "blobs",
@@ -108,8 +112,8 @@ impl Layout {
 
     fn check_version(&self) -> Result<(), Error> {
         let path = self.root.join("version");
-        let found = match fs::read_to_string(&path) {
-            Ok(text) => text,
+        let found = match read_regular(&path, MAX_VERSION) {
+            Ok(text) => String::from_utf8_lossy(&text).into_owned(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return self.initialize(&path);
             }
@@ -142,7 +146,7 @@ impl Layout {
         }
         self.check_file_system(&probe)?;
         let failed = |error| Error::file("create", version)(error);
-        let mut file = File::create(&probe).map_err(failed)?;
+        let mut file = create_regular(&probe).map_err(failed)?;
         let text = format!("{VERSION}\n");
         file.write_all(text.as_bytes()).map_err(failed)?;
         file.sync_all().map_err(failed)?;
@@ -162,7 +166,7 @@ impl Layout {
         if NETWORK.contains(&(kind.f_type as u64 & 0xffff_ffff)) {
             return Err(unfit("of the network, whose mappings are not coherent"));
         }
-        let file = File::create(probe).map_err(failed)?;
+        let file = create_regular(probe).map_err(failed)?;
         let len = 4 << 20;
         file.set_len(len).map_err(failed)?;
         file.write_all_at(&[1], len / 2).map_err(failed)?;

@@ -11,6 +11,7 @@ use super::{Cache, Error};
 use crate::format::digest::{Digest, Hasher};
 use crate::format::presence::Identity;
 use crate::io::mapping::Access;
+use crate::io::regular::open_to_read;
 use crate::source::presence::{Bitmap, PresenceMap};
 
 /// Bytes that are hashed at a time.
@@ -104,7 +105,7 @@ impl Cache {
     /// [`Error::File`] and [`Error::Locked`] if the system fails.
     pub fn verify(&self, digest: &Digest) -> Result<Option<bool>, Error> {
         let path = self.layout.blob(digest);
-        let file = match File::open(&path) {
+        let file = match open_to_read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened.map_err(Error::file("open", &path))?,
         };
@@ -117,7 +118,7 @@ impl Cache {
     }
 
     fn present(&self, identity: &Identity) -> u64 {
-        let map = File::open(self.layout.map(identity)).ok();
+        let map = open_to_read(&self.layout.map(identity)).ok();
         let map = map.and_then(|file| PresenceMap::open(&file, *identity, Access::Read).ok());
         let bytes = |map: PresenceMap| {
             let units = map.count(Bitmap::Live);
@@ -130,7 +131,7 @@ impl Cache {
     /// Moves a data file and its map to the trash, unless a process has it open. The caller holds
     /// the lock.
     pub(super) fn discard_unused(&self, path: &Path) -> Result<Removal, Error> {
-        let file = match File::open(path) {
+        let file = match open_to_read(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Removal::Absent),
             opened => opened.map_err(Error::file("open", path))?,
         };
@@ -188,7 +189,7 @@ fn item(
     metadata: &Metadata,
 ) -> Item {
     // Looked at for a moment only: an eviction meanwhile takes the file for used, and skips it.
-    let in_use = File::open(path).is_ok_and(|file| file.try_lock().is_err());
+    let in_use = open_to_read(path).is_ok_and(|file| file.try_lock().is_err());
     Item {
         digest,
         len,

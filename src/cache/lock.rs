@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::layout::Layout;
 use super::{Cache, Error};
+use crate::io::regular::open_regular;
 
 /// How long the lock is waited for. Whoever holds it renames files, and does not wait for a network.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -29,7 +30,7 @@ pub(super) fn lock(layout: &Layout) -> Result<Lock, Error> {
     let path = layout.lock();
     let mut options = File::options();
     options.read(true).write(true).create(true).truncate(false);
-    let file = options.open(&path).map_err(Error::file("open", &path))?;
+    let file = open_regular(&path, options).map_err(Error::file("open", &path))?;
     let start = Instant::now();
     loop {
         match file.try_lock() {

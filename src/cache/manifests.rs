@@ -1,12 +1,16 @@
 //! Manifests in the cache, so that an image starts without its registry, with the same layers.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Cache, Error};
 use crate::format::digest::Digest;
+use crate::io::regular::{create_regular, read_regular};
+
+/// Longest manifest that is kept: what a registry may send.
+const MAX_MANIFEST: u64 = 4 << 20;
 
 /// Tells apart the temporary files of this process.
 static NUMBER: AtomicU64 = AtomicU64::new(0);
@@ -26,13 +30,14 @@ impl Cache {
 
     /// A manifest that was kept, verified; `None` if it was not, or is damaged.
     pub fn manifest(&self, digest: &Digest) -> Option<Vec<u8>> {
-        let manifest = fs::read(self.layout.manifest(digest)).ok()?;
+        let manifest = read_regular(&self.layout.manifest(digest), MAX_MANIFEST).ok()?;
         (Digest::of(&manifest) == *digest).then_some(manifest)
     }
 
     /// The manifest that `reference` named last.
     pub fn last_named(&self, reference: &str) -> Option<Digest> {
-        let named = fs::read_to_string(self.layout.reference(reference)).ok()?;
+        let named = read_regular(&self.layout.reference(reference), MAX_MANIFEST).ok()?;
+        let named = String::from_utf8(named).ok()?;
         let (digest, found) = named.strip_suffix('\n')?.split_once('\n')?;
         (found == reference).then(|| digest.parse().ok())?
     }
@@ -43,7 +48,7 @@ impl Cache {
         let name = format!("new-{}-{number}", std::process::id());
         let new = self.layout.trash().join(name);
         let write = || -> io::Result<()> {
-            let mut file = File::create(&new)?;
+            let mut file = create_regular(&new)?;
             file.write_all(bytes)?;
             file.sync_all()?;
             fs::rename(&new, path)

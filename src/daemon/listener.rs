@@ -26,6 +26,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::Error;
+use crate::io::regular::open_directory;
 
 /// How long the directory may be locked by others: to look at a socket takes no time.
 const LOCK_LIMIT: Duration = Duration::from_secs(5);
@@ -83,7 +84,7 @@ impl Claim {
             path: path.to_owned(),
             source,
         };
-        let directory = File::open(directory(path)).map_err(failed)?;
+        let directory = open_directory(directory(path)).map_err(failed)?;
         let locked = lock(&directory).map_err(failed)?;
         remove_stale(path)?;
         drop(locked);

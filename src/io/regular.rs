@@ -1,7 +1,10 @@
-//! Opening of files that a user names.
+//! Opening of files by a path at which something else may be.
+//!
+//! A pipe without a writer blocks `open(2)`, and one without a reader blocks a writer. Each path that a
+//! user names, or at which another process may create a file, is opened here.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -28,6 +31,53 @@ pub fn open_regular(path: &Path, mut options: OpenOptions) -> io::Result<File> {
     Ok(file)
 }
 
+/// Opens a regular file for reading, as [`open_regular`] does.
+///
+/// # Errors
+/// Those of [`open_regular`].
+pub fn open_to_read(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.read(true);
+    open_regular(path, options)
+}
+
+/// Creates a regular file for writing, or empties the one at `path`.
+///
+/// # Errors
+/// Those of [`open_regular`].
+pub fn create_regular(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true);
+    open_regular(path, options)
+}
+
+/// Reads a regular file of at most `limit` bytes.
+///
+/// # Errors
+/// Those of [`open_regular`]; the file cannot be read, or is longer.
+pub fn read_regular(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let file = open_to_read(path)?;
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    match bytes.len() as u64 > limit {
+        true => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("longer than {limit} bytes"),
+        )),
+        false => Ok(bytes),
+    }
+}
+
+/// Opens a directory.
+///
+/// # Errors
+/// The system refuses, or the path names something other than a directory.
+pub fn open_directory(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.read(true).custom_flags(libc::O_DIRECTORY);
+    options.open(path)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -45,8 +95,17 @@ mod tests {
         let mut write = File::options();
         write.write(true).create(true);
         assert!(open_regular(&path, write.clone()).is_err());
+        assert!(create_regular(&path).is_err());
+        assert!(read_regular(&path, 1).is_err());
+        assert!(open_directory(&path).is_err());
         let file = folder.path().join("file");
         open_regular(&file, write).unwrap();
         open_regular(&file, read).unwrap();
+        std::fs::write(&file, "12").unwrap();
+        assert_eq!(read_regular(&file, 2).unwrap(), b"12");
+        assert!(read_regular(&file, 1).is_err());
+        drop(create_regular(&file).unwrap());
+        assert_eq!(read_regular(&file, 1).unwrap(), b"");
+        open_directory(folder.path()).unwrap();
     }
 }

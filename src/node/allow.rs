@@ -10,6 +10,7 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
 
 use super::error::{Code, Error, Failure};
+use crate::io::regular::open_directory;
 
 /// What a path of a request must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +35,7 @@ impl AllowedDirs {
     pub fn open(dirs: &[PathBuf]) -> Result<Self, Error> {
         let open = |dir: &PathBuf| {
             let path = fs::canonicalize(dir).map_err(Error::file("find", dir))?;
-            let opened = fs::File::open(&path).map_err(Error::file("open", dir))?;
+            let opened = open_directory(&path).map_err(Error::file("open", dir))?;
             Ok((path, OwnedFd::from(opened)))
         };
         Ok(Self {

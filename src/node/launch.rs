@@ -6,7 +6,7 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -25,6 +25,7 @@ use super::id::DiskId;
 use super::process::{Identity, Process};
 use super::spec::Content;
 use super::watcher::Watcher;
+use crate::io::regular::{create_regular, open_to_read};
 
 /// First word of the arguments with which the node starts itself to become a disk process.
 pub const LAUNCH: &str = "launch-disk";
@@ -128,7 +129,7 @@ impl Launcher {
         notify: &Path,
     ) -> Result<(Process, tokio::process::Child), Error> {
         let path = self.log(&entry.id);
-        let log = File::create(&path).map_err(Error::file("create", &path))?;
+        let log = create_regular(&path).map_err(Error::file("create", &path))?;
         let errors = log.try_clone().map_err(Error::file("open", &path))?;
         let itself = env::current_exe().map_err(Error::file("find", "/proc/self/exe"))?;
         let passed = listener
@@ -284,7 +285,7 @@ fn reap(mut child: tokio::process::Child) {
 
 /// The last line of text in a log.
 fn last_line(path: &Path) -> Option<String> {
-    let mut file = File::open(path).ok()?;
+    let mut file = open_to_read(path).ok()?;
     let len = file.metadata().ok()?.len();
     file.seek(SeekFrom::Start(len.saturating_sub(LOG_TAIL)))
         .ok()?;

@@ -12,6 +12,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::entry::{Entry, VERSION};
 use super::error::Error;
 use super::id::DiskId;
+use crate::io::regular::{create_regular, open_regular, open_to_read};
 
 /// Longest entry in bytes; layers are at most 4094 paths of 4096 bytes.
 const MAX_ENTRY: u64 = 20 << 20;
@@ -52,12 +53,9 @@ impl StateDir {
         let disks = path.join("disks");
         fs::create_dir_all(&disks).map_err(Error::file("create", &disks))?;
         let lock = path.join("lock");
-        let file = File::options()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&lock);
-        let file = file.map_err(Error::file("open", &lock))?;
+        let mut options = File::options();
+        options.write(true).create(true).truncate(false);
+        let file = open_regular(&lock, options).map_err(Error::file("open", &lock))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Self { disks, _lock: file }),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::StateInUse(path.to_owned())),
@@ -99,7 +97,7 @@ impl StateDir {
         let bytes = serde_json::to_vec(entry).map_err(io::Error::other);
         let bytes = bytes.map_err(Error::file("encode", &path))?;
         let write = || {
-            let mut file = File::create(&temporary)?;
+            let mut file = create_regular(&temporary)?;
             file.write_all(&bytes)?;
             file.sync_all()?;
             fs::rename(&temporary, &path)?;
@@ -137,7 +135,7 @@ impl StateDir {
 
 fn read(path: &Path, id: &DiskId) -> Result<Entry, String> {
     let mut text = Vec::new();
-    let file = File::open(path).map_err(|error| error.to_string())?;
+    let file = open_to_read(path).map_err(|error| error.to_string())?;
     file.take(MAX_ENTRY + 1)
         .read_to_end(&mut text)
         .map_err(|error| error.to_string())?;
@@ -202,6 +200,9 @@ mod tests {
         fs::write(path("newer"), newer).unwrap();
         fs::write(dir.path().join("disks/half.tmp"), "x").unwrap();
         fs::write(path(".hidden"), "x").unwrap();
+        // Opening it would wait for a writer.
+        let mode = rustix::fs::Mode::RWXU;
+        rustix::fs::mkfifoat(rustix::fs::CWD, path("pipe"), mode).unwrap();
         let (mut good, mut bad) = (Vec::new(), Vec::new());
         for loaded in state.load().unwrap() {
             match loaded {
@@ -211,7 +212,7 @@ mod tests {
         }
         bad.sort();
         assert_eq!(good, ["good"]);
-        assert_eq!(bad, ["empty", "newer", "renamed", "torn"]);
+        assert_eq!(bad, ["empty", "newer", "pipe", "renamed", "torn"]);
         assert!(!dir.path().join("disks/half.tmp").exists());
         state.remove(&"good".parse().unwrap()).unwrap();
         state.remove(&"good".parse().unwrap()).unwrap();

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,6 +15,7 @@ use thiserror::Error;
 use super::credential_service::Service;
 use super::repository::{Host, Repository};
 use super::token;
+use crate::io::regular::open_to_read;
 
 /// Largest file or reply with credentials, in bytes.
 pub(super) const MAX_CREDENTIALS: u64 = 1 << 20;
@@ -324,7 +324,7 @@ fn read(path: &Path) -> Result<Credentials, Error> {
         path: path.to_owned(),
         source: Arc::new(source),
     };
-    let file = File::open(path).map_err(failed)?;
+    let file = open_to_read(path).map_err(failed)?;
     let mut bytes = Vec::new();
     let mut bounded = file.take(MAX_CREDENTIALS + 1);
     bounded.read_to_end(&mut bytes).map_err(failed)?;

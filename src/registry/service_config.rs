@@ -2,7 +2,6 @@
 //!
 //! The rest of the file configures upstream's own daemon and is passed over.
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,6 +15,7 @@ use super::credentials::{self, Source};
 use super::mirror::{self, Prefix};
 use super::tls::ClientCertificate;
 use crate::format::download::Download;
+use crate::io::regular::open_to_read;
 
 /// Largest file, in bytes.
 const MAX_CONFIG: u64 = 1 << 20;
@@ -166,7 +166,7 @@ impl ServiceConfig {
             source,
         };
         let mut text = Vec::new();
-        let mut bounded = File::open(path).map_err(failed)?.take(MAX_CONFIG + 1);
+        let mut bounded = open_to_read(path).map_err(failed)?.take(MAX_CONFIG + 1);
         bounded.read_to_end(&mut text).map_err(failed)?;
         if text.len() as u64 > MAX_CONFIG {
             return Err(failed(io::Error::other(

@@ -1,6 +1,5 @@
 //! Trust in servers' certificates, and the certificate that proves who this program is.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,6 +10,10 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig};
 
 use super::error::{Error, Result};
+use crate::io::regular::read_regular;
+
+/// Longest file of certificates or of a key.
+const MAX_PEM: u64 = 16 << 20;
 
 /// A client certificate in PEM files.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +70,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
             source,
         )
     };
-    let pem = fs::read(path).map_err(refuse)?;
+    let pem = read_regular(path, MAX_PEM).map_err(refuse)?;
     let certificates: std::result::Result<Vec<_>, _> =
         CertificateDer::pem_slice_iter(&pem).collect();
     let certificates = certificates.map_err(|error| refuse(io::Error::other(error)))?;
@@ -85,7 +88,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
 fn client_certificate(files: &ClientCertificate) -> Result<ClientCert> {
     let chain = certificates(&files.certificate)?;
     let what = || format!("cannot use the private key in {}", files.key.display());
-    let pem = fs::read(&files.key).map_err(|error| setup(what(), error))?;
+    let pem = read_regular(&files.key, MAX_PEM).map_err(|error| setup(what(), error))?;
     let key = PrivateKeyDer::from_pem_slice(&pem)
         .map_err(|error| setup(what(), io::Error::other(error)))?;
     // What follows panics on a key that does not fit, so that is found out here.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::Error;
 use crate::format::lsmt::writable::{decode_log_header, encode_log_header};
 use crate::format::lsmt::{ENTRY_LEN, HEADER_LEN, Header, Mapping};
+use crate::io::regular::open_regular;
 
 /// Most entries of a log, as upstream has it.
 pub const MAX_ENTRIES: u64 = 128_000_000;
@@ -51,8 +52,9 @@ impl IndexFile {
     /// # Errors
     /// It cannot be read, or is no log.
     pub fn open(path: &Path, writable: bool) -> Result<(Self, Option<Header>), Error> {
-        let file = File::options().read(true).write(writable).open(path);
-        let file = file.map_err(Error::file("open", path))?;
+        let mut options = File::options();
+        options.read(true).write(writable);
+        let file = open_regular(path, options).map_err(Error::file("open", path))?;
         let len = file.metadata().map_err(Error::file("examine", path))?.len();
         let entries = len.saturating_sub(HEADER_LEN as u64) / ENTRY_LEN as u64;
         if entries > MAX_ENTRIES {
@@ -319,13 +321,9 @@ fn start_new(path: &Path, header: &Header) -> Result<IndexFile, Error> {
     let mut name = OsString::from(path);
     name.push(".new");
     let path = PathBuf::from(name);
-    let opened = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(&path);
-    let file = opened.map_err(Error::file("create", &path))?;
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(true);
+    let file = open_regular(&path, options).map_err(Error::file("create", &path))?;
     if let Err(error) = file.write_all_at(&encode_log_header(header), 0) {
         let _ = fs::remove_file(&path);
         return Err(Error::bytes("write", &path, 0)(error));

@@ -20,6 +20,7 @@ use super::journal;
 use super::{Error, Paths};
 use crate::format::lsmt::writable::{Kind, decode_data_header};
 use crate::format::lsmt::{FIRST_DATA, HEADER_LEN, Header, Mapping, Part};
+use crate::io::regular::open_regular;
 use crate::units::{SECTOR_SIZE, Sector, Sectors};
 
 /// How long somebody else may hold the files before that is an error.
@@ -89,11 +90,9 @@ impl Loaded {
 /// They cannot be read, or are no writable layer, or somebody else has them open.
 pub fn load(paths: &Paths, access: Access, map: ExtentMap) -> Result<Loaded, Error> {
     let path = &paths.data;
-    let data = File::options()
-        .read(true)
-        .write(access == Access::Write)
-        .open(path)
-        .map_err(Error::file("open", path))?;
+    let mut options = File::options();
+    options.read(true).write(access == Access::Write);
+    let data = open_regular(path, options).map_err(Error::file("open", path))?;
     lock(&data, path, access)?;
     let len = data.metadata().map_err(Error::file("examine", path))?.len();
     if len < HEADER_LEN as u64 {

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::index_file::folder_of;
 use super::{Error, Paths};
-use crate::io::regular::open_regular;
+use crate::io::regular::{create_regular, open_to_read};
 
 /// Most bytes of a list that are read.
 const MAX_LIST: u64 = 16 << 20;
@@ -109,9 +109,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 
 /// The list; without a file, there was no snapshot.
 pub(super) fn load(path: &Path) -> Result<Manifest, Error> {
-    let mut options = File::options();
-    options.read(true);
-    let file = match open_regular(path, options) {
+    let file = match open_to_read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Manifest::default()),
         opened => opened.map_err(Error::file("open", path))?,
     };
@@ -139,7 +137,7 @@ impl NewManifest {
         let new = with_suffix(path, "new");
         let text = serde_json::to_vec_pretty(list);
         let text = text.map_err(|error| Error::file("describe", path)(error.into()))?;
-        let written = File::create(&new).and_then(|mut file| {
+        let written = create_regular(&new).and_then(|mut file| {
             file.write_all(&text)?;
             file.sync_all()
         });
@@ -156,7 +154,7 @@ impl NewManifest {
                 path: path.to_owned(),
                 new,
                 folder,
-                _old: File::open(path).ok(),
+                _old: open_to_read(path).ok(),
             }),
         }
     }

@@ -22,6 +22,7 @@ use tokio::sync::Semaphore;
 use super::disks::Disks;
 use super::error::Error;
 use super::metrics::Metrics;
+use crate::io::regular::open_regular;
 use routes::{Caller, Context};
 
 /// Connections that are served at a time; more wait.
@@ -43,12 +44,9 @@ pub fn bind(path: &Path) -> Result<UnixListener, Error> {
         });
     }
     let lock = PathBuf::from(path).with_extension("lock");
-    let file = fs::File::options()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&lock);
-    let file = file.map_err(Error::file("open", &lock))?;
+    let mut options = fs::File::options();
+    options.write(true).create(true).truncate(false);
+    let file = open_regular(&lock, options).map_err(Error::file("open", &lock))?;
     flock(&file, FlockOperation::LockExclusive)
         .map_err(|errno| Error::file("lock", &lock)(errno.into()))?;
     if std::os::unix::net::UnixStream::connect(path).is_ok() {

@@ -19,6 +19,16 @@ fn password(user: &str, password: &str) -> Option<Credential> {
 }
 
 #[test]
+fn a_pipe_is_refused_and_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pipe");
+    let mode = rustix::fs::Mode::RWXU;
+    rustix::fs::mkfifoat(rustix::fs::CWD, &path, mode).unwrap();
+    let error = read(&path).unwrap_err();
+    assert!(matches!(error, Error::Read { .. }), "{error:?}");
+}
+
+#[test]
 fn the_longest_prefix_wins() {
     let text = r#"{"auths":{
         "r.example":{"username":"all","password":"1"},

@@ -29,6 +29,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::Error;
 use crate::format::lsmt::Mapping;
 use crate::io::boot;
+use crate::io::regular::{open_regular, open_to_read};
 pub use format::IndexPosition;
 use format::{Contents, Head, Record, is_other_version};
 
@@ -81,7 +82,7 @@ pub fn remove(index: &Path) -> Result<(), Error> {
 fn oldest_first(index: &Path) -> Result<Vec<PathBuf>, Error> {
     let mut files = Vec::new();
     for path in paths(index) {
-        let first = match File::open(&path) {
+        let first = match open_to_read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             opened => {
                 let file = opened.map_err(Error::file("open", &path))?;
@@ -148,7 +149,7 @@ pub fn read(index: &Path, uuid: Uuid, boot: [u8; 36]) -> Result<Found, Error> {
     let head = Head::new(uuid, boot);
     let mut parts = Vec::new();
     for path in paths(index) {
-        match File::open(&path) {
+        match open_to_read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             opened => {
                 let file = opened.map_err(Error::file("open", &path))?;
@@ -201,7 +202,7 @@ fn open(index: &Path, head: &Head) -> Result<[(Contents, PathBuf, File); 2], Err
     let open = |path: PathBuf| {
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(false);
-        let file = options.open(&path).map_err(Error::file("create", &path))?;
+        let file = open_regular(&path, options).map_err(Error::file("create", &path))?;
         Ok::<_, Error>((read_file(&path, &file, head)?, path, file))
     };
     let [first, second] = paths(index);
