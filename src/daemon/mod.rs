@@ -200,7 +200,7 @@ fn enter(
     // Read once, while it can be.
     let _ = journal::boot_id();
     let (directories, links) = writable.map_or_else(Default::default, |writable| {
-        (writable.directories(), writable.links())
+        (writable.paths().directories(), writable.paths().links())
     });
     let reach = Reach {
         sockets: &sockets.directories(),
@@ -208,6 +208,7 @@ fn enter(
         files: &links,
         write: writable.is_some(),
         rings: rings.made() > 0,
+        ..Reach::default()
     };
     let sandbox = config.sandbox.then(|| Sandbox::enter(&reach));
     Ok(sandbox.transpose()?)

@@ -243,13 +243,14 @@ fn virtqueue() {
 #[derive(Default)]
 struct Steps(Vec<u8>);
 
-/// Descriptors of a message: how many, then the first (memory, in-flight area, log, kick, other).
+/// Descriptors of a message: how many, then the first (memory, in-flight area, log, kick, other, socket).
 const NO_FD: u8 = 0;
 const MEMORY: u8 = 0x01;
 const AREA: u8 = 0x11;
 const LOG: u8 = 0x21;
 const KICK: u8 = 0x31;
 const OTHER: u8 = 0x41;
+const SOCKET: u8 = 0x51;
 const USER: u64 = 0x7f00_0000_0000;
 
 impl Steps {
@@ -428,6 +429,8 @@ fn messages() {
     let tracked = |steps: Steps| steps.message(32, AREA, &[768, 0, 4 | 8 << 16]);
     let seeds = [
         new().table().queue(0, 0).kick().message(11, NO_FD, &[0]),
+        // GPU_SET_SOCKET, which no disk takes.
+        new().message(33, SOCKET, &[]),
         tracked(new().message(31, NO_FD, &[0, 0, 4 | 8 << 16]))
             .table()
             .queue(0, 0)
@@ -499,5 +502,5 @@ fn messages() {
     let writing = (0..4).map(session).chain([through, again, unflushed]);
     let seeds = seeds.into_iter().chain(writing);
     let written = write(&folder("messages"), seeds.map(|steps| steps.0));
-    assert_eq!(written, 15);
+    assert_eq!(written, 16);
 }

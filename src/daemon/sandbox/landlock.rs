@@ -1,7 +1,7 @@
-//! Landlock: closes all paths and ports but the directories of sockets and writable layers.
+//! Forbids access to all paths and ports but the directories of sockets and writable layers.
 //!
-//! Landlock judges what is reached, not by which system call, so that it also holds for io_uring,
-//! which seccomp does not see into. Open files stay usable.
+//! Landlock checks the object of an access and not the system call, so it also applies to operations of
+//! io_uring, which seccomp does not see. Open files stay usable.
 #![allow(unsafe_code)] // asking for the version of Landlock has no safe form
 
 use std::io;
@@ -15,13 +15,13 @@ use landlock::{
 
 use super::{Error, Reach, Support};
 
-/// The newest set of rights to take away; an older kernel takes those it knows.
+/// Newest set of rights that are restricted; an older kernel restricts those it knows.
 const NEWEST: ABI = ABI::V10;
 
-/// Takes away all access to files, the network, abstract sockets and other processes, but for what
-/// `reach` names.
+/// Forbids access to files, the network, abstract sockets and other processes, except for what `reach`
+/// names.
 ///
-/// The rules hold for the calling thread and those it starts.
+/// The rules apply to the calling thread and the threads that it starts.
 ///
 /// # Errors
 ///
@@ -44,6 +44,7 @@ pub fn close(reach: &Reach<'_>) -> Result<Support, Error> {
         (reach.sockets, socket),
         (reach.directories, directory),
         (reach.files, content),
+        (reach.readable, AccessFs::ReadFile.into()),
     ];
     for (paths, rights) in allowed {
         for path in paths {
@@ -60,7 +61,7 @@ fn rule(path: &Path, rights: BitFlags<AccessFs>) -> Result<PathBeneath<PathFd>, 
     Ok(PathBeneath::new(PathFd::new(path)?, rights))
 }
 
-/// Whether something answers that Landlock is not permitted, which no kernel does by itself.
+/// Returns whether Landlock is forbidden with EPERM, which a kernel does not do by itself.
 fn is_forbidden() -> bool {
     const LANDLOCK_CREATE_RULESET_VERSION: u32 = 1;
     let call = libc::SYS_landlock_create_ruleset;

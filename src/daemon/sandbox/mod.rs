@@ -1,24 +1,24 @@
-//! Confines the process before it reads anything a stranger wrote.
+//! The sandbox of the daemon and of the image tool.
 //!
-//! Three mechanisms stand behind each other: [`privileges`] (no capabilities, none to gain),
-//! [`landlock`] (no path can be opened, no port bound) and [`seccomp`] (only the system calls in a
-//! table). A program enters once its files are open ([`Sandbox::enter`]), and parses them inside.
-//! The daemon then gives up what only its start needs ([`Sandbox::tighten`]) and serves.
-//! `docs/security.md` says what each mechanism is for and what none of them stops.
+//! A program opens its files, enters the sandbox ([`Sandbox::enter`]), and only then parses what the
+//! files hold. Three mechanisms restrict it: [`privileges`] drops capabilities, [`landlock`] limits paths
+//! and ports, and [`seccomp`] limits system calls. When all is parsed, the program gives up what only
+//! parsing needs ([`Sandbox::tighten`]). `docs/security.md` describes what each mechanism is for, and what
+//! is left to an attacker.
 
 pub mod landlock;
 pub mod privileges;
 pub mod seccomp;
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use rustix::thread::CapabilitySet;
 
-/// Why the sandbox cannot be entered.
+/// The sandbox cannot be entered.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A capability, or the right to gain one, cannot be given up.
+    /// Capabilities cannot be dropped.
     #[error("cannot drop privileges")]
     Privileges(#[source] io::Error),
     /// A path that stays reachable cannot be opened.
@@ -35,18 +35,18 @@ pub enum Error {
     Seccomp(#[from] seccompiler::Error),
 }
 
-/// Whether a mechanism is in force.
+/// Support for a mechanism.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Support {
-    /// It is.
+    /// It is in force.
     Full,
-    /// The kernel, or its port to this processor, lacks it.
+    /// The kernel does not support it, or not on this processor.
     Missing,
     /// Something outside, such as a container's seccomp profile, forbids its use.
     Forbidden,
 }
 
-/// What a confined process reaches beside its open files.
+/// What a confined process can access beside its open files.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reach<'a> {
     /// Directories in which sockets are bound, and removed at the end.
@@ -54,16 +54,21 @@ pub struct Reach<'a> {
     /// Directories in which files are opened, created, renamed and removed: those of a writable
     /// layer.
     pub directories: &'a [PathBuf],
-    /// Files outside of `directories` that are opened to read and write: those that a symbolic link
-    /// of a writable layer points to.
+    /// Files outside of `directories` that are opened for reading and writing: targets of symbolic links
+    /// of a writable layer.
     pub files: &'a [PathBuf],
+    /// Directories in which files are opened for reading, and files that are: a writable layer that the
+    /// image tool reads.
+    pub readable: &'a [PathBuf],
     /// Whether open files are written to.
     pub write: bool,
-    /// Whether reads go through rings of io_uring made before.
+    /// Whether a progress bar is drawn, which asks the terminal for its width.
+    pub progress: bool,
+    /// Whether reads go through io_uring rings that were created before.
     pub rings: bool,
 }
 
-/// The sandbox of a process that still opens and parses.
+/// The sandbox of a process that opens and parses.
 #[derive(Debug)]
 #[must_use = "a daemon that serves must tighten its sandbox first"]
 pub struct Sandbox {
@@ -81,21 +86,15 @@ impl Sandbox {
     /// The kernel has a mechanism and refuses to apply it.
     pub fn enter(reach: &Reach<'_>) -> Result<Sandbox, Error> {
         let landlock = landlock::close(reach)?;
-        let opens = !reach.directories.is_empty();
-        // Files of a writable layer may belong to another user, whom root without this capability
-        // could not stand in for. Landlock keeps it to the layer's directories.
-        let kept = match opens && landlock == Support::Full {
-            true => CapabilitySet::DAC_OVERRIDE,
-            false => CapabilitySet::empty(),
+        let needs = seccomp::Needs::of(reach, landlock);
+        // Files of a writable layer may belong to another user: root opens them by this capability.
+        // Landlock limits it to the directories of the layer.
+        let kept = match landlock == Support::Full {
+            true if needs.open => CapabilitySet::DAC_OVERRIDE,
+            true if needs.read => CapabilitySet::DAC_READ_SEARCH,
+            _ => CapabilitySet::empty(),
         };
         privileges::drop_all_but(kept).map_err(Error::Privileges)?;
-        let needs = seccomp::Needs {
-            sockets: !reach.sockets.is_empty(),
-            write: reach.write || opens,
-            open: opens,
-            open_later: opens && landlock == Support::Full,
-            rings: reach.rings,
-        };
         let seccomp = seccomp::restrict(seccomp::Stage::Opening, needs)?;
         for (name, support) in [("Landlock", landlock), ("seccomp", seccomp)] {
             match support {
@@ -112,7 +111,7 @@ impl Sandbox {
         Ok(Sandbox { needs })
     }
 
-    /// Gives up what only opening and parsing need. Call it while the process has one thread.
+    /// Drops what only opening and parsing need. Call it while the process has one thread.
     ///
     /// # Errors
     ///
@@ -121,13 +120,5 @@ impl Sandbox {
         privileges::drop_rest().map_err(Error::Privileges)?;
         seccomp::restrict(seccomp::Stage::Serving, self.needs)?;
         Ok(())
-    }
-}
-
-/// The directory that holds `path`.
-pub fn parent(path: &Path) -> PathBuf {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-        _ => PathBuf::from("."),
     }
 }

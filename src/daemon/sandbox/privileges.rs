@@ -1,6 +1,6 @@
 //! Users, groups and capabilities.
 //!
-//! All calls here change the calling thread; the daemon makes them while it has no other.
+//! All calls here change the calling thread only: make them while the process has no other.
 
 use std::fs;
 use std::io;
@@ -9,14 +9,14 @@ use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
 use rustix::thread::{self, CapabilitySet, CapabilitySets};
 
-/// Who the daemon is to be.
+/// A user and a group for the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
     uid: Uid,
     gid: Gid,
 }
 
-/// Why the daemon cannot be somebody.
+/// Why the daemon cannot change its user.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// A list of users or groups cannot be read.
@@ -30,19 +30,19 @@ pub enum IdentityError {
     /// Neither a number nor a name in the list.
     #[error("{name:?} is neither a number nor a name in {path}")]
     Unknown {
-        /// What was asked for.
+        /// The name from the command line.
         name: String,
         /// The list.
         path: &'static str,
     },
-    /// A user who is not listed has no group to go with.
+    /// The group of a user that is not listed is unknown.
     #[error("user {uid} is not in {PASSWD}: add --group")]
     NoGroup {
         /// The user.
         uid: u32,
     },
     /// The system refuses the change.
-    #[error("cannot become user {uid} of group {gid}")]
+    #[error("cannot switch to user {uid} of group {gid}")]
     Refused {
         /// The user.
         uid: u32,
@@ -57,19 +57,29 @@ const PASSWD: &str = "/etc/passwd";
 const GROUP: &str = "/etc/group";
 
 impl Identity {
-    /// `user` and `group`, by name or number; without a group, the one the user belongs to.
+    /// Finds `user` and `group`, each a name or a number; without a group, that of the user.
     ///
-    /// Names are looked up in `/etc/passwd` and `/etc/group` alone: other directories of users
-    /// would load code of their own into the daemon.
+    /// Names are looked up in `/etc/passwd` and `/etc/group` only: other user databases would load
+    /// their code into the daemon. Where these files are missing, numbers are taken as they are.
     ///
     /// # Errors
     ///
-    /// There is no such user or group.
+    /// [`IdentityError::Unknown`] and [`IdentityError::NoGroup`] for names and numbers that are not
+    /// listed, [`IdentityError::List`] if a list cannot be read.
     pub fn find(user: &str, group: Option<&str>) -> Result<Self, IdentityError> {
-        let entry = entry_of(&read(PASSWD)?, user);
+        Self::find_in(&read(PASSWD)?, &read(GROUP)?, user, group)
+    }
+
+    fn find_in(
+        users: &str,
+        groups: &str,
+        user: &str,
+        group: Option<&str>,
+    ) -> Result<Self, IdentityError> {
+        let entry = entry_of(users, user);
         let uid = identifier(user, entry, PASSWD)?;
         let gid = match (group, entry) {
-            (Some(group), _) => identifier(group, entry_of(&read(GROUP)?, group), GROUP)?,
+            (Some(group), _) => identifier(group, entry_of(groups, group), GROUP)?,
             (None, Some(entry)) => entry.second,
             (None, None) => return Err(IdentityError::NoGroup { uid }),
         };
@@ -79,11 +89,11 @@ impl Identity {
         })
     }
 
-    /// Becomes this user, of this group and no other.
+    /// Switches the calling thread to this user and this group, without supplementary groups.
     ///
     /// # Errors
     ///
-    /// The system refuses: it takes root, or CAP_SETUID and CAP_SETGID.
+    /// [`IdentityError::Refused`] without CAP_SETUID and CAP_SETGID.
     pub fn assume(self) -> Result<(), IdentityError> {
         let Self { uid, gid } = self;
         thread::set_thread_groups(&[])
@@ -97,12 +107,16 @@ impl Identity {
     }
 }
 
+/// Reads a list. A missing one, as in a chroot, is empty.
 fn read(path: &'static str) -> Result<String, IdentityError> {
-    let bytes = fs::read(path).map_err(|source| IdentityError::List { path, source })?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    match fs::read(path) {
+        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        Err(source) => Err(IdentityError::List { path, source }),
+    }
 }
 
-/// The numbers of a line: a user's and its group's, or a group's and nothing of use.
+/// The numbers of a line: of a user and its group; or of a group, followed by no number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Entry {
     first: u32,
@@ -118,17 +132,17 @@ fn entry_of(list: &str, wanted: &str) -> Option<Entry> {
         };
         let entry = Entry {
             first: parse(id)?,
-            second: parse(group).unwrap_or(NOBODY),
+            second: parse(group).unwrap_or(UNSET),
         };
         (name == wanted || id == wanted).then_some(entry)
     })
 }
 
-/// The identifier that stands for none.
-const NOBODY: u32 = u32::MAX;
+/// The identifier that the kernel takes for "unchanged".
+const UNSET: u32 = u32::MAX;
 
 fn parse(text: &str) -> Option<u32> {
-    text.parse().ok().filter(|id| *id != NOBODY)
+    text.parse().ok().filter(|id| *id != UNSET)
 }
 
 fn identifier(name: &str, entry: Option<Entry>, path: &'static str) -> Result<u32, IdentityError> {
@@ -139,23 +153,23 @@ fn identifier(name: &str, entry: Option<Entry>, path: &'static str) -> Result<u3
     })
 }
 
-/// Takes every capability out of the bounding set, so that none can be gained. That needs
-/// CAP_SETPCAP, which becoming another user takes away: call it before.
+/// Empties the capability bounding set, so that no capability can be gained. Needs CAP_SETPCAP, which a
+/// change of the user takes away: call it before.
 ///
 /// # Errors
 ///
-/// The system refuses, though the thread has the capability it takes.
+/// Those of `prctl(PR_CAPBSET_DROP)`. Without CAP_SETPCAP nothing is done.
 pub fn bound() -> io::Result<()> {
     let held = thread::capabilities(None)?.effective;
     if !held.contains(CapabilitySet::SETPCAP) {
-        // Nothing can be taken out, and nothing of it gained without new privileges.
+        // Nothing can be dropped from the set, and without new privileges nothing gained from it.
         return Ok(());
     }
     for bit in 0..u64::BITS {
         let one = CapabilitySet::from_bits_retain(1 << bit);
         match thread::remove_capability_from_bounding_set(one) {
             Ok(()) => {}
-            // Past the last one this kernel knows.
+            // Beyond the last capability of this kernel.
             Err(Errno::INVAL) => break,
             Err(errno) => return Err(errno.into()),
         }
@@ -163,23 +177,22 @@ pub fn bound() -> io::Result<()> {
     Ok(())
 }
 
-/// Gives up all capabilities but those of `kept` that the thread has, and the right to gain any by
-/// running another program.
+/// Drops all capabilities but those of `kept` that the thread has, and sets `no_new_privs`.
 ///
 /// # Errors
 ///
-/// The system refuses.
+/// Those of `prctl(2)` and `capset(2)`.
 pub fn drop_all_but(kept: CapabilitySet) -> io::Result<()> {
     thread::set_no_new_privs(true)?;
     thread::clear_ambient_capability_set()?;
     set(thread::capabilities(None)?.effective & kept)
 }
 
-/// Gives up the capabilities that [`drop_all_but`] kept.
+/// Drops the capabilities that [`drop_all_but`] kept.
 ///
 /// # Errors
 ///
-/// The system refuses.
+/// Those of `capset(2)`.
 pub fn drop_rest() -> io::Result<()> {
     set(CapabilitySet::empty())
 }
@@ -212,6 +225,20 @@ mod tests {
             assert_eq!(entry_of(USERS, absent), None, "{absent:?}");
         }
         assert_eq!(entry_of(GROUPS, "kvm").map(|entry| entry.first), Some(110));
+    }
+
+    #[test]
+    fn numbers_need_no_list() {
+        let found = Identity::find_in("", "", "64055", Some("110")).unwrap();
+        assert_eq!((found.uid.as_raw(), found.gid.as_raw()), (64055, 110));
+        let error = Identity::find_in("", "", "64055", None).unwrap_err();
+        assert!(error.to_string().contains("add --group"), "{error}");
+        let error = Identity::find_in("", "", "vm", Some("110")).unwrap_err();
+        assert!(
+            error.to_string().contains("neither a number nor a name"),
+            "{error}"
+        );
+        assert_eq!(read("/no/such/list").unwrap(), "");
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! seccomp: allows the system calls in a table, each with its reason, and no other.
+//! Allows the system calls in tables, each with its reason, and no others.
 //!
 //! There are two filters, one for each [`Stage`]: opening and parsing, then serving. A call outside
-//! the table kills the process, because only foreign code makes one; a daemon that dies is restarted
-//! without its guest noticing. A few calls that libraries try and can do without fail with ENOSYS.
+//! the table kills the process, because only foreign code makes one; a killed daemon is restarted,
+//! and its guest goes on. A few calls that libraries try and can do without fail with ENOSYS.
 
 use std::collections::BTreeMap;
 use std::env::consts::ARCH;
@@ -14,9 +14,9 @@ use seccompiler::{
     SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
 };
 
-use super::{Error, Support};
+use super::{Error, Reach, Support};
 
-/// Calls that reach nothing but open files.
+/// Calls that affect open files, memory and threads only.
 const ALLOWED: &[c_long] = &[
     // A read: bytes in the page cache, bytes that are not, the driver's interrupt.
     libc::SYS_preadv2,
@@ -119,6 +119,9 @@ const WRITING: &[c_long] = &[
     libc::SYS_fsync,
 ];
 
+/// To open the files of a writable layer for reading. Landlock keeps this to its directories.
+const READING: &[c_long] = &[libc::SYS_openat];
+
 /// To open and replace the files of a writable layer. Landlock keeps this to its directories.
 const OPENING: &[c_long] = &[
     libc::SYS_openat,
@@ -132,7 +135,7 @@ const OPENING: &[c_long] = &[
     libc::SYS_linkat,
 ];
 
-/// What libraries try, and can do without.
+/// Calls that libraries try and can do without. They fail with ENOSYS.
 const ABSENT: &[c_long] = &[
     // Its flags lie in memory, where no filter can read them; C libraries fall back to `clone`.
     libc::SYS_clone3,
@@ -146,7 +149,7 @@ const ABSENT: &[c_long] = &[
     libc::SYS_getcwd,
 ];
 
-/// What an argument must be.
+/// Condition for an argument.
 enum Test {
     Is(c_int),
     /// Exactly the `set` ones among the bits of `mask` are set.
@@ -157,7 +160,7 @@ enum Test {
     Null,
 }
 
-/// What makes a new thread, rather than a new process.
+/// Flags that make a thread, and not a process.
 const THREAD: c_int = libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_THREAD;
 
 const NEW_NAMESPACES: c_int = libc::CLONE_NEWNS
@@ -172,6 +175,11 @@ const NOT_EXECUTABLE: Test = Test::Bits {
     mask: libc::PROT_EXEC,
     set: 0,
 };
+
+/// Calls allowed for one argument only, counted from 0, to draw a progress bar on a terminal.
+fn conditional_for_progress() -> [(c_long, u8, Test); 2] {
+    [libc::TCGETS, libc::TIOCGWINSZ].map(|request| (libc::SYS_ioctl, 1, Test::Is(request as c_int)))
+}
 
 /// Calls allowed for one argument only, counted from 0, while the process opens and parses.
 fn conditional_while_opening() -> [(c_long, u8, Test); 2] {
@@ -204,7 +212,7 @@ fn conditional() -> [(c_long, u8, Test); 17] {
         (libc::SYS_getsockopt, 2, Is(libc::SO_PEERCRED)), // the process of a front-end, for the log
         (libc::SYS_setsockopt, 2, Is(libc::SO_SNDTIMEO)), // a front-end that does not read
         (libc::SYS_setsockopt, 2, Is(libc::SO_RCVTIMEO)), // a control client that does not speak
-        (libc::SYS_sendto, 4, Null),                 // to who is connected: a signal's pipe
+        (libc::SYS_sendto, 4, Null),                 // to a connected peer: the pipe of a signal
         (libc::SYS_tgkill, 0, Is(process::id() as c_int)), // abort; a call that a front-end blocks
     ]
 }
@@ -223,31 +231,50 @@ impl Test {
     }
 }
 
-/// How far a process is.
+/// Stage of a confined process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// Files are open; they are parsed next.
+    /// Files are open, and are parsed next.
     Opening,
-    /// The image is open and the socket listens.
+    /// All is parsed; the socket of a daemon listens.
     Serving,
 }
 
-/// What a process does besides reading open files.
+/// What a process does beside reading open files.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Needs {
     /// It binds and removes sockets.
     pub sockets: bool,
     /// It writes to open files.
     pub write: bool,
+    /// It opens files for reading while it parses.
+    pub read: bool,
     /// It opens the files of a writable layer at its start.
     pub open: bool,
     /// It opens and replaces files while it serves.
     pub open_later: bool,
+    /// It draws a progress bar.
+    pub progress: bool,
     /// It reads through rings.
     pub rings: bool,
 }
 
 impl Needs {
+    /// The needs of a process that reaches `reach`, by open files and rings and, where Landlock limits
+    /// it to that, by opening more files while it serves.
+    pub fn of(reach: &Reach<'_>, landlock: Support) -> Self {
+        let opens = !reach.directories.is_empty();
+        Self {
+            sockets: !reach.sockets.is_empty(),
+            write: reach.write || opens,
+            read: !reach.readable.is_empty(),
+            open: opens,
+            open_later: opens && landlock == Support::Full,
+            progress: reach.progress,
+            rings: reach.rings,
+        }
+    }
+
     /// The tables of a stage.
     fn tables(self, stage: Stage) -> Vec<&'static [c_long]> {
         let opening = stage == Stage::Opening;
@@ -256,6 +283,7 @@ impl Needs {
             (true, ALLOWED),
             (self.rings, RINGS),
             (self.write, WRITING),
+            (opening && self.read, READING),
             (opens, OPENING),
             (opens || self.sockets, REMOVING),
             (opening && self.sockets, LISTENING),
@@ -274,28 +302,11 @@ impl Needs {
 ///
 /// The kernel has seccomp and refuses the filters.
 pub fn restrict(stage: Stage, needs: Needs) -> Result<Support, Error> {
-    let Ok(arch) = TargetArch::try_from(ARCH) else {
+    let Some(filters) = filters(stage, needs, SeccompAction::KillProcess)? else {
         return Ok(Support::Missing);
     };
-    let always = |call: &c_long| (*call, Vec::new());
-    let allowed = needs.tables(stage).concat();
-    let absent = ABSENT.iter().filter(|call| !allowed.contains(call));
-    let absent: BTreeMap<_, _> = absent.map(always).collect();
-    let mut known: BTreeMap<_, _> = allowed.iter().chain(ABSENT).map(always).collect();
-    let mut conditions: Vec<_> = conditional().into();
-    if stage == Stage::Opening {
-        conditions.extend(conditional_while_opening());
-    }
-    for (call, argument, test) in conditions {
-        known.entry(call).or_default().push(test.rule(argument)?);
-    }
-    let (allow, kill) = (SeccompAction::Allow, SeccompAction::KillProcess);
-    let no_such_call = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
-    let absent = SeccompFilter::new(absent, allow.clone(), no_such_call, arch)?;
-    let known = SeccompFilter::new(known, kill, allow, arch)?;
-    for filter in [absent, known] {
-        let program: BpfProgram = filter.try_into()?;
-        match seccompiler::apply_filter_all_threads(&program) {
+    for program in &filters {
+        match seccompiler::apply_filter_all_threads(program) {
             Ok(()) => {}
             Err(InstallError::Seccomp(error))
                 if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL)) =>
@@ -306,4 +317,40 @@ pub fn restrict(stage: Stage, needs: Needs) -> Result<Support, Error> {
         }
     }
     Ok(Support::Full)
+}
+
+/// Compiles the filters of a stage; a call outside the tables meets `forbidden`. `None` if there are
+/// no filters for this processor.
+///
+/// # Errors
+///
+/// [`Error::Filter`] if a filter does not compile.
+pub fn filters(
+    stage: Stage,
+    needs: Needs,
+    forbidden: SeccompAction,
+) -> Result<Option<[BpfProgram; 2]>, Error> {
+    let Ok(arch) = TargetArch::try_from(ARCH) else {
+        return Ok(None);
+    };
+    let always = |call: &c_long| (*call, Vec::new());
+    let allowed = needs.tables(stage).concat();
+    let absent = ABSENT.iter().filter(|call| !allowed.contains(call));
+    let absent: BTreeMap<_, _> = absent.map(always).collect();
+    let mut known: BTreeMap<_, _> = allowed.iter().chain(ABSENT).map(always).collect();
+    let mut conditions: Vec<_> = conditional().into();
+    if stage == Stage::Opening {
+        conditions.extend(conditional_while_opening());
+    }
+    if needs.progress {
+        conditions.extend(conditional_for_progress());
+    }
+    for (call, argument, test) in conditions {
+        known.entry(call).or_default().push(test.rule(argument)?);
+    }
+    let allow = SeccompAction::Allow;
+    let no_such_call = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
+    let absent = SeccompFilter::new(absent, allow.clone(), no_such_call, arch)?;
+    let known = SeccompFilter::new(known, forbidden, allow, arch)?;
+    Ok(Some([absent.try_into()?, known.try_into()?]))
 }

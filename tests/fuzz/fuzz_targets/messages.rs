@@ -2,6 +2,9 @@
 //! kicks, and changes of memory, in any order. The session ends, and its queues with it. A writable
 //! layer then holds the same when it is opened again, for nothing of it was answered in vain.
 //!
+//! The session is served inside the sandbox of the daemon (`confined.rs`): a system call that the daemon
+//! may not make is a crash.
+//!
 //! An input is a list of steps, each a byte with its kind and two arguments:
 //!
 //! | kind | step | arguments |
@@ -17,7 +20,7 @@
 #![no_main]
 
 use std::fs::File;
-use std::io::{IoSlice, Read};
+use std::io::{self, IoSlice, PipeReader, Read};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -28,6 +31,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use common::layers::{LayerBuilder, Pack, noise, zfile};
+use confined::Confined;
 use libfuzzer_sys::fuzz_target;
 use ovbd_vhost::engine::{Disk, Tuning};
 use ovbd_vhost::format::lsmt::Header;
@@ -43,6 +47,8 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tempfile::TempDir;
 
+#[path = "../confined.rs"]
+mod confined;
 #[path = "../file.rs"]
 mod file;
 
@@ -185,11 +191,14 @@ fn held(volume: &Volume) -> Vec<Option<[u8; SECTOR_SIZE as usize]>> {
     }
 }
 
-/// What can be sent: memory, in-flight area, log, kick, call and error.
+/// What can be sent: memory, in-flight area, log, kick, call and error; a socket and a pipe, which no
+/// message of a disk has a use for.
 struct Fds {
     files: [File; 3],
     kick: OwnedFd,
     other: OwnedFd,
+    socket: UnixStream,
+    pipe: PipeReader,
 }
 
 impl Fds {
@@ -205,6 +214,8 @@ impl Fds {
             files: [file(), file(), file()],
             kick: event(),
             other: event(),
+            socket: UnixStream::pair().expect("pair").0,
+            pipe: io::pipe().expect("pipe").0,
         }
     }
 
@@ -235,6 +246,8 @@ impl Fds {
             self.files[2].as_fd(),
             self.kick.as_fd(),
             self.other.as_fd(),
+            self.socket.as_fd(),
+            self.pipe.as_fd(),
         ];
         let first = usize::from(byte / 16);
         let count = usize::from(byte % 16).min(MOST_FDS);
@@ -350,12 +363,15 @@ fuzz_target!(|bytes: &[u8]| {
         Some(layer) => disk(layer.open()),
     };
     let session = Session::new(theirs, disk.clone());
-    let serving = std::thread::spawn(move || session.serve(&Ownership::default()));
+    let folder = layer.as_ref().map(|layer| layer.folder.path().to_owned());
+    let serving = Confined::start(folder.into_iter().collect(), move || {
+        session.serve(&Ownership::default())
+    });
     let fds = Fds::new();
     play(&ours, &fds, bytes);
     // What was sent is still read, and answered.
     let _ = ours.shutdown(Shutdown::Write);
-    let _ = serving.join().expect("the session panicked");
+    let _ = serving.join();
     if let Some(layer) = layer {
         layer.check(disk);
     }
