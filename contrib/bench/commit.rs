@@ -93,6 +93,7 @@ fn main() {
         let task = Create {
             from: Input::Path(raw.clone()),
             to: to.clone(),
+            raw: false,
             parent: None,
             blocks,
             tar: false,

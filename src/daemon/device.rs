@@ -6,7 +6,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread;
@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::config::UpperSource;
-use super::sandbox::parent;
 use super::sources::{OpenSources, Sources};
 use super::{Config, Error};
 use crate::engine::Disk;
@@ -24,6 +23,7 @@ use crate::format::lsmt::HEADER_LEN;
 use crate::format::lsmt::writable::Kind;
 use crate::image::Image;
 use crate::image::block_cache::BlockCache;
+use crate::io::regular::open_directory;
 use crate::source::client::Client;
 use crate::virtio::config::DeviceConfig;
 use crate::virtio::request::SERIAL_LEN;
@@ -78,28 +78,16 @@ impl WritableFiles {
             data: absolute(&paths.data)?,
             index: absolute(&paths.index)?,
         };
-        for file in [&paths.data, &paths.index] {
-            let found = fs::metadata(parent(file));
-            found.map_err(|source| failed("open", file, source))?;
+        for directory in paths.directories() {
+            let found = fs::metadata(&directory);
+            found.map_err(|source| failed("open", &directory, source))?;
         }
         Ok(Self { paths, automatic })
     }
 
-    /// The directories of the files.
-    pub fn directories(&self) -> Vec<PathBuf> {
-        let files = [&self.paths.data, &self.paths.index];
-        let mut directories: Vec<_> = files.map(|file| parent(file)).into();
-        directories.dedup();
-        directories
-    }
-
-    /// Those of the files that are symbolic links, and may lead out of the directories.
-    pub fn links(&self) -> Vec<PathBuf> {
-        let files = [&self.paths.data, &self.paths.index].into_iter();
-        files
-            .filter(|file| file.is_symlink() && file.exists())
-            .cloned()
-            .collect()
+    /// The paths of the files.
+    pub fn paths(&self) -> &Paths {
+        &self.paths
     }
 
     /// Creates the layer above `sources` if it is missing and its place is ours to choose.
@@ -133,7 +121,7 @@ fn failed(what: &'static str, path: &Path, source: io::Error) -> Error {
 /// Locks a directory: a second daemon started by mistake must not create or open the layer in it at the
 /// same time.
 fn lock(folder: &Path) -> Result<File, Error> {
-    let opened = File::open(folder).map_err(|source| failed("open", folder, source))?;
+    let opened = open_directory(folder).map_err(|source| failed("open", folder, source))?;
     let start = Instant::now();
     loop {
         match opened.try_lock() {

@@ -8,6 +8,7 @@
 pub mod crc;
 pub mod digest;
 pub mod download;
+pub mod foreign;
 pub mod lsmt;
 pub mod presence;
 pub mod tar;

@@ -6,6 +6,7 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use super::segment::{MAX_LAYERS, MAX_MAPPINGS, MAX_MOFFSET};
+use crate::format::foreign::Foreign;
 use crate::format::{lsmt, tar, zfile};
 use crate::source::LayerRef;
 use crate::units::{Sector, Sectors};
@@ -17,6 +18,14 @@ pub enum Error {
     /// A layer's file cannot be opened or read.
     #[error(transparent)]
     Source(#[from] source::Error),
+    /// The file is of another kind, such as a qcow2 image.
+    #[error("{layer} {kind}; expected an OverlayBD layer: {}", kind.hint())]
+    Foreign {
+        /// The layer.
+        layer: LayerRef,
+        /// The kind of the file.
+        kind: Foreign,
+    },
     /// The tar wrapper is broken.
     #[error("{layer}: broken tar wrapper")]
     Tar {

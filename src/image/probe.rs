@@ -6,6 +6,7 @@
 use super::container::{Container, ZFileMap};
 use super::error::Error;
 use super::padding;
+use crate::format::foreign::Foreign;
 use crate::format::zfile::{self, HEADER_LEN, Header, Part};
 use crate::format::{lsmt, tar};
 use crate::source::Blob;
@@ -84,6 +85,10 @@ fn find_payload<J: Judge>(blob: &Blob, judge: &mut J) -> Result<tar::Payload, J:
         judge.fatal(0, Error::Tar { layer, source })
     })?;
     let Some(tar::Payload { offset, len }) = payload else {
+        if let Some(kind) = Foreign::by_start(head) {
+            let layer = layer();
+            return Err(judge.fatal(0, Error::Foreign { layer, kind }));
+        }
         let (offset, len) = (0, file_len);
         return Ok(tar::Payload { offset, len });
     };

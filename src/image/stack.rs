@@ -74,6 +74,11 @@ impl OpenStack {
         }
     }
 
+    /// The same layers, with or without a check of their order.
+    pub fn with_lineage(self, lineage: Lineage) -> Self {
+        Self { lineage, ..self }
+    }
+
     /// Whether there is no layer.
     pub fn is_empty(&self) -> bool {
         self.blobs.is_empty()
@@ -97,14 +102,20 @@ impl OpenStack {
     /// # Errors
     /// [`Error::TooManyLayers`] for a stack that no image can have, [`Error::Source`] if a file cannot
     /// be opened.
-    pub fn below(mut self, above: &[LayerRef]) -> Result<Self, Error> {
-        let len = self.blobs.len() + above.len();
-        if len > MAX_LAYERS {
-            return Err(Error::TooManyLayers(len));
+    pub fn below(self, above: &[LayerRef]) -> Result<Self, Error> {
+        let blobs = above.iter().map(LayerRef::open);
+        self.below_open(blobs.collect::<Result<_, _>>()?)
+    }
+
+    /// The same layers below those that are stored in `above`.
+    ///
+    /// # Errors
+    /// [`Error::TooManyLayers`] for a stack that no image can have.
+    pub fn below_open(mut self, above: Vec<Blob>) -> Result<Self, Error> {
+        self.blobs.extend(above);
+        match self.blobs.len() {
+            len if len > MAX_LAYERS => Err(Error::TooManyLayers(len)),
+            _ => Ok(self),
         }
-        for layer in above {
-            self.blobs.push(layer.open()?);
-        }
-        Ok(self)
     }
 }

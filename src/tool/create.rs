@@ -34,7 +34,9 @@ pub struct Create {
     pub from: Input,
     /// File to be written; one that exists is replaced.
     pub to: PathBuf,
-    /// The stack to lie upon: only what differs is stored.
+    /// Whether an input that looks like an image of another format is taken as raw.
+    pub raw: bool,
+    /// The stack below the new layer: only what differs from it is stored.
     pub parent: Option<Stack>,
     /// How blocks are compressed; `None`: the layer is not compressed.
     pub blocks: Option<BlockFormat>,
@@ -57,6 +59,9 @@ pub struct Create {
 /// Something cannot be read or written; there is no output then.
 pub fn create(task: &Create, progress: &ProgressBar) -> Result<Written, Error> {
     let mut raw = RawImage::open(&task.from)?;
+    if !task.raw {
+        raw.refuse_foreign()?;
+    }
     let parent = task.parent.as_ref().map(Image::open).transpose()?;
     let parent = parent.as_ref();
     let inputs = parent.map_or(&[][..], Image::layers).iter();
@@ -65,20 +70,7 @@ pub fn create(task: &Create, progress: &ProgressBar) -> Result<Written, Error> {
     if let Some(len) = raw.size() {
         progress.set_length(len);
     }
-    let parent_uuid = parent
-        .and_then(|parent| parent.layers().last())
-        .map_or(Uuid::nil(), |top| top.uuid());
-    let uuid = match task.uuid {
-        Some(uuid) => uuid,
-        None => derived_uuid(parent_uuid, &task.message, &raw.head()?),
-    };
-    let format = LayerFormat {
-        blocks: task.blocks,
-        tar: task.tar,
-        uuid,
-        parent_uuid,
-        message: task.message.clone().into_bytes(),
-    };
+    let format = format_of(task, parent, &mut raw)?;
     thread::scope(|scope| {
         // All data is in memory when its place is known.
         let fetch = || |_: u64, _: &mut [u8]| Ok(());
@@ -93,28 +85,30 @@ pub fn create(task: &Create, progress: &ProgressBar) -> Result<Written, Error> {
             jobs: InOrder::start(scope, task.threads, differ)?,
             spare: Vec::new(),
         };
-        loop {
-            let buffer = sink.spare.pop().unwrap_or_default();
-            match raw.next(buffer)? {
-                Some(Part::Data {
-                    offset,
-                    bytes,
-                    unread,
-                }) => sink.push(Chunk {
-                    offset,
-                    bytes,
-                    unread,
-                })?,
-                Some(Part::Hole { offset, len }) => {
-                    if let Some(parent) = parent {
-                        sink.hide(parent, offset, offset + len)?;
-                    }
-                }
-                None => break,
-            }
-            progress.set_position(raw.position());
-        }
+        sink.take_all(&mut raw, parent, progress)?;
         sink.finish(raw.position())
+    })
+}
+
+/// How the new layer is stored, and its names.
+fn format_of(
+    task: &Create,
+    parent: Option<&Image>,
+    raw: &mut RawImage,
+) -> Result<LayerFormat, Error> {
+    let parent_uuid = parent
+        .and_then(|parent| parent.layers().last())
+        .map_or(Uuid::nil(), |top| top.uuid());
+    let uuid = match task.uuid {
+        Some(uuid) => uuid,
+        None => derived_uuid(parent_uuid, &task.message, &raw.head()?),
+    };
+    Ok(LayerFormat {
+        blocks: task.blocks,
+        tar: task.tar,
+        uuid,
+        parent_uuid,
+        message: task.message.clone().into_bytes(),
     })
 }
 
@@ -214,6 +208,36 @@ struct Sink {
 }
 
 impl Sink {
+    /// Takes all of an image.
+    fn take_all(
+        &mut self,
+        raw: &mut RawImage,
+        parent: Option<&Image>,
+        progress: &ProgressBar,
+    ) -> Result<(), Error> {
+        loop {
+            let buffer = self.spare.pop().unwrap_or_default();
+            match raw.next(buffer)? {
+                Some(Part::Data {
+                    offset,
+                    bytes,
+                    unread,
+                }) => self.push(Chunk {
+                    offset,
+                    bytes,
+                    unread,
+                })?,
+                Some(Part::Hole { offset, len }) => {
+                    if let Some(parent) = parent {
+                        self.hide(parent, offset, offset + len)?;
+                    }
+                }
+                None => return Ok(()),
+            }
+            progress.set_position(raw.position());
+        }
+    }
+
     fn push(&mut self, chunk: Chunk) -> Result<(), Error> {
         match self.jobs.push(chunk)? {
             Some(done) => self.store(done?),

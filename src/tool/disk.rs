@@ -4,12 +4,13 @@ use std::fs::{self, Metadata};
 use std::iter;
 
 use super::Error;
+use super::open_files::OpenFiles;
 use crate::format::lsmt::writable::Kind;
 use crate::format::lsmt::{Header, MAX_SECTORS};
-use crate::image::Image;
 use crate::image::config::Stack;
 use crate::image::reader::Reader;
 use crate::image::segment;
+use crate::image::{self, Image};
 use crate::source::{Blob, LayerRef};
 use crate::units::{SECTOR_SIZE, Sector};
 use crate::writable::Paths;
@@ -27,24 +28,6 @@ pub struct Files {
     pub stack: Stack,
     /// The writable layer above them, or the first one of it that snapshots have put others above.
     pub upper: Option<Paths>,
-}
-
-impl Files {
-    /// The files as snapshots have left them: what they froze is a layer, and the upper is the one
-    /// above.
-    ///
-    /// # Errors
-    /// The list of the snapshots cannot be read.
-    pub fn followed(&self) -> Result<Self, Error> {
-        let mut files = self.clone();
-        if let Some(first) = &self.upper {
-            let Pairs { frozen, active } = Pairs::follow(first)?;
-            let frozen = frozen.into_iter().map(|pair| pair.data.into());
-            files.stack = files.stack.above(frozen);
-            files.upper = Some(active);
-        }
-        Ok(files)
-    }
 }
 
 /// A disk, open to be read. Shared by all threads.
@@ -157,29 +140,33 @@ pub enum Content {
 }
 
 impl Disk {
-    /// Opens the files of a disk, as snapshots have left them.
+    /// Opens and reads the files of a disk.
     ///
     /// # Errors
-    /// One of them cannot be opened, or a process writes to the writable layer.
+    /// Those of [`Files::open`] and [`Disk::load`].
     pub fn open(files: &Files) -> Result<Self, Error> {
-        loop {
-            let followed = files.followed()?;
-            let opened = Self::open_as(&followed);
-            // The process that held the lock may have taken a snapshot before it ended.
-            if files.followed()? == followed {
-                return opened;
-            }
-        }
+        Self::load(files.open()?)
     }
 
-    /// Opens these very files.
-    fn open_as(files: &Files) -> Result<Self, Error> {
-        let upper = files.upper.as_ref();
-        let upper = upper.map(|paths| Upper::open(paths, ExtentMap::new()));
-        let upper = upper.transpose()?;
-        let image = match files.stack.layers().is_empty() && upper.is_some() {
-            true => None,
-            false => Some(Image::open(&files.stack)?),
+    /// Reads the layers and the writable layer, whose files are as snapshots have left them.
+    ///
+    /// # Errors
+    /// One of them cannot be read, or a process writes to the writable layer.
+    pub fn load(mut files: OpenFiles) -> Result<Self, Error> {
+        let upper = match open_upper(&files)? {
+            Some((pairs, upper)) => {
+                files.add_frozen(&pairs);
+                Some(upper)
+            }
+            None => None,
+        };
+        let image = match (files.layers(), &upper) {
+            ([], Some(_)) => None,
+            ([], None) => return Err(image::Error::NoLayers.into()),
+            _ => {
+                let lineage = files.lineage();
+                Some(Image::load(files.stack(lineage)?)?)
+            }
         };
         if let (Some(image), Some(upper)) = (&image, &upper) {
             image.check_child(upper.layer_ref(), &upper.header)?;
@@ -311,6 +298,20 @@ impl Disk {
             },
         });
         overlaid(unders, overs)
+    }
+}
+
+/// Opens the writable layer of a disk that takes writes, and finds those that snapshots froze.
+fn open_upper(files: &OpenFiles) -> Result<Option<(Pairs, Upper)>, Error> {
+    loop {
+        let Some(pairs) = files.pairs()? else {
+            return Ok(None);
+        };
+        let upper = Upper::open(&pairs.active, ExtentMap::new());
+        // The process that held the lock may have taken a snapshot before it ended.
+        if files.pairs()?.as_ref() == Some(&pairs) {
+            return Ok(Some((pairs, upper?)));
+        }
     }
 }
 

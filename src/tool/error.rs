@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use crate::format::foreign::Foreign;
 use crate::format::lsmt::MAX_ENTRIES;
 use crate::{codec, image, writable};
 
@@ -33,6 +34,14 @@ pub enum Error {
     NotAnImage {
         /// The raw image.
         name: String,
+    },
+    /// The raw image starts or ends as another format does.
+    #[error("{name} {kind}; expected a raw image: {}, or add --raw", kind.hint())]
+    Foreign {
+        /// The raw image.
+        name: String,
+        /// What it seems to be.
+        kind: Foreign,
     },
     /// The raw image cannot be read.
     #[error("cannot read {name} at byte {offset}")]

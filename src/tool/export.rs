@@ -13,7 +13,7 @@ use std::thread;
 use indicatif::ProgressBar;
 
 use super::Error;
-use super::disk::{Disk, Files};
+use super::disk::Disk;
 use super::in_order::InOrder;
 use super::output::{self, NewFile};
 use super::unit::{CHUNK, UNIT, is_zero};
@@ -35,23 +35,21 @@ struct Chunk {
     bytes: Vec<u8>,
 }
 
-/// Writes a disk, exactly as long as it is.
+/// Writes a disk, exactly as long as it is. The output has no name before it is published.
 ///
 /// # Errors
-/// Something cannot be read or written; there is no output file then.
+/// [`Error::OutputIsInput`]; and if something cannot be read or written.
 pub fn export(
-    files: &Files,
-    to: &Output,
+    disk: &Disk,
+    target: &mut Target,
     threads: NonZero<usize>,
     progress: &ProgressBar,
 ) -> Result<(), Error> {
-    let disk = Disk::open(files)?;
+    target.refuse_inputs(disk)?;
     progress.set_length(disk.size());
-    let mut target = Target::open(to, &disk)?;
     thread::scope(|scope| {
         let worker = || {
             let mut reader = Reader::new();
-            let disk = &disk;
             move |chunk| read(disk, &mut reader, chunk)
         };
         let mut jobs = InOrder::start(scope, threads, worker)?;
@@ -89,8 +87,12 @@ fn read(disk: &Disk, reader: &mut Reader, mut chunk: Chunk) -> Result<Chunk, Err
     Ok(chunk)
 }
 
-/// An output under way.
-enum Target {
+/// An output, open.
+#[derive(Debug)]
+pub struct Target(Kind);
+
+#[derive(Debug)]
+enum Kind {
     File(NewFile),
     Stdout {
         file: File,
@@ -100,27 +102,37 @@ enum Target {
 }
 
 impl Target {
-    fn open(to: &Output, disk: &Disk) -> Result<Self, Error> {
+    /// Opens standard output, or creates a file without a name.
+    ///
+    /// # Errors
+    /// Those of [`NewFile::create`]; [`Error::Stdout`] if standard output is closed.
+    pub fn open(to: &Output) -> Result<Self, Error> {
         let Output::Path(path) = to else {
             // Not through the standard library's buffer, which is made for lines.
             let file = io::stdout().as_fd().try_clone_to_owned();
             let file = file.map_err(Error::Stdout)?.into();
-            return Ok(Self::Stdout { file, written: 0 });
+            return Ok(Self(Kind::Stdout { file, written: 0 }));
         };
-        output::refuse_inputs(path, disk.inputs())?;
-        Ok(Self::File(NewFile::create(path)?))
+        Ok(Self(Kind::File(NewFile::create(path)?)))
+    }
+
+    fn refuse_inputs(&self, disk: &Disk) -> Result<(), Error> {
+        match &self.0 {
+            Kind::File(file) => output::refuse_inputs(file.target(), disk.inputs()),
+            Kind::Stdout { .. } => Ok(()),
+        }
     }
 
     /// Writes a chunk, which lies behind those before.
     fn write(&mut self, chunk: &Chunk) -> Result<(), Error> {
-        match self {
-            Self::Stdout { file, written } => {
+        match &mut self.0 {
+            Kind::Stdout { file, written } => {
                 let result = write_zeros(file, chunk.offset - *written);
                 let result = result.and_then(|()| file.write_all(&chunk.bytes));
                 *written = chunk.offset + chunk.bytes.len() as u64;
                 result.map_err(Error::Stdout)
             }
-            Self::File(file) => {
+            Kind::File(file) => {
                 let units: Vec<_> = chunk.bytes.chunks(UNIT).collect();
                 let mut at = chunk.offset;
                 for run in units.chunk_by(|one, next| is_zero(one) == is_zero(next)) {
@@ -136,16 +148,24 @@ impl Target {
         }
     }
 
-    /// Adds what is missing up to `size`, and lets a file appear.
-    fn finish(self, size: u64) -> Result<(), Error> {
-        match self {
-            Self::Stdout { mut file, written } => {
-                write_zeros(&mut file, size - written).map_err(Error::Stdout)
+    /// Adds the zeros at the end of a disk of `size` bytes.
+    fn finish(&mut self, size: u64) -> Result<(), Error> {
+        match &mut self.0 {
+            Kind::Stdout { file, written } => {
+                write_zeros(file, size - *written).map_err(Error::Stdout)
             }
-            Self::File(mut file) => {
-                file.set_len(size)?;
-                file.publish()
-            }
+            Kind::File(file) => file.set_len(size),
+        }
+    }
+
+    /// Makes a file durable and gives it its name.
+    ///
+    /// # Errors
+    /// Those of [`NewFile::publish`].
+    pub fn publish(self) -> Result<(), Error> {
+        match self.0 {
+            Kind::Stdout { .. } => Ok(()),
+            Kind::File(file) => file.publish(),
         }
     }
 }

@@ -7,8 +7,7 @@ use indicatif::{BinaryBytes, HumanCount};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::Error;
-use super::disk::{Content, Disk, Files, Upper};
+use super::disk::{Content, Disk, Upper};
 use crate::format::lsmt::HEADER_LEN;
 use crate::image::Image;
 use crate::image::layer::Layer;
@@ -126,12 +125,8 @@ struct Share {
     sectors: u64,
 }
 
-/// Looks at all layers of a disk.
-///
-/// # Errors
-/// They cannot be opened.
-pub fn inspect(files: &Files) -> Result<Inspection, Error> {
-    let disk = Disk::open(files)?;
+/// Describes all layers of a disk.
+pub fn inspect(disk: &Disk) -> Inspection {
     let size = disk.size();
     let layers = disk.image().map_or(&[][..], Image::layers);
     let mut shares = vec![Share::default(); layers.len()];
@@ -156,14 +151,14 @@ pub fn inspect(files: &Files) -> Result<Inspection, Error> {
     let zeroed = bytes(&zeroed, size);
     let above = upper.as_ref().map_or(0, |upper| upper.share);
     let mapped = layers.iter().map(|layer| layer.share).sum::<u64>() + zeroed + above;
-    Ok(Inspection {
+    Inspection {
         virtual_size: size,
         segments,
         zeroed,
         unmapped: size.saturating_sub(mapped),
         layers,
         upper,
-    })
+    }
 }
 
 /// A share in bytes: a last sector may be partial.

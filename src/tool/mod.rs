@@ -19,6 +19,7 @@ mod jobs;
 pub mod layer_writer;
 pub mod merge;
 mod name;
+pub mod open_files;
 mod output;
 pub mod progress;
 pub mod pull;

@@ -1,19 +1,25 @@
 //! A raw disk image, read once from front to back: a file, whose holes are skipped, or a stream.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, FileTypeExt};
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
 
-use rustix::fs::{SeekFrom as SeekTo, seek};
+use rustix::fs::{OFlags, SeekFrom as SeekTo, fcntl_setfl, seek};
 use rustix::io::Errno;
 
 use super::Error;
 use super::unit::{CHUNK, UNIT};
+use crate::format::foreign::{Foreign, LOOKED_AT};
 use crate::format::lsmt::MAX_SECTORS;
 use crate::units::SECTOR_SIZE;
+
+/// How long a process may take to open a named pipe for writing.
+const WRITER_LIMIT: Duration = Duration::from_secs(60);
 
 /// Where a raw image comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,12 +136,36 @@ impl RawImage {
                 bytes.resize(len.min(CHUNK as u64) as usize, 0);
                 self.source.read_at(&mut bytes, 0)?;
             }
-            None => {
-                self.read_stream(&mut bytes)?;
-                self.head = Some(bytes.clone());
-            }
+            None => match &self.head {
+                Some(head) => bytes.clone_from(head),
+                None => {
+                    self.read_stream(&mut bytes)?;
+                    self.head = Some(bytes.clone());
+                }
+            },
         }
         Ok(bytes)
+    }
+
+    /// Refuses an image that starts or ends as another format does, before anything was read.
+    ///
+    /// # Errors
+    /// [`Error::Foreign`]; or the image cannot be read.
+    pub fn refuse_foreign(&mut self) -> Result<(), Error> {
+        let mut found = Foreign::by_start(&self.head()?);
+        if let Some(at) = self.len.and_then(|len| len.checked_sub(LOOKED_AT as u64)) {
+            let mut end = [0; LOOKED_AT];
+            self.source.read_at(&mut end, at)?;
+            found = found.or(Foreign::by_end(&end));
+        }
+        match found {
+            // A disk may start with a brace.
+            None | Some(Foreign::Json) => Ok(()),
+            Some(kind) => Err(Error::Foreign {
+                name: self.source.name.clone(),
+                kind,
+            }),
+        }
     }
 
     /// Reads the next part, into `buffer` if it is data. `None`: there is no more.
@@ -236,7 +266,7 @@ impl Source {
     }
 }
 
-/// The file, and whether it has a length and can be read anywhere. `None`: it is no image.
+/// Opens an input: the file, and whether it is seekable. `None` for a directory, a socket and the like.
 fn open(input: &Input) -> io::Result<Option<(File, bool)>> {
     let path = match input {
         Input::Stdin => {
@@ -245,8 +275,61 @@ fn open(input: &Input) -> io::Result<Option<(File, bool)>> {
         }
         Input::Path(path) => path,
     };
-    let file = File::open(path)?;
+    if fs::metadata(path)?.file_type().is_fifo() {
+        return Ok(Some((open_pipe(path, WRITER_LIMIT)?, false)));
+    }
+    let file = File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY) // it may have become a pipe
+        .open(path)?;
     let kind = file.metadata()?.file_type();
     let seekable = kind.is_file() || kind.is_block_device();
-    Ok((seekable || kind.is_fifo()).then_some((file, seekable)))
+    if seekable {
+        fcntl_setfl(&file, OFlags::empty())?;
+    }
+    Ok(seekable.then_some((file, true)))
+}
+
+/// Opens a named pipe once a process has it open for writing.
+///
+/// Only an open that blocks tells that; it is left to a thread of its own.
+///
+/// # Errors
+/// [`io::ErrorKind::TimedOut`] if there is no such process within `limit`.
+fn open_pipe(path: &Path, limit: Duration) -> io::Result<File> {
+    let (done, opened) = mpsc::channel();
+    let pipe = path.to_owned();
+    thread::Builder::new().spawn(move || done.send(File::open(pipe)))?;
+    opened.recv_timeout(limit).unwrap_or_else(|_| {
+        let seconds = limit.as_secs();
+        let text = format!("a named pipe that no process writes to: waited {seconds} s for one");
+        Err(io::Error::new(io::ErrorKind::TimedOut, text))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pipe_without_a_writer_is_given_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pipe");
+        let mode = rustix::fs::Mode::RWXU;
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, mode).unwrap();
+        let error = open_pipe(&path, Duration::from_millis(20)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        // The reader that was given up is still there.
+        let writer = File::options().write(true).open(&path).unwrap();
+        open_pipe(&path, WRITER_LIMIT).unwrap();
+        drop(writer);
+    }
+
+    #[test]
+    fn a_socket_is_no_image_and_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let _socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        assert!(open(&Input::Path(path)).is_err());
+    }
 }

@@ -230,7 +230,7 @@ pub enum Error {
     Size(u64),
     /// A disk that shall become smaller than what it holds.
     #[error(
-        "{} holds {beyond} bytes of data beyond byte {size}, the new end; --force drops it",
+        "{} holds {beyond} bytes of data beyond byte {size}, the new end; --drop-data drops it",
         path.display()
     )]
     DataBeyond {

@@ -56,6 +56,26 @@ pub struct Paths {
     pub index: PathBuf,
 }
 
+impl Paths {
+    /// The directories of the files.
+    pub fn directories(&self) -> Vec<PathBuf> {
+        let mut directories: Vec<_> = [&self.data, &self.index]
+            .map(|file| index_file::folder_of(file).to_owned())
+            .into();
+        directories.dedup();
+        directories
+    }
+
+    /// Those of the files that are symbolic links, and may lead out of the directories.
+    pub fn links(&self) -> Vec<PathBuf> {
+        let files = [&self.data, &self.index].into_iter();
+        files
+            .filter(|file| file.is_symlink() && file.exists())
+            .cloned()
+            .collect()
+    }
+}
+
 impl FromStr for Paths {
     type Err = PathsSyntax;
 

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 /// The only files that may allow themselves `unsafe`, which is denied elsewhere; each is small and has
 /// its reasons at the top.
-const UNSAFE_FILES: [&str; 12] = [
+const UNSAFE_FILES: [&str; 13] = [
+    "bin/ovbd/confined.rs",
     "cache/range_lock.rs",
     "codec.rs",
     "daemon/activation.rs",

@@ -5,6 +5,8 @@
 
 mod probes;
 mod start;
+#[cfg(target_arch = "x86_64")]
+mod tool;
 mod users;
 
 use std::fs;

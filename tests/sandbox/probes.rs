@@ -66,15 +66,21 @@ enum Inside {
     Parsing,
     /// A daemon with a writable layer that still opens it.
     ParsingWritable,
+    /// The image tool, which reads layers.
+    Tool,
+    /// The image tool, which reads a writable layer and writes to an open file.
+    ToolExport,
 }
 
 impl Inside {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 7] = [
         Self::ReadOnly,
         Self::Pread,
         Self::Writable,
         Self::Parsing,
         Self::ParsingWritable,
+        Self::Tool,
+        Self::ToolExport,
     ];
 
     /// Runs [`probe`] in a process of this kind.
@@ -97,25 +103,26 @@ impl Inside {
     fn enter(self, directory: &Path) {
         let directories = [directory.to_owned()];
         let writable = matches!(self, Self::Writable | Self::ParsingWritable);
-        let (sockets, directories): (&[_], &[_]) = match writable {
-            true => (&[], &directories),
-            false => (&directories, &[]),
-        };
+        let tool = matches!(self, Self::Tool | Self::ToolExport);
+        let only = |condition: bool| -> &[_] { if condition { &directories } else { &[] } };
         let sandbox = Sandbox::enter(&Reach {
-            sockets,
-            directories,
-            rings: self != Self::Pread,
+            sockets: only(!writable && !tool),
+            directories: only(writable),
+            readable: only(self == Self::ToolExport),
+            write: self == Self::ToolExport,
+            progress: tool,
+            rings: !tool && self != Self::Pread,
             ..Reach::default()
         });
         let sandbox = sandbox.unwrap();
-        if !matches!(self, Self::Parsing | Self::ParsingWritable) {
+        if matches!(self, Self::ReadOnly | Self::Pread | Self::Writable) {
             sandbox.tighten().unwrap();
         }
     }
 }
 
 /// Whether this kernel has Landlock.
-fn has_landlock() -> bool {
+pub fn has_landlock() -> bool {
     // In a thread, which the rules hold for.
     let closed = thread::spawn(|| landlock::close(&Reach::default()).unwrap());
     closed.join().unwrap() == Support::Full
@@ -163,7 +170,7 @@ fn rings_are_read_from_unless_reads_wait() {
     let what = "read by a ring made before";
     for inside in Inside::ALL {
         let expected = match inside {
-            Inside::Pread => End::Killed(SIGSYS),
+            Inside::Pread | Inside::Tool | Inside::ToolExport => End::Killed(SIGSYS),
             _ => End::Works,
         };
         assert_eq!(inside.tries(what, directory.path()), expected, "{inside:?}");
@@ -189,6 +196,56 @@ fn a_socket_is_bound_in_its_directory_and_before_serving() {
         let directory = tempfile::tempdir().unwrap();
         let end = inside.tries(what, directory.path());
         assert_eq!(end, expected, "{inside:?}: {what}");
+    }
+}
+
+#[test]
+fn the_tool_reads_what_is_open_and_the_directory_of_a_writable_layer() {
+    let fenced = has_landlock();
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("socket"), "").unwrap();
+    for (inside, what, expected) in [
+        (Inside::Tool, "read what is open", End::Works),
+        (Inside::Tool, "thread", End::Works),
+        (
+            Inside::Tool,
+            "ask for the width of the terminal",
+            End::Fails(libc::ENOTTY),
+        ),
+        (Inside::Tool, "open", End::Fails(libc::ENOSYS)),
+        (Inside::Tool, "open here", End::Fails(libc::ENOSYS)),
+        (Inside::Tool, "create", End::Fails(libc::ENOSYS)),
+        (Inside::Tool, "write what is open", End::Killed(SIGSYS)),
+        (Inside::Tool, "remove in the directory", End::Killed(SIGSYS)),
+        (Inside::Tool, "rename", End::Killed(SIGSYS)),
+        (Inside::ToolExport, "write what is open", End::Works),
+        (Inside::ToolExport, "open here", End::Works),
+        (Inside::ToolExport, "open", End::Fails(libc::EACCES)),
+        (Inside::ToolExport, "create", End::Fails(libc::EACCES)),
+        (
+            Inside::ToolExport,
+            "open to write elsewhere",
+            End::Fails(libc::EACCES),
+        ),
+        (
+            Inside::ToolExport,
+            "remove in the directory",
+            End::Killed(SIGSYS),
+        ),
+        (Inside::ToolExport, "rename", End::Killed(SIGSYS)),
+        (
+            Inside::ReadOnly,
+            "ask for the width of the terminal",
+            End::Killed(SIGSYS),
+        ),
+    ] {
+        if fenced || expected != End::Fails(libc::EACCES) {
+            assert_eq!(
+                inside.tries(what, directory.path()),
+                expected,
+                "{inside:?}: {what}"
+            );
+        }
     }
 }
 
@@ -299,6 +356,15 @@ fn probe(what: &str) -> ! {
             "remove in the directory" => fs::remove_file(directory.join("socket")),
             "abort" => libc::abort(),
             "open" => fs::File::open("/etc/passwd").map(drop),
+            "open here" => fs::File::open(directory.join("socket")).map(drop),
+            "ask for the width of the terminal" => {
+                let mut size = [0u16; 4];
+                made(libc::ioctl(
+                    written.as_raw_fd(),
+                    libc::TIOCGWINSZ,
+                    &raw mut size,
+                ))
+            }
             "create" => fs::write(directory.join("new"), ""),
             "make a ring" => IoUring::new(1).map(drop),
             "set an attribute by a ring of its own" => set_attribute_by_ring(directory),

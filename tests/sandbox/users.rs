@@ -49,7 +49,7 @@ fn another_user_serves_what_only_the_starter_may_open() {
         let output = daemon::run(&arguments);
         let text = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{text}");
-        assert!(text.contains("cannot become user 65534"), "{text}");
+        assert!(text.contains("cannot switch to user 65534"), "{text}");
         assert!(fs::read_to_string(result).unwrap().starts_with("failed:"));
         return;
     }

@@ -343,7 +343,8 @@ fn an_index_that_is_refused_is_not_read() {
     };
     let progress = ProgressBar::hidden();
     let mut found = Vec::new();
-    let outcome = tool::check::check(&files, NonZero::<usize>::MIN, &progress, &mut |finding| {
+    let files = files.open().unwrap();
+    let outcome = tool::check::check(files, NonZero::<usize>::MIN, &progress, &mut |finding| {
         found.push(finding.to_string());
         Ok(())
     });

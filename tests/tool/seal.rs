@@ -179,7 +179,11 @@ fn a_disk_grows_and_shrinks() {
             "{beyond}"
         );
         reads(&disk);
-        succeed(&dir, &["resize", "--upper", UPPER, "2M", "--force"], b"");
+        succeed(
+            &dir,
+            &["resize", "--upper", UPPER, "2M", "--drop-data"],
+            b"",
+        );
         reads(&disk[..2 << 20]);
         if kind == Kind::Sparse {
             let len = fs::metadata(&paths.data).unwrap().len();

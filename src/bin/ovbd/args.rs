@@ -1,20 +1,14 @@
-//! The command line, and what it asks for.
+//! The commands with their options, and the tasks that they describe.
 
-use std::fmt::Display;
-use std::num::NonZero;
 use std::path::PathBuf;
-use std::thread;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use ovbd_vhost::format::lsmt::writable::Kind;
-use ovbd_vhost::format::zfile::{Algorithm, BLOCK_SIZES, BlockFormat};
-use ovbd_vhost::image::Lineage;
-use ovbd_vhost::image::config::{Config, Stack, UpperFiles};
+use ovbd_vhost::image::config::Config;
 use ovbd_vhost::tool::commit::Commit;
 use ovbd_vhost::tool::create::Create;
 use ovbd_vhost::tool::ctl::Ask;
-use ovbd_vhost::tool::disk::Files;
 use ovbd_vhost::tool::merge::Merge;
 use ovbd_vhost::tool::raw_image::Input;
 use ovbd_vhost::tool::upper::CreateUpper;
@@ -22,8 +16,10 @@ use ovbd_vhost::units::parse_size;
 use ovbd_vhost::writable::Paths;
 use uuid::Uuid;
 
+use super::options::{
+    FilesArgs, FormatArgs, ParentArgs, SandboxArgs, ThreadArgs, UpperArgs, paths,
+};
 use super::registry::{CacheCommand, PullArgs};
-use super::values::{block_size, message, threads};
 
 /// Make, examine and change OverlayBD layers.
 #[derive(Parser)]
@@ -69,16 +65,16 @@ pub struct CreateArgs {
     /// Layer to write
     #[arg(value_name = "OUT")]
     to: PathBuf,
-    /// Store only what differs from these layers, bottom first; comma-separated, repeatable
-    #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
-    parent: Vec<PathBuf>,
+    /// Take the input as a raw image even if it starts like an image of another format
+    #[arg(long)]
+    raw: bool,
+    #[command(flatten)]
+    parent: ParentArgs,
     #[command(flatten)]
     format: FormatArgs,
     /// Uuid of the layer [default: derived from the parent's uuid, the message and the first MiB]
     #[arg(long)]
     uuid: Option<Uuid>,
-    #[command(flatten)]
-    force: ForceArgs,
     #[command(flatten)]
     threads: ThreadArgs,
 }
@@ -87,10 +83,12 @@ pub struct CreateArgs {
 #[derive(Args)]
 pub struct InspectArgs {
     #[command(flatten)]
-    files: FilesArgs,
+    pub files: FilesArgs,
     /// Write JSON in place of a table
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
 }
 
 /// Verify every checksum, block and mapping of every layer.
@@ -103,6 +101,8 @@ pub struct CheckArgs {
     pub files: FilesArgs,
     #[command(flatten)]
     pub threads: ThreadArgs,
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
 }
 
 /// Write the merged disk of layers as a raw image.
@@ -117,6 +117,8 @@ pub struct ExportArgs {
     pub output: PathBuf,
     #[command(flatten)]
     pub threads: ThreadArgs,
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
 }
 
 /// Make an empty writable layer.
@@ -128,13 +130,12 @@ pub struct CreateUpperArgs {
     #[arg(value_name = "FILES", required_unless_present = "config")]
     upper: Option<Paths>,
     /// Bytes of the disk, also as 512M, 10G or 1T
-    #[arg(long, value_name = "N", value_parser = parse_size, required_unless_present_any = ["parent", "config"])]
+    #[arg(long, value_name = "N", value_parser = parse_size, required_unless_present_any = ["parent", "parent_layer", "config"])]
     size: Option<u64>,
-    /// Layers below the new one, bottom first; comma-separated, repeatable
-    #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
-    parent: Vec<PathBuf>,
+    #[command(flatten)]
+    parent: ParentArgs,
     /// OverlayBD image config that names the layers below, and optionally the files to create
-    #[arg(long, value_name = "FILE", conflicts_with = "parent")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["parent", "parent_layer"])]
     config: Option<PathBuf>,
     /// Placement of data in the data file
     #[arg(long = "type", value_name = "TYPE", value_enum, default_value_t = KindArg::Hybrid)]
@@ -142,8 +143,6 @@ pub struct CreateUpperArgs {
     /// Uuid of the layer [default: random]
     #[arg(long)]
     uuid: Option<Uuid>,
-    #[command(flatten)]
-    force: ForceArgs,
 }
 
 /// Make a sealed layer from a writable layer.
@@ -247,90 +246,8 @@ pub struct ResizeArgs {
     #[arg(value_name = "SIZE", value_parser = parse_size)]
     pub size: u64,
     /// Drop data beyond the new end
-    #[arg(long)]
-    pub force: bool,
-}
-
-/// A writable layer.
-#[derive(Args)]
-pub struct UpperArgs {
-    /// Writable layer, as data=FILE,index=FILE
-    #[arg(long, value_name = "FILES")]
-    pub upper: Paths,
-}
-
-/// The layers to read.
-#[derive(Args)]
-pub struct FilesArgs {
-    /// Layers, bottom first; comma-separated, repeatable
-    #[arg(
-        value_name = "LAYERS",
-        value_delimiter = ',',
-        required_unless_present_any = ["config", "upper"]
-    )]
-    layers: Vec<PathBuf>,
-    /// OverlayBD image config (config.v1.json); replaces LAYERS
-    #[arg(long, value_name = "FILE", conflicts_with = "layers")]
-    config: Option<PathBuf>,
-    /// Writable layer above the layers, as data=FILE,index=FILE. After snapshots: the pair that the
-    /// daemon was first started with
-    #[arg(long, value_name = "FILES")]
-    upper: Option<Paths>,
-    #[command(flatten)]
-    force: ForceArgs,
-}
-
-/// Whether layers are used in a wrong order.
-#[derive(Args)]
-struct ForceArgs {
-    /// Accept layers whose parent is not the layer below them
-    #[arg(long)]
-    force: bool,
-}
-
-impl ForceArgs {
-    fn lineage(&self) -> Lineage {
-        match self.force {
-            true => Lineage::Ignored,
-            false => Lineage::Checked,
-        }
-    }
-}
-
-/// How a layer is stored.
-#[derive(Args)]
-struct FormatArgs {
-    /// Compression
-    #[arg(long, value_enum, default_value_t = Compression::Lz4)]
-    algorithm: Compression,
-    /// Bytes per compressed block: a power of two from 4096 to 65536, also as 4K to 64K [default:
-    /// 4096]
-    #[arg(long, value_name = "N", value_parser = block_size)]
-    block_size: Option<u32>,
-    /// Omit the checksum of each compressed block
-    #[arg(long)]
-    no_checksum: bool,
-    /// Wrap the layer in tar, as registries store it
-    #[arg(long)]
-    tar: bool,
-    /// Commit message, at most 256 bytes
-    #[arg(long, default_value = "", hide_default_value = true, value_parser = message)]
-    message: String,
-}
-
-/// How much of the machine to use.
-#[derive(Args)]
-pub struct ThreadArgs {
-    /// Number of threads [default: one per processor]
-    #[arg(long, value_name = "N", value_parser = threads)]
-    threads: Option<NonZero<usize>>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Compression {
-    Lz4,
-    Zstd,
-    None,
+    #[arg(long, alias = "force")] // its name in version 0.1
+    pub drop_data: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -343,65 +260,6 @@ enum KindArg {
     Hybrid,
 }
 
-/// The files of a config's upper.
-fn paths(UpperFiles { data, index }: UpperFiles) -> Paths {
-    Paths { data, index }
-}
-
-fn conflict(what: impl Display) -> clap::Error {
-    Cli::command().error(ErrorKind::ArgumentConflict, what)
-}
-
-impl ThreadArgs {
-    pub fn count(&self) -> NonZero<usize> {
-        let cores = || thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN);
-        self.threads.unwrap_or_else(cores)
-    }
-}
-
-impl FilesArgs {
-    pub fn files(self) -> Result<Files, Box<dyn std::error::Error>> {
-        let lineage = self.force.lineage();
-        let Some(path) = self.config else {
-            return Ok(Files {
-                stack: Stack::new(self.layers).with_lineage(lineage),
-                upper: self.upper,
-            });
-        };
-        let (stack, upper) = Config::load(&path)?.stack_and_upper()?;
-        if upper.is_some() && self.upper.is_some() {
-            return Err(
-                conflict("two writable layers: the config names an `upper`; omit --upper").into(),
-            );
-        }
-        Ok(Files {
-            stack: stack.with_lineage(lineage),
-            upper: self.upper.or(upper.map(paths)),
-        })
-    }
-}
-
-impl FormatArgs {
-    fn blocks(&self) -> Result<Option<BlockFormat>, clap::Error> {
-        let algorithm = match self.algorithm {
-            Compression::Lz4 => Algorithm::Lz4,
-            Compression::Zstd => Algorithm::Zstd,
-            Compression::None if self.block_size.is_some() || self.no_checksum => {
-                return Err(conflict(
-                    "--algorithm none has no blocks: leave out --block-size and --no-checksum",
-                ));
-            }
-            Compression::None => return Ok(None),
-        };
-        Ok(Some(BlockFormat {
-            algorithm,
-            block_size: self.block_size.unwrap_or(*BLOCK_SIZES.start()),
-            checksum: !self.no_checksum,
-            dictionary_len: 0,
-        }))
-    }
-}
-
 impl CreateArgs {
     pub fn task(self) -> Result<Create, clap::Error> {
         let from = match self.from.as_os_str() == "-" {
@@ -411,8 +269,8 @@ impl CreateArgs {
         Ok(Create {
             from,
             to: self.to,
-            parent: (!self.parent.is_empty())
-                .then(|| Stack::new(self.parent).with_lineage(self.force.lineage())),
+            raw: self.raw,
+            parent: Some(self.parent.stack()).filter(|parent| !parent.layers().is_empty()),
             blocks: self.format.blocks()?,
             tar: self.format.tar,
             uuid: self.uuid,
@@ -422,20 +280,15 @@ impl CreateArgs {
     }
 }
 
-impl InspectArgs {
-    pub fn files(self) -> Result<Files, Box<dyn std::error::Error>> {
-        self.files.files()
-    }
-}
-
 impl CreateUpperArgs {
     pub fn task(self) -> Result<CreateUpper, Box<dyn std::error::Error>> {
+        let lineage = self.parent.lineage();
         let (stack, configured) = match self.config {
             Some(path) => {
                 let (stack, upper) = Config::load(&path)?.stack_and_upper()?;
-                (stack, upper.map(paths))
+                (stack.with_lineage(lineage), upper.map(paths))
             }
-            None => (Stack::new(self.parent), None),
+            None => (self.parent.stack(), None),
         };
         let missing = |what| Cli::command().error(ErrorKind::MissingRequiredArgument, what);
         if stack.layers().is_empty() && self.size.is_none() {
@@ -451,7 +304,7 @@ impl CreateUpperArgs {
                 KindArg::Sparse => Kind::Sparse,
                 KindArg::Hybrid => Kind::Hybrid,
             },
-            stack: stack.with_lineage(self.force.lineage()),
+            stack,
             size: self.size,
             uuid: self.uuid,
         })

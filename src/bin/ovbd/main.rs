@@ -12,6 +12,8 @@
 )]
 
 mod args;
+mod confined;
+mod options;
 mod registry;
 mod values;
 
@@ -19,19 +21,22 @@ use std::error::Error;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use args::{Cli, Command, UpperCommand};
+use args::{CheckArgs, Cli, Command, ExportArgs, InspectArgs, UpperCommand};
 use clap::Parser;
 use clap::error::ErrorKind;
+use confined::Writes;
 use ovbd_vhost::reason::reason;
 use ovbd_vhost::tool::check::{Finding, check};
 use ovbd_vhost::tool::commit::commit;
 use ovbd_vhost::tool::create::create;
 use ovbd_vhost::tool::ctl::ask;
+use ovbd_vhost::tool::disk::Disk;
+use ovbd_vhost::tool::export::{Output, Target, export};
 use ovbd_vhost::tool::inspect::inspect;
 use ovbd_vhost::tool::layer_writer::UPSTREAM_ENTRIES;
 use ovbd_vhost::tool::merge::merge;
 use ovbd_vhost::tool::seal::{Sealed, seal};
-use ovbd_vhost::tool::{self, export, progress, upper};
+use ovbd_vhost::tool::{self, progress, upper};
 use ovbd_vhost::writable::resize;
 
 /// Exit code for a command line that makes no sense.
@@ -53,40 +58,16 @@ fn main() -> ExitCode {
     }
 }
 
+/// Runs a command. The exit code is a failure without an error if the command reported what it found.
 fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
     match cli.command {
         Command::Create(args) => {
             let made = create(&args.task()?, &progress::bar("creating"))?;
             warn_of(made.mappings);
         }
-        Command::Inspect(args) => {
-            let json = args.json;
-            let inspection = inspect(&args.files()?)?;
-            let text = match json {
-                true => serde_json::to_string_pretty(&inspection)? + "\n",
-                false => inspection.to_string(),
-            };
-            print(&text)?;
-        }
-        Command::Check(args) => {
-            let bar = progress::bar("checking");
-            let mut tell = |finding: &Finding| bar.suspend(|| print(&format!("{finding}\n")));
-            let files = args.files.files()?;
-            let outcome = check(&files, args.threads.count(), &bar, &mut tell)?;
-            print(&format!("{outcome}\n"))?;
-            if outcome.broken > 0 {
-                return Ok(ExitCode::FAILURE);
-            }
-        }
-        Command::Export(args) => {
-            let to = match args.output.as_os_str() == "-" {
-                true => export::Output::Stdout,
-                false => export::Output::Path(args.output),
-            };
-            let threads = args.threads.count();
-            let files = args.files.files()?;
-            export::export(&files, &to, threads, &progress::bar("exporting"))?;
-        }
+        Command::Inspect(args) => run_inspect(args)?,
+        Command::Check(args) => return run_check(args),
+        Command::Export(args) => return run_export(args),
         Command::Upper(UpperCommand::Create(args)) => upper::create(&args.task()?)?,
         Command::Commit(args) => {
             let made = commit(&args.task()?, &progress::bar("committing"))?;
@@ -100,9 +81,7 @@ fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
             let made = merge(&args.task()?, &progress::bar("merging"))?;
             warn_of(made.mappings);
         }
-        Command::Resize(args) => {
-            resize(&args.upper.upper, args.size, args.force)?;
-        }
+        Command::Resize(args) => _ = resize(&args.upper.upper, args.size, args.drop_data)?,
         Command::Ctl(args) => {
             let answer = ask(&args.socket, &args.ask.into())?;
             print(&(serde_json::to_string_pretty(&answer)? + "\n"))?;
@@ -111,12 +90,68 @@ fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
         Command::Cache(command) => {
             let (text, well) = command.run()?;
             print(&text)?;
-            if !well {
-                return Ok(ExitCode::FAILURE);
-            }
+            return Ok(code_of(well));
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The exit code of a command that reported what it found.
+fn code_of(well: bool) -> ExitCode {
+    match well {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
+}
+
+fn run_inspect(args: InspectArgs) -> Result<(), Box<dyn Error>> {
+    let files = args.files.files()?.open()?;
+    let sandbox = confined::enter(&args.sandbox, &files, Writes::Nothing)?;
+    let disk = Disk::load(files)?;
+    confined::tighten(sandbox)?;
+    let inspection = inspect(&disk);
+    let text = match args.json {
+        true => serde_json::to_string_pretty(&inspection)? + "\n",
+        false => inspection.to_string(),
+    };
+    Ok(print(&text)?)
+}
+
+fn run_check(args: CheckArgs) -> Result<ExitCode, Box<dyn Error>> {
+    let threads = args.threads.count();
+    let bar = progress::bar("checking");
+    let mut tell = |finding: &Finding| bar.suspend(|| print(&format!("{finding}\n")));
+    let files = args.files.files()?.open()?;
+    // To check is to parse, so there is nothing to tighten.
+    let _sandbox = confined::enter(&args.sandbox, &files, Writes::Nothing)?;
+    let outcome = check(files, threads, &bar, &mut tell)?;
+    print(&format!("{outcome}\n"))?;
+    Ok(code_of(outcome.broken == 0))
+}
+
+fn run_export(args: ExportArgs) -> Result<ExitCode, Box<dyn Error>> {
+    let to = match args.output.as_os_str() == "-" {
+        true => Output::Stdout,
+        false => Output::Path(args.output),
+    };
+    let threads = args.threads.count();
+    let files = args.files.files()?.open()?;
+    let mut target = Target::open(&to)?;
+    let exported = confined::in_child(|| {
+        let sandbox = confined::enter(&args.sandbox, &files, Writes::OpenFile)?;
+        let disk = Disk::load(files)?;
+        confined::tighten(sandbox)?;
+        Ok(export(
+            &disk,
+            &mut target,
+            threads,
+            &progress::bar("exporting"),
+        )?)
+    })?;
+    if exported {
+        target.publish()?;
+    }
+    Ok(code_of(exported))
 }
 
 /// Says so if a layer has more mappings than upstream's reader opens.

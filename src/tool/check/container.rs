@@ -8,7 +8,7 @@ use crate::codec::Decoder;
 use crate::image::probe::{Judge, probe};
 use crate::image::unpack::verified;
 use crate::image::{self, BlockError, Container, ZFileMap};
-use crate::source::{self, LayerRef};
+use crate::source::{self, Blob};
 
 /// Where in a file a byte of the layer is.
 #[derive(Clone, Copy, Debug)]
@@ -69,11 +69,8 @@ impl Judge for Tell<'_, '_> {
 }
 
 /// Opens a layer and tells what is wrong with its wrappers. `None`: too much to go on.
-pub(super) fn open(
-    layer: &LayerRef,
-    findings: &mut Findings<'_>,
-) -> Result<Option<Container>, Error> {
-    let blob = match layer.open() {
+pub(super) fn open(blob: &Blob, findings: &mut Findings<'_>) -> Result<Option<Container>, Error> {
+    let blob = match blob.try_clone() {
         Ok(blob) => blob,
         Err(error) => {
             findings.broken(None, &error)?;

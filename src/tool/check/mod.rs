@@ -9,12 +9,14 @@ use std::fmt;
 use std::num::NonZero;
 
 use super::Error;
-use super::disk::{Files, Upper};
+use super::disk::Upper;
+use super::open_files::OpenFiles;
 use crate::image::layer::Layer;
 use crate::image::lineage::{Placed, misplaced};
 use crate::image::{self, Image, Lineage};
 use crate::reason::reason;
-use crate::source::LayerRef;
+use crate::source::{self, Blob, LayerRef};
+use crate::writable::manifest::Pairs;
 use indicatif::ProgressBar;
 
 mod blocks;
@@ -84,25 +86,28 @@ impl fmt::Display for Outcome {
 /// Only that of `tell`, that no thread could be started, and that a list of snapshots cannot be read:
 /// whatever is wrong with a layer is a finding.
 pub fn check(
-    files: &Files,
+    mut files: OpenFiles,
     threads: NonZero<usize>,
     progress: &ProgressBar,
     tell: &mut dyn FnMut(&Finding) -> Result<(), Error>,
 ) -> Result<Outcome, Error> {
-    let files = &files.followed()?;
+    let pairs = files.pairs()?;
+    if let Some(pairs) = &pairs {
+        files.add_frozen(pairs);
+    }
     let mut outcome = Outcome::default();
-    for layer in files.stack.layers() {
+    for (layer, blob) in files.layers() {
         let mut findings = Findings {
             layer: Some(layer.clone()),
             broken: 0,
             tell,
         };
-        outcome.blocks += check_layer(layer, threads, progress, &mut findings)?;
+        outcome.blocks += check_layer(blob.as_ref(), threads, progress, &mut findings)?;
         outcome.layers += 1;
         outcome.broken += findings.broken;
     }
     let mut upper = None;
-    if let Some(paths) = &files.upper {
+    if let Some(Pairs { active: paths, .. }) = &pairs {
         let mut findings = Findings {
             layer: Some(paths.data.clone().into()),
             broken: 0,
@@ -117,15 +122,15 @@ pub fn check(
         broken: 0,
         tell,
     };
-    let count = files.stack.layers().len();
+    let count = files.layers().len();
     if count > UPSTREAM_LAYERS {
         let what = format!("{count} layers; upstream opens at most {UPSTREAM_LAYERS}");
         findings.note(None, what)?;
     }
     if outcome.broken == 0 && count > 0 {
-        let lineage = files.stack.lineage();
-        // Opened whatever the order: each layer in a wrong place is a finding of its own.
-        match Image::open(&files.stack.clone().with_lineage(Lineage::Ignored)) {
+        let lineage = files.lineage();
+        // Loaded whatever the order: each layer in a wrong place is a finding of its own.
+        match files.stack(Lineage::Ignored).and_then(Image::load) {
             Ok(image) => check_order(&image, upper.as_ref(), lineage, &mut findings)?,
             Err(error) => findings.broken(None, &error)?,
         }
@@ -136,18 +141,25 @@ pub fn check(
 
 /// Checks one layer: the number of its blocks.
 fn check_layer(
-    layer: &LayerRef,
+    blob: Result<&Blob, &source::Error>,
     threads: NonZero<usize>,
     progress: &ProgressBar,
     findings: &mut Findings<'_>,
 ) -> Result<u64, Error> {
-    let Some(container) = container::open(layer, findings)? else {
+    let opened = match blob {
+        Ok(blob) => container::open(blob, findings)?.map(|container| (blob, container)),
+        Err(error) => {
+            findings.broken(None, error)?;
+            None
+        }
+    };
+    let Some((blob, container)) = opened else {
         return Ok(0);
     };
     let layout = layout::Layout::read(&container, findings)?;
     blocks::check(&container, &layout, threads, progress, findings)?;
     if findings.broken == 0
-        && let Err(error) = loads(layer)
+        && let Err(error) = loads(blob)
     {
         findings.broken(None, &error)?;
     }
@@ -155,8 +167,8 @@ fn check_layer(
 }
 
 /// Whether the layer can be opened as the daemon opens it.
-fn loads(layer: &LayerRef) -> Result<(), image::Error> {
-    Layer::load(layer.open()?).map(drop)
+fn loads(blob: &Blob) -> Result<(), image::Error> {
+    Layer::load(blob.try_clone()?).map(drop)
 }
 
 /// Tells of layers that lie upon another layer than the one they were made upon.
