@@ -1,7 +1,7 @@
-//! Limits of the system, compared with the needs of all queues before the daemon is ready.
+//! Compares the limits of the system with the needs of all queues, before the daemon is ready.
 //!
-//! A shortage found when a queue starts would leave a guest without its disk; found before, it is a
-//! line that an administrator can act on.
+//! A shortage that is found when a queue starts leaves a guest without its disk. A shortage that is found
+//! before is one line for the administrator.
 
 use std::fs;
 use std::io;
@@ -9,6 +9,9 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use rustix::process::{Resource, Rlimit, geteuid, getrlimit, setrlimit};
+
+use crate::io::sigbus::free_ranges;
+use crate::vhost::handler::MEMORY_SLOTS;
 
 /// Descriptors of a queue: the front-end's three, the event that stops it, what it waits with, and
 /// with a writable layer the event of its background thread.
@@ -28,33 +31,54 @@ const THREAD_MAPPINGS: u64 = 4;
 /// Mappings beside those of threads and of what is open: guest memory, heaps.
 const OTHER_MAPPINGS: u64 = 1200;
 
-/// A limit that all queues together would exceed.
+/// Ranges of memory protected from SIGBUS that front-ends need: one maps its memory while another leaves,
+/// and each has an in-flight area and a dirty log.
+const FRONT_END_RANGES: usize = 2 * (MEMORY_SLOTS + 2);
+
+/// A limit that is too small.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{queues} queues need {need} {what}, and {limit} allows {have}: raise the limit, or serve fewer \
-     queues with --num-queues"
-)]
-pub struct Shortage {
-    /// What is short.
-    what: &'static str,
-    /// The name of the limit.
-    limit: String,
-    queues: u16,
-    need: u64,
-    have: u64,
+pub enum Shortage {
+    /// All queues together would exceed a limit of the system.
+    #[error(
+        "{queues} queues need {need} {what}, and {limit} allows {have}: raise the limit, or serve fewer \
+         queues with --num-queues"
+    )]
+    Queues {
+        /// Name of the resource.
+        what: &'static str,
+        /// Name of the limit.
+        limit: String,
+        /// Number of queues.
+        queues: u16,
+        /// Amount that the queues need.
+        need: u64,
+        /// Amount that the limit allows.
+        have: u64,
+    },
+    /// The mapped layers leave too few ranges for the memory of guests.
+    #[error(
+        "front-ends need {need} mappings in the table of mappings protected from SIGBUS, and the layers \
+         leave {have}: make one layer of several with `ovbd merge`"
+    )]
+    Ranges {
+        /// Ranges that front-ends need.
+        need: usize,
+        /// Ranges that are free.
+        have: usize,
+    },
 }
 
-/// What the system lets the process have, as far as only an unconfined process can find it out.
+/// Limits of the system, as far as they can be read outside of the sandbox only.
 #[derive(Debug)]
 pub struct Room {
-    /// Threads that may be started, and the limit that says so; none that could be found.
+    /// Threads that may still be started, each with the name of its limit.
     threads: Vec<(u64, String)>,
-    /// Mappings that may be made.
+    /// Mappings that may still be made. `None`: unknown.
     mappings: Option<u64>,
 }
 
 impl Room {
-    /// Finds out what is left of each limit. What cannot be found out counts as unlimited.
+    /// Reads what is left of each limit. A limit that cannot be read counts as unlimited.
     pub fn measure() -> Self {
         let mut threads: Vec<_> = user_threads().into_iter().collect();
         threads.extend(cgroup_threads(
@@ -78,7 +102,8 @@ impl Room {
     ///
     /// The first limit that would be exceeded.
     pub fn check(&self, queues: u16, writable: bool) -> Result<(), Shortage> {
-        let shortage = |what, limit: &str, need, have| Shortage {
+        check_ranges(free_ranges())?;
+        let shortage = |what, limit: &str, need, have| Shortage::Queues {
             what,
             limit: limit.to_owned(),
             queues,
@@ -104,6 +129,17 @@ impl Room {
     }
 }
 
+/// Compares the ranges that the mapped layers leave with the needs of front-ends.
+fn check_ranges(have: usize) -> Result<(), Shortage> {
+    match have < FRONT_END_RANGES {
+        true => Err(Shortage::Ranges {
+            need: FRONT_END_RANGES,
+            have,
+        }),
+        false => Ok(()),
+    }
+}
+
 /// Number of open descriptors: a new one gets the lowest number that is free.
 fn open_descriptors() -> u64 {
     // A process with none left has as many as it may.
@@ -112,7 +148,7 @@ fn open_descriptors() -> u64 {
     })
 }
 
-/// Lets the process open `need` files, or returns how many it may.
+/// Raises the soft limit of open files to `need`, or returns the limit that prevents it.
 fn raise_descriptors(need: u64) -> Result<(), u64> {
     let limit = getrlimit(Resource::Nofile);
     let Some(current) = limit.current.filter(|current| *current < need) else {
@@ -157,7 +193,7 @@ fn user_threads() -> Option<(u64, String)> {
     Some((most.saturating_sub(count), name))
 }
 
-/// Threads that each control group of the process, as `membership` names it, may still start.
+/// Threads that each control group of the process may still start. `membership` names the groups.
 fn cgroup_threads(membership: &Path, root: &Path) -> Vec<(u64, String)> {
     let text = fs::read_to_string(membership).unwrap_or_default();
     let groups = text.lines().filter_map(|line| {
@@ -211,6 +247,14 @@ mod tests {
         let error = room.check(4, false).unwrap_err().to_string();
         assert!(error.contains("4 queues need 20 more threads"), "{error}");
         assert!(error.contains("fs/a allows 11"), "{error}");
+    }
+
+    #[test]
+    fn layers_leave_ranges_for_front_ends() {
+        assert_eq!(check_ranges(free_ranges()), Ok(()));
+        let error = check_ranges(FRONT_END_RANGES - 1).unwrap_err().to_string();
+        assert!(error.contains("need 1022 mappings"), "{error}");
+        assert!(error.contains("leave 1021"), "{error}");
     }
 
     #[test]
