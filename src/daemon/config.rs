@@ -1,4 +1,4 @@
-//! What the daemon is to do, checked.
+//! Configuration of the daemon, validated.
 
 use std::num::NonZero;
 use std::ops::RangeInclusive;
@@ -14,59 +14,59 @@ use crate::source::client::Patience;
 use crate::virtio::request::SERIAL_LEN;
 use crate::writable;
 
-/// Queues the protocol can name.
+/// Largest number of virtqueues that vhost-user can address.
 pub const MAX_QUEUES: u16 = 256;
 
-/// Everything a device needs.
+/// Configuration of one disk.
 #[derive(Debug)]
 pub struct Config {
-    /// Path of the socket front-ends connect to; without one, the service manager passes it.
+    /// Path of the vhost-user socket. `None`: the service manager passes the socket.
     pub socket: Option<PathBuf>,
-    /// Permissions of the socket at that path.
+    /// Permissions of the socket at `socket`.
     pub socket_mode: u32,
-    /// Path of the control socket, if there is to be one.
+    /// Path of the control socket. `None`: no control API.
     pub control: Option<PathBuf>,
-    /// Who to be once the layers are open: a user's name or number.
+    /// User to switch to once the layers are open, by name or number.
     pub user: Option<String>,
-    /// The group to be of, in place of the user's own.
+    /// Group to switch to, by name or number. `None`: the group of the user.
     pub group: Option<String>,
-    /// Whether everything that serving does not need is given up.
+    /// Whether privileges are dropped before layers are parsed.
     pub sandbox: bool,
-    /// The layers.
+    /// Where the list of layers comes from.
     pub image: ImageSource,
     /// How layers in registries are reached.
     pub remote: RemoteConfig,
-    /// What to do about layers that do not lie upon the layers they were made upon.
+    /// Whether a layer above another than its parent is refused.
     pub lineage: Lineage,
-    /// The writable layer above them, unless an image config names it or there is none.
+    /// Writable layer above the layers. `None`: the image config names one, or there is none.
     pub upper: Option<UpperSource>,
-    /// Most bytes of data the writable layer may hold, if there is a bound.
+    /// Largest number of data bytes in the writable layer. `None`: no limit.
     pub upper_limit: Option<u64>,
-    /// Queues a front-end may use, if that was chosen: [`MAX_QUEUES`] otherwise.
+    /// Number of virtqueues offered. `None`: [`MAX_QUEUES`].
     pub num_queues: Option<u16>,
-    /// Whether workers read through io_uring, where the kernel has it.
+    /// Whether queue workers read through io_uring where the kernel supports it.
     pub io_uring: bool,
-    /// Largest queue it may set up.
+    /// Largest size of a virtqueue, in descriptors.
     pub queue_size: u16,
-    /// The device's serial, padded with zeros; by default one derived from the image.
+    /// Serial number of the disk, padded with zeros. `None`: derived from the image.
     pub serial: Option<[u8; SERIAL_LEN]>,
-    /// Bytes of decoded blocks to keep; zero: none.
+    /// Size of the cache of decompressed blocks, in bytes; 0 disables it.
     pub block_cache: u64,
-    /// How its workers work.
+    /// Settings of the queue workers.
     pub tuning: Tuning,
 }
 
-/// io_uring rings made for a device whose number of queues was not chosen: one for each processor of
-/// the host, in these limits. A ring takes about 15 KiB of kernel memory.
+/// Number of io_uring rings for a disk without a chosen number of queues: one for each processor of the
+/// host, within these limits. A ring takes about 15 KiB of kernel memory.
 const DEFAULT_RINGS: RangeInclusive<usize> = 4..=16;
 
 impl Config {
-    /// Queues a front-end may use.
+    /// Number of virtqueues offered.
     pub fn queues(&self) -> u16 {
         self.num_queues.unwrap_or(MAX_QUEUES)
     }
 
-    /// io_uring rings to make before the sandbox is entered.
+    /// Number of io_uring rings to create before the sandbox is entered.
     pub fn rings(&self) -> usize {
         match (self.io_uring, self.num_queues) {
             (false, _) => 0,
@@ -79,12 +79,12 @@ impl Config {
     }
 }
 
-/// Where the list of layers comes from.
+/// Source of the list of layers.
 #[derive(Debug)]
 pub enum ImageSource {
-    /// The command line, bottom first.
+    /// Layers on the command line, bottom first.
     Layers(Vec<PathBuf>),
-    /// An image config.
+    /// Path of an image config.
     Config(PathBuf),
     /// An image in a registry.
     Reference(Reference),
@@ -111,11 +111,11 @@ impl RemoteConfig {
     }
 }
 
-/// Where the writable layer is.
+/// Location of the writable layer.
 #[derive(Clone, Debug)]
 pub enum UpperSource {
-    /// In these files.
+    /// These files.
     Files(writable::Paths),
-    /// In this folder, where it is made unless it is there.
+    /// This directory, in which the layer is created if missing.
     Folder(PathBuf),
 }

@@ -1,4 +1,4 @@
-//! Why the daemon cannot serve.
+//! Errors of the daemon.
 
 use std::io;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use crate::fetch::resolve::ResolveError;
 use crate::registry::service_config;
 use crate::source::FetchError;
 
-/// Why the daemon cannot serve.
+/// The daemon cannot start, or did not end well.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The layers cannot be opened.
@@ -41,19 +41,19 @@ pub enum Error {
     /// The service configuration cannot be used.
     #[error("cannot use the service configuration")]
     ServiceConfig(#[source] service_config::Error),
-    /// The image config does not tell an image.
+    /// The image config does not describe an image.
     #[error("cannot use the image config")]
     ImageConfig(#[source] crate::image::config::Error),
-    /// The writable layer cannot be opened or made.
+    /// The writable layer cannot be opened or created.
     #[error("cannot open the writable layer")]
     Upper(#[source] crate::writable::Error),
-    /// Both the command line and the image config name a writable layer.
+    /// The command line and the image config both name a writable layer.
     #[error(
         "two writable layers: the image config names an `upper`; omit --upper and --upper-auto, \
          or remove `upper` from the config"
     )]
     TwoUppers,
-    /// A limit for what a writable layer may hold, and no such layer.
+    /// A limit for the writable layer, without a writable layer.
     #[error(
         "--upper-limit needs a writable layer: add --upper, --upper-auto, or an `upper` to the \
          image config"
@@ -62,28 +62,28 @@ pub enum Error {
     /// The socket cannot be bound.
     #[error("cannot listen on {}", path.display())]
     Socket {
-        /// The socket's path.
+        /// Path of the socket.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
-    /// The socket's path is longer than the system takes.
+    /// The path of the socket is longer than the system accepts.
     #[error("cannot listen on {}: socket path has {len} bytes; the limit is {limit}", path.display())]
     SocketPath {
-        /// The socket's path.
+        /// Path of the socket.
         path: PathBuf,
-        /// Bytes it has.
+        /// Length of the path in bytes.
         len: usize,
-        /// Bytes it may have.
+        /// Longest path that the system accepts.
         limit: usize,
     },
-    /// Another daemon answers on the socket.
+    /// Another daemon listens on the socket.
     #[error("{} is in use by a running daemon: choose another path or stop that daemon", path.display())]
     SocketInUse {
-        /// The socket's path.
+        /// Path of the socket.
         path: PathBuf,
     },
-    /// Something else than a socket is at the path.
+    /// The path exists and is not a socket.
     #[error("{} exists and is not a socket: choose another path or remove it", path.display())]
     NotASocket {
         /// The path.
@@ -92,59 +92,59 @@ pub enum Error {
     /// The image config's `resultFile` cannot be written.
     #[error("cannot write the result file {}", path.display())]
     ResultFile {
-        /// Its path.
+        /// Path of the file.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
-    /// The service manager passes something else than one listening socket.
+    /// The service manager passed something other than one listening socket.
     #[error("cannot use the socket that the service manager passed")]
     Activation(#[from] super::activation::Error),
-    /// The service manager passes another socket than the one named.
+    /// The service manager passed another socket than the command line names.
     #[error("the socket that the service manager passed is not {}: omit --socket", path.display())]
     OtherSocket {
-        /// The path that was named.
+        /// Path on the command line.
         path: PathBuf,
     },
-    /// Nobody says where to listen.
+    /// Neither the command line nor the service manager gives a socket.
     #[error("no socket: add --socket, or start the daemon by socket activation (systemd)")]
     NoSocket,
-    /// The user to be does not exist, or one may not become it.
+    /// The user of the command line does not exist, or the daemon may not switch to it.
     #[error("cannot change the user")]
     Identity(#[from] super::sandbox::privileges::IdentityError),
     /// The sandbox cannot be entered.
     #[error("cannot enter the sandbox; --sandbox off disables it")]
     Sandbox(#[from] super::sandbox::Error),
-    /// The queues would need more than the system lets the process have.
+    /// A limit of the system is smaller than the needs of all queues.
     #[error("cannot serve all queues")]
     Limits(#[from] super::limits::Shortage),
-    /// Reads did not end in time after a signal.
+    /// Reads did not end in time after the stop signal.
     #[error(
         "reads still wait for storage {seconds} s after the stop signal; the daemon exits \
          without answering them"
     )]
     Drain {
-        /// How long they had.
+        /// Time limit.
         seconds: u64,
     },
-    /// What was written could not be made durable at the end.
+    /// The final flush failed.
     #[error("final flush failed: data written since the last flush may not be durable")]
     Flush(#[source] crate::writable::Error),
-    /// The same, and nobody knows.
+    /// The final flush timed out; durability unknown.
     #[error(
         "final flush timed out after {seconds} s: data written since the last flush may not be durable"
     )]
     FlushLate {
-        /// How long it had.
+        /// Time limit.
         seconds: u64,
     },
-    /// Nobody could answer on the control socket.
+    /// The control API cannot be started.
     #[error("cannot serve the control socket")]
     Control(#[source] io::Error),
     /// Signals cannot be caught.
     #[error("cannot catch signals")]
     Signals(#[source] io::Error),
-    /// Waiting for connections failed.
+    /// The daemon cannot wait for connections.
     #[error("cannot wait for connections")]
     Wait(#[source] io::Error),
 }

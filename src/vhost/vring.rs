@@ -100,7 +100,8 @@ impl Vring {
         }
         let Some(rings) = rings.translate(&context.memory) else {
             ratelimited_log::error(format_args!(
-                "queue {index}: the rings are not in the memory that the front-end shares"
+                "queue {index}: the rings are not in the memory that the front-end shares; start the \
+                 VMM with shared guest memory (share=on for QEMU, shared=on for Cloud Hypervisor)"
             ));
             self.fail();
             return Ok(());

@@ -49,7 +49,9 @@ pub enum ChainError {
     #[error("the chain has more than {MAX_PIECES} pieces of memory")]
     TooManyPieces,
     /// A descriptor names memory that the front-end does not share.
-    #[error("{len} bytes at guest address {addr:#x} are not in the shared memory")]
+    #[error(
+        "{len} bytes at guest address {addr:#x} are not in the shared memory: all guest memory must be shared (share=on)"
+    )]
     Memory {
         /// Guest address.
         addr: u64,

@@ -34,7 +34,9 @@ pub enum QueueError {
     #[error("queue size is {0}, expected a power of two up to {MAX_QUEUE_SIZE}")]
     Size(u16),
     /// A ring lies outside guest memory or is misaligned.
-    #[error("{ring} at guest address {addr:#x} is not in the shared memory, or misaligned")]
+    #[error(
+        "{ring} at guest address {addr:#x} is misaligned, or not in the shared memory: all guest memory must be shared (share=on)"
+    )]
     Ring {
         /// Which part of the queue.
         ring: &'static str,
