@@ -74,11 +74,6 @@ impl OpenStack {
         }
     }
 
-    /// The same layers, with or without a check of their order.
-    pub fn with_lineage(self, lineage: Lineage) -> Self {
-        Self { lineage, ..self }
-    }
-
     /// Whether there is no layer.
     pub fn is_empty(&self) -> bool {
         self.blobs.is_empty()
