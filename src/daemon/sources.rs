@@ -165,6 +165,6 @@ impl Sources {
 impl OpenSources {
     /// Reads the layers, once before the disk does.
     pub(super) fn image(&self) -> Result<Image, image::Error> {
-        Image::load(self.files.try_clone()?)
+        Image::load(self.files.clone())
     }
 }

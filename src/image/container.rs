@@ -3,6 +3,7 @@
 //! `file -> tar member -> ZFile blocks -> layer bytes`, each step but the first optional and
 //! detected from content. A range of layer bytes becomes [`Piece`]s of the file.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::error::Error;
@@ -18,7 +19,7 @@ pub const MAX_STORED: usize = 256 * 1024;
 /// A layer's file and where in it the layer's bytes are.
 #[derive(Debug)]
 pub struct Container {
-    blob: Blob,
+    blob: Arc<Blob>,
     payload: tar::Payload,
     zfile_map: Option<ZFileMap>,
     id: u64,
@@ -64,14 +65,14 @@ impl Container {
     ///
     /// # Errors
     /// [`Error::Source`] if the blob cannot be read; the others name the wrapper that is broken.
-    pub fn load(blob: Blob) -> Result<Self, Error> {
+    pub fn load(blob: Arc<Blob>) -> Result<Self, Error> {
         let container = probe(blob, &mut Strict)?;
         container.blob.map();
         Ok(container)
     }
 
     /// A blob whose wrappers are known.
-    pub(super) fn new(blob: Blob, payload: tar::Payload, zfile_map: Option<ZFileMap>) -> Self {
+    pub(super) fn new(blob: Arc<Blob>, payload: tar::Payload, zfile_map: Option<ZFileMap>) -> Self {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         Self {
             blob,

@@ -1,28 +1,50 @@
 //! One layer: its container, what its trailer says, and its mappings.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use uuid::Uuid;
 
 use super::container::Container;
 use super::error::Error;
+use super::open_layers;
 use super::probe::{last_trailer, layer_trailer};
 use super::reader::Reader;
 use super::wait_for_seal;
 use crate::format::crc;
 use crate::format::lsmt::{self, ENTRY_LEN, HEADER_LEN, Header, IndexReader, Mapping, Part};
-use crate::source::{Blob, LayerRef};
+use crate::source::{Blob, BlobIdentity, LayerRef};
 
 /// Bytes of an index read at a time.
 const INDEX_CHUNK: u64 = 1024 * 1024;
 
-/// A sealed layer, open.
-#[derive(Debug)]
+/// A sealed layer of a stack, open. Stacks with the same layer share it, each under its own name.
+#[derive(Clone, Debug)]
 pub struct Layer {
+    name: LayerRef,
+    shared: Arc<SharedLayer>,
+}
+
+/// An open layer, as all stacks of this process share it.
+#[derive(Debug)]
+pub(super) struct SharedLayer {
     container: Container,
     trailer: Header,
+    /// Byte of the layer at which the trailer starts.
+    trailer_at: u64,
+    /// Number of mappings, without padding.
     mappings: usize,
     index_crc: u32,
+    /// The entry in [`open_layers`]; `None` for bytes that cannot be told from others.
+    identity: Option<BlobIdentity>,
+}
+
+impl Drop for SharedLayer {
+    fn drop(&mut self) {
+        if let Some(identity) = &self.identity {
+            open_layers::remove(identity);
+        }
+    }
 }
 
 impl Layer {
@@ -31,122 +53,165 @@ impl Layer {
     /// # Errors
     /// [`Error::Source`] if the file cannot be opened, and those of [`Layer::load`].
     pub fn open(path: &Path) -> Result<(Self, Vec<Mapping>), Error> {
-        Self::load(Blob::open(path)?)
+        Self::load(Blob::open(path)?.into())
     }
 
     /// Loads a layer in any of its wrappers, and reads its index. Waits for a layer that is being
-    /// sealed. Opens no file.
+    /// sealed. Opens no file. If the process has a layer of the same bytes open, that is used, and
+    /// `blob` is dropped.
     ///
     /// # Errors
     /// [`Error::Source`] if the blob cannot be read, [`Error::Unsealed`] and [`Error::InUse`] for a
     /// writable layer; the others name the rule of the formats that the blob breaks.
-    pub fn load(blob: Blob) -> Result<(Self, Vec<Mapping>), Error> {
+    pub fn load(blob: Arc<Blob>) -> Result<(Self, Vec<Mapping>), Error> {
+        let name = blob.layer().clone();
         let Some(uuid) = wait_for_seal::wait(&blob)? else {
-            return Self::within(Container::load(blob)?, None);
+            let (shared, mappings) = SharedLayer::find_or_load(blob, None)?;
+            return Ok((Self { name, shared }, mappings));
         };
-        let container = Container::load(blob.measured()?)?;
-        let (layer, mappings) =
-            Self::within(container, Some(uuid)).map_err(|error| match error {
-                Error::TooShort { layer, .. } => Error::Unsealed { layer },
-                Error::Lsmt {
-                    layer,
-                    source: lsmt::Error::Magic(Part::Trailer),
-                    ..
-                } => Error::Unsealed { layer },
-                error => error,
-            })?;
-        layer.container.blob().unlock()?;
-        Ok((layer, mappings))
+        // It may have been sealed meanwhile.
+        let blob = Arc::new(blob.measured()?);
+        let loaded = SharedLayer::find_or_load(blob.clone(), Some(uuid));
+        let (shared, mappings) = loaded.map_err(|error| match error {
+            Error::TooShort { layer, .. } => Error::Unsealed { layer },
+            Error::Lsmt {
+                layer,
+                source: lsmt::Error::Magic(Part::Trailer),
+                ..
+            } => Error::Unsealed { layer },
+            error => error,
+        })?;
+        blob.unlock()?;
+        Ok((Self { name, shared }, mappings))
+    }
+
+    /// Returns whether both are the same open layer.
+    pub fn is_shared_with(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
+    /// The file and its wrappers.
+    #[inline]
+    pub fn container(&self) -> &Container {
+        &self.shared.container
+    }
+
+    /// The name of the layer in its stack.
+    pub fn layer_ref(&self) -> &LayerRef {
+        &self.name
+    }
+
+    /// What the layer says about itself.
+    pub fn trailer(&self) -> &Header {
+        &self.shared.trailer
+    }
+
+    /// Name of the layer; nil if it has none.
+    pub fn uuid(&self) -> Uuid {
+        self.trailer().uuid
+    }
+
+    /// Name of the layer it was made upon; nil if it has none.
+    pub fn parent_uuid(&self) -> Uuid {
+        self.trailer().parent_uuid
+    }
+
+    /// Number of mappings, without padding.
+    pub fn mappings(&self) -> usize {
+        self.shared.mappings
+    }
+
+    /// Checksum of the index as it lies in the layer.
+    pub fn index_crc(&self) -> u32 {
+        self.shared.index_crc
+    }
+}
+
+impl SharedLayer {
+    /// Finds the open layer with the bytes of `blob`, which has this uuid if it began as a writable
+    /// layer; loads it if there is none. Reads its index in either case: mappings are not kept.
+    fn find_or_load(
+        blob: Arc<Blob>,
+        began: Option<Uuid>,
+    ) -> Result<(Arc<Self>, Vec<Mapping>), Error> {
+        let identity = blob.identity()?;
+        if let Some(open) = identity.as_ref().and_then(open_layers::find) {
+            let mut reader = Reader::new();
+            let index = read_index(&open.container, &open.trailer, open.trailer_at, &mut reader)?;
+            return Ok((open, index.mappings));
+        }
+        let (mut layer, mappings) = Self::within(Container::load(blob)?, began)?;
+        layer.identity.clone_from(&identity);
+        let shared = match identity {
+            Some(identity) => open_layers::enter(layer, &identity),
+            None => Arc::new(layer),
+        };
+        Ok((shared, mappings))
     }
 
     /// Reads what a container holds: a layer with this uuid, if it began as a writable one.
     fn within(container: Container, began: Option<Uuid>) -> Result<(Self, Vec<Mapping>), Error> {
-        let named = container.blob().layer().clone();
+        let layer = || container.blob().layer().clone();
         // Sealing in place ends the file at the trailer.
         let trailer_at = match began {
             None => layer_trailer(&container)?,
             Some(_) => last_trailer(&container)?,
         };
-        let failed = |offset| {
-            let named = &named;
-            move |source| Error::Lsmt {
-                layer: named.clone(),
-                offset,
-                source,
-            }
+        let broken = |offset, source| Error::Lsmt {
+            layer: layer(),
+            offset,
+            source,
         };
 
         let mut reader = Reader::new();
         let mut bytes = [0; HEADER_LEN];
         reader.read_layer(&container, 0, &mut bytes)?;
-        Header::decode(&bytes, Part::Header).map_err(failed(0))?;
+        Header::decode(&bytes, Part::Header).map_err(|source| broken(0, source))?;
         reader.read_layer(&container, trailer_at, &mut bytes)?;
         // The trailer counts: sealing in place leaves the header as it was.
-        let trailer = Header::decode(&bytes, Part::Trailer).map_err(failed(trailer_at))?;
+        let trailer = Header::decode(&bytes, Part::Trailer);
+        let trailer = trailer.map_err(|source| broken(trailer_at, source))?;
         if began.is_some_and(|uuid| !uuid.is_nil() && uuid != trailer.uuid) {
             // Guest data that looks like a trailer.
-            return Err(Error::Unsealed { layer: named });
+            return Err(Error::Unsealed { layer: layer() });
         }
 
-        let index_at = trailer.index_offset;
-        let index = IndexReader::new(&trailer, trailer_at).map_err(failed(trailer_at))?;
-        let (mappings, index_crc) =
-            read_index(&container, &trailer, index, &mut reader, &failed(index_at))?;
+        let index = read_index(&container, &trailer, trailer_at, &mut reader)?;
         let layer = Self {
             container,
             trailer,
-            mappings: mappings.len(),
-            index_crc,
+            trailer_at,
+            mappings: index.mappings.len(),
+            index_crc: index.crc,
+            identity: None,
         };
-        Ok((layer, mappings))
-    }
-
-    /// The file and its wrappers.
-    pub fn container(&self) -> &Container {
-        &self.container
-    }
-
-    /// What the layer was named by.
-    pub fn layer_ref(&self) -> &LayerRef {
-        self.container.blob().layer()
-    }
-
-    /// What the layer says about itself.
-    pub fn trailer(&self) -> &Header {
-        &self.trailer
-    }
-
-    /// Name of the layer; nil if it has none.
-    pub fn uuid(&self) -> Uuid {
-        self.trailer.uuid
-    }
-
-    /// Name of the layer it was made upon; nil if it has none.
-    pub fn parent_uuid(&self) -> Uuid {
-        self.trailer.parent_uuid
-    }
-
-    /// Number of mappings, without padding.
-    pub fn mappings(&self) -> usize {
-        self.mappings
-    }
-
-    /// Checksum of the index as it lies in the layer.
-    pub fn index_crc(&self) -> u32 {
-        self.index_crc
+        Ok((layer, index.mappings))
     }
 }
 
-/// Reads the whole index: the mappings, and the checksum of their bytes.
+/// The index of a layer.
+struct ReadIndex {
+    mappings: Vec<Mapping>,
+    /// Checksum of all of its bytes.
+    crc: u32,
+}
+
+/// Reads the whole index of a layer whose trailer starts at byte `trailer_at`.
 fn read_index(
     container: &Container,
     trailer: &Header,
-    mut index: IndexReader,
+    trailer_at: u64,
     reader: &mut Reader,
-    failed: &dyn Fn(lsmt::Error) -> Error,
-) -> Result<(Vec<Mapping>, u32), Error> {
-    let mut mappings = Vec::new();
-    let mut crc = 0;
+) -> Result<ReadIndex, Error> {
+    let broken = |offset| {
+        move |source| Error::Lsmt {
+            layer: container.blob().layer().clone(),
+            offset,
+            source,
+        }
+    };
+    let mut index = IndexReader::new(trailer, trailer_at).map_err(broken(trailer_at))?;
+    let (mut mappings, mut crc) = (Vec::new(), 0);
     let mut at = trailer.index_offset;
     // Both fit: the index was found to lie before the trailer.
     let end = at + trailer.index_entries * ENTRY_LEN as u64;
@@ -156,8 +221,82 @@ fn read_index(
         let chunk = &mut chunk[..len as usize];
         reader.read_layer(container, at, chunk)?;
         crc = crc::raw(crc, chunk);
-        index.read(chunk, &mut mappings).map_err(failed)?;
+        let read = index.read(chunk, &mut mappings);
+        read.map_err(broken(trailer.index_offset))?;
         at += len;
     }
-    Ok((mappings, crc))
+    Ok(ReadIndex { mappings, crc })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
+    use super::*;
+
+    /// An empty layer of this uuid.
+    fn write(path: &Path, uuid: u128) {
+        let header = Header::empty(1 << 20, Uuid::from_u128(uuid), Uuid::nil());
+        let header = Header {
+            index_offset: HEADER_LEN as u64,
+            ..header
+        };
+        let bytes = [header.encode(Part::Header), header.encode(Part::Trailer)];
+        fs::write(path, bytes.concat()).unwrap();
+    }
+
+    fn open(path: &Path) -> Layer {
+        Layer::open(path).unwrap().0
+    }
+
+    fn is_open(path: &Path) -> bool {
+        let identity = Blob::open(path).unwrap().identity().unwrap();
+        open_layers::find(&identity.unwrap()).is_some()
+    }
+
+    #[test]
+    fn a_layer_is_opened_once_under_all_its_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, link): (PathBuf, PathBuf) = (dir.path().join("a"), dir.path().join("b"));
+        write(&path, 1);
+        fs::hard_link(&path, &link).unwrap();
+        let (one, other) = (open(&path), open(&link));
+        assert!(one.is_shared_with(&other));
+        assert_eq!(one.layer_ref(), &LayerRef::from(&path));
+        assert_eq!(other.layer_ref(), &LayerRef::from(&link));
+        drop(one);
+        assert!(is_open(&path), "the other stack has it");
+        drop(other);
+        assert!(!is_open(&path));
+    }
+
+    #[test]
+    fn a_file_that_was_written_anew_is_another_layer() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("layer");
+        write(&path, 1);
+        let before = open(&path);
+        let next = dir.path().join("next");
+        write(&next, 2);
+        fs::rename(&next, &path).unwrap();
+        let after = open(&path);
+        assert!(!before.is_shared_with(&after));
+        assert_eq!(after.uuid(), Uuid::from_u128(2));
+    }
+
+    #[test]
+    fn threads_that_open_a_layer_at_once_get_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("layer");
+        write(&path, 1);
+        let layers: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| open(&path))).collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .collect()
+        });
+        assert!(layers.iter().all(|layer| layer.is_shared_with(&layers[0])));
+    }
 }

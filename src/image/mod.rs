@@ -15,6 +15,7 @@ mod error;
 pub mod index;
 pub mod layer;
 pub mod lineage;
+mod open_layers;
 mod padding;
 mod parallel;
 pub mod plan;
@@ -26,6 +27,7 @@ mod stack;
 pub mod unpack;
 mod wait_for_seal;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use container::{Container, MAX_STORED, ZFileMap};
@@ -228,7 +230,7 @@ impl Image {
 fn load(stack: OpenStack) -> Result<(Vec<Layer>, Vec<Vec<Segment>>), Error> {
     let total = AtomicU64::new(0);
     let jobs = stack.blobs.into_iter().zip(0..).collect();
-    let loaded = parallel::each(stack.workers, jobs, |(blob, number): (Blob, u16)| {
+    let loaded = parallel::each(stack.workers, jobs, |(blob, number): (Arc<Blob>, u16)| {
         if total.load(Ordering::Relaxed) > MAX_MAPPINGS {
             return Err(Error::TooManyMappings);
         }

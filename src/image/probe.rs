@@ -3,6 +3,8 @@
 //! Opening a layer stops at the first thing that is broken; checking one goes on as long as anything
 //! is left to go by. Both look through wrappers here, and differ in their [`Judge`].
 
+use std::sync::Arc;
+
 use super::container::{Container, ZFileMap};
 use super::error::Error;
 use super::padding;
@@ -61,7 +63,7 @@ impl Judge for Strict {
 ///
 /// # Errors
 /// As `judge` says.
-pub fn probe<J: Judge>(blob: Blob, judge: &mut J) -> Result<Container, J::Stop> {
+pub fn probe<J: Judge>(blob: Arc<Blob>, judge: &mut J) -> Result<Container, J::Stop> {
     let payload = find_payload(&blob, judge)?;
     let zfile_map = Probe {
         blob: &blob,

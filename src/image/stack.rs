@@ -4,6 +4,8 @@
 //! needs no path. A process enters its sandbox in between, so that hostile layers are parsed where
 //! they can do no harm.
 
+use std::sync::Arc;
+
 use super::config::Stack;
 use super::error::Error;
 use super::lineage::Lineage;
@@ -12,9 +14,9 @@ use super::segment::MAX_LAYERS;
 use crate::source::{self, Blob, LayerRef};
 
 /// The files of a stack, open and not yet read.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct OpenStack {
-    pub(super) blobs: Vec<Blob>,
+    pub(super) blobs: Vec<Arc<Blob>>,
     pub(super) workers: Workers,
     pub(super) lineage: Lineage,
 }
@@ -29,7 +31,7 @@ impl OpenStack {
             0 => Err(Error::NoLayers),
             len if len > MAX_LAYERS => Err(Error::TooManyLayers(len)),
             _ => Ok(Self {
-                blobs,
+                blobs: blobs.into_iter().map(Arc::new).collect(),
                 workers: Workers::available(),
                 lineage: Lineage::default(),
             }),
@@ -50,7 +52,7 @@ impl Stack {
             len if len > MAX_LAYERS => return Err(Error::TooManyLayers(len)),
             len => _ = source::make_room(len),
         }
-        let blobs = layers.iter().map(LayerRef::open);
+        let blobs = layers.iter().map(|layer| layer.open().map(Arc::new));
         Ok(OpenStack {
             blobs: blobs.collect::<Result<_, _>>()?,
             workers: Workers::available(),
@@ -79,26 +81,13 @@ impl OpenStack {
         self.blobs.is_empty()
     }
 
-    /// The same layers through descriptors of their own.
-    ///
-    /// # Errors
-    /// [`Error::Source`] if the process has no descriptor left.
-    pub fn try_clone(&self) -> Result<Self, Error> {
-        let blobs = self.blobs.iter().map(Blob::try_clone);
-        Ok(Self {
-            blobs: blobs.collect::<Result<_, _>>()?,
-            workers: self.workers,
-            lineage: self.lineage,
-        })
-    }
-
     /// The same layers below `above`, whose files are opened.
     ///
     /// # Errors
     /// [`Error::TooManyLayers`] for a stack that no image can have, [`Error::Source`] if a file cannot
     /// be opened.
     pub fn below(self, above: &[LayerRef]) -> Result<Self, Error> {
-        let blobs = above.iter().map(LayerRef::open);
+        let blobs = above.iter().map(|layer| layer.open().map(Arc::new));
         self.below_open(blobs.collect::<Result<_, _>>()?)
     }
 
@@ -106,7 +95,7 @@ impl OpenStack {
     ///
     /// # Errors
     /// [`Error::TooManyLayers`] for a stack that no image can have.
-    pub fn below_open(mut self, above: Vec<Blob>) -> Result<Self, Error> {
+    pub fn below_open(mut self, above: Vec<Arc<Blob>>) -> Result<Self, Error> {
         self.blobs.extend(above);
         match self.blobs.len() {
             len if len > MAX_LAYERS => Err(Error::TooManyLayers(len)),

@@ -4,7 +4,7 @@ use std::fs::{File, Metadata};
 use std::io::{self, Seek, SeekFrom};
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -16,6 +16,7 @@ use super::range::{AbsentRange, Located, PresentRange};
 use super::resident_map::{self, ResidentMap};
 use super::waker::Presence;
 use super::{Error, LayerRef};
+use crate::format::digest::Digest;
 
 /// A layer's bytes as stored: a local file, or a cached one whose bytes may be absent.
 #[derive(Debug)]
@@ -27,6 +28,27 @@ pub struct Blob {
     presence: Option<Arc<dyn Presence>>,
     /// The mapped file; a file that cannot be mapped is read.
     resident_map: OnceLock<ResidentMap>,
+}
+
+/// Tells the bytes of a blob from those of others, as long as a process has the blob open.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BlobIdentity {
+    device: u64,
+    inode: u64,
+    len: u64,
+    content: Content,
+}
+
+/// What tells whether the file of a blob still has the same bytes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Content {
+    /// The times of a local file, each in seconds and nanoseconds.
+    Unchanged {
+        modified: (i64, i64),
+        changed: (i64, i64),
+    },
+    /// The digest of a cached blob, whose file changes while it is filled.
+    Digest(Digest),
 }
 
 impl Blob {
@@ -87,19 +109,6 @@ impl Blob {
         Self::new(layer, file, len, None)
     }
 
-    /// The same bytes through another descriptor, not mapped.
-    ///
-    /// # Errors
-    /// [`Error::Open`] if the process has no descriptor left.
-    pub fn try_clone(&self) -> Result<Self, Error> {
-        let file = self.file.try_clone().map_err(|source| Error::Open {
-            layer: self.layer.clone(),
-            source,
-        })?;
-        let presence = self.presence.clone();
-        Ok(Self::new(self.layer.clone(), file, self.len, presence))
-    }
-
     /// The layer whose bytes these are.
     pub fn layer(&self) -> &LayerRef {
         &self.layer
@@ -115,6 +124,31 @@ impl Blob {
             layer: self.layer.clone(),
             source,
         })
+    }
+
+    /// What tells the bytes from those of other blobs; `None` for a block device, whose bytes may change
+    /// unnoticed.
+    ///
+    /// # Errors
+    /// [`Error::Open`] if the file cannot be examined.
+    pub fn identity(&self) -> Result<Option<BlobIdentity>, Error> {
+        let metadata = self.metadata()?;
+        if !metadata.is_file() {
+            return Ok(None);
+        }
+        let content = match &self.layer {
+            LayerRef::File(_) => Content::Unchanged {
+                modified: (metadata.mtime(), metadata.mtime_nsec()),
+                changed: (metadata.ctime(), metadata.ctime_nsec()),
+            },
+            LayerRef::Remote(blob) => Content::Digest(blob.digest),
+        };
+        Ok(Some(BlobIdentity {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            len: self.len,
+            content,
+        }))
     }
 
     /// Bytes of the blob when it was opened.
@@ -240,17 +274,19 @@ impl Blob {
         let _ = rustix::fs::fadvise(&self.file, offset, NonZeroU64::new(len), advice);
     }
 
-    /// Measures the file again, which may have grown.
+    /// The same file measured again, which may have grown. Both share a lock.
     ///
     /// # Errors
-    /// [`Error::Open`] if the file cannot be examined.
-    pub fn measured(mut self) -> Result<Self, Error> {
-        let end = self.file.seek(SeekFrom::End(0));
-        let len = end.map_err(|source| Error::Open {
+    /// [`Error::Open`] if the file cannot be examined, or the process has no descriptor left.
+    pub fn measured(&self) -> Result<Self, Error> {
+        let failed = |source| Error::Open {
             layer: self.layer.clone(),
             source,
-        })?;
-        Ok(Self::new(self.layer, self.file, len, self.presence))
+        };
+        let mut file = self.file.try_clone().map_err(failed)?;
+        let len = file.seek(SeekFrom::End(0)).map_err(failed)?;
+        let presence = self.presence.clone();
+        Ok(Self::new(self.layer.clone(), file, len, presence))
     }
 
     /// Takes a shared lock on the file; returns whether no process has it locked to write to it.

@@ -37,7 +37,7 @@ use std::io;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
 
-pub use blob::Blob;
+pub use blob::{Blob, BlobIdentity};
 pub use layer_ref::{LayerRef, RemoteBlob};
 pub use range::{AbsentRange, Located, PresentRange};
 pub use waker::{FetchError, FetchErrorKind, Fetched, Presence, Ticket, Waker};

@@ -5,6 +5,7 @@
 //! only, because a list that snapshots keep there names them.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::Error;
 use super::disk::Files;
@@ -14,7 +15,7 @@ use crate::writable::manifest::Pairs;
 use crate::writable::{Paths, journal};
 
 /// A layer, and its bytes if they could be opened.
-pub type OpenLayer = (LayerRef, Result<Blob, source::Error>);
+pub type OpenLayer = (LayerRef, Result<Arc<Blob>, source::Error>);
 
 /// The files of a disk, open and not yet read.
 #[derive(Debug)]
@@ -50,7 +51,7 @@ impl Files {
 }
 
 fn open(layer: &LayerRef) -> OpenLayer {
-    (layer.clone(), layer.open())
+    (layer.clone(), layer.open().map(Arc::new))
 }
 
 impl OpenFiles {

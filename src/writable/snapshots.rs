@@ -115,7 +115,7 @@ impl Snapshots {
         let path = list_path(&first);
         loop {
             let list = load(&path)?;
-            let spare = files.try_clone()?;
+            let spare = files.clone();
             let opened = Self::open_as(&first, &own, files, options, &list);
             // Who had the files until now may have taken a snapshot while we waited for them.
             if load(&path)? == list {

@@ -15,7 +15,7 @@ pub struct Bare {
 }
 
 pub fn bare(path: &Path) -> Bare {
-    let container = Container::load(Blob::open(path).unwrap()).unwrap();
+    let container = Container::load(Blob::open(path).unwrap().into()).unwrap();
     let mut bytes = vec![0; container.len() as usize];
     Reader::new().read_layer(&container, 0, &mut bytes).unwrap();
     let trailer_at = bytes.len() - 4096;

@@ -1,5 +1,7 @@
 //! The wrappers of a layer, taken apart as far as they hold together.
 
+use std::sync::Arc;
+
 use vm_memory::VolatileSlice;
 
 use super::super::Error;
@@ -69,14 +71,10 @@ impl Judge for Tell<'_, '_> {
 }
 
 /// Opens a layer and tells what is wrong with its wrappers. `None`: too much to go on.
-pub(super) fn open(blob: &Blob, findings: &mut Findings<'_>) -> Result<Option<Container>, Error> {
-    let blob = match blob.try_clone() {
-        Ok(blob) => blob,
-        Err(error) => {
-            findings.broken(None, &error)?;
-            return Ok(None);
-        }
-    };
+pub(super) fn open(
+    blob: Arc<Blob>,
+    findings: &mut Findings<'_>,
+) -> Result<Option<Container>, Error> {
     match probe(blob, &mut Tell { findings }) {
         Ok(container) => Ok(Some(container)),
         Err(Stop::Broken) => Ok(None),

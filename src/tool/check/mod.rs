@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::num::NonZero;
+use std::sync::Arc;
 
 use super::Error;
 use super::disk::Upper;
@@ -141,13 +142,13 @@ pub fn check(
 
 /// Checks one layer: the number of its blocks.
 fn check_layer(
-    blob: Result<&Blob, &source::Error>,
+    blob: Result<&Arc<Blob>, &source::Error>,
     threads: NonZero<usize>,
     progress: &ProgressBar,
     findings: &mut Findings<'_>,
 ) -> Result<u64, Error> {
     let opened = match blob {
-        Ok(blob) => container::open(blob, findings)?.map(|container| (blob, container)),
+        Ok(blob) => container::open(blob.clone(), findings)?.map(|container| (blob, container)),
         Err(error) => {
             findings.broken(None, error)?;
             None
@@ -167,8 +168,8 @@ fn check_layer(
 }
 
 /// Whether the layer can be opened as the daemon opens it.
-fn loads(blob: &Blob) -> Result<(), image::Error> {
-    Layer::load(blob.try_clone()?).map(drop)
+fn loads(blob: &Arc<Blob>) -> Result<(), image::Error> {
+    Layer::load(blob.clone()).map(drop)
 }
 
 /// Tells of layers that lie upon another layer than the one they were made upon.
