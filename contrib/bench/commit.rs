@@ -31,6 +31,7 @@ use ovbd_vhost::io::scatter::Scatter;
 use ovbd_vhost::tool::commit::{Commit, commit};
 use ovbd_vhost::tool::create::{Create, create};
 use ovbd_vhost::tool::raw_image::Input;
+use ovbd_vhost::units::{Sector, SectorRange};
 use ovbd_vhost::writable::{self, Options, Paths, WritableLayer};
 use rustix::fs::OFlags;
 use rustix::time::{ClockId, clock_gettime};
@@ -266,9 +267,8 @@ fn write_upper(dir: &Path, bytes: &[u8]) -> Paths {
         scatter.push(VolatileSlice::from(&mut piece[..]));
         let start = (number * PIECE / 512) as u64;
         let sectors = (pieces[number].len() / 512) as u64;
-        upper
-            .write(start, sectors, scatter.cursor(0))
-            .expect("write");
+        let range = SectorRange::new(Sector(start), Sector(start + sectors));
+        upper.write(range, scatter.cursor(0)).expect("write");
     }
     upper.flush().expect("flush");
     paths

@@ -23,7 +23,7 @@ use ovbd_vhost::format::lsmt::{HEADER_LEN, Header, Part};
 use ovbd_vhost::image::Image;
 use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::io::scatter::Scatter;
-use ovbd_vhost::units::Sector;
+use ovbd_vhost::units::{Sector, SectorRange};
 use ovbd_vhost::writable::{self, Lookup, Options, Paths, Snapshots, Volume};
 use uuid::Uuid;
 use vm_memory::VolatileSlice;
@@ -166,7 +166,7 @@ fn look_ups(dir: &Path) -> Vec<(u64, f64)> {
         if [0, 1, 10, 100].contains(&number) {
             let start = Instant::now();
             for _ in 0..LOOK_UPS {
-                volume.lookup(Sector(random() * BLOCK), BLOCK, &mut overlay);
+                volume.lookup(block_at(random()), &mut overlay);
                 black_box(&mut overlay).clear();
             }
             let took = start.elapsed().as_nanos() as f64;
@@ -206,6 +206,11 @@ fn write(volume: &Volume, block: u64) {
     let mut data = [block as u8 | 1; (BLOCK * 512) as usize];
     let mut scatter = Scatter::new();
     scatter.push(VolatileSlice::from(&mut data[..]));
-    let written = volume.write(Sector(block * BLOCK), BLOCK, scatter.cursor(0));
+    let written = volume.write(block_at(block), scatter.cursor(0));
     written.expect("a write");
+}
+
+/// The sectors of a block.
+fn block_at(number: u64) -> SectorRange {
+    SectorRange::new(Sector(number * BLOCK), Sector((number + 1) * BLOCK))
 }

@@ -26,6 +26,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::Error;
+use crate::io::directory::parent_of;
 use crate::io::regular::open_directory;
 
 /// How long the directory may be locked by others: to look at a socket takes no time.
@@ -84,7 +85,7 @@ impl Claim {
             path: path.to_owned(),
             source,
         };
-        let directory = open_directory(directory(path)).map_err(failed)?;
+        let directory = open_directory(parent_of(path)).map_err(failed)?;
         let locked = lock(&directory).map_err(failed)?;
         remove_stale(path)?;
         drop(locked);
@@ -104,7 +105,7 @@ impl Claim {
 
     /// The directory of the path.
     pub fn directory(&self) -> &Path {
-        directory(&self.path)
+        parent_of(&self.path)
     }
 
     /// Listens at the path.
@@ -215,13 +216,6 @@ impl Listener {
     /// The socket; accepting from it does not block.
     pub fn socket(&self) -> &UnixListener {
         &self.socket
-    }
-}
-
-fn directory(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
     }
 }
 

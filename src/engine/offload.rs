@@ -23,7 +23,7 @@ use super::Disk;
 use super::ratelimited_log;
 use super::setup::GRACE;
 use crate::reason::reason;
-use crate::units::{SectorRange, Sectors};
+use crate::units::SectorRange;
 use crate::virtio::discard::DiscardRange;
 use crate::virtio::status::Status;
 use crate::writable::{Error, MAX_STEP, Volume};
@@ -62,8 +62,8 @@ impl Change {
     /// Changes one step of a range.
     fn apply(self, volume: &Volume, step: SectorRange, unmap: bool) -> Result<(), Error> {
         match self {
-            Change::Discard => volume.discard(step.start(), step.len().0),
-            Change::Zero => volume.write_zeroes(step.start(), step.len().0, unmap),
+            Change::Discard => volume.discard(step),
+            Change::Zero => volume.write_zeroes(step, unmap),
         }
     }
 }
@@ -102,7 +102,7 @@ impl Performer {
     /// Changes ranges step by step; `None` if time ran out first.
     fn change(&self, change: Change, ranges: &[DiscardRange]) -> Option<Status> {
         let steps = ranges.iter().flat_map(|discard| {
-            let steps = discard.range.steps(Sectors(MAX_STEP));
+            let steps = discard.range.steps(MAX_STEP);
             steps.map(|step| (step, discard.unmap))
         });
         for (step, unmap) in steps {
@@ -342,7 +342,9 @@ mod tests {
             let mut data = [fill; 512];
             let mut scatter = crate::io::scatter::Scatter::new();
             scatter.push(vm_memory::VolatileSlice::from(&mut data[..]));
-            let written = disk.volume.write(Sector(0), 1, scatter.cursor(0));
+            let written = disk
+                .volume
+                .write(SectorRange::new(Sector(0), Sector(1)), scatter.cursor(0));
             written.unwrap();
         };
         let read = || {

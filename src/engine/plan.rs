@@ -102,8 +102,7 @@ impl<'a> Plan<'a> {
     #[inline]
     pub fn begin(&mut self, range: SectorRange) {
         if self.volume.is_writable() {
-            let (start, sectors) = (range.start(), range.len().0);
-            self.volume.lookup(start, sectors, &mut self.lookup);
+            self.volume.lookup(range, &mut self.lookup);
         }
         (self.pieces, self.span, self.left) = (None, 0, range);
         if self.lookup.is_empty() {
@@ -138,20 +137,18 @@ impl<'a> Plan<'a> {
     fn next_span(&mut self) -> Option<Part> {
         while !self.left.is_empty() {
             let Some(span) = self.lookup.spans().get(self.span).copied() else {
-                let (start, sectors) = (self.left.start(), self.left.len());
-                self.volume.lookup(start, sectors.0, &mut self.lookup);
+                self.volume.lookup(self.left, &mut self.lookup);
                 self.span = 0;
                 if self.lookup.is_empty() {
-                    return self.lower(sectors);
+                    return self.lower(self.left.len());
                 }
                 continue;
             };
             self.span += 1;
-            let sectors = Sectors(span.sectors);
             if span.content == SpanContent::Lower {
-                return self.lower(sectors);
+                return self.lower(span.sectors);
             }
-            let len = self.take_left(sectors).bytes().len();
+            let len = self.take_left(span.sectors).bytes().len();
             return Some(match span.content {
                 SpanContent::Data { file, offset } => Part::Upper { file, offset, len },
                 _ => Part::Lower(Piece::Zero { len }),

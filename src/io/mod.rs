@@ -1,6 +1,8 @@
-//! System helpers below every floor: boot id, mappings, memory of requests, waiting, hints.
+//! System helpers below every floor: bitmaps, boot id, directories, mappings, memory of requests, waiting, hints.
 
+pub mod bitmap;
 pub mod boot;
+pub mod directory;
 pub mod interrupt;
 pub mod mapping;
 pub mod poller;

@@ -15,7 +15,7 @@ use super::output;
 use crate::format::lsmt::{ENTRY_LEN, MAX_ENTRIES, MAX_LENGTH};
 use crate::format::zfile::BlockFormat;
 use crate::image::reader::Reader;
-use crate::units::{SECTOR_SIZE, Sector};
+use crate::units::{Sector, Sectors};
 use crate::writable::Paths;
 use crate::writable::extent_map::ExtentMap;
 use crate::writable::manifest::Pairs;
@@ -96,24 +96,23 @@ pub fn write(
     progress.set_length(disk.size());
     let fetch = || {
         let mut reader = Reader::new();
-        move |from: u64, into: &mut [u8]| disk.read(&mut reader, from / SECTOR_SIZE, into)
+        move |from: u64, into: &mut [u8]| disk.read(&mut reader, Sector::containing(from), into)
     };
     thread::scope(|scope| {
         let mut layer = LayerWriter::start(scope, threads, to, format, Some(disk.size()), fetch)?;
         for piece in disk.all_pieces() {
-            let sectors = piece.end - piece.start;
+            let range = piece.range;
             match piece.content {
                 Content::Zeroed => {
-                    for start in (piece.start..piece.end).step_by(usize::from(MAX_LENGTH)) {
-                        let sectors = (piece.end - start).min(u64::from(MAX_LENGTH)) as u16;
-                        layer.zeroed(Sector(start), sectors)?;
+                    for step in range.steps(Sectors(MAX_LENGTH.into())) {
+                        layer.zeroed(step.start(), step.len().0 as u16)?;
                     }
                 }
                 Content::Layer(_) | Content::Upper => {
-                    layer.fetched(Sector(piece.start), sectors, piece.start * SECTOR_SIZE)?;
+                    layer.fetched(range.start(), range.len().0, range.start().byte())?;
                 }
             }
-            progress.set_position(piece.end * SECTOR_SIZE);
+            progress.set_position(range.end().byte());
         }
         layer.finish(disk.size())
     })
@@ -125,8 +124,8 @@ pub fn runs(disk: &Disk) -> u64 {
     let (mut count, mut last) = (0, None);
     for piece in disk.all_pieces() {
         let zeroed = piece.content == Content::Zeroed;
-        count += u64::from(last != Some((piece.start, zeroed)));
-        last = Some((piece.end, zeroed));
+        count += u64::from(last != Some((piece.range.start(), zeroed)));
+        last = Some((piece.range.end(), zeroed));
     }
     count
 }

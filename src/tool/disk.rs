@@ -12,7 +12,7 @@ use crate::image::reader::Reader;
 use crate::image::segment;
 use crate::image::{self, Image};
 use crate::source::{Blob, LayerRef};
-use crate::units::{SECTOR_SIZE, Sector};
+use crate::units::{ByteRange, SECTOR_SIZE, Sector, SectorRange, Sectors};
 use crate::writable::Paths;
 use crate::writable::extent_map::{ExtentMap, Place};
 use crate::writable::load::{Access, Loaded, load};
@@ -52,7 +52,7 @@ pub struct Upper {
     /// Mappings that were never made durable, which are part of the map.
     pub journal: usize,
     /// Entries of the index file.
-    pub log_entries: u64,
+    pub index_entries: u64,
     /// Whether the index file does not say what the map says.
     pub index_is_stale: bool,
     blob: Blob,
@@ -66,7 +66,7 @@ impl Upper {
     pub fn open(paths: &Paths, map: ExtentMap) -> Result<Self, Error> {
         let Loaded {
             data,
-            log,
+            index,
             header,
             kind,
             map,
@@ -81,7 +81,7 @@ impl Upper {
             kind,
             map,
             journal: journal.len(),
-            log_entries: log.entries(),
+            index_entries: index.entries(),
             index_is_stale,
             blob,
         })
@@ -101,8 +101,8 @@ impl Upper {
     ///
     /// # Errors
     /// It cannot be read, or ends before.
-    pub fn read(&self, from: u64, into: &mut [u8]) -> Result<(), Error> {
-        let offset = from * SECTOR_SIZE;
+    pub fn read(&self, from: Sector, into: &mut [u8]) -> Result<(), Error> {
+        let offset = from.byte();
         let there = self.blob.len().saturating_sub(offset);
         let missing = (into.len() as u64).saturating_sub(there);
         // A sparse file of a disk whose last sector is partial ends inside that.
@@ -120,10 +120,8 @@ impl Upper {
 /// Sectors of a disk that one layer makes up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
-    /// First sector.
-    pub start: u64,
-    /// First sector after it.
-    pub end: u64,
+    /// The sectors.
+    pub range: SectorRange,
     /// Where they are.
     pub content: Content,
 }
@@ -212,11 +210,11 @@ impl Disk {
     pub fn data_from(&self, start: u64, end: u64) -> Option<u64> {
         let image = self.image.as_ref();
         let below = image.and_then(|image| super::unit::data_from(image, start, end));
-        let sectors = start / SECTOR_SIZE..Sector::at_or_after(end).0;
+        let sectors = ByteRange::new(start, end).sectors();
         let within = self.upper.iter();
-        let mut within = within.flat_map(|upper| upper.map.within(sectors.clone()));
+        let mut within = within.flat_map(|upper| upper.map.within(sectors));
         let above = within.find(|extent| extent.place != Place::Zero);
-        let above = above.map(|extent| (extent.start * SECTOR_SIZE).max(start));
+        let above = above.map(|extent| extent.start().byte().max(start));
         [below, above].into_iter().flatten().min()
     }
 
@@ -225,39 +223,36 @@ impl Disk {
     ///
     /// # Errors
     /// Something cannot be read or unpacked.
-    pub fn read(&self, reader: &mut Reader, start: u64, into: &mut [u8]) -> Result<(), Error> {
+    pub fn read(&self, reader: &mut Reader, start: Sector, into: &mut [u8]) -> Result<(), Error> {
         let (mut at, mut rest) = (start, into);
-        let end = start + rest.len() as u64 / SECTOR_SIZE;
+        let end = start + Sectors::whole_in(rest.len() as u64);
         if let Some(upper) = &self.upper {
-            let mut extents = upper.map.within(start..end).peekable();
-            while let Some(extent) = extents.next() {
-                let mut len = extent.len;
-                // Pieces that go on in the file are read at once.
-                while let Some(next) = extents.next_if(|next| {
-                    next.start == extent.start + len && next.place == extent.place.moved(len)
-                }) {
-                    len += next.len;
+            let mut extents = upper.map.within(SectorRange::new(start, end)).peekable();
+            while let Some(mut extent) = extents.next() {
+                // Extents that continue each other in the file are read at once.
+                while let Some(next) = extents.next_if(|next| extent.continues_with(next)) {
+                    extent.range = SectorRange::new(extent.start(), next.end());
                 }
                 // Parts of a slice's length.
-                let below = ((extent.start - at) * SECTOR_SIZE) as usize;
+                let below = (extent.start() - at).bytes() as usize;
                 let (part, later) = rest.split_at_mut(below);
                 self.read_image(reader, at, part)?;
-                let (part, later) = later.split_at_mut((len * SECTOR_SIZE) as usize);
+                let (part, later) = later.split_at_mut(extent.len().bytes() as usize);
                 match extent.place {
                     Place::Zero => part.fill(0),
                     Place::Data(from) => upper.read(from, part)?,
                 }
-                (at, rest) = (extent.start + len, later);
+                (at, rest) = (extent.end(), later);
             }
         }
         self.read_image(reader, at, rest)
     }
 
     /// The same from the layers below the upper.
-    fn read_image(&self, reader: &mut Reader, start: u64, into: &mut [u8]) -> Result<(), Error> {
+    fn read_image(&self, reader: &mut Reader, start: Sector, into: &mut [u8]) -> Result<(), Error> {
         match &self.image {
             // A layer above may make the disk larger: nothing is beyond its end.
-            Some(image) => reader.read(image.sized(MAX_SIZE), Sector(start), into)?,
+            Some(image) => reader.read(image.sized(MAX_SIZE), start, into)?,
             None => into.fill(0),
         }
         Ok(())
@@ -266,14 +261,15 @@ impl Disk {
     /// The pieces that make up the disk, in order; what no layer says anything about is left out.
     pub fn pieces(&self) -> impl Iterator<Item = Piece> + '_ {
         let end = match self.size {
-            0 => MAX_SECTORS,
-            size => Sector::at_or_after(size).0,
+            0 => Sector(MAX_SECTORS),
+            size => Sector::at_or_after(size),
         };
-        let inside = self.all_pieces().take_while(move |piece| piece.start < end);
-        inside.map(move |piece| Piece {
-            end: piece.end.min(end),
+        let disk = SectorRange::new(Sector(0), end);
+        let pieces = self.all_pieces().map(move |piece| Piece {
+            range: piece.range.intersection(disk),
             ..piece
-        })
+        });
+        pieces.take_while(|piece| !piece.range.is_empty())
     }
 
     /// The same, and what lies beyond the disk.
@@ -281,8 +277,7 @@ impl Disk {
         let image = self.image.as_ref();
         let unders = image.into_iter().flat_map(|image| image.index().iter());
         let unders = unders.map(|segment| Piece {
-            start: segment.start().0,
-            end: segment.end().0,
+            range: segment.range(),
             content: match segment.content() {
                 segment::Content::Zeroed => Content::Zeroed,
                 segment::Content::Data { layer, .. } => Content::Layer(layer),
@@ -290,8 +285,7 @@ impl Disk {
         });
         let overs = self.upper.iter().flat_map(|upper| upper.map.iter());
         let overs = overs.map(|extent| Piece {
-            start: extent.start,
-            end: extent.end(),
+            range: extent.range,
             content: match extent.place {
                 Place::Zero => Content::Zeroed,
                 Place::Data(_) => Content::Upper,
@@ -321,22 +315,21 @@ fn overlaid(
     overs: impl Iterator<Item = Piece>,
 ) -> impl Iterator<Item = Piece> {
     let (mut unders, mut overs) = (unders.peekable(), overs.peekable());
-    let mut settled = 0;
+    let mut done = Sector(0);
     iter::from_fn(move || {
-        while unders.next_if(|under| under.end <= settled).is_some() {}
+        while unders.next_if(|under| under.range.end() <= done).is_some() {}
         let Some(under) = unders.peek() else {
             return overs.next();
         };
-        let start = under.start.max(settled);
-        if let Some(over) = overs.next_if(|over| over.start <= start) {
-            settled = over.end;
+        let start = under.range.start().max(done);
+        if let Some(over) = overs.next_if(|over| over.range.start() <= start) {
+            done = over.range.end();
             return Some(over);
         }
-        let next = overs.peek().map_or(u64::MAX, |over| over.start);
-        settled = under.end.min(next);
+        let next = overs.peek().map(|over| over.range.start());
+        done = next.map_or(under.range.end(), |next| next.min(under.range.end()));
         Some(Piece {
-            start,
-            end: settled,
+            range: SectorRange::new(start, done),
             content: under.content,
         })
     })
@@ -349,17 +342,18 @@ mod tests {
     use super::*;
 
     fn pieces(lens: &[(u64, u64)], content: Content) -> Vec<Piece> {
-        let mut at = 0;
+        let mut at = Sector(0);
         let piece = |(gap, len): &(u64, u64)| {
-            let start = at + gap;
-            at = start + len;
-            Piece {
-                start,
-                end: at,
-                content,
-            }
+            let start = at + Sectors(*gap);
+            at = start + Sectors(*len);
+            let range = SectorRange::new(start, at);
+            Piece { range, content }
         };
         lens.iter().map(piece).collect()
+    }
+
+    fn sectors_of(piece: &Piece) -> std::ops::Range<usize> {
+        piece.range.start().0 as usize..piece.range.end().0 as usize
     }
 
     proptest! {
@@ -372,14 +366,14 @@ mod tests {
             let overs = pieces(&overs, Content::Upper);
             let mut model = vec![None; 400];
             for piece in unders.iter().chain(&overs) {
-                model[piece.start as usize..piece.end as usize].fill(Some(piece.content));
+                model[sectors_of(piece)].fill(Some(piece.content));
             }
             let mut found = vec![None; 400];
-            let mut last = 0;
+            let mut last = Sector(0);
             for piece in overlaid(unders.into_iter(), overs.into_iter()) {
-                prop_assert!(piece.start >= last && piece.end > piece.start);
-                last = piece.end;
-                found[piece.start as usize..piece.end as usize].fill(Some(piece.content));
+                prop_assert!(piece.range.start() >= last && !piece.range.is_empty());
+                last = piece.range.end();
+                found[sectors_of(&piece)].fill(Some(piece.content));
             }
             prop_assert_eq!(found, model);
         }

@@ -18,7 +18,7 @@ use super::in_order::InOrder;
 use super::output::{self, NewFile};
 use super::unit::{CHUNK, UNIT, is_zero};
 use crate::image::reader::Reader;
-use crate::units::SECTOR_SIZE;
+use crate::units::{SECTOR_SIZE, Sector};
 
 /// Where a raw image goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,7 +82,7 @@ fn read(disk: &Disk, reader: &mut Reader, mut chunk: Chunk) -> Result<Chunk, Err
     let len = chunk.bytes.len();
     let sector = SECTOR_SIZE as usize;
     chunk.bytes.resize(len.next_multiple_of(sector), 0);
-    disk.read(reader, chunk.offset / SECTOR_SIZE, &mut chunk.bytes)?;
+    disk.read(reader, Sector::containing(chunk.offset), &mut chunk.bytes)?;
     chunk.bytes.truncate(len);
     Ok(chunk)
 }

@@ -12,8 +12,7 @@ use crate::format::lsmt::HEADER_LEN;
 use crate::image::Image;
 use crate::image::layer::Layer;
 use crate::source::LayerRef;
-use crate::units::SECTOR_SIZE;
-use crate::writable::extent_map::Place;
+use crate::units::{SECTOR_SIZE, Sectors};
 
 /// What a disk is made of. Field names are those of the JSON; sizes are in bytes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -139,7 +138,7 @@ pub fn inspect(disk: &Disk) -> Inspection {
             Content::Upper => &mut upper_share,
         };
         share.segments += 1;
-        share.sectors += piece.end - piece.start;
+        share.sectors += piece.range.len().0;
         segments += 1;
     }
     let layers = layers.iter().zip(&shares);
@@ -171,10 +170,10 @@ fn named(uuid: Uuid) -> Option<Uuid> {
 }
 
 fn look_at_upper(upper: &Upper, share: &Share, size: u64) -> UpperInfo {
-    let data = upper
-        .map
-        .iter()
-        .filter(|extent| extent.place != Place::Zero);
+    let extents = upper.map.iter();
+    let data: Sectors = extents
+        .filter_map(|extent| Some(extent.data()?.len()))
+        .sum();
     UpperInfo {
         data: upper.paths.data.clone(),
         index: upper.paths.index.clone(),
@@ -183,9 +182,9 @@ fn look_at_upper(upper: &Upper, share: &Share, size: u64) -> UpperInfo {
         uuid: named(upper.header.uuid),
         parent_uuid: named(upper.header.parent_uuid),
         file_size: upper.data_len(),
-        data_size: data.map(|extent| extent.len * SECTOR_SIZE).sum(),
+        data_size: data.bytes(),
         extents: upper.map.len(),
-        index_entries: upper.log_entries,
+        index_entries: upper.index_entries,
         journal: upper.journal,
         share_segments: share.segments,
         share: bytes(share, size),

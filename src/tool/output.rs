@@ -20,6 +20,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, openat};
 
 use super::Error;
 use super::appender::{Appender, Cache};
+use crate::io::directory::{parent_of, sync_parent};
 
 /// A file under way.
 #[derive(Debug)]
@@ -207,7 +208,7 @@ impl NewFile {
         let name = self.temporary.insert(name);
         fs::rename(name, &self.target)?;
         self.temporary = None;
-        File::open(folder(&self.target))?.sync_all()
+        sync_parent(&self.target)
     }
 
     fn failed(&self, source: io::Error) -> Error {
@@ -250,7 +251,7 @@ pub fn refuse_inputs(
 /// the file system has none such, or it could not be given a name later.
 fn nameless(target: &Path) -> Option<File> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    let file = openat(CWD, folder(target), flags, Mode::from_raw_mode(0o666)).ok()?;
+    let file = openat(CWD, parent_of(target), flags, Mode::from_raw_mode(0o666)).ok()?;
     let file = File::from(file);
     fs::exists(own_path(&file)).unwrap_or(false).then_some(file)
 }
@@ -260,20 +261,13 @@ fn own_path(file: &File) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
-fn folder(target: &Path) -> &Path {
-    match target.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    }
-}
-
 /// A name beside `target` that no other file of this or another process has.
 fn temporary_name(target: &Path) -> PathBuf {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let name = target.file_name().unwrap_or_default().to_string_lossy();
     let process = std::process::id();
-    folder(target).join(format!(".{name}.{process}-{number}.tmp"))
+    parent_of(target).join(format!(".{name}.{process}-{number}.tmp"))
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ pub enum Sealed {
 pub fn seal(paths: &Paths) -> Result<Sealed, Error> {
     let sealed = match load(paths, Access::Write, ExtentMap::new()) {
         Ok(mut loaded) => {
-            loaded.settle_index(paths)?;
+            loaded.repair_index(paths)?;
             let Loaded {
                 data,
                 header,

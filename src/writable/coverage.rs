@@ -1,81 +1,81 @@
-//! Where a writable layer may hold data: a bit for each piece of the disk.
+//! Coverage of a writable layer: a bitmap of where on the disk it may have extents.
 //!
-//! A read looks here first. Where no bit is set, which is most of a disk, the read goes on to the layers
-//! below without a lock, as on a read-only device.
+//! A read tests it first. If no bit of its range is set, as in most of a disk, the read goes on to the layers
+//! below without a lock, as on a read-only disk.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::ops::Range;
 
-/// Least sectors to a bit, as a power of two: 4 KiB, the block of most file systems.
+use crate::io::bitmap::AtomicBitmap;
+use crate::units::{Sector, SectorRange};
+
+/// Least sectors of a bit, as a power of two: 4 KiB, the block size of most file systems.
 const MIN_SHIFT: u32 = 3;
 
-/// Most bits: one mebibyte of them.
+/// Most bits: 1 MiB of them.
 const MAX_BITS: u64 = 1 << 23;
 
-/// The bits of one disk. None is ever cleared.
+/// The bitmap of one disk. No bit is ever cleared.
 #[derive(Debug)]
 pub struct Coverage {
-    words: Vec<AtomicU64>,
+    bits: AtomicBitmap,
+    /// Sectors of a bit, as a power of two.
     shift: u32,
 }
 
 impl Coverage {
-    /// No bits set, for a disk of so many sectors.
-    pub fn new(sectors: u64) -> Self {
+    /// No bits set, for a disk that ends at `end`.
+    pub fn new(end: Sector) -> Self {
         let mut shift = MIN_SHIFT;
-        while sectors >> shift >= MAX_BITS {
+        while end.0 >> shift >= MAX_BITS {
             shift += 1;
         }
-        let bits = (sectors >> shift) + 1;
         Self {
-            words: (0..bits.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
+            bits: AtomicBitmap::new((end.0 >> shift) + 1),
             shift,
         }
     }
 
-    /// Sets the bits of `sectors` sectors, at least 1, from `start` on.
-    pub fn set(&self, start: u64, sectors: u64) {
-        for (word, mask) in self.words(start, sectors) {
-            // Most are set already: leave the cache line to the other readers.
-            if word.load(Ordering::Relaxed) & mask != mask {
-                word.fetch_or(mask, Ordering::Release);
-            }
-        }
+    /// Sets the bits of a range.
+    pub fn set(&self, range: SectorRange) {
+        self.bits.set(self.bits_of(range));
     }
 
-    /// Whether any bit of a range, at least one sector of the disk, is set.
+    /// Whether any bit of a range is set.
     #[inline]
-    pub fn any(&self, start: u64, sectors: u64) -> bool {
-        self.words(start, sectors)
-            .any(|(word, mask)| word.load(Ordering::Acquire) & mask != 0)
+    pub fn any(&self, range: SectorRange) -> bool {
+        self.bits.any(self.bits_of(range))
     }
 
-    /// The words that have the bits of a range, and which of theirs those are.
+    /// The bits of a range; the last one may be of part of it.
     #[inline]
-    fn words(&self, start: u64, sectors: u64) -> impl Iterator<Item = (&AtomicU64, u64)> {
-        let (first, last) = (start >> self.shift, (start + sectors - 1) >> self.shift);
-        let numbers = first / 64..=last / 64;
-        numbers.filter_map(move |number| {
-            let from = first.saturating_sub(number * 64);
-            let to = (last - number * 64).min(63);
-            let mask = u64::MAX << from & u64::MAX >> (63 - to);
-            Some((self.words.get(number as usize)?, mask))
-        })
+    fn bits_of(&self, range: SectorRange) -> Range<u64> {
+        let last = (1 << self.shift) - 1;
+        range.start().0 >> self.shift..(range.end().0 + last) >> self.shift
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::units::Sectors;
+
+    fn sectors(start: u64, len: u64) -> SectorRange {
+        SectorRange::checked(Sector(start), Sectors(len)).unwrap()
+    }
 
     #[test]
     fn a_bit_for_each_4_kib() {
-        let touched = Coverage::new(1 << 21);
-        assert!(!touched.any(0, 1 << 21));
-        touched.set(9, 1);
-        assert!(!touched.any(0, 8) && touched.any(0, 9) && touched.any(15, 1));
-        assert!(!touched.any(16, 1));
-        touched.set((1 << 21) - 1, 1);
-        assert!(touched.any((1 << 21) - 8, 8));
+        let coverage = Coverage::new(Sector(1 << 21));
+        assert!(!coverage.any(sectors(0, 1 << 21)));
+        coverage.set(sectors(9, 1));
+        assert!(
+            !coverage.any(sectors(0, 8))
+                && coverage.any(sectors(0, 9))
+                && coverage.any(sectors(15, 1))
+        );
+        assert!(!coverage.any(sectors(16, 1)));
+        coverage.set(sectors((1 << 21) - 1, 1));
+        assert!(coverage.any(sectors((1 << 21) - 8, 8)));
     }
 
     /// Ranges within a word and over several, against a set of sectors.
@@ -90,14 +90,14 @@ mod tests {
             (700, 1500),
             (8, 4000),
         ] {
-            let touched = Coverage::new(SECTORS);
-            touched.set(start, len);
+            let coverage = Coverage::new(Sector(SECTORS));
+            coverage.set(sectors(start, len));
             let whole = start / 8 * 8..(start + len).next_multiple_of(8);
             for from in 0..SECTORS {
-                for sectors in [1, 8, 9, 511, 513] {
-                    let expected = from < whole.end && from + sectors > whole.start;
-                    let found = touched.any(from, sectors.min(SECTORS - from));
-                    assert_eq!(found, expected, "{start} {len}: {from} {sectors}");
+                for len in [1, 8, 9, 511, 513] {
+                    let expected = from < whole.end && from + len > whole.start;
+                    let found = coverage.any(sectors(from, len.min(SECTORS - from)));
+                    assert_eq!(found, expected, "{whole:?}: {from} {len}");
                 }
             }
         }
@@ -105,9 +105,9 @@ mod tests {
 
     #[test]
     fn a_large_disk_takes_no_more_than_a_mebibyte() {
-        let touched = Coverage::new(1 << 50);
-        assert!(touched.words.len() * 8 <= (1 << 20) + 8);
-        touched.set((1 << 50) - 1, 1);
-        assert!(touched.any((1 << 50) - 1, 1) && !touched.any(0, 1 << 49));
+        let coverage = Coverage::new(Sector(1 << 50));
+        assert!(coverage.bits.size() <= (1 << 20) + 8);
+        coverage.set(sectors((1 << 50) - 1, 1));
+        assert!(coverage.any(sectors((1 << 50) - 1, 1)) && !coverage.any(sectors(0, 1 << 49)));
     }
 }

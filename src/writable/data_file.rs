@@ -16,37 +16,37 @@ use crate::format::lsmt::writable::Kind;
 use crate::format::lsmt::{Header, Mapping};
 use crate::io::vectored;
 use crate::source::Blob;
-use crate::units::{SECTOR_SIZE, Sector};
+use crate::units::{ByteRange, Sector, SectorRange};
 
-/// Bytes in one piece that storage begins to take as soon as they are written, rather than at the next
-/// flush: what comes in such pieces is seldom written again before.
+/// Least bytes of a write whose writeback starts at once instead of at the next flush: large writes are
+/// seldom overwritten soon.
 const STREAM: u64 = 128 << 10;
 
-/// An open data file. Positions and lengths are sectors of the file.
+/// An open data file. Ranges are sectors of the file.
 #[derive(Debug)]
 pub(super) struct DataFile {
     path: PathBuf,
     file: File,
     blob: Arc<Blob>,
-    /// Bytes that the file has at least, unless another program cut it short.
+    /// Least length of the file in bytes, unless another program truncated it.
     len: AtomicU64,
     /// Whether data was written since the last sync began.
     dirty: AtomicBool,
 }
 
 impl DataFile {
-    /// A file whose data in use ends at sector `end`.
+    /// A file whose data in use ends at `end`.
     ///
     /// # Errors
-    /// [`Error::File`] if there are no descriptors left.
+    /// [`Error::File`] if the process has no descriptors left.
     pub(super) fn new(path: &Path, file: File, end: Sector) -> Result<Self, Error> {
         let again = file.try_clone().map_err(Error::file("open", path))?;
         Ok(Self {
             path: path.to_owned(),
             blob: Arc::new(Blob::changing(path, again)?),
             file,
-            len: AtomicU64::new(end.0 * SECTOR_SIZE),
-            // What a process before this one wrote may not be durable yet.
+            len: AtomicU64::new(end.byte()),
+            // Writes of an earlier process may not be durable yet.
             dirty: AtomicBool::new(true),
         })
     }
@@ -61,30 +61,27 @@ impl DataFile {
         &self.blob
     }
 
-    /// Writes pieces of memory, `len` bytes in all, from sector `at` on. `fresh` says that the file may
-    /// grow by that.
+    /// Writes `pieces` of memory to `range`, which they fill. `fresh` tells that the write may extend the file.
     ///
     /// # Errors
-    /// [`Error::Bytes`] if they cannot be written.
+    /// [`Error::Bytes`] if the system refuses the write.
     pub(super) fn write(
         &self,
-        at: Sector,
+        range: SectorRange,
         pieces: &[VolatileSlice<'_>],
-        len: u64,
         fresh: bool,
     ) -> Result<(), Error> {
-        let offset = at.0 * SECTOR_SIZE;
-        let written = vectored::write_all_at(&self.file, pieces, offset);
+        let bytes = range.bytes();
+        let written = vectored::write_all_at(&self.file, pieces, bytes.start());
         // After the write and before its answer: a sync that began in between does not count.
         self.dirty.store(true, Ordering::Release);
-        written.map_err(Error::bytes("write", &self.path, offset))?;
-        if len >= STREAM {
-            vectored::begin_to_store(&self.file, offset, len);
+        written.map_err(Error::bytes("write", &self.path, bytes.start()))?;
+        if bytes.len() >= STREAM {
+            vectored::begin_to_store(&self.file, bytes.start(), bytes.len());
         }
-        // The length only grows: most writes need no more than a look.
-        let end = offset + len;
-        if fresh && self.len.load(Ordering::Relaxed) < end {
-            self.len.fetch_max(end, Ordering::Release);
+        // The length only grows, so most writes need only a load.
+        if fresh && self.len.load(Ordering::Relaxed) < bytes.end() {
+            self.len.fetch_max(bytes.end(), Ordering::Release);
         }
         Ok(())
     }
@@ -92,32 +89,33 @@ impl DataFile {
     /// Fills sectors with zeros; they keep their storage.
     ///
     /// # Errors
-    /// [`Error::Bytes`] if they cannot be written.
-    pub(super) fn zero(&self, at: Sector, sectors: u64) -> Result<(), Error> {
-        let (offset, len) = (at.0 * SECTOR_SIZE, sectors * SECTOR_SIZE);
+    /// [`Error::Bytes`] if the system refuses the write.
+    pub(super) fn zero(&self, range: SectorRange) -> Result<(), Error> {
+        let bytes = range.bytes();
         let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
-        let zeroed = match fallocate(&self.file, flags, offset, len) {
-            Err(Errno::OPNOTSUPP) => self.write_zeros(offset, len),
+        let zeroed = match fallocate(&self.file, flags, bytes.start(), bytes.len()) {
+            Err(Errno::OPNOTSUPP) => self.write_zeros(bytes),
             zeroed => zeroed.map_err(io::Error::from),
         };
         self.dirty.store(true, Ordering::Release);
-        zeroed.map_err(Error::bytes("zero", &self.path, offset))
+        zeroed.map_err(Error::bytes("zero", &self.path, bytes.start()))
     }
 
-    fn write_zeros(&self, offset: u64, len: u64) -> io::Result<()> {
+    fn write_zeros(&self, bytes: ByteRange) -> io::Result<()> {
         static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
-        (0..len).step_by(ZEROS.len()).try_for_each(|done| {
-            let part = (len - done).min(ZEROS.len() as u64);
-            self.file
-                .write_all_at(&ZEROS[..part as usize], offset + done)
+        let steps = (bytes.start()..bytes.end()).step_by(ZEROS.len());
+        steps.into_iter().try_for_each(|at| {
+            let part = (bytes.end() - at).min(ZEROS.len() as u64);
+            self.file.write_all_at(&ZEROS[..part as usize], at)
         })
     }
 
-    /// Gives back the storage of sectors, which then read as zeros.
-    pub(super) fn punch(&self, at: Sector, sectors: u64) {
+    /// Frees the storage of sectors, which then read as zeros.
+    pub(super) fn punch(&self, range: SectorRange) {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        // On a file system without holes, free sectors keep their storage until they are used again.
-        let _ = fallocate(&self.file, flags, at.0 * SECTOR_SIZE, sectors * SECTOR_SIZE);
+        let bytes = range.bytes();
+        // In a file system without holes, free sectors keep their storage until they are used again.
+        let _ = fallocate(&self.file, flags, bytes.start(), bytes.len());
     }
 
     /// Whether data was written since the last sync began.
@@ -125,7 +123,7 @@ impl DataFile {
         self.dirty.load(Ordering::Acquire)
     }
 
-    /// Makes durable what was written.
+    /// Makes all written data durable.
     ///
     /// # Errors
     /// The sync fails: data may be lost.
@@ -136,18 +134,17 @@ impl DataFile {
         }
     }
 
-    /// Refuses a file that is shorter than what was written to it: to write behind its end would make
-    /// zeros of what is missing. On some file systems this waits for a sync under way, as a write does.
+    /// Fails if the file is shorter than what was written to it: a write behind its end would turn the missing
+    /// data into zeros. On some file systems this waits for a running sync, as a write does.
     ///
     /// # Errors
-    /// [`Error::CutShort`]; [`Error::File`] if the file cannot be examined.
+    /// [`Error::CutShort`]; [`Error::File`] if the length cannot be read.
     pub(super) fn check_len(&self) -> Result<(), Error> {
-        // The position has no other use; to ask for all attributes would take a third of a small
-        // write's time.
+        // The file position has no other use; `fstat` would take a third of a small write's time.
         self.expect_len(|| Ok(seek(&self.file, SeekFrom::End(0))?))
     }
 
-    /// As [`DataFile::check_len`], but does not wait for a sync under way.
+    /// Like [`DataFile::check_len`], but does not wait for a running sync.
     ///
     /// # Errors
     /// As [`DataFile::check_len`].
@@ -156,7 +153,7 @@ impl DataFile {
     }
 
     fn expect_len(&self, find: impl FnOnce() -> io::Result<u64>) -> Result<(), Error> {
-        // In this order: the file grows meanwhile.
+        // In this order, because the file may grow in between.
         let expected = self.len.load(Ordering::Acquire);
         let found = find().map_err(Error::file("examine", &self.path))?;
         match found < expected {
@@ -169,10 +166,10 @@ impl DataFile {
         }
     }
 
-    /// Seals the file, as [`seal::seal`] does, and lets other processes open it.
+    /// Seals the file ([`seal::seal`]).
     ///
     /// # Errors
-    /// As [`seal::seal`]; [`Error::File`] if it cannot be unlocked.
+    /// As [`seal::seal`].
     pub(super) fn seal(
         &self,
         header: &Header,
@@ -182,7 +179,7 @@ impl DataFile {
         seal::seal(&self.file, &self.path, header, kind, mappings)
     }
 
-    /// Lets other processes open the file.
+    /// Unlocks the file, so that other processes can open it.
     ///
     /// # Errors
     /// [`Error::File`] if it cannot be unlocked.

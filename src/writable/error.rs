@@ -145,6 +145,8 @@ pub enum Error {
         path: PathBuf,
         /// Most bytes of data.
         limit: u64,
+        /// Whether a flush will free space.
+        will_free: bool,
     },
     /// A limit for a layer that has a place for every sector from the start.
     #[error("{} is a sparse layer, which cannot have a limit", path.display())]
@@ -244,9 +246,12 @@ pub enum Error {
     /// The device has no upper.
     #[error("the disk is read-only")]
     ReadOnly,
-    /// A flush must come first.
-    #[error("the layer has no free space until it is flushed")]
-    FlushFirst,
+    /// Too many mappings wait for a flush.
+    #[error("{most} mappings wait for a flush, the limit; flush the disk")]
+    PendingFull {
+        /// Most mappings.
+        most: usize,
+    },
     /// The list of snapshots was replaced and could not be made durable.
     #[error(
         "{} was replaced, but the new one may not be durable; restart the daemon to complete \

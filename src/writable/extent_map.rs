@@ -1,13 +1,13 @@
-//! Which sectors of the disk a writable layer covers, and where their data is. Pure, no I/O.
+//! The extent map of a writable layer: which sectors of the disk it covers, and where their data is. Pure, no
+//! I/O.
 //!
-//! Extents are ordered and free of overlaps, and joined with their neighbours where disk and data
-//! go on: the map grows with the number of separate pieces, not with the number of writes.
+//! Extents are sorted and do not overlap. Neighbours that continue each other on the disk and in the data file
+//! are joined, so that the map grows with the number of separate pieces, not with the number of writes.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 use crate::format::lsmt::{FIRST_DATA, MAX_LENGTH, Mapping};
-use crate::units::Sector;
+use crate::units::{Sector, SectorRange, Sectors};
 
 /// Where the content of an extent is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,12 +15,12 @@ pub enum Place {
     /// It reads as zeros, whatever lies below.
     Zero,
     /// From this sector of the data file on.
-    Data(u64),
+    Data(Sector),
 }
 
 impl Place {
-    /// The place of what lies `sectors` further on.
-    pub fn moved(self, sectors: u64) -> Self {
+    /// The place of the content `sectors` further on.
+    pub fn moved(self, sectors: Sectors) -> Self {
         match self {
             Place::Zero => Place::Zero,
             Place::Data(at) => Place::Data(at + sectors),
@@ -28,57 +28,72 @@ impl Place {
     }
 }
 
-/// Sectors of the disk that lie in one piece.
+/// A run of sectors of the disk whose content is in one place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
-    /// First sector of the disk.
-    pub start: u64,
-    /// Number of sectors, at least 1.
-    pub len: u64,
-    /// Where they are.
+    /// The sectors of the disk, at least one.
+    pub range: SectorRange,
+    /// Where their content is.
     pub place: Place,
 }
 
 impl Extent {
-    /// First sector after it.
-    pub fn end(&self) -> u64 {
-        self.start + self.len
+    /// First sector of the disk.
+    pub fn start(&self) -> Sector {
+        self.range.start()
     }
 
-    /// The part inside `start..end`, which it overlaps.
-    fn clipped(self, start: u64, end: u64) -> Self {
-        let from = self.start.max(start);
-        Self {
-            start: from,
-            len: self.end().min(end) - from,
-            place: self.place.moved(from - self.start),
+    /// First sector after it.
+    pub fn end(&self) -> Sector {
+        self.range.end()
+    }
+
+    /// Number of sectors.
+    pub fn len(&self) -> Sectors {
+        self.range.len()
+    }
+
+    /// The sectors of the data file that hold it; `None` if it reads as zeros.
+    pub fn data(&self) -> Option<SectorRange> {
+        match self.place {
+            Place::Zero => None,
+            Place::Data(at) => Some(SectorRange::new(at, at + self.len())),
         }
     }
 
-    /// Its index entries: as many as their length field needs.
+    /// The part inside `range`, which it overlaps.
+    fn clipped(self, range: SectorRange) -> Self {
+        let clipped = self.range.intersection(range);
+        Self {
+            range: clipped,
+            place: self.place.moved(clipped.start() - self.start()),
+        }
+    }
+
+    /// Its index entries: as many as their length field requires.
     pub(super) fn mappings(self) -> impl Iterator<Item = Mapping> {
-        let most = u64::from(MAX_LENGTH);
-        (0..mappings_of(self.len)).filter_map(move |part| {
-            let done = part * most;
-            let (start, len) = (self.start + done, (self.len - done).min(most) as u16);
-            let (start, first) = (Sector(start), FIRST_DATA);
-            match self.place.moved(done) {
-                Place::Zero => Mapping::zeroed(start, len, first),
-                Place::Data(at) => Mapping::data(start, len, Sector(at)),
+        let steps = self.range.steps(Sectors(MAX_LENGTH.into()));
+        steps.filter_map(move |step| {
+            let (start, len) = (step.start(), step.len().0 as u16);
+            match self.place.moved(start - self.start()) {
+                Place::Zero => Mapping::zeroed(start, len, FIRST_DATA),
+                Place::Data(at) => Mapping::data(start, len, at),
             }
         })
     }
 
-    fn goes_on_with(&self, next: &Extent) -> bool {
-        self.end() == next.start && self.place.moved(self.len) == next.place
+    /// Whether `next` continues it, on the disk and in the data file.
+    pub fn continues_with(&self, next: &Extent) -> bool {
+        self.end() == next.start() && self.place.moved(self.len()) == next.place
     }
 }
 
 /// A map of extents.
 #[derive(Clone, Debug, Default)]
 pub struct ExtentMap {
-    extents: BTreeMap<u64, (u64, Place)>,
-    /// Index entries they take.
+    /// End and place of each extent, by its first sector.
+    extents: BTreeMap<Sector, (Sector, Place)>,
+    /// Number of index entries that describe the map.
     mappings: u64,
     /// Whether neighbours stay apart, as they arrived.
     apart: bool,
@@ -103,14 +118,22 @@ impl ExtentMap {
         self.extents.len()
     }
 
-    /// Number of index entries that say the same.
+    /// Number of index entries that describe the map.
     pub fn mappings(&self) -> u64 {
         self.mappings
     }
 
-    /// Whether nothing is covered.
+    /// Whether no sector is covered.
     pub fn is_empty(&self) -> bool {
         self.extents.is_empty()
+    }
+
+    /// End of the last extent; the start of the disk if there is none.
+    pub fn end(&self) -> Sector {
+        self.extents
+            .values()
+            .next_back()
+            .map_or(Sector(0), |(end, _)| *end)
     }
 
     /// All extents, in order.
@@ -119,102 +142,99 @@ impl ExtentMap {
     }
 
     /// The parts of extents inside `range`, in order.
-    pub fn within(&self, range: Range<u64>) -> impl Iterator<Item = Extent> + '_ {
-        let Range { start, end } = range;
-        let before = self.extents.range(..start).next_back();
-        let reaches = |extent: &Extent| extent.end() > start && end > start;
-        let before = before.map(extent).filter(reaches);
-        let inside = self.extents.range(start..end.max(start)).map(extent);
-        let clip = move |extent: Extent| extent.clipped(start, end);
-        before.into_iter().chain(inside).map(clip)
+    pub fn within(&self, range: SectorRange) -> impl Iterator<Item = Extent> + '_ {
+        self.overlapping(range)
+            .map(move |extent| extent.clipped(range))
     }
 
-    /// How many more index entries it would take, at most, if `range` were covered anew: fewer than
-    /// none, where that takes the place of several.
-    pub fn growth(&self, range: Range<u64>) -> i64 {
-        let Range { start, end } = range;
-        let before = self.extents.range(..start).next_back().map(extent);
-        let before = before.filter(|before| before.end() > start);
-        let inside = self.extents.range(start..end).map(extent);
-        let mut growth = mappings_of(end - start) as i64;
-        for old in before.into_iter().chain(inside) {
-            let left = mappings_of(start.saturating_sub(old.start));
-            let right = mappings_of(old.end().saturating_sub(end));
-            growth += (left + right) as i64 - mappings_of(old.len) as i64;
+    /// The extents that overlap `range`, in order.
+    fn overlapping(&self, range: SectorRange) -> impl Iterator<Item = Extent> + '_ {
+        let before = self.extents.range(..range.start()).next_back().map(extent);
+        let before = before.filter(move |before| before.range.overlaps(range));
+        let inside = self.extents.range(range.start()..range.end()).map(extent);
+        before.into_iter().chain(inside)
+    }
+
+    /// Most index entries that the map gains if `range` is covered anew; negative if the new extent replaces
+    /// several.
+    pub fn growth(&self, range: SectorRange) -> i64 {
+        let mut growth = mapping_count(range.len()) as i64;
+        for old in self.overlapping(range) {
+            let left = mapping_count(range.start().saturating_since(old.start()));
+            let right = mapping_count(old.end().saturating_since(range.end()));
+            growth += (left + right) as i64 - mapping_count(old.len()) as i64;
         }
         growth
     }
 
-    /// Covers the sectors of `new`, which counts where others were. Calls `removed` with each part
-    /// of an extent that no longer counts.
+    /// Inserts `new`, which replaces what covered its sectors. Calls `removed` with each replaced part.
     pub fn insert(&mut self, new: Extent, mut removed: impl FnMut(Extent)) {
-        self.cut(new.start, new.end(), &mut removed);
+        self.cut(new.range, &mut removed);
         let mut joined = new;
         if !self.apart {
-            let before = self.extents.range(..new.start).next_back().map(extent);
-            if let Some(before) = before.filter(|before| before.goes_on_with(&new)) {
-                joined.start = before.start;
-                joined.len += before.len;
-                joined.place = before.place;
+            let before = self.extents.range(..new.start()).next_back().map(extent);
+            if let Some(before) = before.filter(|before| before.continues_with(&new)) {
+                joined = Extent {
+                    range: SectorRange::new(before.start(), new.end()),
+                    place: before.place,
+                };
             }
             let after = self.extents.get_key_value(&new.end()).map(extent);
-            if let Some(after) = after.filter(|after| new.goes_on_with(after)) {
-                self.take(after.start);
-                joined.len += after.len;
+            if let Some(after) = after.filter(|after| new.continues_with(after)) {
+                self.take(after);
+                joined.range = SectorRange::new(joined.start(), after.end());
             }
         }
         self.put(joined);
     }
 
-    /// Takes `start..end` out.
-    fn cut(&mut self, start: u64, end: u64, removed: &mut impl FnMut(Extent)) {
-        let before = self.extents.range(..start).next_back().map(extent);
-        if let Some(before) = before.filter(|before| before.end() > start) {
-            removed(before.clipped(start, end));
-            self.put(before.clipped(before.start, start));
-            if before.end() > end {
-                self.put(before.clipped(end, before.end()));
+    /// Removes what covers `range`.
+    fn cut(&mut self, range: SectorRange, removed: &mut impl FnMut(Extent)) {
+        loop {
+            let Some(old) = self.overlapping(range).next() else {
                 return;
-            }
-        }
-        while let Some(inside) = self.extents.range(start..end).next().map(extent) {
-            self.take(inside.start);
-            removed(inside.clipped(start, end));
-            if inside.end() > end {
-                self.put(inside.clipped(end, inside.end()));
+            };
+            self.take(old);
+            removed(old.clipped(range));
+            let left = SectorRange::new(old.start(), range.start());
+            let right = SectorRange::new(range.end(), old.end());
+            for rest in [left, right] {
+                if !rest.is_empty() {
+                    self.put(old.clipped(rest));
+                }
             }
         }
     }
 
-    /// Puts an extent in, in place of one that starts where it does.
+    /// Puts an extent in, in place of one with the same start.
     fn put(&mut self, extent: Extent) {
-        self.mappings += mappings_of(extent.len);
-        let new = (extent.len, extent.place);
-        let old = self.extents.insert(extent.start, new);
-        self.mappings -= old.map_or(0, |(len, _)| mappings_of(len));
+        self.mappings += mapping_count(extent.len());
+        let new = (extent.end(), extent.place);
+        let old = self.extents.insert(extent.start(), new);
+        self.mappings -= old.map_or(0, |(end, _)| mapping_count(end - extent.start()));
     }
 
-    /// Takes the extent out that starts at `start`.
-    fn take(&mut self, start: u64) {
-        let old = self.extents.remove(&start);
-        self.mappings -= old.map_or(0, |(len, _)| mappings_of(len));
+    /// Takes an extent out.
+    fn take(&mut self, extent: Extent) {
+        if self.extents.remove(&extent.start()).is_some() {
+            self.mappings -= mapping_count(extent.len());
+        }
     }
 }
 
-/// The index entries that say what a map says.
+/// The index entries that describe a map.
 pub fn mappings(map: &ExtentMap) -> impl Iterator<Item = Mapping> + '_ {
     map.iter().flat_map(Extent::mappings)
 }
 
-/// Index entries that `len` sectors in one piece take.
-pub fn mappings_of(len: u64) -> u64 {
-    len.div_ceil(u64::from(MAX_LENGTH))
+/// Number of index entries for an extent of `len` sectors.
+pub fn mapping_count(len: Sectors) -> u64 {
+    len.0.div_ceil(u64::from(MAX_LENGTH))
 }
 
-fn extent((start, (len, place)): (&u64, &(u64, Place))) -> Extent {
+fn extent((start, (end, place)): (&Sector, &(Sector, Place))) -> Extent {
     Extent {
-        start: *start,
-        len: *len,
+        range: SectorRange::new(*start, *end),
         place: *place,
     }
 }
@@ -225,11 +245,14 @@ mod tests {
 
     use super::*;
 
+    fn sectors(start: u64, len: u64) -> SectorRange {
+        SectorRange::checked(Sector(start), Sectors(len)).unwrap()
+    }
+
     fn data(start: u64, len: u64, at: u64) -> Extent {
         Extent {
-            start,
-            len,
-            place: Place::Data(at),
+            range: sectors(start, len),
+            place: Place::Data(Sector(at)),
         }
     }
 
@@ -256,7 +279,7 @@ mod tests {
         assert_eq!(removed, [data(10, 5, 1010)]);
         let expected = [data(0, 10, 1000), data(10, 5, 2000), data(15, 85, 1015)];
         assert_eq!(map.iter().collect::<Vec<_>>(), expected);
-        let within: Vec<_> = map.within(8..12).collect();
+        let within: Vec<_> = map.within(sectors(8, 4)).collect();
         assert_eq!(within, [data(8, 2, 1008), data(10, 2, 2000)]);
     }
 
@@ -270,42 +293,47 @@ mod tests {
             let (mut map, mut model) = (ExtentMap::new(), vec![None; SIZE as usize + 20]);
             let mut apart = ExtentMap::apart();
             for (start, len, at, _) in writes {
-                let place = at.map_or(Place::Zero, Place::Data);
-                let new = Extent { start, len, place };
+                let place = at.map_or(Place::Zero, |at| Place::Data(Sector(at)));
+                let range = sectors(start, len);
+                let new = Extent { range, place };
                 let mut expected: Vec<_> = (start..start + len)
                     .filter_map(|sector| model[sector as usize])
                     .collect();
                 let mut removed = Vec::new();
                 map.insert(new, |part| {
-                    removed.extend((0..part.len).map(|n| part.place.moved(n)));
+                    removed.extend((0..part.len().0).map(|n| part.place.moved(Sectors(n))));
                 });
-                let (before, growth) = (apart.mappings(), apart.growth(start..start + len));
+                let (before, growth) = (apart.mappings(), apart.growth(range));
                 apart.insert(new, |_| ());
                 prop_assert_eq!(apart.mappings(), before.strict_add_signed(growth));
                 prop_assert_eq!(&mut removed, &mut expected);
                 for n in 0..len {
-                    model[(start + n) as usize] = Some(place.moved(n));
+                    model[(start + n) as usize] = Some(place.moved(Sectors(n)));
                 }
                 for map in [&map, &apart] {
                     let mut seen = vec![None; model.len()];
-                    let mut end = 0;
+                    let mut end = Sector(0);
                     for extent in map.iter() {
-                        prop_assert!(extent.start >= end && extent.len > 0);
+                        prop_assert!(extent.start() >= end && !extent.range.is_empty());
                         end = extent.end();
-                        for n in 0..extent.len {
-                            seen[(extent.start + n) as usize] = Some(extent.place.moved(n));
+                        for n in 0..extent.len().0 {
+                            let place = extent.place.moved(Sectors(n));
+                            seen[(extent.start().0 + n) as usize] = Some(place);
                         }
                     }
+                    prop_assert_eq!(map.end(), end);
                     prop_assert_eq!(&seen, &model);
                 }
                 for map in [&map, &apart] {
-                    let expected: u64 = map.iter().map(|extent| mappings_of(extent.len)).sum();
+                    let expected: u64 = map.iter().map(|extent| mapping_count(extent.len())).sum();
                     prop_assert_eq!(map.mappings(), expected);
                 }
                 let all: Vec<_> = map.iter().collect();
-                prop_assert!(all.windows(2).all(|pair| !pair[0].goes_on_with(&pair[1])));
-                let window: Vec<_> = map.within(10..30).flat_map(|extent| {
-                    (0..extent.len).map(move |n| (extent.start + n, extent.place.moved(n)))
+                prop_assert!(all.windows(2).all(|pair| !pair[0].continues_with(&pair[1])));
+                let window: Vec<_> = map.within(sectors(10, 20)).flat_map(|extent| {
+                    let start = extent.start().0;
+                    (0..extent.len().0)
+                        .map(move |n| (start + n, extent.place.moved(Sectors(n))))
                 }).collect();
                 let expected: Vec<_> = (10..30u64)
                     .filter_map(|sector| Some((sector, model[sector as usize]?)))

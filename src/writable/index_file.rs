@@ -1,12 +1,12 @@
 //! The index file of a writable layer: a header, and mappings in the order of arrival.
 
-use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Error;
+use super::files::{sync_name, with_suffix};
 use crate::format::lsmt::writable::{decode_log_header, encode_log_header};
 use crate::format::lsmt::{ENTRY_LEN, HEADER_LEN, Header, Mapping};
 use crate::io::regular::open_regular;
@@ -203,7 +203,7 @@ impl IndexFile {
     /// # Errors
     /// They cannot be written, or not be made durable.
     pub fn append(&mut self, mappings: &[Mapping]) -> Result<(), Error> {
-        self.settle_name()?;
+        self.sync_new_name()?;
         let entries = self.entries() + mappings.len() as u64;
         if entries > MAX_ENTRIES {
             return Err(Error::TooManyEntries {
@@ -272,12 +272,12 @@ impl IndexFile {
         }
         (self.file, self.end, self.kept) = (new.file, new.end, new.end);
         self.name_is_new = true;
-        self.settle_name()
+        self.sync_new_name()
     }
 
-    fn settle_name(&mut self) -> Result<(), Error> {
+    fn sync_new_name(&mut self) -> Result<(), Error> {
         if self.name_is_new {
-            sync_folder_of(&self.path)?;
+            sync_name(&self.path)?;
             self.name_is_new = false;
         }
         Ok(())
@@ -318,9 +318,7 @@ fn offset_of(entry: u64) -> u64 {
 
 /// A new log, which is to become that of `path`, under a name of its own.
 fn start_new(path: &Path, header: &Header) -> Result<IndexFile, Error> {
-    let mut name = OsString::from(path);
-    name.push(".new");
-    let path = PathBuf::from(name);
+    let path = with_suffix(path, "new");
     let mut options = File::options();
     options.read(true).write(true).create(true).truncate(true);
     let file = open_regular(&path, options).map_err(Error::file("create", &path))?;
@@ -335,22 +333,4 @@ fn start_new(path: &Path, header: &Header) -> Result<IndexFile, Error> {
         kept: HEADER_LEN as u64,
         name_is_new: false,
     })
-}
-
-/// The folder a file is in.
-pub(super) fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    }
-}
-
-/// Makes durable that a file has its name.
-///
-/// # Errors
-/// The folder cannot be opened, or not be made durable.
-pub fn sync_folder_of(path: &Path) -> Result<(), Error> {
-    let folder = folder_of(path);
-    let synced = File::open(folder).and_then(|folder| folder.sync_all());
-    synced.map_err(Error::file("sync", folder))
 }

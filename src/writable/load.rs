@@ -15,13 +15,16 @@ use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
 use super::extent_map::{Extent, ExtentMap, Place, mappings};
-use super::index_file::{IndexFile, folder_of, sync_folder_of};
+use super::files::sync_name;
+use super::index_file::IndexFile;
 use super::journal;
+use super::layer::sparse_place;
 use super::{Error, Paths};
 use crate::format::lsmt::writable::{Kind, decode_data_header};
 use crate::format::lsmt::{FIRST_DATA, HEADER_LEN, Header, Mapping, Part};
+use crate::io::directory::parent_of;
 use crate::io::regular::open_regular;
-use crate::units::{SECTOR_SIZE, Sector, Sectors};
+use crate::units::{ByteRange, Sector, SectorRange, Sectors};
 
 /// How long somebody else may hold the files before that is an error.
 const LOCK_LIMIT: Duration = Duration::from_millis(500);
@@ -41,7 +44,7 @@ pub struct Loaded {
     /// The data file.
     pub data: File,
     /// The index file.
-    pub log: IndexFile,
+    pub index: IndexFile,
     /// What the data file says about the layer.
     pub header: Header,
     /// How data is placed.
@@ -69,14 +72,14 @@ impl Loaded {
     ///
     /// # Errors
     /// A file cannot be written, or not be made durable.
-    pub fn settle_index(&mut self, paths: &Paths) -> Result<(), Error> {
+    pub fn repair_index(&mut self, paths: &Paths) -> Result<(), Error> {
         // Holes mislead nobody.
         if !self.index_misleads || self.by_holes {
             return Ok(());
         }
         let synced = self.data.sync_all();
         synced.map_err(Error::file("sync", &paths.data))?;
-        self.log.replace(&self.header, mappings(&self.map))?;
+        self.index.replace(&self.header, mappings(&self.map))?;
         journal::remove(&paths.index)?;
         self.journal.clear();
         (self.index_is_stale, self.index_misleads) = (false, false);
@@ -106,17 +109,17 @@ pub fn load(paths: &Paths, access: Access, map: ExtentMap) -> Result<Loaded, Err
     if is_sealed(&data, len, &header) {
         return Err(Error::Sealed { path: path.clone() });
     }
-    let (log, log_header) = IndexFile::open(&paths.index, access == Access::Write)?;
-    if log_header
+    let (index, index_header) = IndexFile::open(&paths.index, access == Access::Write)?;
+    if index_header
         .as_ref()
-        .is_some_and(|log| log.uuid != header.uuid)
+        .is_some_and(|index| index.uuid != header.uuid)
     {
         return Err(Error::NoPair {
             data: path.clone(),
             index: paths.index.clone(),
         });
     }
-    if log_header.is_none() && kind != Kind::Sparse {
+    if index_header.is_none() && kind != Kind::Sparse {
         return Err(Error::TooShort {
             path: paths.index.clone(),
             expected: "index file",
@@ -125,17 +128,17 @@ pub fn load(paths: &Paths, access: Access, map: ExtentMap) -> Result<Loaded, Err
     }
     let mut loaded = Loaded {
         data,
-        log,
+        index,
         header,
         kind,
         map,
         journal: Vec::new(),
         next: 0,
-        by_holes: log_header.is_none(),
-        index_is_stale: log_header.is_none(),
-        index_misleads: log_header.is_none(),
+        by_holes: index_header.is_none(),
+        index_is_stale: index_header.is_none(),
+        index_misleads: index_header.is_none(),
     };
-    let file_end = Sector(len / SECTOR_SIZE);
+    let file_end = Sector::containing(len);
     if loaded.by_holes {
         loaded.map_holes(path, len)?;
     }
@@ -146,9 +149,9 @@ pub fn load(paths: &Paths, access: Access, map: ExtentMap) -> Result<Loaded, Err
         check_places(&loaded)?;
         // Who made or replaced a file and died may not have made its name durable; what is flushed to
         // it from now on must be.
-        sync_folder_of(&paths.data)?;
-        if folder_of(&paths.index) != folder_of(&paths.data) {
-            sync_folder_of(&paths.index)?;
+        sync_name(&paths.data)?;
+        if parent_of(&paths.index) != parent_of(&paths.data) {
+            sync_name(&paths.index)?;
         }
     }
     Ok(loaded)
@@ -159,8 +162,8 @@ impl Loaded {
     fn map_holes(&mut self, path: &Path, len: u64) -> Result<(), Error> {
         // What lies beyond the disk is not part of it, like what sealing began to append.
         let disk = Sector::at_or_after(self.header.virtual_size);
-        let end = disk.0.saturating_add(FIRST_DATA.0);
-        let end = end.saturating_mul(SECTOR_SIZE).min(len);
+        let end = FIRST_DATA.checked_add(disk - Sector(0));
+        let end = end.and_then(Sector::checked_byte).unwrap_or(len).min(len);
         scan_holes(&self.data, end, &mut self.map).map_err(Error::file("scan", path))
     }
 
@@ -177,10 +180,10 @@ impl Loaded {
             // The index was being written anew: it may hold any of them.
             return Ok(mappings);
         };
-        if entry > self.log.entries() {
+        if entry > self.index.entries() {
             // Somebody cut it short.
             (self.index_is_stale, self.index_misleads) = (true, true);
-        } else if !self.log.go_back(entry, &mappings)? {
+        } else if !self.index.go_back(entry, &mappings)? {
             ::log::warn!(
                 "{}: another program changed the index since the journal was written; dropped {} \
          mappings that were not flushed",
@@ -195,8 +198,8 @@ impl Loaded {
     /// Enters what the index says.
     fn replay_index(&mut self, paths: &Paths, file_end: Sector) -> Result<(), Error> {
         let mut without_data = 0;
-        let (map, log) = (&mut self.map, &self.log);
-        let torn = log.replay(|mapping| match is_there(&mapping, file_end) {
+        let (map, index) = (&mut self.map, &self.index);
+        let torn = index.replay(|mapping| match is_there(&mapping, file_end) {
             true => enter(map, mapping),
             false => without_data += 1,
         })?;
@@ -282,13 +285,10 @@ fn is_there(mapping: &Mapping, file_end: Sector) -> bool {
 fn enter(map: &mut ExtentMap, mapping: Mapping) {
     let place = match mapping.is_zeroed() {
         true => Place::Zero,
-        false => Place::Data(mapping.moffset().0),
+        false => Place::Data(mapping.moffset()),
     };
-    let extent = Extent {
-        start: mapping.offset().0,
-        len: u64::from(mapping.length()),
-        place,
-    };
+    let range = SectorRange::new(mapping.offset(), mapping.end());
+    let extent = Extent { range, place };
     map.insert(extent, |_| ());
 }
 
@@ -298,44 +298,68 @@ fn scan_holes(data: &File, len: u64, map: &mut ExtentMap) -> io::Result<()> {
     let mut at = first;
     while at < len {
         let start = match rustix::fs::seek(data, SeekFrom::Data(at)) {
-            Err(Errno::NXIO) => return Ok(()), // nothing but a hole up to the end
+            Err(Errno::NXIO) => return Ok(()), // nothing but a hole up to the end of the file
             found => found?.max(first),
         };
         let end = rustix::fs::seek(data, SeekFrom::Hole(start))?.min(len);
-        let (start, end) = (start / SECTOR_SIZE, end.div_ceil(SECTOR_SIZE));
-        let disk = start - FIRST_DATA.0;
+        let data = ByteRange::new(start, end).sectors();
+        if data.is_empty() {
+            return Ok(()); // nothing but a hole up to `len`
+        }
+        let on_disk = |sector: Sector| Sector(0) + (sector - FIRST_DATA);
         let extent = Extent {
-            start: disk,
-            len: end - start,
-            place: Place::Data(start),
+            range: SectorRange::new(on_disk(data.start()), on_disk(data.end())),
+            place: Place::Data(data.start()),
         };
         map.insert(extent, |_| ());
-        at = end * SECTOR_SIZE;
+        at = data.end().byte();
     }
     Ok(())
 }
 
 /// Refuses layers whose data cannot be overwritten in place.
 fn check_places(loaded: &Loaded) -> Result<(), Error> {
-    let misplaced = |extent: &Extent, at: u64| Error::Misplaced {
-        path: loaded.log.path().to_owned(),
-        offset: Sector(extent.start),
-        moffset: Sector(at),
+    let misplaced = |extent: &Extent, data: SectorRange| Error::Misplaced {
+        path: loaded.index.path().to_owned(),
+        offset: extent.start(),
+        moffset: data.start(),
     };
-    let data = |extent: Extent| match extent.place {
-        Place::Data(at) => Some((at, extent)),
-        Place::Zero => None,
-    };
-    let mut places: Vec<_> = loaded.map.iter().filter_map(data).collect();
+    let with_data = |extent: Extent| Some((extent.data()?, extent));
+    let mut places: Vec<_> = loaded.map.iter().filter_map(with_data).collect();
     if loaded.kind == Kind::Sparse {
-        let moved = |(at, extent): &&(u64, Extent)| *at != FIRST_DATA.0 + extent.start;
-        let found = places.iter().find(moved);
-        return found.map_or(Ok(()), |(at, extent)| Err(misplaced(extent, *at)));
+        let is_moved =
+            |(data, extent): &&(SectorRange, Extent)| *data != sparse_place(extent.range);
+        let found = places.iter().find(is_moved);
+        return found.map_or(Ok(()), |(data, extent)| Err(misplaced(extent, *data)));
     }
-    places.sort_unstable_by_key(|(at, _)| *at);
-    let overlaps = |pair: &&[(u64, Extent)]| pair[0].0 + pair[0].1.len > pair[1].0;
-    match places.windows(2).find(overlaps) {
-        Some(pair) => Err(misplaced(&pair[1].1, pair[1].0)),
-        None => Ok(()),
+    places.sort_unstable_by_key(|(data, _)| data.start());
+    let shared = places.windows(2).find_map(|pair| match pair {
+        [(one, _), (next, extent)] if one.overlaps(*next) => Some(misplaced(extent, *next)),
+        _ => None,
+    });
+    shared.map_or(Ok(()), Err)
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::writable::create;
+
+    #[test]
+    fn data_beyond_a_sparse_disk_is_not_part_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = Paths {
+            data: folder.path().join("data"),
+            index: folder.path().join("index"),
+        };
+        let header = Header::empty(1 << 20, Uuid::new_v4(), Uuid::nil());
+        create(&paths, Kind::Sparse, &header).unwrap();
+        let data = File::options().write(true).open(&paths.data).unwrap();
+        // As after a seal that was interrupted, behind a hole up to the end of the disk.
+        data.write_all_at(&[1; 4096], 2 << 20).unwrap();
+        let loaded = load(&paths, Access::Read, ExtentMap::new()).unwrap();
+        assert!(loaded.by_holes && loaded.map.is_empty());
     }
 }

@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | 1 | [`Rank::Seal`] | the work of sealing frozen layers | yes |
 //! | 2 | [`Rank::Manifest`] | the manifest, in memory and as a file | yes |
-//! | 3 | [`Rank::Settle`] | the time until a new manifest is durable | yes |
+//! | 3 | [`Rank::ManifestSync`] | the time until a new manifest is durable | yes |
 //! | 4 | [`Rank::Flush`] | the index file: one flush at a time | yes |
 //! | 5 | [`Rank::Freeze`] | changes under way (shared) against a freeze (exclusive) | a rename, a hole |
 //! | 6 | [`Rank::Pending`] | the journal and the mappings that wait for a flush | journal writes |
@@ -28,7 +28,7 @@ pub(super) enum Rank {
     /// Of [`Snapshots`](super::Snapshots).
     Manifest,
     /// Of [`Volume`](super::Volume).
-    Settle,
+    ManifestSync,
     /// Of a layer.
     Flush,
     /// Of a layer.

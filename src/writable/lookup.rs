@@ -1,22 +1,23 @@
-//! Which parts of a range lie in writable layers, and which below them.
+//! The result of a look-up: which parts of a range lie in writable layers, and which below them.
 
 use std::sync::Arc;
 
 use super::allocator::Hold;
 use crate::source::Blob;
+use crate::units::{SectorRange, Sectors};
 
-/// Most spans of one look-up: bounds the memory that a read in many small pieces takes.
-pub(super) const MAX_SPANS: usize = 256;
+/// Most spans of one look-up: bounds the memory of a read that consists of many small pieces.
+const MAX_SPANS: usize = 256;
 
-/// Set in the numbers of files of sealed layers.
-pub(super) const SEALED: u32 = 1 << 31;
+/// Set in the file numbers of sealed layers.
+const SEALED: u32 = 1 << 31;
 
-/// Sectors of a range that lie in one piece.
+/// A run of sectors whose content is in one place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
     /// Number of sectors.
-    pub sectors: u64,
-    /// Where they are.
+    pub sectors: Sectors,
+    /// Where their content is.
     pub content: SpanContent,
 }
 
@@ -36,18 +37,18 @@ pub enum SpanContent {
     },
 }
 
-/// The first spans of a range, in order; empty if all of it lies below. Sectors of data files that it
-/// named are not reused before it is cleared or dropped.
+/// The first spans of a range, in order; empty if all of it lies below. Sectors of data files that the spans name
+/// are not reused before the look-up is cleared or dropped.
 #[derive(Debug, Default)]
 pub struct Lookup {
-    pub(super) spans: Vec<Span>,
-    pub(super) files: Vec<(Arc<Blob>, Hold)>,
+    spans: Vec<Span>,
+    files: Vec<(Arc<Blob>, Hold)>,
     /// The files of sealed layers, by number without [`SEALED`].
-    pub(super) sealed: Option<Arc<[Arc<Blob>]>>,
+    sealed: Option<Arc<[Arc<Blob>]>>,
 }
 
 impl Lookup {
-    /// Clears the spans, and lets go of the files.
+    /// Clears the spans, and releases the files.
     pub fn clear(&mut self) {
         self.spans.clear();
         self.files.clear();
@@ -69,6 +70,81 @@ impl Lookup {
         match number & SEALED {
             0 => &self.files[number as usize].0,
             _ => &self.sealed.as_deref().unwrap_or_default()[(number ^ SEALED) as usize],
+        }
+    }
+
+    /// Begins another look-up. What earlier spans named stays held.
+    pub(super) fn begin(&mut self) {
+        self.spans.clear();
+    }
+
+    /// Ends a look-up: clears the spans if all of them lie below.
+    pub(super) fn end(&mut self) {
+        let is_lower = |span: &Span| span.content == SpanContent::Lower;
+        if self.spans.iter().all(is_lower) {
+            self.spans.clear();
+        }
+    }
+
+    /// Whether no more spans fit.
+    pub(super) fn is_full(&self) -> bool {
+        self.spans.len() >= MAX_SPANS
+    }
+
+    /// Appends a span.
+    pub(super) fn push(&mut self, range: SectorRange, content: SpanContent) {
+        let sectors = range.len();
+        self.spans.push(Span { sectors, content });
+    }
+
+    /// Number of the data file `blob` of a writable layer. `hold` is called for a new file only: the first hold
+    /// covers all sectors that are freed later.
+    pub(super) fn number_of(&mut self, blob: &Arc<Blob>, hold: impl FnOnce() -> Hold) -> u32 {
+        let known = self
+            .files
+            .iter()
+            .position(|(known, _)| Arc::ptr_eq(known, blob));
+        let number = known.unwrap_or_else(|| {
+            self.files.push((blob.clone(), hold()));
+            self.files.len() - 1
+        });
+        // One file for each writable layer, of which there are few.
+        number as u32
+    }
+
+    /// Number of a file of sealed layers. `files` are all of them, oldest first; earlier look-ups may have used
+    /// fewer.
+    pub(super) fn number_of_sealed(&mut self, files: &Arc<[Arc<Blob>]>, place: u16) -> u32 {
+        let known = self.sealed.as_ref().map_or(0, |known| known.len());
+        if known < files.len() {
+            self.sealed = Some(files.clone());
+        }
+        SEALED | u32::from(place)
+    }
+
+    /// Replaces the spans of `range` that lie below by what `spans` appends for each, as far as there is room.
+    pub(super) fn fill(
+        &mut self,
+        range: SectorRange,
+        mut spans: impl FnMut(SectorRange, &mut Lookup),
+    ) {
+        if self.spans.is_empty() {
+            return spans(range, self);
+        }
+        let mut start = range.start();
+        for span in std::mem::take(&mut self.spans) {
+            let part = SectorRange::new(start, start + span.sectors);
+            let before = self.spans.len();
+            match span.content {
+                _ if self.is_full() => return,
+                SpanContent::Lower => spans(part, self),
+                _ => self.spans.push(span),
+            }
+            let covered: Sectors = self.spans[before..].iter().map(|span| span.sectors).sum();
+            if covered < span.sectors {
+                return;
+            }
+            start = part.end();
         }
     }
 }

@@ -4,7 +4,6 @@
 //! It is read by whoever goes by the files, and replaced as a whole by who takes a snapshot
 //! ([`snapshots`](super::snapshots)).
 
-use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -12,8 +11,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::index_file::folder_of;
+use super::files::with_suffix;
 use super::{Error, Paths};
+use crate::io::directory::parent_of;
 use crate::io::regular::{create_regular, open_to_read};
 
 /// Most bytes of a list that are read.
@@ -100,13 +100,6 @@ pub(super) fn numbered(first: &Paths, number: u64) -> Paths {
     }
 }
 
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = OsString::from(path);
-    name.push(".");
-    name.push(suffix);
-    name.into()
-}
-
 /// The list; without a file, there was no snapshot.
 pub(super) fn load(path: &Path) -> Result<Manifest, Error> {
     let file = match open_to_read(path) {
@@ -141,7 +134,7 @@ impl NewManifest {
             file.write_all(&text)?;
             file.sync_all()
         });
-        let folder = folder_of(path);
+        let folder = parent_of(path);
         let opened = written
             .map_err(Error::file("write", &new))
             .and_then(|()| File::open(folder).map_err(Error::file("open", folder)));
@@ -174,8 +167,8 @@ impl NewManifest {
     ///
     /// # Errors
     /// It may not stay there.
-    pub fn settle(&self) -> Result<(), Error> {
+    pub fn sync(&self) -> Result<(), Error> {
         let synced = self.folder.sync_all();
-        synced.map_err(Error::file("sync", folder_of(&self.path)))
+        synced.map_err(Error::file("sync", parent_of(&self.path)))
     }
 }

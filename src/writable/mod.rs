@@ -19,9 +19,11 @@
 
 pub mod allocator;
 pub mod coverage;
+mod create;
 mod data_file;
 mod error;
 pub mod extent_map;
+mod files;
 pub mod index_file;
 pub mod journal;
 mod layer;
@@ -31,6 +33,7 @@ pub mod lookup;
 pub mod manifest;
 mod reservation;
 mod resize;
+mod retry;
 pub mod seal;
 mod sealed;
 pub mod snapshots;
@@ -39,11 +42,15 @@ pub mod volume;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use crate::io::directory::parent_of;
+
+pub use create::create;
 pub use error::Error;
 pub use extent_map::mappings;
-pub use layer::{MAX_STEP, Options, WritableLayer, create};
+pub use layer::{MAX_STEP, Options, WritableLayer};
 pub use lookup::{Lookup, Span, SpanContent};
 pub use resize::resize;
+pub use retry::FlushRetries;
 pub use snapshots::{Snapshot, Snapshots};
 pub use volume::Volume;
 
@@ -60,7 +67,7 @@ impl Paths {
     /// The directories of the files.
     pub fn directories(&self) -> Vec<PathBuf> {
         let mut directories: Vec<_> = [&self.data, &self.index]
-            .map(|file| index_file::folder_of(file).to_owned())
+            .map(|file| parent_of(file).to_owned())
             .into();
         directories.dedup();
         directories

@@ -32,15 +32,15 @@ pub struct Reservation {
 impl Reservation {
     /// Reserves space for `waiting` entries, which were answered for already: if there is none, the next
     /// [`Reservation::take`] asks for it again.
-    pub fn new(log: &IndexFile, waiting: usize) -> Self {
-        let mut room = Self {
-            path: log.path().to_owned(),
-            file: log.file(),
-            needed: log.end() + bytes(waiting),
-            taken: log.end(),
+    pub fn new(index: &IndexFile, waiting: usize) -> Self {
+        let mut reservation = Self {
+            path: index.path().to_owned(),
+            file: index.file(),
+            needed: index.end() + bytes(waiting),
+            taken: index.end(),
         };
-        let _ = room.take(0);
-        room
+        let _ = reservation.take(0);
+        reservation
     }
 
     /// Reserves space for `entries` more entries.
@@ -96,10 +96,10 @@ mod tests {
         let path = folder.path().join("index");
         let header = Header::empty(1 << 20, Uuid::new_v4(), Uuid::nil());
         IndexFile::create(&path, &header).unwrap();
-        let (log, _) = IndexFile::open(&path, true).unwrap();
-        let len = log.end();
+        let (index, _) = IndexFile::open(&path, true).unwrap();
+        let len = index.end();
         // Each takes 16 bytes.
-        Reservation::new(&log, 4096);
+        Reservation::new(&index, 4096);
         let metadata = std::fs::metadata(&path).unwrap();
         assert_eq!(metadata.len(), len);
         assert!(metadata.blocks() * 512 >= len + 4096 * 16);

@@ -2,14 +2,14 @@
 
 use std::os::unix::fs::FileExt;
 
+use super::create::check_size;
 use super::extent_map::{Extent, ExtentMap, Place, mappings};
-use super::layer::check_size;
 use super::load::{Access, Loaded, load};
 use super::manifest::Pairs;
 use super::{Error, Paths, journal};
+use crate::format::lsmt::HEADER_LEN;
 use crate::format::lsmt::writable::{Kind, encode_data_header};
-use crate::format::lsmt::{HEADER_LEN, MAX_SECTORS};
-use crate::units::SECTOR_SIZE;
+use crate::units::{Sector, SectorRange, Sectors};
 
 /// Changes the size of the disk, in bytes, and returns the one it had. With `cut`, data beyond the
 /// new end is dropped; should the disk grow again, it reads as zeros there.
@@ -24,10 +24,10 @@ pub fn resize(paths: &Paths, size: u64, cut: bool) -> Result<u64, Error> {
     check_size(size)?;
     Pairs::refuse_frozen(paths)?;
     let mut loaded = load(paths, Access::Write, ExtentMap::new())?;
-    loaded.settle_index(paths)?;
+    loaded.repair_index(paths)?;
     let Loaded {
         data,
-        mut log,
+        mut index,
         mut header,
         kind,
         mut map,
@@ -37,12 +37,13 @@ pub fn resize(paths: &Paths, size: u64, cut: bool) -> Result<u64, Error> {
     } = loaded;
     let path = &paths.data;
     let old = std::mem::replace(&mut header.virtual_size, size);
-    let (file_len, disk_end) = (size + HEADER_LEN as u64, size / SECTOR_SIZE);
-    let beyond = map.within(disk_end..MAX_SECTORS);
-    let beyond: u64 = beyond
-        .filter(|extent| extent.place != Place::Zero)
-        .map(|extent| extent.len * SECTOR_SIZE)
+    let (file_len, disk_end) = (size + HEADER_LEN as u64, Sector::at_or_after(size));
+    let dropped = SectorRange::new(disk_end, map.end());
+    let beyond: Sectors = map
+        .within(dropped)
+        .filter_map(|extent| Some(extent.data()?.len()))
         .sum();
+    let beyond = beyond.bytes();
     if beyond > 0 && !cut {
         return Err(Error::DataBeyond {
             path: path.clone(),
@@ -56,13 +57,7 @@ pub fn resize(paths: &Paths, size: u64, cut: bool) -> Result<u64, Error> {
     }
     if beyond > 0 {
         let extent = Extent {
-            start: disk_end,
-            len: map
-                .iter()
-                .map(|extent| extent.end())
-                .max()
-                .unwrap_or(disk_end)
-                - disk_end,
+            range: dropped,
             place: Place::Zero,
         };
         map.insert(extent, |_| ());
@@ -71,14 +66,14 @@ pub fn resize(paths: &Paths, size: u64, cut: bool) -> Result<u64, Error> {
     // Holes need no index, but do not tell that what is dropped is zeros.
     let by_holes = by_holes && beyond == 0;
     if beyond > 0 || (index_is_stale && !by_holes) {
-        log.replace(&header, mappings(&map))?;
+        index.replace(&header, mappings(&map))?;
         journal::remove(&paths.index)?;
     }
     data.write_all_at(&encode_data_header(&header, kind), 0)
         .map_err(Error::bytes("write", path, 0))?;
     data.sync_all().map_err(Error::file("sync", path))?;
     if !by_holes {
-        log.set_header(&header)?;
+        index.set_header(&header)?;
     }
     if kind == Kind::Sparse {
         data.set_len(file_len)

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::index_file::sync_folder_of;
+use super::files::{remove_file, sync_name};
 use super::{Error, Paths, journal};
 use crate::format::lsmt::writable::{Kind, encode_seal};
 use crate::format::lsmt::{HEADER_LEN, Header, MAX_ENTRIES, Mapping};
@@ -87,6 +87,6 @@ fn append(
 pub fn remove_index(paths: &Paths) -> Result<(), Error> {
     journal::remove(&paths.index)?;
     // The index file last: while it exists, the next start removes the rest.
-    journal::remove_file(&paths.index)?;
-    sync_folder_of(&paths.index)
+    remove_file(&paths.index)?;
+    sync_name(&paths.index)
 }

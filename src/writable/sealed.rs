@@ -7,19 +7,19 @@
 use std::sync::Arc;
 
 use super::coverage::Coverage;
-use super::lookup::{Lookup, MAX_SPANS, SEALED, Span, SpanContent};
+use super::lookup::{Lookup, SpanContent};
 use super::{Error, WritableLayer};
 use crate::image;
 use crate::image::index::Index;
 use crate::image::segment::{self, Content, MAX_LAYERS, Segment};
 use crate::source::Blob;
-use crate::units::Sector;
+use crate::units::{Sector, SectorRange};
 
 /// Sealed uppers as one.
 #[derive(Debug)]
 pub(super) struct SealedLayers {
     index: Index,
-    touched: Coverage,
+    coverage: Coverage,
     /// Their data files, the oldest first: a segment's layer is a place here. More come behind, so
     /// that a number stays that of its file.
     files: Arc<[Arc<Blob>]>,
@@ -28,36 +28,35 @@ pub(super) struct SealedLayers {
 }
 
 impl SealedLayers {
-    /// `below` with `uppers` above it, the oldest first, which are sealed; for a disk of `sectors`
-    /// sectors.
+    /// `below` with `layers` above it, the oldest first, which are sealed; for a disk that ends at `disk_end`.
     ///
     /// # Errors
     /// There are more than an index can tell apart, or one has data beyond what it can point at.
     pub fn above(
         below: Option<&Self>,
-        uppers: &[Arc<WritableLayer>],
-        sectors: u64,
+        layers: &[Arc<WritableLayer>],
+        disk_end: Sector,
     ) -> Result<Self, Error> {
         let mut files = below.map_or_else(Vec::new, |below| below.files.to_vec());
         let mut mappings = below.map_or(0, |below| below.mappings);
         // Few as a rule, and then merged with the many once.
         let mut merged = Vec::new();
-        for upper in uppers {
-            let segments = segments(upper, files.len())?;
+        for layer in layers {
+            let segments = segments(layer, files.len())?;
             mappings += segments.len() as u64;
             merged = segment::merge(merged, &segments);
-            files.push(upper.blob().clone());
+            files.push(layer.blob().clone());
         }
         if let Some(below) = below {
             merged = segment::merge(below.index.iter(), &merged);
         }
-        let touched = Coverage::new(sectors);
+        let coverage = Coverage::new(disk_end);
         for segment in &merged {
-            touched.set(segment.start().0, segment.length().0);
+            coverage.set(segment.range());
         }
         Ok(Self {
             index: Index::new(&merged),
-            touched,
+            coverage,
             files: files.into(),
             mappings,
         })
@@ -73,47 +72,40 @@ impl SealedLayers {
         self.mappings
     }
 
-    /// Whether they may hold some of `sectors` sectors, at least 1, from `start` on.
+    /// Whether they may have extents in `range`. Takes no lock.
     #[inline]
-    pub fn may_hold(&self, start: u64, sectors: u64) -> bool {
-        self.touched.any(start, sectors)
+    pub fn may_hold(&self, range: SectorRange) -> bool {
+        self.coverage.any(range)
     }
 
-    /// Appends the spans that make up a range to `into`, until that is full; what they do not hold
-    /// lies below.
-    pub fn spans(&self, start: u64, sectors: u64, into: &mut Lookup) {
-        let end = start + sectors;
-        let mut at = start;
-        while at < end && into.spans.len() < MAX_SPANS {
-            let found = self.index.find(Sector(at));
-            let (to, content) = match found.filter(|segment| segment.start() < Sector(end)) {
-                None => (end, SpanContent::Lower),
-                Some(segment) if segment.start() > Sector(at) => {
-                    (segment.start().0, SpanContent::Lower)
-                }
-                Some(segment) => {
-                    let content = match segment.content() {
-                        Content::Zeroed => SpanContent::Zero,
-                        Content::Data { layer, moffset } => {
-                            let known = into.sealed.as_ref().map_or(0, |known| known.len());
-                            if known < self.files.len() {
-                                into.sealed = Some(self.files.clone());
-                            }
-                            SpanContent::Data {
-                                file: SEALED | u32::from(layer),
-                                offset: (moffset + (Sector(at) - segment.start())).byte(),
-                            }
-                        }
-                    };
-                    (segment.end().0.min(end), content)
-                }
-            };
-            into.spans.push(Span {
-                sectors: to - at,
-                content,
-            });
-            at = to;
+    /// Appends the spans that make up `range` to `into`, until that is full. Sectors without a segment lie below.
+    pub fn spans(&self, range: SectorRange, into: &mut Lookup) {
+        let mut rest = range;
+        while !rest.is_empty() && !into.is_full() {
+            let (part, content) = self.first_span(rest, into);
+            into.push(part, content);
+            rest = SectorRange::new(part.end(), rest.end());
         }
+    }
+
+    /// The first span of a range, which is not empty: its sectors and their content.
+    fn first_span(&self, range: SectorRange, into: &mut Lookup) -> (SectorRange, SpanContent) {
+        let (start, end) = (range.start(), range.end());
+        let found = self.index.find(start);
+        let Some(segment) = found.filter(|segment| segment.start() < end) else {
+            return (range, SpanContent::Lower);
+        };
+        if start < segment.start() {
+            return (SectorRange::new(start, segment.start()), SpanContent::Lower);
+        }
+        let content = match segment.content() {
+            Content::Zeroed => SpanContent::Zero,
+            Content::Data { layer, moffset } => SpanContent::Data {
+                file: into.number_of_sealed(&self.files, layer),
+                offset: (moffset + (start - segment.start())).byte(),
+            },
+        };
+        (segment.range().intersection(range), content)
     }
 }
 

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use uuid::Uuid;
 
-use super::index_file::sync_folder_of;
+use super::files::sync_name;
 use super::locks::{Rank, RankedMutex};
 use super::manifest::{Frozen, Manifest, NewManifest, list_path, load, numbered};
 use super::seal::remove_index;
@@ -135,7 +135,7 @@ impl Snapshots {
     ) -> Result<(Volume, Self), Error> {
         if *list != Manifest::default() {
             // It may be there without being there for good, and what is done next cannot be undone.
-            sync_folder_of(&list_path(first))?;
+            sync_name(&list_path(first))?;
         }
         let mut sealed: Vec<LayerRef> = Vec::new();
         // One that there is no room to seal stays an upper, and with it all above.
@@ -228,14 +228,14 @@ impl Snapshots {
         let named = |list: &Manifest| list.frozen.iter().position(|known| known.name == name);
         // A snapshot that stands is the answer, even if no other can be taken.
         let is_there = named(&self.list.lock()).is_some();
-        if !is_there && (self.stuck.load(Ordering::Acquire) || much_is_unsealed(&volume.uppers())) {
+        if !is_there && (self.stuck.load(Ordering::Acquire) || much_is_unsealed(&volume.layers())) {
             self.seal(volume)?;
         }
         let mut list = self.list.lock();
         if let Some(place) = named(&list) {
             return Ok(self.describe(volume, &list, place));
         }
-        let uppers = volume.uppers();
+        let uppers = volume.layers();
         let active = uppers.first().ok_or(Error::ReadOnly)?;
         self.has_room(volume)?;
         // Files that are there belong to somebody, if only to a snapshot that was not finished.
@@ -288,7 +288,7 @@ impl Snapshots {
         // Not before it is certain that the list lasts which says that they are frozen.
         let uppers = {
             let _list = self.list.lock();
-            volume.uppers()
+            volume.layers()
         };
         let sealed = match self.may_return.load(Ordering::Acquire) {
             true => Err(Error::ListMayReturn {
@@ -321,7 +321,7 @@ impl Snapshots {
         // Everything that takes long comes before, so that writes wait for a moment only.
         volume.flush()?;
         let new = NewManifest::write(&list_path(&self.first), after)?;
-        volume.freeze(upper, || new.put_in_place(), || new.settle())
+        volume.freeze(upper, || new.put_in_place(), || new.sync())
     }
 
     /// Refuses a snapshot after which the device, or another on its layers, could not be opened.
@@ -349,7 +349,7 @@ fn much_is_unsealed(uppers: &[Arc<WritableLayer>]) -> bool {
 
 /// The frozen upper with these files, if the device still has it as one.
 fn frozen_upper(volume: &Volume, paths: &Paths) -> Option<Arc<WritableLayer>> {
-    let uppers = volume.uppers();
+    let uppers = volume.layers();
     let mut frozen = uppers.iter().skip(1);
     frozen.find(|upper| upper.paths() == paths).cloned()
 }

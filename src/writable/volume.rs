@@ -1,28 +1,29 @@
-//! An image under its writable layers: what a device serves.
+//! An image under its writable layers: the disk that a guest sees.
 //!
-//! Writes go to one layer, the *active* one. The layers below it are *frozen*: each was active until a
-//! snapshot put a new one above it. Sealed ones are looked up together. The image itself never changes.
+//! Writes go to one layer, the *active* one. The layers below it are *frozen*: each was active until a snapshot put
+//! a new one above it. Sealed ones are *folded*: looked up together. The image itself never changes.
 //!
 //! ```text
-//! active layer ── frozen layers, until they are sealed ── layers sealed since the start ── image
+//! active layer -- frozen layers, until they are sealed -- layers sealed since the start -- image
 //! ```
 //!
 //! A read uses the layers of one moment, without a lock.
 
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use super::locks::{Guard, Rank, RankedMutex};
-use super::lookup::{Lookup, MAX_SPANS, SpanContent};
+use super::locks::{Rank, RankedMutex};
+use super::lookup::{Lookup, SpanContent};
+use super::retry::FlushRetries;
 use super::sealed::SealedLayers;
 use super::{Error, WritableLayer};
 use crate::image::reader::Reader;
 use crate::image::{Image, SizedImage};
 use crate::io::scatter::Cursor;
-use crate::units::{SECTOR_SIZE, Sector};
+use crate::units::{Sector, SectorRange, Sectors};
 
 /// How long to wait for readers of replaced layers, in milliseconds.
 const MAX_WAIT: u32 = 1000;
@@ -30,9 +31,15 @@ const MAX_WAIT: u32 = 1000;
 /// The layers above the image at one moment.
 #[derive(Clone, Debug)]
 struct Above {
-    /// Topmost first; the first one is active, the others are not part of `sealed` yet.
-    uppers: Vec<Arc<WritableLayer>>,
+    /// Topmost first. The first is active, the others are frozen and not part of `sealed` yet.
+    layers: Vec<Arc<WritableLayer>>,
     sealed: Option<Arc<SealedLayers>>,
+}
+
+impl Above {
+    fn active(&self) -> Result<&Arc<WritableLayer>, Error> {
+        self.layers.first().ok_or(Error::ReadOnly)
+    }
 }
 
 /// A disk. All its queue workers share it.
@@ -42,7 +49,7 @@ pub struct Volume {
     /// `None`: the disk is read-only.
     above: Option<ArcSwap<Above>>,
     /// Locked until the manifest that names the active layer is durable.
-    settling: RankedMutex<()>,
+    manifest_sync: RankedMutex<()>,
     size: u64,
 }
 
@@ -53,28 +60,28 @@ impl Volume {
             size: image.size(),
             image,
             above: None,
-            settling: RankedMutex::new(Rank::Settle, ()),
+            manifest_sync: RankedMutex::new(Rank::ManifestSync, ()),
         }
     }
 
-    /// An image under writable layers, the active one first, then the frozen ones, the newest first. The
-    /// disk has the size of the active one.
-    pub fn writable(image: Image, uppers: Vec<WritableLayer>) -> Self {
-        let uppers: Vec<_> = uppers.into_iter().map(Arc::new).collect();
-        let active = uppers.first();
-        let size = active.map_or(image.size(), |upper| upper.header().virtual_size);
+    /// An image under writable layers: the active one first, then the frozen ones, newest first. The disk has
+    /// the size of the active one.
+    pub fn writable(image: Image, layers: Vec<WritableLayer>) -> Self {
+        let layers: Vec<_> = layers.into_iter().map(Arc::new).collect();
+        let active = layers.first();
+        let size = active.map_or(image.size(), |active| active.header().virtual_size);
         Self {
             size,
             image,
-            above: (!uppers.is_empty()).then(|| {
+            above: (!layers.is_empty()).then(|| {
                 let sealed = None;
-                ArcSwap::from_pointee(Above { uppers, sealed })
+                ArcSwap::from_pointee(Above { layers, sealed })
             }),
-            settling: RankedMutex::new(Rank::Settle, ()),
+            manifest_sync: RankedMutex::new(Rank::ManifestSync, ()),
         }
     }
 
-    /// The layers below the writable ones.
+    /// The image below the writable layers.
     pub fn image(&self) -> &Image {
         &self.image
     }
@@ -96,82 +103,69 @@ impl Volume {
         self.size
     }
 
-    /// Size of the disk in sectors.
+    /// End of the disk; the last sector may be partial.
     pub fn sectors(&self) -> Sector {
         Sector::at_or_after(self.size)
     }
 
-    /// Fills `into` with the parts that make up `sectors` sectors of the disk from `start` on, or
-    /// the first of them if there are many, and leaves it empty if all of them lie in the image.
-    /// Takes no lock then. What an earlier call named stays held.
+    /// Fills `into` with the spans that make up `range`, which lies on the disk; with the first of them if there
+    /// are many, and with none if all of them lie in the image. Takes no lock in the last case. What earlier
+    /// look-ups named stays held.
     #[inline]
-    pub fn lookup(&self, start: Sector, sectors: u64, into: &mut Lookup) {
-        into.spans.clear();
+    pub fn lookup(&self, range: SectorRange, into: &mut Lookup) {
+        into.begin();
         let Some(above) = &self.above else { return };
-        if sectors == 0 {
+        if range.is_empty() {
             return;
         }
         let above = above.load();
-        for upper in &above.uppers {
-            if upper.may_hold(start.0, sectors) {
-                let mut file = None;
-                lay(start.0, sectors, into, |start, sectors, into| {
-                    upper.spans(start, sectors, into, &mut file);
-                });
+        for layer in &above.layers {
+            if layer.may_hold(range) {
+                into.fill(range, |part, into| layer.spans(part, into));
             }
         }
         if let Some(sealed) = &above.sealed
-            && sealed.may_hold(start.0, sectors)
+            && sealed.may_hold(range)
         {
-            lay(start.0, sectors, into, |start, sectors, into| {
-                sealed.spans(start, sectors, into);
-            });
+            into.fill(range, |part, into| sealed.spans(part, into));
         }
-        let lower = |content| matches!(content, SpanContent::Lower);
-        if into.spans.iter().all(|span| lower(span.content)) {
-            into.spans.clear();
-        }
+        into.end();
     }
 
-    /// Writes what comes next of `data` to `sectors` sectors of the disk from `start` on.
+    /// Writes the next bytes of `data` to the sectors of `range`. May wait for flushes, and so for storage.
     ///
     /// # Errors
-    /// As [`WritableLayer::write`]; or the disk is read-only.
-    pub fn write(&self, start: Sector, sectors: u64, data: Cursor<'_, '_>) -> Result<(), Error> {
-        self.change(|upper| upper.write(start.0, sectors, data))
+    /// As [`WritableLayer::write`] and [`Volume::flush`]; [`Error::ReadOnly`].
+    pub fn write(&self, range: SectorRange, data: Cursor<'_, '_>) -> Result<(), Error> {
+        self.change_and_wait(|layer| layer.write(range, data))
     }
 
-    /// As [`Volume::write`], but never waits for storage.
+    /// Writes the next bytes of `data` to the sectors of `range`. Never waits for storage.
     ///
     /// # Errors
-    /// As [`WritableLayer::write_now`]; or the disk is read-only.
-    pub fn write_now(
-        &self,
-        start: Sector,
-        sectors: u64,
-        data: Cursor<'_, '_>,
-    ) -> Result<(), Error> {
-        self.change(|upper| upper.write_now(start.0, sectors, data))
+    /// As [`WritableLayer::write`]: [`FlushRetries`] tells whether to repeat it after a flush;
+    /// [`Error::ReadOnly`].
+    pub fn write_now(&self, range: SectorRange, data: Cursor<'_, '_>) -> Result<(), Error> {
+        self.change(|layer| layer.write(range, data))
     }
 
-    /// Makes sectors of the disk, [`MAX_STEP`](super::MAX_STEP) or fewer, read as zeros, and gives
-    /// back what they took.
+    /// Makes the sectors of `range`, at most [`MAX_STEP`](super::MAX_STEP), read as zeros, and frees their space.
     ///
     /// # Errors
-    /// As [`WritableLayer::write`]; or the disk is read-only.
-    pub fn discard(&self, start: Sector, sectors: u64) -> Result<(), Error> {
-        self.change(|upper| upper.discard(start.0, sectors))
+    /// As [`Volume::write`].
+    pub fn discard(&self, range: SectorRange) -> Result<(), Error> {
+        self.change_and_wait(|layer| layer.discard(range))
     }
 
-    /// Makes sectors of the disk, [`MAX_STEP`](super::MAX_STEP) or fewer, read as zeros; with
-    /// `unmap`, gives back what they took.
+    /// Makes the sectors of `range`, at most [`MAX_STEP`](super::MAX_STEP), read as zeros; with `unmap`, frees
+    /// their space.
     ///
     /// # Errors
-    /// As [`WritableLayer::write`]; or the disk is read-only.
-    pub fn write_zeroes(&self, start: Sector, sectors: u64, unmap: bool) -> Result<(), Error> {
-        self.change(|upper| match unmap {
-            true => upper.discard(start.0, sectors),
-            false => upper.write_zeroes(start.0, sectors),
+    /// As [`Volume::write`].
+    pub fn write_zeroes(&self, range: SectorRange, unmap: bool) -> Result<(), Error> {
+        self.change_and_wait(|layer| match unmap {
+            true => layer.discard(range),
+            false => layer.write_zeroes(range),
         })
     }
 
@@ -185,51 +179,49 @@ impl Volume {
         };
         let now = above.load_full();
         // Data in a layer that the manifest may not name at the next start is not durable.
-        drop(self.settling());
+        drop(self.manifest_sync.lock());
         // Frozen layers first: they may hold writes answered before this flush.
-        let mut unsealed = now.uppers.iter().rev().filter(|upper| !upper.is_sealed());
-        unsealed.try_for_each(|upper| {
-            upper.flush()?;
-            upper.check()
+        let mut unsealed = now.layers.iter().rev().filter(|layer| !layer.is_sealed());
+        unsealed.try_for_each(|layer| {
+            layer.flush()?;
+            layer.check()
         })
     }
 
-    /// Fills `into` with sectors of the disk from `start` on, and waits for storage: for tools and
-    /// tests.
+    /// Fills `into` with the bytes of the disk from sector `start` on. Waits for storage: for tools and tests.
     ///
     /// # Errors
     /// The bytes cannot be read or unpacked.
     pub fn read(&self, reader: &mut Reader, start: Sector, into: &mut [u8]) -> Result<(), Error> {
-        let mut overlay = Lookup::default();
+        let mut lookup = Lookup::default();
         let (mut at, mut rest) = (start, into);
         while !rest.is_empty() {
-            self.lookup(at, rest.len() as u64 / SECTOR_SIZE, &mut overlay);
-            if overlay.is_empty() {
+            let sectors = Sectors::whole_in(rest.len() as u64);
+            self.lookup(SectorRange::new(at, at + sectors), &mut lookup);
+            if lookup.is_empty() {
                 return Ok(reader.read(self.lower(), at, rest)?);
             }
-            for span in overlay.spans() {
-                // Part of a slice's length.
-                let (part, later) = rest.split_at_mut((span.sectors * SECTOR_SIZE) as usize);
+            for span in lookup.spans() {
+                // At most the length of the slice.
+                let (part, later) = rest.split_at_mut(span.sectors.bytes() as usize);
                 match span.content {
                     SpanContent::Lower => reader.read(self.lower(), at, part)?,
                     SpanContent::Zero => part.fill(0),
                     SpanContent::Data { file, offset } => {
-                        overlay.file(file).read_exact_at(part, offset)?;
+                        lookup.file(file).read_exact_at(part, offset)?;
                     }
                 }
-                (at, rest) = (Sector(at.0 + span.sectors), later);
+                (at, rest) = (at + span.sectors, later);
             }
         }
         Ok(())
     }
 
-    /// Does `what` to the active layer; again if a snapshot froze it meanwhile.
-    fn change(&self, what: impl Fn(&WritableLayer) -> Result<(), Error>) -> Result<(), Error> {
+    /// Does `change` to the active layer; again if a snapshot froze it meanwhile.
+    fn change(&self, change: impl Fn(&WritableLayer) -> Result<(), Error>) -> Result<(), Error> {
         let above = self.above.as_ref().ok_or(Error::ReadOnly)?;
         loop {
-            let now = above.load_full();
-            let active = now.uppers.first().ok_or(Error::ReadOnly)?;
-            match what(active) {
+            match change(above.load_full().active()?) {
                 // Another layer is active now.
                 Err(Error::Frozen) => {}
                 done => return done,
@@ -237,64 +229,73 @@ impl Volume {
         }
     }
 
-    /// Puts `next`, an empty upper, above the active one, which is only read from then on, once
-    /// `commit` says that it will be found there; writes wait meanwhile. Then `settle` makes that
-    /// last, for which flushes wait. If it fails, `next` takes no more writes: they might be lost.
-    /// The inner result is that of `settle`.
+    /// Does `change` to the active layer; again after each flush that may help it.
+    fn change_and_wait(
+        &self,
+        change: impl Fn(&WritableLayer) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut retries = FlushRetries::default();
+        loop {
+            match self.change(&change) {
+                Err(error) if retries.allow(&error) => self.flush()?,
+                done => return done,
+            }
+        }
+    }
+
+    /// Puts `next`, an empty layer, above the active one, which is only read from then on. Writes wait while
+    /// `commit` makes the next start find `next`. Then `sync` makes that durable, and flushes wait for it. If
+    /// it fails, `next` takes no more writes: they might be lost. The inner result is that of `sync`.
     ///
     /// # Errors
-    /// What `commit` says, or the disk is read-only; then all is as before.
-    pub fn freeze(
+    /// Those of `commit`, or [`Error::ReadOnly`]; then the disk is as before.
+    pub(super) fn freeze(
         &self,
         next: WritableLayer,
         commit: impl FnOnce() -> Result<(), Error>,
-        settle: impl FnOnce() -> Result<(), Error>,
+        sync: impl FnOnce() -> Result<(), Error>,
     ) -> Result<Result<(), Error>, Error> {
         let above = self.above.as_ref().ok_or(Error::ReadOnly)?;
-        let _settling = self.settling();
+        let _manifest_sync = self.manifest_sync.lock();
         let now = above.load_full();
-        let active = now.uppers.first().ok_or(Error::ReadOnly)?;
         let next = Arc::new(next);
-        active.freeze(|| {
+        now.active()?.freeze(|| {
             commit()?;
             above.rcu(|now| {
-                let uppers = [&next].into_iter().chain(&now.uppers);
+                let layers = [&next].into_iter().chain(&now.layers);
                 Above {
-                    uppers: uppers.cloned().collect(),
+                    layers: layers.cloned().collect(),
                     sealed: now.sealed.clone(),
                 }
             });
             Ok(())
         })?;
-        Ok(settle().inspect_err(|_| next.give_up()))
+        Ok(sync().inspect_err(|_| next.give_up()))
     }
 
-    fn settling(&self) -> Guard<MutexGuard<'_, ()>> {
-        self.settling.lock()
-    }
-
-    /// Lets the lowest uppers, `sealed`, the oldest first, be looked up as one with all below, and
-    /// lets go of what they took in memory. One at a time may do this.
+    /// Replaces the lowest layers, `sealed` (oldest first), and all below them by one index, and frees the memory
+    /// of their maps. Only one thread at a time may call this.
     ///
     /// # Errors
-    /// They cannot be told apart, or have data too far away; all stays as it is.
+    /// There are more layers than an index can number, or one has data that it cannot point at; then all is as
+    /// before.
     pub(super) fn fold(&self, sealed: &[Arc<WritableLayer>]) -> Result<(), Error> {
         let above = self.above.as_ref().ok_or(Error::ReadOnly)?;
         if sealed.is_empty() {
             return Ok(());
         }
         let below = above.load_full();
-        let one = SealedLayers::above(below.sealed.as_deref(), sealed, self.sectors().0)?;
-        let one = Arc::new(one);
+        let folded = SealedLayers::above(below.sealed.as_deref(), sealed, self.sectors())?;
+        let folded = Arc::new(folded);
         drop(below);
         let old = above.rcu(|now| {
-            let left = now.uppers.len().saturating_sub(sealed.len());
+            let left = now.layers.len().saturating_sub(sealed.len());
             Above {
-                uppers: now.uppers[..left].to_vec(),
-                sealed: Some(one.clone()),
+                layers: now.layers[..left].to_vec(),
+                sealed: Some(folded.clone()),
             }
         });
-        // Else the last reader has to free it all, which takes long.
+        // The last reader would have to free the old layers, which takes long.
         for _ in 0..MAX_WAIT {
             if Arc::strong_count(&old) == 1 {
                 break;
@@ -304,48 +305,27 @@ impl Volume {
         Ok(())
     }
 
-    /// The uppers of this moment, topmost first, but for those that were sealed.
-    pub fn uppers(&self) -> Vec<Arc<WritableLayer>> {
+    /// The writable layers that are not part of the folded ones, topmost first.
+    pub fn layers(&self) -> Vec<Arc<WritableLayer>> {
         let above = self.above.as_ref().map(ArcSwap::load);
-        above.map_or_else(Vec::new, |above| above.uppers.clone())
+        above.map_or_else(Vec::new, |above| above.layers.clone())
     }
 
-    /// How many uppers were frozen since the disk was opened, or were not sealed then.
+    /// Number of layers between the image and the active one.
     pub fn frozen(&self) -> usize {
         let above = self.above.as_ref().map(ArcSwap::load);
         above.map_or(0, |above| {
             let sealed = above.sealed.as_ref().map_or(0, |sealed| sealed.len());
-            sealed + above.uppers.len().saturating_sub(1)
+            sealed + above.layers.len().saturating_sub(1)
         })
     }
 
-    /// Mappings of everything above the image.
+    /// Mappings of all layers above the image.
     pub(super) fn mappings(&self) -> u64 {
         let above = self.above.as_ref().map(ArcSwap::load_full);
         above.map_or(0, |above| {
-            let uppers: u64 = above.uppers.iter().map(|upper| upper.mappings()).sum();
-            uppers + above.sealed.as_ref().map_or(0, |sealed| sealed.mappings())
+            let layers: u64 = above.layers.iter().map(|layer| layer.mappings()).sum();
+            layers + above.sealed.as_ref().map_or(0, |sealed| sealed.mappings())
         })
-    }
-}
-
-/// Puts what `spans` finds of a range under what is in `into` already, as far as there is room.
-fn lay(start: u64, sectors: u64, into: &mut Lookup, mut spans: impl FnMut(u64, u64, &mut Lookup)) {
-    if into.spans.is_empty() {
-        return spans(start, sectors, into);
-    }
-    let mut at = start;
-    for span in std::mem::take(&mut into.spans) {
-        let before = into.spans.len();
-        match span.content {
-            _ if before >= MAX_SPANS => return,
-            SpanContent::Lower => spans(at, span.sectors, into),
-            _ => into.spans.push(span),
-        }
-        let covered: u64 = into.spans[before..].iter().map(|span| span.sectors).sum();
-        if covered < span.sectors {
-            return;
-        }
-        at += span.sectors;
     }
 }

@@ -60,5 +60,12 @@ pub mod writable;
 
 use std::time::Duration;
 
+use ovbd_vhost::units::{Sector, SectorRange, Sectors};
+
+/// `count` sectors of a disk from `start` on.
+pub fn sectors(start: u64, count: u64) -> SectorRange {
+    SectorRange::checked(Sector(start), Sectors(count)).expect("sectors of a disk")
+}
+
 /// How long an answer may take before a test calls it a hang.
 pub const PATIENCE: Duration = Duration::from_secs(60);

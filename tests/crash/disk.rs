@@ -48,10 +48,10 @@ pub(crate) fn make(recorder: &Recorder, kind: Kind, sectors: u64) {
 
 /// Writes sectors from `start` on.
 pub(crate) fn write(volume: &Volume, start: Sector, content: &mut [Content]) -> Result<(), Error> {
-    let sectors = content.len() as u64;
+    let range = common::sectors(start.0, content.len() as u64);
     let mut scatter = Scatter::new();
     scatter.push(VolatileSlice::from(content.as_flattened_mut()));
-    volume.write(start, sectors, scatter.cursor(0))
+    volume.write(range, scatter.cursor(0))
 }
 
 /// What all sectors hold.

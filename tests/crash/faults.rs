@@ -24,8 +24,8 @@ const OPTIONS: Options = Options {
     limit: u64::MAX,
     default_size: 0,
     max_pending: 7,
-    log_slack: 2,
-    max_log: 1 << 20,
+    index_slack: 2,
+    max_index_entries: 1 << 20,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -248,9 +248,9 @@ impl<'a> Session<'a> {
                 let mut content: Vec<_> = new.iter().map(|(_, content)| *content).collect();
                 write(volume, Sector(start), &mut content)
             }
-            Operation::Discard(start, sectors) => volume.discard(Sector(start), sectors),
+            Operation::Discard(start, sectors) => volume.discard(common::sectors(start, sectors)),
             Operation::WriteZeroes(start, sectors) => {
-                volume.write_zeroes(Sector(start), sectors, false)
+                volume.write_zeroes(common::sectors(start, sectors), false)
             }
             Operation::Flush => volume.flush(),
             Operation::Seal => snapshots.seal(volume),

@@ -13,6 +13,7 @@ use ovbd_vhost::image::reader::Reader;
 use ovbd_vhost::io::scatter::Scatter;
 use ovbd_vhost::tool::disk::{Disk, Files};
 use ovbd_vhost::tool::seal::{Sealed, seal};
+use ovbd_vhost::units::Sector;
 use ovbd_vhost::writable::extent_map::ExtentMap;
 use ovbd_vhost::writable::load::{Access, load};
 use ovbd_vhost::writable::{Error, Options, Paths, WritableLayer, create, resize};
@@ -43,12 +44,14 @@ fn work(folder: &Path, kind: Kind, durable: bool) {
         let mut bytes = vec![number as u8 + 1; sectors as usize * 512];
         let mut scatter = Scatter::new();
         scatter.push(VolatileSlice::from(&mut bytes[..]));
-        upper.write(start, sectors, scatter.cursor(0)).unwrap();
+        upper
+            .write(common::sectors(start, sectors), scatter.cursor(0))
+            .unwrap();
         if number == 2 {
             upper.flush().unwrap();
         }
     }
-    upper.discard(12, 6).unwrap();
+    upper.discard(common::sectors(12, 6)).unwrap();
     if durable {
         upper.flush().unwrap();
     }
@@ -78,7 +81,8 @@ fn content(folder: &Path) -> (Vec<u8>, bool) {
     });
     let disk = disk.unwrap();
     let mut bytes = vec![0xEE; disk.size() as usize];
-    disk.read(&mut Reader::new(), 0, &mut bytes).unwrap();
+    disk.read(&mut Reader::new(), Sector(0), &mut bytes)
+        .unwrap();
     (bytes, sealed)
 }
 

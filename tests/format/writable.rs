@@ -46,7 +46,9 @@ fn write(volume: &Volume, expected: &mut [u8], start: u64, sectors: u64, byte: u
     let mut scatter = Scatter::new();
     scatter.push(VolatileSlice::from(bytes));
     let cursor = scatter.cursor(0);
-    volume.write(Sector(start), sectors, cursor).unwrap();
+    volume
+        .write(common::sectors(start, sectors), cursor)
+        .unwrap();
 }
 
 #[test]
@@ -75,7 +77,7 @@ fn they_hold_what_upstream_says_and_keep_it() {
         for (start, sectors) in [(3, 1), (1000, 77), (40_000, 256)] {
             write(&volume, &mut expected, start, sectors, start as u8);
         }
-        volume.discard(Sector(1040), 3000).unwrap();
+        volume.discard(common::sectors(1040, 3000)).unwrap();
         expected[1040 * 512..4040 * 512].fill(0);
         volume.flush().unwrap();
         drop(volume);

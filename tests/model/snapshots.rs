@@ -79,7 +79,9 @@ impl Disk {
         let mut bytes = version.to_le_bytes().repeat(sectors as usize * 128);
         let mut scatter = Scatter::new();
         scatter.push(VolatileSlice::from(&mut bytes[..]));
-        let written = self.volume.write(Sector(start), sectors, scatter.cursor(0));
+        let written = self
+            .volume
+            .write(common::sectors(start, sectors), scatter.cursor(0));
         written.unwrap();
     }
 }
@@ -188,12 +190,14 @@ fn run(disk: &Disk, steps: &[Step], history: &History) -> Vec<(Stack, Vec<Versio
             }
             Step::Discard(start, sectors) => {
                 history.begin(start, sectors, 0);
-                volume.discard(Sector(start), sectors).unwrap();
+                volume.discard(common::sectors(start, sectors)).unwrap();
                 history.end(start, sectors);
             }
             Step::Zero(start, sectors, unmap) => {
                 history.begin(start, sectors, 0);
-                volume.write_zeroes(Sector(start), sectors, unmap).unwrap();
+                volume
+                    .write_zeroes(common::sectors(start, sectors), unmap)
+                    .unwrap();
                 history.end(start, sectors);
             }
             Step::Flush => volume.flush().unwrap(),
@@ -236,7 +240,7 @@ proptest! {
             });
             prop_assert_eq!(read(&disk.volume, 0, SECTORS), history.now());
             disk.snapshots.seal(&disk.volume).unwrap();
-            prop_assert_eq!(disk.volume.uppers().len(), 1);
+            prop_assert_eq!(disk.volume.layers().len(), 1);
             prop_assert_eq!(disk.volume.frozen(), taken.len());
             prop_assert_eq!(read(&disk.volume, 0, SECTORS), history.now());
             for (stack, model) in &taken {
@@ -259,7 +263,7 @@ fn hundreds_of_snapshots() {
     let disk = Disk::new(Kind::Hybrid);
     disk.write(0, 8, 1);
     let mut reading = Lookup::default();
-    disk.volume.lookup(Sector(0), 8, &mut reading);
+    disk.volume.lookup(common::sectors(0, 8), &mut reading);
     let mut model = vec![BELOW; SECTORS as usize];
     model[..8].fill(1);
     for number in 2..COUNT + 2 {
@@ -309,7 +313,7 @@ fn what_is_not_sealed_stays_little() {
         disk.write(number, 1, number as Version + 1);
         let name = number.to_string();
         disk.snapshots.take(&disk.volume, &name).unwrap();
-        assert!(disk.volume.uppers().len() <= 17);
+        assert!(disk.volume.layers().len() <= 17);
     }
     let model: Vec<_> = (1..61).collect();
     assert_eq!(read(&disk.volume, 0, 60), model);

@@ -10,7 +10,6 @@ use common::layers::upper_header;
 use ovbd_vhost::format::lsmt::writable::Kind;
 use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::io::scatter::Scatter;
-use ovbd_vhost::units::Sector;
 use ovbd_vhost::writable::{Error, Options, Paths, Snapshots, Volume, create};
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -64,11 +63,13 @@ impl Disk {
         let mut scatter = Scatter::new();
         scatter.push(VolatileSlice::from(&mut bytes[..]));
         self.volume()
-            .write(Sector(start), sectors, scatter.cursor(0))
+            .write(common::sectors(start, sectors), scatter.cursor(0))
     }
 
     fn discard(&self, start: u64, sectors: u64) {
-        self.volume().discard(Sector(start), sectors).unwrap();
+        self.volume()
+            .discard(common::sectors(start, sectors))
+            .unwrap();
     }
 
     fn flush(&self) {
@@ -77,12 +78,12 @@ impl Disk {
 
     /// Bytes that the active data file takes.
     fn stored(&self) -> u64 {
-        let data = self.volume().uppers()[0].paths().data.clone();
+        let data = self.volume().layers()[0].paths().data.clone();
         fs::metadata(data).unwrap().blocks() * 512
     }
 
     fn used(&self) -> u64 {
-        self.volume().uppers()[0].used()
+        self.volume().layers()[0].used()
     }
 
     /// Asserts the bound that the documents promise.
@@ -153,7 +154,7 @@ fn what_is_all_discarded_takes_nothing() {
 fn writes_over_scattered_data_give_storage_back() {
     let mut disk = Disk::new(Kind::Hybrid, u64::MAX);
     let index = disk.folder.path().join("index.new");
-    disk.options.max_log = 3000;
+    disk.options.max_index_entries = 3000;
     disk.restart();
     for round in 0..6 {
         for start in (0..PART).step_by(2) {
@@ -215,7 +216,7 @@ fn snapshots_keep_to_the_bound() {
             disk.discard(start, 7.min(PART - start));
         }
         let (volume, snapshots) = disk.device.as_ref().unwrap();
-        let layer = volume.uppers()[0].paths().data.clone();
+        let layer = volume.layers()[0].paths().data.clone();
         let used = {
             disk.flush();
             disk.used()

@@ -251,7 +251,9 @@ fn neighbours_are_joined_as_they_arrived() {
         (24382, 8000),
     ] {
         write(&upper, start, &mut tagged(sectors * 512, start));
-        upper.discard(40_000 + start, sectors as u64).unwrap();
+        upper
+            .discard(common::sectors(40_000 + start, sectors as u64))
+            .unwrap();
         upper.flush().unwrap();
     }
     close(upper);

@@ -34,7 +34,7 @@ fn with_snapshots(dir: &TempDir, sealed: bool) -> Vec<u8> {
     }
     volume.flush().unwrap();
     let files: Vec<_> = volume
-        .uppers()
+        .layers()
         .iter()
         .map(|upper| upper.paths().data.clone())
         .collect();
@@ -48,7 +48,7 @@ fn put(volume: &Volume, start: u64, bytes: &mut [u8]) {
     let sectors = bytes.len() as u64 / 512;
     scatter.push(VolatileSlice::from(bytes));
     volume
-        .write(Sector(start), sectors, scatter.cursor(0))
+        .write(common::sectors(start, sectors), scatter.cursor(0))
         .unwrap();
 }
 

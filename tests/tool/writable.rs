@@ -40,8 +40,8 @@ pub fn write_at_random(paths: &Paths, kind: Kind, random: &mut Random, disk: &mu
         let count = random.within(1..=most).min(sectors - start);
         let range = start as usize * 512..(start + count) as usize * 512;
         match random.below(5) {
-            0 => upper.discard(start, count).unwrap(),
-            1 => upper.write_zeroes(start, count).unwrap(),
+            0 => upper.discard(common::sectors(start, count)).unwrap(),
+            1 => upper.write_zeroes(common::sectors(start, count)).unwrap(),
             _ => {
                 let mut bytes = tagged(range.len(), number);
                 disk[range].copy_from_slice(&bytes);
@@ -80,7 +80,9 @@ pub fn write(upper: &WritableLayer, start: u64, bytes: &mut [u8]) {
     let mut scatter = Scatter::new();
     let sectors = bytes.len() as u64 / 512;
     scatter.push(VolatileSlice::from(bytes));
-    upper.write(start, sectors, scatter.cursor(0)).unwrap();
+    upper
+        .write(common::sectors(start, sectors), scatter.cursor(0))
+        .unwrap();
 }
 
 /// A layer `lower` of a disk of `len` bytes, and what it holds.

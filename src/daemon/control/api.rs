@@ -38,7 +38,7 @@ impl Device {
 
     fn describe(&self) -> Value {
         let volume = &self.disk().volume;
-        let uppers = volume.uppers();
+        let uppers = volume.layers();
         let upper = uppers.first().map(|upper| {
             json!({
                 "data": text(&upper.paths().data),

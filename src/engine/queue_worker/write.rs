@@ -14,18 +14,14 @@ use crate::virtio::config::writes_through;
 use crate::virtio::discard::DiscardRange;
 use crate::virtio::request::HEADER;
 use crate::virtio::status::Status;
-use crate::writable::Error;
-
-/// Flushes that one write waits for at most, to use what was discarded before it.
-const MAX_FLUSHES: u32 = 3;
+use crate::writable::FlushRetries;
 
 /// A write that is not done yet.
 #[derive(Debug)]
 struct Write<'a> {
     request: Request<'a>,
     range: SectorRange,
-    /// Flushes that it waited for.
-    flushes: u32,
+    retries: FlushRetries,
 }
 
 /// What the offload thread works for.
@@ -86,12 +82,11 @@ impl<'a> QueueWorker<'a> {
         self.try_write(Write {
             request,
             range,
-            flushes: 0,
+            retries: FlushRetries::default(),
         });
     }
 
-    /// Does a write. If it needs a flush first, it is done again after that, a few times at most:
-    /// this is the one place that decides so.
+    /// Does a write. If it needs a flush first, the offload thread flushes, and the write is repeated.
     fn try_write(&mut self, mut write: Write<'a>) {
         if self.context.is_lost() {
             // The zeros that replace lost memory are not the guest's data. The answer is never
@@ -101,13 +96,11 @@ impl<'a> QueueWorker<'a> {
         // Read before the write: a driver that switches meanwhile is promised neither.
         let through = self.writes_through();
         let data = write.request.chain().readable().cursor(HEADER);
-        let (start, sectors) = (write.range.start(), write.range.len().0);
-        let written = self.disk.volume.write_now(start, sectors, data);
+        let written = self.disk.volume.write_now(write.range, data);
         match written {
             Ok(()) if through => self.flush(write.request),
             Ok(()) => self.finish(write.request.answer(Status::Ok)),
-            Err(Error::FlushFirst) if write.flushes < MAX_FLUSHES => {
-                write.flushes += 1;
+            Err(error) if write.retries.allow(&error) => {
                 self.offload(Offloaded::Retry(write), FLUSH);
             }
             Err(error) => {

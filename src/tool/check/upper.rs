@@ -7,9 +7,9 @@ use super::super::disk::Upper;
 use super::super::unit::CHUNK;
 use super::Findings;
 use crate::format::lsmt::writable::Kind;
-use crate::units::SECTOR_SIZE;
+use crate::units::{Sector, Sectors};
 use crate::writable::Paths;
-use crate::writable::extent_map::{ExtentMap, Place};
+use crate::writable::extent_map::ExtentMap;
 
 /// Tells what is wrong with a writable layer. `None`: it cannot be opened.
 pub(super) fn check(
@@ -26,7 +26,7 @@ pub(super) fn check(
     };
     if upper.index_is_stale {
         let what = match upper.kind {
-            Kind::Sparse if upper.log_entries == 0 => {
+            Kind::Sparse if upper.index_entries == 0 => {
                 "no index: the holes of the file tell what it holds, in whole blocks of its file \
                  system"
             }
@@ -42,7 +42,7 @@ pub(super) fn check(
         findings.note(None, what)?;
     }
     let size = upper.header.virtual_size;
-    let end = size.div_ceil(SECTOR_SIZE);
+    let end = Sector::at_or_after(size);
     let beyond = upper.map.iter().filter(|extent| extent.end() > end);
     match beyond.count() {
         0 => {}
@@ -65,19 +65,16 @@ fn read_all(
     progress.set_length(upper.data_len());
     progress.set_position(0);
     let mut buffer = vec![0; CHUNK];
-    for extent in upper.map.iter() {
-        let Place::Data(first) = extent.place else {
-            continue;
-        };
-        let most = CHUNK as u64 / SECTOR_SIZE;
-        for done in (0..extent.len).step_by(most as usize) {
-            let sectors = (extent.len - done).min(most);
-            let part = &mut buffer[..(sectors * SECTOR_SIZE) as usize];
-            if let Err(error) = upper.read(first + done, part) {
-                findings.broken(Some((first + done) * SECTOR_SIZE), &error)?;
-            }
-            progress.inc(sectors * SECTOR_SIZE);
+    let most = Sectors::whole_in(CHUNK as u64);
+    let data = upper.map.iter().filter_map(|extent| extent.data());
+    for step in data.flat_map(|data| data.steps(most)) {
+        let bytes = step.bytes();
+        // At most the length of the buffer.
+        let part = &mut buffer[..bytes.len() as usize];
+        if let Err(error) = upper.read(step.start(), part) {
+            findings.broken(Some(bytes.start()), &error)?;
         }
+        progress.inc(bytes.len());
     }
     Ok(())
 }

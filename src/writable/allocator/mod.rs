@@ -1,246 +1,273 @@
-//! Which sectors of a data file hold something, and which can be used again. Pure, no I/O.
+//! The allocator of a writable layer: which sectors of the data file are in use, and which are free. Pure, no
+//! I/O.
 //!
-//! Sectors that no longer count are not free at once. After a power loss the log may still point
-//! at them, until what replaced them is durable; and a request that looked them up may still be
-//! reading or writing them. So they pass three stations: *freed*, then *closing* while a flush makes
-//! durable what replaced them, then *settled*, waiting for the last request that may know them to
-//! let go of its [`Hold`]; and then they are free.
+//! Sectors that were replaced or discarded are not free at once. After a power loss the index may still point
+//! at them, until their replacement is durable; and a request that looked them up may still read or write
+//! them. So they pass through these states:
 //!
-//! A page of the file that is free as a whole takes no storage: it is *punched*. A block of the file
-//! system goes back only when nothing is left in it, however small the pieces are that were freed. So
-//! the file takes at most a page for each sector in use.
+//! | state | until |
+//! |---|---|
+//! | *freed* | a flush begins |
+//! | *flushing* | the flush succeeds: their replacement is durable |
+//! | *held* | the last request that may have looked them up drops its [`Hold`] |
+//! | free | |
+//!
+//! Free pages of the file are punched, so that they take no storage. A block of the file system is freed only
+//! when it is unused as a whole, however small the pieces are that were freed. So the file takes at most one page
+//! for each sector in use.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::ops::Range;
 use std::sync::Arc;
 
-/// Sectors in the 4096 bytes that page cache and file systems work in.
-pub(super) const PAGE: u64 = 8;
+use crate::units::{Sector, SectorRange, Sectors};
 
-/// Sectors of a file that is not long yet, whatever it holds: 64 MiB.
-const LONG: u64 = 1 << 17;
+/// Sectors in a page: the 4096 bytes that the page cache and file systems work in.
+pub(super) const PAGE: Sectors = Sectors(8);
 
-/// Keeps what a request looked up from being used for something else.
+/// Length below which a file is never too long, whatever it holds: 64 MiB.
+const LONG: Sectors = Sectors(1 << 17);
+
+/// Free runs of about the right length that are examined for alignment.
+const MAX_CANDIDATES: usize = 16;
+
+/// Keeps the sectors that a request looked up from being used again.
 #[derive(Clone, Debug, Default)]
 pub struct Hold(#[expect(dead_code, reason = "counted, not read")] Arc<()>);
 
-/// Sectors that a flush settled, and what was held before it.
+/// Sectors whose replacement is durable, and the holds that were taken before.
 #[derive(Debug)]
-struct Settled {
+struct Held {
     holds: Vec<Arc<()>>,
-    ranges: Vec<Range<u64>>,
+    ranges: Vec<SectorRange>,
 }
 
-/// The space of a data file. All numbers are sectors.
+/// The allocator of a data file.
 #[derive(Debug)]
 pub struct Allocator {
-    /// First sector never used.
-    end: u64,
-    /// Free sectors before `end`: length by start, and the same the other way round.
-    by_start: BTreeMap<u64, u64>,
-    by_len: BTreeSet<(u64, u64)>,
-    free: u64,
+    /// First sector that was never used.
+    end: Sector,
+    /// Free runs before `end`: the end of each, by its start.
+    by_start: BTreeMap<Sector, Sector>,
+    /// The same runs: length and start.
+    by_len: BTreeSet<(Sectors, Sector)>,
+    free: Sectors,
     /// Most sectors that may be in use.
-    limit: u64,
-    /// What requests that look something up now hold.
+    limit: Sectors,
+    /// Shared with the holds of requests that look sectors up now.
     hold: Arc<()>,
-    freed: Vec<Range<u64>>,
-    closing: Vec<Range<u64>>,
-    settled: VecDeque<Settled>,
-    /// What requests held before the flush under way, and before those that failed before it.
-    closing_holds: Vec<Arc<()>>,
+    freed: Vec<SectorRange>,
+    flushing: Vec<SectorRange>,
+    /// Holds taken before the current flush began, and before failed flushes since the last success.
+    flushing_holds: Vec<Arc<()>>,
+    /// Oldest first.
+    held: VecDeque<Held>,
     /// Ranges that became free and may still take storage. Some may be in use again.
-    unpunched: Vec<Range<u64>>,
+    unpunched: Vec<SectorRange>,
     /// Sectors that are being punched.
-    punching: u64,
+    punching: Sectors,
 }
 
 impl Allocator {
-    /// The space of a file whose data starts at sector `first`, of which `used` is in use (sorted,
-    /// free of overlaps) and at most `limit` sectors may be.
-    pub fn new(first: u64, used: impl IntoIterator<Item = Range<u64>>, limit: u64) -> Self {
-        let mut space = Self {
+    /// The allocator of a file whose data starts at sector `first`. `used` is in use (sorted, without overlaps);
+    /// at most `limit` sectors may be.
+    pub fn new(first: Sector, used: impl IntoIterator<Item = SectorRange>, limit: Sectors) -> Self {
+        let mut allocator = Self {
             end: first,
             by_start: BTreeMap::new(),
             by_len: BTreeSet::new(),
-            free: 0,
-            limit: limit.saturating_add(first),
+            free: Sectors(0),
+            limit: Sectors(limit.0.saturating_add(first.0)),
             hold: Arc::default(),
             freed: Vec::new(),
-            closing: Vec::new(),
-            settled: VecDeque::new(),
-            closing_holds: Vec::new(),
+            flushing: Vec::new(),
+            flushing_holds: Vec::new(),
+            held: VecDeque::new(),
             unpunched: Vec::new(),
-            punching: 0,
+            punching: Sectors(0),
         };
         for range in used {
-            let gap = space.end..range.start;
-            space.end = range.end;
+            let gap = SectorRange::new(allocator.end, range.start());
+            allocator.end = range.end();
             if !gap.is_empty() {
-                space.give(gap);
+                allocator.give(gap);
             }
         }
-        space
+        allocator
     }
 
-    /// Sectors that are neither free nor beyond the end, a file's header among them.
-    pub fn used(&self) -> u64 {
-        self.end - self.free
+    /// Sectors that are neither free nor beyond the end; the header of the file is among them.
+    pub fn used(&self) -> Sectors {
+        self.end - Sector(0) - self.free
     }
 
-    /// Keeps everything looked up by now from being used again.
+    /// Keeps every sector that is in use now from being used again.
     pub fn hold(&self) -> Hold {
         Hold(self.hold.clone())
     }
 
-    /// Takes `len` sectors, in one piece if there is one and else behind the end; `None` at the limit.
-    /// Where the file is long for what it holds, it may take fewer: whole pages inside it.
-    pub fn take(&mut self, len: u64) -> Option<Range<u64>> {
-        // Whole pages stay whole pages, so that to write them again never needs the old ones.
-        let unit = if len.is_multiple_of(PAGE) { PAGE } else { 1 };
+    /// Allocates `len` sectors: a free run if there is one, else behind the end; `None` at the limit. In a file
+    /// that is long for what it holds, the result may be shorter: whole pages inside the file.
+    pub fn take(&mut self, len: Sectors) -> Option<SectorRange> {
+        // Whole pages are allocated on page boundaries, so that overwriting them never reads the old ones.
+        let is_paged = len.0.is_multiple_of(PAGE.0);
+        let unit = if is_paged { PAGE } else { Sectors(1) };
         self.reclaim();
-        if self.used().checked_add(len)? > self.limit {
+        if self.used().0.checked_add(len.0)? > self.limit.0 {
             return None;
         }
-        let fits = |(free, start): &&(u64, u64)| start.next_multiple_of(unit) + len <= start + free;
-        // The next size that fits is near: pieces are cut at pages unless small. One that is longer by
-        // a page always fits.
-        let near = self.by_len.range((len, 0)..).take(16).find(fits);
-        let longer = || self.by_len.range((len + unit - 1, 0)..).next();
-        if let Some((free, start)) = near.or_else(longer).copied() {
-            return Some(self.cut(start..start + free, start.next_multiple_of(unit), len));
+        if let Some((run, start)) = self.best_fit(len, unit) {
+            return Some(self.cut(run, SectorRange::new(start, start + len)));
         }
         if let Some((run, pages)) = self.pages_inside() {
-            let len = (pages.end - pages.start).min(len);
-            return Some(self.cut(run, pages.start, len));
+            let end = pages.end().min(pages.start() + len);
+            return Some(self.cut(run, SectorRange::new(pages.start(), end)));
         }
-        let start = self.end;
-        let taken = start.checked_next_multiple_of(unit)?;
-        self.end = taken.checked_add(len)?;
-        if start < taken {
-            self.give(start..taken);
+        let start = Sector(self.end.0.checked_next_multiple_of(unit.0)?);
+        let taken = SectorRange::checked(start, len)?;
+        let skipped = SectorRange::new(self.end, start);
+        self.end = taken.end();
+        if !skipped.is_empty() {
+            self.give(skipped);
         }
-        Some(taken..self.end)
+        Some(taken)
     }
 
-    /// Takes `len` sectors from `taken` on out of a free run.
-    fn cut(&mut self, run: Range<u64>, taken: u64, len: u64) -> Range<u64> {
-        self.remove(run.start, run.end - run.start);
-        for rest in [run.start..taken, taken + len..run.end] {
+    /// The shortest free run that holds `len` sectors from a multiple of `unit` on, and that multiple.
+    fn best_fit(&self, len: Sectors, unit: Sectors) -> Option<(SectorRange, Sector)> {
+        let fits =
+            |(free, start): &&(Sectors, Sector)| start.round_up(unit) + len <= *start + *free;
+        let from = |len| self.by_len.range((len, Sector(0))..);
+        // Runs are cut at page boundaries unless they are small, so the next longer ones usually fit. A run that
+        // is longer by a page always does.
+        let near = from(len).take(MAX_CANDIDATES).find(fits);
+        let longer = || from(len + unit - Sectors(1)).next();
+        let (free, start) = near.or_else(longer).copied()?;
+        Some((SectorRange::new(start, start + free), start.round_up(unit)))
+    }
+
+    /// Takes `taken` out of the free run `run`.
+    fn cut(&mut self, run: SectorRange, taken: SectorRange) -> SectorRange {
+        self.remove(run);
+        let before = SectorRange::new(run.start(), taken.start());
+        let after = SectorRange::new(taken.end(), run.end());
+        for rest in [before, after] {
             if !rest.is_empty() {
                 self.give(rest);
             }
         }
-        taken..taken + len
+        taken
     }
 
     /// The longest free run and the whole pages in it, if the file is long for what it holds.
-    fn pages_inside(&self) -> Option<(Range<u64>, Range<u64>)> {
-        if self.end <= LONG.saturating_add(self.used().saturating_mul(4)) {
+    fn pages_inside(&self) -> Option<(SectorRange, SectorRange)> {
+        if self.end.0 <= LONG.0.saturating_add(self.used().0.saturating_mul(4)) {
             return None;
         }
         let (len, start) = *self.by_len.last()?;
-        let run = start..start + len;
-        let pages = run.start.next_multiple_of(PAGE)..run.end / PAGE * PAGE;
+        let run = SectorRange::new(start, start + len);
+        let pages = whole_pages(run);
         (!pages.is_empty()).then_some((run, pages))
     }
 
-    /// Gives sectors back that a write took and did not come to use.
-    pub fn give_back(&mut self, range: Range<u64>) {
-        self.unpunched.push(range.clone());
+    /// Gives back sectors that a write allocated and did not use.
+    pub fn give_back(&mut self, range: SectorRange) {
+        self.unpunched.push(range);
         self.give(range);
     }
 
     /// Makes sectors free.
-    fn give(&mut self, range: Range<u64>) {
-        let Range { mut start, mut end } = range;
-        if let Some((before, len)) = self.by_start.range(..start).next_back()
-            && before + len == start
+    fn give(&mut self, range: SectorRange) {
+        let mut joined = range;
+        if let Some((start, end)) = self.by_start.range(..range.start()).next_back()
+            && *end == range.start()
         {
-            let (before, len) = (*before, *len);
-            self.remove(before, len);
-            start = before;
+            let before = SectorRange::new(*start, *end);
+            self.remove(before);
+            joined = SectorRange::new(before.start(), joined.end());
         }
-        if let Some(len) = self.by_start.get(&end).copied() {
-            self.remove(end, len);
-            end += len;
+        if let Some(end) = self.by_start.get(&range.end()).copied() {
+            self.remove(SectorRange::new(range.end(), end));
+            joined = SectorRange::new(joined.start(), end);
         }
-        let len = end - start;
-        self.by_start.insert(start, len);
-        self.by_len.insert((len, start));
-        self.free += len;
+        self.by_start.insert(joined.start(), joined.end());
+        self.by_len.insert((joined.len(), joined.start()));
+        self.free += joined.len();
     }
 
-    fn remove(&mut self, start: u64, len: u64) {
-        self.by_start.remove(&start);
-        self.by_len.remove(&(len, start));
-        self.free -= len;
+    /// Removes a free run from the maps.
+    fn remove(&mut self, run: SectorRange) {
+        self.by_start.remove(&run.start());
+        self.by_len.remove(&(run.len(), run.start()));
+        self.free -= run.len();
     }
 
-    /// Notes that sectors no longer count.
-    pub fn freed(&mut self, range: Range<u64>) {
+    /// Marks sectors freed: their content was replaced or discarded.
+    pub fn freed(&mut self, range: SectorRange) {
         self.freed.push(range);
     }
 
-    /// The file is longer than what is in use says: it ends at sector `end`.
-    pub fn extend(&mut self, end: u64) {
+    /// Adds the sectors up to `end`, the end of a file that is longer than what is in use.
+    pub fn extend(&mut self, end: Sector) {
         if self.end < end {
-            self.give(self.end..end);
+            self.give(SectorRange::new(self.end, end));
             self.end = end;
         }
     }
 
-    /// Takes it that everything free may take storage.
+    /// The free runs, in order.
+    fn runs(&self) -> impl Iterator<Item = SectorRange> + '_ {
+        let runs = self.by_start.iter();
+        runs.map(|(start, end)| SectorRange::new(*start, *end))
+    }
+
+    /// Assumes that everything free takes storage.
     pub fn suspect_all(&mut self) {
-        let free = self.by_start.iter();
-        self.unpunched = free.map(|(start, len)| *start..start + len).collect();
+        self.unpunched = self.runs().collect();
     }
 
-    /// Leaves everything free to the next flush to free: what is durable may still point at it.
+    /// Marks everything free as freed: the durable index may still point at it until the next flush.
     pub fn withhold(&mut self) {
+        let mut free: Vec<_> = self.runs().collect();
+        self.freed.append(&mut free);
+        self.by_start.clear();
         self.by_len.clear();
-        self.free = 0;
-        let free = std::mem::take(&mut self.by_start).into_iter();
-        self.freed
-            .extend(free.map(|(start, len)| start..start + len));
+        self.free = Sectors(0);
     }
 
-    /// Whether a flush would free sectors, once nobody holds them any more.
+    /// Whether a flush would free sectors, once the holds on them are dropped.
     pub fn has_freed(&self) -> bool {
-        !self.freed.is_empty() || !self.closing.is_empty()
+        !self.freed.is_empty() || !self.flushing.is_empty()
     }
 
-    /// Whether sectors that no longer count are not free yet: a flush and the end of the requests
-    /// that may know them will free them.
+    /// Whether freed sectors are not free yet: a flush, and the end of the requests that may have looked them up,
+    /// will free them.
     pub fn will_free(&self) -> bool {
-        let held = |settled: &Settled| !settled.ranges.is_empty();
-        self.has_freed() || self.punching > 0 || self.settled.iter().any(held)
+        let has_ranges = |held: &Held| !held.ranges.is_empty();
+        self.has_freed() || !self.punching.is_zero() || self.held.iter().any(has_ranges)
     }
 
-    /// Takes out the free pages around what became free, for them to be punched. Until
-    /// [`Allocator::end_punch`] they count as used.
-    pub fn begin_punch(&mut self) -> Vec<Range<u64>> {
+    /// Takes out the free pages around what became free, to be punched. They count as used until
+    /// [`Allocator::end_punch`].
+    pub fn begin_punch(&mut self) -> Vec<SectorRange> {
         self.reclaim();
-        // The rest of the last page holds nothing either.
-        self.extend(self.end.next_multiple_of(PAGE));
+        // The rest of the last page is unused too.
+        self.extend(self.end.round_up(PAGE));
         let mut freed = std::mem::take(&mut self.unpunched);
-        freed.sort_unstable_by_key(|range| range.start);
-        let mut pages: Vec<Range<u64>> = Vec::new();
-        let mut done = 0;
+        freed.sort_unstable_by_key(|range| range.start());
+        let mut pages: Vec<SectorRange> = Vec::new();
+        let mut done = Sector(0);
         for range in freed {
-            let end = range.end.next_multiple_of(PAGE);
-            done = done.max(range.start / PAGE * PAGE);
+            let end = range.end().round_up(PAGE);
+            done = done.max(range.start().round_down(PAGE));
             while done < end {
-                let Some(run) = self.free_run(done..end) else {
+                let rest = SectorRange::new(done, end);
+                let Some(run) = self.free_run(rest) else {
                     break;
                 };
-                let part = run.start.max(done)..run.end.min(end);
-                done = part.end;
+                let part = run.intersection(rest);
+                done = part.end();
                 if let Some(found) = self.take_pages(run, part) {
-                    match pages.last_mut() {
-                        Some(last) if last.end == found.start => last.end = found.end,
-                        _ => pages.push(found),
-                    }
+                    push_joined(&mut pages, found);
                 }
             }
         }
@@ -248,65 +275,80 @@ impl Allocator {
     }
 
     /// The first free run that overlaps a range.
-    fn free_run(&self, range: Range<u64>) -> Option<Range<u64>> {
-        let run = |(start, len): (&u64, &u64)| *start..start + len;
-        let before = self.by_start.range(..=range.start).next_back().map(run);
-        let before = before.filter(|before| before.end > range.start);
-        before.or_else(|| self.by_start.range(range).next().map(run))
+    fn free_run(&self, range: SectorRange) -> Option<SectorRange> {
+        let run = |(start, end): (&Sector, &Sector)| SectorRange::new(*start, *end);
+        let before = self.by_start.range(..=range.start()).next_back().map(run);
+        let before = before.filter(|before| before.end() > range.start());
+        let after = || self.by_start.range(range.start()..range.end()).next();
+        before.or_else(|| after().map(run))
     }
 
     /// Takes the whole pages of a part out of a free run.
-    fn take_pages(&mut self, run: Range<u64>, part: Range<u64>) -> Option<Range<u64>> {
-        let pages = part.start.next_multiple_of(PAGE)..part.end / PAGE * PAGE;
+    fn take_pages(&mut self, run: SectorRange, part: SectorRange) -> Option<SectorRange> {
+        let pages = whole_pages(part);
         if pages.is_empty() {
             return None;
         }
-        let len = pages.end - pages.start;
-        self.punching += len;
-        Some(self.cut(run, pages.start, len))
+        self.punching += pages.len();
+        Some(self.cut(run, pages))
     }
 
-    /// The pages from [`Allocator::begin_punch`] take no storage any more.
-    pub fn end_punch(&mut self, pages: Vec<Range<u64>>) {
+    /// Frees the pages from [`Allocator::begin_punch`], which no longer take storage.
+    pub fn end_punch(&mut self, pages: Vec<SectorRange>) {
         for range in pages {
-            self.punching -= range.end - range.start;
+            self.punching -= range.len();
             self.give(range);
         }
     }
 
-    /// A flush begins, which makes durable what replaced the sectors freed so far.
+    /// Begins a flush, which makes the replacement of all freed sectors durable.
     pub fn begin_flush(&mut self) {
-        self.closing.append(&mut self.freed);
-        self.closing_holds.push(std::mem::take(&mut self.hold));
+        self.flushing.append(&mut self.freed);
+        self.flushing_holds.push(std::mem::take(&mut self.hold));
     }
 
-    /// It succeeded. After one that failed, the next takes over what it began.
+    /// Ends a flush that succeeded. After one that failed, the next flush covers its sectors too.
     pub fn end_flush(&mut self) {
-        let holds = std::mem::take(&mut self.closing_holds);
-        let ranges = std::mem::take(&mut self.closing);
-        match self.settled.back_mut() {
-            // Flushes that free nothing add no more to it than what is still held.
+        let holds = std::mem::take(&mut self.flushing_holds);
+        let ranges = std::mem::take(&mut self.flushing);
+        match self.held.back_mut() {
+            // Flushes that free nothing add only the holds that still exist.
             Some(last) if last.ranges.is_empty() => {
                 last.holds.retain(|hold| Arc::strong_count(hold) > 1);
                 last.holds.extend(holds);
                 last.ranges = ranges;
             }
-            _ => self.settled.push_back(Settled { holds, ranges }),
+            _ => self.held.push_back(Held { holds, ranges }),
         }
         self.reclaim();
     }
 
-    /// Frees what nobody holds any more, the oldest first: who holds something may know of
-    /// anything freed later.
+    /// Frees the sectors whose holds were dropped, the oldest first: a request may have looked up anything that
+    /// was freed after it took its hold.
     fn reclaim(&mut self) {
-        while let Some(oldest) = self.settled.front()
+        while let Some(oldest) = self.held.front()
             && oldest.holds.iter().all(|hold| Arc::strong_count(hold) == 1)
-            && let Some(oldest) = self.settled.pop_front()
+            && let Some(oldest) = self.held.pop_front()
         {
             for range in oldest.ranges {
                 self.give_back(range);
             }
         }
+    }
+}
+
+/// The whole pages in a range; an empty range if there are none.
+fn whole_pages(range: SectorRange) -> SectorRange {
+    SectorRange::new(range.start().round_up(PAGE), range.end().round_down(PAGE))
+}
+
+/// Appends a range, or extends the last one, which it may continue.
+fn push_joined(ranges: &mut Vec<SectorRange>, next: SectorRange) {
+    match ranges.last_mut() {
+        Some(last) if last.end() == next.start() => {
+            *last = SectorRange::new(last.start(), next.end());
+        }
+        _ => ranges.push(next),
     }
 }
 

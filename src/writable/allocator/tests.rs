@@ -1,6 +1,14 @@
 //! The allocator against plain models.
 
+use std::ops::Range;
+
 use super::*;
+
+const UNLIMITED: Sectors = Sectors(u64::MAX);
+
+fn sectors(range: Range<u64>) -> SectorRange {
+    SectorRange::new(Sector(range.start), Sector(range.end))
+}
 
 /// Whatever sizes a guest writes and discards, the file stays within a few times the disk.
 #[test]
@@ -14,18 +22,18 @@ fn pieces_of_all_sizes_take_bounded_space() {
             random ^= random << 17;
             random % end
         };
-        let mut space = Allocator::new(8, [], u64::MAX);
+        let mut space = space(u64::MAX);
         let mut disk = vec![None; SECTORS as usize];
         for round in 0..200_000 {
             let len = unit * (1 + below(16));
             let start = below((SECTORS - len) / unit) * unit;
-            let sectors = &mut disk[start as usize..(start + len) as usize];
+            let part = &mut disk[start as usize..(start + len) as usize];
             // A write goes over what is there; a discard gives it back.
             let is_write = round % 2 == 0;
-            for empty in sectors.chunk_by_mut(|one, other| one.is_some() == other.is_some()) {
+            for empty in part.chunk_by_mut(|one, other| one.is_some() == other.is_some()) {
                 match empty[0] {
                     None if is_write => {
-                        let at = space.take(empty.len() as u64).unwrap().start;
+                        let at = space.take(Sectors(empty.len() as u64)).unwrap().start().0;
                         empty
                             .iter_mut()
                             .zip(at..)
@@ -33,7 +41,7 @@ fn pieces_of_all_sizes_take_bounded_space() {
                     }
                     Some(_) if !is_write => {
                         let freed = empty.iter_mut().filter_map(Option::take);
-                        freed.for_each(|at| space.freed(at..at + 1));
+                        freed.for_each(|at| space.freed(sectors(at..at + 1)));
                     }
                     _ => {}
                 }
@@ -43,7 +51,7 @@ fn pieces_of_all_sizes_take_bounded_space() {
                 space.end_flush();
             }
         }
-        assert!(space.end < 3 * SECTORS, "{unit}: {} sectors", space.end);
+        assert!(space.end.0 < 3 * SECTORS, "{unit}: {}", space.end);
     }
 }
 
@@ -53,53 +61,65 @@ fn small_pieces_do_not_hide_a_large_one() {
     let mut used = Vec::new();
     let mut end = 8;
     for piece in small.chain(std::iter::once(1000..9000)) {
-        used.push(end..piece.start);
+        used.push(sectors(end..piece.start));
         end = piece.end;
     }
-    used.push(end..10_000);
-    let mut space = Allocator::new(8, used, u64::MAX);
-    assert_eq!(space.take(8), Some(1000..1008));
+    used.push(sectors(end..10_000));
+    let mut space = Allocator::new(Sector(8), used, UNLIMITED);
+    assert_eq!(space.take(Sectors(8)), Some(sectors(1000..1008)));
 }
 
 fn space(limit: u64) -> Allocator {
-    Allocator::new(8, [], limit)
+    Allocator::new(Sector(8), [], Sectors(limit))
 }
 
 #[test]
 fn gaps_are_found_and_used_again() {
-    let mut space = Allocator::new(8, [8..16, 32..40, 44..48], u64::MAX);
-    assert_eq!(space.take(1), Some(40..41), "the smallest that fits");
-    assert_eq!(space.take(16), Some(16..32));
-    assert_eq!(space.take(16), Some(48..64));
-    assert_eq!(space.take(3), Some(41..44));
-    assert_eq!(space.used(), 64);
+    let mut space = Allocator::new(Sector(8), [8..16, 32..40, 44..48].map(sectors), UNLIMITED);
+    assert_eq!(
+        space.take(Sectors(1)),
+        Some(sectors(40..41)),
+        "the smallest that fits"
+    );
+    assert_eq!(space.take(Sectors(16)), Some(sectors(16..32)));
+    assert_eq!(space.take(Sectors(16)), Some(sectors(48..64)));
+    assert_eq!(space.take(Sectors(3)), Some(sectors(41..44)));
+    assert_eq!(space.used(), Sectors(64));
 }
 
 #[test]
 fn whole_pages_lie_on_pages() {
     let mut space = space(u64::MAX);
-    assert_eq!(space.take(3), Some(8..11));
-    assert_eq!(space.take(8), Some(16..24));
-    assert_eq!(space.take(5), Some(11..16), "what alignment left is used");
+    assert_eq!(space.take(Sectors(3)), Some(sectors(8..11)));
+    assert_eq!(space.take(Sectors(8)), Some(sectors(16..24)));
+    assert_eq!(
+        space.take(Sectors(5)),
+        Some(sectors(11..16)),
+        "what alignment left is used"
+    );
 }
 
 #[test]
 fn nothing_is_used_again_before_it_is_durable_and_let_go() {
     let mut space = space(8);
     let held = space.hold();
-    assert_eq!(space.take(8), Some(8..16));
-    assert_eq!(space.take(1), None, "the limit");
+    assert_eq!(space.take(Sectors(8)), Some(sectors(8..16)));
+    assert_eq!(space.take(Sectors(1)), None, "the limit");
     assert!(!space.will_free());
-    space.freed(8..16);
-    assert_eq!(space.take(8), None);
+    space.freed(sectors(8..16));
+    assert_eq!(space.take(Sectors(8)), None);
     space.begin_flush();
-    assert_eq!(space.take(8), None);
+    assert_eq!(space.take(Sectors(8)), None);
     let later = space.hold();
     space.end_flush();
-    assert_eq!(space.take(8), None, "a request may still read it");
+    assert_eq!(space.take(Sectors(8)), None, "a request may still read it");
     assert!(space.will_free() && !space.has_freed());
     drop(held);
-    assert_eq!(space.take(8), Some(8..16), "one that came later does not");
+    assert_eq!(
+        space.take(Sectors(8)),
+        Some(sectors(8..16)),
+        "one that came later does not"
+    );
     assert!(!space.will_free());
     drop(later);
 }
@@ -108,25 +128,31 @@ fn nothing_is_used_again_before_it_is_durable_and_let_go() {
 fn a_flush_that_failed_is_made_up_for() {
     let mut space = space(16);
     let held = space.hold();
-    assert_eq!((space.take(8), space.take(8)), (Some(8..16), Some(16..24)));
-    space.freed(8..16);
+    assert_eq!(
+        (space.take(Sectors(8)), space.take(Sectors(8))),
+        (Some(sectors(8..16)), Some(sectors(16..24)))
+    );
+    space.freed(sectors(8..16));
     space.begin_flush();
-    space.freed(16..24);
+    space.freed(sectors(16..24));
     space.begin_flush();
     space.end_flush();
-    assert_eq!(space.take(8), None, "held since before the first");
+    assert_eq!(space.take(Sectors(8)), None, "held since before the first");
     drop(held);
-    assert_eq!((space.take(8), space.take(8)), (Some(8..16), Some(16..24)));
+    assert_eq!(
+        (space.take(Sectors(8)), space.take(Sectors(8))),
+        (Some(sectors(8..16)), Some(sectors(16..24)))
+    );
 }
 
 #[test]
 fn what_is_given_back_grows_together() {
     let mut space = space(u64::MAX);
-    assert_eq!(space.take(24), Some(8..32));
+    assert_eq!(space.take(Sectors(24)), Some(sectors(8..32)));
     for range in [8..16, 24..32, 16..24] {
-        space.give_back(range);
+        space.give_back(sectors(range));
     }
-    assert_eq!(space.take(24), Some(8..32));
+    assert_eq!(space.take(Sectors(24)), Some(sectors(8..32)));
 }
 
 /// Whatever is taken and freed, each page that takes storage has a sector in use.
@@ -140,23 +166,23 @@ fn free_pages_take_no_storage() {
             random ^= random << 17;
             random % end
         };
-        let mut space = Allocator::new(8, [], u64::MAX);
+        let mut space = space(u64::MAX);
         let mut stored = BTreeSet::new();
-        let mut taken: Vec<Range<u64>> = Vec::new();
+        let mut taken: Vec<SectorRange> = Vec::new();
         for _ in 0..3000 {
             if below(2) == 0 || taken.is_empty() {
-                let range = space.take(1 + below(30)).unwrap();
-                stored.extend(range.start / PAGE..=(range.end - 1) / PAGE);
+                let range = space.take(Sectors(1 + below(30))).unwrap();
+                stored.extend(pages_of(range));
                 match below(20) {
                     0 => space.give_back(range),
                     _ => taken.push(range),
                 }
             } else {
                 let range = taken.swap_remove(below(taken.len() as u64) as usize);
-                let middle = range.start + below(range.end - range.start + 1);
+                let middle = range.start() + Sectors(below(range.len().0 + 1));
                 for (part, keep) in [
-                    (range.start..middle, false),
-                    (middle..range.end, below(9) == 0),
+                    (SectorRange::new(range.start(), middle), false),
+                    (SectorRange::new(middle, range.end()), below(9) == 0),
                 ] {
                     match keep {
                         _ if part.is_empty() => {}
@@ -171,61 +197,51 @@ fn free_pages_take_no_storage() {
                 space.end_flush();
                 drop(held);
                 let pages = space.begin_punch();
-                let busy = space.take(9).unwrap();
-                assert!(
-                    pages
-                        .iter()
-                        .all(|range| range.end <= busy.start || busy.end <= range.start)
-                );
-                stored.extend(busy.start / PAGE..=(busy.end - 1) / PAGE);
+                let busy = space.take(Sectors(9)).unwrap();
+                assert!(pages.iter().all(|range| !range.overlaps(busy)));
+                stored.extend(pages_of(busy));
                 taken.push(busy);
-                for page in pages
-                    .iter()
-                    .flat_map(|range| range.start / PAGE..range.end / PAGE)
-                {
+                for page in pages.iter().flat_map(|range| pages_of(*range)) {
                     stored.remove(&page);
                 }
                 space.end_punch(pages);
                 let mut used = BTreeSet::new();
                 for range in &taken {
-                    used.extend(range.start / PAGE..=(range.end - 1) / PAGE);
+                    used.extend(pages_of(*range));
                 }
                 assert!(stored.is_subset(&used), "seed {seed}");
             }
         }
-        assert_eq!(
-            space.used(),
-            8 + taken
-                .iter()
-                .map(|range| range.end - range.start)
-                .sum::<u64>()
-                + freed(&space)
-        );
+        let taken: Sectors = taken.iter().map(|range| range.len()).sum();
+        assert_eq!(space.used(), Sectors(8) + taken + freed(&space));
     }
 }
 
-fn freed(space: &Allocator) -> u64 {
-    let waiting = space.freed.iter().chain(&space.closing);
-    let settled = space.settled.iter().flat_map(|settled| &settled.ranges);
-    waiting
-        .chain(settled)
-        .map(|range| range.end - range.start)
-        .sum()
+/// The numbers of the pages that a range lies on.
+fn pages_of(range: SectorRange) -> Range<u64> {
+    range.start().0 / PAGE.0..range.end().0.div_ceil(PAGE.0)
+}
+
+fn freed(space: &Allocator) -> Sectors {
+    let waiting = space.freed.iter().chain(&space.flushing);
+    let held = space.held.iter().flat_map(|held| &held.ranges);
+    waiting.chain(held).map(|range| range.len()).sum()
 }
 
 /// A sector kept of every long piece does not make the file longer for ever.
 #[test]
 fn a_long_file_is_filled_before_it_grows() {
-    let mut space = Allocator::new(8, [], u64::MAX);
+    let mut space = space(u64::MAX);
     for _ in 0..1000 {
         let mut left = 8192;
         while left > 0 {
-            let range = space.take(left).unwrap();
-            left -= range.end - range.start;
-            space.freed(range.start + 1..range.end);
+            let range = space.take(Sectors(left)).unwrap();
+            left -= range.len().0;
+            let kept = range.start() + Sectors(1);
+            space.freed(SectorRange::new(kept, range.end()));
         }
         space.begin_flush();
         space.end_flush();
     }
-    assert!(space.end < 2 * LONG, "{} sectors", space.end);
+    assert!(space.end.0 < 2 * LONG.0, "{}", space.end);
 }

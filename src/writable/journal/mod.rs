@@ -16,8 +16,7 @@
 
 mod format;
 
-use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -27,6 +26,7 @@ use uuid::Uuid;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::Error;
+use super::files::{remove_file, with_suffix};
 use crate::format::lsmt::Mapping;
 use crate::io::boot;
 use crate::io::regular::{open_regular, open_to_read};
@@ -59,12 +59,7 @@ pub struct Journal {
 
 /// The paths of the two files that go with an index file.
 pub fn paths(index: &Path) -> [PathBuf; 2] {
-    ["journal0", "journal1"].map(|suffix| {
-        let mut name = OsString::from(index);
-        name.push(".");
-        name.push(suffix);
-        name.into()
-    })
+    ["journal0", "journal1"].map(|suffix| with_suffix(index, suffix))
 }
 
 /// Removes the files that exist. The file with the older records goes first: the newer records alone
@@ -95,17 +90,6 @@ fn oldest_first(index: &Path) -> Result<Vec<PathBuf>, Error> {
     }
     files.sort();
     Ok(files.into_iter().map(|(_, path)| path).collect())
-}
-
-/// Removes a file if it exists.
-///
-/// # Errors
-/// [`Error::File`] if it cannot be removed.
-pub(super) fn remove_file(path: &Path) -> Result<(), Error> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        removed => removed.map_err(Error::file("remove", path)),
-    }
 }
 
 /// The id of this boot of the kernel, as text. Where the kernel does not tell, one that no other

@@ -1,5 +1,7 @@
 //! The journal against its files.
 
+use std::fs;
+
 use super::*;
 use crate::units::Sector;
 

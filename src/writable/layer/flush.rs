@@ -1,30 +1,29 @@
-//! Flushing a writable layer, and freezing it.
+//! Flushing a writable layer: makes its data durable, then the mappings of that data.
 
 use std::io;
-use std::sync::RwLockReadGuard;
 use std::sync::atomic::Ordering;
 
 use super::super::Error;
 use super::super::extent_map::ExtentMap;
 use super::super::index_file::IndexFile;
-use super::super::locks::Guard;
 use super::super::reservation::Reservation;
 use super::{Flusher, Rewrite, WritableLayer};
-use crate::format::lsmt::Mapping;
+use crate::format::lsmt::{MAX_SECTORS, Mapping};
+use crate::units::{Sector, SectorRange};
 
 /// What one flush makes durable.
 struct Round {
     batch: Vec<Mapping>,
-    /// Number of the first mapping of the journal that is not part of it.
+    /// Number of the first mapping of the journal that is not in the batch.
     next: u64,
     rewrite: Rewrite,
 }
 
 impl WritableLayer {
-    /// Makes durable what was written before. Callers that come during a flush share the next one.
+    /// Makes all earlier writes durable. Callers that arrive during a flush share the next one.
     ///
     /// # Errors
-    /// [`Error::File`] or [`Error::Bytes`] if storage fails. If it lost data it had taken, this and all
+    /// [`Error::File`] or [`Error::Bytes`] if the storage fails. If it lost data that it had accepted, this and all
     /// later flushes and writes fail: [`Error::Broken`].
     pub fn flush(&self) -> Result<(), Error> {
         let mine = self.tickets.fetch_add(1, Ordering::AcqRel) + 1;
@@ -45,24 +44,24 @@ impl WritableLayer {
         let Some(mut round) = self.begin_round(flusher)? else {
             return Ok(());
         };
-        // What enters the map meanwhile may be part of it: the next flush enters it again.
+        // May include mappings that arrive meanwhile; the next flush enters them again.
         let whole = (round.rewrite != Rewrite::No).then(|| self.copy_map());
-        let made = self
+        let flushed = self
             .sync_data()
             .and_then(|()| self.write_index(flusher, &round, whole));
-        match made {
+        match flushed {
             Ok(()) => self.end_round(flusher, &round),
             Err(_) => self.take_back(flusher, &mut round),
         }
-        made
+        flushed
     }
 
-    /// Takes what waits, and lets the journal go on without it. `None`: there is nothing to do.
+    /// Takes the waiting mappings as the batch of a round. `None`: there is nothing to flush.
     fn begin_round(&self, flusher: &Flusher) -> Result<Option<Round>, Error> {
         let is_cut = flusher.index.is_cut_short()?;
         let mut pending = self.pending.lock();
         let count = pending.mappings.len();
-        let is_clean = !self.data.is_dirty() && !self.has_freed();
+        let is_clean = !self.data.is_dirty() && !self.placement.read().allocator.has_freed();
         if count == 0 && is_clean && !is_cut && flusher.rewrite == Rewrite::No {
             return Ok(None);
         }
@@ -70,15 +69,7 @@ impl WritableLayer {
             0 => pending.journal.next(),
             _ => pending.journal.begin_flush()?,
         };
-        // Nothing enters the map while `pending` is locked.
-        let is_long = count > 0
-            && flusher.index.entries() >= flusher.retry_at
-            && is_long(&flusher.index, &self.placement.read().map, self.log_slack);
-        let mut rewrite = match () {
-            () if is_cut || self.is_full(flusher, count) => Rewrite::Needed,
-            () if is_long => flusher.rewrite.max(Rewrite::Wanted),
-            () => flusher.rewrite,
-        };
+        let mut rewrite = self.choose_rewrite(flusher, count, is_cut);
         if rewrite != Rewrite::No
             && let Err(error) = pending.journal.begin_rewrite()
         {
@@ -87,7 +78,7 @@ impl WritableLayer {
                 _ => rewrite = Rewrite::No,
             }
         }
-        self.placement.write().space.begin_flush();
+        self.placement.write().allocator.begin_flush();
         Ok(Some(Round {
             batch: std::mem::take(&mut pending.mappings),
             next,
@@ -95,12 +86,27 @@ impl WritableLayer {
         }))
     }
 
-    /// Whether the index has no place for so many more entries.
-    fn is_full(&self, flusher: &Flusher, more: usize) -> bool {
-        flusher.index.entries() + more as u64 > self.max_log
+    /// Whether to rewrite the index in a round of `count` mappings. The caller holds the lock of the pending
+    /// mappings, so that the map does not change.
+    fn choose_rewrite(&self, flusher: &Flusher, count: usize, is_cut: bool) -> Rewrite {
+        if is_cut || self.is_full(flusher, count) {
+            return Rewrite::Needed;
+        }
+        let is_long = count > 0
+            && flusher.index.entries() >= flusher.retry_at
+            && is_long(&flusher.index, &self.placement.read().map, self.index_slack);
+        match is_long {
+            true => flusher.rewrite.max(Rewrite::Wanted),
+            false => flusher.rewrite,
+        }
     }
 
-    /// Enters the batch of a round in the index, or writes the index anew, durably.
+    /// Whether the index has no room for `more` entries.
+    fn is_full(&self, flusher: &Flusher, more: usize) -> bool {
+        flusher.index.entries() + more as u64 > self.max_index_entries
+    }
+
+    /// Appends the batch of a round to the index, or rewrites the index from `whole`. Durable afterwards.
     fn write_index(
         &self,
         flusher: &mut Flusher,
@@ -118,7 +124,7 @@ impl WritableLayer {
             return Ok(());
         };
         if round.rewrite == Rewrite::Wanted {
-            // To be tried at every flush it is too much, and so is its log line.
+            // Not at every flush: an attempt is expensive, and logs a line.
             flusher.retry_at = flusher.index.entries().saturating_mul(2);
             ::log::warn!("cannot rewrite the index: {error}");
             return flusher.index.append(batch);
@@ -126,17 +132,17 @@ impl WritableLayer {
         match self.is_full(flusher, batch.len()) {
             true => Err(Error::IndexFull {
                 path: self.paths.index.clone(),
-                most: self.max_log,
+                most: self.max_index_entries,
                 source: error.into(),
             }),
             false => Err(error),
         }
     }
 
-    /// Notes that the batch of a round is durable.
+    /// Ends a round whose batch is durable.
     fn end_round(&self, flusher: &mut Flusher, round: &Round) {
         flusher.rewrite = Rewrite::No;
-        self.placement.write().space.end_flush();
+        self.placement.write().allocator.end_flush();
         let mut pending = self.pending.lock();
         if round.rewrite != Rewrite::No {
             pending.reservation = Reservation::new(&flusher.index, pending.mappings.len());
@@ -150,29 +156,29 @@ impl WritableLayer {
         }
     }
 
-    /// Lets the batch of a round wait again.
+    /// Puts the batch of a failed round back before the mappings that arrived meanwhile.
     fn take_back(&self, flusher: &Flusher, round: &mut Round) {
         let mut pending = self.pending.lock();
         round.batch.append(&mut pending.mappings);
         std::mem::swap(&mut pending.mappings, &mut round.batch);
-        // What was reserved may have been given up; the next write reserves it again.
+        // The round may have released the reserved space; the next write reserves it again.
         pending.reservation = Reservation::new(&flusher.index, pending.mappings.len());
     }
 
-    /// All mappings, copied a few at a time, so that writes do not wait for all of them.
+    /// All mappings, copied a few at a time, so that writes wait for a few only.
     fn copy_map(&self) -> Vec<Mapping> {
         const EXTENTS: usize = 1024;
         let mut copied = Vec::new();
-        let mut from = 0;
+        let mut rest = SectorRange::new(Sector(0), Sector(MAX_SECTORS));
         loop {
             let placement = self.placement.read();
             let mut last = None;
-            for extent in placement.map.within(from..u64::MAX).take(EXTENTS) {
+            for extent in placement.map.within(rest).take(EXTENTS) {
                 copied.extend(extent.mappings());
                 last = Some(extent.end());
             }
             match last {
-                Some(end) => from = end,
+                Some(end) => rest = SectorRange::new(end, rest.end()),
                 None => return copied,
             }
         }
@@ -185,13 +191,13 @@ impl WritableLayer {
         })
     }
 
-    /// The kernel lets go of pages that it could not store, and a later sync that succeeds says nothing
-    /// about them. So nothing more is made durable, and the next process goes by the index alone, which
-    /// points at nothing that may be lost.
+    /// Handles a failed sync. The kernel drops pages that it could not store, and a later sync that succeeds does
+    /// not report them. So nothing more is made durable, and the next process goes by the index alone, which points
+    /// at no data that may be lost.
     fn break_down(&self, error: &io::Error) {
         {
             let mut pending = self.pending.lock();
-            self.broken.store(true, Ordering::Release);
+            self.give_up();
             pending.journal_misleads = true;
         }
         ::log::error!(
@@ -202,67 +208,23 @@ impl WritableLayer {
         self.discard_journal();
     }
 
-    /// Empties the journal if it points at data that may be lost. Where that fails, it is tried again
-    /// at the next flush.
+    /// Empties the journal if it points at data that may be lost. If that fails, the next flush tries again.
     fn discard_journal(&self) {
         let mut pending = self.pending.lock();
-        if pending.journal_misleads {
-            match pending.journal.discard() {
-                Ok(()) => pending.journal_misleads = false,
-                Err(error) => ::log::error!(
-                    "{}: cannot empty the journal after a failed sync; unflushed data may be wrong: {error}",
-                    self.data.path().display()
-                ),
-            }
+        if !pending.journal_misleads {
+            return;
         }
-    }
-
-    /// Waits for changes under way, and lets none begin while `commit` puts another layer above this one.
-    /// If that succeeds, this layer is read-only from then on.
-    pub(in super::super) fn freeze<T>(
-        &self,
-        commit: impl FnOnce() -> Result<T, Error>,
-    ) -> Result<T, Error> {
-        let mut frozen = self.gate.write();
-        if *frozen {
-            return Err(Error::Frozen);
-        }
-        let committed = commit()?;
-        *frozen = true;
-        Ok(committed)
-    }
-
-    /// Refuses all later changes and flushes.
-    pub(in super::super) fn give_up(&self) {
-        self.broken.store(true, Ordering::Release);
-    }
-
-    /// Begins a change, which keeps the layer from being frozen until it is over.
-    pub(super) fn enter(&self) -> Result<Guard<RwLockReadGuard<'_, bool>>, Error> {
-        self.check()?;
-        let frozen = self.gate.read();
-        match *frozen {
-            true => Err(Error::Frozen),
-            false => Ok(frozen),
-        }
-    }
-
-    pub(super) fn is_broken(&self) -> bool {
-        self.broken.load(Ordering::Acquire)
-    }
-
-    pub(in super::super) fn check(&self) -> Result<(), Error> {
-        match self.is_broken() {
-            true => Err(Error::Broken {
-                path: self.data.path().to_owned(),
-            }),
-            false => Ok(()),
+        match pending.journal.discard() {
+            Ok(()) => pending.journal_misleads = false,
+            Err(error) => ::log::error!(
+                "{}: cannot empty the journal after a failed sync; unflushed data may be wrong: {error}",
+                self.data.path().display()
+            ),
         }
     }
 }
 
-/// Whether an index should be written anew: it has twice the entries that its map needs, and `slack`
-/// more.
+/// Whether an index should be rewritten: it has twice the entries that its map needs, and `slack` more.
 pub(super) fn is_long(index: &IndexFile, map: &ExtentMap, slack: u64) -> bool {
     index.entries() > 2 * map.mappings() + slack
 }

@@ -1,49 +1,46 @@
-//! A writable layer in use: what it holds, and the steps that change it, each in a module of its own.
+//! A writable layer in use: what it holds. Each module below has one kind of change.
 
+mod discard;
 mod flush;
+mod freeze;
 mod open;
 mod seal;
 mod write;
 
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
-use rustix::fs::SeekFrom;
-use rustix::io::Errno;
-
+use super::Paths;
 use super::allocator::Allocator;
 use super::coverage::Coverage;
 use super::data_file::DataFile;
 use super::extent_map::{ExtentMap, Place, mappings};
-use super::index_file::{self, IndexFile, sync_folder_of};
+use super::index_file::{self, IndexFile};
 use super::journal::Journal;
 use super::locks::{RankedMutex, RankedRwLock};
-use super::lookup::{Lookup, MAX_SPANS, Span, SpanContent};
+use super::lookup::{Lookup, SpanContent};
 use super::reservation::Reservation;
-use super::{Error, Paths};
-use crate::format::lsmt::writable::{Kind, encode_data_header};
-use crate::format::lsmt::{FIRST_DATA, HEADER_LEN, Header, MAX_SECTORS, Mapping};
+use crate::format::lsmt::writable::Kind;
+use crate::format::lsmt::{FIRST_DATA, Header, Mapping};
 use crate::source::Blob;
-use crate::units::SECTOR_SIZE;
+use crate::units::{Sector, SectorRange};
 
-pub use write::MAX_STEP;
+pub use discard::MAX_STEP;
+pub(super) use write::sparse_place;
 
 /// How a writable layer is used.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Most bytes of data it may hold.
+    /// Most bytes of data.
     pub limit: u64,
-    /// Size of the disk in bytes, for a layer that does not say it.
+    /// Size of the disk in bytes, for a layer whose header does not have it.
     pub default_size: u64,
-    /// Most mappings that wait for a flush: with that many, a change flushes first.
+    /// Most mappings that wait for a flush. A change beyond that needs a flush first.
     pub max_pending: usize,
-    /// The index is written anew when it has twice the entries that its map needs, and this many more.
-    pub log_slack: u64,
+    /// The index is rewritten when it has twice the entries that its map needs, and this many more.
+    pub index_slack: u64,
     /// Most entries of the index file.
-    pub max_log: u64,
+    pub max_index_entries: u64,
 }
 
 impl Default for Options {
@@ -52,66 +49,13 @@ impl Default for Options {
             limit: u64::MAX,
             default_size: 0,
             max_pending: 1 << 20,
-            log_slack: 1 << 16,
-            max_log: index_file::MAX_ENTRIES,
+            index_slack: 1 << 16,
+            max_index_entries: index_file::MAX_ENTRIES,
         }
     }
 }
 
-/// Creates the files of an empty layer, durable and under their names.
-///
-/// # Errors
-/// [`Error::Size`]; [`Error::File`] or [`Error::Bytes`] if a file of either name exists, or cannot be
-/// written.
-pub fn create(paths: &Paths, kind: Kind, header: &Header) -> Result<(), Error> {
-    check_size(header.virtual_size)?;
-    let path = &paths.data;
-    let file = File::options().write(true).create_new(true).open(path);
-    let file = file.map_err(Error::file("create", path))?;
-    // Half a layer would be in the way of another attempt.
-    let remove = |path: &PathBuf| drop(fs::remove_file(path));
-    write_data_file(&file, path, kind, header)
-        .and_then(|()| create_index(&paths.index, &file, kind, header))
-        .and_then(|()| {
-            let synced = sync_folder_of(path).and_then(|()| sync_folder_of(&paths.index));
-            synced.inspect_err(|_| remove(&paths.index))
-        })
-        .inspect_err(|_| remove(path))
-}
-
-fn write_data_file(file: &File, path: &Path, kind: Kind, header: &Header) -> Result<(), Error> {
-    file.write_all_at(&encode_data_header(header, kind), 0)
-        .map_err(Error::bytes("write", path, 0))?;
-    if kind == Kind::Sparse {
-        let len = header.virtual_size + HEADER_LEN as u64;
-        file.set_len(len).map_err(Error::file("enlarge", path))?;
-    }
-    file.sync_all().map_err(Error::file("sync", path))
-}
-
-/// A sparse layer begins without an index, where the file system tells holes from zeros: tools that go
-/// by the holes may write to it as well, until this program opens it.
-fn create_index(path: &Path, data: &File, kind: Kind, header: &Header) -> Result<(), Error> {
-    let first = SeekFrom::Data(HEADER_LEN as u64);
-    if kind != Kind::Sparse || rustix::fs::seek(data, first) != Err(Errno::NXIO) {
-        return IndexFile::create(path, header);
-    }
-    let made = File::create_new(path).map_err(Error::file("create", path))?;
-    made.sync_all()
-        .map_err(Error::file("sync", path))
-        .inspect_err(|_| drop(fs::remove_file(path)))
-}
-
-/// Refuses the size of a disk that a writable layer cannot have.
-pub(super) fn check_size(size: u64) -> Result<(), Error> {
-    let whole = size.is_multiple_of(SECTOR_SIZE) && size / SECTOR_SIZE <= MAX_SECTORS;
-    match size > 0 && whole {
-        true => Ok(()),
-        false => Err(Error::Size(size)),
-    }
-}
-
-/// A writable layer, open. Any number of threads read and write it.
+/// An open writable layer. Any number of threads read and write it.
 ///
 /// The order of its locks is in [`locks`](super::locks).
 #[derive(Debug)]
@@ -125,12 +69,12 @@ pub struct WritableLayer {
     /// Freeze gate: changes hold it shared. `true` once frozen.
     gate: RankedRwLock<bool>,
     placement: RankedRwLock<Placement>,
-    /// Locked, together with `placement`, by each change of the map, so that both say the same.
+    /// Each change of the map locks this together with `placement`, so that both agree.
     pending: RankedMutex<Pending>,
     max_pending: usize,
-    log_slack: u64,
-    max_log: u64,
-    /// Storage lost data, or the layer may not be found at the next start.
+    index_slack: u64,
+    max_index_entries: u64,
+    /// The storage lost data, or the next start may not find the layer.
     broken: AtomicBool,
     /// Whether the data file is a read-only layer by now.
     sealed: AtomicBool,
@@ -139,18 +83,18 @@ pub struct WritableLayer {
     flush: RankedMutex<Flusher>,
 }
 
-/// Where everything is.
+/// Where the content of the disk is, and where there is space.
 #[derive(Debug)]
 struct Placement {
     map: ExtentMap,
-    space: Allocator,
+    allocator: Allocator,
 }
 
 /// What the next flush enters in the index.
 #[derive(Debug)]
 struct Pending {
     journal: Journal,
-    /// Whether the journal points at data that storage lost, and could not be emptied yet.
+    /// Whether the journal points at data that the storage lost, and could not be emptied yet.
     journal_misleads: bool,
     /// Space in the index file for `mappings`.
     reservation: Reservation,
@@ -158,26 +102,26 @@ struct Pending {
     mappings: Vec<Mapping>,
 }
 
-/// What a flush needs; one flush at a time.
+/// The state of flushes; one flush runs at a time.
 #[derive(Debug)]
 struct Flusher {
     index: IndexFile,
-    /// Whether the next flush writes the index anew, for what was found at the start.
+    /// Whether the next flush rewrites the index, for a reason found when the layer was opened.
     rewrite: Rewrite,
-    /// Number of entries at which a rewrite of the index is tried again.
+    /// Number of index entries at which a failed rewrite is tried again.
     retry_at: u64,
-    /// Newest ticket covered by a successful flush.
+    /// Newest flush ticket covered by a successful flush.
     done: u64,
 }
 
-/// Whether a flush writes the index anew.
+/// Whether a flush rewrites the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Rewrite {
     /// It appends.
     No,
-    /// If that fails, it appends.
+    /// If the rewrite fails, it appends.
     Wanted,
-    /// If that fails, the flush fails.
+    /// If the rewrite fails, the flush fails.
     Needed,
 }
 
@@ -197,87 +141,60 @@ impl WritableLayer {
         self.kind
     }
 
-    /// Bytes of data that the limit counts.
+    /// Bytes of data that count towards the limit.
     pub fn used(&self) -> u64 {
-        (self.placement.read().space.used() - FIRST_DATA.0) * SECTOR_SIZE
+        let header = FIRST_DATA - Sector(0);
+        (self.placement.read().allocator.used() - header).bytes()
     }
 
-    /// Number of index entries that say what it holds.
+    /// Number of index entries that describe its map.
     pub fn mappings(&self) -> u64 {
         self.placement.read().map.mappings()
     }
 
-    /// Extents of its map.
+    /// Number of extents of its map.
     pub fn extents(&self) -> usize {
         self.placement.read().map.len()
     }
 
-    /// Whether it may hold some of `sectors` sectors, at least 1, from `start` on. Takes no lock.
+    /// Whether it may have extents in `range`. Takes no lock.
     #[inline]
-    pub fn may_hold(&self, start: u64, sectors: u64) -> bool {
-        self.coverage.any(start, sectors)
+    pub fn may_hold(&self, range: SectorRange) -> bool {
+        self.coverage.any(range)
     }
 
-    /// Appends the spans that make up a range to `into`, until that is full; what it does not hold
-    /// lies below. `file` is the number of its data file there, once it has one.
-    pub(super) fn spans(
-        &self,
-        start: u64,
-        sectors: u64,
-        into: &mut Lookup,
-        file: &mut Option<u32>,
-    ) {
-        let end = start + sectors;
+    /// Appends the spans that make up `range` to `into`, until that is full. Sectors without an extent lie below.
+    pub(super) fn spans(&self, range: SectorRange, into: &mut Lookup) {
         let placement = self.placement.read();
-        let mut at = start;
-        let below = |from: u64, to: u64| Span {
-            sectors: to - from,
-            content: SpanContent::Lower,
-        };
-        for extent in placement.map.within(start..end) {
-            if into.spans.len() >= MAX_SPANS {
+        let mut at = range.start();
+        for extent in placement.map.within(range) {
+            if into.is_full() {
                 return;
             }
-            if extent.start > at {
-                into.spans.push(below(at, extent.start));
+            if at < extent.start() {
+                into.push(SectorRange::new(at, extent.start()), SpanContent::Lower);
             }
             let content = match extent.place {
                 Place::Zero => SpanContent::Zero,
                 Place::Data(sector) => SpanContent::Data {
-                    file: *file.get_or_insert_with(|| {
-                        let known = into
-                            .files
-                            .iter()
-                            .position(|(blob, _)| Arc::ptr_eq(blob, self.data.blob()));
-                        // The first hold keeps all that is freed later.
-                        let number = known.unwrap_or_else(|| {
-                            into.files
-                                .push((self.data.blob().clone(), placement.space.hold()));
-                            into.files.len() - 1
-                        });
-                        // One for each writable layer, of which there are few.
-                        number as u32
-                    }),
-                    offset: sector * SECTOR_SIZE,
+                    file: into.number_of(self.data.blob(), || placement.allocator.hold()),
+                    offset: sector.byte(),
                 },
             };
-            into.spans.push(Span {
-                sectors: extent.len,
-                content,
-            });
+            into.push(extent.range, content);
             at = extent.end();
         }
-        if at < end {
-            into.spans.push(below(at, end));
+        if at < range.end() {
+            into.push(SectorRange::new(at, range.end()), SpanContent::Lower);
         }
     }
 
-    /// The file that readers use, as [`Lookup`] names it.
+    /// The data file as readers use it.
     pub(super) fn blob(&self) -> &Arc<Blob> {
         self.data.blob()
     }
 
-    /// The index entries that say what it holds.
+    /// The index entries that describe its map.
     pub(super) fn index_entries(&self) -> Vec<Mapping> {
         mappings(&self.placement.read().map).collect()
     }

@@ -1,18 +1,17 @@
 //! Opening a writable layer to write to it.
 //!
-//! What a process before us answered for and did not flush is in its journal. It is entered in the
-//! index, which is made durable, and the journal starts anew. Where storage has no room for that, the
-//! journal is gone on with, and its mappings wait for the next flush like those to come.
+//! Writes that an earlier process answered and did not flush are in the journal. Their mappings are appended to
+//! the index, durably, and the journal starts empty. If the storage has no space for that, the journal is continued,
+//! and its mappings wait for the next flush like new ones.
 
 use std::fs::{File, Metadata};
-use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use super::super::allocator::{Allocator, PAGE};
 use super::super::coverage::Coverage;
 use super::super::data_file::DataFile;
-use super::super::extent_map::{ExtentMap, Place};
+use super::super::extent_map::{Extent, ExtentMap};
 use super::super::journal::{self, IndexPosition, Journal};
 use super::super::load::{Access, Loaded, load};
 use super::super::locks::{Rank, RankedMutex, RankedRwLock};
@@ -22,13 +21,14 @@ use super::flush::is_long;
 use super::{Flusher, Pending, Placement, Rewrite};
 use crate::format::lsmt::writable::{Kind, encode_data_header};
 use crate::format::lsmt::{FIRST_DATA, MAX_ENTRIES, MAX_SECTORS};
-use crate::units::{SECTOR_SIZE, Sector};
+use crate::units::{Sector, SectorRange, Sectors};
 
 impl WritableLayer {
-    /// Opens a layer to write to it. What its journal holds is made durable first, if there is room.
+    /// Opens a layer to write to it. Makes the writes in its journal durable first, if there is space.
     ///
     /// # Errors
-    /// The files cannot be read, or written; somebody else has them open; they are damaged.
+    /// Those of [`load`]; [`Error::NoLimit`], [`Error::Size`], [`Error::Fragmented`];
+    /// [`Error::JournalVersion`]; [`Error::File`] and [`Error::Bytes`] if a file cannot be written.
     pub fn open(paths: &Paths, options: &Options) -> Result<Self, Error> {
         let mut loaded = load(paths, Access::Write, ExtentMap::new())?;
         if loaded.kind == Kind::Sparse && options.limit != u64::MAX {
@@ -36,7 +36,7 @@ impl WritableLayer {
                 path: paths.data.clone(),
             });
         }
-        let sectors = settle_size(paths, options, &mut loaded)?;
+        let disk_end = determine_size(paths, options, &mut loaded)?;
         if loaded.map.mappings() > MAX_ENTRIES {
             return Err(Error::Fragmented {
                 path: paths.data.clone(),
@@ -46,12 +46,12 @@ impl WritableLayer {
         let rewrite = match &loaded {
             loaded if loaded.index_misleads => Rewrite::Needed,
             loaded if loaded.index_is_stale => Rewrite::Wanted,
-            loaded if is_long(&loaded.log, &loaded.map, options.log_slack) => Rewrite::Wanted,
+            loaded if is_long(&loaded.index, &loaded.map, options.index_slack) => Rewrite::Wanted,
             _ => Rewrite::No,
         };
-        loaded.log.trim()?;
+        loaded.index.trim()?;
         let journal = open_journal(paths, &loaded)?;
-        let layer = Self::build(paths, options, loaded, (sectors, rewrite, journal))?;
+        let layer = Self::build(paths, options, loaded, (disk_end, rewrite, journal))?;
         layer.catch_up(rewrite)?;
         Ok(layer)
     }
@@ -60,28 +60,29 @@ impl WritableLayer {
         paths: &Paths,
         options: &Options,
         loaded: Loaded,
-        (sectors, rewrite, journal): (u64, Rewrite, Journal),
+        (disk_end, rewrite, journal): (Sector, Rewrite, Journal),
     ) -> Result<Self, Error> {
         let Loaded {
             data,
-            log: index,
+            index,
             header,
             kind,
             map,
             journal: pending,
             ..
         } = loaded;
-        let coverage = Coverage::new(sectors);
+        let coverage = Coverage::new(disk_end);
+        map.iter().for_each(|extent| coverage.set(extent.range));
         let withhold = !pending.is_empty() || rewrite != Rewrite::No;
-        let (placement, end) = place(paths, &data, map, &coverage, options.limit, withhold)?;
+        let (allocator, data_end) = find_space(paths, &data, &map, options.limit, withhold)?;
         Ok(Self {
             paths: paths.clone(),
             kind,
-            data: DataFile::new(&paths.data, data, end)?,
+            data: DataFile::new(&paths.data, data, data_end)?,
             limit: options.limit,
             coverage,
             gate: RankedRwLock::new(Rank::Freeze, false),
-            placement: RankedRwLock::new(Rank::Map, placement),
+            placement: RankedRwLock::new(Rank::Map, Placement { map, allocator }),
             pending: RankedMutex::new(
                 Rank::Pending,
                 Pending {
@@ -92,8 +93,8 @@ impl WritableLayer {
                 },
             ),
             max_pending: options.max_pending,
-            log_slack: options.log_slack,
-            max_log: options.max_log,
+            index_slack: options.index_slack,
+            max_index_entries: options.max_index_entries,
             broken: AtomicBool::new(false),
             sealed: AtomicBool::new(false),
             tickets: AtomicU64::new(0),
@@ -110,15 +111,15 @@ impl WritableLayer {
         })
     }
 
-    /// Makes durable what a process before this one answered for, and the index say what the map says.
-    /// Without room for that it waits for the next flush, unless the index misleads.
+    /// Makes writes of an earlier process durable, and the index agree with the map. Without space for that, it
+    /// waits for the next flush, unless the index misleads.
     fn catch_up(&self, rewrite: Rewrite) -> Result<(), Error> {
         match self.flush() {
-            // Storage without room for the data itself has lost it.
+            // Storage without space for the data itself has lost it.
             Err(error) if error.is_full() && rewrite != Rewrite::Needed && !self.is_broken() => {
                 ::log::warn!(
-                    "{error}: no space for the index; writes of an earlier run stay in the journal until a \
-         flush succeeds"
+                    "{error}: no space for the index; writes of an earlier run stay in the \
+                     journal until a flush succeeds"
                 );
                 Ok(())
             }
@@ -127,10 +128,10 @@ impl WritableLayer {
     }
 }
 
-/// Goes on with a journal that has mappings the index need not hold; else starts a new one.
+/// Continues a journal whose mappings may not be in the index; else starts a new one.
 fn open_journal(paths: &Paths, loaded: &Loaded) -> Result<Journal, Error> {
     let (uuid, boot) = (loaded.header.uuid, journal::boot_id());
-    let entries = loaded.log.entries();
+    let entries = loaded.index.entries();
     match loaded.journal.is_empty() {
         true => Journal::start(&paths.index, uuid, boot, entries),
         false => {
@@ -143,41 +144,35 @@ fn open_journal(paths: &Paths, loaded: &Loaded) -> Result<Journal, Error> {
     }
 }
 
-/// Marks in `coverage` what a map holds, and finds the free space of the data file; returns the end of the
-/// data in use, too. With `withhold`, nothing is free before the first flush.
-fn place(
+/// The allocator of a data file that holds the extents of `map`, and the end of the data in use. With `withhold`,
+/// nothing is free before the first flush.
+fn find_space(
     paths: &Paths,
     data: &File,
-    map: ExtentMap,
-    coverage: &Coverage,
+    map: &ExtentMap,
     limit: u64,
     withhold: bool,
-) -> Result<(Placement, Sector), Error> {
-    let mut used = Vec::new();
-    for extent in map.iter() {
-        coverage.set(extent.start, extent.len);
-        if let Place::Data(at) = extent.place {
-            used.push(at..at + extent.len);
-        }
-    }
-    used.sort_unstable_by_key(|range| range.start);
-    let end = Sector(used.last().map_or(0, |range| range.end));
+) -> Result<(Allocator, Sector), Error> {
+    let data_of = |extent: Extent| extent.data();
+    let mut used: Vec<_> = map.iter().filter_map(data_of).collect();
+    used.sort_unstable_by_key(|range| range.start());
+    let data_end = used.last().map_or(Sector(0), |range| range.end());
     let metadata = data.metadata();
     let metadata = metadata.map_err(Error::file("examine", &paths.data))?;
-    let suspect = takes_more(&metadata, &used);
-    let mut space = Allocator::new(FIRST_DATA.0, used, limit / SECTOR_SIZE);
-    space.extend(metadata.len().div_ceil(SECTOR_SIZE));
-    if suspect {
-        space.suspect_all();
+    let is_suspect = takes_more(&metadata, &used);
+    let mut allocator = Allocator::new(FIRST_DATA, used, Sectors::whole_in(limit));
+    allocator.extend(Sector::at_or_after(metadata.len()));
+    if is_suspect {
+        allocator.suspect_all();
     }
     if withhold {
-        space.withhold();
+        allocator.withhold();
     }
-    Ok((Placement { map, space }, end))
+    Ok((allocator, data_end))
 }
 
-/// Gives a layer a size if it has none yet; returns that of the disk in sectors.
-fn settle_size(paths: &Paths, options: &Options, loaded: &mut Loaded) -> Result<u64, Error> {
+/// Returns the end of the disk. Gives a layer that has no size the default one.
+fn determine_size(paths: &Paths, options: &Options, loaded: &mut Loaded) -> Result<Sector, Error> {
     if loaded.header.virtual_size == 0 {
         loaded.header.virtual_size = options.default_size;
         let header = encode_data_header(&loaded.header, loaded.kind);
@@ -185,24 +180,26 @@ fn settle_size(paths: &Paths, options: &Options, loaded: &mut Loaded) -> Result<
         written.map_err(Error::bytes("write", &paths.data, 0))?;
         (loaded.index_is_stale, loaded.index_misleads) = (true, true);
     }
-    let sectors = loaded.header.virtual_size.div_ceil(SECTOR_SIZE);
-    match sectors {
-        1..=MAX_SECTORS => Ok(sectors),
+    match Sector::at_or_after(loaded.header.virtual_size) {
+        end @ Sector(1..=MAX_SECTORS) => Ok(end),
         _ => Err(Error::Size(loaded.header.virtual_size)),
     }
 }
 
-/// Whether a data file takes more storage than the pages that these sectors lie on, sorted, by more
-/// than a file system needs for itself. What a process before this one freed may not be punched then.
-fn takes_more(metadata: &Metadata, used: &[Range<u64>]) -> bool {
+/// Whether a data file takes more storage than the pages that hold `used`, which is sorted, by more than a file
+/// system needs for itself. Then an earlier process may have freed pages without punching them.
+fn takes_more(metadata: &Metadata, used: &[SectorRange]) -> bool {
     const SLACK: u64 = 1 << 20;
-    let (mut pages, mut last) = (0, 0);
+    // Page 0 is the header.
+    let mut taken = PAGE;
+    let mut done = Sector(0) + PAGE;
     for range in used {
-        // Page 0 is the header.
-        let first = (range.start / PAGE).max(last + 1);
-        let end = range.end.div_ceil(PAGE);
-        pages += end.saturating_sub(first);
-        last = last.max(end - 1);
+        let pages = SectorRange::new(
+            range.start().round_down(PAGE).max(done),
+            range.end().round_up(PAGE),
+        );
+        taken += pages.len();
+        done = done.max(pages.end());
     }
-    metadata.blocks() * 512 > (pages + 1) * PAGE * SECTOR_SIZE + SLACK
+    metadata.blocks() * 512 > taken.bytes() + SLACK
 }

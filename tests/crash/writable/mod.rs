@@ -31,8 +31,8 @@ const OPTIONS: Options = Options {
     limit: u64::MAX,
     default_size: 0,
     max_pending: 9,
-    log_slack: 4,
-    max_log: 1 << 20,
+    index_slack: 4,
+    max_index_entries: 1 << 20,
 };
 
 /// One thing the guest did.
@@ -76,6 +76,7 @@ fn work(recorder: &Recorder, stack: &Stack, kind: Kind, random: &mut Random) -> 
         let mut zeros = Vec::new();
         zeros.extend(range.clone().map(|sector| (sector, [0; 512])));
         let (volume, snapshots) = &device;
+        let part = common::sectors(start, sectors);
         let start = Sector(start);
         let mut is_flush = false;
         let mut snapshot = None;
@@ -88,11 +89,11 @@ fn work(recorder: &Recorder, stack: &Stack, kind: Kind, random: &mut Random) -> 
             }
             4 | 5 => {
                 changed = zeros;
-                volume.discard(start, sectors)
+                volume.discard(part)
             }
             6 | 7 => {
                 changed = zeros;
-                volume.write_zeroes(start, sectors, false)
+                volume.write_zeroes(part, false)
             }
             8 => {
                 drop(device);

@@ -65,7 +65,7 @@ fn names_that_were_not_durable() {
             let (volume, _) = open(recorder.path(), &stack);
             for sector in [0, 2, 1, 0, 2, 1] {
                 write(&volume, Sector(sector), &mut [[round; 512]]).unwrap();
-                volume.discard(Sector(sector), 1).unwrap();
+                volume.discard(common::sectors(sector, 1)).unwrap();
             }
             volume.flush().unwrap();
         }
@@ -163,7 +163,7 @@ fn space_is_not_used_again_before_a_flush() {
         write(&volume, Sector(0), &mut [[1; 512]; 8]).unwrap();
         volume.flush().unwrap();
         fill(&recorder);
-        volume.discard(Sector(0), 8).unwrap();
+        volume.discard(common::sectors(0, 8)).unwrap();
         drop(volume);
         let (volume, _) = open(recorder.path(), &stack);
         write(&volume, Sector(40), &mut [[2; 512]; 8]).unwrap();

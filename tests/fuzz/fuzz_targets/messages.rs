@@ -38,7 +38,7 @@ use ovbd_vhost::format::lsmt::Header;
 use ovbd_vhost::format::lsmt::writable::Kind;
 use ovbd_vhost::image::Image;
 use ovbd_vhost::image::config::Stack;
-use ovbd_vhost::units::{SECTOR_SIZE, Sector};
+use ovbd_vhost::units::{SECTOR_SIZE, Sector, SectorRange};
 use ovbd_vhost::vhost::ownership::Ownership;
 use ovbd_vhost::vhost::session::Session;
 use ovbd_vhost::virtio::config::DeviceConfig;
@@ -147,7 +147,7 @@ impl Layer {
                 _ => LIMIT,
             },
             max_pending: 16,
-            log_slack: 16,
+            index_slack: 16,
             ..Options::default()
         };
         let upper = WritableLayer::open(&self.paths(), &options).expect("what was made here");
@@ -170,18 +170,18 @@ fn held(volume: &Volume) -> Vec<Option<[u8; SECTOR_SIZE as usize]>> {
     let mut sectors = Vec::new();
     loop {
         let at = sectors.len() as u64;
-        volume.lookup(Sector(at), volume.sectors().0 - at, &mut overlay);
+        volume.lookup(SectorRange::new(Sector(at), volume.sectors()), &mut overlay);
         if overlay.is_empty() {
             sectors.resize(volume.sectors().0 as usize, None);
             return sectors;
         }
         for span in overlay.spans() {
-            let end = sectors.len() + span.sectors as usize;
+            let end = sectors.len() + span.sectors.0 as usize;
             match span.content {
                 SpanContent::Lower => sectors.resize(end, None),
                 SpanContent::Zero => sectors.resize(end, Some([0; _])),
                 SpanContent::Data { file, offset } => {
-                    let mut bytes = vec![0; (span.sectors * SECTOR_SIZE) as usize];
+                    let mut bytes = vec![0; span.sectors.bytes() as usize];
                     let read = overlay.file(file).read_exact_at(&mut bytes, offset);
                     read.expect("data of the layer");
                     sectors.extend(bytes.as_chunks().0.iter().copied().map(Some));

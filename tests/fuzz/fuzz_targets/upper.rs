@@ -17,7 +17,7 @@ use ovbd_vhost::image::Image;
 use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::image::reader::Reader;
 use ovbd_vhost::io::scatter::Scatter;
-use ovbd_vhost::units::Sector;
+use ovbd_vhost::units::{Sector, SectorRange, Sectors};
 use ovbd_vhost::writable::{Options, Paths, Volume, WritableLayer, create, journal};
 use vm_memory::VolatileSlice;
 
@@ -28,7 +28,7 @@ mod file;
 fn open(paths: &Paths) -> Option<Volume> {
     let options = Options {
         default_size: 1 << 20,
-        log_slack: 4,
+        index_slack: 4,
         ..Options::default()
     };
     let upper = WritableLayer::open(paths, &options).ok()?;
@@ -103,7 +103,10 @@ fuzz_target!(|bytes: &[u8]| {
     let at = Sector(places[0] % sectors);
     let mut scatter = Scatter::new();
     scatter.push(VolatileSlice::from(&mut sector[..]));
-    let written = volume.write(at, 1, scatter.cursor(0)).is_ok() && volume.flush().is_ok();
+    let written = volume
+        .write(SectorRange::new(at, at + Sectors(1)), scatter.cursor(0))
+        .is_ok()
+        && volume.flush().is_ok();
     let after = read(&volume, &places);
     drop(volume);
     let volume = open(&paths).expect("what was open once");

@@ -8,19 +8,21 @@ fn an_index_that_is_full() {
     let mut disk = Disk::new(Kind::Hybrid);
     disk.volume = None;
     let options = Options {
-        log_slack: 1000,
-        max_log: 30,
+        index_slack: 1000,
+        max_index_entries: 30,
         ..Options::default()
     };
     let upper = WritableLayer::open(&disk.paths, &options).unwrap();
     let new = disk.folder.path().join("upper.index.new");
     for round in 0..200 {
         // Each takes a mapping.
-        upper.discard(0, 1).unwrap();
+        upper.discard(common::sectors(0, 1)).unwrap();
         let mut bytes = [round; 512];
         let mut scatter = Scatter::new();
         scatter.push(VolatileSlice::from(&mut bytes[..]));
-        upper.write(0, 1, scatter.cursor(0)).unwrap();
+        upper
+            .write(common::sectors(0, 1), scatter.cursor(0))
+            .unwrap();
         if round == 100 {
             fs::create_dir(&new).unwrap();
         }
@@ -56,7 +58,7 @@ fn rewriting_takes_no_more_space() {
         }
         let len = fs::metadata(&disk.paths.data).unwrap().len();
         assert!(len <= 4096 + 3 * 64 * 512, "{kind:?}: {len}");
-        let upper = disk.volume().uppers()[0].clone();
+        let upper = disk.volume().layers()[0].clone();
         assert_eq!((upper.extents(), upper.used()), (1, 64 * 512));
     }
 }
@@ -89,15 +91,27 @@ fn full_passes_when_a_request_ends() {
     disk.write(0, 8);
     disk.write(40, 8);
     let mut reading = Lookup::default();
-    disk.volume().lookup(Sector(40), 8, &mut reading);
+    disk.volume().lookup(common::sectors(40, 8), &mut reading);
     disk.zero(0, 8, true, true);
     disk.flush();
     let mut bytes = [1; 4096];
     let mut scatter = Scatter::new();
     scatter.push(VolatileSlice::from(&mut bytes[..]));
-    let now = || disk.volume().write_now(Sector(60), 8, scatter.cursor(0));
-    assert!(matches!(now(), Err(Error::FlushFirst)));
-    let full = disk.volume().write(Sector(60), 8, scatter.cursor(0));
+    let now = || {
+        disk.volume()
+            .write_now(common::sectors(60, 8), scatter.cursor(0))
+    };
+    let flush_first = matches!(
+        now(),
+        Err(Error::Full {
+            will_free: true,
+            ..
+        })
+    );
+    assert!(flush_first);
+    let full = disk
+        .volume()
+        .write(common::sectors(60, 8), scatter.cursor(0));
     assert!(matches!(full, Err(Error::Full { .. })), "{full:?}");
     drop(reading);
     now().unwrap();

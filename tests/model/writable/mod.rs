@@ -74,8 +74,8 @@ fn open(folder: &Path, paths: &Paths, limit: u64) -> Result<Volume, Error> {
         default_size: SECTORS * 512,
         // Small, so that flushes by themselves and new logs happen.
         max_pending: 6,
-        log_slack: 3,
-        max_log: 1 << 20,
+        index_slack: 3,
+        max_index_entries: 1 << 20,
     };
     let upper = WritableLayer::open(paths, &options)?;
     let image = Image::open(&Stack::new([folder.join("lower.obd")])).unwrap();
@@ -132,7 +132,9 @@ impl Disk {
                 scope.spawn(move || {
                     let mut bytes = vec![fill ^ 0x55; (sectors * 512) as usize];
                     put(volume, start, &mut bytes).unwrap();
-                    volume.discard(Sector(start), sectors.div_ceil(2)).unwrap();
+                    volume
+                        .discard(common::sectors(start, sectors.div_ceil(2)))
+                        .unwrap();
                     bytes.fill(fill);
                     put(volume, start, &mut bytes).unwrap();
                 });
@@ -151,8 +153,10 @@ impl Disk {
     fn zero(&mut self, start: u64, sectors: u64, unmap: bool, discard: bool) {
         let volume = self.volume();
         match discard {
-            true => volume.discard(Sector(start), sectors).unwrap(),
-            false => volume.write_zeroes(Sector(start), sectors, unmap).unwrap(),
+            true => volume.discard(common::sectors(start, sectors)).unwrap(),
+            false => volume
+                .write_zeroes(common::sectors(start, sectors), unmap)
+                .unwrap(),
         }
         for sector in start as usize..(start + sectors) as usize {
             self.now[sector] = [0; 512];
@@ -226,7 +230,7 @@ fn put(volume: &Volume, start: u64, bytes: &mut [u8]) -> Result<(), Error> {
     let mut scatter = Scatter::new();
     scatter.push(VolatileSlice::from(first));
     scatter.push(VolatileSlice::from(second));
-    volume.write(Sector(start), sectors, scatter.cursor(0))
+    volume.write(common::sectors(start, sectors), scatter.cursor(0))
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -314,7 +318,7 @@ fn writers_do_not_disturb_each_other() {
                 match round % 10 {
                     3 => volume.flush().unwrap(),
                     5 => {
-                        volume.discard(Sector(sector), 1).unwrap();
+                        volume.discard(common::sectors(sector, 1)).unwrap();
                         volume
                             .read(&mut reader, Sector(sector), &mut found)
                             .unwrap();

@@ -19,7 +19,7 @@ fn snapshots_hold_what_was_there_when_they_were_taken() {
                 let fill = round * 16 + number + 1;
                 let start = u64::from(fill) * 5;
                 put(&volume, start, &mut [fill; 40 * 512]).unwrap();
-                volume.discard(Sector(start + 8), 3).unwrap();
+                volume.discard(common::sectors(start + 8, 3)).unwrap();
                 model[start as usize..start as usize + 40].fill([fill; 512]);
                 model[start as usize + 8..start as usize + 11].fill([0; 512]);
                 let name = format!("{round} {number}");
