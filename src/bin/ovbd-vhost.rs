@@ -92,6 +92,11 @@ struct Args {
     #[command(flatten)]
     registry: RegistryArgs,
 
+    /// Fetch what this trace of an earlier start has before the guest asks for it [default: the trace
+    /// that the image config names]
+    #[arg(long, value_name = "TRACE")]
+    prefetch: Option<PathBuf>,
+
     /// Fail a read after it waited so long for a registry, in seconds [default: it waits until the
     /// registry answers]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
@@ -245,6 +250,7 @@ impl From<Args> for Config {
             remote: RemoteConfig {
                 cache: args.cache,
                 registry: args.registry,
+                prefetch: args.prefetch,
                 deadline: args.fetch_deadline.map(Duration::from_secs),
             },
             lineage: match args.force {

@@ -97,6 +97,8 @@ pub struct RemoteConfig {
     pub cache: Option<PathBuf>,
     /// The registries.
     pub registry: RegistryArgs,
+    /// The prefetch trace to replay, in place of the image's own.
+    pub prefetch: Option<PathBuf>,
     /// How long a guest's read waits for bytes; `None`: until they come.
     pub deadline: Option<Duration>,
 }

@@ -207,6 +207,11 @@ impl Device {
         })
     }
 
+    /// What brings the bytes of layers in registries.
+    pub(super) fn client(&self) -> Option<&Client> {
+        self.client.as_deref()
+    }
+
     /// From now on reads wait for registries as long as the command line says.
     pub fn start_serving(&self) {
         if let Some(client) = &self.client {

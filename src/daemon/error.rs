@@ -38,6 +38,14 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// The prefetch trace cannot be opened.
+    #[error("cannot open the trace {}", path.display())]
+    Trace {
+        /// Its path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The service configuration cannot be used.
     #[error("cannot use the service configuration")]
     ServiceConfig(#[source] service_config::Error),

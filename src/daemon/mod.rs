@@ -11,10 +11,12 @@ pub mod config;
 pub mod control;
 mod device;
 pub mod error;
+mod fetching;
 pub mod limits;
 pub mod listener;
 pub mod notify;
 mod remote;
+mod replay;
 pub mod sandbox;
 mod sources;
 
@@ -46,6 +48,7 @@ use device::{Device, WritableFiles};
 use limits::Room;
 use listener::{Claim, Listener};
 use notify::Manager;
+use replay::Trace;
 use sandbox::privileges::{self, Identity};
 use sandbox::{Reach, Sandbox};
 use sources::Sources;
@@ -62,7 +65,7 @@ pub fn run(config: Config) -> Result<(), Error> {
     let passed = activation::take()?;
     let (started, result) = match &config.image {
         ImageSource::Layers(layers) => {
-            let wanted = Wanted::Stack(Stack::new(layers), None, None);
+            let wanted = Wanted::Stack(Stack::new(layers), None, None, None);
             (start(&config, wanted, passed), None)
         }
         ImageSource::Reference(reference) => {
@@ -74,7 +77,7 @@ pub fn run(config: Config) -> Result<(), Error> {
             let result = image.result_file().map(ResultFile::create).transpose()?;
             let parts = image.stack_and_upper().map_err(Error::ImageConfig);
             let start = |(stack, upper)| {
-                let wanted = Wanted::Stack(stack, upper, image.download());
+                let wanted = Wanted::Stack(stack, upper, image.download(), image.trace());
                 start(&config, wanted, passed)
             };
             (parts.and_then(start), result)
@@ -115,8 +118,13 @@ struct Started {
 
 /// What to serve.
 enum Wanted<'a> {
-    /// Layers, the writable layer that an image config names, and what it says about downloads.
-    Stack(Stack, Option<UpperFiles>, Option<&'a Download>),
+    /// Layers, and what an image config names: the writable layer, the download and the trace.
+    Stack(
+        Stack,
+        Option<UpperFiles>,
+        Option<&'a Download>,
+        Option<PathBuf>,
+    ),
     /// An image in a registry.
     Image(&'a Reference),
 }
@@ -134,13 +142,14 @@ fn start(
     passed: Option<UnixListener>,
 ) -> Result<Started, Error> {
     // Files are opened with the rights of the starter, registries are asked as the daemon's user.
-    let (layers, download) = match wanted {
-        Wanted::Stack(stack, upper, download) => (
-            Layers::Open(Sources::open(config, &stack, upper)?),
-            download,
-        ),
-        Wanted::Image(reference) => (Layers::Named(reference), None),
+    let (layers, download, trace) = match wanted {
+        Wanted::Stack(stack, upper, download, trace) => {
+            let layers = Layers::Open(Sources::open(config, &stack, upper)?);
+            (layers, download, trace)
+        }
+        Wanted::Image(reference) => (Layers::Named(reference), None, None),
     };
+    let trace = Trace::open(config.remote.prefetch.as_deref(), trace.as_deref())?;
     let rings = device::make_rings(config.rings());
     let starting = Arc::new(AtomicBool::new(true));
     let signals = signals(&starting)?;
@@ -166,6 +175,9 @@ fn start(
     starting.store(false, Ordering::Relaxed);
     let (socket, control) = sockets.listen()?;
     sandbox.map_or(Ok(()), Sandbox::tighten)?;
+    if let Some(trace) = trace {
+        trace.start(Arc::clone(&disk));
+    }
     if let Some(control) = &control {
         control::start(control, device).map_err(Error::Control)?;
     }

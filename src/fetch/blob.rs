@@ -1,6 +1,6 @@
 //! A blob that somebody may ask for: what the cache has of it, and where the rest comes from.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -46,6 +46,8 @@ pub(super) struct Blob {
     pub(super) pace: Mutex<Pace>,
     pub(super) ahead: Mutex<Ahead>,
     failures: AtomicU32,
+    /// Whether the last definite answer was a refusal.
+    refused: AtomicBool,
     /// Until when the server is taken for one that serves no ranges; held while all is streamed.
     pub(super) whole: Mutex<()>,
     without_ranges: Mutex<Option<Instant>>,
@@ -70,6 +72,7 @@ impl Blob {
             pace: Mutex::default(),
             ahead: Mutex::default(),
             failures: AtomicU32::new(0),
+            refused: AtomicBool::new(false),
             whole: Mutex::new(()),
             without_ranges: Mutex::new(None),
             publishing: Mutex::new(()),
@@ -98,9 +101,15 @@ impl Blob {
         lock(&self.origins).first().cloned()
     }
 
-    /// Notes that bytes came.
-    pub(super) fn succeeded(&self) {
+    /// Notes that bytes came, and returns whether they were refused before.
+    pub(super) fn succeeded(&self) -> bool {
         self.failures.store(0, Ordering::Relaxed);
+        self.refused.load(Ordering::Relaxed) && self.refused.swap(false, Ordering::Relaxed)
+    }
+
+    /// Notes a definite refusal, and returns whether it is the first since bytes came.
+    pub(super) fn is_first_refusal(&self) -> bool {
+        !self.refused.swap(true, Ordering::Relaxed)
     }
 
     /// Notes a failure, and returns when to try again. A definite refusal moves the next place to

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
+use crate::registry::statuses::CLASSES;
+use crate::source::counts::Counts;
 use crate::source::protocol::Cause;
 
 /// Running counts, shared by all threads.
@@ -44,6 +46,34 @@ pub struct CountersSnapshot {
     pub mismatches: u64,
     /// Fetches that wait at this moment.
     pub waiting: u64,
+}
+
+impl CountersSnapshot {
+    /// The numbers in the order of [`NAMES`](crate::source::counts::NAMES), with the answers of
+    /// servers by status.
+    pub(super) fn with_answers(&self, answers: [u64; CLASSES]) -> Counts {
+        let mut counts = Counts::default();
+        let own = [
+            self.start_bytes,
+            self.demand_bytes,
+            self.repair_bytes,
+            self.replay_bytes,
+            self.read_ahead_bytes,
+            self.background_bytes,
+            self.requests,
+            self.retries,
+            self.refusals,
+            self.published,
+            self.mismatches,
+            self.waiting,
+        ];
+        let all = own.into_iter().chain(answers);
+        counts
+            .iter_mut()
+            .zip(all)
+            .for_each(|(place, count)| *place = count);
+        counts
+    }
 }
 
 impl Counters {

@@ -18,7 +18,9 @@ use super::{keeper, session, worker};
 use crate::cache::{self, Cache, Entry, Limits};
 use crate::format::digest::Digest;
 use crate::format::presence::{Identity, UNIT};
+use crate::registry::statuses::Statuses;
 use crate::source::FetchErrorKind;
+use crate::source::counts::Counts;
 use crate::source::link::Link;
 use crate::source::protocol::{Cause, Reply, Subject};
 
@@ -134,6 +136,8 @@ pub(super) struct Shared {
     /// Held while a blob is opened, so that it is opened once.
     opening: Mutex<()>,
     pub(super) counters: Counters,
+    /// Answers that origins got.
+    statuses: Arc<Statuses>,
     pub(super) stopping: AtomicBool,
     /// Complete blobs that a reader found to be damaged.
     pub(super) suspects: Mutex<Vec<Digest>>,
@@ -151,11 +155,12 @@ pub struct Fetcher {
 }
 
 impl Fetcher {
-    /// Starts the threads of a fetcher for `cache`.
+    /// Starts the threads of a fetcher for `cache`. `statuses` counts the answers that its origins
+    /// get.
     ///
     /// # Errors
     /// The process has no thread left.
-    pub fn start(cache: Cache, options: Options) -> io::Result<Self> {
+    pub fn start(cache: Cache, options: Options, statuses: Arc<Statuses>) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             cache,
             options,
@@ -164,6 +169,7 @@ impl Fetcher {
             others: Condvar::new(),
             opening: Mutex::new(()),
             counters: Counters::default(),
+            statuses,
             stopping: AtomicBool::new(false),
             suspects: Mutex::default(),
             is_full: AtomicBool::new(false),
@@ -236,8 +242,7 @@ impl Fetcher {
 
     /// The counts at this moment.
     pub fn counters(&self) -> CountersSnapshot {
-        let waiting = lock(&self.shared.state).schedule.waiting() as u64;
-        self.shared.counters.snapshot(waiting)
+        self.shared.counters()
     }
 }
 
@@ -259,6 +264,16 @@ impl Drop for Fetcher {
 }
 
 impl Shared {
+    pub(super) fn counters(&self) -> CountersSnapshot {
+        let waiting = self.state().schedule.waiting() as u64;
+        self.counters.snapshot(waiting)
+    }
+
+    /// As [`Shared::counters`], with the answers of servers.
+    pub(super) fn counts(&self) -> Counts {
+        self.counters().with_answers(self.statuses.snapshot())
+    }
+
     pub(super) fn state(&self) -> std::sync::MutexGuard<'_, State> {
         lock(&self.state)
     }

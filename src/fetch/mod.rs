@@ -47,5 +47,5 @@ pub use blob::{BlobId, Offer};
 pub use counters::{Counters, CountersSnapshot};
 pub use fetcher::{Fetcher, Options};
 pub use fill::{FillError, FillOptions};
-pub use origin::{Body, Failure, Origin};
+pub use origin::{Body, Failure, From, Origin};
 pub use registry_blob::RegistryBlob;

@@ -12,7 +12,7 @@ pub trait Origin: Debug + Send + Sync {
     ///
     /// # Errors
     /// A [`Failure`]; [`Failure::without_ranges`] if only [`Origin::read_whole`] will do.
-    fn read(&self, offset: u64, len: u64) -> Result<Body, Failure>;
+    fn read(&self, offset: u64, len: u64, from: From) -> Result<Body, Failure>;
 
     /// Asks for the whole blob.
     ///
@@ -25,6 +25,15 @@ pub trait Origin: Debug + Send + Sync {
     /// # Errors
     /// A [`Failure`], also if the server does not tell.
     fn blob_len(&self) -> Result<u64, Failure>;
+}
+
+/// Who may serve a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum From {
+    /// A mirror, if there is one that does.
+    Nearest,
+    /// The registry itself: a mirror may have served wrong bytes.
+    Registry,
 }
 
 /// Bytes of a blob as they arrive.

@@ -397,7 +397,8 @@ fn run_fetcher(control: OwnedFd) -> Result<(), ProcessError> {
         },
         ..Options::default()
     };
-    let fetcher = Fetcher::start(access.cache, options)?;
+    let statuses = Arc::clone(client.statuses());
+    let fetcher = Fetcher::start(access.cache, options, statuses)?;
     let mut waiting: Vec<_> = messages.collect();
     loop {
         for owned in waiting.drain(..) {

@@ -3,7 +3,7 @@
 use std::io::{self, Read};
 use std::sync::Arc;
 
-use super::origin::{Body, Failure, Origin};
+use super::origin::{Body, Failure, From, Origin};
 use crate::reason::reason;
 use crate::registry::blob::BlobRef;
 use crate::registry::client::Client;
@@ -25,8 +25,11 @@ impl RegistryBlob {
 }
 
 impl Origin for RegistryBlob {
-    fn read(&self, offset: u64, len: u64) -> Result<Body, Failure> {
-        let body = self.client.read_blob(&self.blob, offset, len);
+    fn read(&self, offset: u64, len: u64, from: From) -> Result<Body, Failure> {
+        let body = match from {
+            From::Nearest => self.client.read_blob(&self.blob, offset, len),
+            From::Registry => self.client.read_blob_past_mirrors(&self.blob, offset, len),
+        };
         let body = body.map_err(|error| failure(&error))?;
         Ok(Body {
             len: body.len(),

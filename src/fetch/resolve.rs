@@ -167,7 +167,14 @@ fn read_to_end(output: ChildStdout, deadline: Instant) -> io::Result<Vec<u8>> {
 /// Answers the question that is the standard input.
 pub(super) fn run(input: OwnedFd) -> Result<(), ProcessError> {
     let question: Question = read(input)?;
-    let answer = match find(&question) {
+    let found = find(&question);
+    if found
+        .as_ref()
+        .is_ok_and(|(_, manifest)| manifest.acceleration().is_some())
+    {
+        log::info!("{}: the trace in the image is not used", question.reference);
+    }
+    let answer = match found {
         Ok((digest, manifest)) => Answer::Found {
             manifest: digest.to_string(),
             layers: manifest

@@ -99,6 +99,10 @@ impl Session {
                     (_, None) => {}
                 }
             }
+            Ok(Request::Count) => {
+                let reply = Reply::Counts(self.shared.counts());
+                self.link.send(reply.encode(), Vec::new());
+            }
             // The other side is at fault, or hostile; this ends its disk, and no other.
             Err(error) => {
                 log::warn!("a disk sent a malformed message: {error}");

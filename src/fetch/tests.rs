@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::{Body, Failure, Fetcher, Offer, Options, Origin};
+use super::{Body, Failure, Fetcher, From, Offer, Options, Origin};
 use crate::cache::Cache;
 use crate::format::digest::Digest;
 use crate::format::presence::UNIT;
@@ -43,6 +43,8 @@ pub(super) struct Fake {
     ranges: bool,
     asked: Mutex<Vec<(u64, u64)>>,
     served: Vec<AtomicU64>,
+    /// Requests that mirrors must not answer.
+    past_mirrors: AtomicU64,
 }
 
 impl Fake {
@@ -57,6 +59,7 @@ impl Fake {
             ranges: true,
             asked: Mutex::default(),
             served,
+            past_mirrors: AtomicU64::new(0),
         }
     }
 
@@ -120,7 +123,9 @@ impl Read for Paused {
 }
 
 impl Origin for Fake {
-    fn read(&self, offset: u64, len: u64) -> Result<Body, Failure> {
+    fn read(&self, offset: u64, len: u64, from: From) -> Result<Body, Failure> {
+        self.past_mirrors
+            .fetch_add(u64::from(from == From::Registry), Ordering::Relaxed);
         if !self.ranges {
             self.asked.lock().unwrap().push((offset, len));
             let mut failure = Failure::passing(FetchErrorKind::Unreachable, "no ranges");
@@ -190,7 +195,7 @@ fn fetcher(dir: &TempDir) -> Fetcher {
         other_threads: 2,
         ..Options::default()
     };
-    Fetcher::start(cache, options).unwrap()
+    Fetcher::start(cache, options, Arc::default()).unwrap()
 }
 
 pub(super) fn passing() -> Answer {
@@ -348,6 +353,7 @@ fn damaged_bytes_are_fetched_again_in_place() {
     assert!(!blob.reject(0, 100));
     assert!(blob.reject(0, 100));
     assert!(setup.fetcher.counters().repair_bytes >= 3 * UNIT);
+    assert_eq!(setup.fake.past_mirrors.load(Ordering::Relaxed), 3);
 }
 
 #[test]

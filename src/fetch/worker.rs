@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::blob::{Blob, BlobId, lock};
 use super::fetcher::{Shared, State};
-use super::origin::{Body, Failure};
+use super::origin::{Body, Failure, From};
 use super::schedule::{Job, Urgency};
 use crate::cache::{Claim, Error, Partial};
 use crate::format::presence::UNIT;
@@ -127,11 +127,15 @@ fn fetch(
     whole: bool,
     buffer: &mut [u8],
 ) -> Result<(), Interrupted> {
-    let from = units.start.max(job.units.start);
+    let start = units.start.max(job.units.start);
     let bytes = blob.identity.bytes_of(&units);
     let asked = Instant::now();
-    let body = ask(shared, blob, &bytes, whole);
-    let body = body.map_err(|failure| Interrupted::Failed(from, failure))?;
+    let from = match job.overwrites() {
+        true => From::Registry,
+        false => From::Nearest,
+    };
+    let body = ask(shared, blob, &bytes, (!whole).then_some(from));
+    let body = body.map_err(|failure| Interrupted::Failed(start, failure))?;
     let first_byte = asked.elapsed();
     let first = units.start;
     let mut stream = Stream {
@@ -181,7 +185,13 @@ fn merged(runs: Vec<Range<u64>>, gap: u64) -> Vec<Range<u64>> {
     merged
 }
 
-fn ask(shared: &Shared, blob: &Blob, bytes: &Range<u64>, whole: bool) -> Result<Body, Failure> {
+/// Asks for a range, or without a place for the whole blob.
+fn ask(
+    shared: &Shared,
+    blob: &Blob,
+    bytes: &Range<u64>,
+    from: Option<From>,
+) -> Result<Body, Failure> {
     let origin = blob.origin();
     let origin = origin.ok_or_else(|| {
         Failure::definite(
@@ -191,15 +201,15 @@ fn ask(shared: &Shared, blob: &Blob, bytes: &Range<u64>, whole: bool) -> Result<
     })?;
     shared.counters.add_request();
     let len = bytes.end - bytes.start;
-    let body = match whole {
-        true => origin.read_whole()?,
-        false => {
-            let body = origin.read(bytes.start, len)?;
+    let body = match from {
+        None => origin.read_whole()?,
+        Some(from) => {
+            let body = origin.read(bytes.start, len, from)?;
             blob.serves_ranges();
             body
         }
     };
-    if whole && body.len != len {
+    if from.is_none() && body.len != len {
         let reason = format!("the server's blob has {} bytes, expected {len}", body.len);
         return Err(Failure::definite(FetchErrorKind::Damaged, reason));
     }
@@ -234,7 +244,9 @@ impl Stream<'_> {
             self.shared.counters.add_bytes(self.job.cause, len);
             self.keep(unit, buffer)?;
             self.units.start += 1;
-            self.blob.succeeded();
+            if self.blob.succeeded() {
+                log::info!("blob {} is served again", self.blob.identity.digest());
+            }
             self.shared.arrived(self.blob, unit..unit + 1);
             if self.shared.is_stopping() {
                 return Err(Failure::passing(
@@ -299,6 +311,9 @@ fn fail(shared: &Shared, job: &Job, blob: &Blob, failure: &Failure) {
     shared.counters.add_failure(failure.definite);
     let digest = blob.identity.digest();
     log::debug!("blob {digest}, units {:?}: {failure}", job.units);
+    if failure.definite && blob.is_first_refusal() {
+        log::warn!("blob {digest} is refused: {failure}; reads of bytes that are not cached wait");
+    }
     let failed = shared.state().schedule.failed(job, failure.definite, at);
     for waiter in failed {
         waiter.answer(Err(failure));

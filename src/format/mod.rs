@@ -12,4 +12,5 @@ pub mod foreign;
 pub mod lsmt;
 pub mod presence;
 pub mod tar;
+pub mod trace;
 pub mod zfile;

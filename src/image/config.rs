@@ -17,6 +17,9 @@ use crate::source::{LayerRef, RemoteBlob};
 /// Largest config file that is read, in bytes.
 const MAX_CONFIG: u64 = 1024 * 1024;
 
+/// Name of the trace in the folder of an acceleration layer.
+const TRACE_IN_DIR: &str = "trace";
+
 /// Names under which a layer lies in its folder, in the order in which they are tried.
 const NAMES_IN_DIR: [&str; 3] = ["overlaybd.commit", ".commit", "overlaybd.sealed"];
 
@@ -192,7 +195,6 @@ struct Upper {
 }
 
 const NO_TURBO: &str = "TurboOCI layers need their original tar; convert the image to OverlayBD";
-const NO_TRACE: &str = "remove it from the config: prefetch traces are neither kept nor replayed";
 
 impl Config {
     /// Reads a config file.
@@ -231,6 +233,25 @@ impl Config {
         given(&self.keys.result_file).map(|file| self.resolve(file))
     }
 
+    /// The prefetch trace of the image, or of `recordTracePath`; whether there is one shows when it is
+    /// opened.
+    pub fn trace(&self) -> Option<PathBuf> {
+        let (_, acceleration) = self.lowers();
+        let dir = acceleration.and_then(|lower| given(&lower.dir));
+        let named = given(&self.keys.record_trace_path);
+        dir.map(|dir| self.resolve(dir).join(TRACE_IN_DIR))
+            .or(named.map(|path| self.resolve(path)))
+    }
+
+    /// The lower layers of the disk, and the one above them that holds a trace.
+    fn lowers(&self) -> (&[Lower], Option<&Lower>) {
+        let all = self.keys.lowers.as_deref().unwrap_or_default();
+        match (self.keys.acceleration_layer, all.split_last()) {
+            (Some(true), Some((last, lowers))) => (lowers, Some(last)),
+            _ => (all, None),
+        }
+    }
+
     /// How the image's layers are downloaded in the background, if the config says it.
     pub fn download(&self) -> Option<&Download> {
         self.keys.download.as_ref()
@@ -243,9 +264,6 @@ impl Config {
     /// The config asks for something unsupported, or a layer is not there.
     pub fn stack_and_upper(&self) -> Result<(Stack, Option<UpperFiles>), Error> {
         let keys = &self.keys;
-        self.refuse("recordTracePath", given(&keys.record_trace_path), NO_TRACE)?;
-        let acceleration = keys.acceleration_layer.unwrap_or_default();
-        self.refuse("accelerationLayer", acceleration.then_some(""), NO_TRACE)?;
         let mut files = None;
         if let Some(upper) = &keys.upper {
             self.refuse("upper.target", given(&upper.target), NO_TURBO)?;
@@ -264,7 +282,7 @@ impl Config {
                 }),
             };
         }
-        let lowers = keys.lowers.as_deref().unwrap_or_default();
+        let (lowers, _) = self.lowers();
         if lowers.is_empty() && files.is_none() {
             return Err(Error::NoLowers {
                 path: self.path.clone(),

@@ -120,6 +120,19 @@ impl Container {
         self.id
     }
 
+    /// Where the file holds the layer's bytes in `range`, which lies inside the layer and is not
+    /// empty.
+    pub fn stored(&self, range: std::ops::Range<u64>) -> std::ops::Range<u64> {
+        match &self.zfile_map {
+            None => self.payload.offset + range.start..self.payload.offset + range.end,
+            Some(map) => {
+                let last = (range.end - 1) >> map.shift;
+                let start = self.block_offset(map, range.start >> map.shift);
+                start..self.block_offset(map, last + 1)
+            }
+        }
+    }
+
     /// Byte of the file at which a block starts.
     pub fn block_offset(&self, zfile_map: &ZFileMap, block: u64) -> u64 {
         self.payload.offset + zfile_map.table.offset(block)

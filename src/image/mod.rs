@@ -21,6 +21,7 @@ mod parallel;
 pub mod plan;
 pub mod probe;
 pub mod reader;
+mod replay;
 mod search;
 pub mod segment;
 mod stack;

@@ -17,6 +17,7 @@ use super::redirect::check_target;
 use super::reference::Reference;
 use super::repository::{Host, Repository, Scheme};
 use super::requests::{Requests, Target, successful};
+use super::statuses::Statuses;
 use super::tls::{ClientCertificate, Tls};
 use super::url::Url;
 use crate::format::digest::Digest;
@@ -60,6 +61,7 @@ pub struct Client {
     requests: Requests,
     peers: Vec<Peer>,
     insecure: Vec<Host>,
+    statuses: Arc<Statuses>,
     targets: Mutex<HashMap<(Repository, Digest), Target>>,
 }
 
@@ -72,9 +74,14 @@ impl Client {
         let tls = Tls::new(options.ca.as_deref(), options.certificate.as_ref())?;
         let agent = options.user_agent.as_deref().unwrap_or(super::USER_AGENT);
         let logins = Arc::new(Logins::new(options.credentials));
+        let statuses = Arc::<Statuses>::default();
         let requests = |timeouts| {
             let http = Http::new(&tls, agent, timeouts)?;
-            Ok(Requests::new(http, Arc::clone(&logins)))
+            Ok(Requests::new(
+                http,
+                Arc::clone(&logins),
+                Arc::clone(&statuses),
+            ))
         };
         let timeouts = options.timeouts;
         let p2p = options.p2p.into_iter();
@@ -85,8 +92,14 @@ impl Client {
             peers: p2p.chain(mirrors).collect::<Result<_>>()?,
             requests: requests(timeouts)?,
             insecure: options.insecure,
+            statuses: Arc::clone(&statuses),
             targets: Mutex::default(),
         })
+    }
+
+    /// Counts of the answers so far, by their status.
+    pub fn statuses(&self) -> &Arc<Statuses> {
+        &self.statuses
     }
 
     /// The manifest of an image for this machine. An index is followed to it.

@@ -27,6 +27,7 @@ pub mod repository;
 mod requests;
 mod resolver;
 pub mod service_config;
+pub mod statuses;
 mod tls;
 pub mod token;
 pub mod url;

@@ -9,6 +9,7 @@ use super::detail;
 use super::error::{Error, Result};
 use super::http::{Answer, Ask, Http, Named};
 use super::repository::Repository;
+use super::statuses::Statuses;
 use super::url::Url;
 use super::waiting::{retry_after, target_lifetime};
 
@@ -25,6 +26,7 @@ pub(super) struct Requests {
     http: Http,
     logins: Arc<Logins>,
     breakers: Breakers,
+    statuses: Arc<Statuses>,
 }
 
 /// Where a request was redirected to.
@@ -40,12 +42,13 @@ pub(super) struct Target {
 pub(super) type Check<'a> = &'a dyn Fn(&Url, &Url) -> Result<Named>;
 
 impl Requests {
-    pub(super) fn new(http: Http, logins: Arc<Logins>) -> Requests {
+    pub(super) fn new(http: Http, logins: Arc<Logins>, statuses: Arc<Statuses>) -> Requests {
         let breakers = Breakers::new(SERVERS);
         Requests {
             http,
             logins,
             breakers,
+            statuses,
         }
     }
 
@@ -140,6 +143,8 @@ impl Requests {
             .admit(host.as_str(), Instant::now())
             .map_err(spared)?;
         let result = self.http.send(ask, url, headers, named);
+        self.statuses
+            .count(result.as_ref().ok().map(Answer::status));
         let failed = match &result {
             Ok(answer) => answer.status() >= 500 || matches!(answer.status(), 408 | 425 | 429),
             Err(error) => error.is_outage(),

@@ -161,6 +161,12 @@ impl Blob {
         self.len == 0
     }
 
+    /// Bytes that are local. Counts them one unit after the other.
+    pub fn local_bytes(&self) -> u64 {
+        let presence = self.presence.as_ref();
+        presence.map_or(self.len, |presence| presence.local_bytes())
+    }
+
     /// Finds out whether all of `len` bytes at `offset` are local. Never waits.
     ///
     /// What lies beyond the end of the blob counts as present: reading it reports the end.

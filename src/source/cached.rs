@@ -14,9 +14,10 @@ use std::time::Duration;
 use super::blob::Blob;
 use super::client::{Client, Opened};
 use super::layer_ref::{LayerRef, RemoteBlob};
-use super::presence::PresenceMap;
+use super::presence::{Bitmap, PresenceMap};
+use super::protocol::Cause;
 use super::waker::{FetchError, FetchErrorKind, Presence, Ticket, Waker};
-use crate::format::presence::{Identity, words};
+use crate::format::presence::{Identity, UNIT, words};
 use crate::io::mapping::Access;
 
 /// How often a damaged unit is fetched again before a request for it fails.
@@ -105,7 +106,12 @@ impl Presence for CachedPresence {
 
     fn fetch_ahead(&self, offset: u64, len: u64) {
         let bytes = offset..offset.saturating_add(len);
-        self.client.suggest(self.blob, bytes);
+        self.client.suggest(self.blob, bytes, Cause::ReadAhead);
+    }
+
+    fn replay(&self, offset: u64, len: u64) {
+        let bytes = offset..offset.saturating_add(len);
+        self.client.suggest(self.blob, bytes, Cause::Replay);
     }
 
     fn reject(&self, offset: u64, len: u64) -> bool {
@@ -117,6 +123,11 @@ impl Presence for CachedPresence {
             false => log::error!("blob {digest} is still damaged at byte {offset}"),
         }
         rejected
+    }
+
+    fn local_bytes(&self) -> u64 {
+        let units = self.map.count(Bitmap::Live);
+        (units * UNIT).min(self.map.identity().len())
     }
 
     fn patience(&self) -> Duration {

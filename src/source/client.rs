@@ -12,12 +12,13 @@ use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::cached::Rejected;
+use super::counts::Counts;
 use super::link::{Link, Message, Turn};
 use super::protocol::{Cause, MAX_FETCH, Reply, Request, Subject};
 use super::waker::{FetchError, FetchErrorKind, Ticket, Waker};
@@ -27,6 +28,18 @@ const TICK: Duration = Duration::from_millis(200);
 
 /// A wait that is as good as one without end: 30 days.
 const ENDLESS: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// Limits of the classes in which waits are counted.
+pub const WAITS: [Duration; 8] = [
+    Duration::from_millis(1),
+    Duration::from_millis(5),
+    Duration::from_millis(20),
+    Duration::from_millis(100),
+    Duration::from_millis(500),
+    Duration::from_millis(2_500),
+    Duration::from_secs(10),
+    Duration::from_secs(60),
+];
 
 /// How long bytes are waited for.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +80,7 @@ struct Pending {
     deadline: Instant,
     /// The units that are fetched because they were damaged, and where that is noted.
     repair: Option<(Arc<Rejected>, Range<u64>)>,
+    started: Instant,
 }
 
 /// What is known of the opening of a blob.
@@ -81,6 +95,7 @@ struct Table {
     next: u64,
     fetches: HashMap<u64, Pending>,
     openings: HashMap<u32, Opening>,
+    counts: Option<Counts>,
     gone: bool,
 }
 
@@ -91,6 +106,8 @@ struct Shared {
     opened: Condvar,
     serving: AtomicBool,
     patience: Patience,
+    /// Fetches by the time they took, as [`WAITS`] divides it.
+    waits: [AtomicU64; WAITS.len() + 1],
 }
 
 /// The connection to a fetcher.
@@ -124,6 +141,7 @@ impl Client {
             opened: Condvar::new(),
             serving: AtomicBool::new(false),
             patience,
+            waits: Default::default(),
         });
         let weak = Arc::downgrade(&shared);
         thread::Builder::new()
@@ -220,6 +238,7 @@ impl Client {
             ticket,
             deadline: Instant::now() + self.patience(),
             repair,
+            started: Instant::now(),
         };
         table.fetches.insert(number, pending);
         if !table.gone {
@@ -228,14 +247,37 @@ impl Client {
     }
 
     /// Suggests to fetch bytes that will be wanted soon. Never waits, and is not answered.
-    pub(super) fn suggest(&self, blob: u32, bytes: Range<u64>) {
+    pub(super) fn suggest(&self, blob: u32, bytes: Range<u64>, cause: Cause) {
         self.shared.send(&Request::Fetch {
             ticket: u64::MAX,
             blob,
             offset: bytes.start,
             len: (bytes.end - bytes.start).min(MAX_FETCH),
-            cause: Cause::ReadAhead,
+            cause,
         });
+    }
+
+    /// What the fetcher did since it started; `None` if it does not answer in time.
+    pub fn counts(&self, patience: Duration) -> Option<Counts> {
+        let deadline = Instant::now() + patience;
+        let mut table = self.shared.table();
+        table.counts = None;
+        self.shared.send(&Request::Count);
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if table.counts.is_some() || table.gone || left.is_zero() {
+                return table.counts;
+            }
+            let waited = self.shared.opened.wait_timeout(table, left);
+            table = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Fetches of this disk by the time they took: for each limit of [`WAITS`], those that took less
+    /// and not less than the one before; last those that took longer.
+    pub fn waits(&self) -> [u64; WAITS.len() + 1] {
+        let waits = &self.shared.waits;
+        std::array::from_fn(|at| waits[at].load(Ordering::Relaxed))
     }
 
     /// Number of fetches that were not answered.
@@ -279,6 +321,10 @@ impl Shared {
                 complete,
             } => self.opened(blob, opened(len, complete, message.files)),
             Reply::Ready { ticket } => self.finish(ticket, Ok(())),
+            Reply::Counts(counts) => {
+                self.table().counts = Some(counts);
+                self.opened.notify_all();
+            }
             Reply::Failed {
                 subject,
                 kind,
@@ -316,6 +362,9 @@ impl Shared {
         // Without the table's lock: a waker may belong to a thread that asks for more.
         let pending = self.table().fetches.remove(&ticket);
         if let Some(pending) = pending {
+            let took = pending.started.elapsed();
+            let class = WAITS.iter().position(|limit| took < *limit);
+            self.waits[class.unwrap_or(WAITS.len())].fetch_add(1, Ordering::Relaxed);
             pending.finish(result);
         }
     }

@@ -24,6 +24,7 @@
 pub mod blob;
 pub mod cached;
 pub mod client;
+pub mod counts;
 mod layer_ref;
 pub mod link;
 pub mod presence;

@@ -7,6 +7,8 @@
 //!      | <------- Opened { blob, len, complete }    with the data file, and the map if not complete
 //!      | Fetch { ticket, blob, range, cause } -->
 //!      | <---------- Ready { ticket } | Failed { subject, kind, reason }
+//!      | Count ------------------------------->
+//!      | <--------------------------- Counts
 //! ```
 //! Each message is one packet of [`MESSAGE_LEN`] bytes. A blob is named by its number in the list
 //! that the owner of the fetcher gave it: a disk process cannot name any other. Neither side trusts
@@ -15,6 +17,7 @@
 use thiserror::Error;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_endian};
 
+use super::counts::{self, Counts};
 use super::waker::FetchErrorKind;
 
 /// Bytes of each message.
@@ -106,6 +109,8 @@ pub enum Request {
         /// Why they are wanted.
         cause: Cause,
     },
+    /// What the fetcher did so far.
+    Count,
 }
 
 /// What a failure is about.
@@ -145,15 +150,19 @@ pub enum Reply {
         /// Reason in words, at most 208 bytes.
         reason: String,
     },
+    /// What the fetcher did so far.
+    Counts(Counts),
 }
 
 const OPEN: u32 = 1;
 const FETCH: u32 = 2;
+const COUNT: u32 = 3;
 const HELLO: u32 = 16;
 const OPENED: u32 = 17;
 const READY: u32 = 18;
 const FAILED_BLOB: u32 = 19;
 const FAILED_TICKET: u32 = 20;
+const COUNTS: u32 = 21;
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -171,6 +180,7 @@ struct Raw {
 }
 
 const _: () = assert!(size_of::<Raw>() == MESSAGE_LEN);
+const _: () = assert!(counts::NAMES.len() * 8 <= TEXT_LEN);
 
 impl Raw {
     fn new(kind: u32) -> Self {
@@ -237,6 +247,7 @@ impl Request {
                 detail: (cause as u32).into(),
                 ..Raw::new(FETCH)
             },
+            Self::Count => Raw::new(COUNT),
         }
     }
 
@@ -264,6 +275,7 @@ impl Request {
                     cause: cause.ok_or_else(|| raw.wrong("cause", detail.into()))?,
                 }
             }
+            COUNT => Self::Count,
             other => return Err(Error::Kind(other)),
         };
         raw.expect(request.raw())?;
@@ -327,6 +339,13 @@ impl Reply {
                 raw.text_len = (text.len() as u32).into();
                 raw
             }
+            Self::Counts(counts) => {
+                let mut raw = Raw::new(COUNTS);
+                for (place, count) in raw.text.chunks_exact_mut(8).zip(counts) {
+                    place.copy_from_slice(&count.to_le_bytes());
+                }
+                raw
+            }
         }
     }
 
@@ -352,6 +371,7 @@ impl Reply {
             },
             FAILED_BLOB => raw.failed(Subject::Blob(raw.blob.get()))?,
             FAILED_TICKET => raw.failed(Subject::Ticket(raw.ticket.get()))?,
+            COUNTS => Self::Counts(raw.counts()),
             other => return Err(Error::Kind(other)),
         };
         raw.expect(reply.raw())?;
@@ -360,6 +380,14 @@ impl Reply {
 }
 
 impl Raw {
+    fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        for (count, place) in counts.iter_mut().zip(self.text.as_chunks().0) {
+            *count = u64::from_le_bytes(*place);
+        }
+        counts
+    }
+
     fn failed(&self, subject: Subject) -> Result<Reply, Error> {
         let detail = self.detail.get();
         let kind = FAILURES.get(detail as usize).copied();
@@ -376,103 +404,4 @@ impl Raw {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn requests() -> Vec<Request> {
-        let fetch = |cause| Request::Fetch {
-            ticket: 7,
-            blob: 3,
-            offset: 1 << 40,
-            len: MAX_FETCH,
-            cause,
-        };
-        let mut all = vec![Request::Open { blob: u32::MAX }];
-        all.extend(Cause::ALL.map(fetch));
-        all
-    }
-
-    fn replies() -> Vec<Reply> {
-        let mut all = vec![Reply::Hello, Reply::Ready { ticket: u64::MAX }];
-        for complete in [false, true] {
-            let (blob, len) = (5, 1 << 41);
-            all.push(Reply::Opened {
-                blob,
-                len,
-                complete,
-            });
-        }
-        for kind in FAILURES {
-            for subject in [Subject::Blob(2), Subject::Ticket(9)] {
-                let reason = "r.example does not have it".to_owned();
-                all.push(Reply::Failed {
-                    subject,
-                    kind,
-                    reason,
-                });
-            }
-        }
-        all
-    }
-
-    #[test]
-    fn what_is_encoded_is_decoded() {
-        for request in requests() {
-            assert_eq!(Request::decode(&request.encode()), Ok(request));
-            assert!(Reply::decode(&request.encode()).is_err());
-        }
-        for reply in replies() {
-            assert_eq!(Reply::decode(&reply.encode()), Ok(reply.clone()));
-            assert!(Request::decode(&reply.encode()).is_err());
-        }
-    }
-
-    #[test]
-    fn long_reasons_are_cut_at_a_character() {
-        let reply = Reply::Failed {
-            subject: Subject::Ticket(1),
-            kind: FetchErrorKind::System,
-            reason: format!("x{}", "ü".repeat(200)),
-        };
-        let Reply::Failed { reason, .. } = Reply::decode(&reply.encode()).unwrap() else {
-            panic!("another kind");
-        };
-        assert_eq!(reason, format!("x{}", "ü".repeat(103)));
-    }
-
-    #[test]
-    fn every_byte_counts() {
-        let packets = requests().into_iter().map(|request| request.encode());
-        let packets = packets.chain(replies().into_iter().map(|reply| reply.encode()));
-        for packet in packets {
-            for (at, _) in packet.iter().enumerate() {
-                let mut other = packet;
-                other[at] ^= 0x80;
-                let request = Request::decode(&other).map(|request| request.encode());
-                let reply = Reply::decode(&other).map(|reply| reply.encode());
-                for found in [request, reply].into_iter().flatten() {
-                    assert_eq!(found, other);
-                }
-            }
-            assert!(Request::decode(&packet[..255]).is_err());
-            assert!(Reply::decode(&[packet.as_slice(), &[0]].concat()).is_err());
-        }
-    }
-
-    #[test]
-    fn absurd_ranges_are_refused() {
-        for (offset, len) in [(0, 0), (0, MAX_FETCH + 1), (u64::MAX, 1), (u64::MAX - 5, 6)] {
-            let request = Request::Fetch {
-                ticket: 0,
-                blob: 0,
-                offset,
-                len,
-                cause: Cause::Demand,
-            };
-            assert!(
-                Request::decode(&request.encode()).is_err(),
-                "{offset}+{len}"
-            );
-        }
-    }
-}
+mod tests;

@@ -199,6 +199,11 @@ impl<'b> AbsentRange<'b> {
         self.presence.fetch_ahead(self.offset, self.inside);
     }
 
+    /// Suggests to fetch the range because a trace has it. Never waits.
+    pub fn replay(&self) {
+        self.presence.replay(self.offset, self.inside);
+    }
+
     /// How long a reader that has nothing else to do should wait.
     pub fn patience(&self) -> Duration {
         self.presence.patience()

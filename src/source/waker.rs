@@ -23,9 +23,19 @@ pub trait Presence: Debug + Send + Sync {
     /// Suggests to fetch a range that will probably be asked for soon.
     fn fetch_ahead(&self, offset: u64, len: u64);
 
+    /// Suggests to fetch a range that a trace has.
+    fn replay(&self, offset: u64, len: u64) {
+        self.fetch_ahead(offset, len);
+    }
+
     /// Marks a range absent whose bytes are damaged, to be fetched again in place. Returns false,
     /// and leaves the range present, if it was fetched again too often already.
     fn reject(&self, offset: u64, len: u64) -> bool;
+
+    /// Bytes that are local, as far as they are counted.
+    fn local_bytes(&self) -> u64 {
+        0
+    }
 
     /// How long a reader that has nothing else to do should wait for a range.
     fn patience(&self) -> Duration;

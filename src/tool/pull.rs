@@ -135,7 +135,8 @@ pub fn pull(task: Pull, bar: &ProgressBar) -> Result<Pulled, Error> {
         other_threads: LAYERS * REQUESTS,
         ..Options::default()
     };
-    let fetcher = Fetcher::start(cache, options).map_err(Error::Threads)?;
+    let statuses = Arc::clone(client.statuses());
+    let fetcher = Fetcher::start(cache, options, statuses).map_err(Error::Threads)?;
     fill_all(&fetcher, &offers, bar)?;
     Ok(Pulled {
         manifest: found.digest,

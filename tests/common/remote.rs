@@ -103,6 +103,14 @@ impl Place {
         Daemon::with::<&str>(&[], &options)
     }
 
+    /// Moves the cache away. A fetcher that still runs keeps it.
+    pub fn forget_cache(&self) {
+        let old = (0..).map(|number| self.path(&format!("cache-{number}")));
+        let mut unused = old.filter(|path| !path.exists());
+        let old = unused.next().expect("a name");
+        fs::rename(self.path("cache"), old).expect("a cache");
+    }
+
     /// The content of the result file.
     pub fn result(&self) -> String {
         fs::read_to_string(self.path("result")).unwrap_or_default()

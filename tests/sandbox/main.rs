@@ -3,6 +3,7 @@
 //! The running daemon is looked at from outside (`/proc`). What its fences hold back is tried from
 //! inside (`probes`).
 
+mod fetcher;
 mod probes;
 mod start;
 #[cfg(target_arch = "x86_64")]

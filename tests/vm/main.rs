@@ -11,6 +11,7 @@ mod migration;
 mod private_memory;
 mod process;
 mod recovery;
+mod registry;
 mod tiny;
 mod writable;
 

@@ -55,6 +55,7 @@ impl Device {
             "layers": volume.image().layers().len(),
             "frozen_uppers": volume.frozen(),
             "upper": upper,
+            "fetch": self.fetching(),
         })
     }
 

@@ -128,12 +128,8 @@ fn what_is_not_supported_is_refused_by_name() {
             "upper.gzipIndex",
         ),
         (
-            r#"{"lowers":[{"file":"b"}],"accelerationLayer":true}"#,
-            "accelerationLayer",
-        ),
-        (
-            r#"{"lowers":[{"file":"b"}],"recordTracePath":"t"}"#,
-            "recordTracePath",
+            r#"{"lowers":[{"dir":"b"}],"accelerationLayer":true}"#,
+            "lowers is empty",
         ),
         (
             r#"{"lowers":[{"digest":"sha256:77","size":4}]}"#,

@@ -2,4 +2,5 @@
 
 mod opening;
 mod outages;
+mod prefetch;
 mod refusals;

@@ -114,6 +114,8 @@ fn everything_but_the_guest_is_killed_under_reads() {
             2 => registry.restart(),
             _ => {
                 daemon.kill();
+                // All is to be fetched again.
+                place.forget_cache();
                 daemon.restart();
             }
         }

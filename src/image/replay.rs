@@ -1,0 +1,110 @@
+//! A prefetch trace as ranges of the layers' blobs, in the order in which they should be fetched.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::Image;
+use crate::format::presence::UNIT;
+use crate::format::trace::TracedRead;
+use crate::source::{Blob, Located};
+
+/// Units between two that are fetched together although they were not read.
+const MAX_GAP: u64 = 1;
+
+/// Units of one request.
+const MAX_RUN: u64 = (4 << 20) / UNIT;
+
+impl Image {
+    /// Suggests to fetch what a trace read and what is not local yet, and returns how many bytes.
+    /// Never waits.
+    pub fn replay(&self, reads: &[TracedRead]) -> u64 {
+        let mut bytes = 0;
+        for (layer, units) in runs(&self.first_reads(reads)) {
+            let Some(layer) = self.layers().get(layer) else {
+                continue;
+            };
+            bytes += fetch(layer.container().blob(), &units);
+        }
+        bytes
+    }
+
+    /// For each unit of a blob that is read, the number of the first read. Reads outside of a layer
+    /// are left out: the trace is of another image, or hostile.
+    fn first_reads(&self, reads: &[TracedRead]) -> BTreeMap<(usize, u64), usize> {
+        let mut first = BTreeMap::new();
+        for (number, read) in reads.iter().enumerate() {
+            let index = read.layer as usize;
+            let Some(layer) = self.layers().get(index) else {
+                continue;
+            };
+            let container = layer.container();
+            let end = read.offset.saturating_add(read.len).min(container.len());
+            if read.offset >= end {
+                continue;
+            }
+            let stored = container.stored(read.offset..end);
+            for unit in stored.start / UNIT..stored.end.div_ceil(UNIT) {
+                first.entry((index, unit)).or_insert(number);
+            }
+        }
+        first
+    }
+}
+
+/// Runs of units of the same layer, by the first read of any of them.
+fn runs(first: &BTreeMap<(usize, u64), usize>) -> Vec<(usize, Range<u64>)> {
+    let mut runs: Vec<(usize, usize, Range<u64>)> = Vec::new();
+    for ((layer, unit), number) in first {
+        match runs.last_mut() {
+            Some((before, earliest, run))
+                if before == layer && unit - run.end <= MAX_GAP && unit - run.start < MAX_RUN =>
+            {
+                run.end = unit + 1;
+                *earliest = (*earliest).min(*number);
+            }
+            _ => runs.push((*layer, *number, *unit..unit + 1)),
+        }
+    }
+    runs.sort_by_key(|(_, number, _)| *number);
+    runs.into_iter()
+        .map(|(layer, _, run)| (layer, run))
+        .collect()
+}
+
+/// Suggests to fetch units of a blob; returns their bytes if any is absent.
+fn fetch(blob: &Blob, units: &Range<u64>) -> u64 {
+    let start = units.start * UNIT;
+    let len = (units.end * UNIT).min(blob.len()).saturating_sub(start);
+    match blob.locate(start, len as usize) {
+        Located::Absent(range) => {
+            range.replay();
+            len
+        }
+        Located::Present(_) => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_are_one_run_and_runs_come_by_their_first_read() {
+        let first = BTreeMap::from([
+            ((0, 5), 9),
+            ((0, 6), 3),
+            ((0, 8), 7),
+            ((0, 11), 1),
+            ((1, 12), 0),
+        ]);
+        assert_eq!(runs(&first), [(1, 12..13), (0, 11..12), (0, 5..9)]);
+    }
+
+    #[test]
+    fn a_run_is_bounded() {
+        let first: BTreeMap<_, _> = (0..200).map(|unit| ((0, unit), 0)).collect();
+        let runs = runs(&first);
+        assert!(runs.iter().all(|(_, run)| run.end - run.start <= MAX_RUN));
+        assert_eq!(runs.len(), 4);
+    }
+}

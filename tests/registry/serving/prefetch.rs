@@ -1,0 +1,156 @@
+//! What a trace brings in, and what the control socket says about it.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use common::guest::{Guest, Options};
+use common::registry_server::{Server, answer, serve, until};
+use common::remote::{Layers, Place};
+use ovbd_vhost::format::digest::Digest;
+use ovbd_vhost::format::trace::{self, TracedRead};
+use serde_json::{Value, json};
+
+const PIECE: usize = 64 << 10;
+
+fn registry(layers: &Layers) -> Server {
+    let blobs = layers.blobs.clone();
+    Server::start(move |request| {
+        let named = |blob: &&Vec<u8>| request.target.ends_with(&Digest::of(blob).to_string());
+        match blobs.iter().find(named) {
+            Some(blob) => serve(request, blob),
+            None => answer(404, &[], b""),
+        }
+    })
+}
+
+/// What the control socket says about the device's layers.
+fn fetching(place: &Place) -> Value {
+    let mut stream = UnixStream::connect(place.path("control")).expect("the control socket");
+    let request = b"GET /api/v1/device HTTP/1.1\r\nHost: x\r\n\r\n";
+    stream.write_all(request).expect("a request");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("an answer");
+    let (_, body) = text.split_once("\r\n\r\n").expect("a body");
+    let device: Value = serde_json::from_str(body).expect("JSON");
+    device["fetch"].clone()
+}
+
+/// A trace of all of the bottom layer.
+fn write_trace(place: &Place) {
+    let read = |at: u64| TracedRead {
+        layer: 0,
+        offset: at << 20,
+        len: 1 << 20,
+    };
+    // Reads past the layer's end, and of layers that are not there, do nothing.
+    let mut reads: Vec<_> = (0..20).map(read).collect();
+    reads.push(TracedRead {
+        layer: 77,
+        offset: 0,
+        len: u64::from(u32::MAX),
+    });
+    fs::create_dir_all(place.path("trace-layer")).expect("a folder");
+    fs::write(place.path("trace-layer/trace"), trace::encode(&reads)).expect("a trace");
+}
+
+/// Waits until the bottom layer is local, then reads it without the registry.
+fn check_prefetched(layers: &Layers, place: &Place, server: Server, options: &[&str]) {
+    let control = place.path("control").display().to_string();
+    let daemon = place.serve(&[&["--control", &control][..], options].concat());
+    until("the bottom layer is local", || {
+        let bottom = &fetching(place)["layers"][0];
+        bottom["local_bytes"] == bottom["bytes"]
+    });
+    let seen = fetching(place);
+    assert!(
+        seen["fetcher"]["replay_bytes"].as_u64() > Some(1 << 20),
+        "{seen}"
+    );
+    assert_eq!(seen["fetcher"]["demand_bytes"], 0, "{seen}");
+    drop(server);
+    let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
+    // Every other piece is the bottom layer's.
+    for start in (PIECE..layers.content.len()).step_by(2 * PIECE) {
+        let found = guest.read(0, start as u64 / 512, PIECE as u32);
+        assert!(found == layers.content[start..start + PIECE], "at {start}");
+    }
+}
+
+#[test]
+fn a_trace_of_the_command_line_is_fetched_before_the_guest_reads() {
+    let (layers, place) = (Layers::new(4), Place::default());
+    let server = registry(&layers);
+    write_trace(&place);
+    place.config("http", &server.host(), &layers.lowers(), json!({}));
+    let trace = place.path("trace-layer/trace").display().to_string();
+    check_prefetched(&layers, &place, server, &["--prefetch", &trace]);
+}
+
+#[test]
+fn the_trace_layer_of_a_config_is_no_layer_of_the_disk() {
+    let (layers, place) = (Layers::new(4), Place::default());
+    let server = registry(&layers);
+    write_trace(&place);
+    let mut lowers = layers.lowers();
+    lowers.push(json!({"dir": place.path("trace-layer")}));
+    let more = json!({"accelerationLayer": true});
+    place.config("http", &server.host(), &lowers, more);
+    check_prefetched(&layers, &place, server, &[]);
+}
+
+#[test]
+fn a_trace_that_is_none_is_only_a_line_in_the_log() {
+    let (layers, place) = (Layers::new(1), Place::default());
+    let server = registry(&layers);
+    fs::write(place.path("list"), "/usr/bin/redis\n/etc/passwd\n").expect("a file");
+    let more = json!({"recordTracePath": place.path("list")});
+    place.config("http", &server.host(), &layers.lowers(), more);
+    let daemon = place.serve(&[]);
+    until("the log says so", || {
+        daemon.log().contains("not a trace of reads")
+    });
+    let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
+    guest.assert_reads(0, &layers.content);
+}
+
+#[test]
+fn the_control_socket_counts_what_is_fetched() {
+    let (layers, place) = (Layers::new(2), Place::default());
+    let fails = AtomicBool::new(true);
+    let blobs = layers.blobs.clone();
+    let server = Server::start(move |request| {
+        let named = |blob: &&Vec<u8>| request.target.ends_with(&Digest::of(blob).to_string());
+        match blobs.iter().find(named) {
+            Some(_) if fails.swap(false, Ordering::SeqCst) => answer(503, &[], b""),
+            Some(blob) => serve(request, blob),
+            None => answer(404, &[], b""),
+        }
+    });
+    place.config("http", &server.host(), &layers.lowers(), json!({}));
+    let control = place.path("control").display().to_string();
+    let daemon = place.serve(&["--control", &control]);
+    let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
+    for start in (0..layers.content.len()).step_by(PIECE) {
+        guest.read(0, start as u64 / 512, PIECE as u32);
+    }
+    let seen = fetching(&place);
+    let fetcher = &seen["fetcher"];
+    let number = |name: &str| fetcher[name].as_u64().expect(name);
+    let all = ["start_bytes", "demand_bytes", "read_ahead_bytes"].map(number);
+    let stored: u64 = layers.blobs.iter().map(|blob| blob.len() as u64).sum();
+    assert!(all.iter().sum::<u64>() <= stored, "no byte twice: {seen}");
+    assert!(all[0] > 0 && all[1] > 0, "{seen}");
+    assert_eq!(number("answers_5xx"), 1, "{seen}");
+    assert_eq!(number("retries"), 1, "{seen}");
+    let answers = number("answers_2xx") + number("answers_5xx");
+    assert_eq!(answers, server.count() as u64, "{seen}");
+    assert_eq!(seen["waiting_reads"], 0, "{seen}");
+    let waits = seen["waits"].as_object().expect("waits");
+    assert!(
+        waits.values().filter_map(Value::as_u64).sum::<u64>() > 0,
+        "{seen}"
+    );
+    assert_eq!(seen["layers"][1]["bytes"], layers.blobs[1].len(), "{seen}");
+}
