@@ -4,6 +4,7 @@
 //! fetcher ([`LocalLayers::attach`]) before, and gets the blobs' descriptors inside
 //! ([`AttachedLayers::open`]). [`open_layers`] does all of it at once.
 
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
@@ -12,8 +13,11 @@ use thiserror::Error;
 
 use super::Download;
 use super::process::{Process, ProcessError};
+use crate::format::presence::UNIT;
 use crate::source::client::{Client, Patience};
-use crate::source::{self, Blob, FetchError, FetchErrorKind, LayerRef, RemoteBlob, cached};
+use crate::source::{
+    self, Blob, FetchError, FetchErrorKind, LayerRef, Located, RemoteBlob, cached,
+};
 
 /// Blobs that are opened at a time.
 const AT_A_TIME: usize = 16;
@@ -148,6 +152,34 @@ fn remotes(layers: &[Layer]) -> Vec<Arc<RemoteBlob>> {
     layers.iter().filter_map(remote).collect()
 }
 
+fn open_remote(
+    client: &Arc<Client>,
+    number: u32,
+    blob: &Arc<RemoteBlob>,
+) -> Result<Blob, FetchError> {
+    let blob = cached::open(client, number, blob)?;
+    for bytes in needed_to_load(blob.len()) {
+        let len = (bytes.end - bytes.start) as usize;
+        if let Located::Absent(range) = blob.locate(bytes.start, len) {
+            range.fetch_ahead();
+        }
+    }
+    Ok(blob)
+}
+
+/// What loading a layer of `len` bytes reads: the headers at its start; the index and the table of
+/// compressed blocks, which has 4 bytes for 4 KiB, at its end. A small layer is fetched whole.
+/// Asked for at once, so that loading takes one round trip and not one for each step.
+fn needed_to_load(len: u64) -> impl Iterator<Item = Range<u64>> {
+    const WHOLE: u64 = 1 << 20;
+    let tail = (len / 256).clamp(2 * UNIT, 4 << 20);
+    let (head, tail) = match len <= WHOLE {
+        true => (0..len, None),
+        false => (0..UNIT, Some(len - tail..len)),
+    };
+    std::iter::once(head).chain(tail)
+}
+
 /// Opens blobs side by side: each may wait for the cache's lock, and one of unknown length for its
 /// registry.
 fn open_remotes(
@@ -160,10 +192,34 @@ fn open_remotes(
             let threads: Vec<_> = chunk
                 .iter()
                 .zip(first..)
-                .map(|(blob, number)| scope.spawn(move || cached::open(client, number, blob)))
+                .map(|(blob, number)| scope.spawn(move || open_remote(client, number, blob)))
                 .collect();
             opened.extend(threads.into_iter().filter_map(|thread| thread.join().ok()));
         });
     }
     opened
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layer_is_loaded_with_two_ranges_and_a_small_one_with_one() {
+        let needed = |len| needed_to_load(len).collect::<Vec<_>>();
+        assert_eq!(needed(1), [Range { start: 0, end: 1 }]);
+        assert_eq!(
+            needed(1 << 20),
+            [Range {
+                start: 0,
+                end: 1 << 20
+            }]
+        );
+        let len = (1 << 20) + 1;
+        assert_eq!(needed(len), [0..UNIT, len - 2 * UNIT..len]);
+        let len = 256 << 20;
+        assert_eq!(needed(len), [0..UNIT, len - (1 << 20)..len]);
+        let len = 4 << 40;
+        assert_eq!(needed(len), [0..UNIT, len - (4 << 20)..len]);
+    }
 }

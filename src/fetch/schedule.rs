@@ -169,7 +169,8 @@ impl<W> Schedule<W> {
     }
 
     /// Takes the most urgent job of those in `urgencies`. A job is grown over the wanted units
-    /// behind it, and for a demand over absent ones, to `size(blob, cause)` units.
+    /// behind it, and for a guest's demand over absent ones, to `size(blob, cause)` units: who opens
+    /// a layer asks for all that it needs.
     pub(super) fn next(
         &mut self,
         urgencies: &[Urgency],
@@ -332,7 +333,7 @@ impl<W> Units<W> {
         let joins = |unit| match self.status.get(&unit) {
             Some(Status::Wanted(other)) => (*other == Cause::Repair) == (cause == Cause::Repair),
             Some(Status::InFlight) => false,
-            None => Urgency::of(cause) == Urgency::Demand && cause != Cause::Repair && absent(unit),
+            None => cause == Cause::Demand && absent(unit),
         };
         let is_gap = |unit| !self.status.contains_key(&unit) && !absent(unit);
         let gap = Urgency::of(cause).max_gap();

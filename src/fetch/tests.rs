@@ -368,6 +368,8 @@ fn a_successor_answers_what_a_killed_fetcher_did_not() {
         .unwrap();
     let client = Arc::new(Client::start(ours, Patience::default()).unwrap());
     let blob = cached::open(&client, 0, &setup.fake.layer()).unwrap();
+    // A guest's demand brings in the units behind it.
+    client.start_serving();
     let waker = Waker::new().unwrap();
     let Located::Absent(range) = blob.locate(3 * UNIT, 1) else {
         panic!("present");

@@ -17,6 +17,7 @@ mod in_order;
 pub mod inspect;
 mod jobs;
 pub mod layer_writer;
+pub mod local;
 pub mod merge;
 mod name;
 pub mod open_files;

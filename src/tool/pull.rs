@@ -110,27 +110,46 @@ pub fn pull(task: Pull, bar: &ProgressBar) -> Result<Pulled, Error> {
         source: Box::new(source),
     })?;
     cache.keep_manifest(&reference, &found.bytes)?;
-    let mut layers = manifest.layers().to_vec();
+    let blobs = manifest.layers().iter().map(|layer| BlobRef {
+        repository: task.reference.repository().clone(),
+        digest: *layer.digest(),
+        size: Some(layer.size()),
+    });
+    let Filled { bytes, fetched } = fill(&client, cache, blobs.collect(), bar)?;
+    Ok(Pulled {
+        manifest: found.digest,
+        layers: manifest.layers().len(),
+        bytes,
+        fetched,
+    })
+}
+
+/// What [`fill`] did.
+pub(super) struct Filled {
+    /// Bytes of all blobs, as far as their sizes are known.
+    bytes: u64,
+    /// Bytes that were fetched.
+    fetched: u64,
+}
+
+/// Fetches and verifies blobs; what the cache has is not fetched again.
+pub(super) fn fill(
+    client: &Arc<Client>,
+    cache: Cache,
+    mut blobs: Vec<BlobRef>,
+    bar: &ProgressBar,
+) -> Result<Filled, Error> {
     // The same layer twice is one blob.
-    layers.sort_by_key(|layer| *layer.digest());
-    layers.dedup();
-    let offers: Vec<_> = layers
-        .iter()
-        .map(|layer| {
-            let blob = BlobRef {
-                repository: task.reference.repository().clone(),
-                digest: *layer.digest(),
-                size: Some(layer.size()),
-            };
-            Offer {
-                digest: *layer.digest(),
-                len: Some(layer.size()),
-                origin: Arc::new(RegistryBlob::new(Arc::clone(&client), blob)),
-            }
-        })
-        .collect();
-    let bytes = layers.iter().map(|layer| layer.size()).sum();
+    blobs.sort_by_key(|blob| blob.digest);
+    blobs.dedup_by_key(|blob| blob.digest);
+    let bytes = blobs.iter().filter_map(|blob| blob.size).sum();
     bar.set_length(bytes);
+    let offers = blobs.into_iter().map(|blob| Offer {
+        digest: blob.digest,
+        len: blob.size,
+        origin: Arc::new(RegistryBlob::new(Arc::clone(client), blob)),
+    });
+    let offers: Vec<_> = offers.collect();
     let options = Options {
         other_threads: LAYERS * REQUESTS,
         ..Options::default()
@@ -138,12 +157,8 @@ pub fn pull(task: Pull, bar: &ProgressBar) -> Result<Pulled, Error> {
     let statuses = Arc::clone(client.statuses());
     let fetcher = Fetcher::start(cache, options, statuses).map_err(Error::Threads)?;
     fill_all(&fetcher, &offers, bar)?;
-    Ok(Pulled {
-        manifest: found.digest,
-        layers: manifest.layers().len(),
-        bytes,
-        fetched: fetcher.counters().background_bytes,
-    })
+    let fetched = fetcher.counters().background_bytes;
+    Ok(Filled { bytes, fetched })
 }
 
 fn fill_all(fetcher: &Fetcher, offers: &[Offer], bar: &ProgressBar) -> Result<(), FillError> {

@@ -11,6 +11,7 @@ mod inspect;
 mod merge;
 mod pipes;
 mod pull;
+mod remote;
 mod seal;
 mod snapshots;
 mod trouble;

@@ -130,12 +130,12 @@ pub struct CreateUpperArgs {
     #[arg(value_name = "FILES", required_unless_present = "config")]
     upper: Option<Paths>,
     /// Bytes of the disk, also as 512M, 10G or 1T
-    #[arg(long, value_name = "N", value_parser = parse_size, required_unless_present_any = ["parent", "parent_layer", "config"])]
+    #[arg(long, value_name = "N", value_parser = parse_size, required_unless_present_any = ["parent", "parent_layer", "parent_image", "config"])]
     size: Option<u64>,
     #[command(flatten)]
     parent: ParentArgs,
     /// OverlayBD image config that names the layers below, and optionally the files to create
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["parent", "parent_layer"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["parent", "parent_layer", "parent_image"])]
     config: Option<PathBuf>,
     /// Placement of data in the data file
     #[arg(long = "type", value_name = "TYPE", value_enum, default_value_t = KindArg::Hybrid)]
@@ -261,7 +261,7 @@ enum KindArg {
 }
 
 impl CreateArgs {
-    pub fn task(self) -> Result<Create, clap::Error> {
+    pub fn task(self) -> Result<Create, Box<dyn std::error::Error>> {
         let from = match self.from.as_os_str() == "-" {
             true => Input::Stdin,
             false => Input::Path(self.from),
@@ -270,7 +270,7 @@ impl CreateArgs {
             from,
             to: self.to,
             raw: self.raw,
-            parent: Some(self.parent.stack()).filter(|parent| !parent.layers().is_empty()),
+            parent: Some(self.parent.stack()?).filter(|parent| !parent.layers().is_empty()),
             blocks: self.format.blocks()?,
             tar: self.format.tar,
             uuid: self.uuid,
@@ -288,7 +288,7 @@ impl CreateUpperArgs {
                 let (stack, upper) = Config::load(&path)?.stack_and_upper()?;
                 (stack.with_lineage(lineage), upper.map(paths))
             }
-            None => (self.parent.stack(), None),
+            None => (self.parent.stack()?, None),
         };
         let missing = |what| Cli::command().error(ErrorKind::MissingRequiredArgument, what);
         if stack.layers().is_empty() && self.size.is_none() {
@@ -330,7 +330,7 @@ impl MergeArgs {
     pub fn task(self) -> Result<Merge, Box<dyn std::error::Error>> {
         Ok(Merge {
             blocks: self.format.blocks()?,
-            files: self.files.files()?,
+            files: self.files.files()?.local()?,
             to: self.output,
             tar: self.format.tar,
             uuid: self.uuid,

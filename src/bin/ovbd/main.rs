@@ -25,6 +25,7 @@ use args::{CheckArgs, Cli, Command, ExportArgs, InspectArgs, UpperCommand};
 use clap::Parser;
 use clap::error::ErrorKind;
 use confined::Writes;
+use ovbd_vhost::fetch::process;
 use ovbd_vhost::reason::reason;
 use ovbd_vhost::tool::check::{Finding, check};
 use ovbd_vhost::tool::commit::commit;
@@ -44,6 +45,9 @@ const WRONG_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    if let Some(code) = process::run_if_asked() {
+        return code;
+    }
     let result = Cli::try_parse().map_err(Into::into).and_then(run);
     let error = match result {
         Ok(code) => return code,
@@ -105,7 +109,16 @@ fn code_of(well: bool) -> ExitCode {
 }
 
 fn run_inspect(args: InspectArgs) -> Result<(), Box<dyn Error>> {
-    let files = args.files.files()?.open()?;
+    let named = args.files.files()?;
+    if named.is_remote() {
+        let parts = named.parts()?;
+        let text = match args.json {
+            true => serde_json::to_string_pretty(&parts)? + "\n",
+            false => parts.to_string(),
+        };
+        return Ok(print(&text)?);
+    }
+    let files = named.local()?.open()?;
     let sandbox = confined::enter(&args.sandbox, &files, Writes::Nothing)?;
     let disk = Disk::load(files)?;
     confined::tighten(sandbox)?;
@@ -121,7 +134,7 @@ fn run_check(args: CheckArgs) -> Result<ExitCode, Box<dyn Error>> {
     let threads = args.threads.count();
     let bar = progress::bar("checking");
     let mut tell = |finding: &Finding| bar.suspend(|| print(&format!("{finding}\n")));
-    let files = args.files.files()?.open()?;
+    let files = args.files.files()?.local()?.open()?;
     // To check is to parse, so there is nothing to tighten.
     let _sandbox = confined::enter(&args.sandbox, &files, Writes::Nothing)?;
     let outcome = check(files, threads, &bar, &mut tell)?;
@@ -135,7 +148,7 @@ fn run_export(args: ExportArgs) -> Result<ExitCode, Box<dyn Error>> {
         false => Output::Path(args.output),
     };
     let threads = args.threads.count();
-    let files = args.files.files()?.open()?;
+    let files = args.files.files()?.local()?.open()?;
     let mut target = Target::open(&to)?;
     let exported = confined::in_child(|| {
         let sandbox = confined::enter(&args.sandbox, &files, Writes::OpenFile)?;

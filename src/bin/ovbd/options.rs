@@ -10,7 +10,11 @@ use clap::{Args, CommandFactory, ValueEnum};
 use ovbd_vhost::format::zfile::{Algorithm, BLOCK_SIZES, BlockFormat};
 use ovbd_vhost::image::Lineage;
 use ovbd_vhost::image::config::{Config, Stack, UpperFiles};
+use ovbd_vhost::registry::args::RegistryArgs;
+use ovbd_vhost::registry::reference::Reference;
 use ovbd_vhost::tool::disk::Files;
+use ovbd_vhost::tool::local::{Parts, Registries, is_remote};
+use ovbd_vhost::tool::progress;
 use ovbd_vhost::writable::Paths;
 
 use super::args::Cli;
@@ -31,7 +35,7 @@ pub struct FilesArgs {
     #[arg(
         value_name = "LAYERS",
         value_delimiter = ',',
-        required_unless_present_any = ["config", "upper", "layer"]
+        required_unless_present_any = ["config", "upper", "layer", "image"]
     )]
     layers: Vec<PathBuf>,
     /// One layer, whose path may contain a comma; repeatable, bottom first; replaces LAYERS
@@ -40,6 +44,11 @@ pub struct FilesArgs {
     /// OverlayBD image config (config.v1.json); replaces LAYERS
     #[arg(long, value_name = "FILE", conflicts_with_all = ["layers", "layer"])]
     config: Option<PathBuf>,
+    /// OverlayBD image in a registry, as REGISTRY/REPOSITORY[:TAG][@DIGEST]; replaces LAYERS
+    #[arg(long, value_name = "REF", conflicts_with_all = ["layers", "layer", "config"])]
+    image: Option<Reference>,
+    #[command(flatten)]
+    remote: RemoteArgs,
     /// Writable layer above the layers, as data=FILE,index=FILE. After snapshots: the pair that the
     /// daemon was first started with
     #[arg(long, value_name = "FILES")]
@@ -58,8 +67,81 @@ pub struct ParentArgs {
     /// --parent
     #[arg(long, value_name = "FILE", conflicts_with = "parent")]
     parent_layer: Vec<PathBuf>,
+    /// OverlayBD image in a registry below the new layer; replaces --parent
+    #[arg(long, value_name = "REF", conflicts_with_all = ["parent", "parent_layer"])]
+    parent_image: Option<Reference>,
+    #[command(flatten)]
+    remote: RemoteArgs,
     #[command(flatten)]
     force: ForceArgs,
+}
+
+/// Layers in registries.
+#[derive(Args)]
+struct RemoteArgs {
+    /// Cache directory of layers from registries; created if missing
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+    #[command(flatten)]
+    registry: RegistryArgs,
+}
+
+/// The files of a disk, of which layers may be in a registry.
+pub struct NamedFiles {
+    files: Files,
+    remote: RemoteArgs,
+}
+
+impl RemoteArgs {
+    /// The registries, for layers that need them.
+    ///
+    /// # Errors
+    /// There is no cache.
+    fn registries(&self) -> Result<Registries, clap::Error> {
+        let Some(cache) = self.cache.clone() else {
+            let text = "layers are in a registry: name a cache directory with --cache";
+            return Err(Cli::command().error(ErrorKind::MissingRequiredArgument, text));
+        };
+        Ok(Registries::new(cache, self.registry.clone()))
+    }
+
+    /// The layers of an image in a registry.
+    fn resolve(&self, reference: &Reference) -> Result<Stack, Box<dyn std::error::Error>> {
+        Ok(self.registries()?.resolve(reference)?)
+    }
+
+    /// The same stack of local files.
+    fn pull(&self, stack: Stack) -> Result<Stack, Box<dyn std::error::Error>> {
+        match is_remote(&stack) {
+            true => Ok(self.registries()?.pull(&stack, &progress::bar("pulling"))?),
+            false => Ok(stack),
+        }
+    }
+}
+
+impl NamedFiles {
+    /// Whether layers are in a registry.
+    pub fn is_remote(&self) -> bool {
+        is_remote(&self.files.stack)
+    }
+
+    /// What of each layer is local.
+    ///
+    /// # Errors
+    /// There is no cache, or it cannot be used.
+    pub fn parts(&self) -> Result<Parts, Box<dyn std::error::Error>> {
+        Ok(self.remote.registries()?.parts(&self.files.stack)?)
+    }
+
+    /// The files, with the blobs of registries in the cache.
+    ///
+    /// # Errors
+    /// A blob cannot be fetched or kept.
+    pub fn local(self) -> Result<Files, Box<dyn std::error::Error>> {
+        let Files { stack, upper } = self.files;
+        let stack = self.remote.pull(stack)?;
+        Ok(Files { stack, upper })
+    }
 }
 
 /// Whether the order of layers is checked.
@@ -166,10 +248,17 @@ fn either(list: Vec<PathBuf>, single: Vec<PathBuf>) -> Vec<PathBuf> {
 }
 
 impl ParentArgs {
-    /// The stack below a new layer; it may have no layers.
-    pub fn stack(self) -> Stack {
+    /// The stack below a new layer; it may have no layers. Layers in a registry are pulled.
+    ///
+    /// # Errors
+    /// The image in a registry cannot be had.
+    pub fn stack(self) -> Result<Stack, Box<dyn std::error::Error>> {
         let lineage = self.lineage();
-        Stack::new(either(self.parent, self.parent_layer)).with_lineage(lineage)
+        let stack = match &self.parent_image {
+            None => Stack::new(either(self.parent, self.parent_layer)),
+            Some(reference) => self.remote.resolve(reference)?,
+        };
+        Ok(self.remote.pull(stack)?.with_lineage(lineage))
     }
 
     /// What to do about layers in a wrong order.
@@ -182,14 +271,21 @@ impl FilesArgs {
     /// The files of a disk. Reads the config, if one is named.
     ///
     /// # Errors
-    /// The config cannot be used; or config and command line both name a writable layer.
-    pub fn files(self) -> Result<Files, Box<dyn std::error::Error>> {
+    /// The config cannot be used; config and command line both name a writable layer; or the image in
+    /// a registry cannot be found.
+    pub fn files(self) -> Result<NamedFiles, Box<dyn std::error::Error>> {
         let lineage = self.force.lineage();
+        let remote = self.remote;
         let Some(path) = self.config else {
-            return Ok(Files {
-                stack: Stack::new(either(self.layers, self.layer)).with_lineage(lineage),
+            let stack = match &self.image {
+                None => Stack::new(either(self.layers, self.layer)),
+                Some(reference) => remote.resolve(reference)?,
+            };
+            let files = Files {
+                stack: stack.with_lineage(lineage),
                 upper: self.upper,
-            });
+            };
+            return Ok(NamedFiles { files, remote });
         };
         let (stack, upper) = Config::load(&path)?.stack_and_upper()?;
         if upper.is_some() && self.upper.is_some() {
@@ -197,10 +293,11 @@ impl FilesArgs {
                 conflict("two writable layers: the config names an `upper`; omit --upper").into(),
             );
         }
-        Ok(Files {
+        let files = Files {
             stack: stack.with_lineage(lineage),
             upper: self.upper.or(upper.map(paths)),
-        })
+        };
+        Ok(NamedFiles { files, remote })
     }
 }
 

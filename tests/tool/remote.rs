@@ -1,0 +1,93 @@
+//! Commands that read layers in a registry.
+
+use super::*;
+use common::registries::{DockerRegistry, Storage};
+use common::remote::{Layers, REPOSITORY};
+use ovbd_vhost::format::digest::Digest;
+use serde_json::{Value, json};
+
+#[test]
+fn layers_in_a_registry_are_read_as_local_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let layers = Layers::new(2);
+    let storage = Storage::default();
+    let blobs: Vec<_> = layers.blobs.iter().map(Vec::as_slice).collect();
+    storage.image(REPOSITORY, "1", &blobs);
+    let mut registry = DockerRegistry::open(storage);
+    let host = registry.host().to_owned();
+    let reference = format!("{host}/{REPOSITORY}:1");
+    let with_image = |args: &[&str]| -> Vec<String> {
+        let remote = ["--cache", "c", "--insecure-registry", &host];
+        let all = args.iter().chain(&remote);
+        all.map(|arg| (*arg).to_owned()).collect()
+    };
+    let run = |args: &[&str]| {
+        let args = with_image(args);
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        succeed(&dir, &args, b"")
+    };
+    let inspect = || -> Value {
+        let text = run(&["inspect", "--json", "--image", &reference]);
+        serde_json::from_slice(&text).unwrap()
+    };
+    let seen = inspect();
+    assert_eq!(seen["layers"][0]["bytes"], blobs[0].len());
+    assert_eq!(seen["layers"][0]["local_bytes"], 0, "{seen}");
+    let digest = Digest::of(blobs[1]).to_string();
+    assert!(
+        seen["layers"][1]["layer"]
+            .as_str()
+            .unwrap()
+            .ends_with(&digest)
+    );
+
+    run(&["export", "--image", &reference, "-o", "raw"]);
+    assert!(fs::read(dir.path().join("raw")).unwrap() == *layers.content);
+    assert_eq!(inspect()["layers"][0]["local_bytes"], blobs[0].len());
+    // From here on, all is in the cache.
+    registry.stop();
+    let lowers = layers.lowers();
+    let config = json!({
+        "repoBlobUrl": format!("http://{host}/v2/{REPOSITORY}/blobs"),
+        "lowers": lowers,
+    });
+    fs::write(dir.path().join("config"), config.to_string()).unwrap();
+    run(&["check", "--config", "config"]);
+    run(&["merge", "--config", "config", "-o", "merged"]);
+    assert_reads(&dir, &["merged"], &layers.content);
+    let text = fail(&dir, 2, &["export", "--config", "config", "-o", "raw"]);
+    assert!(text.contains("--cache"), "{text}");
+}
+
+#[test]
+fn a_layer_is_made_upon_an_image_in_a_registry() {
+    let dir = tempfile::tempdir().unwrap();
+    let layers = Layers::new(1);
+    let storage = Storage::default();
+    let blobs: Vec<_> = layers.blobs.iter().map(Vec::as_slice).collect();
+    storage.image(REPOSITORY, "1", &blobs);
+    let registry = DockerRegistry::open(storage);
+    let host = registry.host();
+    let reference = format!("{host}/{REPOSITORY}:1");
+    let mut changed = layers.content.to_vec();
+    changed[5000..6000].fill(7);
+    fs::write(dir.path().join("raw"), &changed).unwrap();
+    let args = [
+        "create",
+        "--from",
+        "raw",
+        "top",
+        "--parent-image",
+        &reference,
+        "--cache",
+        "c",
+        "--insecure-registry",
+        host,
+    ];
+    succeed(&dir, &args, b"");
+    let cached = |blob: &&[u8]| format!("c/blobs/sha256/{}", Digest::of(blob).hex());
+    let paths: Vec<_> = blobs.iter().map(cached).chain(["top".to_owned()]).collect();
+    let paths: Vec<_> = paths.iter().map(String::as_str).collect();
+    assert_reads(&dir, &paths, &changed);
+    assert!(fs::metadata(dir.path().join("top")).unwrap().len() < 100_000);
+}
