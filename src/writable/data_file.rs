@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use vm_memory::VolatileSlice;
 
 use super::{Error, seal};
-use crate::format::lsmt::writable::Kind;
+use crate::format::lsmt::writable::{Kind, encode_data_header};
 use crate::format::lsmt::{Header, Mapping};
 use crate::io::vectored;
 use crate::source::Blob;
@@ -108,6 +108,26 @@ impl DataFile {
             let part = (bytes.end() - at).min(ZEROS.len() as u64);
             self.file.write_all_at(&ZEROS[..part as usize], at)
         })
+    }
+
+    /// Writes the header.
+    ///
+    /// # Errors
+    /// [`Error::Bytes`] if it cannot be written.
+    pub(super) fn write_header(&self, header: &Header, kind: Kind) -> Result<(), Error> {
+        let written = self.file.write_all_at(&encode_data_header(header, kind), 0);
+        self.dirty.store(true, Ordering::Release);
+        written.map_err(Error::bytes("write", &self.path, 0))
+    }
+
+    /// Makes the file `len` bytes long, which is no less than what it holds.
+    ///
+    /// # Errors
+    /// [`Error::File`] if it cannot be that long.
+    pub(super) fn enlarge(&self, len: u64) -> Result<(), Error> {
+        let enlarged = self.file.set_len(len);
+        self.dirty.store(true, Ordering::Release);
+        enlarged.map_err(Error::file("enlarge", &self.path))
     }
 
     /// Frees the storage of sectors, which then read as zeros.

@@ -112,6 +112,14 @@ pub enum Error {
         /// The index file.
         index: PathBuf,
     },
+    /// A disk in use cannot become smaller.
+    #[error("the disk has {current} bytes; a disk in use can grow, not shrink to {size} bytes")]
+    Shrinks {
+        /// The size asked for.
+        size: u64,
+        /// The size it has.
+        current: u64,
+    },
     /// The layer is finished.
     #[error("{} is sealed; use it as a layer below a new writable layer", path.display())]
     Sealed {

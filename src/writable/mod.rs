@@ -24,6 +24,7 @@ mod data_file;
 mod error;
 pub mod extent_map;
 mod files;
+mod growing_coverage;
 pub mod index_file;
 pub mod journal;
 mod layer;

@@ -50,7 +50,9 @@ impl SealedLayers {
         if let Some(below) = below {
             merged = segment::merge(below.index.iter(), &merged);
         }
-        let coverage = Coverage::new(disk_end);
+        // A layer may say what lies beyond the end, where the disk can grow to.
+        let end = merged.last().map_or(disk_end, |last| last.end().max(disk_end));
+        let coverage = Coverage::new(end);
         for segment in &merged {
             coverage.set(segment.range());
         }

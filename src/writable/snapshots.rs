@@ -178,7 +178,7 @@ impl Snapshots {
         let upper = WritableLayer::open(&pairs.active, &options)?;
         let lowest = unsealed.first().unwrap_or(&upper);
         let named = LayerRef::from(&lowest.paths().data);
-        image.check_child(named, lowest.header())?;
+        image.check_child(named, &lowest.header())?;
         let snapshots = Self {
             first: first.clone(),
             options,
@@ -249,7 +249,7 @@ impl Snapshots {
             uuid: Uuid::new_v4(),
             parent_uuid: active.header().uuid,
             message: Vec::new(),
-            ..active.header().clone()
+            ..(*active.header()).clone()
         };
         let mut after = list.clone();
         after.frozen.push(Frozen {
@@ -276,6 +276,18 @@ impl Snapshots {
             return Err(error);
         }
         Ok(self.describe(volume, &list, list.frozen.len() - 1))
+    }
+
+    /// Makes `volume`, which was opened with this, `size` bytes large, durably, before any reader or writer sees
+    /// it. Snapshots keep the size they have. That it has this size already is no error.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`], [`Error::Shrinks`], [`Error::Size`]; those of storage, after which the disk has the
+    /// size it had, and the next start finds that or the new one.
+    pub fn grow(&self, volume: &Volume, size: u64) -> Result<(), Error> {
+        // A snapshot would put a layer of the old size above.
+        let _list = self.list.lock();
+        volume.grow(size)
     }
 
     /// Seals what is frozen of `volume`, in order: a layer above one that is not sealed would be of

@@ -10,11 +10,13 @@
 //! A read uses the layers of one moment, without a lock.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use super::create::check_size;
 use super::locks::{Rank, RankedMutex};
 use super::lookup::{Lookup, SpanContent};
 use super::retry::FlushRetries;
@@ -50,14 +52,15 @@ pub struct Volume {
     above: Option<ArcSwap<Above>>,
     /// Locked until the manifest that names the active layer is durable.
     manifest_sync: RankedMutex<()>,
-    size: u64,
+    /// In bytes. It only grows, and what is needed to use the sectors is there before they are.
+    size: AtomicU64,
 }
 
 impl Volume {
     /// A read-only disk.
     pub fn read_only(image: Image) -> Self {
         Self {
-            size: image.size(),
+            size: image.size().into(),
             image,
             above: None,
             manifest_sync: RankedMutex::new(Rank::ManifestSync, ()),
@@ -71,7 +74,7 @@ impl Volume {
         let active = layers.first();
         let size = active.map_or(image.size(), |active| active.header().virtual_size);
         Self {
-            size,
+            size: size.into(),
             image,
             above: (!layers.is_empty()).then(|| {
                 let sealed = None;
@@ -90,7 +93,7 @@ impl Volume {
     /// writable layers are read-only ones above them.
     #[inline]
     pub fn lower(&self) -> SizedImage<'_> {
-        self.image.sized(self.size)
+        self.image.sized(self.size())
     }
 
     /// Whether the disk is writable.
@@ -100,12 +103,12 @@ impl Volume {
 
     /// Size of the disk in bytes.
     pub fn size(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Acquire)
     }
 
     /// End of the disk; the last sector may be partial.
     pub fn sectors(&self) -> Sector {
-        Sector::at_or_after(self.size)
+        Sector::at_or_after(self.size())
     }
 
     /// Fills `into` with the spans that make up `range`, which lies on the disk; with the first of them if there
@@ -271,6 +274,24 @@ impl Volume {
             Ok(())
         })?;
         Ok(sync().inspect_err(|_| next.give_up()))
+    }
+
+    /// Makes the disk `size` bytes large; no snapshot is taken meanwhile.
+    ///
+    /// # Errors
+    /// As [`Snapshots::grow`](super::Snapshots::grow).
+    pub(super) fn grow(&self, size: u64) -> Result<(), Error> {
+        let above = self.above.as_ref().ok_or(Error::ReadOnly)?.load_full();
+        let current = self.size();
+        if size < current {
+            return Err(Error::Shrinks { size, current });
+        }
+        if size > current {
+            check_size(size)?;
+        }
+        above.active()?.grow(size)?;
+        self.size.store(size, Ordering::Release);
+        Ok(())
     }
 
     /// Replaces the lowest layers, `sealed` (oldest first), and all below them by one index, and frees the memory

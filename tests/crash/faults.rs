@@ -17,7 +17,12 @@ use ovbd_vhost::writable::{Error, Options, Snapshots, Volume};
 
 use super::disk::{BELOW, Content, below, content, leftovers, make, paths, start_machine, write};
 
+/// Sectors of the disk at first.
 const SECTORS: u64 = 24;
+
+/// Sectors that the disk can grow to, and by how many at a time.
+const MOST_SECTORS: u64 = 48;
+const GROWTH: u64 = 8;
 
 /// Small, so that flushes by themselves and new index files happen.
 const OPTIONS: Options = Options {
@@ -39,10 +44,30 @@ enum Operation {
     Restart,
     Snapshot,
     Seal,
+    /// By [`GROWTH`] sectors.
+    Grow,
 }
 
-/// What each sector may hold.
+/// What a disk may be: its size, as if that was the content of a sector, then what each sector may hold.
 type Possible = Vec<Vec<Content>>;
+
+/// The place of a sector in what a disk is.
+fn place(sector: u64) -> usize {
+    1 + sector as usize
+}
+
+/// The size of a disk, as if that was the content of a sector.
+fn size_as_content(sectors: u64) -> Content {
+    let mut content = [0; 512];
+    content[..8].copy_from_slice(&sectors.to_le_bytes());
+    content
+}
+
+/// What a disk is: its size, then what its sectors hold.
+fn state(volume: &Volume) -> Vec<Content> {
+    let size = size_as_content(volume.sectors().0);
+    [size].into_iter().chain(content(volume)).collect()
+}
 
 fn add(possible: &mut Possible, sector: usize, content: Content) {
     if !possible[sector].contains(&content) {
@@ -141,10 +166,9 @@ impl<'a> Session<'a> {
         recorder.clear();
         make(recorder, kind, SECTORS);
         let device = open(recorder.path(), stack).unwrap();
-        let now: Possible = content(&device.0)
-            .into_iter()
-            .map(|now| vec![now])
-            .collect();
+        let mut now: Possible = state(&device.0).into_iter().map(|now| vec![now]).collect();
+        // Nothing is below what it grows by.
+        now.resize(place(MOST_SECTORS), vec![[0; 512]]);
         Self {
             recorder,
             stack,
@@ -160,6 +184,11 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// Present sectors of the disk.
+    fn sectors(&self) -> u64 {
+        self.device().0.sectors().0
+    }
+
     fn device(&self) -> &(Volume, Snapshots) {
         self.device.as_ref().unwrap()
     }
@@ -172,13 +201,14 @@ impl<'a> Session<'a> {
                 .map(|sector| {
                     let mut bytes = [sector as u8; 512];
                     bytes[..4].copy_from_slice(&number.to_le_bytes());
-                    (sector as usize, bytes)
+                    (place(sector), bytes)
                 })
                 .collect(),
             Operation::Discard(start, sectors) | Operation::WriteZeroes(start, sectors) => (start
                 ..start + sectors)
-                .map(|sector| (sector as usize, [0; 512]))
+                .map(|sector| (place(sector), [0; 512]))
                 .collect(),
+            Operation::Grow => vec![(0, size_as_content(self.sectors() + GROWTH))],
             _ => Vec::new(),
         };
         let failures = self.recorder.failures();
@@ -206,7 +236,7 @@ impl<'a> Session<'a> {
             self.lost = false;
         }
         // Until it starts again, the device may read what storage has let go of.
-        let now = content(&self.device().0).into_iter();
+        let now = state(&self.device().0).into_iter();
         for (sector, content) in now.enumerate().filter(|_| !self.lost) {
             let possible = &self.expected.killed[sector];
             assert!(
@@ -253,6 +283,7 @@ impl<'a> Session<'a> {
                 volume.write_zeroes(common::sectors(start, sectors), false)
             }
             Operation::Flush => volume.flush(),
+            Operation::Grow => snapshots.grow(volume, (volume.sectors().0 + GROWTH) * 512),
             Operation::Seal => snapshots.seal(volume),
             Operation::Snapshot => {
                 let name = format!("snapshot {number}");
@@ -274,13 +305,16 @@ impl<'a> Session<'a> {
                 // It may have come to that, or come to it later: at the next start.
                 false => add(killed, *sector, *content),
             }
-            add(no_power, *sector, *content);
+            match operation {
+                Operation::Grow if done => no_power[*sector] = vec![*content],
+                _ => add(no_power, *sector, *content),
+            }
         }
         match operation {
             Operation::Flush | Operation::Snapshot if done => no_power.clone_from(killed),
             Operation::Restart => {
                 let (volume, _) = self.device.as_ref().unwrap();
-                for (sector, content) in content(volume).into_iter().enumerate() {
+                for (sector, content) in state(volume).into_iter().enumerate() {
                     assert!(
                         killed[sector].contains(&content),
                         "restart: sector {sector} holds {:?}, not one of {:?}, after {}",
@@ -386,10 +420,10 @@ fn check(
             when()
         );
     }
-    for (sector, (found, possible)) in content(&volume).iter().zip(possible).enumerate() {
+    for (sector, (found, possible)) in state(&volume).iter().zip(possible).enumerate() {
         assert!(
             possible.contains(found),
-            "{}: sector {sector} holds {:?}, not one of {:?}",
+            "{}: sector {sector}, counted from 1, holds {:?}, not one of {:?}",
             when(),
             &found[..5],
             possible
@@ -417,13 +451,16 @@ fn every_short_sequence(kind: Kind) {
             Operation::Restart,
         ]
     };
+    let sequences = (0..64).map(|sequence| {
+        let letter = |place| letters(place)[sequence >> (2 * place) & 3];
+        [0, 1, 2].map(letter)
+    });
+    // Growing twice: after a failure it is done again.
+    let growing = [0, 1, 2, 3].map(|letter| [letters(0)[letter], Operation::Grow, Operation::Grow]);
     let recorder = Recorder::mount();
     let stack = Stack::new([] as [PathBuf; 0]);
     let mut random = Random::new(99);
-    for sequence in 0..64 {
-        let operations: Vec<_> = (0..3)
-            .map(|place| letters(place)[sequence >> (2 * place) & 3])
-            .collect();
+    for operations in sequences.chain(growing) {
         for (steps, failure) in FAILURES {
             for after in 0.. {
                 let mut session = Session::begin(&recorder, &stack, kind);
@@ -471,8 +508,9 @@ fn at_random(kind: Kind, seed: u64) {
             };
             recorder.fail_steps(random.below(12) as usize, steps, failure);
         }
-        let start = random.below(SECTORS);
-        let sectors = (1 + random.below(8)).min(SECTORS - start);
+        let end = session.sectors();
+        let start = random.below(end);
+        let sectors = (1 + random.below(8)).min(end - start);
         session.apply(match random.below(24) {
             0..=4 => Operation::Flush,
             5..=7 => Operation::Discard(start, sectors),
@@ -480,6 +518,7 @@ fn at_random(kind: Kind, seed: u64) {
             9 | 10 => Operation::Restart,
             11 => Operation::Snapshot,
             12 => Operation::Seal,
+            13 if end < MOST_SECTORS => Operation::Grow,
             _ => Operation::Write(start, sectors),
         });
     }

@@ -1,5 +1,5 @@
-//! Sealing and resizing in place, with a crash after each single step: the layer holds what it
-//! held, and doing it again does the rest.
+//! Sealing and resizing in place, and growing in use, with a crash after each single step: the layer holds
+//! what it held, and doing it again does the rest.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ use ovbd_vhost::tool::seal::{Sealed, seal};
 use ovbd_vhost::units::Sector;
 use ovbd_vhost::writable::extent_map::ExtentMap;
 use ovbd_vhost::writable::load::{Access, load};
-use ovbd_vhost::writable::{Error, Options, Paths, WritableLayer, create, resize};
+use ovbd_vhost::writable::{Error, Options, Paths, Snapshots, WritableLayer, create, resize};
 use uuid::Uuid;
 use vm_memory::VolatileSlice;
 
@@ -156,5 +156,41 @@ fn resizing_cut_short() {
                 assert!(content(folder).0 == new, "{kind:?} to {size} again at {at}");
             });
         }
+    }
+}
+
+#[test]
+fn growing_in_use_cut_short() {
+    let grow = |folder: &Path| {
+        let files = paths(folder);
+        let device = Snapshots::open(&Stack::default(), &files, Options::default());
+        let (volume, snapshots) = device.unwrap();
+        snapshots.grow(&volume, 200 * 512).unwrap();
+        assert_eq!(volume.size(), 200 * 512);
+    };
+    for (kind, durable) in KINDS.map(|kind| [(kind, true), (kind, false)]).concat() {
+        let recorder = Recorder::mount();
+        work(recorder.path(), kind, durable);
+        let (old, _) = content(recorder.path());
+        let mut new = old.clone();
+        new.resize(200 * 512, 0);
+        let began = recorder.position();
+        grow(recorder.path());
+        assert!(content(recorder.path()).0 == new);
+        let log = recorder.log();
+        let (mut before, mut after) = (0, 0);
+        crash_everywhere(&log, began, durable, |folder, at| {
+            let (found, _) = content(folder);
+            *(if found == old {
+                &mut before
+            } else {
+                &mut after
+            }) += 1;
+            let whole = found == old || found == new;
+            assert!(whole, "{kind:?} at {at} of {}", log.len());
+            grow(folder);
+            assert!(content(folder).0 == new, "{kind:?} again at {at}");
+        });
+        assert!(before > 0 && after > 0);
     }
 }

@@ -120,7 +120,7 @@ impl WritableLayer {
                 false => flusher.index.append(batch),
             };
         };
-        let Err(error) = flusher.index.replace(&self.header, whole.into_iter()) else {
+        let Err(error) = flusher.index.replace(&self.header(), whole.into_iter()) else {
             return Ok(());
         };
         if round.rewrite == Rewrite::Wanted {
@@ -184,7 +184,7 @@ impl WritableLayer {
         }
     }
 
-    fn sync_data(&self) -> Result<(), Error> {
+    pub(super) fn sync_data(&self) -> Result<(), Error> {
         self.data.sync().map_err(|error| {
             self.break_down(&error);
             Error::file("sync", self.data.path())(error)

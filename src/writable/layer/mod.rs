@@ -3,6 +3,7 @@
 mod discard;
 mod flush;
 mod freeze;
+mod grow;
 mod open;
 mod seal;
 mod write;
@@ -10,11 +11,13 @@ mod write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
+use arc_swap::ArcSwap;
+
 use super::Paths;
 use super::allocator::Allocator;
-use super::coverage::Coverage;
 use super::data_file::DataFile;
 use super::extent_map::{ExtentMap, Place, mappings};
+use super::growing_coverage::GrowingCoverage;
 use super::index_file::{self, IndexFile};
 use super::journal::Journal;
 use super::locks::{RankedMutex, RankedRwLock};
@@ -61,11 +64,12 @@ impl Default for Options {
 #[derive(Debug)]
 pub struct WritableLayer {
     paths: Paths,
-    header: Header,
+    /// Replaced when the disk grows.
+    header: ArcSwap<Header>,
     kind: Kind,
     data: DataFile,
     limit: u64,
-    coverage: Coverage,
+    coverage: GrowingCoverage,
     /// Freeze gate: changes hold it shared. `true` once frozen.
     gate: RankedRwLock<bool>,
     placement: RankedRwLock<Placement>,
@@ -132,8 +136,8 @@ impl WritableLayer {
     }
 
     /// The header of its data file.
-    pub fn header(&self) -> &Header {
-        &self.header
+    pub fn header(&self) -> Arc<Header> {
+        self.header.load_full()
     }
 
     /// How the data is placed.

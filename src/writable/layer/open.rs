@@ -8,10 +8,12 @@ use std::fs::{File, Metadata};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
+use arc_swap::ArcSwap;
+
 use super::super::allocator::{Allocator, PAGE};
-use super::super::coverage::Coverage;
 use super::super::data_file::DataFile;
 use super::super::extent_map::{Extent, ExtentMap};
+use super::super::growing_coverage::GrowingCoverage;
 use super::super::journal::{self, IndexPosition, Journal};
 use super::super::load::{Access, Loaded, load};
 use super::super::locks::{Rank, RankedMutex, RankedRwLock};
@@ -71,7 +73,8 @@ impl WritableLayer {
             journal: pending,
             ..
         } = loaded;
-        let coverage = Coverage::new(disk_end);
+        // A layer that was cut says what lies beyond its end, where the disk can grow to.
+        let coverage = GrowingCoverage::new(disk_end.max(map.end()));
         map.iter().for_each(|extent| coverage.set(extent.range));
         let withhold = !pending.is_empty() || rewrite != Rewrite::No;
         let (allocator, data_end) = find_space(paths, &data, &map, options.limit, withhold)?;
@@ -107,7 +110,7 @@ impl WritableLayer {
                     done: 0,
                 },
             ),
-            header,
+            header: ArcSwap::from_pointee(header),
         })
     }
 

@@ -18,7 +18,7 @@ impl WritableLayer {
             self.flush()?;
             // Copied: readers must not wait for storage.
             let entries = self.index_entries();
-            self.data.seal(&self.header, self.kind, &entries)?;
+            self.data.seal(&self.header(), self.kind, &entries)?;
             self.sealed.store(true, Ordering::Release);
             self.data.unlock()?;
         }
