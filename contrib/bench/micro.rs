@@ -166,7 +166,6 @@ fn request(criterion: &mut Criterion<ThreadTime>) {
         }
         let mut chain = Chain::default();
         let config = DeviceConfig {
-            capacity: Sector(1 << 30),
             queues: 1,
             queue_size: 256,
             optimal_io: 4096,
@@ -175,7 +174,7 @@ fn request(criterion: &mut Criterion<ThreadTime>) {
         group.bench_function(format!("{segments} pieces of data"), |bencher| {
             bencher.iter(|| {
                 chain.walk(&memory, table, 0, true).expect("a good chain");
-                let operation = Operation::parse(&chain, &config);
+                let operation = Operation::parse(&chain, &config, Sector(1 << 30));
                 assert!(black_box(operation).is_ok());
             });
         });

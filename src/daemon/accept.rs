@@ -18,6 +18,7 @@ use super::listener::Listener;
 use super::notify::Manager;
 use crate::engine::{Disk, ratelimited_log};
 use crate::io::poller::{Poller, Trigger};
+use crate::vhost::config_change::FrontEnds;
 use crate::vhost::ownership::Ownership;
 use crate::vhost::session::Session;
 
@@ -64,12 +65,13 @@ impl Connection {
     fn start(
         stream: UnixStream,
         disk: Arc<Disk>,
+        front_ends: &FrontEnds,
         ownership: Arc<Ownership>,
         poller: &Poller,
         token: u64,
     ) -> io::Result<Self> {
         stream.set_nonblocking(false)?;
-        let session = Session::new(stream, disk);
+        let session = Session::new(stream, disk, front_ends);
         let (ended, end) = io::pipe()?;
         // Watched first: a thread whose end is not seen could not be stopped.
         poller.watch(&ended, token, Trigger::Level)?;
@@ -114,10 +116,12 @@ impl Connection {
 pub fn serve(
     listener: &Listener,
     disk: &Arc<Disk>,
+    front_ends: &FrontEnds,
     signals: &UnixStream,
     manager: &Manager,
 ) -> Result<(), Error> {
-    let mut connections = Connections::new(listener, disk, signals).map_err(Error::Wait)?;
+    let mut connections =
+        Connections::new(listener, disk, front_ends, signals).map_err(Error::Wait)?;
     connections.serve().map_err(Error::Wait)?;
     log::info!("received a stop signal");
     manager.tell(&NotifyState::Stopping);
@@ -172,6 +176,7 @@ fn drain(stop: impl FnOnce() + Send + 'static, limit: Duration) -> Result<(), Er
 struct Connections<'a> {
     listener: &'a Listener,
     disk: &'a Arc<Disk>,
+    front_ends: &'a FrontEnds,
     ownership: Arc<Ownership>,
     poller: Poller,
     /// Token of the next connection or thread.
@@ -182,13 +187,19 @@ struct Connections<'a> {
 }
 
 impl<'a> Connections<'a> {
-    fn new(listener: &'a Listener, disk: &'a Arc<Disk>, signals: &UnixStream) -> io::Result<Self> {
+    fn new(
+        listener: &'a Listener,
+        disk: &'a Arc<Disk>,
+        front_ends: &'a FrontEnds,
+        signals: &UnixStream,
+    ) -> io::Result<Self> {
         let poller = Poller::new()?;
         poller.watch(listener.socket(), LISTENER, Trigger::Level)?;
         poller.watch(signals, SIGNAL, Trigger::Level)?;
         Ok(Self {
             listener,
             disk,
+            front_ends,
             ownership: Arc::default(),
             poller,
             next_token: 0,
@@ -263,7 +274,14 @@ impl<'a> Connections<'a> {
         self.make_room();
         let token = self.token();
         let (disk, ownership) = (self.disk.clone(), self.ownership.clone());
-        match Connection::start(stream, disk, ownership, &self.poller, token) {
+        match Connection::start(
+            stream,
+            disk,
+            self.front_ends,
+            ownership,
+            &self.poller,
+            token,
+        ) {
             Ok(connection) => self.served.push(connection),
             Err(error) => {
                 ratelimited_log::error(format_args!(

@@ -25,6 +25,7 @@ use crate::image::Image;
 use crate::image::block_cache::BlockCache;
 use crate::io::regular::open_directory;
 use crate::source::client::Client;
+use crate::vhost::config_change::FrontEnds;
 use crate::virtio::config::DeviceConfig;
 use crate::virtio::request::SERIAL_LEN;
 use crate::writable::{self, Options, Paths, Snapshot, Snapshots, Volume};
@@ -142,6 +143,7 @@ fn lock(folder: &Path) -> Result<File, Error> {
 #[derive(Debug)]
 pub struct Device {
     disk: Arc<Disk>,
+    front_ends: Arc<FrontEnds>,
     /// For a disk with a writable layer.
     snapshots: Option<Snapshots>,
     /// For a disk with layers in registries.
@@ -187,7 +189,6 @@ impl Device {
             .then(|| Arc::new(BlockCache::new(config.block_cache, block_size)));
         let disk = Disk {
             config: DeviceConfig {
-                capacity: volume.sectors(),
                 queues: config.queues(),
                 queue_size: config.queue_size,
                 optimal_io: block_size,
@@ -202,6 +203,7 @@ impl Device {
         };
         Ok(Self {
             disk: Arc::new(disk),
+            front_ends: Arc::default(),
             snapshots,
             client: sources.client,
         })
@@ -222,6 +224,29 @@ impl Device {
     /// What the queues serve.
     pub fn disk(&self) -> &Arc<Disk> {
         &self.disk
+    }
+
+    /// Those that are told when the disk grows.
+    pub fn front_ends(&self) -> &Arc<FrontEnds> {
+        &self.front_ends
+    }
+
+    /// Makes the disk `size` bytes large, durably, and tells the front-ends. That it has this size already is no
+    /// error.
+    ///
+    /// # Errors
+    ///
+    /// [`writable::Error::ReadOnly`] without a writable layer, and those of [`Snapshots::grow`].
+    pub fn grow(&self, size: u64) -> Result<(), writable::Error> {
+        let snapshots = self.snapshots.as_ref().ok_or(writable::Error::ReadOnly)?;
+        let volume = &self.disk.volume;
+        let old = volume.size();
+        snapshots.grow(volume, size)?;
+        if size != old {
+            log::info!("the disk has grown from {old} to {size} bytes");
+        }
+        self.front_ends.tell_size();
+        Ok(())
     }
 
     /// Whether snapshots can be taken.

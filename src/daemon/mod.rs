@@ -42,6 +42,7 @@ use crate::image::config::{Config as ImageConfig, Stack, UpperFiles};
 use crate::io::regular::open_regular;
 use crate::reason::reason;
 use crate::registry::reference::Reference;
+use crate::vhost::config_change::FrontEnds;
 use crate::writable::journal;
 use config::ImageSource;
 use device::{Device, WritableFiles};
@@ -91,6 +92,7 @@ pub fn run(config: Config) -> Result<(), Error> {
         socket,
         control: _control, // removes its path at the end
         fetcher: _fetcher, // ends it at the end
+        front_ends,
         signals,
         manager,
     } = started?;
@@ -103,12 +105,13 @@ pub fn run(config: Config) -> Result<(), Error> {
         disk.volume.image().index().len(),
         path.map_or("the passed socket".into(), Path::to_string_lossy)
     );
-    accept::serve(&socket, &disk, &signals, &manager)
+    accept::serve(&socket, &disk, &front_ends, &signals, &manager)
 }
 
 /// A disk that is ready to be served.
 struct Started {
     disk: Arc<Disk>,
+    front_ends: Arc<FrontEnds>,
     socket: Listener,
     control: Option<Listener>,
     fetcher: Option<Control>,
@@ -169,7 +172,7 @@ fn start(
     let room = Room::measure();
     let sandbox = enter(config, &sockets, writable.as_ref(), &rings)?;
     let device = Device::load(config, sources, writable, rings)?;
-    let disk = device.disk().clone();
+    let (disk, front_ends) = (device.disk().clone(), device.front_ends().clone());
     device.start_serving();
     room.check(config.queues(), device.is_writable())?;
     starting.store(false, Ordering::Relaxed);
@@ -183,6 +186,7 @@ fn start(
     }
     Ok(Started {
         disk,
+        front_ends,
         socket,
         control,
         fetcher,

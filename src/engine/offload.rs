@@ -303,7 +303,6 @@ mod tests {
         Arc::new(Disk {
             volume: Volume::writable(image, vec![upper]),
             config: DeviceConfig {
-                capacity: Sector(SECTORS),
                 queues: 1,
                 queue_size: 64,
                 optimal_io: 4096,

@@ -305,7 +305,8 @@ impl<'a> QueueWorker<'a> {
     /// Begins a request.
     #[inline]
     fn begin(&mut self, request: Request<'a>) {
-        match Operation::parse(request.chain(), &self.disk.config) {
+        let capacity = self.disk.volume.sectors();
+        match Operation::parse(request.chain(), &self.disk.config, capacity) {
             Ok(Operation::Read(range)) => {
                 let planned = self.reader.plan(request, range);
                 self.prefetch.push(planned);

@@ -13,7 +13,7 @@ use thiserror::Error;
 /// Most bytes of an answer.
 const MAX_ANSWER: u64 = 64 << 20;
 
-/// How long an answer may take: a snapshot makes durable what was written before.
+/// How long an answer may take: a snapshot, or another size, makes durable what was written before.
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// The same if it waits for a layer to be sealed.
@@ -33,6 +33,11 @@ pub enum Ask {
         /// Whether to wait until its layer is sealed.
         wait: bool,
     },
+    /// Another size of the disk.
+    Resize {
+        /// In bytes.
+        size: u64,
+    },
 }
 
 /// Why there is no answer, or no good one.
@@ -49,7 +54,7 @@ pub enum Error {
     /// The daemon takes too long.
     #[error(
         "no answer from {} within {seconds} s; what was asked for may still be done: ask for the \
-         snapshots to see",
+         device and its snapshots to see",
         path.display()
     )]
     Late {
@@ -86,6 +91,7 @@ pub fn ask(path: &Path, ask: &Ask) -> Result<Value, Error> {
             let body = json!({ "name": name, "wait": wait });
             ("POST", "snapshots", body.to_string())
         }
+        Ask::Resize { size } => ("PUT", "size", json!({ "size_bytes": size }).to_string()),
     };
     let request = format!(
         "{method} /api/v1/{resource} HTTP/1.1\r\nHost: localhost\r\n\

@@ -32,7 +32,7 @@ const HEADER: usize = 12;
 pub const MAX_DESCRIPTORS: usize = 32;
 
 /// Protocol version in a header's flags.
-const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 1;
 
 /// How long the rest of a message may take, and the front-end to read a reply.
 const DEADLINE: Duration = Duration::from_secs(5);

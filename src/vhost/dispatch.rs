@@ -42,6 +42,7 @@ pub fn dispatch(handler: &mut Handler, message: &mut Message) -> Outcome {
             | Request::SET_INFLIGHT_FD
             | Request::ADD_MEM_REG
             | Request::SET_DEVICE_STATE_FD
+            | Request::SET_BACKEND_REQ_FD
             // Some front-ends send one, which is to be ignored.
             | Request::REM_MEM_REG
     );
@@ -74,6 +75,7 @@ pub fn dispatch(handler: &mut Handler, message: &mut Message) -> Outcome {
         Request::SET_LOG_BASE => log_base(handler, message),
         // The event that the log changed; nothing here raises it.
         Request::SET_LOG_FD => Ok(None),
+        Request::SET_BACKEND_REQ_FD => backend_channel(handler, message),
         Request::SET_DEVICE_STATE_FD | Request::CHECK_DEVICE_STATE => {
             device_state(handler, request, message)
         }
@@ -236,6 +238,14 @@ fn log_base(handler: &mut Handler, message: &mut Message) -> Outcome {
     let file = message.file(Kind::Memory)?;
     handler.set_log(&log, &file)?;
     Ok(Some(Reply::bytes(message.body.clone())))
+}
+
+fn backend_channel(handler: &mut Handler, message: &mut Message) -> Outcome {
+    message.no_body()?;
+    let channel = message.file(Kind::UnixStream)?;
+    // Closed with the message, where that may take long.
+    message.files.extend(handler.set_backend_channel(channel));
+    Ok(None)
 }
 
 fn device_state(handler: &mut Handler, request: FrontendReq, message: &mut Message) -> Outcome {

@@ -7,17 +7,19 @@
 //! A front-end may leave out what it said on an earlier connection, and send messages in any order.
 //! What it left out is taken to be as offered.
 
+mod config_space;
+
 use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use rustix::io::ioctl_fionread;
 use vhost::vhost_user::message::{
     VhostUserInflight, VhostUserLog, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
 };
 
-use super::error::{CONFIG_SPACE, Refusal};
+use super::config_change::{FrontEnds, SizeKnowledge};
+use super::error::Refusal;
 use super::vring::{UserRings, Vring};
 use crate::engine::Disk;
 use crate::engine::setup::{ConnectionContext, Next};
@@ -30,9 +32,6 @@ use crate::virtio::memory::{Memory, RegionInfo};
 /// Memory regions a front-end may share; the limit QEMU's other back-ends have.
 pub const MEMORY_SLOTS: usize = 509;
 
-/// Some front-ends ask for the configuration space at the offset it has in virtio-mmio.
-const MMIO_CONFIG_OFFSET: u32 = 0x100;
-
 /// Bits the transport itself takes in the feature mask.
 const TRANSPORT: VhostUserVirtioFeatures =
     VhostUserVirtioFeatures::PROTOCOL_FEATURES.union(VhostUserVirtioFeatures::LOG_ALL);
@@ -42,6 +41,7 @@ const PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
     .union(VhostUserProtocolFeatures::LOG_SHMFD)
     .union(VhostUserProtocolFeatures::REPLY_ACK)
     .union(VhostUserProtocolFeatures::CONFIG)
+    .union(VhostUserProtocolFeatures::BACKEND_REQ)
     .union(VhostUserProtocolFeatures::INFLIGHT_SHMFD)
     .union(VhostUserProtocolFeatures::RESET_DEVICE)
     .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
@@ -62,6 +62,7 @@ enum Standing {
 #[derive(Debug)]
 pub struct Handler {
     disk: Arc<Disk>,
+    size: Arc<SizeKnowledge>,
     hangup: Arc<UnixStream>,
     standing: Standing,
     features: u64,
@@ -79,13 +80,22 @@ pub struct Handler {
 
 impl Handler {
     /// The device before the first message. `hangup` is the connection, for a worker to end it when
-    /// the memory it serves is gone; `peer` interrupts calls of the connection's thread.
-    pub fn new(disk: Arc<Disk>, hangup: Arc<UnixStream>, peer: &Arc<PeerCall>) -> Self {
+    /// the memory it serves is gone; `peer` interrupts calls of the connection's thread; `front_ends` are told
+    /// when the disk grows.
+    pub fn new(
+        disk: Arc<Disk>,
+        front_ends: &FrontEnds,
+        hangup: Arc<UnixStream>,
+        peer: &Arc<PeerCall>,
+    ) -> Self {
+        let size = SizeKnowledge::new(disk.clone());
+        front_ends.add(&size);
         let vring = |_| Vring::new(peer.clone());
         let vrings = (0..disk.config.queues).map(vring).collect();
         let features = disk.config.features() | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
         Self {
             disk,
+            size,
             hangup,
             standing: Standing::Waiting,
             features,
@@ -112,6 +122,7 @@ impl Handler {
     pub fn take_disk(&mut self) -> Result<(), Refusal> {
         if self.standing == Standing::Waiting {
             self.standing = Standing::Serving;
+            self.size.start();
             if let Some(writeback) = self.writeback.take() {
                 self.apply_writeback(writeback)?;
             }
@@ -125,9 +136,10 @@ impl Handler {
         self.standing = Standing::Retired;
     }
 
-    /// The descriptor left to close, which may take long.
-    pub fn leftover(&mut self) -> Option<File> {
-        self.loading.take()
+    /// The descriptors left to close, which may take long.
+    pub fn leftover(&mut self) -> impl Iterator<Item = File> + use<> {
+        let left = [self.loading.take(), self.size.take_channel()];
+        left.into_iter().flatten()
     }
 
     /// Whether another front-end took over.
@@ -213,34 +225,6 @@ impl Handler {
             .ok()
             .and_then(|index| self.vrings.get_mut(index));
         vring.ok_or(Refusal::Queue { index, count })
-    }
-
-    /// Sets whether writes may be answered before they are durable, as the driver wants it: now, or
-    /// once the front-end has the disk.
-    fn set_writeback(&mut self, writeback: bool) -> Result<(), Refusal> {
-        log::debug!("the driver sets writeback to {writeback}");
-        if let Some(area) = &self.inflight {
-            area.note_writes_through(!writeback);
-        }
-        if self.standing == Standing::Serving {
-            return self.apply_writeback(writeback);
-        }
-        self.writeback = Some(writeback);
-        Ok(())
-    }
-
-    fn apply_writeback(&self, writeback: bool) -> Result<(), Refusal> {
-        let before = self.disk.writeback.swap(writeback, Ordering::Relaxed);
-        if before && !writeback {
-            // The driver flushes no more, and may count on what was written until now.
-            self.disk.volume.flush().map_err(Refusal::Flush)?;
-        }
-        Ok(())
-    }
-
-    fn writeback(&self) -> bool {
-        let current = || self.disk.writeback.load(Ordering::Relaxed);
-        self.writeback.unwrap_or_else(current)
     }
 
     /// Stops the queues and forgets that they were started.
@@ -366,29 +350,6 @@ impl Handler {
         Ok(vring.base.unwrap_or(0))
     }
 
-    /// `size` bytes of the configuration space at `offset`.
-    pub fn config(&self, offset: u32, size: u32) -> Result<Vec<u8>, Refusal> {
-        let start = config_offset(offset) as usize;
-        let mut space = self.disk.config.space(self.writeback()).to_vec();
-        space.resize(CONFIG_SPACE, 0);
-        let end = start.checked_add(size as usize);
-        let bytes = end.and_then(|end| space.get(start..end));
-        bytes
-            .map(<[u8]>::to_vec)
-            .ok_or(Refusal::Config { offset, size })
-    }
-
-    /// Takes what the driver wrote to the configuration space. The front-end passes on every write;
-    /// those to fields other than `writeback` are ignored.
-    pub fn set_config(&mut self, offset: u32, bytes: &[u8]) -> Result<(), Refusal> {
-        let writable = self.disk.config.writable;
-        let at = config::WRITEBACK_AT.checked_sub(config_offset(offset));
-        match at.and_then(|at| bytes.get(at as usize)) {
-            Some(byte) if writable => self.set_writeback(*byte != 0),
-            _ => Ok(()),
-        }
-    }
-
     /// The queues of the device, in their largest size.
     fn largest_queues(&self) -> Queues {
         Queues {
@@ -438,6 +399,11 @@ impl Handler {
         })
     }
 
+    /// Takes the channel on which the front-end is told when the disk grows; returns an earlier one.
+    pub fn set_backend_channel(&mut self, channel: File) -> Option<File> {
+        self.size.set_channel(channel)
+    }
+
     /// Loads a device state from `stream`, which [`Handler::check_state`] examines; returns the
     /// stream of an earlier one. To save the state is to close its stream: it is empty, for
     /// everything is in the guest's memory and the layers.
@@ -471,9 +437,4 @@ fn queues_of(area: &VhostUserInflight) -> Queues {
         count: area.num_queues,
         size: area.queue_size,
     }
-}
-
-/// The offset in `struct virtio_blk_config` that a front-end means.
-fn config_offset(offset: u32) -> u32 {
-    offset.checked_sub(MMIO_CONFIG_OFFSET).unwrap_or(offset)
 }

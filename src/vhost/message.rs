@@ -3,6 +3,8 @@
 use std::fs::File;
 
 use rustix::fs::{AtFlags, FileType, StatxFlags, statx};
+use rustix::net::sockopt::{socket_domain, socket_type};
+use rustix::net::{AddressFamily, SocketType};
 use vhost::vhost_user::message::VhostUserMsgValidator;
 
 use super::error::Refusal;
@@ -51,8 +53,8 @@ pub enum Kind {
     Eventfd,
     /// The end of a stream of bytes.
     Stream,
-    /// A socket.
-    Socket,
+    /// A Unix stream socket. A message sent to one waits for nothing that its other holders do.
+    UnixStream,
 }
 
 impl Kind {
@@ -61,7 +63,7 @@ impl Kind {
             Kind::Memory => "a file that can be mapped",
             Kind::Eventfd => "an eventfd",
             Kind::Stream => "a pipe, socket or regular file",
-            Kind::Socket => "a socket",
+            Kind::UnixStream => "a Unix stream socket",
         }
     }
 
@@ -85,7 +87,7 @@ impl Kind {
                 found,
                 FileType::Fifo | FileType::Socket | FileType::RegularFile
             ),
-            Kind::Socket => found == FileType::Socket,
+            Kind::UnixStream => found == FileType::Socket && is_unix_stream(file),
         };
         match right {
             true => Ok(()),
@@ -95,6 +97,11 @@ impl Kind {
             }),
         }
     }
+}
+
+fn is_unix_stream(socket: &File) -> bool {
+    socket_domain(socket) == Ok(AddressFamily::UNIX)
+        && socket_type(socket) == Ok(SocketType::STREAM)
 }
 
 impl Message {
@@ -180,7 +187,7 @@ pub fn part<T: VhostUserMsgValidator + Default>(bytes: &[u8]) -> Option<T> {
 mod tests {
     use std::net::TcpListener;
     use std::os::fd::OwnedFd;
-    use std::os::unix::net::UnixStream;
+    use std::os::unix::net::{UnixDatagram, UnixStream};
 
     use rustix::event::{EventfdFlags, eventfd};
 
@@ -190,18 +197,20 @@ mod tests {
     fn kinds_of_descriptors_are_told_apart() {
         let (pipe, _writer) = std::io::pipe().unwrap();
         let (unix, _peer) = UnixStream::pair().unwrap();
+        let (datagram, _peer) = UnixDatagram::pair().unwrap();
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
         let memory = rustix::fs::memfd_create("m", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
         let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-        let cases: [(OwnedFd, [bool; 4]); 6] = [
+        let cases: [(OwnedFd, [bool; 4]); 7] = [
             (memory, [true, false, true, false]),
             (event, [false, true, false, false]),
             (pipe.into(), [false, false, true, false]),
             (unix.into(), [false, false, true, true]),
-            (tcp.into(), [false, false, true, true]),
+            (datagram.into(), [false, false, true, false]),
+            (tcp.into(), [false, false, true, false]),
             (File::open("/").unwrap().into(), [false; 4]),
         ];
-        let kinds = [Kind::Memory, Kind::Eventfd, Kind::Stream, Kind::Socket];
+        let kinds = [Kind::Memory, Kind::Eventfd, Kind::Stream, Kind::UnixStream];
         for (descriptor, expected) in cases {
             let file = File::from(descriptor);
             let found = kinds.map(|kind| kind.check(&file).is_ok());

@@ -12,6 +12,7 @@ use rustix::net::UCred;
 use rustix::net::sockopt::socket_peercred;
 
 use super::channel::Channel;
+use super::config_change::FrontEnds;
 use super::dispatch::dispatch;
 use super::error::{Error, Refusal};
 use super::handler::Handler;
@@ -60,13 +61,13 @@ struct Counts {
 }
 
 impl Session {
-    /// A session over `stream`, which blocks.
-    pub fn new(stream: UnixStream, disk: Arc<Disk>) -> Arc<Self> {
+    /// A session over `stream`, which blocks, of one of the `front_ends`.
+    pub fn new(stream: UnixStream, disk: Arc<Disk>, front_ends: &FrontEnds) -> Arc<Self> {
         let name = Name(socket_peercred(&stream).ok());
         let stream = Arc::new(stream);
         let peer = Arc::new(PeerCall::default());
         Arc::new(Self {
-            handler: Mutex::new(Handler::new(disk, stream.clone(), &peer)),
+            handler: Mutex::new(Handler::new(disk, front_ends, stream.clone(), &peer)),
             stream,
             peer,
             retired: AtomicBool::new(false),
@@ -91,7 +92,7 @@ impl Session {
         let had_disk = ownership.give_back(self);
         self.log_end(had_disk, &result, &counts);
         let leftover = self.lock().leftover();
-        self.peer.run(|| drop(leftover));
+        self.peer.run(|| leftover.for_each(drop));
         result
     }
 

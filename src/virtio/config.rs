@@ -29,11 +29,10 @@ const CONFIG_LEN: usize = 60;
 /// with 0, once answered.
 pub const WRITEBACK_AT: u32 = 32;
 
-/// A block device as the guest sees it.
+/// What stays the same of a block device as the guest sees it. Its capacity is the size of the disk, which
+/// can grow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceConfig {
-    /// Size of the disk.
-    pub capacity: Sector,
     /// Number of queues, at least 1.
     pub queues: u16,
     /// Largest size of a queue.
@@ -92,14 +91,14 @@ impl DeviceConfig {
         bits.fold(0, |bits, bit| bits | 1 << bit)
     }
 
-    /// `struct virtio_blk_config`: the offered fields, zeros elsewhere. Only a writable disk has
-    /// `writeback`.
-    pub fn space(&self, writeback: bool) -> [u8; CONFIG_LEN] {
+    /// `struct virtio_blk_config` of a disk of so many sectors: the offered fields, zeros elsewhere. Only a
+    /// writable disk has `writeback`.
+    pub fn space(&self, capacity: Sector, writeback: bool) -> [u8; CONFIG_LEN] {
         let seg_max = SEG_MAX.min(self.queue_size.saturating_sub(OVERHEAD)).max(1);
         let optimal = (u64::from(self.optimal_io) / SECTOR_SIZE) as u32;
         let minimal = 1u16 << PHYSICAL_BLOCK_EXP;
         let always: [(usize, &[u8]); 7] = [
-            (0, &self.capacity.0.to_le_bytes()),
+            (0, &capacity.0.to_le_bytes()),
             (12, &u32::from(seg_max).to_le_bytes()),
             (20, &(SECTOR_SIZE as u32).to_le_bytes()),
             (24, &[PHYSICAL_BLOCK_EXP]),
@@ -132,8 +131,8 @@ impl DeviceConfig {
 mod tests {
     use super::*;
 
+    const CAPACITY: Sector = Sector(0x0102_0304_0506);
     const READ_ONLY: DeviceConfig = DeviceConfig {
-        capacity: Sector(0x0102_0304_0506),
         queues: 0x0708,
         queue_size: 64,
         optimal_io: 65536,
@@ -147,7 +146,7 @@ mod tests {
     #[test]
     fn fields_are_at_the_offsets_of_the_specification() {
         for (config, writeback) in [(READ_ONLY, true), (WRITABLE, false), (WRITABLE, true)] {
-            let space = config.space(writeback);
+            let space = config.space(CAPACITY, writeback);
             assert_eq!(space[..8], [6, 5, 4, 3, 2, 1, 0, 0]);
             assert_eq!(space[8..12], [0; 4], "no size_max");
             assert_eq!(space[12..16], [62, 0, 0, 0], "seg_max fits a queue of 64");
@@ -155,13 +154,13 @@ mod tests {
             assert_eq!(space[24..32], [3, 0, 8, 0, 128, 0, 0, 0]);
             assert_eq!(space[34..36], [8, 7]);
         }
-        let space = READ_ONLY.space(true);
+        let space = READ_ONLY.space(CAPACITY, true);
         assert_eq!((space[32], &space[36..]), (0, &[0; 24][..]));
-        let space = WRITABLE.space(true);
+        let space = WRITABLE.space(CAPACITY, true);
         assert_eq!(space[32..34], [1, 0]);
         assert_eq!(space[36..48], [0, 0, 64, 0, 32, 0, 0, 0, 8, 0, 0, 0]);
         assert_eq!(space[48..60], [0, 0, 64, 0, 32, 0, 0, 0, 1, 0, 0, 0]);
-        assert_eq!(WRITABLE.space(false)[32], 0);
+        assert_eq!(WRITABLE.space(CAPACITY, false)[32], 0);
     }
 
     /// Front-ends that reconnect to a newer daemon do not negotiate again.

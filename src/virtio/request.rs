@@ -42,13 +42,17 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// Reads the header of `chain`.
+    /// Reads the header of `chain`, a request to a disk of `capacity` sectors.
     ///
     /// # Errors
     /// The status to answer with: an I/O error for a request that is malformed, passes the end of
     /// the disk, is no whole number of sectors, or writes to a read-only disk; unsupported for a
     /// request that the device does not offer (5.2.6.2).
-    pub fn parse(chain: &Chain<'_>, config: &DeviceConfig) -> Result<Self, Status> {
+    pub fn parse(
+        chain: &Chain<'_>,
+        config: &DeviceConfig,
+        capacity: Sector,
+    ) -> Result<Self, Status> {
         let (readable, writable) = (chain.readable(), chain.writable());
         let Some(data) = readable.len().checked_sub(HEADER) else {
             return Err(Status::IoError);
@@ -65,10 +69,10 @@ impl Operation {
                 return Err(Status::IoError);
             }
             let range = SectorRange::checked(sector, Sectors::whole_in(len as u64));
-            let inside = range.filter(|range| range.end() <= config.capacity);
+            let inside = range.filter(|range| range.end() <= capacity);
             inside.ok_or(Status::IoError)
         };
-        let ranges = |may_unmap| discard::parse(cursor, data, config.capacity, may_unmap);
+        let ranges = |may_unmap| discard::parse(cursor, data, capacity, may_unmap);
         match u32::from_le_bytes([t0, t1, t2, t3]) {
             VIRTIO_BLK_T_IN => transfer(writable.len(), data).map(Operation::Read),
             VIRTIO_BLK_T_OUT if config.writable => {

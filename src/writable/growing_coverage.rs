@@ -113,7 +113,9 @@ mod tests {
         assert!(coverage.any(sectors(100, 1)) && !coverage.any(sectors(120, 880)));
         coverage.grow(Sector(1 << 50));
         coverage.set(sectors((1 << 50) - 1, 1));
-        assert!(coverage.any(sectors((1 << 50) - 1, 1)) && !coverage.any(sectors(1 << 40, 1 << 40)));
+        assert!(
+            coverage.any(sectors((1 << 50) - 1, 1)) && !coverage.any(sectors(1 << 40, 1 << 40))
+        );
         assert!(coverage.any(sectors(0, 100)) && coverage.any(sectors(0, 1 << 50)));
     }
 

@@ -51,7 +51,9 @@ impl SealedLayers {
             merged = segment::merge(below.index.iter(), &merged);
         }
         // A layer may say what lies beyond the end, where the disk can grow to.
-        let end = merged.last().map_or(disk_end, |last| last.end().max(disk_end));
+        let end = merged
+            .last()
+            .map_or(disk_end, |last| last.end().max(disk_end));
         let coverage = Coverage::new(end);
         for segment in &merged {
             coverage.set(segment.range());

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -41,11 +41,13 @@ impl Kinds {
     fn new() -> Self {
         let (reader, writer) = std::io::pipe().expect("pipe");
         let (unix, peer) = UnixStream::pair().expect("pair");
+        let (datagram, other) = UnixDatagram::pair().expect("pair");
         let listener = TcpListener::bind("127.0.0.1:0").expect("listener");
         let tcp = TcpStream::connect(listener.local_addr().expect("address")).expect("TCP");
         let all = vec![
             reader.into(),
             unix.into(),
+            datagram.into(),
             tcp.into(),
             memfd_create("memory", MemfdFlags::CLOEXEC).expect("memfd"),
             eventfd(0, EventfdFlags::CLOEXEC).expect("eventfd"),
@@ -54,7 +56,7 @@ impl Kinds {
         ];
         Self {
             all,
-            _peers: vec![writer.into(), peer.into(), listener.into()],
+            _peers: vec![writer.into(), peer.into(), other.into(), listener.into()],
         }
     }
 }

@@ -4,6 +4,7 @@
 //! run on it: `linux` (a real driver, a real file system) and `tiny` (a driver that breaks the rules).
 
 mod before_driver;
+mod growing;
 mod linux;
 mod machine;
 mod microvm;

@@ -205,6 +205,12 @@ pub enum CtlCommand {
         #[arg(long)]
         wait: bool,
     },
+    /// Grow the disk while its guest runs; it needs a writable layer
+    Resize {
+        /// Bytes of the disk, also as 512M, 10G or 1T; at least its present size
+        #[arg(value_name = "SIZE", value_parser = parse_size)]
+        size: u64,
+    },
 }
 
 impl From<CtlCommand> for Ask {
@@ -213,6 +219,7 @@ impl From<CtlCommand> for Ask {
             CtlCommand::Device => Ask::Device,
             CtlCommand::Snapshots => Ask::Snapshots,
             CtlCommand::Snapshot { name, wait } => Ask::Snapshot { name, wait },
+            CtlCommand::Resize { size } => Ask::Resize { size },
         }
     }
 }

@@ -12,6 +12,13 @@ use crate::reason::reason;
 use crate::writable::snapshots::MAX_NAME;
 use crate::writable::{Error, Snapshot};
 
+/// The body of a request for another size.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SizeRequest {
+    size_bytes: u64,
+}
+
 /// The body of a request for a snapshot.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -29,10 +36,14 @@ impl Device {
             ("GET", "/api/v1/device") => found(self.describe()),
             ("GET", "/api/v1/snapshots") => found(self.snapshots().iter().map(summary).collect()),
             ("POST", "/api/v1/snapshots") => self.snapshot(&request.body),
-            (_, "/api/v1/device" | "/api/v1/snapshots") => {
-                Response::error(405, "expected GET, or POST for /api/v1/snapshots")
-            }
-            _ => Response::error(404, "expected /api/v1/device or /api/v1/snapshots"),
+            ("PUT", "/api/v1/size") => self.resize(&request.body),
+            (_, "/api/v1/device") => Response::error(405, "expected GET"),
+            (_, "/api/v1/snapshots") => Response::error(405, "expected GET or POST"),
+            (_, "/api/v1/size") => Response::error(405, "expected PUT"),
+            _ => Response::error(
+                404,
+                "expected /api/v1/device, /api/v1/snapshots or /api/v1/size",
+            ),
         }
     }
 
@@ -57,6 +68,32 @@ impl Device {
             "upper": upper,
             "fetch": self.fetching(),
         })
+    }
+
+    fn resize(&self, body: &[u8]) -> Response {
+        if !self.is_writable() {
+            let text = "the disk is read-only: only a disk with a writable layer can grow";
+            return Response::error(409, text);
+        }
+        let size = match serde_json::from_slice(body) {
+            Ok(SizeRequest { size_bytes }) => size_bytes,
+            Err(error) => {
+                let text = format!("expected {{\"size_bytes\": N}}: {error}");
+                return Response::error(400, &text);
+            }
+        };
+        match self.grow(size) {
+            Ok(()) => found(json!({ "size_bytes": size })),
+            Err(error @ (Error::Shrinks { .. } | Error::ReadOnly)) => {
+                Response::error(409, &error.to_string())
+            }
+            Err(error @ Error::Size(_)) => Response::error(400, &error.to_string()),
+            Err(error) => {
+                let text = reason(&error);
+                ratelimited_log::error(format_args!("control: cannot grow the disk: {text}"));
+                Response::error(500, &text)
+            }
+        }
     }
 
     fn snapshot(&self, body: &[u8]) -> Response {

@@ -190,7 +190,7 @@ fn conditional_while_opening() -> [(c_long, u8, Test); 2] {
 }
 
 /// Calls allowed for one argument only, counted from 0; several rows of a call are alternatives.
-fn conditional() -> [(c_long, u8, Test); 17] {
+fn conditional() -> [(c_long, u8, Test); 19] {
     use Test::{Bits, Is, Null};
     let thread = Bits {
         mask: THREAD | NEW_NAMESPACES,
@@ -210,9 +210,11 @@ fn conditional() -> [(c_long, u8, Test); 17] {
         (libc::SYS_fcntl, 1, Is(libc::F_GETFD)),
         (libc::SYS_fcntl, 1, Is(libc::F_ADD_SEALS)), // an in-flight area
         (libc::SYS_getsockopt, 2, Is(libc::SO_PEERCRED)), // the process of a front-end, for the log
+        (libc::SYS_getsockopt, 2, Is(libc::SO_DOMAIN)), // the kind of a socket that a front-end passes
+        (libc::SYS_getsockopt, 2, Is(libc::SO_TYPE)),
         (libc::SYS_setsockopt, 2, Is(libc::SO_SNDTIMEO)), // a front-end that does not read
         (libc::SYS_setsockopt, 2, Is(libc::SO_RCVTIMEO)), // a control client that does not speak
-        (libc::SYS_sendto, 4, Null),                 // to a connected peer: the pipe of a signal
+        (libc::SYS_sendto, 4, Null), // to a connected peer: the pipe of a signal
         (libc::SYS_tgkill, 0, Is(process::id() as c_int)), // abort; a call that a front-end blocks
     ]
 }

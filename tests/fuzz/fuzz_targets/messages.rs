@@ -39,6 +39,7 @@ use ovbd_vhost::format::lsmt::writable::Kind;
 use ovbd_vhost::image::Image;
 use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::units::{SECTOR_SIZE, Sector, SectorRange};
+use ovbd_vhost::vhost::config_change::FrontEnds;
 use ovbd_vhost::vhost::ownership::Ownership;
 use ovbd_vhost::vhost::session::Session;
 use ovbd_vhost::virtio::config::DeviceConfig;
@@ -85,7 +86,6 @@ fn image() -> Image {
 
 fn disk(volume: Volume) -> Arc<Disk> {
     let config = DeviceConfig {
-        capacity: volume.sectors(),
         queues: 4,
         queue_size: 64,
         optimal_io: 4096,
@@ -191,13 +191,15 @@ fn held(volume: &Volume) -> Vec<Option<[u8; SECTOR_SIZE as usize]>> {
     }
 }
 
-/// What can be sent: memory, in-flight area, log, kick, call and error; a socket and a pipe, which no
-/// message of a disk has a use for.
+/// What can be sent: memory, in-flight area, log, kick, call and error; the back-end's channel; a pipe, which
+/// no message of a disk has a use for.
 struct Fds {
     files: [File; 3],
     kick: OwnedFd,
     other: OwnedFd,
-    socket: UnixStream,
+    channel: UnixStream,
+    /// The front-end's end, of which nothing is read.
+    _channel: UnixStream,
     pipe: PipeReader,
 }
 
@@ -210,11 +212,13 @@ impl Fds {
             file
         };
         let event = || eventfd(0, EventfdFlags::NONBLOCK).expect("eventfd");
+        let (channel, _channel) = UnixStream::pair().expect("pair");
         Self {
             files: [file(), file(), file()],
             kick: event(),
             other: event(),
-            socket: UnixStream::pair().expect("pair").0,
+            channel,
+            _channel,
             pipe: io::pipe().expect("pipe").0,
         }
     }
@@ -246,7 +250,7 @@ impl Fds {
             self.files[2].as_fd(),
             self.kick.as_fd(),
             self.other.as_fd(),
-            self.socket.as_fd(),
+            self.channel.as_fd(),
             self.pipe.as_fd(),
         ];
         let first = usize::from(byte / 16);
@@ -292,7 +296,7 @@ fn take<'b>(bytes: &mut &'b [u8], count: usize) -> &'b [u8] {
 }
 
 /// Performs the steps until they, or the session, end.
-fn play(stream: &UnixStream, fds: &Fds, mut bytes: &[u8]) {
+fn play(stream: &UnixStream, fds: &Fds, front_ends: &FrontEnds, mut bytes: &[u8]) {
     let mut patience = PATIENCE;
     for _ in 0..64 {
         let &[kind, first, second, ref rest @ ..] = bytes else {
@@ -327,6 +331,7 @@ fn play(stream: &UnixStream, fds: &Fds, mut bytes: &[u8]) {
                 if patience > 0 && !settle(stream) {
                     patience -= 1;
                 }
+                front_ends.tell_size();
                 let _ = rustix::io::write(&fds.kick, &1u64.to_ne_bytes());
                 if patience > 0 && !fds.wait_for_calls() {
                     patience -= 1;
@@ -362,13 +367,14 @@ fuzz_target!(|bytes: &[u8]| {
         None => READ_ONLY.clone(),
         Some(layer) => disk(layer.open()),
     };
-    let session = Session::new(theirs, disk.clone());
+    let front_ends = FrontEnds::default();
+    let session = Session::new(theirs, disk.clone(), &front_ends);
     let folder = layer.as_ref().map(|layer| layer.folder.path().to_owned());
     let serving = Confined::start(folder.into_iter().collect(), move || {
         session.serve(&Ownership::default())
     });
     let fds = Fds::new();
-    play(&ours, &fds, bytes);
+    play(&ours, &fds, &front_ends, bytes);
     // What was sent is still read, and answered.
     let _ = ours.shutdown(Shutdown::Write);
     let _ = serving.join();

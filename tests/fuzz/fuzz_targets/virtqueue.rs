@@ -113,7 +113,6 @@ fuzz_target!(|bytes: &[u8]| {
                 chain.readable().pieces().len() + chain.writable().pieces().len() <= MAX_PIECES
             );
             let config = DeviceConfig {
-                capacity: Sector(CAPACITY),
                 queues: 1,
                 queue_size: 128,
                 optimal_io: 4096,
@@ -123,7 +122,7 @@ fuzz_target!(|bytes: &[u8]| {
                 assert_eq!(range.len().bytes(), len as u64);
                 assert!(len <= MAX_DATA && range.end().0 <= CAPACITY);
             };
-            match Operation::parse(&chain, &config) {
+            match Operation::parse(&chain, &config, Sector(CAPACITY)) {
                 Ok(Operation::Read(range)) => {
                     inside(range, chain.writable().len());
                     chain.writable().cursor(0).zero(chain.writable().len());

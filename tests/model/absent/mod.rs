@@ -105,7 +105,6 @@ impl Machine {
         remotes.iter().for_each(|remote| remote.forget(|_| true));
         let disk = Disk {
             config: DeviceConfig {
-                capacity: Sector(0) + image.at_own_size().sectors(),
                 queues: 1,
                 queue_size: SIZE,
                 optimal_io: 4096,

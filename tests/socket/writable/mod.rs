@@ -5,6 +5,7 @@ mod control;
 mod crash;
 mod faults;
 mod full;
+mod growing;
 mod hostile;
 mod load;
 mod requests;

@@ -1,0 +1,72 @@
+//! The configuration space as a front-end reads and writes it.
+
+use std::sync::atomic::Ordering;
+
+use super::{Handler, Standing};
+use crate::vhost::error::{CONFIG_SPACE, Refusal};
+use crate::virtio::config;
+
+/// Some front-ends ask for the configuration space at the offset it has in virtio-mmio.
+const MMIO_CONFIG_OFFSET: u32 = 0x100;
+
+impl Handler {
+    /// `size` bytes of the configuration space at `offset`.
+    pub fn config(&self, offset: u32, size: u32) -> Result<Vec<u8>, Refusal> {
+        let start = config_offset(offset) as usize;
+        let capacity = match (start, size) {
+            (0, 8..) => self.size.read(),
+            _ => self.disk.volume.sectors(),
+        };
+        let mut space = self.disk.config.space(capacity, self.writeback()).to_vec();
+        space.resize(CONFIG_SPACE, 0);
+        let end = start.checked_add(size as usize);
+        let bytes = end.and_then(|end| space.get(start..end));
+        bytes
+            .map(<[u8]>::to_vec)
+            .ok_or(Refusal::Config { offset, size })
+    }
+
+    /// Takes what the driver wrote to the configuration space. The front-end passes on every write;
+    /// those to fields other than `writeback` are ignored.
+    pub fn set_config(&mut self, offset: u32, bytes: &[u8]) -> Result<(), Refusal> {
+        let writable = self.disk.config.writable;
+        let at = config::WRITEBACK_AT.checked_sub(config_offset(offset));
+        match at.and_then(|at| bytes.get(at as usize)) {
+            Some(byte) if writable => self.set_writeback(*byte != 0),
+            _ => Ok(()),
+        }
+    }
+
+    /// Sets whether writes may be answered before they are durable, as the driver wants it: now, or
+    /// once the front-end has the disk.
+    pub(super) fn set_writeback(&mut self, writeback: bool) -> Result<(), Refusal> {
+        log::debug!("the driver sets writeback to {writeback}");
+        if let Some(area) = &self.inflight {
+            area.note_writes_through(!writeback);
+        }
+        if self.standing == Standing::Serving {
+            return self.apply_writeback(writeback);
+        }
+        self.writeback = Some(writeback);
+        Ok(())
+    }
+
+    pub(super) fn apply_writeback(&self, writeback: bool) -> Result<(), Refusal> {
+        let before = self.disk.writeback.swap(writeback, Ordering::Relaxed);
+        if before && !writeback {
+            // The driver flushes no more, and may count on what was written until now.
+            self.disk.volume.flush().map_err(Refusal::Flush)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn writeback(&self) -> bool {
+        let current = || self.disk.writeback.load(Ordering::Relaxed);
+        self.writeback.unwrap_or_else(current)
+    }
+}
+
+/// The offset in `struct virtio_blk_config` that a front-end means.
+fn config_offset(offset: u32) -> u32 {
+    offset.checked_sub(MMIO_CONFIG_OFFSET).unwrap_or(offset)
+}
