@@ -214,20 +214,7 @@ async fn run(
     };
     let ok = |body| Ok(reply::json(StatusCode::OK, &body));
     match action {
-        Action::ListDisks => {
-            let label = value(&query, "label").map(decode);
-            let chosen = disks.all().into_iter().filter(|disk| {
-                let labels = disk
-                    .entry()
-                    .map(|entry| entry.spec.labels)
-                    .unwrap_or_default();
-                label.as_ref().is_none_or(|label| {
-                    let (key, value) = label.split_once('=').unwrap_or((label, ""));
-                    labels.get(key).is_some_and(|found| found == value)
-                })
-            });
-            ok(json!({ "disks": chosen.map(|disk| disk.view()).collect::<Vec<_>>() }))
-        }
+        Action::ListDisks => ok(list_disks(disks, &query)),
         Action::PutDisk => {
             let (put, disk) = disks.put(&id()?, body::<DiskSpec>(request).await?).await?;
             let status = match put {
@@ -238,9 +225,8 @@ async fn run(
         }
         Action::GetDisk => ok(disks.get(&id()?)?.view()),
         Action::DeleteDisk => {
-            disks
-                .delete(&id()?, value(&query, "force") == Some("true"))
-                .await?;
+            let forced = value(&query, "force") == Some("true");
+            disks.delete(&id()?, forced).await?;
             Ok(reply::empty())
         }
         Action::RestartDisk => ok(disks.restart(&id()?).await?.view()),
@@ -249,29 +235,43 @@ async fn run(
             let wanted = body::<SnapshotRequest>(request).await?;
             ok(disks.snapshot(&id()?, wanted.name, wanted.wait).await?)
         }
-        Action::Events => {
-            let number = |name| value(&query, name).map(str::parse::<u64>).transpose();
-            let bad = |_| Failure::new(Code::BadRequest, "after and wait take whole numbers");
-            let after = number("after").map_err(bad)?.unwrap_or(0);
-            let wait = number("wait").map_err(bad)?.unwrap_or(0).min(MAX_WAIT);
-            let batch = disks.events().after(after, Duration::from_secs(wait)).await;
-            ok(json!(batch))
-        }
+        Action::Events => ok(events(disks, &query).await?),
         Action::Live => ok(json!({ "state": "live" })),
         // The control socket is bound once the state directory has been read.
         Action::Ready => ok(json!({ "state": "ready", "failed": disks.failed() })),
         Action::Version => ok(json!({ "version": env!("CARGO_PKG_VERSION") })),
-        Action::OpenApi => Ok(reply::text(
-            StatusCode::OK,
-            "application/yaml",
-            OPENAPI.to_owned(),
-        )),
+        Action::OpenApi => {
+            let text = OPENAPI.to_owned();
+            Ok(reply::text(StatusCode::OK, "application/yaml", text))
+        }
         Action::Metrics => {
             let text = context.metrics.text(disks);
             let text = text.map_err(|error| Failure::caused(Code::Internal, &error))?;
             Ok(reply::text(StatusCode::OK, CONTENT_TYPE, text))
         }
     }
+}
+
+/// The disks with the label `KEY=VALUE` that the query names, or all.
+fn list_disks(disks: &Disks, query: &str) -> Value {
+    let label = value(query, "label").map(decode);
+    let chosen = disks.all().into_iter().filter(|disk| {
+        let Some(label) = &label else { return true };
+        let labels = disk.entry().map(|entry| entry.spec.labels);
+        let (key, wanted) = label.split_once('=').unwrap_or((label, ""));
+        labels.is_some_and(|labels| labels.get(key).is_some_and(|found| found == wanted))
+    });
+    json!({ "disks": chosen.map(|disk| disk.view()).collect::<Vec<_>>() })
+}
+
+/// The events after number `after` of the query; waits for one as many seconds as `wait` says.
+async fn events(disks: &Disks, query: &str) -> Result<Value, Failure> {
+    let number = |name| value(query, name).map(str::parse::<u64>).transpose();
+    let bad = |_| Failure::new(Code::BadRequest, "after and wait take whole numbers");
+    let after = number("after").map_err(bad)?.unwrap_or(0);
+    let wait = number("wait").map_err(bad)?.unwrap_or(0).min(MAX_WAIT);
+    let batch = disks.events().after(after, Duration::from_secs(wait)).await;
+    Ok(json!(batch))
 }
 
 /// Body of `POST /disks/{id}/snapshots`.
