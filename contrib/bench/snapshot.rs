@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use common::content::Random;
 use ovbd_vhost::format::lsmt::writable::Kind;
-use ovbd_vhost::format::lsmt::{HEADER_LEN, Header, Part};
+use ovbd_vhost::format::lsmt::{HEADER_LEN, Header, HeaderKind};
 use ovbd_vhost::image::Image;
 use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::io::scatter::Scatter;
@@ -142,7 +142,7 @@ fn disk(folder: &Path, blocks: u64) -> (Volume, Snapshots) {
         message: Vec::new(),
     };
     let lower = folder.join("lower");
-    let layer = [Part::Header, Part::Trailer].map(|part| header.encode(part));
+    let layer = [HeaderKind::Header, HeaderKind::Trailer].map(|part| header.encode(part));
     std::fs::write(&lower, layer.as_flattened()).expect("a lower layer");
     let paths = Paths {
         data: folder.join("data"),

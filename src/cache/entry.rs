@@ -11,7 +11,7 @@ use super::layout::{self, sync_dir};
 use super::{Cache, Error, Partial, list};
 use crate::format::digest::Digest;
 use crate::format::presence::{Header, Identity, State};
-use crate::io::mapping::Access;
+use crate::io::mapped_file::Access;
 use crate::io::regular::open_regular;
 use crate::source::presence::{self, PresenceMap};
 

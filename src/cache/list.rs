@@ -10,7 +10,7 @@ use super::layout::{self, partial_named, sync_dir};
 use super::{Cache, Error};
 use crate::format::digest::{Digest, Hasher};
 use crate::format::presence::Identity;
-use crate::io::mapping::Access;
+use crate::io::mapped_file::Access;
 use crate::io::regular::open_to_read;
 use crate::source::presence::{Bitmap, PresenceMap};
 

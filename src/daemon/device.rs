@@ -309,7 +309,7 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::format::lsmt::{Header, Part};
+    use crate::format::lsmt::{Header, HeaderKind};
     use crate::image::config::Stack;
     use crate::writable::WritableLayer;
 
@@ -323,8 +323,8 @@ mod tests {
             parent_uuid: Uuid::nil(),
             message: Vec::new(),
         };
-        let mut bytes = header.encode(Part::Header).to_vec();
-        bytes.extend(header.encode(Part::Trailer));
+        let mut bytes = header.encode(HeaderKind::Header).to_vec();
+        bytes.extend(header.encode(HeaderKind::Trailer));
         let path = dir.join("layer");
         fs::write(&path, bytes).unwrap();
         Stack::new([path])

@@ -38,7 +38,7 @@ use crate::engine::Disk;
 use crate::engine::ring::Rings;
 use crate::fetch::process::Control;
 use crate::format::download::Download;
-use crate::image::config::{Config as ImageConfig, Stack, UpperFiles};
+use crate::image::config::{ImageConfig, Stack, UpperFiles};
 use crate::io::regular::open_regular;
 use crate::reason::reason;
 use crate::registry::reference::Reference;

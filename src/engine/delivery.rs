@@ -6,7 +6,7 @@
 
 use super::Disk;
 use super::drop_behind::DropBehind;
-use super::plan::Part;
+use super::plan::ReadPart;
 use crate::image::plan::{CompressedRun, Piece};
 use crate::image::unpack::Unpacker;
 use crate::image::{Error, Image, MAX_STORED};
@@ -38,13 +38,13 @@ impl<'a> Delivery<'a> {
     /// Locates the stored bytes of `part`, whose data files `lookup` names; `None` for zeros, which
     /// are not stored.
     #[inline]
-    pub fn locate<'t>(&self, part: &Part, lookup: &'t Lookup) -> Option<Located<'t>>
+    pub fn locate<'t>(&self, part: &ReadPart, lookup: &'t Lookup) -> Option<Located<'t>>
     where
         'a: 't,
     {
         let image: &'t Image = self.image;
         let (blob, offset, len) = match part {
-            Part::Lower(piece) => {
+            ReadPart::Lower(piece) => {
                 let (layer, offset, len) = match piece {
                     Piece::Zero { .. } => return None,
                     Piece::Plain { layer, offset, len } => (*layer, *offset, *len as usize),
@@ -52,7 +52,9 @@ impl<'a> Delivery<'a> {
                 };
                 (image.container(layer).blob(), offset, len)
             }
-            Part::Upper { file, offset, len } => (&**lookup.file(*file), *offset, *len as usize),
+            ReadPart::Upper { file, offset, len } => {
+                (&**lookup.file(*file), *offset, *len as usize)
+            }
         };
         Some(blob.locate(offset, len))
     }
@@ -65,13 +67,13 @@ impl<'a> Delivery<'a> {
     #[inline]
     pub fn from_memory(
         &mut self,
-        part: &Part,
+        part: &ReadPart,
         range: PresentRange<'_>,
         mut cursor: Cursor<'_, '_>,
     ) -> Result<bool, Error> {
         let (blob, len) = (range.blob(), range.len());
         let run = match part {
-            Part::Lower(Piece::Compressed(run)) => Some(run),
+            ReadPart::Lower(Piece::Compressed(run)) => Some(run),
             _ => None,
         };
         if let Some(run) = run
@@ -112,7 +114,7 @@ impl<'a> Delivery<'a> {
     /// The file ends first, or a block is damaged.
     pub fn from_page_cache(
         &mut self,
-        part: &Part,
+        part: &ReadPart,
         range: PresentRange<'_>,
         cursor: Cursor<'_, '_>,
     ) -> Result<bool, Error> {
@@ -131,7 +133,7 @@ impl<'a> Delivery<'a> {
     /// The system fails to read, the file ends first, or a block is damaged.
     pub fn from_storage(
         &mut self,
-        part: &Part,
+        part: &ReadPart,
         range: PresentRange<'_>,
         cursor: Cursor<'_, '_>,
     ) -> Result<(), Error> {
@@ -147,7 +149,7 @@ impl<'a> Delivery<'a> {
     /// [`Error::Block`] if a block is damaged.
     pub fn from_bytes(
         &mut self,
-        part: &Part,
+        part: &ReadPart,
         range: PresentRange<'_>,
         bytes: &[u8],
         cursor: Cursor<'_, '_>,
@@ -162,11 +164,11 @@ impl<'a> Delivery<'a> {
 fn note<'a>(
     drop: &mut Option<DropBehind<'a>>,
     image: &'a Image,
-    part: &Part,
+    part: &ReadPart,
     range: PresentRange<'_>,
 ) {
-    let (Part::Lower(Piece::Plain { layer, .. })
-    | Part::Lower(Piece::Compressed(CompressedRun { layer, .. }))) = part
+    let (ReadPart::Lower(Piece::Plain { layer, .. })
+    | ReadPart::Lower(Piece::Compressed(CompressedRun { layer, .. }))) = part
     else {
         return;
     };
@@ -183,12 +185,12 @@ fn note<'a>(
 fn place(
     unpacker: &mut Unpacker,
     image: &Image,
-    part: &Part,
+    part: &ReadPart,
     bytes: &[u8],
     mut cursor: Cursor<'_, '_>,
 ) -> Result<(), Error> {
     match part {
-        Part::Lower(Piece::Compressed(run)) => {
+        ReadPart::Lower(Piece::Compressed(run)) => {
             unpacker.unpack(image.container(run.layer), run, bytes, &mut cursor)
         }
         _ => {

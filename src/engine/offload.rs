@@ -270,7 +270,7 @@ mod tests {
     use super::*;
     use crate::engine::Tuning;
     use crate::format::lsmt::writable::Kind;
-    use crate::format::lsmt::{HEADER_LEN, Header, Part};
+    use crate::format::lsmt::{HEADER_LEN, Header, HeaderKind};
     use crate::image::Image;
     use crate::image::config::Stack;
     use crate::image::reader::Reader;
@@ -290,7 +290,7 @@ mod tests {
             parent_uuid: Uuid::nil(),
             message: Vec::new(),
         };
-        let layer = [Part::Header, Part::Trailer].map(|part| header.encode(part));
+        let layer = [HeaderKind::Header, HeaderKind::Trailer].map(|part| header.encode(part));
         let lower = folder.join("lower");
         std::fs::write(&lower, layer.as_flattened()).unwrap();
         let image = Image::open(&Stack::new([lower])).unwrap();

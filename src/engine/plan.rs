@@ -7,7 +7,7 @@ use crate::writable::{Lookup, SpanContent, Volume};
 
 /// The source of the next bytes of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+pub enum ReadPart {
     /// The image.
     Lower(Piece),
     /// The data file of a writable layer.
@@ -21,13 +21,13 @@ pub enum Part {
     },
 }
 
-impl Part {
+impl ReadPart {
     /// Bytes of the read that the part makes up.
     #[expect(clippy::len_without_is_empty, reason = "no part is empty")]
     pub fn len(&self) -> u64 {
         match self {
-            Part::Lower(piece) => piece.len(),
-            Part::Upper { len, .. } => *len,
+            ReadPart::Lower(piece) => piece.len(),
+            ReadPart::Upper { len, .. } => *len,
         }
     }
 
@@ -36,13 +36,13 @@ impl Part {
     fn first(self) -> Self {
         const MOST: u64 = MAX_STORED as u64;
         match self {
-            Part::Lower(Piece::Plain { layer, offset, len }) => {
+            ReadPart::Lower(Piece::Plain { layer, offset, len }) => {
                 let len = len.min(MOST);
-                Part::Lower(Piece::Plain { layer, offset, len })
+                ReadPart::Lower(Piece::Plain { layer, offset, len })
             }
-            Part::Upper { file, offset, len } => {
+            ReadPart::Upper { file, offset, len } => {
                 let len = len.min(MOST);
-                Part::Upper { file, offset, len }
+                ReadPart::Upper { file, offset, len }
             }
             other => other,
         }
@@ -52,13 +52,13 @@ impl Part {
     fn rest(self, taken: u64) -> Option<Self> {
         let left = self.len().checked_sub(taken).filter(|left| *left > 0);
         match (self, left?) {
-            (Part::Lower(Piece::Plain { layer, offset, .. }), len) => {
+            (ReadPart::Lower(Piece::Plain { layer, offset, .. }), len) => {
                 let offset = offset + taken;
-                Some(Part::Lower(Piece::Plain { layer, offset, len }))
+                Some(ReadPart::Lower(Piece::Plain { layer, offset, len }))
             }
-            (Part::Upper { file, offset, .. }, len) => {
+            (ReadPart::Upper { file, offset, .. }, len) => {
                 let offset = offset + taken;
-                Some(Part::Upper { file, offset, len })
+                Some(ReadPart::Upper { file, offset, len })
             }
             _ => None,
         }
@@ -79,7 +79,7 @@ pub struct Plan<'a> {
     /// What is left to look up.
     left: SectorRange,
     /// Planned and not yet taken.
-    next: Option<Part>,
+    next: Option<ReadPart>,
     /// Byte of the request's data that the next part fills.
     position: usize,
 }
@@ -113,7 +113,7 @@ impl<'a> Plan<'a> {
         (self.next, self.position) = (None, 0);
     }
 
-    /// The looked-up spans, which name the data files of [`Part::Upper`].
+    /// The looked-up spans, which name the data files of [`ReadPart::Upper`].
     pub fn lookup(&self) -> &Lookup {
         &self.lookup
     }
@@ -121,10 +121,10 @@ impl<'a> Plan<'a> {
     /// The next part, without taking it, and the byte of the request's data that it fills first. Its
     /// stored bytes fit one buffer of [`MAX_STORED`].
     #[inline]
-    pub fn peek(&mut self) -> Option<(Part, usize)> {
+    pub fn peek(&mut self) -> Option<(ReadPart, usize)> {
         if self.next.is_none() {
             self.next = match self.pieces.as_mut().and_then(Iterator::next) {
-                Some(piece) => Some(Part::Lower(piece)),
+                Some(piece) => Some(ReadPart::Lower(piece)),
                 None if self.left.is_empty() => None,
                 None => self.next_span(),
             };
@@ -134,7 +134,7 @@ impl<'a> Plan<'a> {
 
     /// The next part from the spans of the lookup on, if there is one.
     #[inline(never)]
-    fn next_span(&mut self) -> Option<Part> {
+    fn next_span(&mut self) -> Option<ReadPart> {
         while !self.left.is_empty() {
             let Some(span) = self.lookup.spans().get(self.span).copied() else {
                 self.volume.lookup(self.left, &mut self.lookup);
@@ -150,18 +150,18 @@ impl<'a> Plan<'a> {
             }
             let len = self.take_left(span.sectors).bytes().len();
             return Some(match span.content {
-                SpanContent::Data { file, offset } => Part::Upper { file, offset, len },
-                _ => Part::Lower(Piece::Zero { len }),
+                SpanContent::Data { file, offset } => ReadPart::Upper { file, offset, len },
+                _ => ReadPart::Lower(Piece::Zero { len }),
             });
         }
         None
     }
 
     /// The first part of the next `sectors` sectors, at least 1, which lie in the image.
-    fn lower(&mut self, sectors: Sectors) -> Option<Part> {
+    fn lower(&mut self, sectors: Sectors) -> Option<ReadPart> {
         let range = self.take_left(sectors);
         let pieces = self.volume.lower().pieces(range);
-        self.pieces.insert(pieces).next().map(Part::Lower)
+        self.pieces.insert(pieces).next().map(ReadPart::Lower)
     }
 
     /// Takes the first `sectors` sectors of what is left to look up.
@@ -174,7 +174,7 @@ impl<'a> Plan<'a> {
 
     /// Takes `part`, which [`Plan::peek`] gave.
     #[inline]
-    pub fn take(&mut self, part: &Part) {
+    pub fn take(&mut self, part: &ReadPart) {
         // At most the request's data, which is a `usize`.
         self.position += part.len() as usize;
         self.next = self.next.and_then(|next| next.rest(part.len()));

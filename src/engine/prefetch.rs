@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use super::delivery::Delivery;
-use super::plan::Part;
+use super::plan::ReadPart;
 use super::reading::Planned;
 use crate::io::prefetch;
 use crate::source::{Located, PresentRange};
@@ -67,7 +67,7 @@ fn first_range<'t>(
     planned: &'t mut Planned<'_>,
     delivery: &'t Delivery<'_>,
 ) -> Option<PresentRange<'t>> {
-    let (part, _): (Part, usize) = planned.plan.peek()?;
+    let (part, _): (ReadPart, usize) = planned.plan.peek()?;
     match delivery.locate(&part, planned.plan.lookup())? {
         Located::Present(range) => Some(range),
         Located::Absent(_) => None,

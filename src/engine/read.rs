@@ -12,7 +12,7 @@ use super::Disk;
 use super::plan::Plan;
 use super::pool::Pool;
 use super::ratelimited_log;
-use super::reading::{Planned, ReadId, Reads, Room};
+use super::reading::{Budget, Planned, ReadId, Reads};
 use super::request::{Finished, Request};
 use super::ring::Ring;
 use super::sources::{Begun, PartResult, Sources};
@@ -86,9 +86,9 @@ impl<'a> Reader<'a> {
             Ok(Some(room)) => {
                 reading.set_waits_for(Some(room));
                 match room {
-                    Room::Own => {}
-                    Room::Ring => self.stalled.push_back(id),
-                    Room::Fetch => self.starved.push_back(id),
+                    Budget::Own => {}
+                    Budget::Ring => self.stalled.push_back(id),
+                    Budget::Fetch => self.starved.push_back(id),
                 }
                 return None;
             }
@@ -123,7 +123,7 @@ impl<'a> Reader<'a> {
             return;
         };
         reading.part_ended();
-        let waits_for_own = reading.waits_for() == Some(Room::Own);
+        let waits_for_own = reading.waits_for() == Some(Budget::Own);
         if waits_for_own {
             reading.set_waits_for(None);
         }
@@ -161,11 +161,11 @@ impl<'a> Reader<'a> {
         while let Some(result) = self.sources.deferred(&mut self.reads) {
             self.settle(result);
         }
-        self.resume_line(Room::Ring);
-        self.resume_line(Room::Fetch);
+        self.resume_line(Budget::Ring);
+        self.resume_line(Budget::Fetch);
     }
 
-    fn resume_line(&mut self, room: Room) {
+    fn resume_line(&mut self, room: Budget) {
         // Once through: a read may get in line again.
         for _ in 0..self.line(room).len() {
             if !self.sources.has_room(room) {
@@ -182,9 +182,9 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn line(&mut self, room: Room) -> &mut VecDeque<ReadId> {
+    fn line(&mut self, room: Budget) -> &mut VecDeque<ReadId> {
         match room {
-            Room::Fetch => &mut self.starved,
+            Budget::Fetch => &mut self.starved,
             _ => &mut self.stalled,
         }
     }

@@ -1,6 +1,6 @@
 //! Reads under way, and the parts of them that are being read or fetched.
 
-use super::plan::{Part, Plan};
+use super::plan::{Plan, ReadPart};
 use super::request::{Finished, Outcome, Request};
 use crate::virtio::status::Status;
 
@@ -23,19 +23,19 @@ pub struct PendingPart {
     /// The read that it is a part of.
     pub read: ReadId,
     /// The source of its bytes.
-    pub part: Part,
+    pub part: ReadPart,
     /// Byte of the request's data that it fills first.
     pub position: usize,
 }
 
-/// What a read waits for to begin its next part.
+/// A budget that is used up: what a read waits for to begin its next part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Room {
-    /// One of its own parts to be served: as many are pending as one read may have.
+pub enum Budget {
+    /// The parts of one read that may be pending.
     Own,
-    /// A place in the ring.
+    /// The reads of the ring.
     Ring,
-    /// A place among the fetches.
+    /// The fetches.
     Fetch,
 }
 
@@ -56,7 +56,7 @@ pub struct Reading<'a> {
     request: Request<'a>,
     plan: Box<Plan<'a>>,
     pending: usize,
-    waits_for: Option<Room>,
+    waits_for: Option<Budget>,
     state: State,
 }
 
@@ -92,12 +92,12 @@ impl<'a> Reading<'a> {
     }
 
     /// Makes the read wait for room, or go on.
-    pub fn set_waits_for(&mut self, room: Option<Room>) {
+    pub fn set_waits_for(&mut self, room: Option<Budget>) {
         self.waits_for = room;
     }
 
     /// What the read waits for to begin its next part.
-    pub fn waits_for(&self) -> Option<Room> {
+    pub fn waits_for(&self) -> Option<Budget> {
         self.waits_for
     }
 
@@ -112,7 +112,7 @@ impl<'a> Reading<'a> {
         if self.state == State::Good {
             self.state = State::GivenUp;
         }
-        if self.waits_for == Some(Room::Own) {
+        if self.waits_for == Some(Budget::Own) {
             self.waits_for = None;
         }
         self.plan.abandon();

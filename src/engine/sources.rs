@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::Disk;
 use super::delivery::Delivery;
 use super::fetches::Fetches;
-use super::reading::{PendingPart, ReadId, Reading, Reads, Room};
+use super::reading::{Budget, PendingPart, ReadId, Reading, Reads};
 use super::ring::{Completion, MAX_READS, Ring};
 use crate::image::Error;
 use crate::io::scatter::Cursor;
@@ -28,7 +28,7 @@ pub enum Begun {
     /// It is being read or fetched.
     Pending,
     /// There is no room for it.
-    NoRoom(Room),
+    NoRoom(Budget),
 }
 
 /// A part that is no longer where it was: served, pending elsewhere, or failed.
@@ -90,7 +90,11 @@ impl<'a> Sources<'a> {
     /// # Errors
     /// A part failed.
     #[inline]
-    pub fn serve(&mut self, id: ReadId, reading: &mut Reading<'a>) -> Result<Option<Room>, Error> {
+    pub fn serve(
+        &mut self,
+        id: ReadId,
+        reading: &mut Reading<'a>,
+    ) -> Result<Option<Budget>, Error> {
         while let Some((part, position)) = reading.split().1.peek() {
             let pending = PendingPart {
                 read: id,
@@ -124,11 +128,11 @@ impl<'a> Sources<'a> {
                 .cursor(pending.position);
             let range = match self.delivery.locate(part, reading.plan().lookup()) {
                 Some(Located::Present(range)) => range,
-                Some(Located::Absent(_)) if !may_wait => return Ok(Begun::NoRoom(Room::Own)),
+                Some(Located::Absent(_)) if !may_wait => return Ok(Begun::NoRoom(Budget::Own)),
                 Some(Located::Absent(range)) => {
                     return Ok(match self.fetches.begin(&range, *pending) {
                         true => Begun::Pending,
-                        false => Begun::NoRoom(Room::Fetch),
+                        false => Begun::NoRoom(Budget::Fetch),
                     });
                 }
                 None => {
@@ -138,7 +142,7 @@ impl<'a> Sources<'a> {
             };
             let begun = match self.delivery.from_memory(part, range, cursor) {
                 Ok(true) => return Ok(Begun::Served),
-                Ok(false) if !may_wait => return Ok(Begun::NoRoom(Room::Own)),
+                Ok(false) if !may_wait => return Ok(Begun::NoRoom(Budget::Own)),
                 Ok(false) => self.begin_read(pending, range, cursor),
                 Err(error) => Err(error),
             };
@@ -167,7 +171,7 @@ impl<'a> Sources<'a> {
             return Ok(Begun::Served);
         }
         let Some(id) = ring.free_id() else {
-            return Ok(Begun::NoRoom(Room::Ring));
+            return Ok(Begun::NoRoom(Budget::Ring));
         };
         let buffer = ring.buffer(range.len());
         ring.read(id, range.descriptor(), range.offset(), buffer, 0)
@@ -297,14 +301,14 @@ impl<'a> Sources<'a> {
     }
 
     /// Whether one more part can be begun.
-    pub fn has_room(&self, room: Room) -> bool {
+    pub fn has_room(&self, room: Budget) -> bool {
         match room {
-            Room::Own => true,
-            Room::Ring => {
+            Budget::Own => true,
+            Budget::Ring => {
                 let ring = self.ring.as_ref();
                 ring.is_none_or(|ring| ring.free_id().is_some())
             }
-            Room::Fetch => self.fetches.has_room(),
+            Budget::Fetch => self.fetches.has_room(),
         }
     }
 

@@ -14,3 +14,21 @@ pub mod presence;
 pub mod tar;
 pub mod trace;
 pub mod zfile;
+
+/// Which of its two copies a header is: layers and ZFiles begin and end with one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeaderKind {
+    /// The copy at the start.
+    Header,
+    /// The copy at the end, which counts.
+    Trailer,
+}
+
+impl std::fmt::Display for HeaderKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            HeaderKind::Header => "header",
+            HeaderKind::Trailer => "trailer",
+        })
+    }
+}

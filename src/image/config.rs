@@ -152,10 +152,10 @@ pub struct UpperFiles {
 
 /// An OverlayBD image config, as the snapshotter writes it.
 ///
-/// It is read first and judged later, by [`Config::stack_and_upper`], so that a refusal can be reported where
+/// It is read first and judged later, by [`ImageConfig::stack_and_upper`], so that a refusal can be reported where
 /// the config asks for it.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub struct ImageConfig {
     path: PathBuf,
     keys: Keys,
 }
@@ -196,7 +196,7 @@ struct Upper {
 
 const NO_TURBO: &str = "TurboOCI layers need their original tar; convert the image to OverlayBD";
 
-impl Config {
+impl ImageConfig {
     /// Reads a config file.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use super::probe::{last_trailer, layer_trailer};
 use super::reader::Reader;
 use super::wait_for_seal;
 use crate::format::crc;
-use crate::format::lsmt::{self, ENTRY_LEN, HEADER_LEN, Header, IndexReader, Mapping, Part};
+use crate::format::lsmt::{self, ENTRY_LEN, HEADER_LEN, Header, HeaderKind, IndexReader, Mapping};
 use crate::source::{Blob, BlobIdentity, LayerRef};
 
 /// Bytes of an index read at a time.
@@ -76,7 +76,7 @@ impl Layer {
             Error::TooShort { layer, .. } => Error::Unsealed { layer },
             Error::Lsmt {
                 layer,
-                source: lsmt::Error::Magic(Part::Trailer),
+                source: lsmt::Error::Magic(HeaderKind::Trailer),
                 ..
             } => Error::Unsealed { layer },
             error => error,
@@ -166,10 +166,10 @@ impl SharedLayer {
         let mut reader = Reader::new();
         let mut bytes = [0; HEADER_LEN];
         reader.read_layer(&container, 0, &mut bytes)?;
-        Header::decode(&bytes, Part::Header).map_err(|source| broken(0, source))?;
+        Header::decode(&bytes, HeaderKind::Header).map_err(|source| broken(0, source))?;
         reader.read_layer(&container, trailer_at, &mut bytes)?;
         // The trailer counts: sealing in place leaves the header as it was.
-        let trailer = Header::decode(&bytes, Part::Trailer);
+        let trailer = Header::decode(&bytes, HeaderKind::Trailer);
         let trailer = trailer.map_err(|source| broken(trailer_at, source))?;
         if began.is_some_and(|uuid| !uuid.is_nil() && uuid != trailer.uuid) {
             // Guest data that looks like a trailer.
@@ -242,7 +242,10 @@ mod tests {
             index_offset: HEADER_LEN as u64,
             ..header
         };
-        let bytes = [header.encode(Part::Header), header.encode(Part::Trailer)];
+        let bytes = [
+            header.encode(HeaderKind::Header),
+            header.encode(HeaderKind::Trailer),
+        ];
         fs::write(path, bytes.concat()).unwrap();
     }
 

@@ -26,7 +26,7 @@ pub fn zfile_trailer(blob: &Blob, payload: Payload, first: Option<&Header>) -> R
     let is_trailer = |at: u64| -> Result<bool, Error> {
         let mut bytes = [0; HEADER_LEN];
         blob.read_exact_at(&mut bytes, payload.offset + at)?;
-        Ok(Header::decode(&bytes, zfile::Part::Trailer).is_ok())
+        Ok(Header::decode(&bytes, zfile::HeaderKind::Trailer).is_ok())
     };
     // Old writers left random bits in the header, so that what it says must be found there.
     let said = first.and_then(Header::trailer_offset);
@@ -76,7 +76,7 @@ pub fn layer_trailer(blob: &Blob, payload: Payload, last: u64) -> Result<u64, Er
     if lsmt::Header::has_magic(&read(last)?) {
         return Ok(last);
     }
-    let first = lsmt::Header::decode(&read(0)?, lsmt::Part::Header);
+    let first = lsmt::Header::decode(&read(0)?, lsmt::HeaderKind::Header);
     let end = end_of_data(blob, payload)?;
     let (Ok(first), Some(end)) = (first, end) else {
         return Ok(last);
@@ -86,7 +86,7 @@ pub fn layer_trailer(blob: &Blob, payload: Payload, last: u64) -> Result<u64, Er
     if at > last || at < LEN as u64 {
         return Ok(last);
     }
-    let Ok(trailer) = lsmt::Header::decode(&read(at)?, lsmt::Part::Trailer) else {
+    let Ok(trailer) = lsmt::Header::decode(&read(at)?, lsmt::HeaderKind::Trailer) else {
         return Ok(last);
     };
     // A layer cut short may end in a layer that is part of its data.

@@ -1,7 +1,7 @@
 //! From a range of the disk to the bytes that hold it. Pure look-up, no I/O, no allocation.
 
 use super::Image;
-use super::segment::{Content, Segment};
+use super::segment::{Segment, SegmentContent};
 use crate::units::{Sector, SectorRange, Sectors};
 
 /// An image as a disk of a size, which may differ from the size that its layers declare: a writable
@@ -134,7 +134,7 @@ impl<'i> Pieces<'i> {
         let sector = Sector::containing(self.at);
         self.segment = self.image.index().find(sector);
         if let Some(segment) = self.segment
-            && let Content::Data { layer, moffset } = segment.content()
+            && let SegmentContent::Data { layer, moffset } = segment.content()
             && segment.start() <= sector
         {
             let offset = (moffset + (sector - segment.start())).byte();
@@ -172,8 +172,8 @@ impl Iterator for Pieces<'_> {
             Some(segment) => {
                 let end = self.end.min(segment.end().byte());
                 let piece = match segment.content() {
-                    Content::Zeroed => self.zeros(end),
-                    Content::Data { layer, moffset } => {
+                    SegmentContent::Zeroed => self.zeros(end),
+                    SegmentContent::Data { layer, moffset } => {
                         let offset = (moffset + (sector - segment.start())).byte();
                         let container = self.image.container(layer);
                         container.piece(layer, offset, end - self.at)

@@ -9,7 +9,7 @@ use super::container::{Container, ZFileMap};
 use super::error::Error;
 use super::padding;
 use crate::format::foreign::Foreign;
-use crate::format::zfile::{self, HEADER_LEN, Header, Part};
+use crate::format::zfile::{self, HEADER_LEN, Header, HeaderKind};
 use crate::format::{lsmt, tar};
 use crate::source::Blob;
 
@@ -126,8 +126,8 @@ impl<J: Judge> Probe<'_, J> {
         if !Header::has_magic(&bytes) {
             return Ok(None);
         }
-        let first = match Header::decode(&bytes, Part::Header) {
-            Ok(header) => Some(self.noted(0, &bytes, header, Part::Header)?),
+        let first = match Header::decode(&bytes, HeaderKind::Header) {
+            Ok(header) => Some(self.noted(0, &bytes, header, HeaderKind::Header)?),
             Err(error) => {
                 self.broken(0, error)?;
                 None
@@ -136,8 +136,8 @@ impl<J: Judge> Probe<'_, J> {
         let found = padding::zfile_trailer(self.blob, self.payload, first.as_ref());
         let at = found.map_err(|error| self.judge.fatal(self.payload.offset, error))?;
         let bytes = self.read(at)?;
-        let last = match (Header::decode(&bytes, Part::Trailer), first) {
-            (Ok(trailer), _) => self.noted(at, &bytes, trailer, Part::Trailer)?,
+        let last = match (Header::decode(&bytes, HeaderKind::Trailer), first) {
+            (Ok(trailer), _) => self.noted(at, &bytes, trailer, HeaderKind::Trailer)?,
             (Err(error), None) => return Err(self.fatal(at, error)),
             (Err(error), Some(first)) => {
                 self.broken(at, error)?;
@@ -213,7 +213,7 @@ impl<J: Judge> Probe<'_, J> {
         at: u64,
         bytes: &[u8; HEADER_LEN],
         header: Header,
-        part: Part,
+        part: HeaderKind,
     ) -> Result<Header, J::Stop> {
         let offset = self.payload.offset + at;
         if bytes[RESERVED].iter().any(|byte| *byte != 0) {

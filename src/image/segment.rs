@@ -34,7 +34,7 @@ pub struct Segment {
 
 /// Where a segment's content is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Content {
+pub enum SegmentContent {
     /// It reads as zeros.
     Zeroed,
     /// From this sector on of the layer with this number, counted from the bottom.
@@ -96,10 +96,10 @@ impl Segment {
 
     /// Where the content is.
     #[inline]
-    pub fn content(self) -> Content {
+    pub fn content(self) -> SegmentContent {
         match self.value >> MOFFSET_BITS {
-            ZEROED => Content::Zeroed,
-            layer => Content::Data {
+            ZEROED => SegmentContent::Zeroed,
+            layer => SegmentContent::Data {
                 layer: layer as u16,
                 moffset: Sector(self.value & MAX_MOFFSET.0),
             },
@@ -109,8 +109,8 @@ impl Segment {
     /// The part from sector `start` up to `end`, which lie inside it in this order.
     fn part(self, start: Sector, end: Sector) -> Self {
         let moved = match self.content() {
-            Content::Zeroed => Sectors(0),
-            Content::Data { .. } => start - self.start(),
+            SegmentContent::Zeroed => Sectors(0),
+            SegmentContent::Data { .. } => start - self.start(),
         };
         Self {
             key: (end.0 - 1) << LENGTH_BITS | (end - start).0,
@@ -125,8 +125,8 @@ impl Segment {
             return None;
         }
         let moved = match self.content() {
-            Content::Zeroed => Sectors(0),
-            Content::Data { .. } => self.length(),
+            SegmentContent::Zeroed => Sectors(0),
+            SegmentContent::Data { .. } => self.length(),
         };
         let length = self.length() + next.length();
         let continues = self.value + moved.0 == next.value && length.0 <= u64::from(MAX_LENGTH);
@@ -200,10 +200,10 @@ mod tests {
         let (start, end) = (Sector((1 << 50) - 16383), Sector(1 << 50));
         assert_eq!(last.range(), SectorRange::new(start, end));
         let moffset = MAX_MOFFSET;
-        assert_eq!(last.content(), Content::Data { layer, moffset });
+        assert_eq!(last.content(), SegmentContent::Data { layer, moffset });
         let far = Mapping::data(Sector(0), 1, MAX_MOFFSET + Sectors(1)).unwrap();
         assert_eq!(Segment::new(far, 0), None);
-        assert_eq!(zeroed(0, 1).content(), Content::Zeroed);
+        assert_eq!(zeroed(0, 1).content(), SegmentContent::Zeroed);
     }
 
     #[test]

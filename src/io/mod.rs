@@ -4,7 +4,7 @@ pub mod bitmap;
 pub mod boot;
 pub mod directory;
 pub mod interrupt;
-pub mod mapping;
+pub mod mapped_file;
 pub mod poller;
 pub mod prefetch;
 mod range_table;

@@ -18,7 +18,7 @@ use super::presence::{Bitmap, PresenceMap};
 use super::protocol::Cause;
 use super::waker::{FetchError, FetchErrorKind, Presence, Ticket, Waker};
 use crate::format::presence::{Identity, UNIT, words};
-use crate::io::mapping::Access;
+use crate::io::mapped_file::Access;
 
 /// How often a damaged unit is fetched again before a request for it fails.
 const MAX_REPAIRS: u8 = 3;

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use vm_memory::VolatileMemory;
 
 use crate::format::presence::{self, Header, Identity, State, words};
-use crate::io::mapping::{Access, MapError, Mapping};
+use crate::io::mapped_file::{Access, MapError, MappedFile};
 
 /// A presence map cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +43,7 @@ pub enum Bitmap {
 /// The presence map of one blob.
 #[derive(Debug)]
 pub struct PresenceMap {
-    mapping: Mapping,
+    mapping: MappedFile,
     identity: Identity,
 }
 
@@ -55,7 +55,7 @@ impl PresenceMap {
     pub fn open(file: &File, identity: Identity, access: Access) -> Result<Self, Error> {
         let file_len = file.metadata().map_err(MapError::Stat)?.len();
         identity.check_map_len(file_len)?;
-        let mapping = Mapping::new(file, 0, identity.map_len(), access)?;
+        let mapping = MappedFile::new(file, 0, identity.map_len(), access)?;
         let map = Self { mapping, identity };
         map.header()?;
         Ok(map)

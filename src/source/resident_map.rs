@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use vm_memory::{Bytes, VolatileSlice};
 
-use crate::io::mapping::{Access, MapError, Mapping};
+use crate::io::mapped_file::{Access, MapError, MappedFile};
 use crate::io::prefetch;
 
 /// Bytes per bit. At most the page size; where pages are larger, several bits cover one page.
@@ -37,7 +37,7 @@ const BITS: u64 = u64::BITS as u64;
 /// A mapped blob.
 #[derive(Debug)]
 pub struct ResidentMap {
-    mapping: Mapping,
+    mapping: MappedFile,
     known: Box<[AtomicU64]>,
     /// The last byte that is not zero, and where it is.
     last: (usize, u8),
@@ -64,7 +64,7 @@ impl ResidentMap {
         if len > MAX_LEN {
             return Err(MapError::Range { offset: 0, len }.into());
         }
-        let mapping = Mapping::new(file, 0, len, Access::Read)?;
+        let mapping = MappedFile::new(file, 0, len, Access::Read)?;
         let words = len.div_ceil(PAGE).div_ceil(BITS);
         let known = (0..words).map(|_| AtomicU64::new(0)).collect();
         let last = last_byte(len, tail)?;

@@ -279,8 +279,8 @@ impl Disk {
         let unders = unders.map(|segment| Piece {
             range: segment.range(),
             content: match segment.content() {
-                segment::Content::Zeroed => Content::Zeroed,
-                segment::Content::Data { layer, .. } => Content::Layer(layer),
+                segment::SegmentContent::Zeroed => Content::Zeroed,
+                segment::SegmentContent::Data { layer, .. } => Content::Layer(layer),
             },
         });
         let overs = self.upper.iter().flat_map(|upper| upper.map.iter());

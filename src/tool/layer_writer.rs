@@ -16,7 +16,8 @@ use super::jobs::{Job, Jobs};
 use super::output::NewFile;
 use super::zfile_writer::ZFileWriter;
 use crate::format::lsmt::{
-    ENTRY_GROUP, FIRST_DATA, HEADER_LEN, Header, MAX_ENTRIES, Mapping, PADDING, Part, padding_after,
+    ENTRY_GROUP, FIRST_DATA, HEADER_LEN, Header, HeaderKind, MAX_ENTRIES, Mapping, PADDING,
+    padding_after,
 };
 use crate::format::tar;
 use crate::format::zfile::BlockFormat;
@@ -135,7 +136,7 @@ impl LayerWriter {
             index: Vec::new(),
             next: FIRST_DATA,
         };
-        writer.write(&writer.header.encode(Part::Header))?;
+        writer.write(&writer.header.encode(HeaderKind::Header))?;
         Ok(writer)
     }
 
@@ -199,9 +200,9 @@ impl LayerWriter {
         for _ in 0..padding {
             self.write(&PADDING)?;
         }
-        self.write(&self.header.encode(Part::Trailer))?;
+        self.write(&self.header.encode(HeaderKind::Trailer))?;
 
-        let head = self.header.encode(Part::Header);
+        let head = self.header.encode(HeaderKind::Header);
         let head = self.size_unknown.then_some(head.as_slice());
         let Self { mut file, body, .. } = self;
         match body {

@@ -1,7 +1,7 @@
 //! The pieces in which images are looked at, and where a stack has any.
 
 use crate::image::Image;
-use crate::image::segment::Content;
+use crate::image::segment::SegmentContent;
 use crate::units::Sector;
 
 /// Bytes in which images are compared and stored, counted from the start of the disk: the block of
@@ -27,8 +27,8 @@ pub fn data_from(stack: &Image, start: u64, end: u64) -> Option<u64> {
         let found = segment.start().byte().max(start);
         match segment.content() {
             _ if found >= end => return None,
-            Content::Data { .. } => return Some(found),
-            Content::Zeroed => sector = segment.end(),
+            SegmentContent::Data { .. } => return Some(found),
+            SegmentContent::Zeroed => sector = segment.end(),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 
 use super::channel::ChannelError;
 use crate::engine::worker::StartFailure;
-use crate::io::mapping::MapError;
+use crate::io::mapped_file::MapError;
 use crate::virtio::inflight::{InflightError, Queues};
 use crate::virtio::memory::MemoryError;
 use crate::writable;

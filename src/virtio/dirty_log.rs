@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use vm_memory::{GuestAddress, VolatileMemory};
 
-use crate::io::mapping::{Access, MapError, Mapping};
+use crate::io::mapped_file::{Access, MapError, MappedFile};
 
 /// Bytes of guest memory one bit stands for (VHOST_LOG_PAGE).
 const LOG_PAGE: u64 = 4096;
@@ -14,7 +14,7 @@ const LOG_PAGE: u64 = 4096;
 /// A mapped log area.
 #[derive(Debug)]
 pub struct DirtyLog {
-    mapping: Mapping,
+    mapping: MappedFile,
 }
 
 impl DirtyLog {
@@ -24,7 +24,7 @@ impl DirtyLog {
     /// The file does not hold the range, or cannot be mapped.
     pub fn map(file: &File, offset: u64, len: u64) -> Result<Self, MapError> {
         Ok(Self {
-            mapping: Mapping::new(file, offset, len, Access::ReadWrite)?,
+            mapping: MappedFile::new(file, offset, len, Access::ReadWrite)?,
         })
     }
 

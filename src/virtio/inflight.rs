@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use vm_memory::{Bytes, VolatileSlice};
 
-use crate::io::mapping::{Access, MapError, Mapping};
+use crate::io::mapped_file::{Access, MapError, MappedFile};
 
 const HEADER: usize = 16;
 const ENTRY: usize = 16;
@@ -101,7 +101,7 @@ pub enum InflightError {
 /// front-end keeps the area as a whole, and the same device finds its second section again.
 #[derive(Debug)]
 pub struct InflightArea {
-    mapping: Mapping,
+    mapping: MappedFile,
     /// The queues that were asked for.
     asked: Queues,
     /// All queues of the device, if the area has the second section.
@@ -151,7 +151,7 @@ impl InflightArea {
                 queues: asked,
             });
         }
-        let mapping = Mapping::new(file, offset, len, Access::ReadWrite)?;
+        let mapping = MappedFile::new(file, offset, len, Access::ReadWrite)?;
         Ok(Self {
             mapping,
             asked,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use vm_memory::{GuestAddress, VolatileSlice};
 
 use super::dirty_log::DirtyLog;
-use crate::io::mapping::{Access, MapError, Mapping};
+use crate::io::mapped_file::{Access, MapError, MappedFile};
 
 /// Why a region cannot be part of guest memory.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +68,7 @@ pub struct RegionInfo {
 #[derive(Clone, Debug)]
 struct Region {
     info: RegionInfo,
-    mapping: Arc<Mapping>,
+    mapping: Arc<MappedFile>,
 }
 
 impl Region {
@@ -82,7 +82,7 @@ impl Region {
         if guest.checked_add(len).is_none() || user.checked_add(len).is_none() {
             return Err(MemoryError::Overflow { guest, len });
         }
-        let mapping = Mapping::new(file, file_offset, len, Access::ReadWrite)
+        let mapping = MappedFile::new(file, file_offset, len, Access::ReadWrite)
             .map_err(|source| MemoryError::Map { guest, len, source })?;
         Ok(Self {
             info,

@@ -21,7 +21,7 @@ use super::journal;
 use super::layer::sparse_place;
 use super::{Error, Paths};
 use crate::format::lsmt::writable::{Kind, decode_data_header};
-use crate::format::lsmt::{FIRST_DATA, HEADER_LEN, Header, Mapping, Part};
+use crate::format::lsmt::{FIRST_DATA, HEADER_LEN, Header, HeaderKind, Mapping};
 use crate::io::directory::parent_of;
 use crate::io::regular::open_regular;
 use crate::units::{ByteRange, Sector, SectorRange, Sectors};
@@ -272,7 +272,7 @@ pub(super) fn is_sealed(data: &File, len: u64, header: &Header) -> bool {
         return false;
     };
     let trailer = data.read_exact_at(&mut bytes, at).ok();
-    let trailer = trailer.and_then(|()| Header::decode(&bytes, Part::Trailer).ok());
+    let trailer = trailer.and_then(|()| Header::decode(&bytes, HeaderKind::Trailer).ok());
     trailer.is_some_and(|trailer| !header.uuid.is_nil() && trailer.uuid == header.uuid)
 }
 

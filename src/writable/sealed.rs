@@ -11,7 +11,7 @@ use super::lookup::{Lookup, SpanContent};
 use super::{Error, WritableLayer};
 use crate::image;
 use crate::image::index::Index;
-use crate::image::segment::{self, Content, MAX_LAYERS, Segment};
+use crate::image::segment::{self, MAX_LAYERS, Segment, SegmentContent};
 use crate::source::Blob;
 use crate::units::{Sector, SectorRange};
 
@@ -103,8 +103,8 @@ impl SealedLayers {
             return (SectorRange::new(start, segment.start()), SpanContent::Lower);
         }
         let content = match segment.content() {
-            Content::Zeroed => SpanContent::Zero,
-            Content::Data { layer, moffset } => SpanContent::Data {
+            SegmentContent::Zeroed => SpanContent::Zero,
+            SegmentContent::Data { layer, moffset } => SpanContent::Data {
                 file: into.number_of_sealed(&self.files, layer),
                 offset: (moffset + (start - segment.start())).byte(),
             },

@@ -132,11 +132,11 @@ impl LayerBuilder {
             parent_uuid: self.parent,
             message: Vec::new(),
         };
-        let mut bytes = header.encode(lsmt::Part::Header).to_vec();
+        let mut bytes = header.encode(lsmt::HeaderKind::Header).to_vec();
         bytes.extend_from_slice(&self.data);
         bytes.extend_from_slice(entries.as_flattened());
         bytes.resize(bytes.len().next_multiple_of(512), 0);
-        bytes.extend_from_slice(&header.encode(lsmt::Part::Trailer));
+        bytes.extend_from_slice(&header.encode(lsmt::HeaderKind::Trailer));
         bytes
     }
 }

@@ -133,8 +133,8 @@ fn our_headers_are_those_of_upstream() {
     use ovbd_vhost::format::{lsmt, tar, zfile};
     let raw = std::fs::read(golden::path("commit-pairs/raw.obd")).unwrap();
     for (part, at) in [
-        (lsmt::Part::Header, 0),
-        (lsmt::Part::Trailer, raw.len() - 4096),
+        (lsmt::HeaderKind::Header, 0),
+        (lsmt::HeaderKind::Trailer, raw.len() - 4096),
     ] {
         let bytes = raw[at..].first_chunk().unwrap();
         assert!(
@@ -143,7 +143,8 @@ fn our_headers_are_those_of_upstream() {
         );
     }
     let packed = std::fs::read(golden::path("commit-pairs/lz4.obd")).unwrap();
-    let header = zfile::Header::decode(packed.first_chunk().unwrap(), zfile::Part::Header).unwrap();
+    let header =
+        zfile::Header::decode(packed.first_chunk().unwrap(), zfile::HeaderKind::Header).unwrap();
     assert!(header.is_overwritten() && header.digest);
     assert!(packed[..512] == zfile::final_header(&header.format, &header.extent));
     assert!(packed[packed.len() - 512..] == zfile::trailer(&header.format, &header.extent));

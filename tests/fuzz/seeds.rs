@@ -12,7 +12,7 @@ use common::layers::{self, LayerBuilder, Pack, noise, wrap_tar, zfile};
 use ovbd_vhost::format::lsmt::Mapping;
 use ovbd_vhost::format::tar;
 use ovbd_vhost::format::zfile::Algorithm;
-use ovbd_vhost::image::config::Config;
+use ovbd_vhost::image::config::ImageConfig;
 use ovbd_vhost::image::layer::Layer;
 use ovbd_vhost::units::Sector;
 
@@ -169,7 +169,7 @@ fn image_config() {
     let folder = folder("image_config");
     assert_eq!(write(&folder, configs.map(Vec::from)), configs.len());
     for number in 0..configs.len() {
-        let config = Config::load(&folder.join(number.to_string()));
+        let config = ImageConfig::load(&folder.join(number.to_string()));
         config.expect("a sound image config");
     }
 }

@@ -18,7 +18,7 @@ const UNSAFE_FILES: [&str; 13] = [
     "engine/ring.rs",
     "image/search.rs",
     "io/interrupt.rs",
-    "io/mapping.rs",
+    "io/mapped_file.rs",
     "io/prefetch.rs",
     "io/sigbus.rs",
     "io/vectored.rs",

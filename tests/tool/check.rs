@@ -3,7 +3,7 @@
 use std::num::NonZero;
 
 use indicatif::ProgressBar;
-use ovbd_vhost::format::lsmt::{Header, Part};
+use ovbd_vhost::format::lsmt::{Header, HeaderKind};
 use ovbd_vhost::tool;
 use ovbd_vhost::tool::disk::Files;
 use uuid::Uuid;
@@ -334,8 +334,9 @@ fn an_index_that_is_refused_is_not_read() {
     };
     let path = dir.path().join("layer");
     let file = File::create(&path).unwrap();
-    file.write_all_at(&header.encode(Part::Header), 0).unwrap();
-    let trailer = header.encode(Part::Trailer);
+    file.write_all_at(&header.encode(HeaderKind::Header), 0)
+        .unwrap();
+    let trailer = header.encode(HeaderKind::Trailer);
     file.write_all_at(&trailer, len - 4096).unwrap();
     let files = Files {
         stack: Stack::new([path]),

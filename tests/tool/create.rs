@@ -1,7 +1,7 @@
 //! `ovbd create`: what it writes, and what it reads back as.
 
 use super::*;
-use ovbd_vhost::format::lsmt::{Header, IndexReader, Mapping, PADDING, Part};
+use ovbd_vhost::format::lsmt::{Header, HeaderKind, IndexReader, Mapping, PADDING};
 use ovbd_vhost::format::{tar, zfile};
 use ovbd_vhost::image::Container;
 use ovbd_vhost::source::Blob;
@@ -19,8 +19,8 @@ pub fn bare(path: &Path) -> Bare {
     let mut bytes = vec![0; container.len() as usize];
     Reader::new().read_layer(&container, 0, &mut bytes).unwrap();
     let trailer_at = bytes.len() - 4096;
-    let header = Header::decode(bytes.first_chunk().unwrap(), Part::Header).unwrap();
-    let trailer = Header::decode(bytes.last_chunk().unwrap(), Part::Trailer).unwrap();
+    let header = Header::decode(bytes.first_chunk().unwrap(), HeaderKind::Header).unwrap();
+    let trailer = Header::decode(bytes.last_chunk().unwrap(), HeaderKind::Trailer).unwrap();
     let mut mappings = Vec::new();
     let mut index = IndexReader::new(&trailer, trailer_at as u64).unwrap();
     let index_bytes = &bytes[trailer.index_offset as usize..trailer_at];
@@ -195,7 +195,7 @@ fn wrappers_are_as_the_format_says() {
     let (header, trailer) = (&inner[..512], &inner[inner.len() - 512..]);
     assert_eq!((le64(header, 32), le64(trailer, 32)), (0x1B, 0x16));
     assert_eq!(header[40..96], trailer[40..96]);
-    let header = zfile::Header::decode(header.try_into().unwrap(), zfile::Part::Header).unwrap();
+    let header = zfile::Header::decode(header.try_into().unwrap(), HeaderKind::Header).unwrap();
     assert!(header.digest && header.format.checksum);
     assert_eq!(header.format.block_size, 16384);
     assert_eq!(header.format.algorithm, zfile::Algorithm::Lz4);

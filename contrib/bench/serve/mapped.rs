@@ -9,7 +9,7 @@ use common::content::Random;
 use ovbd_vhost::image::Image;
 use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::image::plan::Piece;
-use ovbd_vhost::io::mapping::{Access, Mapping};
+use ovbd_vhost::io::mapped_file::{Access, MappedFile};
 use ovbd_vhost::units::ByteRange;
 use vm_memory::VolatileSlice;
 
@@ -20,7 +20,7 @@ use crate::drive::Outcome;
 
 /// Where blocks lie in mapped files.
 pub struct Mapped {
-    files: Vec<Mapping>,
+    files: Vec<MappedFile>,
     /// The file and the byte of each block, in the order they are copied in.
     places: Vec<(u16, usize)>,
 }
@@ -29,10 +29,10 @@ impl Mapped {
     /// Maps the layers of an image, finds its blocks, and checks each.
     pub fn load(layers: &[PathBuf], content: &Content) -> Result<Self> {
         let image = Image::open(&Stack::new(layers))?;
-        let map = |path: &PathBuf| -> Result<Mapping> {
+        let map = |path: &PathBuf| -> Result<MappedFile> {
             let file = File::open(path)?;
             let len = file.metadata()?.len();
-            Ok(Mapping::new(&file, 0, len, Access::Read)?)
+            Ok(MappedFile::new(&file, 0, len, Access::Read)?)
         };
         let mut mapped = Self {
             files: layers.iter().map(map).collect::<Result<_>>()?,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use ovbd_vhost::format::lsmt::writable::Kind;
-use ovbd_vhost::image::config::Config;
+use ovbd_vhost::image::config::ImageConfig;
 use ovbd_vhost::tool::commit::Commit;
 use ovbd_vhost::tool::create::Create;
 use ovbd_vhost::tool::ctl::Ask;
@@ -292,7 +292,7 @@ impl CreateUpperArgs {
         let lineage = self.parent.lineage();
         let (stack, configured) = match self.config {
             Some(path) => {
-                let (stack, upper) = Config::load(&path)?.stack_and_upper()?;
+                let (stack, upper) = ImageConfig::load(&path)?.stack_and_upper()?;
                 (stack.with_lineage(lineage), upper.map(paths))
             }
             None => (self.parent.stack()?, None),

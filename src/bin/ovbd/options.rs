@@ -9,7 +9,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, ValueEnum};
 use ovbd_vhost::format::zfile::{Algorithm, BLOCK_SIZES, BlockFormat};
 use ovbd_vhost::image::Lineage;
-use ovbd_vhost::image::config::{Config, Stack, UpperFiles};
+use ovbd_vhost::image::config::{ImageConfig, Stack, UpperFiles};
 use ovbd_vhost::registry::args::RegistryArgs;
 use ovbd_vhost::registry::reference::Reference;
 use ovbd_vhost::tool::disk::Files;
@@ -287,7 +287,7 @@ impl FilesArgs {
             };
             return Ok(NamedFiles { files, remote });
         };
-        let (stack, upper) = Config::load(&path)?.stack_and_upper()?;
+        let (stack, upper) = ImageConfig::load(&path)?.stack_and_upper()?;
         if upper.is_some() && self.upper.is_some() {
             return Err(
                 conflict("two writable layers: the config names an `upper`; omit --upper").into(),

@@ -7,6 +7,7 @@ use thiserror::Error;
 use uuid::Uuid;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, little_endian};
 
+pub use super::HeaderKind;
 use crate::units::Sector;
 
 mod index;
@@ -42,12 +43,12 @@ const FLAG_SEALED: u32 = 1 << 2;
 pub enum Error {
     /// No LSMT magic where the structure must be.
     #[error("no LSMT magic in the {0}; the file is not an OverlayBD layer, or is truncated")]
-    Magic(Part),
+    Magic(HeaderKind),
     /// Flags that do not fit the place the structure stands at.
     #[error("{part} flags {found:#x}; expected {expected}")]
     Flags {
         /// Which of the two structures.
-        part: Part,
+        part: HeaderKind,
         /// Flags found.
         found: u32,
         /// What they should have said.
@@ -115,24 +116,6 @@ pub enum Error {
     },
 }
 
-/// One of the two copies of the header structure in a layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
-    /// At the start.
-    Header,
-    /// In the last 4096 bytes.
-    Trailer,
-}
-
-impl std::fmt::Display for Part {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Part::Header => "header",
-            Part::Trailer => "trailer",
-        })
-    }
-}
-
 /// The structure as it lies on disk; zeros follow up to [`HEADER_LEN`].
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, zerocopy::Unaligned)]
 #[repr(C)]
@@ -192,7 +175,7 @@ impl Header {
     ///
     /// # Errors
     /// Wrong magic, wrong kind of structure, unknown version, impossible size.
-    pub fn decode(bytes: &[u8; HEADER_LEN], part: Part) -> Result<Self, Error> {
+    pub fn decode(bytes: &[u8; HEADER_LEN], part: HeaderKind) -> Result<Self, Error> {
         let raw = match Raw::ref_from_prefix(bytes) {
             Ok((raw, _)) if raw.magic == MAGIC => raw,
             _ => return Err(Error::Magic(part)),
@@ -203,7 +186,7 @@ impl Header {
             found,
             expected,
         };
-        if (found & FLAG_HEADER != 0) != (part == Part::Header) {
+        if (found & FLAG_HEADER != 0) != (part == HeaderKind::Header) {
             return Err(wrong("bit 0 set in the header and clear in the trailer"));
         }
         if found & FLAG_DATA == 0 {
@@ -211,7 +194,7 @@ impl Header {
                 "a data file (bit 1); this is the index of a writable layer",
             ));
         }
-        if part == Part::Trailer && found & FLAG_SEALED == 0 {
+        if part == HeaderKind::Trailer && found & FLAG_SEALED == 0 {
             return Err(wrong(
                 "a sealed layer (bit 2); commit the writable layer first",
             ));
@@ -238,10 +221,10 @@ impl Header {
     /// than 256 bytes is cut.
     ///
     /// The header says nothing about the index: it is written before the index is known.
-    pub fn encode(&self, part: Part) -> [u8; HEADER_LEN] {
+    pub fn encode(&self, part: HeaderKind) -> [u8; HEADER_LEN] {
         match part {
-            Part::Header => self.bytes(FLAG_HEADER | FLAG_DATA | FLAG_SEALED, 0, 0),
-            Part::Trailer => self.bytes(
+            HeaderKind::Header => self.bytes(FLAG_HEADER | FLAG_DATA | FLAG_SEALED, 0, 0),
+            HeaderKind::Trailer => self.bytes(
                 FLAG_DATA | FLAG_SEALED,
                 self.index_offset,
                 self.index_entries,
@@ -303,9 +286,12 @@ mod tests {
     #[test]
     fn header_round_trip() {
         let header = header();
-        let trailer = header.encode(Part::Trailer);
-        assert_eq!(Header::decode(&trailer, Part::Trailer), Ok(header.clone()));
-        let first = Header::decode(&header.encode(Part::Header), Part::Header).unwrap();
+        let trailer = header.encode(HeaderKind::Trailer);
+        assert_eq!(
+            Header::decode(&trailer, HeaderKind::Trailer),
+            Ok(header.clone())
+        );
+        let first = Header::decode(&header.encode(HeaderKind::Header), HeaderKind::Header).unwrap();
         assert_eq!((first.index_offset, first.index_entries), (0, 0));
         assert_eq!(first.uuid, header.uuid);
         assert_eq!(size_of::<Raw>(), 390);
@@ -321,19 +307,19 @@ mod tests {
             message: message.clone(),
             ..header()
         };
-        let read = Header::decode(&header.encode(Part::Trailer), Part::Trailer);
+        let read = Header::decode(&header.encode(HeaderKind::Trailer), HeaderKind::Trailer);
         assert_eq!(read.unwrap().message, message);
     }
 
     #[test]
     fn wrong_structures_are_named() {
-        let trailer = header().encode(Part::Trailer);
+        let trailer = header().encode(HeaderKind::Trailer);
         let with = |at: usize, byte: u8| {
             let mut bytes = trailer;
             bytes[at] = byte;
-            Header::decode(&bytes, Part::Trailer)
+            Header::decode(&bytes, HeaderKind::Trailer)
         };
-        assert_eq!(with(3, 0), Err(Error::Magic(Part::Trailer)));
+        assert_eq!(with(3, 0), Err(Error::Magic(HeaderKind::Trailer)));
         assert!(matches!(with(28, 7), Err(Error::Flags { found: 7, .. })));
         assert!(matches!(with(28, 4), Err(Error::Flags { found: 4, .. })));
         assert!(matches!(with(28, 2), Err(Error::Flags { found: 2, .. })));
@@ -341,7 +327,7 @@ mod tests {
         assert_eq!(with(132, 2), Err(Error::Version(2, 1)));
         assert!(matches!(with(55, 9), Err(Error::VirtualSize(_))));
         assert_eq!(with(60, b'!').unwrap().uuid, Uuid::nil());
-        let part = Part::Header;
+        let part = HeaderKind::Header;
         let found = 6;
         let error = Header::decode(&trailer, part);
         assert!(matches!(error, Err(Error::Flags { found: f, .. }) if f == found));

@@ -3,7 +3,7 @@
 //! Both start with the structure of a sealed layer, with flags of their own. In the log, entries
 //! lie in the order of arrival, and a later one counts where two overlap.
 
-use super::{Error, FLAG_DATA, FLAG_HEADER, FLAG_SEALED, HEADER_LEN, Header, Part, Raw};
+use super::{Error, FLAG_DATA, FLAG_HEADER, FLAG_SEALED, HEADER_LEN, Header, HeaderKind, Raw};
 use zerocopy::FromBytes;
 
 const FLAG_SPARSE: u32 = 1 << 4;
@@ -64,7 +64,7 @@ pub fn encode_seal(header: &Header, kind: Kind) -> [u8; HEADER_LEN] {
 /// [`Error::Magic`] without a magic, [`Error::Flags`] for the header of an index file or of a
 /// committed layer, [`Error::VirtualSize`] for an impossible size.
 pub fn decode_data_header(bytes: &[u8; HEADER_LEN]) -> Result<(Header, Kind), Error> {
-    let header = Header::decode(bytes, Part::Header)?;
+    let header = Header::decode(bytes, HeaderKind::Header)?;
     let found = flags(bytes);
     let kind = match found & (FLAG_SPARSE | FLAG_HYBRID) {
         0 => Kind::Append,
@@ -89,7 +89,7 @@ pub fn decode_data_header(bytes: &[u8; HEADER_LEN]) -> Result<(Header, Kind), Er
 pub fn decode_log_header(bytes: &[u8; HEADER_LEN]) -> Result<Header, Error> {
     let found = flags(bytes);
     if !Header::has_magic(bytes) {
-        return Err(Error::Magic(Part::Header));
+        return Err(Error::Magic(HeaderKind::Header));
     }
     if found & FLAG_DATA != 0 {
         return Err(wrong(
@@ -100,7 +100,7 @@ pub fn decode_log_header(bytes: &[u8; HEADER_LEN]) -> Result<Header, Error> {
     // All else is as in a data file.
     let mut as_data = *bytes;
     as_data[28] |= FLAG_DATA as u8;
-    Header::decode(&as_data, Part::Header)
+    Header::decode(&as_data, HeaderKind::Header)
 }
 
 fn flags(bytes: &[u8; HEADER_LEN]) -> u32 {
@@ -109,7 +109,7 @@ fn flags(bytes: &[u8; HEADER_LEN]) -> u32 {
 
 fn wrong(found: u32, expected: &'static str) -> Error {
     Error::Flags {
-        part: Part::Header,
+        part: HeaderKind::Header,
         found,
         expected,
     }
@@ -159,7 +159,7 @@ mod tests {
         let log = encode_log_header(&header);
         assert_eq!(decode_log_header(&log).map(|log| log.uuid), Ok(header.uuid));
         assert!(matches!(decode_data_header(&log), Err(Error::Flags { .. })));
-        let committed = header.encode(Part::Header);
+        let committed = header.encode(HeaderKind::Header);
         assert!(decode_data_header(&committed).is_err());
         assert!(decode_log_header(&[0; HEADER_LEN]).is_err());
     }

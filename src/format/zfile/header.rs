@@ -2,7 +2,9 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, little_endian};
 
-use super::{Algorithm, BLOCK_SIZES, BlockFormat, Error, Extent, HEADER_LEN, MAX_BLOCKS, Part};
+use super::{
+    Algorithm, BLOCK_SIZES, BlockFormat, Error, Extent, HEADER_LEN, HeaderKind, MAX_BLOCKS,
+};
 use crate::format::crc;
 
 const MAGIC: [u8; 24] = *b"ZFile\0\x01\0tuji.yyf@Alibaba";
@@ -66,7 +68,7 @@ impl Header {
     ///
     /// # Errors
     /// Wrong magic, kind, digest, codec or block size; a dictionary is needed.
-    pub fn decode(bytes: &[u8; HEADER_LEN], part: Part) -> Result<Self, Error> {
+    pub fn decode(bytes: &[u8; HEADER_LEN], part: HeaderKind) -> Result<Self, Error> {
         let raw = match Raw::ref_from_prefix(bytes) {
             Ok((raw, _)) if raw.magic == MAGIC => raw,
             _ => return Err(Error::NoTrailer),
@@ -78,13 +80,13 @@ impl Header {
             found: flags,
             expected,
         };
-        if (flags & FLAG_HEADER != 0) != (part == Part::Header) {
+        if (flags & FLAG_HEADER != 0) != (part == HeaderKind::Header) {
             return Err(wrong("bit 0 set in the header and clear in the trailer"));
         }
         if flags & FLAG_DATA == 0 {
             return Err(wrong("a data file (bit 1)"));
         }
-        if part == Part::Trailer && flags & FLAG_SEALED == 0 {
+        if part == HeaderKind::Trailer && flags & FLAG_SEALED == 0 {
             return Err(wrong("a sealed file (bit 2)"));
         }
         let Some(algorithm) = Algorithm::from_id(raw.algorithm) else {
@@ -144,7 +146,7 @@ impl Header {
 }
 
 /// Whether the structure has a digest; an error if it has one that does not match.
-fn check_digest(raw: &Raw, bytes: &[u8; HEADER_LEN], part: Part) -> Result<bool, Error> {
+fn check_digest(raw: &Raw, bytes: &[u8; HEADER_LEN], part: HeaderKind) -> Result<bool, Error> {
     if raw.flags.get() & FLAG_DIGEST == 0 {
         return Ok(false);
     }
@@ -290,7 +292,7 @@ mod tests {
         }
     }
 
-    fn parse(bytes: &[u8; 512], part: Part) -> Header {
+    fn parse(bytes: &[u8; 512], part: HeaderKind) -> Header {
         Header::decode(bytes, part).unwrap()
     }
 
@@ -309,10 +311,10 @@ mod tests {
         let (first, last) = (final_header(&FORMAT, &extent), trailer(&FORMAT, &extent));
         assert_eq!((size_of::<Raw>(), first[32], last[32]), (96, 0x1B, 0x16));
         assert_eq!(initial_header(&FORMAT)[32], 0x13);
-        let trailer = parse(&last, Part::Trailer);
+        let trailer = parse(&last, HeaderKind::Trailer);
         let end = extent.table_offset + 12;
         for first in [first, initial_header(&FORMAT)] {
-            let chosen = settle(&parse(&first, Part::Header), &trailer, end).unwrap();
+            let chosen = settle(&parse(&first, HeaderKind::Header), &trailer, end).unwrap();
             assert_eq!(
                 (chosen.format, chosen.extent, chosen.digest),
                 (FORMAT, extent, true)
@@ -331,12 +333,12 @@ mod tests {
     #[test]
     fn every_flip_in_a_structure_is_seen_or_harmless() {
         let good = trailer(&FORMAT, &extent(&[9, 9]));
-        let expected = parse(&good, Part::Trailer);
+        let expected = parse(&good, HeaderKind::Trailer);
         for at in 0..HEADER_LEN {
             for bit in 0..8 {
                 let mut bytes = good;
                 bytes[at] ^= 1 << bit;
-                if let Ok(read) = Header::decode(&bytes, Part::Trailer) {
+                if let Ok(read) = Header::decode(&bytes, HeaderKind::Trailer) {
                     let same = (read.format, read.extent) == (expected.format, expected.extent);
                     assert!(
                         same && (at == 32 || TAIL.contains(&at)),
@@ -360,7 +362,10 @@ mod tests {
                 bytes[TAIL].fill(0xA5);
             }
             last[40..64].copy_from_slice(&trailer(&FORMAT, &extent)[40..64]);
-            let (first, last) = (parse(&first, Part::Header), parse(&last, Part::Trailer));
+            let (first, last) = (
+                parse(&first, HeaderKind::Header),
+                parse(&last, HeaderKind::Trailer),
+            );
             let chosen = settle(&first, &last, extent.table_offset + 8).unwrap();
             assert!(!chosen.digest && chosen.extent == extent);
         }
@@ -369,8 +374,9 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_named() {
         let good = trailer(&FORMAT, &extent(&[9]));
-        let decode = |at, with: &[u8]| Header::decode(&tampered(good, at, with), Part::Trailer);
-        let part = Part::Trailer;
+        let decode =
+            |at, with: &[u8]| Header::decode(&tampered(good, at, with), HeaderKind::Trailer);
+        let part = HeaderKind::Trailer;
         assert_eq!(decode(76, &[0]), Err(Error::Algorithm { part, found: 0 }));
         assert_eq!(decode(76, &[3]), Err(Error::Algorithm { part, found: 3 }));
         for found in [0, 2048, 12288, 131_072, u32::MAX] {
@@ -387,7 +393,7 @@ mod tests {
             );
         }
         let compressed = decode(32, &[0x36]).unwrap();
-        let first = parse(&initial_header(&FORMAT), Part::Header);
+        let first = parse(&initial_header(&FORMAT), HeaderKind::Header);
         let end = 612 + 9 + 4;
         assert!(settle(&first, &compressed, end).is_ok());
         assert_eq!(
@@ -398,12 +404,12 @@ mod tests {
 
     #[test]
     fn absurd_numbers_are_refused() {
-        let first = parse(&initial_header(&FORMAT), Part::Header);
+        let first = parse(&initial_header(&FORMAT), HeaderKind::Header);
         let good = extent(&[9]);
         let refused = |change: &dyn Fn(&mut Extent)| {
             let mut extent = good;
             change(&mut extent);
-            let last = parse(&trailer(&FORMAT, &extent), Part::Trailer);
+            let last = parse(&trailer(&FORMAT, &extent), HeaderKind::Trailer);
             settle(&first, &last, 612 + 9 + 4).unwrap_err()
         };
         let range = |error| matches!(error, Error::TableRange { .. });
@@ -423,7 +429,7 @@ mod tests {
             checksum: false,
             ..FORMAT
         };
-        let last = parse(&trailer(&other, &good), Part::Trailer);
+        let last = parse(&trailer(&other, &good), HeaderKind::Trailer);
         let error = settle(&first, &last, 612 + 9 + 4);
         assert_eq!(error, Err(Error::Disagree("block format")));
     }

@@ -6,6 +6,8 @@
 
 use thiserror::Error;
 
+pub use super::HeaderKind;
+
 mod header;
 mod table;
 
@@ -34,7 +36,7 @@ pub enum Error {
     #[error("{part} digest is {found:#010x}; expected {expected:#010x}")]
     Digest {
         /// Which of the two structures.
-        part: Part,
+        part: HeaderKind,
         /// CRC of the bytes.
         found: u32,
         /// Digest in the structure.
@@ -44,7 +46,7 @@ pub enum Error {
     #[error("{part} flags {found:#x}; expected {expected}")]
     Flags {
         /// Which of the two structures.
-        part: Part,
+        part: HeaderKind,
         /// Flags found.
         found: u64,
         /// What they should have said.
@@ -54,7 +56,7 @@ pub enum Error {
     #[error("{part} names compression algorithm {found}; supported are 1 (LZ4) and 2 (zstd)")]
     Algorithm {
         /// Which of the two structures.
-        part: Part,
+        part: HeaderKind,
         /// Number of the algorithm.
         found: u8,
     },
@@ -62,7 +64,7 @@ pub enum Error {
     #[error("{part} block size is {found}; expected a power of two from 4096 to 65536")]
     BlockSize {
         /// Which of the two structures.
-        part: Part,
+        part: HeaderKind,
         /// Block size found.
         found: u32,
     },
@@ -130,24 +132,6 @@ pub enum Error {
         /// CRC in the header or trailer.
         expected: u32,
     },
-}
-
-/// One of the two copies of the header structure in a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
-    /// At the start.
-    Header,
-    /// In the last 512 bytes.
-    Trailer,
-}
-
-impl std::fmt::Display for Part {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Part::Header => "header",
-            Part::Trailer => "trailer",
-        })
-    }
 }
 
 /// How blocks are compressed.

@@ -151,7 +151,7 @@ pub fn encode_table(stored: &[u32]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Algorithm, Part, trailer};
+    use super::super::{Algorithm, HeaderKind, trailer};
     use super::*;
 
     const FORMAT: BlockFormat = BlockFormat {
@@ -170,7 +170,7 @@ mod tests {
             original_size: blocks * 16384,
             table_crc: crc::raw(0, &encode_table(stored)),
         };
-        Header::decode(&trailer(&FORMAT, &extent), Part::Trailer).unwrap()
+        Header::decode(&trailer(&FORMAT, &extent), HeaderKind::Trailer).unwrap()
     }
 
     #[test]

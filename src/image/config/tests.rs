@@ -3,10 +3,10 @@
 use super::*;
 use crate::format::digest::Digest;
 
-fn config(dir: &tempfile::TempDir, text: &str) -> Result<Config, Error> {
+fn config(dir: &tempfile::TempDir, text: &str) -> Result<ImageConfig, Error> {
     let path = dir.path().join("config.v1.json");
     std::fs::write(&path, text).unwrap();
-    Config::load(&path)
+    ImageConfig::load(&path)
 }
 
 fn stack(dir: &tempfile::TempDir, text: &str) -> Result<Stack, Error> {
@@ -199,6 +199,6 @@ fn what_is_no_config_is_refused() {
     }
     let long = format!("{{\"x\": \"{}\"}}", "x".repeat(1 << 20));
     assert!(matches!(config(&dir, &long), Err(Error::TooLong { .. })));
-    let error = Config::load(&dir.path().join("absent")).unwrap_err();
+    let error = ImageConfig::load(&dir.path().join("absent")).unwrap_err();
     assert!(matches!(error, Error::Read { .. }));
 }

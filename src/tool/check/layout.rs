@@ -6,7 +6,9 @@ use super::super::Error;
 use super::super::layer_writer::UPSTREAM_ENTRIES;
 use super::Findings;
 use super::container::{PieceReader, Unreadable, place};
-use crate::format::lsmt::{ENTRY_LEN, HEADER_LEN, Header, IndexReader, MAX_LENGTH, Mapping, Part};
+use crate::format::lsmt::{
+    ENTRY_LEN, HEADER_LEN, Header, HeaderKind, IndexReader, MAX_LENGTH, Mapping,
+};
 use crate::image::Container;
 use crate::image::probe::layer_trailer;
 use crate::units::SECTOR_SIZE;
@@ -57,8 +59,14 @@ impl Layout {
             layout.len -= padding;
         }
         let mut reader = PieceReader::default();
-        let header = structure(container, &mut reader, 0, Part::Header, findings)?;
-        let trailer = structure(container, &mut reader, trailer_at, Part::Trailer, findings)?;
+        let header = structure(container, &mut reader, 0, HeaderKind::Header, findings)?;
+        let trailer = structure(
+            container,
+            &mut reader,
+            trailer_at,
+            HeaderKind::Trailer,
+            findings,
+        )?;
         let Some(trailer) = trailer else {
             return Ok(layout);
         };
@@ -206,7 +214,7 @@ fn structure(
     container: &Container,
     reader: &mut PieceReader,
     at: u64,
-    part: Part,
+    part: HeaderKind,
     findings: &mut Findings<'_>,
 ) -> Result<Option<Header>, Error> {
     let mut bytes = [0; HEADER_LEN];

@@ -9,7 +9,7 @@ use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
 use ovbd_vhost::format::crc;
 use ovbd_vhost::format::digest::Digest;
 use ovbd_vhost::format::presence::{Header, Identity, STATE_OFFSET};
-use ovbd_vhost::io::mapping::Access;
+use ovbd_vhost::io::mapped_file::Access;
 use ovbd_vhost::source::presence::{Bitmap, PresenceMap};
 
 #[path = "../file.rs"]

@@ -52,8 +52,8 @@ pub enum Access {
 
 /// A shared mapping of a file range. It does not keep the file open.
 #[derive(Debug)]
-pub struct Mapping {
-    /// Held while mapped; dropped, in [`Mapping::drop`], before the range is unmapped.
+pub struct MappedFile {
+    /// Held while mapped; dropped, in [`MappedFile::drop`], before the range is unmapped.
     watch: Option<Watch>,
     start: NonNull<u8>,
     len: usize,
@@ -61,13 +61,13 @@ pub struct Mapping {
 
 // SAFETY: the mapping belongs to the process, not to a thread, and it is only handed out as
 // volatile slices, which make no promise about who else touches the bytes.
-unsafe impl Send for Mapping {}
+unsafe impl Send for MappedFile {}
 // SAFETY: as above.
-unsafe impl Sync for Mapping {}
+unsafe impl Sync for MappedFile {}
 
-impl Mapping {
+impl MappedFile {
     /// Maps `len` bytes at `offset` of `file`, which must hold them now.
-    pub fn new(file: &File, offset: u64, len: u64, access: Access) -> Result<Mapping, MapError> {
+    pub fn new(file: &File, offset: u64, len: u64, access: Access) -> Result<MappedFile, MapError> {
         let absurd = MapError::Range { offset, len };
         let (Some(needed), Ok(size)) = (offset.checked_add(len), usize::try_from(len)) else {
             return Err(absurd);
@@ -95,7 +95,7 @@ impl Mapping {
         let start = start.map_err(|errno| MapError::Map(errno.into()))?;
         let start = NonNull::new(start.cast()).ok_or(absurd)?;
         // From here on, dropping `mapping` unmaps.
-        let mut mapping = Mapping {
+        let mut mapping = MappedFile {
             watch: None,
             start,
             len: size,
@@ -134,7 +134,7 @@ impl Mapping {
     }
 }
 
-impl Drop for Mapping {
+impl Drop for MappedFile {
     fn drop(&mut self) {
         self.watch = None;
         // SAFETY: the range was mapped by `new`, nobody else unmaps it, and all slices of it
@@ -153,8 +153,8 @@ mod tests {
         let (file, other) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
         file.set_len(16384).unwrap();
         other.set_len(4096).unwrap();
-        let mapping = Mapping::new(&file, 4096, 12288, Access::ReadWrite).unwrap();
-        let healthy = Mapping::new(&other, 0, 4096, Access::Read).unwrap();
+        let mapping = MappedFile::new(&file, 4096, 12288, Access::ReadWrite).unwrap();
+        let healthy = MappedFile::new(&other, 0, 4096, Access::Read).unwrap();
         mapping.slice(0, 1).unwrap().copy_from(&[7u8]);
         assert!(!mapping.is_lost());
         file.set_len(4096).unwrap();
@@ -170,7 +170,7 @@ mod tests {
     fn core_dumps_leave_it_out() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(4096).unwrap();
-        let mapping = Mapping::new(&file, 0, 4096, Access::ReadWrite).unwrap();
+        let mapping = MappedFile::new(&file, 0, 4096, Access::ReadWrite).unwrap();
         let start = format!("{:x}-", mapping.start.as_ptr().addr());
         let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
         let own = maps.lines().skip_while(|line| !line.starts_with(&start));
@@ -193,10 +193,10 @@ mod tests {
             (0, u64::MAX),
         ] {
             assert!(
-                Mapping::new(&file, offset, len, Access::Read).is_err(),
+                MappedFile::new(&file, offset, len, Access::Read).is_err(),
                 "{offset}+{len}"
             );
         }
-        assert!(Mapping::new(&file, 4096, 4096, Access::Read).is_ok());
+        assert!(MappedFile::new(&file, 4096, 4096, Access::Read).is_ok());
     }
 }
