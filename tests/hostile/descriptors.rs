@@ -47,12 +47,12 @@ impl Kinds {
         let all = vec![
             reader.into(),
             unix.into(),
-            datagram.into(),
             tcp.into(),
             memfd_create("memory", MemfdFlags::CLOEXEC).expect("memfd"),
             eventfd(0, EventfdFlags::CLOEXEC).expect("eventfd"),
             File::open("/").expect("directory").into(),
             File::open("/dev/null").expect("device").into(),
+            datagram.into(),
         ];
         Self {
             all,
