@@ -12,6 +12,7 @@
 
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -111,11 +112,11 @@ fn round(dir: &Path, extents: u64) -> Round {
     let took = Instant::now();
     let (mut answer, mut open) = (Duration::ZERO, Duration::ZERO);
     let [wait, later] = beside(&volume, extents, |lap| {
-        let snapshot = snapshots.take(&volume, "one").expect("a snapshot");
+        let snapshot = snapshots.take("one").expect("a snapshot");
         lap();
         answer = took.elapsed();
         thread::scope(|scope| {
-            scope.spawn(|| snapshots.seal(&volume).expect("a layer"));
+            scope.spawn(|| snapshots.seal().expect("a layer"));
             Image::open(&Stack::new(snapshot.layers)).expect("an image");
             open = took.elapsed();
         });
@@ -132,7 +133,7 @@ fn round(dir: &Path, extents: u64) -> Round {
 }
 
 /// An empty upper above a layer that holds nothing.
-fn disk(folder: &Path, blocks: u64) -> (Volume, Snapshots) {
+fn disk(folder: &Path, blocks: u64) -> (Arc<Volume>, Snapshots) {
     let header = Header {
         index_offset: HEADER_LEN as u64,
         index_entries: 0,
@@ -173,8 +174,8 @@ fn look_ups(dir: &Path) -> Vec<(u64, f64)> {
             figures.push((number, took / LOOK_UPS as f64));
         }
         let name = number.to_string();
-        snapshots.take(&volume, &name).expect("a snapshot");
-        snapshots.seal(&volume).expect("a layer");
+        snapshots.take(&name).expect("a snapshot");
+        snapshots.seal().expect("a layer");
     }
     figures
 }

@@ -168,7 +168,7 @@ impl Device {
         let (volume, snapshots) = match writable {
             None => {
                 let image = Image::load(sources.files).map_err(Error::Image)?;
-                (Volume::read_only(image), None)
+                (Arc::new(Volume::read_only(image)), None)
             }
             Some(files) => {
                 files.create_if_missing(&sources)?;
@@ -241,7 +241,7 @@ impl Device {
         let snapshots = self.snapshots.as_ref().ok_or(writable::Error::ReadOnly)?;
         let volume = &self.disk.volume;
         let old = volume.size();
-        snapshots.grow(volume, size)?;
+        snapshots.grow(size)?;
         if size != old {
             log::info!("the disk has grown from {old} to {size} bytes");
         }
@@ -257,7 +257,7 @@ impl Device {
     /// The snapshots, the oldest first.
     pub fn snapshots(&self) -> Vec<Snapshot> {
         let snapshots = self.snapshots.as_ref();
-        snapshots.map_or_else(Vec::new, |snapshots| snapshots.list(&self.disk.volume))
+        snapshots.map_or_else(Vec::new, |snapshots| snapshots.list())
     }
 
     /// Takes a snapshot of this name, which [`Device::seal`] then seals.
@@ -267,7 +267,7 @@ impl Device {
     /// [`writable::Error::ReadOnly`] without a writable layer, and those of [`Snapshots::take`].
     pub fn take_snapshot(&self, name: &str) -> Result<Snapshot, writable::Error> {
         let snapshots = self.snapshots.as_ref().ok_or(writable::Error::ReadOnly)?;
-        snapshots.take(&self.disk.volume, name)
+        snapshots.take(name)
     }
 
     /// Seals what snapshots froze.
@@ -277,7 +277,7 @@ impl Device {
     /// Those of [`Snapshots::seal`].
     pub fn seal(&self) -> Result<(), writable::Error> {
         let snapshots = self.snapshots.as_ref();
-        snapshots.map_or(Ok(()), |snapshots| snapshots.seal(&self.disk.volume))
+        snapshots.map_or(Ok(()), |snapshots| snapshots.seal())
     }
 }
 

@@ -64,7 +64,7 @@ use ring::Rings;
 #[derive(Debug)]
 pub struct Disk {
     /// The merged layers and the writable layers above them.
-    pub volume: Volume,
+    pub volume: Arc<Volume>,
     /// The device as the guest sees it.
     pub config: DeviceConfig,
     /// The `writeback` field of the configuration space: whether writes may be answered before they are

@@ -301,7 +301,7 @@ mod tests {
         create(&paths, Kind::Hybrid, &header).unwrap();
         let upper = WritableLayer::open(&paths, &Options::default()).unwrap();
         Arc::new(Disk {
-            volume: Volume::writable(image, vec![upper]),
+            volume: Volume::writable(image, vec![upper]).into(),
             config: DeviceConfig {
                 queues: 1,
                 queue_size: 64,

@@ -130,13 +130,13 @@ pub enum Error {
     #[error(
         "{} is frozen by a snapshot; the manifest {} names data={},index={} as the active \
          pair; use that pair",
-        path.display(), list.display(), active.data.display(), active.index.display()
+        path.display(), manifest.display(), active.data.display(), active.index.display()
     )]
     GoesOn {
         /// The data file.
         path: PathBuf,
         /// The list that says so.
-        list: PathBuf,
+        manifest: PathBuf,
         /// The pair that is written to.
         active: Paths,
     },
@@ -266,7 +266,7 @@ pub enum Error {
          the layers of snapshots",
         path.display()
     )]
-    ListMayReturn {
+    ManifestMayRevert {
         /// The list.
         path: PathBuf,
     },

@@ -1,8 +1,9 @@
-//! Reads what the files of a writable layer hold, whoever wrote them.
+//! Reads the files of a writable layer, whichever program wrote them.
 //!
-//! Where upstream would refuse to open, or make something up, this goes by what is certainly there:
-//! an entry that points past the end of the data was never durable, so it never was; and a sparse
-//! layer without a log has what its file does not leave out.
+//! Where upstream would refuse to open, or assume something, this goes by what is certain: an index entry that points
+//! past the end of the data was never durable, so it does not count; and a sparse layer without an index holds what
+//! is not a hole of its file.
+#![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -24,56 +25,130 @@ use crate::format::lsmt::writable::{Kind, decode_data_header};
 use crate::format::lsmt::{FIRST_DATA, HEADER_LEN, Header, HeaderKind, Mapping};
 use crate::io::directory::parent_of;
 use crate::io::regular::open_regular;
-use crate::units::{ByteRange, Sector, SectorRange, Sectors};
+use crate::units::{ByteRange, Sector, SectorRange};
 
-/// How long somebody else may hold the files before that is an error.
+/// How long to wait for another process that has the files open.
 const LOCK_LIMIT: Duration = Duration::from_millis(500);
 
-/// How somebody wants the files.
+/// How the files are opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// To read them; others may as well.
+    /// To read them; other readers may too.
     Read,
-    /// To write them, alone.
+    /// To write them; no other process may open them.
     Write,
 }
 
-/// The open files of a writable layer, and what they say.
+/// The open files of a writable layer, and what they hold.
 #[derive(Debug)]
 pub struct Loaded {
     /// The data file.
     pub data: File,
     /// The index file.
     pub index: IndexFile,
-    /// What the data file says about the layer.
+    /// The header of the data file.
     pub header: Header,
     /// How data is placed.
     pub kind: Kind,
-    /// Where the data of which sectors is.
+    /// The extents of the layer.
     pub map: ExtentMap,
-    /// Mappings of the journal, which are part of the map. The index ends where the first of them is to
-    /// be appended.
+    /// Mappings of the journal, which are part of the map. The index ends where the first of them is to be appended.
     pub journal: Vec<Mapping>,
     /// Number of the first of them.
     pub next: u64,
-    /// Whether the index file says nothing, and the holes of the data file tell what there is.
+    /// Whether the index file is empty, and the holes of the data file replace it.
     pub by_holes: bool,
-    /// Whether the index file does not say what the map says: it is missing a header, or has
-    /// entries without data.
+    /// Whether the index file does not agree with the map: it has no header, or entries without data.
     pub index_is_stale: bool,
-    /// Whether index or journal say what is wrong once the data file grows, or the index says
-    /// nothing: it must be made anew before anything is written.
+    /// Whether index or journal become wrong once the data file grows, or the index is empty: it must be rewritten
+    /// before anything else is written.
     pub index_misleads: bool,
 }
 
+/// Opens the files of a layer and reads its extents into `map`, an empty one.
+///
+/// # Errors
+/// [`Error::Busy`] if another process has the files open; [`Error::TooShort`], [`Error::Format`], [`Error::Entry`],
+/// [`Error::TooManyEntries`], [`Error::NoPair`] and [`Error::Misplaced`] if they are not the files of a writable layer;
+/// [`Error::Sealed`]; [`Error::JournalVersion`]; [`Error::File`] and [`Error::Bytes`] if they cannot be read.
+pub fn load(paths: &Paths, access: Access, map: ExtentMap) -> Result<Loaded, Error> {
+    let path = &paths.data;
+    let mut options = File::options();
+    options.read(true).write(access == Access::Write);
+    let data = open_regular(path, options).map_err(Error::file("open", path))?;
+    lock(&data, path, access)?;
+    let len = data.metadata().map_err(Error::file("examine", path))?.len();
+    let (header, kind) = read_header(&data, path, len)?;
+    if is_sealed(&data, len, &header) {
+        return Err(Error::Sealed { path: path.clone() });
+    }
+    let (index, by_holes) = open_index(paths, access, kind, &header)?;
+    let mut loaded = Loaded {
+        data,
+        index,
+        header,
+        kind,
+        map,
+        journal: Vec::new(),
+        next: 0,
+        by_holes,
+        index_is_stale: by_holes,
+        index_misleads: by_holes,
+    };
+    if by_holes {
+        loaded.map_holes(path, len)?;
+    }
+    let file_end = Sector::containing(len);
+    let journal = loaded.find_journal(paths)?;
+    loaded.replay_index(paths, file_end)?;
+    loaded.replay_journal(journal, file_end);
+    if access == Access::Write {
+        check_places(&loaded)?;
+        sync_names(paths)?;
+    }
+    Ok(loaded)
+}
+
+/// Opens the index file of the layer with this header. Returns whether it is empty, and holes replace it.
+fn open_index(
+    paths: &Paths,
+    access: Access,
+    kind: Kind,
+    header: &Header,
+) -> Result<(IndexFile, bool), Error> {
+    let (index, index_header) = IndexFile::open(&paths.index, access == Access::Write)?;
+    match index_header {
+        Some(found) if found.uuid != header.uuid => Err(Error::NoPair {
+            data: paths.data.clone(),
+            index: paths.index.clone(),
+        }),
+        None if kind != Kind::Sparse => Err(Error::TooShort {
+            path: paths.index.clone(),
+            expected: "index file",
+            found: 0,
+        }),
+        found => Ok((index, found.is_none())),
+    }
+}
+
+/// Makes the names of both files durable: the process that created or replaced one may have died before it did. What
+/// is flushed to them from now on must not be lost with a name.
+fn sync_names(paths: &Paths) -> Result<(), Error> {
+    sync_name(&paths.data)?;
+    match parent_of(&paths.index) == parent_of(&paths.data) {
+        true => Ok(()),
+        false => sync_name(&paths.index),
+    }
+}
+
 impl Loaded {
-    /// Makes an index that misleads say what the map says, durably, and empties the journal: to be
-    /// done before the data file grows, or what is appended becomes what an entry points at.
+    /// Rewrites an index that misleads, durably, and empties the journal. To be done before the data file grows: what
+    /// is appended would become the data of a wrong entry.
     ///
     /// # Errors
-    /// A file cannot be written, or not be made durable.
+    /// [`Error::File`] and [`Error::Bytes`] if a file cannot be written or synced.
     pub fn repair_index(&mut self, paths: &Paths) -> Result<(), Error> {
-        // Holes mislead nobody.
+        // Holes do not mislead.
         if !self.index_misleads || self.by_holes {
             return Ok(());
         }
@@ -85,90 +160,19 @@ impl Loaded {
         (self.index_is_stale, self.index_misleads) = (false, false);
         Ok(())
     }
-}
 
-/// Opens the files of a layer and reads its map into `map`, an empty one.
-///
-/// # Errors
-/// They cannot be read, or are no writable layer, or somebody else has them open.
-pub fn load(paths: &Paths, access: Access, map: ExtentMap) -> Result<Loaded, Error> {
-    let path = &paths.data;
-    let mut options = File::options();
-    options.read(true).write(access == Access::Write);
-    let data = open_regular(path, options).map_err(Error::file("open", path))?;
-    lock(&data, path, access)?;
-    let len = data.metadata().map_err(Error::file("examine", path))?.len();
-    if len < HEADER_LEN as u64 {
-        return Err(Error::TooShort {
-            path: path.clone(),
-            expected: "data file",
-            found: len,
-        });
-    }
-    let (header, kind) = read_header(&data, path)?;
-    if is_sealed(&data, len, &header) {
-        return Err(Error::Sealed { path: path.clone() });
-    }
-    let (index, index_header) = IndexFile::open(&paths.index, access == Access::Write)?;
-    if index_header
-        .as_ref()
-        .is_some_and(|index| index.uuid != header.uuid)
-    {
-        return Err(Error::NoPair {
-            data: path.clone(),
-            index: paths.index.clone(),
-        });
-    }
-    if index_header.is_none() && kind != Kind::Sparse {
-        return Err(Error::TooShort {
-            path: paths.index.clone(),
-            expected: "index file",
-            found: 0,
-        });
-    }
-    let mut loaded = Loaded {
-        data,
-        index,
-        header,
-        kind,
-        map,
-        journal: Vec::new(),
-        next: 0,
-        by_holes: index_header.is_none(),
-        index_is_stale: index_header.is_none(),
-        index_misleads: index_header.is_none(),
-    };
-    let file_end = Sector::containing(len);
-    if loaded.by_holes {
-        loaded.map_holes(path, len)?;
-    }
-    let journal = loaded.find_journal(paths)?;
-    loaded.replay_index(paths, file_end)?;
-    loaded.replay_journal(journal, file_end);
-    if access == Access::Write {
-        check_places(&loaded)?;
-        // Who made or replaced a file and died may not have made its name durable; what is flushed to
-        // it from now on must be.
-        sync_name(&paths.data)?;
-        if parent_of(&paths.index) != parent_of(&paths.data) {
-            sync_name(&paths.index)?;
-        }
-    }
-    Ok(loaded)
-}
-
-impl Loaded {
-    /// Enters what the holes of a sparse data file tell.
+    /// Enters what is not a hole of a sparse data file of `len` bytes.
     fn map_holes(&mut self, path: &Path, len: u64) -> Result<(), Error> {
-        // What lies beyond the disk is not part of it, like what sealing began to append.
-        let disk = Sector::at_or_after(self.header.virtual_size);
-        let end = FIRST_DATA.checked_add(disk - Sector(0));
-        let end = end.and_then(Sector::checked_byte).unwrap_or(len).min(len);
+        // Bytes beyond the disk are not part of it; an interrupted seal leaves some.
+        let disk = SectorRange::new(Sector(0), Sector::at_or_after(self.header.virtual_size));
+        let end = FIRST_DATA.checked_add(disk.len());
+        let end = end
+            .and_then(Sector::checked_byte)
+            .map_or(len, |end| end.min(len));
         scan_holes(&self.data, end, &mut self.map).map_err(Error::file("scan", path))
     }
 
-    /// Reads the journal, and lets the index end where its mappings begin. Returns the mappings that
-    /// count.
+    /// Reads the journal, and cuts the index where the mappings of the journal begin. Returns the mappings that count.
     fn find_journal(&mut self, paths: &Paths) -> Result<Vec<Mapping>, Error> {
         let found = journal::read(&paths.index, self.header.uuid, journal::boot_id())?;
         let (numbers, mappings): (Vec<_>, Vec<_>) = found.mappings.iter().copied().unzip();
@@ -177,16 +181,16 @@ impl Loaded {
         };
         self.next = *first;
         let Some(entry) = found.first_entry() else {
-            // The index was being written anew: it may hold any of them.
+            // The index was being rewritten: it may hold any of them.
             return Ok(mappings);
         };
         if entry > self.index.entries() {
-            // Somebody cut it short.
+            // Another program truncated the index.
             (self.index_is_stale, self.index_misleads) = (true, true);
         } else if !self.index.go_back(entry, &mappings)? {
             ::log::warn!(
-                "{}: another program changed the index since the journal was written; dropped {} \
-         mappings that were not flushed",
+                "{}: another program changed the index since the journal was written; dropped {} mappings that \
+                 were not flushed",
                 paths.index.display(),
                 mappings.len()
             );
@@ -195,18 +199,18 @@ impl Loaded {
         Ok(mappings)
     }
 
-    /// Enters what the index says.
+    /// Enters the mappings of the index.
     fn replay_index(&mut self, paths: &Paths, file_end: Sector) -> Result<(), Error> {
-        let mut without_data = 0;
+        let mut without_data = 0_u64;
         let (map, index) = (&mut self.map, &self.index);
-        let torn = index.replay(|mapping| match is_there(&mapping, file_end) {
+        let torn = index.replay(|mapping| match has_data(&mapping, file_end) {
             true => enter(map, mapping),
-            false => without_data += 1,
+            false => without_data = without_data.saturating_add(1),
         })?;
-        if torn + without_data > 0 {
+        if torn > 0 || without_data > 0 {
             ::log::warn!(
-                "{}: dropped {torn} torn entries and {without_data} entries that point past the end of \
-         {}; their data was never flushed",
+                "{}: dropped {torn} torn entries and {without_data} entries that point past the end of {}; their \
+                 data was never flushed",
                 paths.index.display(),
                 paths.data.display()
             );
@@ -216,11 +220,11 @@ impl Loaded {
         Ok(())
     }
 
-    /// Enters what the journal says.
+    /// Enters the mappings of the journal.
     fn replay_journal(&mut self, found: Vec<Mapping>, file_end: Sector) {
         let count = found.len();
         self.journal = found;
-        self.journal.retain(|mapping| is_there(mapping, file_end));
+        self.journal.retain(|mapping| has_data(mapping, file_end));
         self.index_misleads |= self.journal.len() < count;
         for mapping in &self.journal {
             enter(&mut self.map, *mapping);
@@ -228,8 +232,8 @@ impl Loaded {
     }
 }
 
-/// Lets nobody else write to the file, nor read it while it is written to. A process that was killed
-/// may hold it for a moment more.
+/// Locks the data file: shared to read, exclusively to write. A process that was killed may hold its lock a moment
+/// longer.
 fn lock(data: &File, path: &Path, access: Access) -> Result<(), Error> {
     let start = Instant::now();
     loop {
@@ -252,7 +256,15 @@ fn lock(data: &File, path: &Path, access: Access) -> Result<(), Error> {
     }
 }
 
-fn read_header(data: &File, path: &Path) -> Result<(Header, Kind), Error> {
+/// Reads the header of a data file of `len` bytes.
+fn read_header(data: &File, path: &Path, len: u64) -> Result<(Header, Kind), Error> {
+    if len < HEADER_LEN as u64 {
+        return Err(Error::TooShort {
+            path: path.to_owned(),
+            expected: "data file",
+            found: len,
+        });
+    }
     let mut bytes = [0; HEADER_LEN];
     data.read_exact_at(&mut bytes, 0)
         .map_err(Error::bytes("read the header", path, 0))?;
@@ -264,8 +276,8 @@ fn read_header(data: &File, path: &Path) -> Result<(Header, Kind), Error> {
     })
 }
 
-/// Whether the file ends with the trailer of this very layer. That its uuid fits tells it from
-/// data of the guest's that looks like one.
+/// Whether the file ends with the trailer of this layer. The uuid distinguishes it from guest data that looks like a
+/// trailer.
 pub(super) fn is_sealed(data: &File, len: u64, header: &Header) -> bool {
     let mut bytes = [0; HEADER_LEN];
     let Some(at) = len.checked_sub(HEADER_LEN as u64) else {
@@ -276,10 +288,11 @@ pub(super) fn is_sealed(data: &File, len: u64, header: &Header) -> bool {
     trailer.is_some_and(|trailer| !header.uuid.is_nil() && trailer.uuid == header.uuid)
 }
 
-fn is_there(mapping: &Mapping, file_end: Sector) -> bool {
+/// Whether a file that ends at `file_end` has the data of a mapping.
+fn has_data(mapping: &Mapping, file_end: Sector) -> bool {
     let start = mapping.moffset();
-    let end = start.checked_add(Sectors(mapping.length().into()));
-    mapping.is_zeroed() || (start >= FIRST_DATA && end.is_some_and(|end| end <= file_end))
+    let data = SectorRange::checked(start, mapping.range().len());
+    mapping.is_zeroed() || (start >= FIRST_DATA && data.is_some_and(|data| data.end() <= file_end))
 }
 
 fn enter(map: &mut ExtentMap, mapping: Mapping) {
@@ -287,37 +300,36 @@ fn enter(map: &mut ExtentMap, mapping: Mapping) {
         true => Place::Zero,
         false => Place::Data(mapping.moffset()),
     };
-    let range = SectorRange::new(mapping.offset(), mapping.end());
-    let extent = Extent { range, place };
-    map.insert(extent, |_| ());
+    let range = mapping.range();
+    map.insert(Extent { range, place }, |_| ());
 }
 
-/// Everything a sparse file does not leave out counts as data, in whole blocks of its file system.
+/// Enters the first `len` bytes of a sparse file, except its holes, in whole blocks of its file system.
 fn scan_holes(data: &File, len: u64, map: &mut ExtentMap) -> io::Result<()> {
     let first = HEADER_LEN as u64;
     let mut at = first;
     while at < len {
         let start = match rustix::fs::seek(data, SeekFrom::Data(at)) {
-            Err(Errno::NXIO) => return Ok(()), // nothing but a hole up to the end of the file
+            Err(Errno::NXIO) => return Ok(()), // only a hole up to the end of the file
             found => found?.max(first),
         };
         let end = rustix::fs::seek(data, SeekFrom::Hole(start))?.min(len);
-        let data = ByteRange::new(start, end).sectors();
-        if data.is_empty() {
-            return Ok(()); // nothing but a hole up to `len`
+        let found = ByteRange::new(start, end).sectors();
+        if found.is_empty() {
+            return Ok(()); // only a hole up to `len`
         }
-        let on_disk = |sector: Sector| Sector(0) + (sector - FIRST_DATA);
+        let on_disk = |sector: Sector| Sector(sector.saturating_since(FIRST_DATA).0);
         let extent = Extent {
-            range: SectorRange::new(on_disk(data.start()), on_disk(data.end())),
-            place: Place::Data(data.start()),
+            range: SectorRange::new(on_disk(found.start()), on_disk(found.end())),
+            place: Place::Data(found.start()),
         };
         map.insert(extent, |_| ());
-        at = data.end().byte();
+        at = end;
     }
     Ok(())
 }
 
-/// Refuses layers whose data cannot be overwritten in place.
+/// Refuses a layer whose data cannot be overwritten in place.
 fn check_places(loaded: &Loaded) -> Result<(), Error> {
     let misplaced = |extent: &Extent, data: SectorRange| Error::Misplaced {
         path: loaded.index.path().to_owned(),

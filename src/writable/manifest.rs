@@ -1,8 +1,8 @@
-//! The list of a device's snapshots, `DATA.snapshots`: which pairs of files there are, and which of
-//! them is written to.
+//! The manifest of a disk's snapshots, `DATA.snapshots`: which pairs of files there are, and which one is active.
 //!
-//! It is read by whoever goes by the files, and replaced as a whole by who takes a snapshot
+//! Each process that opens the files reads it; a snapshot replaces it as a whole
 //! ([`snapshots`](super::snapshots)).
+#![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -14,23 +14,49 @@ use uuid::Uuid;
 use super::files::with_suffix;
 use super::{Error, Paths};
 use crate::io::directory::parent_of;
-use crate::io::regular::{create_regular, open_to_read};
+use crate::io::regular::{create_regular, open_directory, open_to_read};
 
-/// Most bytes of a list that are read.
-const MAX_LIST: u64 = 16 << 20;
+/// Most bytes of a manifest that are read.
+const MAX_MANIFEST: u64 = 16 << 20;
 
-/// What the list says. The pair with number 0 has the files the device was first started with; others
-/// have the same names with their number behind.
+/// The content of the manifest. Pair number 0 has the files that the disk was created with; other pairs have their
+/// number appended to the same names.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Manifest {
-    /// The pair that is written to.
+    /// Number of the active pair.
     pub active: u64,
-    /// Those below it, the oldest first.
+    /// The pairs below it, oldest first.
     pub frozen: Vec<Frozen>,
 }
 
+/// A frozen pair.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Frozen {
+    /// Name of the snapshot that froze it.
+    pub name: String,
+    pub uuid: Uuid,
+    pub number: u64,
+}
+
 impl Manifest {
-    /// The pairs it tells of, if the device was first started with `first`.
+    /// Reads a manifest. A missing file is that of a disk without snapshots.
+    ///
+    /// # Errors
+    /// [`Error::File`] if it cannot be read, or is not a manifest.
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        let file = match open_to_read(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            opened => opened.map_err(Error::file("open", path))?,
+        };
+        let mut text = Vec::new();
+        file.take(MAX_MANIFEST)
+            .read_to_end(&mut text)
+            .map_err(Error::file("read", path))?;
+        let manifest = serde_json::from_slice(&text);
+        manifest.map_err(|error| Error::file("parse", path)(error.into()))
+    }
+
+    /// The pairs of the disk that was created with `first`.
     pub fn pairs(&self, first: &Paths) -> Pairs {
         let frozen = self.frozen.iter();
         Pairs {
@@ -38,54 +64,57 @@ impl Manifest {
             active: numbered(first, self.active),
         }
     }
+
+    /// The pair that the snapshot of this name froze.
+    pub fn named(&self, name: &str) -> Option<&Frozen> {
+        self.frozen.iter().find(|known| known.name == name)
+    }
+
+    /// The manifest after a snapshot: `pair`, which was active, is frozen, and pair number `active` is active.
+    pub fn with_frozen(&self, pair: Frozen, active: u64) -> Self {
+        let mut frozen = self.frozen.clone();
+        frozen.push(pair);
+        Self { active, frozen }
+    }
 }
 
-/// A frozen upper, as the list has it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Frozen {
-    /// Given by who asked for it.
-    pub name: String,
-    pub uuid: Uuid,
-    pub number: u64,
-}
-
-/// What snapshots have made of the pair of files that a device was first started with.
+/// The pairs of files that snapshots made of the pair that a disk was created with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pairs {
-    /// Those that are frozen, the oldest first: the layers right below the active one.
+    /// The frozen ones, oldest first: the layers right below the active one.
     pub frozen: Vec<Paths>,
-    /// The one that is written to.
+    /// The active one.
     pub active: Paths,
 }
 
 impl Pairs {
-    /// Follows the list of the pair `first`. Without a list, that is the active one.
+    /// Follows the manifest of the pair `first`. Without a manifest, `first` is the active pair.
     ///
     /// # Errors
-    /// There is a list, and it cannot be read.
+    /// [`Error::File`] if the manifest cannot be read.
     pub fn follow(first: &Paths) -> Result<Self, Error> {
-        Ok(load(&list_path(first))?.pairs(first))
+        Ok(Manifest::load(&manifest_path(first))?.pairs(first))
     }
 
-    /// Refuses the pair `first` if a snapshot froze it: what the disk holds now is not in it alone.
+    /// Fails if a snapshot froze the pair `first`: what the disk holds now is not in it alone.
     ///
     /// # Errors
-    /// It is frozen, or the list cannot be read.
+    /// [`Error::GoesOn`]; [`Error::File`] if the manifest cannot be read.
     pub fn refuse_frozen(first: &Paths) -> Result<(), Error> {
         let active = Self::follow(first)?.active;
         match active == *first {
             true => Ok(()),
             false => Err(Error::GoesOn {
                 path: first.data.clone(),
-                list: list_path(first),
+                manifest: manifest_path(first),
                 active,
             }),
         }
     }
 }
 
-/// Where the list of the uppers that started with `first` is.
-pub(super) fn list_path(first: &Paths) -> PathBuf {
+/// The path of the manifest of a disk that was created with `first`.
+pub(super) fn manifest_path(first: &Paths) -> PathBuf {
     with_suffix(&first.data, "snapshots")
 }
 
@@ -100,62 +129,48 @@ pub(super) fn numbered(first: &Paths, number: u64) -> Paths {
     }
 }
 
-/// The list; without a file, there was no snapshot.
-pub(super) fn load(path: &Path) -> Result<Manifest, Error> {
-    let file = match open_to_read(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Manifest::default()),
-        opened => opened.map_err(Error::file("open", path))?,
-    };
-    let mut text = Vec::new();
-    file.take(MAX_LIST)
-        .read_to_end(&mut text)
-        .map_err(Error::file("read", path))?;
-    let list = serde_json::from_slice(&text);
-    list.map_err(|error| Error::file("understand", path)(error.into()))
-}
-
-/// A list, written and durable but for its name.
+/// A new manifest under a temporary name. Its content is durable.
 pub(super) struct NewManifest {
     path: PathBuf,
     new: PathBuf,
-    folder: File,
-    /// The list there is, held so that the file system does not free it while writes wait, which
-    /// takes ten times as long as to replace it.
+    directory: File,
+    /// The old manifest. While it is open, the rename does not free it, which would take ten times as long as the
+    /// rename itself.
     _old: Option<File>,
 }
 
 impl NewManifest {
-    /// Writes the list that is to be at `path`.
-    pub fn write(path: &Path, list: &Manifest) -> Result<Self, Error> {
+    /// Writes the manifest that is to be at `path`.
+    ///
+    /// # Errors
+    /// [`Error::File`]; then no new file is left.
+    pub fn write(path: &Path, manifest: &Manifest) -> Result<Self, Error> {
         let new = with_suffix(path, "new");
-        let text = serde_json::to_vec_pretty(list);
-        let text = text.map_err(|error| Error::file("describe", path)(error.into()))?;
+        let text = serde_json::to_vec_pretty(manifest);
+        let text = text.map_err(|error| Error::file("encode", path)(error.into()))?;
         let written = create_regular(&new).and_then(|mut file| {
             file.write_all(&text)?;
             file.sync_all()
         });
-        let folder = parent_of(path);
+        let parent = parent_of(path);
         let opened = written
             .map_err(Error::file("write", &new))
-            .and_then(|()| File::open(folder).map_err(Error::file("open", folder)));
-        match opened {
-            Err(error) => {
-                let _ = fs::remove_file(&new);
-                Err(error)
-            }
-            Ok(folder) => Ok(Self {
-                path: path.to_owned(),
-                new,
-                folder,
-                _old: open_to_read(path).ok(),
-            }),
-        }
+            .and_then(|()| open_directory(parent).map_err(Error::file("open", parent)));
+        let directory = opened.inspect_err(|_| {
+            let _ = fs::remove_file(&new);
+        })?;
+        Ok(Self {
+            path: path.to_owned(),
+            new,
+            directory,
+            _old: open_to_read(path).ok(),
+        })
     }
 
-    /// Puts the list in place of the one there is.
+    /// Replaces the old manifest.
     ///
     /// # Errors
-    /// The old list stays.
+    /// [`Error::File`]; then the old manifest stays.
     pub fn put_in_place(&self) -> Result<(), Error> {
         fs::rename(&self.new, &self.path).map_err(|error| {
             let _ = fs::remove_file(&self.new);
@@ -163,12 +178,12 @@ impl NewManifest {
         })
     }
 
-    /// Makes its place last.
+    /// Makes the replacement durable.
     ///
     /// # Errors
-    /// It may not stay there.
+    /// [`Error::File`]; then a power loss may bring the old manifest back.
     pub fn sync(&self) -> Result<(), Error> {
-        let synced = self.folder.sync_all();
+        let synced = self.directory.sync_all();
         synced.map_err(Error::file("sync", parent_of(&self.path)))
     }
 }

@@ -1,4 +1,4 @@
-//! Another size for the disk of a writable layer.
+//! Resizing the disk of a writable layer that is not in use.
 
 use std::os::unix::fs::FileExt;
 
@@ -11,74 +11,80 @@ use crate::format::lsmt::HEADER_LEN;
 use crate::format::lsmt::writable::{Kind, encode_data_header};
 use crate::units::{Sector, SectorRange, Sectors};
 
-/// Changes the size of the disk, in bytes, and returns the one it had. With `cut`, data beyond the
-/// new end is dropped; should the disk grow again, it reads as zeros there.
+/// Changes the size of the disk to `size` bytes; returns the old size. With `cut`, data beyond the new end is dropped;
+/// it reads as zeros should the disk grow again.
 ///
-/// Killed at any moment, the disk has the old size or the new one, and at most data that was to be
+/// Crash-safe: an interrupted run leaves the disk with its old size or the new one, and at most data that was to be
 /// dropped is missing.
 ///
 /// # Errors
-/// There is data beyond the new end, the size is impossible, a file cannot be written, a snapshot
-/// froze the layer, or somebody else has it open.
+/// [`Error::Size`]; [`Error::DataBeyond`] without `cut`; [`Error::GoesOn`] if a snapshot froze the layer; those of
+/// [`load`]; [`Error::File`] and [`Error::Bytes`] if a file cannot be written.
 pub fn resize(paths: &Paths, size: u64, cut: bool) -> Result<u64, Error> {
     check_size(size)?;
     Pairs::refuse_frozen(paths)?;
     let mut loaded = load(paths, Access::Write, ExtentMap::new())?;
     loaded.repair_index(paths)?;
-    let Loaded {
-        data,
-        mut index,
-        mut header,
-        kind,
-        mut map,
-        by_holes,
-        index_is_stale,
-        ..
-    } = loaded;
-    let path = &paths.data;
-    let old = std::mem::replace(&mut header.virtual_size, size);
-    let (file_len, disk_end) = (size + HEADER_LEN as u64, Sector::at_or_after(size));
-    let dropped = SectorRange::new(disk_end, map.end());
-    let beyond: Sectors = map
-        .within(dropped)
-        .filter_map(|extent| Some(extent.data()?.len()))
-        .sum();
-    let beyond = beyond.bytes();
-    if beyond > 0 && !cut {
-        return Err(Error::DataBeyond {
-            path: path.clone(),
-            size,
-            beyond,
-        });
+    let old = std::mem::replace(&mut loaded.header.virtual_size, size);
+    let has_dropped = drop_beyond(&mut loaded, paths, size, cut)?;
+    let file_len = size + HEADER_LEN as u64;
+    if loaded.kind == Kind::Sparse && size > old {
+        set_len(&loaded, paths, "enlarge", file_len)?;
     }
-    if kind == Kind::Sparse && size > old {
-        data.set_len(file_len)
-            .map_err(Error::file("enlarge", path))?;
-    }
-    if beyond > 0 {
-        let extent = Extent {
-            range: dropped,
-            place: Place::Zero,
-        };
-        map.insert(extent, |_| ());
-    }
-    data.sync_all().map_err(Error::file("sync", path))?;
-    // Holes need no index, but do not tell that what is dropped is zeros.
-    let by_holes = by_holes && beyond == 0;
-    if beyond > 0 || (index_is_stale && !by_holes) {
-        index.replace(&header, mappings(&map))?;
+    sync(&loaded, paths)?;
+    // Holes need no index, but a hole does not tell that dropped data is zeros.
+    let by_holes = loaded.by_holes && !has_dropped;
+    if has_dropped || (loaded.index_is_stale && !by_holes) {
+        let mappings = mappings(&loaded.map);
+        loaded.index.replace(&loaded.header, mappings)?;
         journal::remove(&paths.index)?;
     }
-    data.write_all_at(&encode_data_header(&header, kind), 0)
-        .map_err(Error::bytes("write", path, 0))?;
-    data.sync_all().map_err(Error::file("sync", path))?;
-    if !by_holes {
-        index.set_header(&header)?;
-    }
-    if kind == Kind::Sparse {
-        data.set_len(file_len)
-            .map_err(Error::file("truncate", path))?;
-        data.sync_all().map_err(Error::file("sync", path))?;
+    write_headers(&loaded, paths, by_holes)?;
+    if loaded.kind == Kind::Sparse {
+        set_len(&loaded, paths, "truncate", file_len)?;
+        sync(&loaded, paths)?;
     }
     Ok(old)
+}
+
+/// Replaces data beyond the new end by zeros in the map. Returns whether there was any.
+fn drop_beyond(loaded: &mut Loaded, paths: &Paths, size: u64, cut: bool) -> Result<bool, Error> {
+    let range = SectorRange::new(Sector::at_or_after(size), loaded.map.end());
+    let data = loaded.map.within(range).filter_map(|extent| extent.data());
+    let beyond: Sectors = data.map(SectorRange::len).sum();
+    if beyond.is_zero() {
+        return Ok(false);
+    }
+    if !cut {
+        return Err(Error::DataBeyond {
+            path: paths.data.clone(),
+            size,
+            beyond: beyond.bytes(),
+        });
+    }
+    let place = Place::Zero;
+    loaded.map.insert(Extent { range, place }, |_| ());
+    Ok(true)
+}
+
+/// Writes the header of the data file, and then that of the index file unless the holes replace it. Both are durable.
+fn write_headers(loaded: &Loaded, paths: &Paths, by_holes: bool) -> Result<(), Error> {
+    let header = encode_data_header(&loaded.header, loaded.kind);
+    let written = loaded.data.write_all_at(&header, 0);
+    written.map_err(Error::bytes("write", &paths.data, 0))?;
+    sync(loaded, paths)?;
+    match by_holes {
+        true => Ok(()),
+        false => loaded.index.set_header(&loaded.header),
+    }
+}
+
+fn set_len(loaded: &Loaded, paths: &Paths, what: &'static str, len: u64) -> Result<(), Error> {
+    let set = loaded.data.set_len(len);
+    set.map_err(Error::file(what, &paths.data))
+}
+
+fn sync(loaded: &Loaded, paths: &Paths) -> Result<(), Error> {
+    let synced = loaded.data.sync_all();
+    synced.map_err(Error::file("sync", &paths.data))
 }

@@ -5,6 +5,7 @@
 //! before. Only where storage lost data it had taken, what was not flushed may be gone.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use common::content::Random;
 use common::recorder::{Failure, Op, Recorder, after_kill, after_power_loss};
@@ -131,7 +132,7 @@ fn history(steps: &[Step], at: usize) -> String {
 struct Session<'a> {
     recorder: &'a Recorder,
     stack: &'a Stack,
-    device: Option<(Volume, Snapshots)>,
+    device: Option<(Arc<Volume>, Snapshots)>,
     expected: Expected,
     snapshot: Option<(String, Vec<Content>)>,
     /// Whether anything failed so far.
@@ -141,7 +142,7 @@ struct Session<'a> {
     steps: Vec<Step>,
 }
 
-fn open(folder: &Path, stack: &Stack) -> Result<(Volume, Snapshots), Error> {
+fn open(folder: &Path, stack: &Stack) -> Result<(Arc<Volume>, Snapshots), Error> {
     Snapshots::open(stack, &paths(folder), OPTIONS)
 }
 
@@ -189,7 +190,7 @@ impl<'a> Session<'a> {
         self.device().0.sectors().0
     }
 
-    fn device(&self) -> &(Volume, Snapshots) {
+    fn device(&self) -> &(Arc<Volume>, Snapshots) {
         self.device.as_ref().unwrap()
     }
 
@@ -217,7 +218,7 @@ impl<'a> Session<'a> {
         self.faulty |= failed;
         let excused = matches!(
             done,
-            Err(Error::Broken { .. } | Error::ListMayReturn { .. })
+            Err(Error::Broken { .. } | Error::ManifestMayRevert { .. })
         );
         assert!(
             failed || done.is_ok() || excused && self.faulty,
@@ -283,11 +284,11 @@ impl<'a> Session<'a> {
                 volume.write_zeroes(common::sectors(start, sectors), false)
             }
             Operation::Flush => volume.flush(),
-            Operation::Grow => snapshots.grow(volume, (volume.sectors().0 + GROWTH) * 512),
-            Operation::Seal => snapshots.seal(volume),
+            Operation::Grow => snapshots.grow((volume.sectors().0 + GROWTH) * 512),
+            Operation::Seal => snapshots.seal(),
             Operation::Snapshot => {
                 let name = format!("snapshot {number}");
-                snapshots.take(volume, &name)?;
+                snapshots.take(&name)?;
                 let held = content(volume);
                 self.snapshot = Some((name, held));
                 Ok(())
@@ -410,7 +411,7 @@ fn check(
     let (volume, snapshots) =
         open(folder, stack).unwrap_or_else(|error| panic!("{}: {error:?}", when()));
     if let Some((name, held)) = snapshot {
-        let list = snapshots.list(&volume);
+        let list = snapshots.list();
         let found = list.iter().find(|found| found.name == *name);
         let found = found.unwrap_or_else(|| panic!("{}: no {name} in {list:?}", when()));
         let image = Image::open(&Stack::new(&found.layers)).unwrap();

@@ -165,7 +165,7 @@ fn growing_in_use_cut_short() {
         let files = paths(folder);
         let device = Snapshots::open(&Stack::default(), &files, Options::default());
         let (volume, snapshots) = device.unwrap();
-        snapshots.grow(&volume, 200 * 512).unwrap();
+        snapshots.grow(200 * 512).unwrap();
         assert_eq!(volume.size(), 200 * 512);
     };
     for (kind, durable) in KINDS.map(|kind| [(kind, true), (kind, false)]).concat() {

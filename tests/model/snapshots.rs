@@ -3,8 +3,8 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use common::layers::{self, LayerBuilder, upper_header};
@@ -31,7 +31,7 @@ const BELOW: Version = u32::MAX;
 
 struct Disk {
     folder: TempDir,
-    volume: Volume,
+    volume: Arc<Volume>,
     snapshots: Snapshots,
 }
 
@@ -39,7 +39,7 @@ fn stack(folder: &Path) -> Stack {
     Stack::new([folder.join("below.obd")])
 }
 
-fn open(folder: &Path) -> (Volume, Snapshots) {
+fn open(folder: &Path) -> (Arc<Volume>, Snapshots) {
     let paths = Paths {
         data: folder.join("data"),
         index: folder.join("index"),
@@ -202,10 +202,10 @@ fn run(disk: &Disk, steps: &[Step], history: &History) -> Vec<(Stack, Vec<Versio
             }
             Step::Flush => volume.flush().unwrap(),
             Step::Snapshot => {
-                let snapshot = disk.snapshots.take(volume, &number.to_string()).unwrap();
+                let snapshot = disk.snapshots.take(&number.to_string()).unwrap();
                 taken.push((Stack::new(snapshot.layers), history.now()));
             }
-            Step::Seal => disk.snapshots.seal(volume).unwrap(),
+            Step::Seal => disk.snapshots.seal().unwrap(),
         }
     }
     taken
@@ -239,7 +239,7 @@ proptest! {
                 taken
             });
             prop_assert_eq!(read(&disk.volume, 0, SECTORS), history.now());
-            disk.snapshots.seal(&disk.volume).unwrap();
+            disk.snapshots.seal().unwrap();
             prop_assert_eq!(disk.volume.layers().len(), 1);
             prop_assert_eq!(disk.volume.frozen(), taken.len());
             prop_assert_eq!(read(&disk.volume, 0, SECTORS), history.now());
@@ -271,15 +271,15 @@ fn hundreds_of_snapshots() {
         disk.write(start, 5, number);
         model[start as usize..start as usize + 5].fill(number);
         let name = number.to_string();
-        let snapshot = disk.snapshots.take(&disk.volume, &name).unwrap();
+        let snapshot = disk.snapshots.take(&name).unwrap();
         if number.is_multiple_of(3) {
-            disk.snapshots.seal(&disk.volume).unwrap();
-            assert!(disk.snapshots.take(&disk.volume, &name).unwrap().sealed);
+            disk.snapshots.seal().unwrap();
+            assert!(disk.snapshots.take(&name).unwrap().sealed);
         } else {
             assert!(!snapshot.sealed);
         }
     }
-    disk.snapshots.seal(&disk.volume).unwrap();
+    disk.snapshots.seal().unwrap();
     assert_eq!(disk.volume.frozen(), COUNT as usize);
     assert_eq!(read(&disk.volume, 0, SECTORS), model);
     let own = fs::read_dir("/proc/self/fd").unwrap().filter(|file| {
@@ -300,7 +300,7 @@ fn hundreds_of_snapshots() {
             .unwrap();
         assert_eq!(bytes[..4], 1_u32.to_le_bytes());
     }
-    let list = disk.snapshots.list(&disk.volume);
+    let list = disk.snapshots.list();
     assert_eq!(list.len(), COUNT as usize);
     assert!(list.iter().all(|snapshot| snapshot.sealed));
 }
@@ -312,7 +312,7 @@ fn what_is_not_sealed_stays_little() {
     for number in 0..60 {
         disk.write(number, 1, number as Version + 1);
         let name = number.to_string();
-        disk.snapshots.take(&disk.volume, &name).unwrap();
+        disk.snapshots.take(&name).unwrap();
         assert!(disk.volume.layers().len() <= 17);
     }
     let model: Vec<_> = (1..61).collect();

@@ -4,6 +4,7 @@
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::sync::Arc;
 
 use common::content::Random;
 use common::layers::upper_header;
@@ -27,7 +28,7 @@ const SLACK: u64 = 128 << 10;
 struct Disk {
     folder: TempDir,
     options: Options,
-    device: Option<(Volume, Snapshots)>,
+    device: Option<(Arc<Volume>, Snapshots)>,
 }
 
 impl Disk {
@@ -221,8 +222,8 @@ fn snapshots_keep_to_the_bound() {
             disk.flush();
             disk.used()
         };
-        snapshots.take(volume, &round.to_string()).unwrap();
-        snapshots.seal(volume).unwrap();
+        snapshots.take(&round.to_string()).unwrap();
+        snapshots.seal().unwrap();
         let metadata = fs::metadata(&layer).unwrap();
         // The index and the trailer lie behind the data.
         let stored = metadata.blocks() * 512;

@@ -26,9 +26,9 @@ fn with_snapshots(dir: &TempDir, sealed: bool) -> Vec<u8> {
         disk[start as usize * 512..][..bytes.len()].copy_from_slice(&bytes);
         put(&volume, start, &mut bytes);
         if number < 2 {
-            snapshots.take(&volume, &number.to_string()).unwrap();
+            snapshots.take(&number.to_string()).unwrap();
             if sealed || number == 0 {
-                snapshots.seal(&volume).unwrap();
+                snapshots.seal().unwrap();
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The index of an LSMT layer: which sectors of the disk are where in the layer.
 
 use super::{Error, HEADER_LEN, Header, MAX_ENTRIES, MAX_SECTORS};
-use crate::units::Sector;
+use crate::units::{Sector, SectorRange};
 
 /// Bytes of an index entry.
 pub const ENTRY_LEN: usize = 16;
@@ -59,6 +59,11 @@ impl Mapping {
     /// Number of sectors.
     pub fn length(self) -> u16 {
         (self.place >> 50) as u16
+    }
+
+    /// The sectors of the disk.
+    pub fn range(self) -> SectorRange {
+        SectorRange::new(self.offset(), self.end())
     }
 
     /// First sector after the mapping.

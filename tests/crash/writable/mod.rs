@@ -6,6 +6,7 @@ mod order;
 
 use std::fs::{self, File};
 use std::path::Path;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -47,7 +48,7 @@ struct Step {
     snapshot: Option<(String, Vec<Content>)>,
 }
 
-fn open(folder: &Path, stack: &Stack) -> (Volume, Snapshots) {
+fn open(folder: &Path, stack: &Stack) -> (Arc<Volume>, Snapshots) {
     Snapshots::open(stack, &paths(folder), OPTIONS).unwrap()
 }
 
@@ -103,8 +104,8 @@ fn work(recorder: &Recorder, stack: &Stack, kind: Kind, random: &mut Random) -> 
             }
             9 => {
                 let name = format!("snapshot {number}");
-                snapshots.take(volume, &name).map(|taken| {
-                    assert_eq!(snapshots.take(volume, &name).unwrap(), taken);
+                snapshots.take(&name).map(|taken| {
+                    assert_eq!(snapshots.take(&name).unwrap(), taken);
                     snapshot = Some((name, content(volume)));
                     is_flush = true;
                 })
@@ -117,7 +118,7 @@ fn work(recorder: &Recorder, stack: &Stack, kind: Kind, random: &mut Random) -> 
                 }
                 Ok(())
             }
-            12 | 13 => snapshots.seal(volume),
+            12 | 13 => snapshots.seal(),
             _ => {
                 let mut content = Vec::new();
                 for sector in range.clone() {
@@ -253,7 +254,7 @@ fn check(
 ) {
     let (volume, snapshots) = open(folder, stack);
     if let Some((name, held)) = snapshot {
-        let list = snapshots.list(&volume);
+        let list = snapshots.list();
         let found = list.iter().find(|found| found.name == *name);
         let found = found.unwrap_or_else(|| panic!("{}: no {name} in {list:?}", when()));
         let image = Image::open(&Stack::new(&found.layers)).unwrap();

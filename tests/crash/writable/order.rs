@@ -40,7 +40,7 @@ fn what_is_appended_is_no_data() {
                 Err(Error::Sealed { .. }) => {
                     let data = data.clone().into();
                     let layers = stack.layers().iter().chain([&data]);
-                    Volume::read_only(Image::open(&Stack::new(layers)).unwrap())
+                    Volume::read_only(Image::open(&Stack::new(layers)).unwrap()).into()
                 }
                 opened => opened.unwrap().0,
             };
@@ -105,11 +105,11 @@ fn writes_do_not_wait_until_the_list_lasts() {
     let mut random = Random::new(7);
     let held = recorder.hold_folder_syncs("data.snapshots");
     thread::scope(|scope| {
-        let taken = scope.spawn(|| snapshots.take(&volume, "one").map(drop));
+        let taken = scope.spawn(|| snapshots.take("one").map(drop));
         held.wait();
         write(&volume, Sector(1), &mut [[2; 512]]).unwrap();
         let flushed = scope.spawn(|| volume.flush());
-        let sealed = scope.spawn(|| snapshots.seal(&volume));
+        let sealed = scope.spawn(|| snapshots.seal());
         let waiting = [taken, flushed, sealed];
         thread::sleep(Duration::from_millis(50));
         assert!(waiting.iter().all(|thread| !thread.is_finished()));

@@ -98,7 +98,7 @@ fn disk(volume: Volume) -> Arc<Disk> {
         cpus: Vec::new(),
     };
     Arc::new(Disk {
-        volume,
+        volume: volume.into(),
         config,
         writeback: AtomicBool::new(true),
         serial: [7; 20],

@@ -110,7 +110,7 @@ impl Machine {
                 optimal_io: 4096,
                 writable: false,
             },
-            volume: Volume::read_only(image),
+            volume: Volume::read_only(image).into(),
             writeback: AtomicBool::new(true),
             serial: [7; 20],
             cache: None,

@@ -1,0 +1,255 @@
+//! Snapshots of a disk in use.
+//!
+//! A snapshot freezes the active layer and puts an empty one above it, in files of its own beside the first pair.
+//! The manifest `DATA.snapshots` names the pairs below the active one. It is replaced by one rename while writes
+//! wait, and that rename is the snapshot: a crash before it leaves the old layer active, and a crash after it the
+//! new one. Flushes wait until the rename is durable. None of this depends on how much the layer holds.
+//!
+//! [`Snapshots::seal`] turns frozen layers into read-only ones, which any process can open. It writes an index,
+//! whose length depends on what the layer holds, while the guest goes on; an interrupted seal is completed at the
+//! next start. The data file of a frozen layer is locked until it is sealed, so that a process that opens it as a
+//! layer waits. The disk then folds the layer into those sealed before, and keeps only their index and the open
+//! file.
+
+mod open;
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use uuid::Uuid;
+
+use super::locks::RankedMutex;
+use super::manifest::{Frozen, Manifest, NewManifest, manifest_path, numbered};
+use super::seal::remove_index;
+use super::{Error, Options, Paths, Volume, WritableLayer, create};
+use crate::format::lsmt::{Header, MAX_ENTRIES};
+use crate::image::segment::{MAX_LAYERS, MAX_MAPPINGS};
+use crate::source::LayerRef;
+
+/// Most writable layers of a disk that are not sealed: each has a map in memory and five open files, and every read
+/// looks in it.
+const MAX_UNSEALED: usize = 16;
+
+/// Most bytes of a snapshot's name.
+pub const MAX_NAME: usize = 128;
+
+/// A snapshot: a layer that holds what was written since the previous one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The name that the client chose.
+    pub name: String,
+    /// The layer's uuid.
+    pub uuid: Uuid,
+    /// The layers that make up the disk as it was, bottom first; the last one is the snapshot's.
+    pub layers: Vec<LayerRef>,
+    /// Whether the layer is sealed. A process that opens it waits until it is.
+    pub sealed: bool,
+}
+
+/// The snapshots of a disk.
+#[derive(Debug)]
+pub struct Snapshots {
+    volume: Arc<Volume>,
+    /// The pair of files that the disk was created with.
+    first: Paths,
+    options: Options,
+    /// The layers below all writable ones, bottom first.
+    lower: Vec<LayerRef>,
+    /// Most layers that may be open as files.
+    max_layers: usize,
+    manifest: RankedMutex<Manifest>,
+    /// Held while layers are sealed.
+    sealing: RankedMutex<()>,
+    /// Whether the last attempt to seal failed.
+    seal_failed: AtomicBool,
+    /// Whether a power loss may bring the previous manifest back, in which a frozen layer is active: it must not be
+    /// sealed then.
+    manifest_may_revert: AtomicBool,
+}
+
+impl Snapshots {
+    /// The snapshots, oldest first.
+    pub fn list(&self) -> Vec<Snapshot> {
+        let manifest = self.manifest.lock();
+        let frozen = manifest.frozen.iter();
+        frozen.map(|pair| self.describe(&manifest, pair)).collect()
+    }
+
+    /// The snapshot that froze `pair`.
+    fn describe(&self, manifest: &Manifest, pair: &Frozen) -> Snapshot {
+        let paths = numbered(&self.first, pair.number);
+        let below = manifest.frozen.iter();
+        let below = below.take_while(|below| below.number != pair.number);
+        let frozen = below.map(|below| numbered(&self.first, below.number).data);
+        let frozen = frozen.chain([paths.data.clone()]).map(LayerRef::from);
+        let layer = self.frozen_layer(&paths);
+        Snapshot {
+            name: pair.name.clone(),
+            uuid: pair.uuid,
+            layers: self.lower.iter().cloned().chain(frozen).collect(),
+            sealed: layer.is_none_or(|layer| layer.is_sealed()),
+        }
+    }
+
+    /// The frozen layer with these files, if the disk has not folded it.
+    fn frozen_layer(&self, paths: &Paths) -> Option<Arc<WritableLayer>> {
+        let layers = self.volume.layers();
+        let mut frozen = layers.into_iter().skip(1);
+        frozen.find(|layer| layer.paths() == paths)
+    }
+
+    /// Freezes what the disk holds now, durably, as a snapshot of this name, which is still to be sealed. Returns
+    /// the existing snapshot if there is one of that name.
+    ///
+    /// If the last [`Snapshots::seal`] failed, or much waits for it, it is repeated first: no snapshot is put on top
+    /// of one that may never be a layer, and what is not sealed takes memory.
+    ///
+    /// # Errors
+    /// [`Error::TooTall`] and [`Error::TooManyFiles`] at the limit of layers; those of [`Snapshots::seal`];
+    /// [`Error::File`] and [`Error::Bytes`] if a file cannot be written. Before the manifest is replaced the disk
+    /// is as before; after that, the snapshot exists.
+    pub fn take(&self, name: &str) -> Result<Snapshot, Error> {
+        let is_known = self.manifest.lock().named(name).is_some();
+        if !is_known && (self.seal_failed.load(Ordering::Acquire) || self.much_is_unsealed()) {
+            self.seal()?;
+        }
+        let mut manifest = self.manifest.lock();
+        match manifest.named(name) {
+            Some(pair) => Ok(self.describe(&manifest, pair)),
+            None => self.take_new(&mut manifest, name),
+        }
+    }
+
+    /// Takes a snapshot of a name that is not known.
+    fn take_new(&self, manifest: &mut Manifest, name: &str) -> Result<Snapshot, Error> {
+        let layers = self.volume.layers();
+        let active = layers.first().ok_or(Error::ReadOnly)?;
+        self.check_room()?;
+        let number = self.free_number(manifest)?;
+        let pair = Frozen {
+            name: name.to_owned(),
+            uuid: active.header().uuid,
+            number: manifest.active,
+        };
+        let next = manifest.with_frozen(pair.clone(), number);
+        let durable = self.freeze(active, &next)?;
+        *manifest = next;
+        if durable.is_err() {
+            self.manifest_may_revert.store(true, Ordering::Release);
+        }
+        // Writes may have arrived since the flush before the freeze.
+        let flushed = durable.and_then(|()| active.flush());
+        flushed.inspect_err(|_| self.seal_failed.store(true, Ordering::Release))?;
+        Ok(self.describe(manifest, &pair))
+    }
+
+    /// The number of the next pair of files.
+    fn free_number(&self, manifest: &Manifest) -> Result<u64, Error> {
+        // Existing files may belong to a snapshot that was not completed.
+        let is_free = |number: &u64| {
+            let paths = numbered(&self.first, *number);
+            !paths.data.exists() && !paths.index.exists()
+        };
+        (manifest.active + 1..).find(is_free).ok_or(Error::TooTall)
+    }
+
+    /// Creates the active pair of `manifest` and puts it above the layer `active`, which it freezes. The inner
+    /// error is that of a manifest that may not be durable.
+    fn freeze(
+        &self,
+        active: &WritableLayer,
+        manifest: &Manifest,
+    ) -> Result<Result<(), Error>, Error> {
+        let paths = numbered(&self.first, manifest.active);
+        let header = Header {
+            uuid: Uuid::new_v4(),
+            parent_uuid: active.header().uuid,
+            message: Vec::new(),
+            ..(*active.header()).clone()
+        };
+        create(&paths, active.kind(), &header)?;
+        self.put_above(&paths, manifest).inspect_err(|_| {
+            // Each attempt would leave another pair.
+            let _ = remove_index(&paths);
+            let _ = fs::remove_file(&paths.data);
+        })
+    }
+
+    fn put_above(&self, paths: &Paths, manifest: &Manifest) -> Result<Result<(), Error>, Error> {
+        let layer = WritableLayer::open(paths, &self.options)?;
+        // Everything slow comes before the rename, for which writes wait.
+        self.volume.flush()?;
+        let new = NewManifest::write(&manifest_path(&self.first), manifest)?;
+        let volume = &self.volume;
+        volume.freeze(layer, || new.put_in_place(), || new.sync())
+    }
+
+    /// Makes the disk `size` bytes large, durably, before any reader or writer sees the new size. Snapshots keep their
+    /// size. A disk of this size stays as it is.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`], [`Error::Shrinks`], [`Error::Size`]; those of the storage, after which the disk has its old
+    /// size, and the next start finds the old or the new one.
+    pub fn grow(&self, size: u64) -> Result<(), Error> {
+        // A snapshot would put a layer of the old size above.
+        let _manifest = self.manifest.lock();
+        self.volume.grow(size)
+    }
+
+    /// Seals the frozen layers, oldest first: a layer above one that is not sealed is of no use. Waits for a seal
+    /// that is running.
+    ///
+    /// # Errors
+    /// [`Error::ManifestMayRevert`]; those of [`WritableLayer::seal`] for the first layer that fails.
+    pub fn seal(&self) -> Result<(), Error> {
+        let _sealing = self.sealing.lock();
+        let sealed = self.seal_frozen();
+        self.seal_failed.store(sealed.is_err(), Ordering::Release);
+        sealed
+    }
+
+    fn seal_frozen(&self) -> Result<(), Error> {
+        let layers = {
+            // Waits until the manifest that names the frozen layers is durable.
+            let _manifest = self.manifest.lock();
+            self.volume.layers()
+        };
+        if self.manifest_may_revert.load(Ordering::Acquire) {
+            return Err(Error::ManifestMayRevert {
+                path: manifest_path(&self.first),
+            });
+        }
+        let frozen: Vec<_> = layers.into_iter().skip(1).rev().collect();
+        let mut sealed = Ok(());
+        let count = frozen.iter().take_while(|layer| {
+            sealed = layer.seal();
+            sealed.is_ok()
+        });
+        let folded = self.volume.fold(&frozen[..count.count()]);
+        sealed.and(folded)
+    }
+
+    /// Fails if this disk, or another on its layers, could not be opened with one more layer.
+    fn check_room(&self) -> Result<(), Error> {
+        let image = self.volume.image().layers();
+        let mappings = image.iter().map(|layer| layer.trailer().index_entries);
+        let mappings = mappings.sum::<u64>() + self.volume.mappings();
+        // The active layer becomes a frozen one.
+        let layers = image.len() + self.volume.frozen() + 1;
+        if layers > MAX_LAYERS || mappings > MAX_MAPPINGS {
+            return Err(Error::TooTall);
+        }
+        match layers > self.max_layers {
+            true => Err(Error::TooManyFiles(self.max_layers)),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether the layers that are not sealed take as much memory as they may.
+    fn much_is_unsealed(&self) -> bool {
+        let layers = self.volume.layers();
+        let mappings: u64 = layers.iter().map(|layer| layer.mappings()).sum();
+        layers.len() > 1 && (layers.len() >= MAX_UNSEALED || mappings > MAX_ENTRIES)
+    }
+}

@@ -1,0 +1,175 @@
+//! Opening a disk as its snapshots left it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use super::Snapshots;
+use crate::image::config::Stack;
+use crate::image::segment::MAX_LAYERS;
+use crate::image::{Image, OpenStack};
+use crate::source::{self, LayerRef};
+use crate::writable::files::sync_name;
+use crate::writable::locks::{Rank, RankedMutex};
+use crate::writable::manifest::{Manifest, manifest_path};
+use crate::writable::seal::remove_index;
+use crate::writable::{Error, Options, Paths, Volume, WritableLayer};
+
+impl Snapshots {
+    /// Opens the files of `stack`, which may be empty, and loads the disk above it.
+    ///
+    /// # Errors
+    /// Those of [`Stack::open_files`] and [`Snapshots::load`].
+    pub fn open(
+        stack: &Stack,
+        first: &Paths,
+        options: Options,
+    ) -> Result<(Arc<Volume>, Self), Error> {
+        let files = match stack.layers() {
+            [] => OpenStack::empty(stack.lineage()),
+            _ => stack.open_files()?,
+        };
+        Self::load(stack, files, first, options)
+    }
+
+    /// Loads the disk that was created with the pair `first`, or what snapshots have put above that pair since.
+    /// `stack` names the layers below, which are open as `files`; it may be empty. `options` tells how the writable
+    /// layer is used; the size of the disk is found here.
+    ///
+    /// Opens files in the directories of `first` only, so that a process in its sandbox can call it; the paths
+    /// must be absolute then.
+    ///
+    /// # Errors
+    /// Those of [`Image::load`] and [`WritableLayer::open`]; [`Error::File`] if the manifest cannot be read.
+    pub fn load(
+        stack: &Stack,
+        mut files: OpenStack,
+        first: &Paths,
+        options: Options,
+    ) -> Result<(Arc<Volume>, Self), Error> {
+        let first = Paths {
+            data: absolute(&first.data)?,
+            index: absolute(&first.index)?,
+        };
+        let stack = absolute_stack(stack)?;
+        let path = manifest_path(&first);
+        loop {
+            let manifest = Manifest::load(&path)?;
+            let spare = files.clone();
+            let opened = Self::open_as(&first, &stack, files, options, &manifest);
+            // The process that had the files may have taken a snapshot while this one waited for them.
+            if Manifest::load(&path)? == manifest {
+                return opened;
+            }
+            files = spare;
+        }
+    }
+
+    /// Opens the pairs that `manifest` names.
+    fn open_as(
+        first: &Paths,
+        stack: &Stack,
+        files: OpenStack,
+        options: Options,
+        manifest: &Manifest,
+    ) -> Result<(Arc<Volume>, Self), Error> {
+        if *manifest != Manifest::default() {
+            // Its name may not be durable yet, and what follows cannot be undone.
+            sync_name(&manifest_path(first))?;
+        }
+        let pairs = manifest.pairs(first);
+        let frozen = FrozenLayers::complete(&pairs.frozen)?;
+        let files = files.below(&frozen.sealed)?;
+        let image = match files.is_empty() {
+            true => Image::empty(),
+            false => Image::load(files)?,
+        };
+        let options = Options {
+            default_size: image.at_own_size().sectors().bytes(),
+            ..options
+        };
+        let active = WritableLayer::open(&pairs.active, &options)?;
+        let lowest = frozen.unsealed.first().unwrap_or(&active);
+        image.check_child(LayerRef::from(&lowest.paths().data), &lowest.header())?;
+        let seal_failed = !frozen.unsealed.is_empty();
+        let layers = [active]
+            .into_iter()
+            .chain(frozen.unsealed.into_iter().rev());
+        let volume = Arc::new(Volume::writable(image, layers.collect()));
+        let snapshots = Self {
+            volume: volume.clone(),
+            first: first.clone(),
+            options,
+            lower: stack.layers().to_vec(),
+            max_layers: source::make_room(MAX_LAYERS),
+            manifest: RankedMutex::new(Rank::Manifest, manifest.clone()),
+            sealing: RankedMutex::new(Rank::Seal, ()),
+            seal_failed: AtomicBool::new(seal_failed),
+            manifest_may_revert: AtomicBool::new(false),
+        };
+        Ok((volume, snapshots))
+    }
+}
+
+/// The frozen layers of a disk, oldest first; all sealed ones lie below the others.
+#[derive(Default)]
+struct FrozenLayers {
+    sealed: Vec<LayerRef>,
+    unsealed: Vec<WritableLayer>,
+}
+
+impl FrozenLayers {
+    /// Completes the seal of each pair. A layer without space for it stays unsealed, and so do all above it.
+    fn complete(pairs: &[Paths]) -> Result<Self, Error> {
+        let mut layers = Self::default();
+        let mut no_space = None;
+        for paths in pairs {
+            if no_space.is_none() {
+                match complete_seal(paths) {
+                    Ok(()) => {
+                        layers.sealed.push(paths.data.clone().into());
+                        continue;
+                    }
+                    Err(error) if error.is_full() => no_space = Some(error),
+                    Err(error) => return Err(error),
+                }
+            }
+            match WritableLayer::open(paths, &Options::default()) {
+                Err(error @ Error::Sealed { .. }) => return Err(no_space.unwrap_or(error)),
+                opened => layers.unsealed.push(opened?),
+            }
+        }
+        if let Some(error) = no_space {
+            log::warn!("cannot complete the layer of a snapshot: {error}");
+        }
+        Ok(layers)
+    }
+}
+
+/// Seals a frozen layer that is not served, if that was not completed.
+fn complete_seal(paths: &Paths) -> Result<(), Error> {
+    if !paths.index.exists() {
+        return Ok(());
+    }
+    match WritableLayer::open(paths, &Options::default()) {
+        Err(Error::Sealed { .. }) => remove_index(paths),
+        opened => opened?.seal(),
+    }
+}
+
+/// The stack with absolute paths.
+fn absolute_stack(stack: &Stack) -> Result<Stack, Error> {
+    let layers = stack.layers().iter().map(|layer| {
+        let failed = |source| source::Error::Open {
+            layer: layer.clone(),
+            source,
+        };
+        layer.absolute().map_err(failed)
+    });
+    let layers: Vec<_> = layers.collect::<Result<_, _>>()?;
+    Ok(Stack::new(layers).with_lineage(stack.lineage()))
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, Error> {
+    std::path::absolute(path).map_err(Error::file("find", path))
+}
