@@ -38,11 +38,12 @@ use crate::engine::Disk;
 use crate::engine::ring::Rings;
 use crate::fetch::process::Control;
 use crate::format::download::Download;
-use crate::image::config::{ImageConfig, Stack, UpperFiles};
+use crate::image::config::{ImageConfig, Stack};
 use crate::io::regular::open_regular;
 use crate::reason::reason;
 use crate::registry::reference::Reference;
 use crate::vhost::config_change::FrontEnds;
+use crate::writable::Paths;
 use crate::writable::journal;
 use config::ImageSource;
 use device::{Device, WritableFiles};
@@ -122,12 +123,7 @@ struct Started {
 /// What to serve.
 enum Wanted<'a> {
     /// Layers, and what an image config names: the writable layer, the download and the trace.
-    Stack(
-        Stack,
-        Option<UpperFiles>,
-        Option<&'a Download>,
-        Option<PathBuf>,
-    ),
+    Stack(Stack, Option<Paths>, Option<&'a Download>, Option<PathBuf>),
     /// An image in a registry.
     Image(&'a Reference),
 }

@@ -9,7 +9,7 @@ use super::{Config, Error};
 use crate::fetch::open::{AttachedLayers, LocalLayers, OpenLayers};
 use crate::fetch::process::Control;
 use crate::format::download::Download;
-use crate::image::config::{Stack, UpperFiles};
+use crate::image::config::Stack;
 use crate::image::{self, Image, MAX_LAYERS, OpenStack};
 use crate::registry::reference::Reference;
 use crate::source::client::Client;
@@ -51,17 +51,11 @@ impl Sources {
     ///
     /// [`Error::TwoUppers`] and [`Error::NothingToLimit`] for options that contradict each other,
     /// [`Error::Image`] if a layer cannot be opened.
-    pub fn open(
-        config: &Config,
-        stack: &Stack,
-        configured: Option<UpperFiles>,
-    ) -> Result<Self, Error> {
+    pub fn open(config: &Config, stack: &Stack, configured: Option<Paths>) -> Result<Self, Error> {
         let upper = match (&config.upper, configured) {
             (Some(_), Some(_)) => return Err(Error::TwoUppers),
             (None, None) if config.upper_limit.is_some() => return Err(Error::NothingToLimit),
-            (None, Some(UpperFiles { data, index })) => {
-                Some(UpperSource::Files(Paths { data, index }))
-            }
+            (None, Some(paths)) => Some(UpperSource::Files(paths)),
             (named, None) => named.clone(),
         };
         let stack = stack.clone().with_lineage(config.lineage);

@@ -295,23 +295,6 @@ impl Header {
     }
 }
 
-/// The bits of `units` in each word of a bitmap that holds any of them.
-pub fn words(units: Range<u64>) -> impl Iterator<Item = (u64, u64)> {
-    let word_of = |unit: u64| unit / u64::from(u64::BITS);
-    let (first, last) = (word_of(units.start), word_of(units.end.max(1) - 1));
-    let empty = units.is_empty();
-    let Range { start, end } = units;
-    let mask = move |word: u64| {
-        let base = word * u64::from(u64::BITS);
-        let from = start.max(base) - base;
-        let to = (end - base).min(u64::from(u64::BITS));
-        (!0 << from) & (!0 >> (u64::from(u64::BITS) - to))
-    };
-    (first..=last)
-        .filter(move |_| !empty)
-        .map(move |word| (word, mask(word)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -390,19 +373,5 @@ mod tests {
             Header::decode(&good, identity.map_len(), &other),
             Err(Error::OtherBlob { .. })
         ));
-    }
-
-    #[test]
-    fn words_cover_exactly_the_units() {
-        assert_eq!(words(5..5).count(), 0);
-        assert_eq!(words(0..0).count(), 0);
-        for (start, end) in [(0, 1), (63, 64), (63, 65), (0, 64), (64, 128), (3, 200)] {
-            let mut found = Vec::new();
-            for (word, mask) in words(start..end) {
-                let bits = (0..64).filter(|bit| mask >> bit & 1 == 1);
-                found.extend(bits.map(|bit| word * 64 + bit));
-            }
-            assert_eq!(found, (start..end).collect::<Vec<_>>());
-        }
     }
 }

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use super::lineage::Lineage;
+use super::paths::Paths;
 use crate::format::digest::DigestError;
 use crate::format::download::Download;
 use crate::io::regular::open_regular;
@@ -141,15 +142,6 @@ impl Stack {
     }
 }
 
-/// The two files of a writable layer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UpperFiles {
-    /// Header and data.
-    pub data: PathBuf,
-    /// Header and mappings.
-    pub index: PathBuf,
-}
-
 /// An OverlayBD image config, as the snapshotter writes it.
 ///
 /// It is read first and judged later, by [`ImageConfig::stack_and_upper`], so that a refusal can be reported where
@@ -262,7 +254,7 @@ impl ImageConfig {
     ///
     /// # Errors
     /// The config asks for something unsupported, or a layer is not there.
-    pub fn stack_and_upper(&self) -> Result<(Stack, Option<UpperFiles>), Error> {
+    pub fn stack_and_upper(&self) -> Result<(Stack, Option<Paths>), Error> {
         let keys = &self.keys;
         let mut files = None;
         if let Some(upper) = &keys.upper {
@@ -276,7 +268,7 @@ impl ImageConfig {
                 (None, None) => None,
                 (None, Some(_)) => return half("data"),
                 (Some(_), None) => return half("index"),
-                (Some(data), Some(index)) => Some(UpperFiles {
+                (Some(data), Some(index)) => Some(Paths {
                     data: self.resolve(data),
                     index: self.resolve(index),
                 }),

@@ -18,6 +18,7 @@ pub mod lineage;
 mod open_layers;
 mod padding;
 mod parallel;
+pub mod paths;
 pub mod plan;
 pub mod probe;
 pub mod reader;

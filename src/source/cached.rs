@@ -7,7 +7,6 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -17,7 +16,8 @@ use super::layer_ref::{LayerRef, RemoteBlob};
 use super::presence::{Bitmap, PresenceMap};
 use super::protocol::Cause;
 use super::waker::{FetchError, FetchErrorKind, Presence, Ticket, Waker};
-use crate::format::presence::{Identity, UNIT, words};
+use crate::format::presence::{Identity, UNIT};
+use crate::io::bitmap::AtomicBitmap;
 use crate::io::mapped_file::Access;
 
 /// How often a damaged unit is fetched again before a request for it fails.
@@ -27,20 +27,14 @@ const MAX_REPAIRS: u8 = 3;
 #[derive(Debug, Default)]
 pub(super) struct Rejected {
     /// A bit per unit that is to be fetched again. Made when the first unit is rejected.
-    bits: OnceLock<Box<[AtomicU64]>>,
+    bits: OnceLock<AtomicBitmap>,
     /// How often each unit was rejected.
     counts: Mutex<HashMap<u64, u8>>,
 }
 
 impl Rejected {
     fn holds_any(&self, units: Range<u64>) -> bool {
-        let Some(bits) = self.bits.get() else {
-            return false;
-        };
-        words(units).any(|(word, mask)| {
-            let bits = bits.get(word as usize);
-            bits.is_some_and(|bits| bits.load(Ordering::Acquire) & mask != 0)
-        })
+        self.bits.get().is_some_and(|bits| bits.any(units))
     }
 
     /// Notes that `units` are damaged; returns false if one of them was so too often. After that the
@@ -55,23 +49,15 @@ impl Rejected {
         for unit in units.clone() {
             *counts.entry(unit).or_default() += 1;
         }
-        let make = || (0..all.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        let bits = self.bits.get_or_init(make);
-        for (word, mask) in words(units) {
-            if let Some(bits) = bits.get(word as usize) {
-                bits.fetch_or(mask, Ordering::Release);
-            }
-        }
+        let bits = self.bits.get_or_init(|| AtomicBitmap::new(all));
+        bits.set(units);
         true
     }
 
     /// Notes that `units` were fetched again.
     pub(super) fn replaced(&self, units: Range<u64>) {
-        let Some(all) = self.bits.get() else { return };
-        for (word, mask) in words(units) {
-            if let Some(bits) = all.get(word as usize) {
-                bits.fetch_and(!mask, Ordering::Release);
-            }
+        if let Some(bits) = self.bits.get() {
+            bits.clear(units);
         }
     }
 }

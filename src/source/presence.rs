@@ -14,7 +14,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use uuid::Uuid;
 use vm_memory::VolatileMemory;
 
-use crate::format::presence::{self, Header, Identity, State, words};
+use crate::format::presence::{self, Header, Identity, State};
+use crate::io::bitmap::words;
 use crate::io::mapped_file::{Access, MapError, MappedFile};
 
 /// A presence map cannot be used.

@@ -12,10 +12,12 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::ops::Range;
+use std::sync::atomic::{Ordering, fence};
 
 use vm_memory::{Bytes, VolatileSlice};
 
+use crate::io::bitmap::AtomicBitmap;
 use crate::io::mapped_file::{Access, MapError, MappedFile};
 use crate::io::prefetch;
 
@@ -32,13 +34,12 @@ pub const TAIL: u64 = 8 << 10;
 /// Cache lines of a range that are prefetched: a block of 4 KiB. The hardware prefetcher continues.
 const LINES: usize = 64;
 
-const BITS: u64 = u64::BITS as u64;
-
 /// A mapped blob.
 #[derive(Debug)]
 pub struct ResidentMap {
     mapping: MappedFile,
-    known: Box<[AtomicU64]>,
+    /// Pages known to be in memory.
+    known: AtomicBitmap,
     /// The last byte that is not zero, and where it is.
     last: (usize, u8),
 }
@@ -65,8 +66,7 @@ impl ResidentMap {
             return Err(MapError::Range { offset: 0, len }.into());
         }
         let mapping = MappedFile::new(file, 0, len, Access::Read)?;
-        let words = len.div_ceil(PAGE).div_ceil(BITS);
-        let known = (0..words).map(|_| AtomicU64::new(0)).collect();
+        let known = AtomicBitmap::new(len.div_ceil(PAGE));
         let last = last_byte(len, tail)?;
         Ok(ResidentMap {
             mapping,
@@ -75,15 +75,10 @@ impl ResidentMap {
         })
     }
 
-    /// The pages of a range, as words and the bits in them.
-    fn words(&self, offset: u64, len: u64) -> impl Iterator<Item = (&AtomicU64, u64)> {
-        let (first, last) = (offset / PAGE, (offset + len.max(1) - 1) / PAGE);
-        (first / BITS..=last / BITS).map_while(move |word| {
-            let low = first.saturating_sub(word * BITS);
-            let high = (last - word * BITS).min(BITS - 1);
-            let mask = (u64::MAX << low) & (u64::MAX >> (BITS - 1 - high));
-            self.known.get(word as usize).map(|bits| (bits, mask))
-        })
+    /// The pages of a range, which count as one page at least.
+    #[inline]
+    fn pages(offset: u64, len: usize) -> Range<u64> {
+        offset / PAGE..(offset + (len as u64).max(1)).div_ceil(PAGE)
     }
 
     /// `len` bytes at `offset`, if all their pages are known to be in memory.
@@ -91,22 +86,17 @@ impl ResidentMap {
     /// Copy from it, then ask [`ResidentMap::is_lost`]: only if that is false were the bytes the file's.
     pub fn resident(&self, offset: u64, len: usize) -> Option<VolatileSlice<'_>> {
         let slice = self.mapping.slice(usize::try_from(offset).ok()?, len)?;
-        let known = |(bits, mask): (&AtomicU64, u64)| bits.load(Ordering::Relaxed) & mask == mask;
-        (self.words(offset, len as u64).all(known) && !self.mapping.is_lost()).then_some(slice)
+        (self.known.all(Self::pages(offset, len)) && !self.mapping.is_lost()).then_some(slice)
     }
 
     /// Notes that a range, which lies in the blob, was just read and so is in memory.
     pub fn note(&self, offset: u64, len: usize) {
-        for (bits, mask) in self.words(offset, len as u64) {
-            bits.fetch_or(mask, Ordering::Relaxed);
-        }
+        self.known.set(Self::pages(offset, len));
     }
 
     /// Forgets which pages are in memory: some were evicted.
     pub fn forget(&self) {
-        for bits in &self.known {
-            bits.store(0, Ordering::Relaxed);
-        }
+        self.known.clear_all();
     }
 
     /// Whether something is missing: the file is shorter than it was, or the disk failed.
@@ -127,9 +117,7 @@ impl ResidentMap {
             && let Some(slice) = self.mapping.slice(start, len)
         {
             prefetch::ends(slice);
-            if let Some((bits, _)) = self.words(offset, len as u64).next() {
-                prefetch::value(bits);
-            }
+            self.known.prefetch(offset / PAGE);
             if let Some(last) = self.mapping.slice(self.last.0, 1) {
                 prefetch::ends(last);
             }

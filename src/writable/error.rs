@@ -1,4 +1,4 @@
-//! What can go wrong with a writable layer.
+//! Errors of writable layers.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,42 +9,42 @@ use super::Paths;
 use crate::format::lsmt::{self, HEADER_LEN};
 use crate::units::Sector;
 
-/// Why an upper cannot be opened, read or written.
+/// Why a writable layer cannot be opened, read or written.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// The system refuses something that is done to a file as a whole.
+    /// An operation on a file as a whole failed.
     #[error("cannot {what} {}", path.display())]
     File {
-        /// What was tried, as `open`.
+        /// The operation, as `open`.
         what: &'static str,
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// Bytes cannot be read or written.
+    /// Bytes of a file cannot be read or written.
     #[error("cannot {what} at byte {offset} of {}", path.display())]
     Bytes {
-        /// What was tried, as `write`.
+        /// The operation, as `write`.
         what: &'static str,
         /// The file.
         path: PathBuf,
-        /// Where.
+        /// First byte.
         offset: u64,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// The file is no such file of a writable layer.
+    /// A file is not part of a writable layer.
     #[error("{} is not the {expected} of a writable layer", path.display())]
     Format {
         /// The file.
         path: PathBuf,
-        /// What it should be.
+        /// The expected kind of file.
         expected: &'static str,
-        /// What is wrong.
+        /// The broken rule.
         source: lsmt::Error,
     },
-    /// The file is shorter than what every such file starts with.
+    /// A file is shorter than its header.
     #[error(
         "{} has {found} bytes; the {expected} of a writable layer has at least {HEADER_LEN}",
         path.display()
@@ -52,30 +52,30 @@ pub enum Error {
     TooShort {
         /// The file.
         path: PathBuf,
-        /// What it should be.
+        /// The expected kind of file.
         expected: &'static str,
-        /// Bytes it has.
+        /// Its length in bytes.
         found: u64,
     },
-    /// An entry of the index breaks a rule.
-    #[error("broken index of a writable layer: {}", path.display())]
+    /// An entry of the index breaks a rule of the format.
+    #[error("the index file {} of a writable layer is damaged", path.display())]
     Entry {
         /// The index file.
         path: PathBuf,
-        /// What is wrong.
+        /// The broken rule.
         source: lsmt::Error,
     },
-    /// The index is larger than any this program can hold.
+    /// A file has more index entries than are supported.
     #[error("{} has {entries} entries; at most {most} are supported", path.display())]
     TooManyEntries {
-        /// The index file.
+        /// The file.
         path: PathBuf,
-        /// Entries it has.
+        /// Number of entries.
         entries: u64,
-        /// Entries it may have.
+        /// Most entries.
         most: u64,
     },
-    /// The index has as many entries as it may, and a shorter one cannot take its place.
+    /// The index has reached its limit of entries, and cannot be rewritten.
     #[error(
         "{} has {most} entries, the limit, and cannot be rewritten; free space, and allow the \
          daemon to create and rename files in its directory",
@@ -86,11 +86,11 @@ pub enum Error {
         path: PathBuf,
         /// Most entries.
         most: u64,
-        /// Why it cannot.
+        /// Why it cannot be rewritten.
         source: Box<Error>,
     },
-    /// Two ranges of the disk have the same data, or data is not where this kind of layer has it:
-    /// writing one would change another.
+    /// Two ranges of the disk share data, or data is not where this kind of layer places it: a write to one range
+    /// would change another.
     #[error(
         "{}: data of {offset} of the disk is at {moffset} of the data file, which is shared or \
          misplaced; commit the layer and start a new one",
@@ -99,12 +99,12 @@ pub enum Error {
     Misplaced {
         /// The index file.
         path: PathBuf,
-        /// Where on the disk.
+        /// Sector of the disk.
         offset: Sector,
-        /// Where in the data file.
+        /// Sector of the data file.
         moffset: Sector,
     },
-    /// Data and index were not made together.
+    /// The data file and the index file are not of the same layer.
     #[error("{} and {} have different uuids; expected the two files of one writable layer", data.display(), index.display())]
     NoPair {
         /// The data file.
@@ -112,21 +112,21 @@ pub enum Error {
         /// The index file.
         index: PathBuf,
     },
-    /// A disk in use cannot become smaller.
+    /// A disk in use cannot shrink.
     #[error("the disk has {current} bytes; a disk in use can grow, not shrink to {size} bytes")]
     Shrinks {
-        /// The size asked for.
+        /// The requested size.
         size: u64,
-        /// The size it has.
+        /// The current size.
         current: u64,
     },
-    /// The layer is finished.
+    /// The layer is sealed.
     #[error("{} is sealed; use it as a layer below a new writable layer", path.display())]
     Sealed {
         /// The data file.
         path: PathBuf,
     },
-    /// The layer was frozen by a snapshot, and the disk goes on in another one.
+    /// A snapshot froze the layer; another one is active.
     #[error(
         "{} is frozen by a snapshot; the manifest {} names data={},index={} as the active \
          pair; use that pair",
@@ -135,18 +135,18 @@ pub enum Error {
     GoesOn {
         /// The data file.
         path: PathBuf,
-        /// The list that says so.
+        /// The manifest.
         manifest: PathBuf,
-        /// The pair that is written to.
+        /// The active pair.
         active: Paths,
     },
-    /// Somebody else has it open.
+    /// Another process has the layer open.
     #[error("{} is in use by another process", path.display())]
     Busy {
         /// The data file.
         path: PathBuf,
     },
-    /// The upper is as large as it may be.
+    /// The layer has reached its limit of data.
     #[error("{} has reached its limit of {limit} bytes", path.display())]
     Full {
         /// The data file.
@@ -156,19 +156,19 @@ pub enum Error {
         /// Whether a flush will free space.
         will_free: bool,
     },
-    /// A limit for a layer that has a place for every sector from the start.
+    /// A limit for a sparse layer, which has a place for every sector from the start.
     #[error("{} is a sparse layer, which cannot have a limit", path.display())]
     NoLimit {
         /// The data file.
         path: PathBuf,
     },
-    /// Data cannot be read back.
+    /// Data cannot be read.
     #[error(transparent)]
     Blob(#[from] crate::source::Error),
     /// The layers below cannot be read.
     #[error(transparent)]
     Image(#[from] crate::image::Error),
-    /// The upper is cut into as many pieces as a layer can describe.
+    /// The layer has reached its limit of mappings.
     #[error(
         "{} has {most} mappings, the limit of a layer; take a snapshot, which begins a new \
          layer, or discard or overwrite larger ranges",
@@ -180,16 +180,16 @@ pub enum Error {
         /// Most mappings.
         most: u64,
     },
-    /// The journal was written by another version of the program, under this boot of the kernel.
+    /// Another version of the program wrote the journal, since the system was started.
     #[error(
-        "{} is a journal in the format of another version; start and stop that version once to flush it",
+        "{} is a journal in the format of another version of the program; start and stop that version once to flush it",
         path.display()
     )]
     JournalVersion {
         /// The journal file.
         path: PathBuf,
     },
-    /// The journal cannot be emptied, and is as long as it may be.
+    /// The journal has reached its limit, and cannot be emptied.
     #[error("{} has {most} bytes, the limit, and cannot be emptied", path.display())]
     JournalFull {
         /// The journal file.
@@ -197,21 +197,20 @@ pub enum Error {
         /// Most bytes.
         most: u64,
     },
-    /// No more layers can be put above each other.
+    /// The disk has reached its limit of layers or mappings.
     #[error(
         "the disk has reached its limit of layers or mappings; merge layers with `ovbd merge` \
          and restart the daemon"
     )]
     TooTall,
-    /// As many layers are open as there may be files.
+    /// The disk has as many layers as the process may open files.
     #[error(
         "the disk has {0} layers, each an open file, and the limit of open files is reached; \
          raise it (RLIMIT_NOFILE, LimitNOFILE=), or merge layers with `ovbd merge`, and restart \
          the daemon"
     )]
     TooManyFiles(usize),
-    /// The data file is shorter than what was written to it: to write behind its end would make
-    /// zeros of what is missing.
+    /// Another program truncated the data file: a write behind its end would turn the missing data into zeros.
     #[error(
         "another program truncated {}: expected at least {expected} bytes, found {found}; \
          restore the missing bytes, or restart the daemon without them",
@@ -220,12 +219,12 @@ pub enum Error {
     CutShort {
         /// The data file.
         path: PathBuf,
-        /// Bytes that were written.
+        /// Least length in bytes.
         expected: u64,
-        /// Bytes that are there.
+        /// Its length in bytes.
         found: u64,
     },
-    /// Storage lost data it had taken: nothing more is promised.
+    /// The storage lost data that it had accepted.
     #[error(
         "an earlier sync of {} failed, so writes are refused; restart the daemon to continue \
          from the last successful flush",
@@ -235,10 +234,10 @@ pub enum Error {
         /// The data file.
         path: PathBuf,
     },
-    /// A disk that writable layers cannot have.
+    /// A size that the disk of a writable layer cannot have.
     #[error("disk size is {0} bytes; expected a multiple of 512 from 512 to 2^59")]
     Size(u64),
-    /// A disk that shall become smaller than what it holds.
+    /// The new size of a disk would drop data.
     #[error(
         "{} holds {beyond} bytes of data beyond byte {size}, the new end; --drop-data drops it",
         path.display()
@@ -251,7 +250,7 @@ pub enum Error {
         /// Bytes of data beyond it.
         beyond: u64,
     },
-    /// The device has no upper.
+    /// The disk has no writable layer.
     #[error("the disk is read-only")]
     ReadOnly,
     /// Too many mappings wait for a flush.
@@ -260,23 +259,23 @@ pub enum Error {
         /// Most mappings.
         most: usize,
     },
-    /// The list of snapshots was replaced and could not be made durable.
+    /// The manifest was replaced and could not be made durable.
     #[error(
         "{} was replaced, but the new one may not be durable; restart the daemon to complete \
          the layers of snapshots",
         path.display()
     )]
     ManifestMayRevert {
-        /// The list.
+        /// The manifest.
         path: PathBuf,
     },
-    /// The layer was frozen while the caller was about to write to it.
+    /// The layer is frozen: the disk has another active one.
     #[error("the layer is frozen")]
     Frozen,
 }
 
 impl Error {
-    /// Whether storage had no room.
+    /// Whether the storage has no space left.
     pub(super) fn is_full(&self) -> bool {
         let (Error::File { source, .. } | Error::Bytes { source, .. }) = self else {
             return false;
@@ -285,13 +284,13 @@ impl Error {
         kinds.contains(&source.kind())
     }
 
-    /// Makes the error of something done to the file `path`.
+    /// Makes the error of the operation `what` on the file `path`.
     pub(super) fn file(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
         let path = path.to_owned();
         move |source| Error::File { what, path, source }
     }
 
-    /// Makes the error of something done at byte `offset` of the file `path`.
+    /// Makes the error of the operation `what` at byte `offset` of the file `path`.
     pub(super) fn bytes(
         what: &'static str,
         path: &Path,

@@ -1,4 +1,8 @@
 //! The index file of a writable layer: a header, and mappings in the order of arrival.
+#![cfg_attr(
+    not(test),
+    warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -7,95 +11,73 @@ use std::sync::Arc;
 
 use super::Error;
 use super::files::{sync_name, with_suffix};
-use crate::format::lsmt::writable::{decode_log_header, encode_log_header};
+use crate::format::lsmt::writable::{decode_index_header, encode_index_header};
 use crate::format::lsmt::{ENTRY_LEN, HEADER_LEN, Header, Mapping};
 use crate::io::regular::open_regular;
 
-/// Most entries of a log, as upstream has it.
+/// Most entries of an index file, as in upstream's program.
 pub const MAX_ENTRIES: u64 = 128_000_000;
 
 /// Entries read or written at a time.
 const CHUNK: usize = 65536;
+
+const FIRST_ENTRY: u64 = HEADER_LEN as u64;
+const ENTRY: u64 = ENTRY_LEN as u64;
 
 /// An open index file.
 #[derive(Debug)]
 pub struct IndexFile {
     path: PathBuf,
     file: Arc<File>,
-    /// Byte after the last entry: the next one is written there.
-    end: u64,
-    /// Byte up to which the file is kept, whatever fails: entries behind `end` may be durable already,
-    /// and are written once more.
+    /// Number of entries. The next one is written behind them.
+    entries: u64,
+    /// Number of entries that are never cut off: those that [`IndexFile::go_back`] left behind may be durable, and are
+    /// written again.
     kept: u64,
-    /// Whether it is not yet certain that the file has its name for good.
+    /// Whether the name of the file may not be durable yet.
     name_is_new: bool,
 }
 
 impl IndexFile {
-    /// Makes a log without entries, whole from the moment it has its name, and durable but for
-    /// that.
+    /// Creates an index file without entries. It is complete and durable from the moment it has its name; the name is
+    /// not durable yet.
     ///
     /// # Errors
-    /// There is a file of that name, or it cannot be written.
+    /// [`Error::File`] and [`Error::Bytes`] if a file of that name exists, or cannot be written.
     pub fn create(path: &Path, header: &Header) -> Result<(), Error> {
         let new = start_new(path, header)?;
         let synced = new.file.sync_all().map_err(Error::file("sync", &new.path));
-        // Unlike a rename, this takes no other file's place.
+        // Unlike a rename, this does not replace an existing file.
         let named = synced
             .and_then(|()| fs::hard_link(&new.path, path).map_err(Error::file("create", path)));
         let removed = fs::remove_file(&new.path).map_err(Error::file("remove", &new.path));
         named.and(removed)
     }
 
-    /// Opens a log; an empty file has neither header nor entries.
+    /// Opens an index file. An empty file has neither header nor entries.
     ///
     /// # Errors
-    /// It cannot be read, or is no log.
+    /// [`Error::TooManyEntries`], [`Error::TooShort`], [`Error::Format`]; [`Error::File`] and [`Error::Bytes`] if the
+    /// file cannot be read.
     pub fn open(path: &Path, writable: bool) -> Result<(Self, Option<Header>), Error> {
         let mut options = File::options();
         options.read(true).write(writable);
         let file = open_regular(path, options).map_err(Error::file("open", path))?;
         let len = file.metadata().map_err(Error::file("examine", path))?.len();
-        let entries = len.saturating_sub(HEADER_LEN as u64) / ENTRY_LEN as u64;
-        if entries > MAX_ENTRIES {
-            return Err(Error::TooManyEntries {
-                path: path.to_owned(),
-                entries,
-                most: MAX_ENTRIES,
-            });
-        }
+        let entries = len.saturating_sub(FIRST_ENTRY) / ENTRY;
+        check_count(path, entries)?;
         let header = match len {
             0 => None,
-            found if found < HEADER_LEN as u64 => {
-                return Err(Error::TooShort {
-                    path: path.to_owned(),
-                    expected: "index file",
-                    found,
-                });
-            }
-            _ => {
-                let mut bytes = [0; HEADER_LEN];
-                file.read_exact_at(&mut bytes, 0).map_err(Error::bytes(
-                    "read the header",
-                    path,
-                    0,
-                ))?;
-                let header = decode_log_header(&bytes).map_err(|source| Error::Format {
-                    path: path.to_owned(),
-                    expected: "index file",
-                    source,
-                })?;
-                Some(header)
-            }
+            _ => Some(read_header(&file, path, len)?),
         };
-        let log = Self {
+        let index = Self {
             path: path.to_owned(),
             file: file.into(),
-            end: offset_of(entries),
-            kept: offset_of(entries),
+            entries,
+            kept: entries,
             name_is_new: false,
         };
-        Ok((log, header))
+        Ok((index, header))
     }
 
     /// The path it was opened by.
@@ -110,42 +92,35 @@ impl IndexFile {
 
     /// Byte after the last entry.
     pub(super) fn end(&self) -> u64 {
-        self.end
+        offset_of(self.entries)
     }
 
     /// Number of entries.
     pub fn entries(&self) -> u64 {
-        (self.end - HEADER_LEN as u64) / ENTRY_LEN as u64
+        self.entries
     }
 
-    /// Whether somebody cut off entries.
+    /// Whether another program cut off entries.
     ///
     /// # Errors
-    /// The file cannot be examined.
+    /// [`Error::File`] if the length cannot be read.
     pub fn is_cut_short(&self) -> Result<bool, Error> {
-        Ok(self.len()? < self.end)
+        Ok(self.len()? < self.end())
     }
 
-    /// Calls `each` with all mappings, the oldest first. A torn entry at the end is none; nor is one
-    /// of zeros, which is what a power loss leaves of entries on their way to storage. Returns how
-    /// many of those there are.
+    /// Calls `each` with all mappings, oldest first. Returns the number of torn entries: those of zeros, which a power
+    /// loss leaves of entries on their way to storage. A partial entry at the end is ignored.
     ///
     /// # Errors
-    /// The file cannot be read, or an entry breaks a rule.
+    /// [`Error::Bytes`] if the file cannot be read; [`Error::Entry`] if an entry breaks a rule.
     pub fn replay(&self, mut each: impl FnMut(Mapping)) -> Result<u64, Error> {
-        let mut lost = 0;
-        let mut bytes = vec![0; CHUNK * ENTRY_LEN];
-        let mut at = HEADER_LEN as u64;
-        while at < self.end {
-            let part = (self.end - at).min(bytes.len() as u64) as usize;
-            self.file
-                .read_exact_at(&mut bytes[..part], at)
-                .map_err(Error::bytes("read", &self.path, at))?;
-            let (entries, _) = bytes[..part].as_chunks();
-            let first = (at - HEADER_LEN as u64) / ENTRY_LEN as u64;
-            for (raw, number) in entries.iter().zip(first..) {
+        let mut torn = 0_u64;
+        let mut first = 0_u64;
+        while first < self.entries {
+            let count = self.entries.saturating_sub(first).min(CHUNK as u64);
+            for (raw, number) in self.read(first, count)?.iter().zip(first..) {
                 if *raw == [0; ENTRY_LEN] {
-                    lost += 1;
+                    torn = torn.saturating_add(1);
                     continue;
                 }
                 let mapping = Mapping::decode(raw, number).map_err(|source| Error::Entry {
@@ -154,42 +129,46 @@ impl IndexFile {
                 })?;
                 mapping.into_iter().for_each(&mut each);
             }
-            at += part as u64;
+            first = first.saturating_add(count);
         }
-        Ok(lost)
+        Ok(torn)
     }
 
-    /// Goes back to entry number `entry` if the entries from there on are the first of `mappings`, which
-    /// are then appended once more. An entry of zeros counts as any: it was not stored. Returns whether
-    /// it did; if not, another program wrote the entries.
+    /// Reads `count` entries from number `first` on.
+    fn read(&self, first: u64, count: u64) -> Result<Vec<[u8; ENTRY_LEN]>, Error> {
+        // At most `MAX_ENTRIES`, which bounds the memory.
+        let mut raw = vec![[0; ENTRY_LEN]; count as usize];
+        let at = offset_of(first);
+        self.file
+            .read_exact_at(raw.as_flattened_mut(), at)
+            .map_err(Error::bytes("read", &self.path, at))?;
+        Ok(raw)
+    }
+
+    /// Goes back to entry number `entry` if all entries from there on are the first of `mappings`, which are then
+    /// appended again. An entry of zeros matches any mapping: it was not stored. Returns whether it went back; if not,
+    /// another program wrote the entries.
     ///
     /// # Errors
-    /// The file cannot be read.
+    /// [`Error::Bytes`] if the file cannot be read.
     pub fn go_back(&mut self, entry: u64, mappings: &[Mapping]) -> Result<bool, Error> {
-        let found = self.entries().saturating_sub(entry);
-        let Some(own) = usize::try_from(found)
-            .ok()
-            .and_then(|found| mappings.get(..found))
-        else {
+        let count = self.entries.saturating_sub(entry);
+        let own = usize::try_from(count).ok();
+        let Some(own) = own.and_then(|count| mappings.get(..count)) else {
             return Ok(false);
         };
-        let at = offset_of(entry);
-        let mut bytes = vec![0; size_of_val(own) / size_of::<Mapping>() * ENTRY_LEN];
-        self.file
-            .read_exact_at(&mut bytes, at)
-            .map_err(Error::bytes("read", &self.path, at))?;
-        let (entries, _) = bytes.as_chunks();
-        let same = |(found, own): (&[u8; ENTRY_LEN], &Mapping)| {
+        let found = self.read(entry, count)?;
+        let is_same = |(found, own): (&[u8; ENTRY_LEN], &Mapping)| {
             *found == [0; ENTRY_LEN] || *found == own.encode()
         };
-        let all = entries.iter().zip(own).all(same);
+        let all = found.iter().zip(own).all(is_same);
         if all {
-            self.end = self.end.min(at);
+            self.entries = self.entries.min(entry);
         }
         Ok(all)
     }
 
-    /// Makes all that was written to the file durable.
+    /// Makes all written entries durable.
     ///
     /// # Errors
     /// [`Error::File`] if the sync fails.
@@ -198,29 +177,25 @@ impl IndexFile {
         synced.map_err(Error::file("sync", &self.path))
     }
 
-    /// Appends mappings and makes them durable. After an error the log is as before.
+    /// Appends mappings and makes them durable. After an error the index is as before.
     ///
     /// # Errors
-    /// They cannot be written, or not be made durable.
+    /// [`Error::TooManyEntries`]; [`Error::File`] and [`Error::Bytes`] if the file cannot be written or synced.
     pub fn append(&mut self, mappings: &[Mapping]) -> Result<(), Error> {
         self.sync_new_name()?;
-        let entries = self.entries() + mappings.len() as u64;
-        if entries > MAX_ENTRIES {
-            return Err(Error::TooManyEntries {
-                path: self.path.clone(),
-                entries,
-                most: MAX_ENTRIES,
-            });
-        }
+        check_count(
+            &self.path,
+            self.entries.saturating_add(mappings.len() as u64),
+        )?;
         let written = self.write(mappings.iter().copied());
-        match written.and_then(|end| self.sync().map(|()| end)) {
-            Ok(end) => {
-                self.end = end;
-                self.kept = self.kept.max(end);
+        match written.and_then(|entries| self.sync().map(|()| entries)) {
+            Ok(entries) => {
+                self.entries = entries;
+                self.kept = self.kept.max(entries);
                 Ok(())
             }
             Err(error) => {
-                // If this fails as well, the next entries overwrite these.
+                // If this fails too, the next entries overwrite these.
                 let _ = self.trim();
                 Err(error)
             }
@@ -232,8 +207,8 @@ impl IndexFile {
     /// # Errors
     /// [`Error::File`] if the file cannot be truncated.
     pub fn trim(&self) -> Result<(), Error> {
-        let end = self.end.max(self.kept);
-        // To truncate would also give up what was reserved behind the end.
+        let end = offset_of(self.entries.max(self.kept));
+        // A truncation would also release the space that is reserved behind the end.
         match self.len()? > end {
             true => self.file.set_len(end),
             false => Ok(()),
@@ -247,30 +222,30 @@ impl IndexFile {
         Ok(metadata.len())
     }
 
-    /// Puts a log of these mappings in this one's place, durable and under its name.
+    /// Replaces the file by one with these mappings, durably.
     ///
     /// # Errors
-    /// The new file cannot be written or renamed; the old one then stays. Or it is not certain that
-    /// the new one keeps its name; it is used all the same, and the next change tries again.
+    /// [`Error::File`] and [`Error::Bytes`] if the new file cannot be written or renamed; then the old one stays. Or if
+    /// the new name cannot be synced; then the new file is used, and the next change tries to sync the name again.
     pub fn replace(
         &mut self,
         header: &Header,
         mappings: impl Iterator<Item = Mapping>,
     ) -> Result<(), Error> {
         let mut new = start_new(&self.path, header)?;
-        let replaced = new.write(mappings).and_then(|end| {
-            new.end = end;
+        let replaced = new.write(mappings).and_then(|entries| {
+            new.entries = entries;
             new.file
                 .sync_all()
                 .map_err(Error::file("sync", &new.path))?;
             fs::rename(&new.path, &self.path).map_err(Error::file("replace", &self.path))
         });
         if let Err(error) = replaced {
-            // It would only take space that may be what is missing.
+            // The new file may take the very space that is missing.
             let _ = fs::remove_file(&new.path);
             return Err(error);
         }
-        (self.file, self.end, self.kept) = (new.file, new.end, new.end);
+        (self.file, self.entries, self.kept) = (new.file, new.entries, new.entries);
         self.name_is_new = true;
         self.sync_new_name()
     }
@@ -283,54 +258,84 @@ impl IndexFile {
         Ok(())
     }
 
-    /// Writes mappings behind the end; returns the new end.
+    /// Writes mappings behind the last entry; returns the new number of entries.
     fn write(&self, mappings: impl Iterator<Item = Mapping>) -> Result<u64, Error> {
-        let mut at = self.end;
-        let mut bytes = Vec::new();
+        let mut entries = self.entries;
+        let mut raw = Vec::new();
         let mut mappings = mappings.peekable();
         while mappings.peek().is_some() {
-            bytes.clear();
-            let chunk = mappings.by_ref().take(CHUNK);
-            chunk.for_each(|mapping| bytes.extend_from_slice(&mapping.encode()));
-            let written = self.file.write_all_at(&bytes, at);
+            raw.clear();
+            raw.extend(mappings.by_ref().take(CHUNK).map(Mapping::encode));
+            let at = offset_of(entries);
+            let written = self.file.write_all_at(raw.as_flattened(), at);
             written.map_err(Error::bytes("write", &self.path, at))?;
-            at += bytes.len() as u64;
+            entries = entries.saturating_add(raw.len() as u64);
         }
-        Ok(at)
+        Ok(entries)
     }
 
-    /// Writes the header anew, for a disk of another size.
+    /// Replaces the header, for a disk of another size, durably.
     ///
     /// # Errors
-    /// It cannot be written, or not be made durable.
+    /// [`Error::Bytes`] and [`Error::File`] if it cannot be written or synced.
     pub fn set_header(&self, header: &Header) -> Result<(), Error> {
-        let written = self.file.write_all_at(&encode_log_header(header), 0);
+        let written = self.file.write_all_at(&encode_index_header(header), 0);
         written.map_err(Error::bytes("write", &self.path, 0))?;
-        let synced = self.file.sync_data();
-        synced.map_err(Error::file("sync", &self.path))
+        self.sync()
     }
 }
 
-/// Where entry number `entry` is.
+/// The byte at which entry number `entry` starts.
 fn offset_of(entry: u64) -> u64 {
-    HEADER_LEN as u64 + entry * ENTRY_LEN as u64
+    // Exact for all numbers up to `MAX_ENTRIES`.
+    FIRST_ENTRY.saturating_add(entry.saturating_mul(ENTRY))
 }
 
-/// A new log, which is to become that of `path`, under a name of its own.
+fn check_count(path: &Path, entries: u64) -> Result<(), Error> {
+    match entries > MAX_ENTRIES {
+        true => Err(Error::TooManyEntries {
+            path: path.to_owned(),
+            entries,
+            most: MAX_ENTRIES,
+        }),
+        false => Ok(()),
+    }
+}
+
+/// Reads the header of a file of `len` bytes.
+fn read_header(file: &File, path: &Path, len: u64) -> Result<Header, Error> {
+    if len < FIRST_ENTRY {
+        return Err(Error::TooShort {
+            path: path.to_owned(),
+            expected: "index file",
+            found: len,
+        });
+    }
+    let mut bytes = [0; HEADER_LEN];
+    let read = file.read_exact_at(&mut bytes, 0);
+    read.map_err(Error::bytes("read the header", path, 0))?;
+    decode_index_header(&bytes).map_err(|source| Error::Format {
+        path: path.to_owned(),
+        expected: "index file",
+        source,
+    })
+}
+
+/// A new index file without entries, under a temporary name beside `path`.
 fn start_new(path: &Path, header: &Header) -> Result<IndexFile, Error> {
     let path = with_suffix(path, "new");
     let mut options = File::options();
     options.read(true).write(true).create(true).truncate(true);
     let file = open_regular(&path, options).map_err(Error::file("create", &path))?;
-    if let Err(error) = file.write_all_at(&encode_log_header(header), 0) {
+    if let Err(error) = file.write_all_at(&encode_index_header(header), 0) {
         let _ = fs::remove_file(&path);
         return Err(Error::bytes("write", &path, 0)(error));
     }
     Ok(IndexFile {
         path,
         file: file.into(),
-        end: HEADER_LEN as u64,
-        kept: HEADER_LEN as u64,
+        entries: 0,
+        kept: 0,
         name_is_new: false,
     })
 }

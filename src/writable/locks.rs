@@ -2,19 +2,18 @@
 //!
 //! | rank | lock | what it guards | held while waiting for storage |
 //! |---|---|---|---|
-//! | 1 | [`Rank::Seal`] | the work of sealing frozen layers | yes |
+//! | 1 | [`Rank::Seal`] | one seal of frozen layers at a time | yes |
 //! | 2 | [`Rank::Manifest`] | the manifest, in memory and as a file | yes |
-//! | 3 | [`Rank::ManifestSync`] | the time until a new manifest is durable | yes |
+//! | 3 | [`Rank::ManifestSync`] | held until a new manifest is durable | yes |
 //! | 4 | [`Rank::Flush`] | the index file: one flush at a time | yes |
 //! | 5 | [`Rank::Freeze`] | changes under way (shared) against a freeze (exclusive) | a rename, a hole |
 //! | 6 | [`Rank::Pending`] | the journal and the mappings that wait for a flush | journal writes |
 //! | 7 | [`Rank::Map`] | extent map and allocator | no |
 //!
-//! A thread takes a lock only while all that it holds have a lower rank. Debug builds assert that at
-//! each lock; release builds check nothing.
+//! A thread takes a lock only if all locks that it holds have a lower rank. Debug builds assert that; release builds
+//! check nothing.
 //!
-//! A lock that a panic poisoned is used all the same: what it guards is changed in steps that leave it
-//! consistent.
+//! A poisoned lock is used like any other: each step leaves the guarded data consistent.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -23,19 +22,19 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockW
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(super) enum Rank {
-    /// Of [`Snapshots::seal`](super::Snapshots::seal).
+    /// Held by [`Snapshots::seal`](super::Snapshots::seal).
     Seal = 1,
-    /// Of [`Snapshots`](super::Snapshots).
+    /// In [`Snapshots`](super::Snapshots).
     Manifest,
-    /// Of [`Volume`](super::Volume).
+    /// In [`Volume`](super::Volume).
     ManifestSync,
-    /// Of a layer.
+    /// In a [`WritableLayer`](super::WritableLayer).
     Flush,
-    /// Of a layer.
+    /// In a [`WritableLayer`](super::WritableLayer).
     Freeze,
-    /// Of a layer.
+    /// In a [`WritableLayer`](super::WritableLayer).
     Pending,
-    /// Of a layer.
+    /// In a [`WritableLayer`](super::WritableLayer).
     Map,
 }
 
@@ -50,12 +49,12 @@ mod held {
         static HELD: Cell<u8> = const { Cell::new(0) };
     }
 
-    /// Shows that the thread holds a lock.
+    /// Marks that the thread holds a lock.
     #[derive(Debug)]
     pub(in super::super) struct Held(Rank);
 
     impl Held {
-        /// Notes a lock that the thread is about to take.
+        /// Checks and marks a lock that the thread is about to take.
         pub(super) fn new(rank: Rank) -> Self {
             let held = HELD.get();
             assert!(
@@ -78,7 +77,7 @@ mod held {
 mod held {
     use super::Rank;
 
-    /// Stands for a check that only debug builds do.
+    /// Replaces the check of debug builds.
     #[derive(Debug)]
     pub(in super::super) struct Held;
 

@@ -1,8 +1,8 @@
 //! Space in an index file for future entries.
 //!
-//! A flush writes the entries, which is too late to find storage full: the guest was told that its write
-//! is done. So each write reserves space behind the end of the file, whose length stays. A full file
-//! system then fails the write and not the flush.
+//! A flush writes the entries, which is too late to find the storage full: the write was answered. So each write
+//! reserves space behind the end of the file, whose length does not change. A full file system then fails the write and
+//! not the flush.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use super::Error;
 use super::index_file::IndexFile;
 use crate::format::lsmt::ENTRY_LEN;
 
-/// Bytes reserved at a time, if the file system has them.
+/// Bytes reserved at a time, if there is enough space.
 const STEP: u64 = 64 << 10;
 
 /// The reserved space of an index file.
@@ -23,15 +23,15 @@ const STEP: u64 = 64 << 10;
 pub struct Reservation {
     path: PathBuf,
     file: Arc<File>,
-    /// Bytes of the file when all waiting entries are written.
+    /// End of the file once all waiting entries are written.
     needed: u64,
-    /// Bytes reserved.
+    /// End of the reserved space.
     taken: u64,
 }
 
 impl Reservation {
-    /// Reserves space for `waiting` entries, which were answered for already: if there is none, the next
-    /// [`Reservation::take`] asks for it again.
+    /// Reserves space for `waiting` entries of answered writes. If there is none, the next [`Reservation::take`] asks
+    /// for it again.
     pub fn new(index: &IndexFile, waiting: usize) -> Self {
         let mut reservation = Self {
             path: index.path().to_owned(),
@@ -46,7 +46,7 @@ impl Reservation {
     /// Reserves space for `entries` more entries.
     ///
     /// # Errors
-    /// [`Error::Bytes`] if there is none; earlier reservations stay.
+    /// [`Error::Bytes`] if there is no space; earlier reservations stay.
     pub fn take(&mut self, entries: usize) -> Result<(), Error> {
         let needed = self.needed + bytes(entries);
         if needed > self.taken {
@@ -70,7 +70,7 @@ impl Reservation {
         let len = end - self.taken;
         let flags = FallocateFlags::KEEP_SIZE;
         match retry_on_intr(|| fallocate(&self.file, flags, self.taken, len)) {
-            // On such a file system the flush finds out.
+            // In a file system without reservations, the flush finds out.
             Err(Errno::OPNOTSUPP) => Ok(()),
             reserved => reserved,
         }

@@ -1,8 +1,7 @@
-//! What sealed uppers hold, all together: one index over their files, as an image has.
+//! The sealed layers of a disk in use, folded into one: an index over their data files, as an image has.
 //!
-//! It takes the place of their maps once they are sealed, so that neither a look-up nor the memory
-//! grows with the number of snapshots. It never changes: with more sealed uppers, another one is
-//! made. The sectors of their files are never used for anything else, so nothing is held.
+//! It replaces their maps, so that neither look-ups nor memory grow with the number of snapshots. It never changes: with
+//! more sealed layers, a new one is made. The sectors of their files are never reused, so a look-up holds nothing.
 
 use std::sync::Arc;
 
@@ -15,23 +14,24 @@ use crate::image::segment::{self, MAX_LAYERS, Segment, SegmentContent};
 use crate::source::Blob;
 use crate::units::{Sector, SectorRange};
 
-/// Sealed uppers as one.
+/// The folded layers.
 #[derive(Debug)]
 pub(super) struct SealedLayers {
     index: Index,
     coverage: Coverage,
-    /// Their data files, the oldest first: a segment's layer is a place here. More come behind, so
-    /// that a number stays that of its file.
+    /// Their data files, oldest first. A segment's layer is an index into this list. New files are appended, so that
+    /// each keeps its number.
     files: Arc<[Arc<Blob>]>,
-    /// Mappings of all of them, also of those that newer ones hide.
+    /// Number of mappings of all layers, those that newer layers hide included.
     mappings: u64,
 }
 
 impl SealedLayers {
-    /// `below` with `layers` above it, the oldest first, which are sealed; for a disk that ends at `disk_end`.
+    /// Folds `layers`, which are sealed (oldest first), into `below`, for a disk that ends at `disk_end`.
     ///
     /// # Errors
-    /// There are more than an index can tell apart, or one has data beyond what it can point at.
+    /// [`Error::TooTall`] if there are more layers than an index can number; [`Error::Image`] if one has data that an
+    /// index cannot point at.
     pub fn above(
         below: Option<&Self>,
         layers: &[Arc<WritableLayer>],
@@ -39,7 +39,7 @@ impl SealedLayers {
     ) -> Result<Self, Error> {
         let mut files = below.map_or_else(Vec::new, |below| below.files.to_vec());
         let mut mappings = below.map_or(0, |below| below.mappings);
-        // Few as a rule, and then merged with the many once.
+        // Usually few, which are then merged with the many once.
         let mut merged = Vec::new();
         for layer in layers {
             let segments = segments(layer, files.len())?;
@@ -66,12 +66,12 @@ impl SealedLayers {
         })
     }
 
-    /// Number of uppers.
+    /// Number of layers.
     pub fn len(&self) -> usize {
         self.files.len()
     }
 
-    /// Mappings of all of them as layers.
+    /// Number of mappings of all layers.
     pub fn mappings(&self) -> u64 {
         self.mappings
     }
@@ -113,19 +113,19 @@ impl SealedLayers {
     }
 }
 
-/// The segments of an upper that is to have this number.
-fn segments(upper: &WritableLayer, number: usize) -> Result<Vec<Segment>, Error> {
+/// The segments of a layer that gets this number.
+fn segments(layer: &WritableLayer, number: usize) -> Result<Vec<Segment>, Error> {
     if number >= MAX_LAYERS {
         return Err(Error::TooTall);
     }
-    upper
+    layer
         .index_entries()
         .into_iter()
         .map(|mapping| {
             // Below `MAX_LAYERS`.
             Segment::new(mapping, number as u16).ok_or_else(|| {
                 Error::Image(image::Error::Position {
-                    layer: upper.paths().data.clone().into(),
+                    layer: layer.paths().data.clone().into(),
                     offset: mapping.offset(),
                     moffset: mapping.moffset(),
                 })

@@ -8,11 +8,12 @@ use std::path::Path;
 use common::layers::{self, LayerBuilder};
 use common::recorder::{Op, Recorder, after_kill};
 use ovbd_vhost::format::lsmt::writable::Kind;
+use ovbd_vhost::image::Image;
 use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::image::reader::Reader;
 use ovbd_vhost::io::scatter::Scatter;
 use ovbd_vhost::units::Sector;
-use ovbd_vhost::writable::{Error, Paths, Volume, create};
+use ovbd_vhost::writable::{Error, Paths, Snapshots, Volume, create};
 use tempfile::TempDir;
 use uuid::Uuid;
 use vm_memory::VolatileSlice;
@@ -88,4 +89,19 @@ pub(crate) fn folder_after(log: &[Op]) -> TempDir {
     let folder = leftovers();
     after_kill(log, folder.path());
     folder
+}
+
+/// Asserts that the snapshot of this name exists and holds `expected`.
+pub(crate) fn assert_holds(
+    snapshots: &Snapshots,
+    name: &str,
+    expected: &[Content],
+    when: &dyn Fn() -> String,
+) {
+    let list = snapshots.list();
+    let found = list.iter().find(|found| found.name == name);
+    let found = found.unwrap_or_else(|| panic!("{}: no {name} in {list:?}", when()));
+    let image = Image::open(&Stack::new(&found.layers)).unwrap();
+    let held = content(&Volume::read_only(image));
+    assert!(held == expected, "{}: {name}", when());
 }

@@ -11,12 +11,13 @@ use common::content::Random;
 use common::recorder::{Failure, Op, Recorder, after_kill, after_power_loss};
 use fuser::Errno;
 use ovbd_vhost::format::lsmt::writable::Kind;
-use ovbd_vhost::image::Image;
 use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::units::Sector;
 use ovbd_vhost::writable::{Error, Options, Snapshots, Volume};
 
-use super::disk::{BELOW, Content, below, content, leftovers, make, paths, start_machine, write};
+use super::disk::{
+    BELOW, Content, assert_holds, below, content, leftovers, make, paths, start_machine, write,
+};
 
 /// Sectors of the disk at first.
 const SECTORS: u64 = 24;
@@ -411,15 +412,7 @@ fn check(
     let (volume, snapshots) =
         open(folder, stack).unwrap_or_else(|error| panic!("{}: {error:?}", when()));
     if let Some((name, held)) = snapshot {
-        let list = snapshots.list();
-        let found = list.iter().find(|found| found.name == *name);
-        let found = found.unwrap_or_else(|| panic!("{}: no {name} in {list:?}", when()));
-        let image = Image::open(&Stack::new(&found.layers)).unwrap();
-        assert!(
-            content(&Volume::read_only(image)) == *held,
-            "{}: {name}",
-            when()
-        );
+        assert_holds(&snapshots, name, held, when);
     }
     for (sector, (found, possible)) in state(&volume).iter().zip(possible).enumerate() {
         assert!(

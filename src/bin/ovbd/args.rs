@@ -16,9 +16,7 @@ use ovbd_vhost::units::parse_size;
 use ovbd_vhost::writable::Paths;
 use uuid::Uuid;
 
-use super::options::{
-    FilesArgs, FormatArgs, ParentArgs, SandboxArgs, ThreadArgs, UpperArgs, paths,
-};
+use super::options::{FilesArgs, FormatArgs, ParentArgs, SandboxArgs, ThreadArgs, UpperArgs};
 use super::registry::{CacheCommand, PullArgs};
 
 /// Make, examine and change OverlayBD layers.
@@ -293,7 +291,7 @@ impl CreateUpperArgs {
         let (stack, configured) = match self.config {
             Some(path) => {
                 let (stack, upper) = ImageConfig::load(&path)?.stack_and_upper()?;
-                (stack.with_lineage(lineage), upper.map(paths))
+                (stack.with_lineage(lineage), upper)
             }
             None => (self.parent.stack()?, None),
         };

@@ -9,7 +9,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, ValueEnum};
 use ovbd_vhost::format::zfile::{Algorithm, BLOCK_SIZES, BlockFormat};
 use ovbd_vhost::image::Lineage;
-use ovbd_vhost::image::config::{ImageConfig, Stack, UpperFiles};
+use ovbd_vhost::image::config::{ImageConfig, Stack};
 use ovbd_vhost::registry::args::RegistryArgs;
 use ovbd_vhost::registry::reference::Reference;
 use ovbd_vhost::tool::disk::Files;
@@ -204,11 +204,6 @@ enum Compression {
     None,
 }
 
-/// The files of a writable layer that a config names.
-pub fn paths(UpperFiles { data, index }: UpperFiles) -> Paths {
-    Paths { data, index }
-}
-
 /// The error of options that exclude each other.
 fn conflict(what: impl Display) -> clap::Error {
     Cli::command().error(ErrorKind::ArgumentConflict, what)
@@ -295,7 +290,7 @@ impl FilesArgs {
         }
         let files = Files {
             stack: stack.with_lineage(lineage),
-            upper: self.upper.or(upper.map(paths)),
+            upper: self.upper.or(upper),
         };
         Ok(NamedFiles { files, remote })
     }

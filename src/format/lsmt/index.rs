@@ -1,4 +1,8 @@
 //! The index of an LSMT layer: which sectors of the disk are where in the layer.
+#![cfg_attr(
+    not(test),
+    warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use super::{Error, HEADER_LEN, Header, MAX_ENTRIES, MAX_SECTORS};
 use crate::units::{Sector, SectorRange};
@@ -68,7 +72,7 @@ impl Mapping {
 
     /// First sector after the mapping.
     pub fn end(self) -> Sector {
-        Sector((self.place & OFFSET_MASK) + (self.place >> 50))
+        Sector((self.place & OFFSET_MASK).saturating_add(self.place >> 50))
     }
 
     /// Sector of the layer at which the data starts.
@@ -135,7 +139,8 @@ impl IndexReader {
         if entries > MAX_ENTRIES {
             return Err(Error::TooManyEntries(entries));
         }
-        let end = offset.checked_add(entries * ENTRY_LEN as u64);
+        let len = entries.checked_mul(ENTRY_LEN as u64);
+        let end = len.and_then(|len| offset.checked_add(len));
         if offset < HEADER_LEN as u64 || end.is_none_or(|end| end > trailer_offset) {
             return Err(Error::IndexRange {
                 offset,
@@ -159,7 +164,7 @@ impl IndexReader {
         into.reserve(entries.len());
         for raw in entries {
             let mapping = self.entry(raw);
-            self.entry += 1;
+            self.entry = self.entry.saturating_add(1);
             into.extend(mapping?);
         }
         Ok(())
@@ -184,7 +189,7 @@ impl IndexReader {
             u64::from(length)
         };
         let moffset = mapping.moffset();
-        if moffset < FIRST_DATA || moffset.0 + sectors > self.data_end {
+        if moffset < FIRST_DATA || moffset.0.saturating_add(sectors) > self.data_end {
             return Err(Error::DataRange {
                 entry,
                 moffset,
@@ -199,7 +204,10 @@ impl IndexReader {
 
 /// Padding entries that follow `entries` real ones in a committed index.
 pub fn padding_after(entries: u64) -> u64 {
-    (ENTRY_GROUP - entries % ENTRY_GROUP) % ENTRY_GROUP
+    match entries % ENTRY_GROUP {
+        0 => 0,
+        rest => ENTRY_GROUP.saturating_sub(rest),
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,10 @@
 //!
 //! The index of a sealed layer is sorted and free of overlaps; [`IndexReader`] turns its bytes into
 //! [`Mapping`]s and holds every entry to the rules, so that what comes out can be trusted.
+#![cfg_attr(
+    not(test),
+    warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use thiserror::Error;
 use uuid::Uuid;
@@ -235,8 +239,9 @@ impl Header {
     /// The structure with these flags and this place of the index.
     fn bytes(&self, flags: u32, index_offset: u64, index_entries: u64) -> [u8; HEADER_LEN] {
         let mut message = [0; 256];
-        let len = self.message.len().min(message.len());
-        message[..len].copy_from_slice(&self.message[..len]);
+        for (to, from) in message.iter_mut().zip(&self.message) {
+            *to = *from;
+        }
         let raw = Raw {
             magic: MAGIC,
             struct_len: STRUCT_LEN.into(),
@@ -252,7 +257,8 @@ impl Header {
             message,
         };
         let mut bytes = [0; HEADER_LEN];
-        bytes[..size_of::<Raw>()].copy_from_slice(raw.as_bytes());
+        let written = raw.write_to_prefix(&mut bytes);
+        debug_assert!(written.is_ok(), "the structure fits the header");
         bytes
     }
 }

@@ -1,7 +1,11 @@
-//! The two files of a writable layer: data, and the log of its mappings.
+//! The two files of a writable layer: the data file, and the index file with its mappings.
 //!
-//! Both start with the structure of a sealed layer, with flags of their own. In the log, entries
-//! lie in the order of arrival, and a later one counts where two overlap.
+//! Both start with the header of a sealed layer, with other flags. Entries of the index file are in the order of
+//! arrival; where two overlap, the later one counts.
+#![cfg_attr(
+    not(test),
+    warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use super::{Error, FLAG_DATA, FLAG_HEADER, FLAG_SEALED, HEADER_LEN, Header, HeaderKind, Raw};
 use zerocopy::FromBytes;
@@ -12,16 +16,16 @@ const FLAG_HYBRID: u32 = 1 << 5;
 /// How a writable layer places its data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Behind what is there, in order of arrival.
+    /// Appended, in the order of arrival.
     Append,
     /// Sector `s` of the disk at sector `8 + s` of the file, which is as long as the disk.
     Sparse,
-    /// What the layer holds already in place, the rest behind what is there.
+    /// Data that the layer has is overwritten in place; the rest goes to free sectors or is appended.
     Hybrid,
 }
 
 impl Kind {
-    /// Its name, as options and messages have it.
+    /// Its name in options and messages.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Append => "append",
@@ -44,8 +48,8 @@ pub fn encode_data_header(header: &Header, kind: Kind) -> [u8; HEADER_LEN] {
     header.bytes(FLAG_HEADER | FLAG_DATA | kind.flag(), 0, 0)
 }
 
-/// The first bytes of the log that goes with it.
-pub fn encode_log_header(header: &Header) -> [u8; HEADER_LEN] {
+/// The first bytes of an index file.
+pub fn encode_index_header(header: &Header) -> [u8; HEADER_LEN] {
     header.bytes(FLAG_HEADER, HEADER_LEN as u64, 0)
 }
 
@@ -81,12 +85,12 @@ pub fn decode_data_header(bytes: &[u8; HEADER_LEN]) -> Result<(Header, Kind), Er
     }
 }
 
-/// Reads the header of a log.
+/// Reads the header of an index file.
 ///
 /// # Errors
 /// [`Error::Magic`] without a magic, [`Error::Flags`] for the header of a data file,
 /// [`Error::VirtualSize`] for an impossible size.
-pub fn decode_log_header(bytes: &[u8; HEADER_LEN]) -> Result<Header, Error> {
+pub fn decode_index_header(bytes: &[u8; HEADER_LEN]) -> Result<Header, Error> {
     let found = flags(bytes);
     if !Header::has_magic(bytes) {
         return Err(Error::Magic(HeaderKind::Header));
@@ -97,7 +101,7 @@ pub fn decode_log_header(bytes: &[u8; HEADER_LEN]) -> Result<Header, Error> {
             "an index file (bit 1 clear); this is a data file",
         ));
     }
-    // All else is as in a data file.
+    // The rest is as in a data file.
     let mut as_data = *bytes;
     as_data[28] |= FLAG_DATA as u8;
     Header::decode(&as_data, HeaderKind::Header)
@@ -139,8 +143,8 @@ mod tests {
             [Kind::Append, Kind::Sparse, Kind::Hybrid].map(flags),
             [0x3, 0x13, 0x23]
         );
-        let log = encode_log_header(&header);
-        assert_eq!((log[28], log[33]), (1, 16), "index at 4096");
+        let index = encode_index_header(&header);
+        assert_eq!((index[28], index[33]), (1, 16), "index at 4096");
         let seal = |kind| encode_seal(&header, kind)[28];
         assert_eq!(
             [Kind::Append, Kind::Sparse, Kind::Hybrid].map(seal),
@@ -154,13 +158,22 @@ mod tests {
         for kind in [Kind::Append, Kind::Sparse, Kind::Hybrid] {
             let data = encode_data_header(&header, kind);
             assert_eq!(decode_data_header(&data), Ok((header.clone(), kind)));
-            assert!(matches!(decode_log_header(&data), Err(Error::Flags { .. })));
+            assert!(matches!(
+                decode_index_header(&data),
+                Err(Error::Flags { .. })
+            ));
         }
-        let log = encode_log_header(&header);
-        assert_eq!(decode_log_header(&log).map(|log| log.uuid), Ok(header.uuid));
-        assert!(matches!(decode_data_header(&log), Err(Error::Flags { .. })));
+        let index = encode_index_header(&header);
+        assert_eq!(
+            decode_index_header(&index).map(|index| index.uuid),
+            Ok(header.uuid)
+        );
+        assert!(matches!(
+            decode_data_header(&index),
+            Err(Error::Flags { .. })
+        ));
         let committed = header.encode(HeaderKind::Header);
         assert!(decode_data_header(&committed).is_err());
-        assert!(decode_log_header(&[0; HEADER_LEN]).is_err());
+        assert!(decode_index_header(&[0; HEADER_LEN]).is_err());
     }
 }

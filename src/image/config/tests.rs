@@ -95,7 +95,7 @@ fn an_upper_with_layers_and_without() {
         let (stack, files) = config.stack_and_upper().unwrap();
         assert_eq!(stack.layers().len(), layers);
         let (data, index) = (root.join("d"), PathBuf::from("/i"));
-        assert_eq!(files, Some(UpperFiles { data, index }));
+        assert_eq!(files, Some(Paths { data, index }));
     }
 }
 
@@ -160,7 +160,7 @@ fn an_upper_is_two_files_above_the_lowers() {
         config(&dir, &text).unwrap()
     };
     let both = upper(r#"{"data":"/a/d","index":"i"}"#);
-    let files = UpperFiles {
+    let files = Paths {
         data: "/a/d".into(),
         index: dir.path().join("i"),
     };

@@ -10,18 +10,23 @@ fn sectors(range: Range<u64>) -> SectorRange {
     SectorRange::new(Sector(range.start), Sector(range.end))
 }
 
+/// Pseudo-random numbers below the one that is asked for.
+fn numbers(seed: u64) -> impl FnMut(u64) -> u64 {
+    let mut state = seed * 88_172_645_463_325_252;
+    move |end| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state % end
+    }
+}
+
 /// Whatever sizes a guest writes and discards, the file stays within a few times the disk.
 #[test]
 fn pieces_of_all_sizes_take_bounded_space() {
     const SECTORS: u64 = 8 << 11;
     for unit in [1, 2, 8] {
-        let mut random = 88_172_645_463_325_252_u64;
-        let mut below = |end: u64| {
-            random ^= random << 13;
-            random ^= random >> 7;
-            random ^= random << 17;
-            random % end
-        };
+        let mut below = numbers(1);
         let mut space = space(u64::MAX);
         let mut disk = vec![None; SECTORS as usize];
         for round in 0..200_000 {
@@ -159,13 +164,7 @@ fn what_is_given_back_grows_together() {
 #[test]
 fn free_pages_take_no_storage() {
     for seed in 1..20_u64 {
-        let mut random = seed * 88_172_645_463_325_252;
-        let mut below = |end: u64| {
-            random ^= random << 13;
-            random ^= random >> 7;
-            random ^= random << 17;
-            random % end
-        };
+        let mut below = numbers(seed);
         let mut space = space(u64::MAX);
         let mut stored = BTreeSet::new();
         let mut taken: Vec<SectorRange> = Vec::new();

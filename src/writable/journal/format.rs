@@ -1,4 +1,8 @@
 //! The bytes of a journal file: a head, then records of equal length.
+#![cfg_attr(
+    not(test),
+    warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use uuid::Uuid;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_endian};
@@ -15,20 +19,20 @@ const UNKNOWN: u64 = u64::MAX;
 const KIND_MAPPING: u32 = 0;
 const KIND_POSITION: u32 = 1;
 
-/// First bytes of the file. Written while the file has no records, and never again while it has.
+/// First bytes of the file. Never written while the file has records.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub(super) struct Head {
     magic: [u8; 8],
     /// Boot id of the running kernel, as text.
     boot: [u8; 36],
-    /// Of the writable layer.
+    /// The uuid of the writable layer.
     uuid: [u8; 16],
     crc: little_endian::U32,
 }
 
 impl Head {
-    /// The head of a journal of this layer under this boot of the kernel.
+    /// The head of the journal of a layer, for one boot of the kernel.
     pub(super) fn new(uuid: Uuid, boot: [u8; 36]) -> Self {
         let mut head = Self {
             magic: MAGIC,
@@ -36,27 +40,26 @@ impl Head {
             uuid: *uuid.as_bytes(),
             crc: 0.into(),
         };
-        let len = size_of::<Self>() - size_of_val(&head.crc);
-        head.crc = crc::raw(crc::BLOCK_SEED, &head.as_bytes()[..len]).into();
+        head.crc = sum(head.as_bytes()).into();
         head
     }
 }
 
-/// How far the index has got with the records of the journal.
+/// Which mappings of the journal are in the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IndexPosition {
-    /// Number of the first record that the index need not hold: all before it are in the index.
+    /// Number of the first mapping that may not be in the index: all before it are.
     pub next: u64,
-    /// Entry of the index that record `next` becomes. `None` while the index is written anew.
+    /// Entry of the index that mapping `next` becomes. `None` while the index is rewritten.
     pub entries: Option<u64>,
 }
 
-/// What a record says.
+/// The content of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Content {
-    /// A mapping that was answered for.
+    /// The mapping of an answered write.
     Mapping(Mapping),
-    /// How far the index has got.
+    /// Which mappings are in the index.
     Position(IndexPosition),
 }
 
@@ -64,21 +67,21 @@ pub(super) enum Content {
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub(super) struct Record {
-    /// An index entry; or the two numbers of a position.
+    /// An index entry, or the two numbers of a position.
     payload: [u8; ENTRY_LEN],
-    /// Number of the mapping over both files; of a position, that of the mapping to come.
+    /// Number of the mapping, counted over both files; of a position, the number of the next mapping.
     number: little_endian::U64,
     kind: little_endian::U32,
     crc: little_endian::U32,
 }
 
 impl Record {
-    /// The record of the mapping with this number.
+    /// The record of mapping number `number`.
     pub(super) fn mapping(mapping: Mapping, number: u64) -> Self {
         Self::new(mapping.encode(), number, KIND_MAPPING)
     }
 
-    /// The record of a position, written before the mapping with this number.
+    /// The record of a position, written before mapping number `number`.
     pub(super) fn position(position: IndexPosition, number: u64) -> Self {
         let mut payload = [0; ENTRY_LEN];
         let (next, entries) = payload.split_at_mut(8);
@@ -94,18 +97,13 @@ impl Record {
             kind: kind.into(),
             crc: 0.into(),
         };
-        record.crc = record.sum().into();
+        record.crc = sum(record.as_bytes()).into();
         record
     }
 
-    fn sum(&self) -> u32 {
-        let len = size_of::<Self>() - size_of_val(&self.crc);
-        crc::raw(crc::BLOCK_SEED, &self.as_bytes()[..len])
-    }
-
-    /// What the record says; `None` if it is damaged.
+    /// The content of the record; `None` if it is damaged.
     fn content(&self) -> Option<Content> {
-        if self.crc.get() != self.sum() {
+        if self.crc.get() != sum(self.as_bytes()) {
             return None;
         }
         match self.kind.get() {
@@ -125,7 +123,13 @@ impl Record {
     }
 }
 
-/// What one file holds.
+/// The checksum of a head or a record, whose last four bytes are the checksum itself.
+fn sum(bytes: &[u8]) -> u32 {
+    let summed = bytes.split_last_chunk::<4>();
+    summed.map_or(0, |(summed, _)| crc::raw(crc::BLOCK_SEED, summed))
+}
+
+/// The content of one file.
 #[derive(Debug, Default)]
 pub(super) struct Contents {
     /// Mappings with their numbers, in order.
@@ -169,16 +173,15 @@ impl Contents {
                     contents.next = contents.next.max(number);
                 }
             }
-            contents.len += size_of::<Record>() as u64;
+            contents.len = contents.len.saturating_add(size_of::<Record>() as u64);
         }
         contents
     }
 }
 
-/// Whether the file is the journal of the same layer and boot in the format of another version, and
-/// has records.
+/// Whether the file is a journal of the same layer and boot in the format of another version, and has records.
 pub(super) fn is_other_version(bytes: &[u8], head: &Head) -> bool {
     let same = |from: usize, to: usize| bytes.get(from..to) == head.as_bytes().get(from..to);
-    // Every version begins so: magic, boot id, uuid. Version 2 has a head of 72 bytes.
+    // Every version begins with magic, boot id, uuid. Version 2 has a head of 72 bytes.
     bytes.len() > 72 && same(0, 7) && !same(7, 8) && same(8, 60)
 }

@@ -58,7 +58,7 @@ fn goes_on_where_another_process_left_off() {
             journal.begin_flush().unwrap();
         }
         // Part of a record that was on its way.
-        let (_, file) = &journal.files[journal.active];
+        let file = &journal.current.file;
         file.write_all_at(&[1; 9], journal.end).unwrap();
         let position = read(&index, uuid, BOOT).unwrap().position.unwrap();
         journal = Journal::resume(&index, uuid, BOOT, position).unwrap();
@@ -136,9 +136,9 @@ fn the_older_file_is_removed_first() {
     let mut journal = Journal::start(&index, Uuid::nil(), BOOT, 9).unwrap();
     for round in 0..4 {
         journal.add(&[mapping(2 * round)]).unwrap();
-        let older = journal.files[journal.active].0.clone();
+        let older = journal.current.path.clone();
         let next = journal.begin_flush().unwrap();
-        let newer = journal.files[journal.active].0.clone();
+        let newer = journal.current.path.clone();
         assert_eq!(oldest_first(&index).unwrap(), [older, newer]);
         journal.end_flush(next, 10 + round).unwrap();
     }
@@ -152,7 +152,7 @@ fn a_journal_of_another_version_is_refused() {
     let index = folder.path().join("index");
     let mut journal = Journal::start(&index, Uuid::nil(), BOOT, 9).unwrap();
     journal.add(&[mapping(1)]).unwrap();
-    let (path, file) = &journal.files[journal.active];
+    let JournalFile { path, file } = &journal.current;
     file.write_all_at(b"2", 7).unwrap();
     let error = read(&index, Uuid::nil(), BOOT).unwrap_err();
     assert!(matches!(&error, Error::JournalVersion { path: found } if found == path));
@@ -165,7 +165,7 @@ fn a_torn_record_does_not_count() {
     let index = folder.path().join("index");
     let mut journal = Journal::start(&index, Uuid::nil(), BOOT, 9).unwrap();
     journal.add(&[mapping(1), mapping(2)]).unwrap();
-    let (path, _) = &journal.files[journal.active];
+    let path = &journal.current.path;
     let whole = fs::read(path).unwrap();
     let first = size_of::<Head>() + size_of::<Record>();
     for cut in 0..whole.len() {

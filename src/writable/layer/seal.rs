@@ -7,16 +7,16 @@ use super::super::seal::remove_index;
 use super::WritableLayer;
 
 impl WritableLayer {
-    /// Seals the layer, which must be frozen or not served; then lets other processes open its file. If
-    /// it was called before, does what is left to do.
+    /// Seals the layer, which must be frozen or not served; then unlocks its file, so that other processes can open it.
+    /// An interrupted seal is completed.
     ///
     /// # Errors
-    /// As [`WritableLayer::flush`] and [`seal`](super::super::seal::seal()); [`Error::File`] if a file
-    /// cannot be removed.
+    /// As [`WritableLayer::flush`] and [`seal`](super::super::seal::seal()); [`Error::File`] if a file cannot be
+    /// removed.
     pub fn seal(&self) -> Result<(), Error> {
         if !self.is_sealed() {
             self.flush()?;
-            // Copied: readers must not wait for storage.
+            // A copy: readers must not wait for storage.
             let entries = self.index_entries();
             self.data.seal(&self.header(), self.kind, &entries)?;
             self.sealed.store(true, Ordering::Release);

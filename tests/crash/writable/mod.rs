@@ -22,7 +22,8 @@ use ovbd_vhost::writable::{Error, Options, Snapshots, Volume, resize};
 use tempfile::TempDir;
 
 use super::disk::{
-    BELOW, Content, below, content, folder_after, leftovers, make, paths, start_machine, write,
+    BELOW, Content, assert_holds, below, content, folder_after, leftovers, make, paths,
+    start_machine, write,
 };
 
 const SECTORS: u64 = 96;
@@ -254,15 +255,7 @@ fn check(
 ) {
     let (volume, snapshots) = open(folder, stack);
     if let Some((name, held)) = snapshot {
-        let list = snapshots.list();
-        let found = list.iter().find(|found| found.name == *name);
-        let found = found.unwrap_or_else(|| panic!("{}: no {name} in {list:?}", when()));
-        let image = Image::open(&Stack::new(&found.layers)).unwrap();
-        assert!(
-            content(&Volume::read_only(image)) == *held,
-            "{}: {name}",
-            when()
-        );
+        assert_holds(&snapshots, name, held, &when);
     }
     for (sector, (found, possible)) in content(&volume).iter().zip(expected).enumerate() {
         assert!(

@@ -12,7 +12,7 @@ use std::path::Path;
 use common::layers::LayerBuilder;
 use libfuzzer_sys::fuzz_target;
 use ovbd_vhost::format::lsmt::Header;
-use ovbd_vhost::format::lsmt::writable::{Kind, encode_log_header};
+use ovbd_vhost::format::lsmt::writable::{Kind, encode_index_header};
 use ovbd_vhost::image::Image;
 use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::image::reader::Reader;
@@ -83,7 +83,7 @@ fuzz_target!(|bytes: &[u8]| {
     let len = entries.len().min(usize::from(*records) * 32);
     let (journal, entries) = entries.split_at(len);
     if !entries.is_empty() {
-        write(&paths.index, &encode_log_header(&header), 0); // a new sparse layer has none
+        write(&paths.index, &encode_index_header(&header), 0); // a new sparse layer has none
     }
     write(&paths.index, entries, 4096);
     if kind != Kind::Sparse {

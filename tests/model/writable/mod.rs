@@ -169,13 +169,16 @@ impl Disk {
         self.since = history(&self.now);
     }
 
-    fn check(&mut self) {
+    fn read(&mut self) -> Vec<u8> {
         let mut found = vec![0; (SECTORS * 512) as usize];
         let volume = self.volume.as_ref().unwrap();
-        volume
-            .read(&mut self.reader, Sector(0), &mut found)
-            .unwrap();
-        for (sector, found) in found.as_chunks::<512>().0.iter().enumerate() {
+        let read = volume.read(&mut self.reader, Sector(0), &mut found);
+        read.unwrap();
+        found
+    }
+
+    fn check(&mut self) {
+        for (sector, found) in self.read().as_chunks::<512>().0.iter().enumerate() {
             assert!(*found == self.now[sector], "sector {sector}");
         }
     }
@@ -205,12 +208,7 @@ impl Disk {
         }
         self.volume = Some(open(self.folder.path(), &self.paths, u64::MAX).unwrap());
         // Old or new, sector by sector.
-        let mut found = vec![0; (SECTORS * 512) as usize];
-        let volume = self.volume.as_ref().unwrap();
-        volume
-            .read(&mut self.reader, Sector(0), &mut found)
-            .unwrap();
-        for (sector, found) in found.as_chunks::<512>().0.iter().enumerate() {
+        for (sector, found) in self.read().as_chunks::<512>().0.iter().enumerate() {
             assert!(self.since[sector].contains(found), "sector {sector}");
             self.now[sector] = *found;
         }

@@ -6,6 +6,7 @@ mod snapshots;
 mod storage;
 
 use std::fs::{self, File};
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use common::session::{Wanted, feature};
 use common::writable::Writable;
 use fuser::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::control::ask;
 use super::{assert_beginning, part, write, zero};

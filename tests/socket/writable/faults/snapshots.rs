@@ -2,16 +2,31 @@
 
 use super::*;
 
-#[test]
-fn a_snapshot_that_storage_refuses() {
-    let folder = tempfile::tempdir().unwrap();
-    let socket = folder.path().join("control");
+/// A disk with a control socket whose first write is durable, and its guest.
+fn controlled(recorder: &Recorder, socket: &Path) -> (Fixture, Guest) {
     let options = ["--control", socket.to_str().unwrap()];
-    let recorder = Recorder::mount();
     let mut fixture = Fixture::new(Writable::serve_at(recorder.path(), &options));
     let mut guest = fixture.disk.plain_guest();
     fixture.write(&mut guest, 0);
     guest.flush(0);
+    (fixture, guest)
+}
+
+/// Asserts that another daemon on the layers of a snapshot serves `expected`.
+fn assert_fork(snapshot: &Value, expected: &[u8]) {
+    let layers = snapshot["layers"].as_array().unwrap().iter();
+    let layers: Vec<_> = layers.map(|layer| layer.as_str().unwrap()).collect();
+    let fork = Daemon::serve(&layers);
+    let mut guest = Guest::boot(fork.connect(), Options::default()).expect("guest");
+    assert_beginning(&mut guest, expected);
+}
+
+#[test]
+fn a_snapshot_that_storage_refuses() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("control");
+    let recorder = Recorder::mount();
+    let (mut fixture, mut guest) = controlled(&recorder, &socket);
     let names = recorder.names();
     let take = |name: &str| {
         let body = json!({ "name": name }).to_string();
@@ -72,11 +87,7 @@ fn a_snapshot_that_storage_refuses() {
         "{snapshot}"
     );
     assert_beginning(&mut guest, &fixture.model);
-    let layers = snapshot["layers"].as_array().unwrap().iter();
-    let layers: Vec<_> = layers.map(|layer| layer.as_str().unwrap()).collect();
-    let fork = Daemon::serve(&layers);
-    let mut forked = Guest::boot(fork.connect(), Options::default()).expect("guest");
-    assert_beginning(&mut forked, &frozen);
+    assert_fork(&snapshot, &frozen);
     fixture.write(&mut guest, 5000);
     drop(guest);
     fixture.disk.crash();
@@ -89,12 +100,8 @@ fn a_snapshot_that_storage_refuses() {
 fn a_snapshot_is_answered_before_it_is_sealed() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("control");
-    let options = ["--control", socket.to_str().unwrap()];
     let recorder = Recorder::mount();
-    let mut fixture = Fixture::new(Writable::serve_at(recorder.path(), &options));
-    let mut guest = fixture.disk.plain_guest();
-    fixture.write(&mut guest, 0);
-    guest.flush(0);
+    let (mut fixture, mut guest) = controlled(&recorder, &socket);
     let take = |name: &str, wait: bool| {
         let body = json!({ "name": name, "wait": wait }).to_string();
         let (status, answer) = ask(&socket, "POST", "/api/v1/snapshots", &body).unwrap();
@@ -116,11 +123,7 @@ fn a_snapshot_is_answered_before_it_is_sealed() {
     thread::scope(|scope| {
         let forks = [(&one, &frozen), (&two, &frozen_later)].map(|(snapshot, frozen)| {
             scope.spawn(move || {
-                let layers = snapshot["layers"].as_array().unwrap().iter();
-                let layers: Vec<_> = layers.map(|layer| layer.as_str().unwrap()).collect();
-                let fork = Daemon::serve(&layers);
-                let mut guest = Guest::boot(fork.connect(), Options::default()).expect("guest");
-                assert_beginning(&mut guest, frozen);
+                assert_fork(snapshot, frozen);
             })
         });
         thread::sleep(Duration::from_millis(100));
