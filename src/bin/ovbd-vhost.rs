@@ -11,6 +11,7 @@
     )
 )]
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -277,7 +278,6 @@ impl From<Args> for Config {
     }
 }
 
-#[expect(clippy::print_stderr, reason = "the one line that says why")]
 fn main() -> ExitCode {
     let environment = env_logger::Env::default().default_filter_or("info");
     env_logger::Builder::from_env(environment).init();
@@ -294,7 +294,8 @@ fn main() -> ExitCode {
     match daemon::run(args.into()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ovbd-vhost: {}", reason(&error));
+            // Standard error is the last place to report to.
+            let _ = writeln!(io::stderr(), "ovbd-vhost: {}", reason(&error));
             ExitCode::FAILURE
         }
     }

@@ -1,8 +1,6 @@
 //! From a message to what it asks for. Layouts of bodies are in the vhost-user specification,
 //! "Payload"; the `vhost` crate has them as types that check themselves.
 
-use std::fs::File;
-
 use vhost::vhost_user::message::{
     FrontendReq, VhostTransferStateDirection, VhostUserConfig, VhostUserInflight, VhostUserLog,
     VhostUserMemory, VhostUserMemoryRegion, VhostUserSingleMemoryRegion,
@@ -13,8 +11,10 @@ use vhost::vhost_user::message::{
 use super::channel::MAX_DESCRIPTORS;
 use super::error::Refusal;
 use super::handler::{Handler, MEMORY_SLOTS};
-use super::message::{Kind, Message, Reply, part};
+use super::message::{Kind, Message, Reply, part, unchecked};
 use super::vring::UserRings;
+use crate::engine::ratelimited_log;
+use crate::reason::reason;
 use crate::virtio::memory::RegionInfo;
 
 /// Bit of a vring's number: no descriptor comes along, the front-end polls.
@@ -203,34 +203,57 @@ fn eventfd(handler: &mut Handler, request: FrontendReq, message: &mut Message) -
 }
 
 fn config(handler: &mut Handler, request: FrontendReq, message: &Message) -> Outcome {
+    if request == FrontendReq::GET_CONFIG {
+        return read_config(handler, message);
+    }
     let (head, bytes) = message.head_and_rest::<VhostUserConfig>()?;
     if bytes.len() != head.size as usize {
         return Err(message.bad_body());
     }
-    if request == FrontendReq::SET_CONFIG {
-        return handler.set_config(head.offset, bytes).map(|()| None);
-    }
-    // Bytes that are not there are answered by a length of 0.
-    let bytes = handler.config(head.offset, head.size).unwrap_or_default();
-    let words = [head.offset, bytes.len() as u32, head.flags].map(u32::to_le_bytes);
+    handler.set_config(head.offset, bytes).map(|()| None)
+}
+
+/// Answers GET_CONFIG. A range that the configuration space does not have is answered by no bytes of
+/// it.
+fn read_config(handler: &mut Handler, message: &Message) -> Outcome {
+    let parts = message.body.split_at_checked(size_of::<VhostUserConfig>());
+    let (head, rest) = parts.ok_or_else(|| message.bad_body())?;
+    let head: VhostUserConfig = unchecked(head).ok_or_else(|| message.bad_body())?;
+    let (offset, size, flags) = (head.offset, head.size, head.flags);
+    let bytes = match rest.len() == size as usize {
+        true => handler.config(offset, size).unwrap_or_default(),
+        false => Vec::new(),
+    };
+    let words = [offset, bytes.len() as u32, flags].map(u32::to_le_bytes);
     Ok(Some(Reply::bytes([words.as_flattened(), &bytes].concat())))
 }
 
 fn inflight(handler: &mut Handler, request: FrontendReq, message: &mut Message) -> Outcome {
-    let mut given: VhostUserInflight = message.body()?;
     if request == FrontendReq::SET_INFLIGHT_FD {
+        let given = message.body()?;
         let file = message.file(Kind::Memory)?;
         return handler.set_inflight(&given, &file).map(|()| None);
     }
-    message.expect_files(0)?;
-    let file: File;
-    (given, file) = handler.make_inflight(&given)?;
+    let asked = unchecked(&message.body).ok_or_else(|| message.bad_body())?;
+    // An area of no bytes, without a descriptor, is a failure: the front-end can go on without one.
+    let (given, file) = match handler.make_inflight(&asked) {
+        Ok((given, file)) => (given, Some(file)),
+        Err(refusal) => {
+            ratelimited_log::warn(format_args!(
+                "cannot make an in-flight area: {}",
+                reason(&refusal)
+            ));
+            let none = VhostUserInflight {
+                mmap_size: 0,
+                ..asked
+            };
+            (none, None)
+        }
+    };
     let places = [given.mmap_size, given.mmap_offset].map(u64::to_le_bytes);
     let sizes = [given.num_queues, given.queue_size, 0, 0].map(u16::to_le_bytes);
-    Ok(Some(Reply {
-        body: [places.as_flattened(), sizes.as_flattened()].concat(),
-        file: Some(file),
-    }))
+    let body = [places.as_flattened(), sizes.as_flattened()].concat();
+    Ok(Some(Reply { body, file }))
 }
 
 fn log_base(handler: &mut Handler, message: &mut Message) -> Outcome {

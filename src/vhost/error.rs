@@ -108,9 +108,9 @@ pub enum Refusal {
         /// How many they are.
         size: u32,
     },
-    /// An in-flight area for more than the device has.
+    /// An in-flight area for queues that the device cannot have.
     #[error(
-        "in-flight area for {} queues of {} entries; the device has {} of {}",
+        "in-flight area for {} queues of {} entries; expected 1 to {} queues of 1 to {}",
         queues.count, queues.size, device.count, device.size
     )]
     InflightSize {

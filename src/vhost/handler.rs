@@ -66,8 +66,6 @@ pub struct Handler {
     hangup: Arc<UnixStream>,
     standing: Standing,
     features: u64,
-    /// Protocol features, once the front-end acknowledged some on this connection.
-    protocol: Option<u64>,
     /// The write cache as this front-end's driver wants it, until the front-end has the disk.
     writeback: Option<bool>,
     memory: Memory,
@@ -99,7 +97,6 @@ impl Handler {
             hangup,
             standing: Standing::Waiting,
             features,
-            protocol: None,
             writeback: None,
             memory: Memory::default(),
             log: None,
@@ -150,12 +147,6 @@ impl Handler {
     /// Feature bits that the front-end acknowledged.
     pub fn features(&self) -> u64 {
         self.features
-    }
-
-    /// Whether messages are answered that ask for it.
-    pub fn replies(&self) -> bool {
-        let acknowledged = self.protocol.unwrap_or(PROTOCOL.bits());
-        acknowledged & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0
     }
 
     fn stop(&mut self, next: Next) {
@@ -249,9 +240,6 @@ impl Handler {
         let always = features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0;
         self.change(|handler| {
             handler.features = features;
-            if always && handler.protocol.is_none() {
-                handler.protocol = Some(0);
-            }
             for vring in &mut handler.vrings {
                 vring.enabled |= always;
             }
@@ -267,14 +255,14 @@ impl Handler {
         PROTOCOL.bits()
     }
 
-    /// Takes the protocol features that the front-end acknowledged.
-    pub fn set_protocol_features(&mut self, features: u64) -> Result<(), Refusal> {
+    /// Checks the protocol features that the front-end acknowledged. Nothing depends on them: what a
+    /// front-end does not know, it does not use.
+    pub fn set_protocol_features(&self, features: u64) -> Result<(), Refusal> {
         let offered = PROTOCOL.bits();
         let unknown = features & !offered;
         if unknown != 0 {
             return Err(Refusal::Features { unknown, offered });
         }
-        self.protocol = Some(features);
         Ok(())
     }
 
@@ -341,13 +329,14 @@ impl Handler {
         self.change_vring(index, |vring| vring.base = Some(base))
     }
 
-    /// Stops a queue, and returns where it goes on.
+    /// Stops a queue, and returns the available index to go on from.
     pub fn stop_vring(&mut self, index: u32) -> Result<u16, Refusal> {
         let vring = self.vring(index)?;
         vring.stop(Next::Stop);
         vring.started = false;
         vring.eventfds.kick = None;
-        Ok(vring.base.unwrap_or(0))
+        let (vring, area) = (&self.vrings[index as usize], self.inflight.as_deref());
+        Ok(vring.next_available(index as u16, &self.memory, area))
     }
 
     /// The queues of the device, in their largest size.
@@ -364,7 +353,9 @@ impl Handler {
         asked: &VhostUserInflight,
     ) -> Result<(VhostUserInflight, File), Refusal> {
         let (queues, device) = (queues_of(asked), self.largest_queues());
-        if queues.count > device.count || queues.size > device.size {
+        let counts = 1..=device.count;
+        let sizes = 1..=device.size;
+        if !counts.contains(&queues.count) || !sizes.contains(&queues.size) {
             return Err(Refusal::InflightSize { queues, device });
         }
         let (file, len) = InflightArea::create(queues, device)?;

@@ -175,12 +175,17 @@ impl Message {
 
 /// `bytes` as one `T`, if they are one.
 pub fn part<T: VhostUserMsgValidator + Default>(bytes: &[u8]) -> Option<T> {
+    unchecked(bytes).filter(T::is_valid)
+}
+
+/// `bytes` as one `T` of any content, if they have its length.
+pub fn unchecked<T: VhostUserMsgValidator + Default>(bytes: &[u8]) -> Option<T> {
     let mut value = T::default();
     if bytes.len() != size_of::<T>() {
         return None;
     }
     value.as_mut_slice().copy_from_slice(bytes);
-    value.is_valid().then_some(value)
+    Some(value)
 }
 
 #[cfg(test)]

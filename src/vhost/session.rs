@@ -136,8 +136,9 @@ impl Session {
             outcome = handler.take_disk().and(outcome);
             self.log_start(&handler);
         }
-        let replies = message.wants_reply && handler.replies();
         drop(handler);
+        // Whatever was negotiated: the front-end waits, and may have negotiated on an earlier connection.
+        let replies = message.wants_reply;
         let request = message.request;
         match outcome {
             Ok(Some(reply)) => channel.send(request, &reply)?,

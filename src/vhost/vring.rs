@@ -8,8 +8,9 @@ use crate::engine::setup::{ConnectionContext, Eventfds, Next, QueueSetup};
 use crate::engine::worker::{Resume, StartFailure, Worker};
 use crate::io::interrupt::PeerCall;
 use crate::reason::reason;
+use crate::virtio::inflight::InflightArea;
 use crate::virtio::memory::Memory;
-use crate::virtio::queue::RingAddresses;
+use crate::virtio::queue::{RingAddresses, start_index};
 
 /// Ring addresses as SET_VRING_ADDR gives them: in the front-end's own address space.
 #[derive(Clone, Copy, Debug)]
@@ -144,6 +145,17 @@ impl Vring {
                 Resume::AtUsedIndex => self.base = None,
             }
         }
+    }
+
+    /// The available index to go on from, of a queue that does not run. If the front-end gave none, it is
+    /// the one from which the queue would start; 0 without rings.
+    pub fn next_available(&self, index: u16, memory: &Memory, area: Option<&InflightArea>) -> u16 {
+        let from_rings = || {
+            let rings = self.rings?.translate(memory)?;
+            let inflight = area.and_then(|area| area.queue(index, self.size));
+            start_index(memory, rings.used, inflight.as_ref())
+        };
+        self.base.or_else(from_rings).unwrap_or(0)
     }
 
     /// Asks the worker to end, without waiting: many can drain at the same time.

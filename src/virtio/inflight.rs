@@ -12,6 +12,7 @@
 //! `next` from `last_batch_head`, were answered and only wait for their mark to be cleared.
 
 use std::fs::File;
+use std::iter;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use vm_memory::{Bytes, VolatileSlice};
@@ -256,29 +257,19 @@ impl InflightQueue<'_> {
     ///
     /// [`InflightError::Version`].
     pub fn recover(&mut self, used_idx: u16) -> Result<Option<Vec<u16>>, InflightError> {
-        let (version, desc_num) = (self.load_u16(VERSION_AT), self.load_u16(DESC_NUM_AT));
+        let version = self.load_u16(VERSION_AT);
         if version != 0 && version != VERSION {
             return Err(InflightError::Version { version });
         }
-        if version == 0 || desc_num != self.size {
+        if !self.is_in_use() {
             (0..self.size).for_each(|head| self.set_mark(head, 0));
             self.store_u16(DESC_NUM_AT, self.size);
             self.store_u16(USED_IDX_AT, used_idx);
             self.store_u16(VERSION_AT, VERSION);
             return Ok(None);
         }
-        // Answered, but the process died before it cleared the marks.
-        let answered = used_idx
-            .wrapping_sub(self.load_u16(USED_IDX_AT))
-            .min(self.size);
-        let mut head = self.load_u16(LAST_BATCH_HEAD_AT);
-        for _ in 0..answered {
-            if head >= self.size {
-                break;
-            }
-            self.set_mark(head, 0);
-            head = self.load_u16(Self::entry(head) + NEXT_AT);
-        }
+        self.answered(used_idx)
+            .for_each(|head| self.set_mark(head, 0));
         self.store_u16(USED_IDX_AT, used_idx);
 
         let counter = |head| -> u64 {
@@ -297,6 +288,36 @@ impl InflightQueue<'_> {
             .last()
             .map_or(0, |(counter, _)| counter.wrapping_add(1));
         Ok(Some(open.into_iter().map(|(_, head)| head).collect()))
+    }
+
+    /// Whether an earlier process used the part for a queue of this size.
+    fn is_in_use(&self) -> bool {
+        self.load_u16(VERSION_AT) != 0 && self.load_u16(DESC_NUM_AT) == self.size
+    }
+
+    /// Heads that were answered, given the ring's used index. The process may have died before it
+    /// cleared their marks.
+    fn answered(&self, used_idx: u16) -> impl Iterator<Item = u16> {
+        let count = used_idx
+            .wrapping_sub(self.load_u16(USED_IDX_AT))
+            .min(self.size);
+        let linked = |at| Some(self.load_u16(at)).filter(|head| *head < self.size);
+        let heads = iter::successors(linked(LAST_BATCH_HEAD_AT), move |head| {
+            linked(Self::entry(*head) + NEXT_AT)
+        });
+        heads.take(count.into())
+    }
+
+    /// The number of requests that were taken and not answered, given the ring's used index. Changes
+    /// nothing.
+    pub fn open(&self, used_idx: u16) -> u16 {
+        if !self.is_in_use() {
+            return 0;
+        }
+        let mut open: Vec<_> = (0..self.size).map(|head| self.is_marked(head)).collect();
+        self.answered(used_idx)
+            .for_each(|head| open[usize::from(head)] = false);
+        open.into_iter().map(u16::from).sum()
     }
 
     /// Marks the request at `head` as taken. Returns whether it was not: a driver that
@@ -390,7 +411,11 @@ mod tests {
         }
         assert!(!queue.mark(2), "a head offered twice");
         queue.link(2);
+        assert_eq!((queue.open(7), queue.open(8)), (4, 3), "2 is answered at 8");
+        assert_eq!(queue.open(8), 3, "nothing changed");
+        assert_eq!(area.queue(0, 8).unwrap().open(8), 0, "a fresh part");
         queue.clear(&[2], 8);
+        assert_eq!(queue.open(8), 3);
         let mut next = area.queue(1, 8).unwrap();
         assert_eq!(next.recover(8).unwrap(), Some(vec![5, 7, 0]));
         assert!(next.mark(3));

@@ -110,6 +110,18 @@ pub struct RingAddresses {
     pub used_log: Option<GuestAddress>,
 }
 
+/// The available index from which [`Queue::start`] starts without a base, or `None` if the used ring is
+/// not in guest memory. Changes nothing: another process may serve the queue.
+pub fn start_index(
+    memory: &Memory,
+    used: GuestAddress,
+    inflight: Option<&InflightQueue<'_>>,
+) -> Option<u16> {
+    let used_idx = load_u16(&memory.slice(used, RING_HEADER)?, IDX_AT);
+    let open = inflight.map_or(0, |inflight| inflight.open(used_idx));
+    Some(used_idx.wrapping_add(open))
+}
+
 /// A virtqueue that is started.
 #[derive(Debug)]
 pub struct Queue<'m> {

@@ -1,11 +1,11 @@
 //! The daemon's command line: exit codes, what it says, and how it starts and stops.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::Path;
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::thread;
 
 use rustix::thread::{
@@ -168,7 +168,7 @@ fn a_layer_without_permission_is_named() {
     let socket = directory.path().join("s");
     let name = layer.to_str().expect("UTF-8");
     let output = as_another_user(|| {
-        fs::File::open(&layer).expect_err("only root may read it");
+        File::open(&layer).expect_err("only root may read it");
         serve(&socket, name)
     });
     assert_cannot_serve(&output, &[name, "ermission"]);
@@ -383,5 +383,37 @@ fn as_many_queues_as_asked_for() {
         for queue in 0..options.queues {
             guest.assert_reads(queue, &content);
         }
+    }
+}
+
+/// Standard error may be a file on a full disk.
+#[test]
+fn an_error_that_cannot_be_printed_ends_with_1() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let missing = directory.path().join("missing/file");
+    let missing = missing.to_str().expect("UTF-8");
+    let programs: [(&str, &[&str]); 3] = [
+        (
+            env!("CARGO_BIN_EXE_ovbd-vhost"),
+            &["--socket", missing, "--layers", missing],
+        ),
+        (env!("CARGO_BIN_EXE_ovbd"), &["inspect", missing]),
+        (
+            env!("CARGO_BIN_EXE_ovbd-node"),
+            &[
+                "--control",
+                missing,
+                "--state",
+                missing,
+                "--run-dir",
+                missing,
+            ],
+        ),
+    ];
+    for (program, arguments) in programs {
+        let full = File::options().write(true).open("/dev/full").expect("full");
+        let mut command = Command::new(program);
+        let status = command.args(arguments).stderr(full).status().expect("run");
+        assert_eq!(status.code(), Some(1), "{program}");
     }
 }

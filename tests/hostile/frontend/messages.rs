@@ -157,8 +157,61 @@ fn a_config_space_that_is_asked_for_beyond_its_end() {
         (0, 0),
     ] {
         let body = [&words(&[offset, len, 0])[..], &vec![0; len as usize]].concat();
-        assert_refused(&mut disk, FrontendReq::GET_CONFIG, &body, &[]);
+        // A front-end can go on without these bytes.
+        let mut raw = connect(&disk);
+        let answer = raw.ask(FrontendReq::GET_CONFIG, 0, &body).expect("answer");
+        assert_eq!(answer.body, words(&[offset, 0, 0]));
+        let body = words(&[0, 8, 0, 0, 0]);
+        let answer = raw.ask(FrontendReq::GET_CONFIG, 0, &body).expect("answer");
+        assert_eq!(answer.body.len(), body.len());
+        drop(raw);
+        disk.assert_well();
     }
+}
+
+/// An answer of no bytes and no descriptor: a front-end can go on without an in-flight area.
+#[test]
+fn in_flight_areas_that_the_device_cannot_have() {
+    let mut disk = Disk::serve();
+    let mut raw = connect(&disk);
+    let mut ask = |queues: u16, size: u16| {
+        let sizes = [queues, size, 0, 0].map(u16::to_le_bytes);
+        let body = [&longs(&[0, 0])[..], sizes.as_flattened()].concat();
+        let answer = raw.ask(FrontendReq::GET_INFLIGHT_FD, 0, &body);
+        answer.expect("answer")
+    };
+    for (queues, size) in [(0, 128), (1, 0), (0, 0), (257, 128), (1, 2048)] {
+        let answer = ask(queues, size);
+        assert_eq!(answer.body[..8], [0; 8], "{queues} queues of {size}");
+        assert!(answer.file.is_none(), "{queues} queues of {size}");
+    }
+    let answer = ask(1, 128);
+    assert!(answer.file.is_some() && answer.body[..8] != [0; 8]);
+    disk.assert_well();
+}
+
+/// A front-end that reconnects may have negotiated replies before.
+#[test]
+fn a_message_that_asks_for_a_reply_gets_one_whatever_was_negotiated() {
+    let mut disk = Disk::serve();
+    let plain = feature::VERSION_1;
+    for (features, protocol) in [(plain, None), (plain | feature::PROTOCOL, Some(0))] {
+        let mut raw = connect(&disk);
+        let send = |request, bits: u64| assert!(raw.send(request, 0, &longs(&[bits]), &[]));
+        if let Some(bits) = protocol {
+            send(FrontendReq::SET_PROTOCOL_FEATURES, bits);
+        }
+        send(FrontendReq::SET_FEATURES, features);
+        for (size, fails) in [(128, false), (3, true)] {
+            let answer = raw.ask(FrontendReq::SET_VRING_NUM, NEED_REPLY, &words(&[0, size]));
+            assert_eq!(
+                answer.expect("answer").number() != 0,
+                fails,
+                "{features:#x}"
+            );
+        }
+    }
+    disk.assert_well();
 }
 
 /// Such a queue says so on its error descriptor, and runs once there is memory.

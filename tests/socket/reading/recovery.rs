@@ -11,11 +11,13 @@ use common::content::Random;
 use common::daemon::Daemon;
 use common::disk::{self, Disk};
 use common::golden;
+use common::guest::{Guest, Options};
 use common::load::{Load, Shape};
 use common::memory::Memory;
 use common::returning::Returning;
 use common::ring::{Addresses, Ring};
-use common::session::{Session, feature};
+use common::session::{Session, Wanted, addresses, feature};
+use vhost::VhostBackend;
 
 const SHAPE: Shape = Shape {
     depth: 64,
@@ -116,4 +118,33 @@ fn the_connection_is_lost_and_made_again() {
     under_load(Disk::serve(), 100, |_, session, round| {
         (round % 2 == 0).then_some(session)
     });
+}
+
+/// A front-end may set a queue up again without a base, as Dragonball does, and stop it before it is
+/// enabled.
+#[test]
+fn the_base_of_a_queue_that_never_ran_is_where_it_would_start() {
+    let disk = Disk::serve();
+    let mut guest = disk.guest(Options::default());
+    guest.assert_reads(0, &disk.content);
+    let Guest {
+        session,
+        memory,
+        queues,
+        ..
+    } = guest;
+    drop(session);
+    let ring = &queues[0].ring;
+    let session = Session::negotiate(disk.daemon.connect(), Wanted::all()).expect("session");
+    assert_eq!(session.stop_queue(0).expect("stop"), 0, "without rings");
+    session.share(&memory).expect("memory");
+    let (frontend, vring) = (&session.frontend, &ring.vring);
+    frontend.set_vring_num(0, vring.size).expect("size");
+    frontend
+        .set_vring_addr(0, &addresses(vring))
+        .expect("addresses");
+    frontend.set_vring_kick(0, &vring.kick).expect("kick");
+    for _ in 0..2 {
+        assert_eq!(session.stop_queue(0).expect("stop"), ring.published());
+    }
 }
