@@ -3,10 +3,13 @@
 
 use std::fs::File;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::fs::FileType;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise};
 use vm_memory::VolatileSlice;
 
+use crate::io::file_system;
 use crate::io::sigbus::Watch;
 
 /// A file range cannot be mapped.
@@ -36,9 +39,51 @@ pub enum MapError {
     /// The system refuses the mapping.
     #[error("cannot map the file")]
     Map(#[source] std::io::Error),
+    /// RLIMIT_AS leaves too little for the range.
+    #[error(
+        "mapping of {len} bytes: RLIMIT_AS (ulimit -v) leaves {room} beside the needs of the queues; raise the \
+         limit"
+    )]
+    Room {
+        /// Length of the range in bytes.
+        len: u64,
+        /// Bytes of address space that are left.
+        room: u64,
+    },
     /// Too many mappings are watched already.
     #[error("too many mappings: the table of ranges protected from SIGBUS is full")]
     Full,
+}
+
+/// Bytes of address space that mappings may still take.
+static ROOM: AtomicU64 = AtomicU64::new(u64::MAX);
+
+/// Limits the mappings made from now on to `bytes` of address space, beside what those take that exist and
+/// go: RLIMIT_AS must leave memory for everything else.
+pub fn set_room(bytes: u64) {
+    ROOM.store(bytes, Ordering::Relaxed);
+}
+
+/// Address space that a mapping takes; given back when dropped.
+#[derive(Debug)]
+struct Share(u64);
+
+impl Share {
+    fn take(len: u64) -> Result<Self, MapError> {
+        let taken = ROOM.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |room| {
+            room.checked_sub(len)
+        });
+        match taken {
+            Ok(_) => Ok(Self(len)),
+            Err(room) => Err(MapError::Room { len, room }),
+        }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        ROOM.fetch_add(self.0, Ordering::Relaxed);
+    }
 }
 
 /// What a mapping may be used for.
@@ -57,6 +102,7 @@ pub struct MappedFile {
     watch: Option<Watch>,
     start: NonNull<u8>,
     len: usize,
+    _share: Share,
 }
 
 // SAFETY: the mapping belongs to the process, not to a thread, and it is only handed out as
@@ -75,14 +121,15 @@ impl MappedFile {
         if size == 0 || isize::try_from(size).is_err() {
             return Err(absurd);
         }
-        let meta = file.metadata().map_err(MapError::Stat)?;
-        // A device has no length to check.
-        if meta.is_file() && meta.len() < needed {
-            return Err(MapError::Short {
-                needed,
-                actual: meta.len(),
-            });
+        // A device has no length to check, and its file may be on a file system that does not answer.
+        let mode = file_system::mode(file).map_err(MapError::Stat)?;
+        if FileType::from_raw_mode(mode) == FileType::RegularFile {
+            let actual = file.metadata().map_err(MapError::Stat)?.len();
+            if actual < needed {
+                return Err(MapError::Short { needed, actual });
+            }
         }
+        let share = Share::take(len)?;
         let protection = match access {
             Access::Read => ProtFlags::READ,
             Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
@@ -99,6 +146,7 @@ impl MappedFile {
             watch: None,
             start,
             len: size,
+            _share: share,
         };
         // What a guest has in memory is nobody's to find in a core dump; a kernel that does not
         // take the advice dumps it.

@@ -3,6 +3,7 @@
 pub mod bitmap;
 pub mod boot;
 pub mod directory;
+pub mod file_system;
 pub mod interrupt;
 pub mod mapped_file;
 pub mod poller;

@@ -22,6 +22,7 @@ use rustix::net::{
 };
 use vhost::vhost_user::message::{MAX_MSG_SIZE, VhostUserHeaderFlag};
 
+use super::closing;
 use super::message::{Message, Reply};
 use crate::io::interrupt::PeerCall;
 
@@ -118,7 +119,7 @@ impl Channel {
             })),
             Ok(None) => Ok(None),
             Err(error) => {
-                self.peer.run(|| drop(files));
+                closing::close(files.into_iter().map(File::from), &self.peer);
                 Err(error)
             }
         }
@@ -148,9 +149,6 @@ impl Channel {
         }
         let mut body = vec![0; len as usize];
         self.read_rest(&mut body, 0, files)?;
-        if files.len() > MAX_DESCRIPTORS {
-            return Err(ChannelError::Descriptors);
-        }
         Ok(Some((request, flags, body)))
     }
 
@@ -213,7 +211,8 @@ impl Channel {
                 files.extend(descriptors);
             }
         }
-        if received.flags.contains(ReturnFlags::CTRUNC) {
+        // A message may come in many parts, each with descriptors.
+        if received.flags.contains(ReturnFlags::CTRUNC) || files.len() > MAX_DESCRIPTORS {
             return Err(ChannelError::Descriptors);
         }
         Ok(received.bytes)

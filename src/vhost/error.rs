@@ -63,6 +63,13 @@ pub enum Refusal {
         /// The file's mode.
         mode: u32,
     },
+    /// A file to map is on a file system that may wait for another process.
+    #[error(
+        "descriptor: expected shared memory (memfd, /dev/shm, hugetlbfs) or a file on a block device, found \
+         a file of a file system without one (FUSE, network, overlay, btrfs): give the VMM's memory backend \
+         share=on with memfd, /dev/shm or hugetlbfs"
+    )]
+    FileSystem,
     /// A descriptor cannot be examined.
     #[error("cannot examine the descriptor")]
     Examine(#[source] io::Error),

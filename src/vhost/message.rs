@@ -2,12 +2,13 @@
 
 use std::fs::File;
 
-use rustix::fs::{AtFlags, FileType, StatxFlags, statx};
+use rustix::fs::FileType;
 use rustix::net::sockopt::{socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketType};
 use vhost::vhost_user::message::VhostUserMsgValidator;
 
 use super::error::Refusal;
+use crate::io::file_system;
 
 /// A message as it came.
 #[derive(Debug)]
@@ -71,13 +72,10 @@ impl Kind {
     ///
     /// # Errors
     ///
-    /// [`Refusal::Kind`] if it is not.
+    /// [`Refusal::Kind`] if it is not; [`Refusal::FileSystem`] if it is to be mapped, and its file system may
+    /// wait for another process.
     pub fn check(self, file: &File) -> Result<(), Refusal> {
-        // What the kernel has in memory: to ask a network or FUSE file system could wait for ever.
-        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-        let found = statx(file, c"", flags, StatxFlags::TYPE)
-            .map_err(|errno| Refusal::Examine(errno.into()))?;
-        let mode = u32::from(found.stx_mode);
+        let mode = file_system::mode(file).map_err(Refusal::Examine)?;
         let found = FileType::from_raw_mode(mode);
         let right = match self {
             Kind::Memory => matches!(found, FileType::RegularFile | FileType::CharacterDevice),
@@ -95,7 +93,11 @@ impl Kind {
                 expected: self.name(),
                 mode,
             }),
+        }?;
+        if self == Kind::Memory && file_system::may_wait(file).map_err(Refusal::Examine)? {
+            return Err(Refusal::FileSystem);
         }
+        Ok(())
     }
 }
 
@@ -206,7 +208,7 @@ mod tests {
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
         let memory = rustix::fs::memfd_create("m", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
         let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-        let cases: [(OwnedFd, [bool; 4]); 7] = [
+        let cases: [(OwnedFd, [bool; 4]); 8] = [
             (memory, [true, false, true, false]),
             (event, [false, true, false, false]),
             (pipe.into(), [false, false, true, false]),
@@ -214,6 +216,10 @@ mod tests {
             (datagram.into(), [false, false, true, false]),
             (tcp.into(), [false, false, true, false]),
             (File::open("/").unwrap().into(), [false; 4]),
+            (
+                File::open("/proc/self/maps").unwrap().into(),
+                [false, false, true, false],
+            ),
         ];
         let kinds = [Kind::Memory, Kind::Eventfd, Kind::Stream, Kind::UnixStream];
         for (descriptor, expected) in cases {

@@ -7,6 +7,7 @@
 //! drained, whatever the reason.
 
 pub mod channel;
+pub mod closing;
 pub mod config_change;
 mod dispatch;
 pub mod error;

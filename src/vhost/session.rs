@@ -12,6 +12,7 @@ use rustix::net::UCred;
 use rustix::net::sockopt::socket_peercred;
 
 use super::channel::Channel;
+use super::closing;
 use super::config_change::FrontEnds;
 use super::dispatch::dispatch;
 use super::error::{Error, Refusal};
@@ -92,7 +93,7 @@ impl Session {
         let had_disk = ownership.give_back(self);
         self.log_end(had_disk, &result, &counts);
         let leftover = self.lock().leftover();
-        self.peer.run(|| leftover.for_each(drop));
+        closing::close(leftover, &self.peer);
         result
     }
 
@@ -106,8 +107,7 @@ impl Session {
         while let Some(mut message) = channel.receive()? {
             counts.messages += 1;
             let served = self.serve_message(&channel, ownership, &mut message, counts);
-            // A descriptor that is not used can block when it is closed: a socket may linger.
-            self.peer.run(|| drop(message));
+            closing::close(message.files, &self.peer);
             served?;
         }
         match self.is_retired() {

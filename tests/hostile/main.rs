@@ -5,3 +5,4 @@ mod exhaustion;
 mod frontend;
 mod guest;
 mod storage_faults;
+mod unanswered_files;

@@ -190,7 +190,7 @@ fn conditional_while_opening() -> [(c_long, u8, Test); 2] {
 }
 
 /// Calls allowed for one argument only, counted from 0; several rows of a call are alternatives.
-fn conditional() -> [(c_long, u8, Test); 19] {
+fn conditional() -> [(c_long, u8, Test); 20] {
     use Test::{Bits, Is, Null};
     let thread = Bits {
         mask: THREAD | NEW_NAMESPACES,
@@ -209,6 +209,7 @@ fn conditional() -> [(c_long, u8, Test); 19] {
         (libc::SYS_fcntl, 1, Is(libc::F_SETFL)),
         (libc::SYS_fcntl, 1, Is(libc::F_GETFD)),
         (libc::SYS_fcntl, 1, Is(libc::F_ADD_SEALS)), // an in-flight area
+        (libc::SYS_fcntl, 1, Is(libc::F_GET_SEALS)), // whether memory to map is shared memory
         (libc::SYS_getsockopt, 2, Is(libc::SO_PEERCRED)), // the process of a front-end, for the log
         (libc::SYS_getsockopt, 2, Is(libc::SO_DOMAIN)), // the kind of a socket that a front-end passes
         (libc::SYS_getsockopt, 2, Is(libc::SO_TYPE)),

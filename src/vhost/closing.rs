@@ -1,0 +1,42 @@
+//! Closes descriptors that a front-end sent.
+//!
+//! To close one may wait: a socket may linger, which a signal ends, and a file system may ask its server,
+//! which nothing ends. Files of such file systems are therefore closed by threads of their own.
+
+use std::fs::File;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use crate::io::file_system::may_wait;
+use crate::io::interrupt::PeerCall;
+
+/// Threads that close files at a time. When there are as many, the thread of the connection closes the file, and
+/// waits for it; the number of connections is limited as well.
+pub const MAX_CLOSERS: usize = 8;
+
+static CLOSERS: AtomicUsize = AtomicUsize::new(0);
+
+/// Closes `files`. `peer` interrupts calls of the connection's thread.
+pub fn close(files: impl IntoIterator<Item = File>, peer: &PeerCall) {
+    let waits = |file: &File| may_wait(file).unwrap_or(true);
+    let (slow, quick): (Vec<_>, Vec<_>) = files.into_iter().partition(waits);
+    peer.run(|| drop(quick));
+    if slow.is_empty() {
+        return;
+    }
+    let one_more = |count| (count < MAX_CLOSERS).then_some(count + 1);
+    if CLOSERS
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
+        .is_err()
+    {
+        return;
+    }
+    let started = thread::Builder::new().name("close".to_owned()).spawn(|| {
+        drop(slow);
+        CLOSERS.fetch_sub(1, Ordering::Relaxed);
+    });
+    if started.is_err() {
+        // The files were closed with the closure.
+        CLOSERS.fetch_sub(1, Ordering::Relaxed);
+    }
+}

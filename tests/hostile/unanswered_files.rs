@@ -1,0 +1,138 @@
+//! Files of a FUSE file system whose server does not answer, in place of guest memory, an in-flight area or a
+//! log. They are refused without a call that waits; to close one waits, and holds nothing up.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, UNIX_EPOCH};
+
+use common::disk::Disk;
+use common::raw::{NEED_REPLY, Raw};
+use fuser::{
+    Config, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner,
+    MountOption, OpenFlags, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyOpen, Request,
+};
+use vhost::vhost_user::message::FrontendReq;
+
+const SIZE: u64 = 16 << 20;
+const TTL: Duration = Duration::ZERO;
+
+/// Calls that are not answered, until they are taken out.
+#[derive(Default)]
+struct Unanswered {
+    /// Whether calls are no longer answered.
+    silent: bool,
+    attributes: Vec<(INodeNo, ReplyAttr)>,
+    flushes: Vec<ReplyEmpty>,
+}
+
+impl Unanswered {
+    /// Answers all calls, and those to come.
+    fn answer(&mut self) {
+        self.silent = false;
+        for (ino, reply) in self.attributes.drain(..) {
+            reply.attr(&TTL, &attributes(ino));
+        }
+        self.flushes.drain(..).for_each(ReplyEmpty::ok);
+    }
+}
+
+/// A file system with one file, whatever its name.
+struct Server(Arc<Mutex<Unanswered>>);
+
+fn attributes(ino: INodeNo) -> FileAttr {
+    FileAttr {
+        ino,
+        size: SIZE,
+        blocks: SIZE / 512,
+        atime: UNIX_EPOCH,
+        mtime: UNIX_EPOCH,
+        ctime: UNIX_EPOCH,
+        crtime: UNIX_EPOCH,
+        kind: match ino {
+            INodeNo::ROOT => FileType::Directory,
+            _ => FileType::RegularFile,
+        },
+        perm: 0o755,
+        nlink: 1,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
+impl Filesystem for Server {
+    fn lookup(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
+        reply.entry(&TTL, &attributes(INodeNo(2)), Generation(0));
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        let mut unanswered = self.0.lock().expect("lock");
+        match unanswered.silent {
+            true => unanswered.attributes.push((ino, reply)),
+            false => reply.attr(&TTL, &attributes(ino)),
+        }
+    }
+
+    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        reply.opened(FileHandle(0), FopenFlags::empty());
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        let mut unanswered = self.0.lock().expect("lock");
+        match unanswered.silent {
+            true => unanswered.flushes.push(reply),
+            false => reply.ok(),
+        }
+    }
+}
+
+fn longs(longs: &[u64]) -> Vec<u8> {
+    longs.iter().flat_map(|long| long.to_le_bytes()).collect()
+}
+
+#[test]
+fn files_whose_server_does_not_answer_hold_nothing_up() {
+    let folder = tempfile::tempdir().expect("temporary directory");
+    let unanswered = Arc::new(Mutex::new(Unanswered::default()));
+    let mut config = Config::default();
+    config.mount_options = vec![MountOption::FSName("unanswered".into())];
+    let session = fuser::spawn_mount(Server(unanswered.clone()), folder.path(), &config)
+        .expect("a FUSE mount: it needs /dev/fuse, and root or fusermount3");
+    let mut options = File::options();
+    let file = options.read(true).write(true).open(folder.path().join("f"));
+    let file = file.expect("file");
+    let fds = [file.as_raw_fd()];
+
+    let mut disk = Disk::serve();
+    unanswered.lock().expect("lock").silent = true;
+    let region = longs(&[0, 1 << 32, SIZE, 0x7100_0000_0000, 0]);
+    let table = [&longs(&[1])[..], &region[8..]].concat();
+    let inflight = [&longs(&[4096, 0])[..], &[1, 0, 128, 0, 0, 0, 0, 0]].concat();
+    for (request, body) in [
+        (FrontendReq::ADD_MEM_REG, &region),
+        (FrontendReq::SET_MEM_TABLE, &table),
+        (FrontendReq::SET_LOG_BASE, &longs(&[4096, 0])),
+        (FrontendReq::SET_INFLIGHT_FD, &inflight),
+        // No descriptor belongs to it.
+        (FrontendReq::SET_FEATURES, &longs(&[0])),
+    ] {
+        let mut raw = Raw::new(disk.daemon.connect());
+        assert!(raw.send(request, NEED_REPLY, body, &fds));
+        assert_ne!(raw.receive().expect("answer").number(), 0, "{request:?}");
+        // This connection goes on, too.
+        raw.ask(FrontendReq::GET_FEATURES, 0, &[])
+            .expect("features");
+        disk.assert_well();
+    }
+    assert!(disk.daemon.log().contains("FUSE, network"));
+
+    unanswered.lock().expect("lock").answer();
+    let status = disk.daemon.terminate();
+    assert_eq!(status.code(), Some(0), "{}", disk.daemon.log());
+    drop(file);
+    drop(session);
+}
