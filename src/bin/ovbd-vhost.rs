@@ -11,6 +11,7 @@
     )
 )]
 
+use std::error::Error;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -20,7 +21,7 @@ use clap::builder::UnknownArgumentValueParser;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use ovbd_vhost::daemon::config::{Config, ImageSource, MAX_QUEUES, RemoteConfig, UpperSource};
-use ovbd_vhost::daemon::{self, activation};
+use ovbd_vhost::daemon::{self, activation, limits};
 use ovbd_vhost::engine::Tuning;
 use ovbd_vhost::fetch::process;
 use ovbd_vhost::image::Lineage;
@@ -279,6 +280,21 @@ impl From<Args> for Config {
 }
 
 fn main() -> ExitCode {
+    match limits::check_stack() {
+        Ok(()) => serve(),
+        Err(shortage) => fail(&shortage),
+    }
+}
+
+fn fail(error: &dyn Error) -> ExitCode {
+    // Standard error is the last place to report to.
+    let _ = writeln!(io::stderr(), "ovbd-vhost: {}", reason(error));
+    ExitCode::FAILURE
+}
+
+/// The program. Its arguments and configuration need more stack than there may be in `main`.
+#[inline(never)]
+fn serve() -> ExitCode {
     let environment = env_logger::Env::default().default_filter_or("info");
     env_logger::Builder::from_env(environment).init();
     if let Some(code) = process::run_if_asked() {
@@ -293,10 +309,6 @@ fn main() -> ExitCode {
     }
     match daemon::run(args.into()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Standard error is the last place to report to.
-            let _ = writeln!(io::stderr(), "ovbd-vhost: {}", reason(&error));
-            ExitCode::FAILURE
-        }
+        Err(error) => fail(&error),
     }
 }

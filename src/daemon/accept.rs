@@ -22,11 +22,13 @@ use crate::vhost::config_change::FrontEnds;
 use crate::vhost::ownership::Ownership;
 use crate::vhost::session::Session;
 
-/// Connections that wait to say something; the oldest goes when one more comes.
+/// Connections that wait to say something, and those that wait for another to end; the oldest goes when one more
+/// comes.
 const MAX_SILENT: usize = 16;
 
-/// Connections that are served; the oldest that does not have the disk goes when one more comes.
-const MAX_SERVED: usize = 16;
+/// Connections that are served at most, with one that is told to end: the oldest that does not have the disk
+/// goes when one more comes. The limits of the system may allow fewer.
+pub const MAX_FRONT_ENDS: usize = 17;
 
 /// Pause between two interrupts of threads that do not end, in milliseconds.
 const INTERRUPT_PERIOD: i32 = 20;
@@ -107,7 +109,7 @@ impl Connection {
     }
 }
 
-/// Serves front-ends until `signals` becomes readable.
+/// Serves front-ends, `most` at a time, until `signals` becomes readable.
 ///
 /// # Errors
 ///
@@ -117,11 +119,12 @@ pub fn serve(
     listener: &Listener,
     disk: &Arc<Disk>,
     front_ends: &FrontEnds,
+    most: usize,
     signals: &UnixStream,
     manager: &Manager,
 ) -> Result<(), Error> {
     let mut connections =
-        Connections::new(listener, disk, front_ends, signals).map_err(Error::Wait)?;
+        Connections::new(listener, disk, front_ends, most, signals).map_err(Error::Wait)?;
     connections.serve().map_err(Error::Wait)?;
     log::info!("received a stop signal");
     manager.tell(&NotifyState::Stopping);
@@ -179,9 +182,13 @@ struct Connections<'a> {
     front_ends: &'a FrontEnds,
     ownership: Arc<Ownership>,
     poller: Poller,
+    /// Connections that may be served, with those that are told to end.
+    most: usize,
     /// Token of the next connection or thread.
     next_token: u64,
     silent: Vec<Silent>,
+    /// Connections that say something, and wait for another to end. Oldest first.
+    waiting: Vec<UnixStream>,
     /// Oldest first.
     served: Vec<Connection>,
 }
@@ -191,6 +198,7 @@ impl<'a> Connections<'a> {
         listener: &'a Listener,
         disk: &'a Arc<Disk>,
         front_ends: &'a FrontEnds,
+        most: usize,
         signals: &UnixStream,
     ) -> io::Result<Self> {
         let poller = Poller::new()?;
@@ -202,8 +210,10 @@ impl<'a> Connections<'a> {
             front_ends,
             ownership: Arc::default(),
             poller,
+            most,
             next_token: 0,
             silent: Vec::new(),
+            waiting: Vec::new(),
             served: Vec::new(),
         })
     }
@@ -262,6 +272,7 @@ impl<'a> Connections<'a> {
         let ended = |connection: &Connection| connection.token == token;
         if let Some(at) = self.served.iter().position(ended) {
             self.served.remove(at).reap();
+            self.serve_waiting();
             return;
         }
         let Some(at) = self.silent.iter().position(|silent| silent.token == token) else {
@@ -271,22 +282,33 @@ impl<'a> Connections<'a> {
         if self.poller.forget(&stream).is_err() || !says_something(&stream) {
             return;
         }
-        self.make_room();
-        let token = self.token();
-        let (disk, ownership) = (self.disk.clone(), self.ownership.clone());
-        match Connection::start(
-            stream,
-            disk,
-            self.front_ends,
-            ownership,
-            &self.poller,
-            token,
-        ) {
-            Ok(connection) => self.served.push(connection),
-            Err(error) => {
-                ratelimited_log::error(format_args!(
-                    "cannot serve a front-end connection: {error}"
-                ));
+        if self.waiting.len() >= MAX_SILENT {
+            self.waiting.remove(0);
+        }
+        self.waiting.push(stream);
+        self.serve_waiting();
+    }
+
+    /// Serves the connections that wait, as far as there is room.
+    fn serve_waiting(&mut self) {
+        while !self.waiting.is_empty() && self.make_room() {
+            let stream = self.waiting.remove(0);
+            let token = self.token();
+            let (disk, ownership) = (self.disk.clone(), self.ownership.clone());
+            match Connection::start(
+                stream,
+                disk,
+                self.front_ends,
+                ownership,
+                &self.poller,
+                token,
+            ) {
+                Ok(connection) => self.served.push(connection),
+                Err(error) => {
+                    ratelimited_log::error(format_args!(
+                        "cannot serve a front-end connection: {error}"
+                    ));
+                }
             }
         }
     }
@@ -298,18 +320,22 @@ impl<'a> Connections<'a> {
         token
     }
 
-    /// Hangs up on the oldest connection without the disk, if there are as many as may be.
-    fn make_room(&mut self) {
-        let staying = self.served.iter().filter(|served| !served.leaving);
-        if staying.count() < MAX_SERVED {
-            return;
+    /// Hangs up on the oldest connection without the disk, if there are as many as may be; returns whether one
+    /// more may be served now. Two may be connected in any case: the next front-end comes before the one that
+    /// has the disk leaves.
+    fn make_room(&mut self) -> bool {
+        let leaving = self.served.iter().filter(|served| served.leaving).count();
+        let staying = self.served.len() - leaving;
+        if staying >= self.most.saturating_sub(1).max(2) && leaving < self.waiting.len() {
+            let ownership = &self.ownership;
+            let idle =
+                |served: &&mut Connection| !served.leaving && !ownership.has(&served.session);
+            if let Some(oldest) = self.served.iter_mut().find(idle) {
+                oldest.leaving = true;
+                oldest.session.hang_up();
+            }
         }
-        let ownership = &self.ownership;
-        let idle = |served: &&mut Connection| !served.leaving && !ownership.has(&served.session);
-        if let Some(oldest) = self.served.iter_mut().find(idle) {
-            oldest.leaving = true;
-            oldest.session.hang_up();
-        }
+        self.served.len() < self.most
     }
 }
 

@@ -3,27 +3,46 @@
 //! A shortage that is found when a queue starts leaves a guest without its disk. A shortage that is found
 //! before is one line for the administrator.
 
+mod memory;
+
 use std::fs;
 use std::io;
+use std::iter;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use rustix::process::{Resource, Rlimit, geteuid, getrlimit, setrlimit};
 
+use memory::Usage;
+
+use super::accept::MAX_FRONT_ENDS;
 use crate::io::sigbus::free_ranges;
+use crate::vhost::channel::MAX_DESCRIPTORS;
+use crate::vhost::closing::MAX_CLOSERS;
 use crate::vhost::handler::MEMORY_SLOTS;
 
-/// Descriptors of a queue: the front-end's three, the event that stops it, what it waits with, and
-/// with a writable layer the event of its background thread.
-const QUEUE_DESCRIPTORS: u64 = 5;
+/// Descriptors of a queue that its front-end sends: kick, call and error.
+const SENT_DESCRIPTORS: u64 = 3;
 
-/// Descriptors beside those of queues: connections that say nothing yet, the descriptors of one
-/// message, the connection and its areas, control connections, files that a flush or a snapshot
-/// replaces.
+/// Descriptors of a queue worker: the event that stops it, its poller, and the event of fetched bytes. With a
+/// writable layer there is one more: the event of its background thread.
+const WORKER_DESCRIPTORS: u64 = 3;
+
+/// Descriptors of a front-end beside those of its queues: the connection, both ends of the pipe that tells
+/// that its thread has ended, the socket for messages to it, a device state, the event of its log, and
+/// those of a message, which arrive in two steps at most.
+const FRONT_END_DESCRIPTORS: u64 = 8 + 2 * MAX_DESCRIPTORS as u64;
+
+/// Descriptors beside those of front-ends: connections that say nothing yet or wait for another to end, control
+/// connections, files that a flush or a snapshot replaces or adds.
 const OTHER_DESCRIPTORS: u64 = 96;
 
-/// Threads beside those of queues: connections, of front-ends and for control, and the last flush.
-const OTHER_THREADS: u64 = 16;
+/// Front-ends that have to fit: the one that has the disk, and the next one.
+const LEAST_FRONT_ENDS: u64 = 2;
+
+/// Threads beside those of queues: one for each front-end, those that close files, control connections, and
+/// the last flush.
+const OTHER_THREADS: u64 = (MAX_FRONT_ENDS + MAX_CLOSERS) as u64 + 12;
 
 /// Mappings of a thread: stack, guard page, signal stack and its guard.
 const THREAD_MAPPINGS: u64 = 4;
@@ -31,9 +50,11 @@ const THREAD_MAPPINGS: u64 = 4;
 /// Mappings beside those of threads and of what is open: guest memory, heaps.
 const OTHER_MAPPINGS: u64 = 1200;
 
-/// Ranges of memory protected from SIGBUS that front-ends need: one maps its memory while another leaves,
-/// and each has an in-flight area and a dirty log.
-const FRONT_END_RANGES: usize = 2 * (MEMORY_SLOTS + 2);
+/// Ranges of memory protected from SIGBUS that a front-end needs: its memory, an in-flight area and a dirty
+/// log.
+const FRONT_END_RANGES: usize = MEMORY_SLOTS + 2;
+
+pub use memory::check_stack;
 
 /// A limit that is too small.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -66,6 +87,17 @@ pub enum Shortage {
         /// Ranges that are free.
         have: usize,
     },
+    /// The main thread may not have the stack that it needs.
+    #[error(
+        "the main thread needs {need} bytes of stack, and RLIMIT_STACK (ulimit -s) allows {have}: raise the \
+         limit"
+    )]
+    Stack {
+        /// Bytes that the thread needs.
+        need: u64,
+        /// Bytes that the limit allows.
+        have: u64,
+    },
 }
 
 /// Limits of the system, as far as they can be read outside of the sandbox only.
@@ -75,6 +107,7 @@ pub struct Room {
     threads: Vec<(u64, String)>,
     /// Mappings that may still be made. `None`: unknown.
     mappings: Option<u64>,
+    memory: Usage,
 }
 
 impl Room {
@@ -92,17 +125,30 @@ impl Room {
         Self {
             threads,
             mappings: most.map(|most| most.saturating_sub(maps)),
+            memory: Usage::open(),
         }
     }
 
-    /// Compares what is left with what `queues` queues need, and raises the soft limit of open files
-    /// if that is enough. Call it when all files are open.
+    /// Compares the limits of memory with what `queues` queues need. Call it before the layers are read,
+    /// too: an allocation that fails ends the process.
     ///
     /// # Errors
     ///
     /// The first limit that would be exceeded.
-    pub fn check(&self, queues: u16, writable: bool) -> Result<(), Shortage> {
-        check_ranges(free_ranges())?;
+    pub fn check_memory(&self, queues: u16, writable: bool) -> Result<(), Shortage> {
+        self.memory.check(queues, threads(queues, writable))
+    }
+
+    /// Compares what is left with what `queues` queues need, and raises the soft limits as far as that
+    /// helps. Call it when all files are open. Returns how many front-ends may be connected.
+    ///
+    /// # Errors
+    ///
+    /// The first limit that would be exceeded.
+    pub fn check(&self, queues: u16, writable: bool) -> Result<usize, Shortage> {
+        let free_ranges = free_ranges();
+        check_ranges(free_ranges)?;
+        self.check_memory(queues, writable)?;
         let shortage = |what, limit: &str, need, have| Shortage::Queues {
             what,
             limit: limit.to_owned(),
@@ -110,8 +156,7 @@ impl Room {
             need,
             have,
         };
-        let each = 1 + u64::from(writable);
-        let threads = u64::from(queues) * each + OTHER_THREADS;
+        let threads = threads(queues, writable);
         for (have, limit) in &self.threads {
             if *have < threads {
                 return Err(shortage("more threads", limit, threads, *have));
@@ -122,47 +167,95 @@ impl Room {
             let limit = "vm.max_map_count";
             return Err(shortage("more mappings of memory", limit, mappings, have));
         }
-        let each = QUEUE_DESCRIPTORS + u64::from(writable);
-        let need = open_descriptors() + u64::from(queues) * each + OTHER_DESCRIPTORS;
-        raise_descriptors(need)
-            .map_err(|have| shortage("open files", "RLIMIT_NOFILE (ulimit -n)", need, have))
+        let descriptors = Descriptors::of(queues, writable);
+        let most = descriptors.need(MAX_FRONT_ENDS as u64);
+        let (need, have) = (descriptors.need(LEAST_FRONT_ENDS), raise_descriptors(most));
+        if have < need {
+            let limit = "RLIMIT_NOFILE (ulimit -n)";
+            return Err(shortage("open files", limit, need, have));
+        }
+        let front_ends = descriptors.front_ends(have);
+        Ok(front_ends.min(free_ranges / FRONT_END_RANGES))
+    }
+}
+
+/// Threads that `queues` queues need, and those beside them.
+fn threads(queues: u16, writable: bool) -> u64 {
+    u64::from(queues) * (1 + u64::from(writable)) + OTHER_THREADS
+}
+
+/// Descriptors that front-ends need. Each may have all queues; the queues of one of them run.
+#[derive(Debug)]
+struct Descriptors {
+    /// Those beside the front-ends' own.
+    shared: u64,
+    /// Those of one front-end.
+    each: u64,
+}
+
+impl Descriptors {
+    /// Counts the descriptors for `queues` queues, above those that are open.
+    fn of(queues: u16, writable: bool) -> Self {
+        let worker = WORKER_DESCRIPTORS + u64::from(writable);
+        let queues = u64::from(queues);
+        Self {
+            shared: open_descriptors() + queues * worker + OTHER_DESCRIPTORS,
+            each: queues * SENT_DESCRIPTORS + FRONT_END_DESCRIPTORS,
+        }
+    }
+
+    /// Number of descriptors for so many front-ends.
+    fn need(&self, front_ends: u64) -> u64 {
+        self.shared + front_ends * self.each
+    }
+
+    /// Number of front-ends for which `have` descriptors are enough.
+    fn front_ends(&self, have: u64) -> usize {
+        let fit = have.saturating_sub(self.shared) / self.each;
+        usize::try_from(fit).map_or(MAX_FRONT_ENDS, |fit| fit.min(MAX_FRONT_ENDS))
     }
 }
 
 /// Compares the ranges that the mapped layers leave with the needs of front-ends.
 fn check_ranges(have: usize) -> Result<(), Shortage> {
-    match have < FRONT_END_RANGES {
-        true => Err(Shortage::Ranges {
-            need: FRONT_END_RANGES,
-            have,
-        }),
+    let need = LEAST_FRONT_ENDS as usize * FRONT_END_RANGES;
+    match have < need {
+        true => Err(Shortage::Ranges { need, have }),
         false => Ok(()),
     }
 }
 
-/// Number of open descriptors: a new one gets the lowest number that is free.
+/// Number of open descriptors. A new one gets the lowest number that is free, so that many new ones fill
+/// the gaps, and the last one tells how many there are.
 fn open_descriptors() -> u64 {
-    // A process with none left has as many as it may.
-    io::pipe().map_or(u64::MAX / 2, |(read, _write)| {
-        u64::from(read.as_raw_fd().unsigned_abs())
-    })
+    /// Gaps that are filled.
+    const GAPS: usize = 128;
+    let Ok((read, _write)) = io::pipe() else {
+        // A process with none left has as many as it may.
+        return u64::MAX / 2;
+    };
+    let copies: Vec<_> = iter::repeat_with(|| read.try_clone())
+        .take(GAPS)
+        .map_while(Result::ok)
+        .collect();
+    let last = copies.last().unwrap_or(&read);
+    let all = u64::from(last.as_raw_fd().unsigned_abs()) + 1;
+    all.saturating_sub(copies.len() as u64 + 2)
 }
 
-/// Raises the soft limit of open files to `need`, or returns the limit that prevents it.
-fn raise_descriptors(need: u64) -> Result<(), u64> {
+/// Raises the soft limit of open files up to `most`, if it is lower and the hard limit allows it; returns
+/// the soft limit.
+fn raise_descriptors(most: u64) -> u64 {
     let limit = getrlimit(Resource::Nofile);
-    let Some(current) = limit.current.filter(|current| *current < need) else {
-        return Ok(());
+    let Some(current) = limit.current.filter(|current| *current < most) else {
+        return limit.current.unwrap_or(u64::MAX);
     };
-    let most = limit.maximum.unwrap_or(u64::MAX);
-    if most < need {
-        return Err(most);
-    }
+    let allowed = limit.maximum.map_or(most, |maximum| maximum.min(most));
     let raised = Rlimit {
-        current: Some(need),
+        current: Some(allowed),
         ..limit
     };
-    setrlimit(Resource::Nofile, raised).map_err(|_| current)
+    setrlimit(Resource::Nofile, raised).map_or(current, |()| allowed)
 }
 
 /// Threads that the user of the process may still start.
@@ -243,18 +336,33 @@ mod tests {
         let room = Room {
             threads,
             mappings: None,
+            memory: Usage::open(),
         };
         let error = room.check(4, false).unwrap_err().to_string();
-        assert!(error.contains("4 queues need 20 more threads"), "{error}");
+        assert!(error.contains("4 queues need 41 more threads"), "{error}");
         assert!(error.contains("fs/a allows 11"), "{error}");
     }
 
     #[test]
     fn layers_leave_ranges_for_front_ends() {
         assert_eq!(check_ranges(free_ranges()), Ok(()));
-        let error = check_ranges(FRONT_END_RANGES - 1).unwrap_err().to_string();
+        let error = check_ranges(2 * FRONT_END_RANGES - 1)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("need 1022 mappings"), "{error}");
         assert!(error.contains("leave 1021"), "{error}");
+    }
+
+    #[test]
+    fn as_many_front_ends_as_have_descriptors() {
+        let descriptors = Descriptors {
+            shared: 100,
+            each: 10,
+        };
+        let expected = [(119, 1), (120, 2), (129, 2), (u64::MAX, MAX_FRONT_ENDS)];
+        for (have, front_ends) in expected {
+            assert_eq!(descriptors.front_ends(have), front_ends, "{have}");
+        }
     }
 
     #[test]
@@ -262,8 +370,9 @@ mod tests {
         let room = |mappings| Room {
             threads: Vec::new(),
             mappings,
+            memory: Usage::open(),
         };
-        assert_eq!(room(None).check(1, true), Ok(()));
+        assert!(room(None).check(1, true).is_ok());
         let error = room(Some(100)).check(1, true).unwrap_err().to_string();
         assert!(error.contains("vm.max_map_count allows 100"), "{error}");
     }

@@ -94,6 +94,7 @@ pub fn run(config: Config) -> Result<(), Error> {
         control: _control, // removes its path at the end
         fetcher: _fetcher, // ends it at the end
         front_ends,
+        most_front_ends,
         signals,
         manager,
     } = started?;
@@ -106,7 +107,14 @@ pub fn run(config: Config) -> Result<(), Error> {
         disk.volume.image().index().len(),
         path.map_or("the passed socket".into(), Path::to_string_lossy)
     );
-    accept::serve(&socket, &disk, &front_ends, &signals, &manager)
+    accept::serve(
+        &socket,
+        &disk,
+        &front_ends,
+        most_front_ends,
+        &signals,
+        &manager,
+    )
 }
 
 /// A disk that is ready to be served.
@@ -116,6 +124,8 @@ struct Started {
     socket: Listener,
     control: Option<Listener>,
     fetcher: Option<Control>,
+    /// Front-ends that may be connected.
+    most_front_ends: usize,
     signals: UnixStream,
     manager: Manager,
 }
@@ -166,11 +176,12 @@ fn start(
     let sockets = Sockets::claim(config, passed)?;
     let writable = upper.map(WritableFiles::find).transpose()?;
     let room = Room::measure();
+    room.check_memory(config.queues(), writable.is_some())?;
     let sandbox = enter(config, &sockets, writable.as_ref(), &rings)?;
     let device = Device::load(config, sources, writable, rings)?;
     let (disk, front_ends) = (device.disk().clone(), device.front_ends().clone());
     device.start_serving();
-    room.check(config.queues(), device.is_writable())?;
+    let most_front_ends = room.check(config.queues(), device.is_writable())?;
     starting.store(false, Ordering::Relaxed);
     let (socket, control) = sockets.listen()?;
     sandbox.map_or(Ok(()), Sandbox::tighten)?;
@@ -186,6 +197,7 @@ fn start(
         socket,
         control,
         fetcher,
+        most_front_ends,
         signals,
         manager,
     })

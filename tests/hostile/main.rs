@@ -4,5 +4,6 @@ mod descriptors;
 mod exhaustion;
 mod frontend;
 mod guest;
+mod limits;
 mod storage_faults;
 mod unanswered_files;

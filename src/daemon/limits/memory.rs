@@ -1,0 +1,163 @@
+//! Limits of memory: RLIMIT_AS, RLIMIT_DATA and RLIMIT_STACK.
+//!
+//! An allocation that fails ends the process, so that the memory of all queues has to be there before the
+//! daemon is ready. How much memory a guest has is known when its front-end shares it: what is left of the
+//! address space bounds that ([`set_room`]).
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::thread;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use super::Shortage;
+use crate::io::mapped_file::set_room;
+
+/// Stack that the main thread needs, which parses command line, configs and layers.
+const MAIN_STACK: u64 = 1 << 20;
+
+/// Memory of a thread: the stack that the standard library gives it, and its signal stack.
+const THREAD_BYTES: u64 = (2 << 20) + (64 << 10);
+
+/// Heap of a queue whose ring is full of large reads: 64 buffers of the longest stored run of blocks, and
+/// lists of pieces.
+const QUEUE_HEAP: u64 = 12 << 20;
+
+/// Heap beside that of queues: messages, control connections, snapshots, growth of the index of a writable layer.
+const OTHER_HEAP: u64 = 64 << 20;
+
+/// Address space that the C library reserves for the heap of a thread.
+const ARENA: u64 = 64 << 20;
+
+/// The memory of the process, readable from inside of the sandbox.
+#[derive(Debug)]
+pub struct Usage {
+    /// `/proc/self/statm`. `None`: unknown.
+    statm: Option<File>,
+}
+
+impl Usage {
+    /// Opens what tells the memory of the process.
+    pub fn open() -> Self {
+        Self {
+            statm: File::open("/proc/self/statm").ok(),
+        }
+    }
+
+    /// Bytes of address space, and of private writable memory.
+    fn bytes(&self) -> (u64, u64) {
+        let read = || -> Option<(u64, u64)> {
+            let mut text = [0; 128];
+            let len = self.statm.as_ref()?.read_at(&mut text, 0).ok()?;
+            let text = std::str::from_utf8(text.get(..len)?).ok()?;
+            let mut pages = text.split_whitespace().map(|pages| pages.parse().ok());
+            let page = rustix::param::page_size() as u64;
+            let [total, data] = [pages.next()??, pages.nth(4)??].map(|pages: u64| pages * page);
+            Some((total, data))
+        };
+        read().unwrap_or_default()
+    }
+
+    /// Compares the limits with the memory in use and what `queues` queues and `threads` threads add to it.
+    /// Raises the soft limits as far as allowed, and limits what front-ends may share.
+    ///
+    /// # Errors
+    ///
+    /// [`Shortage::Queues`] names the first limit that would be exceeded.
+    pub fn check(&self, queues: u16, threads: u64) -> Result<(), Shortage> {
+        let (total, data) = self.bytes();
+        let more = u64::from(queues) * QUEUE_HEAP + threads * THREAD_BYTES + OTHER_HEAP;
+        let need = data + more;
+        let have = raise(Resource::Data);
+        if have < need {
+            let what = "bytes of private memory";
+            return Err(shortage(
+                queues,
+                what,
+                "RLIMIT_DATA (ulimit -d)",
+                need,
+                have,
+            ));
+        }
+        let need = total + more + arenas(threads) * ARENA;
+        let have = raise(Resource::As);
+        if have < need {
+            let what = "bytes of address space";
+            return Err(shortage(queues, what, "RLIMIT_AS (ulimit -v)", need, have));
+        }
+        if have < u64::MAX {
+            set_room(have - need);
+        }
+        Ok(())
+    }
+}
+
+fn shortage(queues: u16, what: &'static str, limit: &str, need: u64, have: u64) -> Shortage {
+    Shortage::Queues {
+        what,
+        limit: limit.to_owned(),
+        queues,
+        need,
+        have,
+    }
+}
+
+/// Heaps that the C library reserves address space for.
+fn arenas(threads: u64) -> u64 {
+    if !cfg!(target_env = "gnu") {
+        return 0;
+    }
+    let chosen = std::env::var("MALLOC_ARENA_MAX").ok();
+    let chosen = chosen.and_then(|number| number.parse().ok());
+    let processors = thread::available_parallelism().map_or(1, |number| number.get() as u64);
+    threads.min(chosen.unwrap_or(8 * processors))
+}
+
+/// Raises the soft limit as far as the hard one allows; returns what is allowed then.
+fn raise(resource: Resource) -> u64 {
+    let Rlimit { current, maximum } = getrlimit(resource);
+    let Some(have) = current else {
+        return u64::MAX;
+    };
+    let raised = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    match current == maximum || setrlimit(resource, raised).is_err() {
+        true => have,
+        false => maximum.unwrap_or(u64::MAX),
+    }
+}
+
+/// Raises the limit of the main thread's stack if it is too small. Call it first: a stack that overflows ends
+/// the process without a word.
+///
+/// # Errors
+///
+/// [`Shortage::Stack`].
+pub fn check_stack() -> Result<(), Shortage> {
+    let have = getrlimit(Resource::Stack).current.unwrap_or(u64::MAX);
+    if have >= MAIN_STACK {
+        return Ok(());
+    }
+    let have = raise(Resource::Stack);
+    match have < MAIN_STACK {
+        true => Err(Shortage::Stack {
+            need: MAIN_STACK,
+            have,
+        }),
+        false => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_memory_of_the_process_is_found() {
+        let (total, data) = Usage::open().bytes();
+        assert!(data > 0 && total > data, "{total} {data}");
+        assert_eq!(Usage { statm: None }.bytes(), (0, 0));
+    }
+}
