@@ -1,9 +1,9 @@
-//! Bytes appended to a file by a thread of its own, past the page cache where the file system lets
-//! them.
+//! Appends bytes to a file on a thread of its own, with direct I/O where the file system supports
+//! it.
 //!
-//! Bytes are gathered in a few large aligned buffers; the thread stores those that are full, so
-//! that the maker of the bytes waits only when storage is slower. What goes past the page cache
-//! costs no copy into it, pushes nothing out of it, and is on storage when it was written.
+//! Bytes are collected in a few large aligned buffers. The thread writes full buffers, so the
+//! producer waits only if storage is slower. Direct I/O copies nothing into the page cache, evicts
+//! nothing from it, and is on storage when the write returns.
 
 use std::fs::File;
 use std::io;
@@ -17,22 +17,22 @@ use std::thread::{Builder, JoinHandle};
 use rustix::fs::{Advice, OFlags, fadvise, fcntl_setfl};
 use rustix::io::Errno;
 
-/// Bytes of a buffer: so many that storage is busy with one, and has another when it is done.
+/// Bytes of a buffer.
 const BUFFER: usize = 2 * 1024 * 1024;
 
-/// Buffers: one to be filled, one to be stored and one between them.
+/// Number of buffers: one is filled, one is written, one waits.
 const BUFFERS: usize = 3;
 
-/// What offsets, lengths and memory of writes past the page cache must be multiples of. Where
-/// storage wants more, they go through it.
+/// Alignment of direct I/O: offsets, lengths and memory. If storage needs more, writes go through
+/// the page cache.
 const PAGE: usize = 4096;
 
-/// How the page cache is used.
+/// Use of the page cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cache {
-    /// Not at all, if the file system can do without.
+    /// Direct I/O, if the file system supports it.
     Past,
-    /// What is written stays there: it is read back soon.
+    /// Through the page cache, because the bytes are read again soon.
     Through,
 }
 
@@ -40,7 +40,7 @@ pub enum Cache {
 #[derive(Debug)]
 pub struct Appender {
     filling: Buffer,
-    /// `None`: nothing more will come.
+    /// `None` after the last byte.
     full: Option<SyncSender<Buffer>>,
     free: Receiver<Buffer>,
     writer: Option<JoinHandle<io::Result<()>>>,
@@ -50,12 +50,12 @@ impl Appender {
     /// Starts at the first byte of `file`.
     ///
     /// # Errors
-    /// There is no thread.
+    /// No thread can be started.
     pub fn start(file: Arc<File>, cache: Cache) -> io::Result<Self> {
         let (full, to_store) = sync_channel(BUFFERS);
         let (stored, free) = channel();
         for _ in 1..BUFFERS {
-            // The receiver is there.
+            // The receiver exists.
             let _ = stored.send(Buffer::new());
         }
         let filling = Buffer::new();
@@ -74,10 +74,10 @@ impl Appender {
         })
     }
 
-    /// Takes the next bytes.
+    /// Appends bytes.
     ///
     /// # Errors
-    /// Earlier ones could not be stored.
+    /// Earlier bytes could not be written.
     pub fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             bytes = self.filling.fill(bytes);
@@ -88,10 +88,10 @@ impl Appender {
         Ok(())
     }
 
-    /// Stores what is left, and lets the file be written to in any other way.
+    /// Writes the remaining bytes, and releases the file for other writes.
     ///
     /// # Errors
-    /// Something could not be stored.
+    /// Some bytes could not be written.
     pub fn finish(mut self) -> io::Result<()> {
         if self.filling.len > 0 {
             self.send()?;
@@ -110,7 +110,7 @@ impl Appender {
         }
     }
 
-    /// What became of the writer, once nothing more comes.
+    /// Result of the thread, after the last byte.
     fn join(&mut self) -> io::Result<()> {
         self.full = None;
         let ended = || io::Error::other("the thread that writes ended early");
@@ -126,12 +126,12 @@ impl Drop for Appender {
     }
 }
 
-/// Bytes to be stored, aligned in memory.
+/// Bytes to write, aligned in memory.
 #[derive(Debug)]
 struct Buffer {
-    /// A page more than is used.
+    /// One page longer than the used part.
     room: Vec<u8>,
-    /// First byte that is aligned.
+    /// First aligned byte.
     start: usize,
     len: usize,
 }
@@ -150,7 +150,7 @@ impl Buffer {
         &self.room[self.start..][..self.len]
     }
 
-    /// Takes as many of the bytes as it has room for: the rest.
+    /// Takes as many bytes as fit; returns the rest.
     fn fill<'b>(&mut self, bytes: &'b [u8]) -> &'b [u8] {
         let (now, later) = bytes.split_at(bytes.len().min(BUFFER - self.len));
         let at = self.start + self.len;
@@ -160,16 +160,16 @@ impl Buffer {
     }
 }
 
-/// Where the bytes go.
+/// Destination of the bytes.
 struct Store {
     file: Arc<File>,
-    /// Whether the file is written to past the page cache.
+    /// Whether direct I/O is on.
     direct: bool,
     position: u64,
 }
 
 impl Store {
-    /// Stores buffers until there are no more.
+    /// Writes buffers until the sender is gone.
     fn all(&mut self, full: &Receiver<Buffer>, stored: &Sender<Buffer>) -> io::Result<()> {
         for mut buffer in full {
             // All buffers but the last are full, so whole pages.
@@ -188,7 +188,8 @@ impl Store {
 
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         match self.file.write_all_at(bytes, self.position) {
-            // Only now does the file system say that it cannot, or wants them aligned to more.
+            // Only the write shows that the file system does not support it, or needs a larger
+            // alignment.
             Err(error) if self.direct && Errno::from_io_error(&error) == Some(Errno::INVAL) => {
                 self.through_cache()?;
                 self.file.write_all_at(bytes, self.position)
@@ -196,8 +197,8 @@ impl Store {
             result => result,
         }?;
         if !self.direct {
-            // Lets the system begin to store what will soon have to be durable; what is not stored
-            // yet it does not let go. It is advice: one that does not take it does no harm.
+            // Starts writeback of bytes that must be durable soon, and drops those that are on
+            // storage. Both are advice.
             let len = NonZeroU64::new(bytes.len() as u64);
             let _ = fadvise(&self.file, self.position, len, Advice::DontNeed);
         }

@@ -1,4 +1,4 @@
-//! `ovbd cache`: what is in a cache directory, and keeping it small and right.
+//! `ovbd cache`: lists, shrinks and verifies a cache directory.
 
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -79,8 +79,8 @@ impl fmt::Display for Listing {
     }
 }
 
-/// Verifies complete blobs, all of them or those that are named, and removes damaged ones. Tells
-/// of each that is damaged, or named and not complete, and returns how many there are.
+/// Verifies complete blobs, all or the named ones, and removes damaged ones. Reports each blob that
+/// is damaged, and each named one that is not complete. Returns their number.
 ///
 /// # Errors
 /// [`Error::File`] and [`Error::Locked`] if the system fails.

@@ -1,4 +1,4 @@
-//! `ovbd commit`: a sealed layer from a writable one.
+//! `ovbd commit`: makes a sealed layer of a writable layer.
 
 use std::fs;
 use std::num::NonZero;
@@ -20,39 +20,39 @@ use crate::writable::Paths;
 use crate::writable::extent_map::ExtentMap;
 use crate::writable::manifest::Pairs;
 
-/// Bytes of an index up to which its pieces are kept apart as they arrived.
+/// Largest index file, in bytes, whose extents are kept in the order of their writes.
 const MAX_APART: u64 = 4_000_000 * ENTRY_LEN as u64;
 
-/// What to make a layer of, and how.
+/// The layer to make.
 #[derive(Clone, Debug)]
 pub struct Commit {
     /// The writable layer. No process may have it open.
     pub upper: Paths,
-    /// File to be written; one that exists is replaced.
+    /// Output file; an existing file is replaced.
     pub to: PathBuf,
-    /// How blocks are compressed; `None`: the layer is not compressed.
+    /// Format of compressed blocks. `None`: no compression.
     pub blocks: Option<BlockFormat>,
-    /// Whether to wrap it in a tar member.
+    /// Whether the layer is wrapped in tar.
     pub tar: bool,
-    /// Name of the layer; `None`: the upper's.
+    /// Uuid of the layer. `None`: that of the writable layer.
     pub uuid: Option<Uuid>,
-    /// Name of the layer below; `None`: as the upper says.
+    /// Uuid of the parent layer. `None`: that of the writable layer's parent.
     pub parent_uuid: Option<Uuid>,
     /// Commit message, of at most 256 bytes.
     pub message: String,
-    /// Threads that read and compress.
+    /// Number of threads that read and compress.
     pub threads: NonZero<usize>,
 }
 
-/// Makes a layer of what the upper holds, which stays as it is. The output does not depend on the
-/// number of threads.
+/// Makes a layer of the content of a writable layer, which does not change. The output does not
+/// depend on the number of threads.
 ///
 /// # Errors
-/// Something cannot be read or written; there is no output then.
+/// An [`Error`]; then there is no output.
 pub fn commit(task: &Commit, progress: &ProgressBar) -> Result<Written, Error> {
     Pairs::refuse_frozen(&task.upper)?;
-    // Upstream joins neighbours only up to a length, so what it makes of them depends on how they
-    // arrived. For an index with very many entries we would rather save the memory.
+    // Upstream joins neighbours up to a length only, so its result depends on the order of the
+    // writes. For an index with very many entries, memory matters more.
     let index = fs::metadata(&task.upper.index);
     let map = match index.is_ok_and(|index| index.len() > MAX_APART) {
         true => ExtentMap::new(),
@@ -75,10 +75,10 @@ pub fn commit(task: &Commit, progress: &ProgressBar) -> Result<Written, Error> {
     )
 }
 
-/// Writes all that the layers of a disk hold as one layer.
+/// Writes the content of all layers of a disk as one layer.
 ///
 /// # Errors
-/// As [`commit`].
+/// Those of [`commit`].
 pub fn write(
     disk: &Disk,
     to: &Path,
@@ -87,7 +87,7 @@ pub fn write(
     progress: &ProgressBar,
 ) -> Result<Written, Error> {
     output::refuse_inputs(to, disk.inputs())?;
-    // To find out later would cost the copying of most of it.
+    // Finding this out later would cost the copying.
     if runs(disk) > MAX_ENTRIES {
         return Err(Error::TooManyMappings {
             path: to.to_owned(),
@@ -118,8 +118,8 @@ pub fn write(
     })
 }
 
-/// Runs of sectors that hold something, or are zeroed. A layer has a mapping for each at least, and
-/// no more unless they are long.
+/// Number of runs of sectors with data, and of zeroed ones. A layer has at least one mapping for
+/// each, and more for long ones only.
 pub fn runs(disk: &Disk) -> u64 {
     let (mut count, mut last) = (0, None);
     for piece in disk.all_pieces() {

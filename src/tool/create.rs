@@ -1,7 +1,8 @@
-//! `ovbd create`: a sealed layer from a raw image, on nothing or on a stack of layers.
+//! `ovbd create`: makes a sealed layer of a raw image, with or without parent layers.
 //!
-//! The image is read in order and cut into units; threads find out what to keep of each chunk:
-//! what is not zero, or, on a stack, what differs from it. What is kept goes to the layer writer.
+//! The image is read in order and cut into units. Threads compare: without parents, units of zeros
+//! are dropped; with parents, units that are equal to the parent's. The remaining units go to the
+//! layer writer.
 
 use std::num::NonZero;
 use std::path::PathBuf;
@@ -27,36 +28,34 @@ use crate::units::{SECTOR_SIZE, Sector};
 /// Sectors of a unit.
 const UNIT_SECTORS: u16 = (UNIT as u64 / SECTOR_SIZE) as u16;
 
-/// What to make a layer of, and how.
+/// The layer to make.
 #[derive(Clone, Debug)]
 pub struct Create {
     /// The raw image.
     pub from: Input,
-    /// File to be written; one that exists is replaced.
+    /// Output file; an existing file is replaced.
     pub to: PathBuf,
     /// Whether an input that looks like an image of another format is taken as raw.
     pub raw: bool,
     /// The stack below the new layer: only what differs from it is stored.
     pub parent: Option<Stack>,
-    /// How blocks are compressed; `None`: the layer is not compressed.
+    /// Format of compressed blocks. `None`: no compression.
     pub blocks: Option<BlockFormat>,
-    /// Whether to wrap it in a tar member.
+    /// Whether the layer is wrapped in tar.
     pub tar: bool,
-    /// Name of the layer; `None`: one made from the parent's, the message and the first MiB.
+    /// Uuid of the layer. `None`: derived from the parent's uuid, the message and the first MiB.
     pub uuid: Option<Uuid>,
     /// Commit message, of at most 256 bytes.
     pub message: String,
-    /// Threads that compare and compress.
+    /// Number of threads that compare and compress.
     pub threads: NonZero<usize>,
 }
 
-/// Makes a layer. The output does not depend on the number of threads, nor on whether the image
-/// comes from a file or a stream.
-///
-/// The disk becomes as large as the raw image, be that more or less than the parent.
+/// Makes a layer. The output does not depend on the number of threads, nor on whether the image is
+/// a file or a stream. The disk gets the size of the raw image.
 ///
 /// # Errors
-/// Something cannot be read or written; there is no output then.
+/// An [`Error`]; then there is no output.
 pub fn create(task: &Create, progress: &ProgressBar) -> Result<Written, Error> {
     let mut raw = RawImage::open(&task.from)?;
     if !task.raw {
@@ -72,7 +71,7 @@ pub fn create(task: &Create, progress: &ProgressBar) -> Result<Written, Error> {
     }
     let format = format_of(task, parent, &mut raw)?;
     thread::scope(|scope| {
-        // All data is in memory when its place is known.
+        // All data is in memory when it is given to the writer.
         let fetch = || |_: u64, _: &mut [u8]| Ok(());
         let layer = LayerWriter::start(scope, task.threads, &task.to, format, raw.size(), fetch)?;
         let source = raw.source();
@@ -90,7 +89,7 @@ pub fn create(task: &Create, progress: &ProgressBar) -> Result<Written, Error> {
     })
 }
 
-/// How the new layer is stored, and its names.
+/// Format and uuids of the new layer.
 fn format_of(
     task: &Create,
     parent: Option<&Image>,
@@ -112,37 +111,37 @@ fn format_of(
     })
 }
 
-/// A name that is the same whenever the same layer is made, and differs from the parent's: by what
-/// is known when the layer's first block is written.
+/// A uuid that is the same for the same layer and differs from the parent's. It depends only on
+/// what is known when the first block of the layer is written.
 fn derived_uuid(parent: Uuid, message: &str, head: &[u8]) -> Uuid {
     hashed(&[parent.as_bytes(), message.as_bytes(), head])
 }
 
-/// A chunk of the new disk, which starts at a whole unit.
+/// A chunk of the new disk, which starts at the start of a unit.
 struct Chunk {
     offset: u64,
     bytes: Vec<u8>,
-    /// Whether the bytes are still to be read.
+    /// Whether the bytes must still be read.
     unread: bool,
 }
 
-/// What becomes of a unit.
+/// Result of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Unit {
-    /// It is as it was, or zero upon nothing.
+    /// The unit equals that of the parent; without a parent, it is zero.
     Same,
-    /// Its data goes into the layer.
+    /// The unit is stored.
     Data,
-    /// It became zero.
+    /// The unit is zero, and is not zero in the parent.
     Zeroed,
 }
 
-/// Tells what to keep of a chunk.
+/// Compares chunks with the parent.
 struct Differ<'p> {
     parent: Option<&'p Image>,
     source: Arc<Source>,
     reader: Reader,
-    /// What the parent holds where the chunk is.
+    /// Content of the parent at the place of the chunk.
     below: Vec<u8>,
 }
 
@@ -156,7 +155,7 @@ impl<'p> Differ<'p> {
         }
     }
 
-    /// The chunk in whole sectors, and what becomes of each of its units.
+    /// Returns the chunk in whole sectors, and the result for each of its units.
     fn sort(&mut self, mut chunk: Chunk) -> Result<(Chunk, Vec<Unit>), Error> {
         let sector = SECTOR_SIZE as usize;
         let bytes = &mut chunk.bytes;
@@ -166,7 +165,7 @@ impl<'p> Differ<'p> {
         bytes.resize(bytes.len().next_multiple_of(sector), 0);
         self.below.clear();
         if let Some(parent) = self.parent {
-            // Of the parent's disk, only sectors that lie wholly on it can be compared.
+            // Only sectors that lie wholly on the parent's disk can be compared.
             let known = (parent.size() / SECTOR_SIZE * SECTOR_SIZE).saturating_sub(chunk.offset);
             self.below.resize(known.min(bytes.len() as u64) as usize, 0);
             if !self.below.is_empty() {
@@ -181,7 +180,8 @@ impl<'p> Differ<'p> {
             let same = match (self.parent, self.below.get(at..at + unit.len())) {
                 (None, _) => is_zero,
                 (Some(_), Some(below)) => below == unit,
-                // On a larger disk than the parent's, old data beyond its end would come back.
+                // On a disk larger than the parent's, old data beyond the parent's end would come
+                // back.
                 (Some(parent), None) => {
                     let start = chunk.offset + at as u64;
                     is_zero && data_from(parent, start, start + unit.len() as u64).is_none()
@@ -200,7 +200,7 @@ impl<'p> Differ<'p> {
 
 type Sorted = Result<(Chunk, Vec<Unit>), Error>;
 
-/// Takes chunks, and lets what is to be kept of them end up in the layer.
+/// Takes chunks, and writes the units that are stored to the layer.
 struct Sink {
     layer: LayerWriter,
     jobs: InOrder<Chunk, Sorted>,
@@ -208,7 +208,7 @@ struct Sink {
 }
 
 impl Sink {
-    /// Takes all of an image.
+    /// Reads and compares all of an image.
     fn take_all(
         &mut self,
         raw: &mut RawImage,
@@ -245,7 +245,7 @@ impl Sink {
         }
     }
 
-    /// Hides what the parent has in a hole of the new disk.
+    /// Hides the parent's data in a hole of the new disk.
     fn hide(&mut self, parent: &Image, mut offset: u64, end: u64) -> Result<(), Error> {
         while let Some(data) = data_from(parent, offset, end) {
             let start = data / UNIT as u64 * UNIT as u64;

@@ -1,4 +1,4 @@
-//! Asks a running daemon something over its control socket (`docs/control.md`).
+//! `ovbd ctl`: sends requests to the control socket of a running daemon (`docs/control.md`).
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -10,37 +10,37 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 use serde_json::{Value, json};
 use thiserror::Error;
 
-/// Most bytes of an answer.
+/// Longest answer, in bytes.
 const MAX_ANSWER: u64 = 64 << 20;
 
-/// How long an answer may take: a snapshot, or another size, makes durable what was written before.
+/// Time limit of an answer: a snapshot or a resize makes earlier writes durable.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// The same if it waits for a layer to be sealed.
+/// Time limit of an answer that waits until a layer is sealed.
 const SEAL_LIMIT: Duration = Duration::from_secs(3600);
 
-/// What to ask for.
+/// A request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ask {
-    /// What the device is and holds.
+    /// Describe the disk.
     Device,
-    /// Its snapshots.
+    /// List the snapshots.
     Snapshots,
-    /// A new snapshot.
+    /// Take a snapshot.
     Snapshot {
-        /// Its name.
+        /// Name of the snapshot.
         name: String,
-        /// Whether to wait until its layer is sealed.
+        /// Whether to wait until the layer is sealed.
         wait: bool,
     },
-    /// Another size of the disk.
+    /// Set the size of the disk.
     Resize {
-        /// In bytes.
+        /// Size in bytes.
         size: u64,
     },
 }
 
-/// Why there is no answer, or no good one.
+/// The request failed, or there is no answer.
 #[derive(Debug, Error)]
 pub enum Error {
     /// The daemon cannot be reached.
@@ -48,10 +48,10 @@ pub enum Error {
     Connection {
         /// The control socket.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
-    /// The daemon takes too long.
+    /// The daemon did not answer in time.
     #[error(
         "no answer from {} within {seconds} s; what was asked for may still be done: ask for the \
          device and its snapshots to see",
@@ -60,29 +60,29 @@ pub enum Error {
     Late {
         /// The control socket.
         path: PathBuf,
-        /// How long it had.
+        /// Time limit.
         seconds: u64,
     },
-    /// Something else than a daemon answers.
+    /// The socket is not that of a daemon.
     #[error("{} answers with no HTTP; expected the control socket of ovbd-vhost", path.display())]
     NoAnswer {
         /// The socket.
         path: PathBuf,
     },
-    /// The daemon says why not.
+    /// The daemon refused the request.
     #[error("the daemon refused the request ({status}): {text}")]
     Refused {
-        /// As 409.
+        /// HTTP status, such as 409.
         status: u16,
-        /// What it says.
+        /// Reason of the daemon.
         text: String,
     },
 }
 
-/// Asks the daemon whose control socket is at `path`; returns its answer.
+/// Sends a request to the daemon whose control socket is at `path`; returns its answer.
 ///
 /// # Errors
-/// It cannot be reached, refuses, or takes too long: two minutes, or an hour to seal a layer.
+/// [`Error::Late`] after two minutes, or an hour to seal a layer; otherwise another [`Error`].
 pub fn ask(path: &Path, ask: &Ask) -> Result<Value, Error> {
     let (method, resource, body) = match ask {
         Ask::Device => ("GET", "device", String::new()),
@@ -124,10 +124,10 @@ pub fn ask(path: &Path, ask: &Ask) -> Result<Value, Error> {
     }
 }
 
-/// Sends a request and receives what comes, up to the end, within `limit`.
+/// Sends a request and receives the answer up to its end, within `limit`.
 fn exchange(path: &Path, request: &[u8], limit: Duration) -> io::Result<Vec<u8>> {
     let end = Instant::now() + limit;
-    // To connect takes as long as others are served.
+    // A connection waits while the daemon serves others.
     let socket = socket_with(
         AddressFamily::UNIX,
         SocketType::STREAM,
@@ -141,7 +141,7 @@ fn exchange(path: &Path, request: &[u8], limit: Duration) -> io::Result<Vec<u8>>
     let (mut answer, mut part) = (Vec::new(), [0; 4096]);
     while (answer.len() as u64) < MAX_ANSWER {
         let left = end.saturating_duration_since(Instant::now());
-        // No time at all would be no limit.
+        // A timeout of zero would be no timeout.
         stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
         match stream.read(&mut part)? {
             0 => break,

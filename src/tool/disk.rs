@@ -1,4 +1,4 @@
-//! What the tools read: a stack of layers, a writable layer above it, or both.
+//! A disk as the tool reads it: layers, a writable layer above them, or both.
 
 use std::fs::{self, Metadata};
 use std::iter;
@@ -21,16 +21,16 @@ use crate::writable::manifest::Pairs;
 /// Size of the largest disk, in bytes.
 const MAX_SIZE: u64 = MAX_SECTORS * SECTOR_SIZE;
 
-/// The files of a disk. At least one of the two is there.
+/// Names of the files of a disk: layers, a writable layer, or both.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Files {
-    /// The sealed layers; possibly none under a writable layer.
+    /// The sealed layers; may be empty with a writable layer.
     pub stack: Stack,
-    /// The writable layer above them, or the first one of it that snapshots have put others above.
+    /// The writable layer. After snapshots: the pair of files that the disk started with.
     pub upper: Option<Paths>,
 }
 
-/// A disk, open to be read. Shared by all threads.
+/// A loaded disk. Shared by all threads.
 #[derive(Debug)]
 pub struct Disk {
     image: Option<Image>,
@@ -43,26 +43,27 @@ pub struct Disk {
 pub struct Upper {
     /// Its files.
     pub paths: Paths,
-    /// What its data file says about it.
+    /// Header of the data file.
     pub header: Header,
-    /// How it places data.
+    /// Placement of data in the data file.
     pub kind: Kind,
-    /// Where the data of which sectors is.
+    /// Extents with their places in the data file.
     pub map: ExtentMap,
-    /// Mappings that were never made durable, which are part of the map.
+    /// Number of mappings in the journal, which are part of the map.
     pub journal: usize,
-    /// Entries of the index file.
+    /// Number of entries in the index file.
     pub index_entries: u64,
-    /// Whether the index file does not say what the map says.
+    /// Whether index file and map differ.
     pub index_is_stale: bool,
     blob: Blob,
 }
 
 impl Upper {
-    /// Opens a writable layer and reads its map into `map`, an empty one.
+    /// Opens a writable layer and reads its map into `map`, which is empty.
     ///
     /// # Errors
-    /// It cannot be read, or another process writes to it.
+    /// [`writable::Error`](crate::writable::Error): it cannot be read, or another process writes to
+    /// it.
     pub fn open(paths: &Paths, map: ExtentMap) -> Result<Self, Error> {
         let Loaded {
             data,
@@ -87,25 +88,25 @@ impl Upper {
         })
     }
 
-    /// Its data file, as a layer.
+    /// The data file as a layer.
     pub fn layer_ref(&self) -> LayerRef {
         LayerRef::from(&self.paths.data)
     }
 
-    /// Bytes of its data file.
+    /// Size of the data file in bytes.
     pub fn data_len(&self) -> u64 {
         self.blob.len()
     }
 
-    /// Fills `into` with what the data file holds from its sector `from` on.
+    /// Fills `into` with the data file's content from its sector `from` on.
     ///
     /// # Errors
-    /// It cannot be read, or ends before.
+    /// The file cannot be read, or ends earlier.
     pub fn read(&self, from: Sector, into: &mut [u8]) -> Result<(), Error> {
         let offset = from.byte();
         let there = self.blob.len().saturating_sub(offset);
         let missing = (into.len() as u64).saturating_sub(there);
-        // A sparse file of a disk whose last sector is partial ends inside that.
+        // The data file of a sparse layer may end inside its last sector.
         let part = match missing < SECTOR_SIZE {
             true => into.len() - missing as usize,
             false => into.len(),
@@ -117,23 +118,23 @@ impl Upper {
     }
 }
 
-/// Sectors of a disk that one layer makes up.
+/// Sectors of a disk that come from one layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
     /// The sectors.
     pub range: SectorRange,
-    /// Where they are.
+    /// Source of their content.
     pub content: Content,
 }
 
-/// Where the content of a piece is.
+/// Source of the content of a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
-    /// It reads as zeros.
+    /// Zeros.
     Zeroed,
-    /// In the layer with this number, counted from the bottom.
+    /// The layer with this number, counted from the bottom.
     Layer(u16),
-    /// In the upper.
+    /// The writable layer.
     Upper,
 }
 
@@ -146,10 +147,10 @@ impl Disk {
         Self::load(files.open()?)
     }
 
-    /// Reads the layers and the writable layer, whose files are as snapshots have left them.
+    /// Reads the layers and the writable layer, and follows the snapshots of the latter.
     ///
     /// # Errors
-    /// One of them cannot be read, or a process writes to the writable layer.
+    /// A file cannot be read, or a process writes to the writable layer.
     pub fn load(mut files: OpenFiles) -> Result<Self, Error> {
         let upper = match open_upper(&files)? {
             Some((pairs, upper)) => {
@@ -172,7 +173,7 @@ impl Disk {
         Ok(Self::of(image, upper))
     }
 
-    /// The disk of a layer and an upper that are open.
+    /// A disk of loaded layers and a writable layer.
     pub fn of(image: Option<Image>, upper: Option<Upper>) -> Self {
         let said = upper.as_ref().map_or(0, |upper| upper.header.virtual_size);
         let size = match said {
@@ -192,12 +193,12 @@ impl Disk {
         self.upper.as_ref()
     }
 
-    /// Size of the disk in bytes; 0 if an upper without layers below does not say it.
+    /// Size of the disk in bytes; 0 if a writable layer without layers below does not give it.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// The files it is made of, as far as they can be looked at.
+    /// Metadata of its files, without those that cannot be examined.
     pub fn inputs(&self) -> impl Iterator<Item = Metadata> + '_ {
         let layers = self.image.iter().flat_map(Image::layers);
         let layers = layers.filter_map(|layer| layer.container().blob().metadata().ok());
@@ -206,7 +207,7 @@ impl Disk {
         layers.chain(upper.filter_map(|path| fs::metadata(path).ok()))
     }
 
-    /// The first byte from `start` on and before `end` at which there may be other than zeros.
+    /// First byte from `start` on and before `end` that may not be zero.
     pub fn data_from(&self, start: u64, end: u64) -> Option<u64> {
         let image = self.image.as_ref();
         let below = image.and_then(|image| super::unit::data_from(image, start, end));
@@ -218,11 +219,11 @@ impl Disk {
         [below, above].into_iter().flatten().min()
     }
 
-    /// Fills `into`, whole sectors, with what the layers hold from sector `start` on, even beyond
-    /// the disk.
+    /// Fills `into`, which has whole sectors, with the content of the layers from sector `start`
+    /// on. The range may lie beyond the disk.
     ///
     /// # Errors
-    /// Something cannot be read or unpacked.
+    /// A layer cannot be read or decoded.
     pub fn read(&self, reader: &mut Reader, start: Sector, into: &mut [u8]) -> Result<(), Error> {
         let (mut at, mut rest) = (start, into);
         let end = start + Sectors::whole_in(rest.len() as u64);
@@ -258,7 +259,7 @@ impl Disk {
         Ok(())
     }
 
-    /// The pieces that make up the disk, in order; what no layer says anything about is left out.
+    /// Pieces of the disk in order; ranges without a mapping are left out.
     pub fn pieces(&self) -> impl Iterator<Item = Piece> + '_ {
         let end = match self.size {
             0 => Sector(MAX_SECTORS),
@@ -272,7 +273,7 @@ impl Disk {
         pieces.take_while(|piece| !piece.range.is_empty())
     }
 
-    /// The same, and what lies beyond the disk.
+    /// The same, and pieces beyond the end of the disk.
     pub fn all_pieces(&self) -> impl Iterator<Item = Piece> + '_ {
         let image = self.image.as_ref();
         let unders = image.into_iter().flat_map(|image| image.index().iter());
@@ -295,7 +296,7 @@ impl Disk {
     }
 }
 
-/// Opens the writable layer of a disk that takes writes, and finds those that snapshots froze.
+/// Opens the active writable layer, and finds the pairs of files that snapshots froze.
 fn open_upper(files: &OpenFiles) -> Result<Option<(Pairs, Upper)>, Error> {
     loop {
         let Some(pairs) = files.pairs()? else {
@@ -309,7 +310,7 @@ fn open_upper(files: &OpenFiles) -> Result<Option<(Pairs, Upper)>, Error> {
     }
 }
 
-/// Lays pieces over others: where both have one, that of `overs` counts.
+/// Merges two lists of pieces; those of `overs` hide those of `unders`.
 fn overlaid(
     unders: impl Iterator<Item = Piece>,
     overs: impl Iterator<Item = Piece>,

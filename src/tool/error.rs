@@ -1,4 +1,4 @@
-//! Why the image tool could not do what it was asked to.
+//! Errors of the image tool.
 
 use std::io;
 use std::path::PathBuf;
@@ -9,10 +9,10 @@ use crate::format::foreign::Foreign;
 use crate::format::lsmt::MAX_ENTRIES;
 use crate::{codec, image, writable};
 
-/// Why a layer or a raw image could not be read, made or checked.
+/// A layer or a raw image cannot be read, made or checked.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// The config does not tell which layers to open.
+    /// The image config does not describe an image.
     #[error(transparent)]
     Config(#[from] image::config::Error),
     /// A stack of layers cannot be opened or read.
@@ -26,21 +26,21 @@ pub enum Error {
     Open {
         /// The raw image.
         name: String,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
-    /// The raw image is a directory, say.
+    /// The raw image is a directory or another kind of file.
     #[error("{name} is neither a file nor a block device nor a pipe")]
     NotAnImage {
         /// The raw image.
         name: String,
     },
-    /// The raw image starts or ends as another format does.
+    /// The raw image starts or ends like an image of another format.
     #[error("{name} {kind}; expected a raw image: {}, or add --raw", kind.hint())]
     Foreign {
         /// The raw image.
         name: String,
-        /// What it seems to be.
+        /// The format.
         kind: Foreign,
     },
     /// The raw image cannot be read.
@@ -48,26 +48,26 @@ pub enum Error {
     Read {
         /// The raw image.
         name: String,
-        /// Where reading failed.
+        /// Byte at which reading failed.
         offset: u64,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
-    /// The raw image ended before the length it had at first.
+    /// The raw image was truncated while it was read.
     #[error("{name} was truncated while it was read, at byte {offset}")]
     Shrunk {
         /// The raw image.
         name: String,
-        /// Start of the bytes of which some are missing.
+        /// Start of the range that was not read.
         offset: u64,
     },
-    /// A raw image of no bytes.
+    /// The raw image has no bytes.
     #[error("{name} is empty; a disk needs at least one byte")]
     Empty {
         /// The raw image.
         name: String,
     },
-    /// A raw image larger than a layer can describe.
+    /// The raw image is larger than a layer can describe.
     #[error("{name} has more than 2^59 bytes, the limit of a layer")]
     TooLarge {
         /// The raw image.
@@ -78,13 +78,13 @@ pub enum Error {
     Write {
         /// The output.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
     /// Standard output cannot be written.
     #[error("cannot write to standard output")]
     Stdout(#[source] io::Error),
-    /// The output exists and is something that a new file must not take the place of.
+    /// The output exists and is not a regular file.
     #[error("{} exists and is no regular file; name a file to be written", path.display())]
     NotAFile {
         /// The output.
@@ -96,7 +96,7 @@ pub enum Error {
         /// The output.
         path: PathBuf,
     },
-    /// Changes in more places than one layer can describe.
+    /// The layer would need more mappings than the format allows.
     #[error(
         "{} would need more than {MAX_ENTRIES} mappings, the most a layer can have; merge fewer \
          layers, or make one of the disk with ovbd export and ovbd create, which takes no notice of \
@@ -107,7 +107,7 @@ pub enum Error {
         /// The output.
         path: PathBuf,
     },
-    /// A block that upstream's reader could not read.
+    /// The upstream reader cannot read a block of this length.
     #[error(
         "{}: block {block} does not compress and would take {stored} bytes, which upstream's \
          reader cannot read; use a smaller --block-size",
@@ -118,13 +118,13 @@ pub enum Error {
         path: PathBuf,
         /// Number of the block.
         block: u64,
-        /// Bytes it would take.
+        /// Length of the stored block in bytes.
         stored: usize,
     },
-    /// A block could not be compressed.
+    /// A block cannot be compressed.
     #[error("cannot compress a block")]
     Codec(#[from] codec::Error),
-    /// No thread could be started, or one of them died.
+    /// No thread can be started, or a thread died.
     #[error("cannot run worker threads")]
     Threads(#[source] io::Error),
 }

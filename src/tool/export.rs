@@ -1,6 +1,6 @@
-//! `ovbd export`: the disk that layers make up as a raw image.
+//! `ovbd export`: writes the merged disk of layers as a raw image.
 //!
-//! Only what the layers have data for is read, on many threads; the rest is a hole.
+//! Threads read only the ranges that have data; other ranges become holes.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -20,16 +20,16 @@ use super::unit::{CHUNK, UNIT, is_zero};
 use crate::image::reader::Reader;
 use crate::units::{SECTOR_SIZE, Sector};
 
-/// Where a raw image goes.
+/// Destination of a raw image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
-    /// Standard output, zeros written out.
+    /// Standard output; zeros are written.
     Stdout,
-    /// This file, with holes where the disk is zero; one that exists is replaced.
+    /// A file, with holes where the disk is zero; an existing file is replaced.
     Path(PathBuf),
 }
 
-/// Bytes of the disk, as a worker read them.
+/// Bytes of the disk.
 struct Chunk {
     offset: u64,
     bytes: Vec<u8>,
@@ -77,7 +77,7 @@ pub fn export(
     target.finish(disk.size())
 }
 
-/// Fills a chunk with what the disk holds there.
+/// Fills a chunk with the content of the disk.
 fn read(disk: &Disk, reader: &mut Reader, mut chunk: Chunk) -> Result<Chunk, Error> {
     let len = chunk.bytes.len();
     let sector = SECTOR_SIZE as usize;
@@ -87,7 +87,7 @@ fn read(disk: &Disk, reader: &mut Reader, mut chunk: Chunk) -> Result<Chunk, Err
     Ok(chunk)
 }
 
-/// An output, open.
+/// An open output.
 #[derive(Debug)]
 pub struct Target(Kind);
 
@@ -108,7 +108,7 @@ impl Target {
     /// Those of [`NewFile::create`]; [`Error::Stdout`] if standard output is closed.
     pub fn open(to: &Output) -> Result<Self, Error> {
         let Output::Path(path) = to else {
-            // Not through the standard library's buffer, which is made for lines.
+            // Without the line buffer of the standard library.
             let file = io::stdout().as_fd().try_clone_to_owned();
             let file = file.map_err(Error::Stdout)?.into();
             return Ok(Self(Kind::Stdout { file, written: 0 }));
@@ -123,7 +123,7 @@ impl Target {
         }
     }
 
-    /// Writes a chunk, which lies behind those before.
+    /// Writes a chunk, which lies behind the earlier ones.
     fn write(&mut self, chunk: &Chunk) -> Result<(), Error> {
         match &mut self.0 {
             Kind::Stdout { file, written } => {

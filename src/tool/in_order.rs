@@ -1,8 +1,8 @@
-//! Jobs done on many threads, their results taken in the order in which the jobs were given.
+//! Runs jobs on many threads and returns their results in the order of the jobs.
 //!
-//! The giver of jobs is the taker of results: once enough jobs are under way, each
-//! [`InOrder::push`] first takes the oldest result. So memory is bounded by the number of jobs
-//! under way, and what is made of the results does not depend on the number of threads.
+//! One caller adds jobs and takes results: once enough jobs are in progress, each [`InOrder::push`]
+//! takes the oldest result first. This bounds memory, and makes the output independent of the
+//! number of threads.
 
 use std::collections::VecDeque;
 use std::io;
@@ -13,13 +13,13 @@ use std::thread::{Builder, Scope};
 
 use super::Error;
 
-/// Jobs under way for each thread: one in work, and some waiting so that no thread ever waits.
+/// Jobs in progress for each thread: one runs, the others wait, so that the thread never does.
 const JOBS_PER_THREAD: usize = 4;
 
-/// Jobs under way besides: where all processors are busy with jobs, their giver waits for one.
+/// Additional jobs in progress, for a caller that is not scheduled while all processors are busy.
 const MORE_JOBS: usize = 8;
 
-/// Threads at work on jobs `J`, which become `D` when done.
+/// Threads that turn jobs `J` into results `D`.
 pub struct InOrder<J, D> {
     jobs: Sender<(J, SyncSender<D>)>,
     under_way: VecDeque<Receiver<D>>,
@@ -27,10 +27,10 @@ pub struct InOrder<J, D> {
 }
 
 impl<J: Send, D: Send> InOrder<J, D> {
-    /// Starts threads, each with a worker of its own. They end when this value is dropped.
+    /// Starts threads, each with its own worker. They end when this value is dropped.
     ///
     /// # Errors
-    /// Not a single thread could be started.
+    /// No thread can be started.
     pub fn start<'scope, W>(
         scope: &'scope Scope<'scope, '_>,
         threads: NonZero<usize>,
@@ -48,17 +48,17 @@ impl<J: Send, D: Send> InOrder<J, D> {
             let mut work = worker();
             let run = move || {
                 loop {
-                    // The lock is given back before the work starts.
+                    // The lock is released before the work starts.
                     let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     let Ok((job, done)) = next else { return };
-                    // If the giver of jobs failed, no thread waits for the result.
+                    // If the caller failed, the result is not needed.
                     let _ = done.send(work(job));
                 }
             };
             match Builder::new().spawn_scoped(scope, run) {
                 Ok(_) => {}
                 Err(error) if number == 0 => return Err(Error::Threads(error)),
-                // Fewer threads than wanted are only slower.
+                // Fewer threads than wanted are slower only.
                 Err(_) => break,
             }
         }
@@ -69,7 +69,7 @@ impl<J: Send, D: Send> InOrder<J, D> {
         })
     }
 
-    /// Gives a job, and takes the oldest result if enough jobs are under way.
+    /// Adds a job; takes the oldest result if enough jobs are in progress.
     ///
     /// # Errors
     /// The threads died.
@@ -85,7 +85,7 @@ impl<J: Send, D: Send> InOrder<J, D> {
         Ok(oldest)
     }
 
-    /// Takes the oldest result, waiting for it; `None` when no job is under way.
+    /// Waits for the oldest result and takes it. `None`: no job is in progress.
     ///
     /// # Errors
     /// The threads died.

@@ -1,4 +1,4 @@
-//! `ovbd inspect`: what layers are made of, as a table or as JSON.
+//! `ovbd inspect`: describes the layers of a disk, as a table or as JSON.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -14,16 +14,16 @@ use crate::image::layer::Layer;
 use crate::source::LayerRef;
 use crate::units::{SECTOR_SIZE, Sectors};
 
-/// What a disk is made of. Field names are those of the JSON; sizes are in bytes.
+/// Description of a disk. Field names are those of the JSON; sizes are in bytes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Inspection {
     /// Size of the disk.
     pub virtual_size: u64,
-    /// Pieces the disk is made of: segments of the merged index, extents of the upper.
+    /// Number of pieces of the disk: segments of the merged index, extents of the writable layer.
     pub segments: u64,
-    /// Bytes of the disk that a layer explicitly makes zero.
+    /// Bytes of the disk that a layer zeroes.
     pub zeroed: u64,
-    /// Bytes of the disk that no layer says anything about.
+    /// Bytes of the disk without a mapping.
     pub unmapped: u64,
     /// The layers, bottom first.
     pub layers: Vec<LayerInfo>,
@@ -31,76 +31,77 @@ pub struct Inspection {
     pub upper: Option<UpperInfo>,
 }
 
-/// What a writable layer is made of.
+/// Description of a writable layer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct UpperInfo {
     /// The data file.
     pub data: PathBuf,
     /// The index file.
     pub index: PathBuf,
-    /// `append`, `sparse` or `hybrid`: how it places data.
+    /// Placement of data: `append`, `sparse` or `hybrid`.
     pub kind: &'static str,
-    /// Size of the disk, as the layer says; 0: as the layers below say.
+    /// Size of the disk in the layer's header; 0: that of the layers below.
     pub virtual_size: u64,
-    /// Name of the layer; null if unset.
+    /// Uuid of the layer; null if unset.
     pub uuid: Option<Uuid>,
-    /// Name of the layer it was made upon; null if unset.
+    /// Uuid of the parent layer; null if unset.
     pub parent_uuid: Option<Uuid>,
     /// Bytes of the data file.
     pub file_size: u64,
-    /// Bytes of data that count.
+    /// Bytes of data that is in use.
     pub data_size: u64,
-    /// Extents of its map.
+    /// Number of extents.
     pub extents: usize,
-    /// Entries of the index file.
+    /// Number of entries in the index file.
     pub index_entries: u64,
-    /// Mappings in the journal only: the last process that wrote to it did not end properly.
+    /// Number of mappings that are in the journal only: the last process that wrote to it was
+    /// killed.
     pub journal: usize,
-    /// Segments of the disk that lead to it.
+    /// Number of pieces of the disk that come from it.
     pub share_segments: u64,
     /// Bytes of the disk that come from it.
     pub share: u64,
-    /// The same in percent of the disk.
+    /// `share` in percent of the disk.
     pub share_percent: f64,
 }
 
-/// What one layer is made of.
+/// Description of a layer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LayerInfo {
-    /// What the layer was named by: a path, or the URL of a blob.
+    /// Name of the layer: a path, or the URL of a blob.
     #[serde(rename = "path")]
     pub layer: LayerRef,
     /// Bytes of the file.
     pub file_size: u64,
     /// Whether it is wrapped in a tar member.
     pub tar: bool,
-    /// How it is compressed, if it is.
+    /// Compression; null: none.
     pub compression: Option<Compression>,
-    /// Bytes of the layer, out of its wrappers.
+    /// Bytes of the layer, unwrapped.
     pub layer_size: u64,
-    /// `layer_size` by `file_size`.
+    /// `layer_size` divided by `file_size`.
     pub ratio: f64,
     /// Bytes between header and index: the layer's data.
     pub data_size: u64,
-    /// Size of the disk, as this layer says.
+    /// Size of the disk in the layer's trailer.
     pub virtual_size: u64,
-    /// Name of the layer; null if unset.
+    /// Uuid of the layer; null if unset.
     pub uuid: Option<Uuid>,
-    /// Name of the layer it was made upon; null if unset.
+    /// Uuid of the parent layer; null if unset.
     pub parent_uuid: Option<Uuid>,
     /// Commit message.
     pub message: String,
-    /// Mappings in its index, without padding.
+    /// Number of mappings in its index, without padding.
     pub mappings: usize,
-    /// Segments of the merged index that lead to this layer.
+    /// Number of segments of the merged index that come from the layer.
     pub share_segments: u64,
-    /// Bytes of the disk that come from this layer.
+    /// Bytes of the disk that come from the layer.
     pub share: u64,
-    /// The same in percent of the disk.
+    /// `share` in percent of the disk.
     pub share_percent: f64,
 }
 
-/// How a layer is compressed.
+/// Compression of a layer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Compression {
     /// `lz4` or `zstd`.
@@ -117,7 +118,7 @@ pub struct Compression {
     pub digest: bool,
 }
 
-/// How much of the disk one layer makes up.
+/// Part of the disk that comes from one layer.
 #[derive(Clone, Copy, Default)]
 struct Share {
     segments: u64,
@@ -160,7 +161,7 @@ pub fn inspect(disk: &Disk) -> Inspection {
     }
 }
 
-/// A share in bytes: a last sector may be partial.
+/// A share in bytes; the last sector of a disk may be partial.
 fn bytes(share: &Share, size: u64) -> u64 {
     (share.sectors * SECTOR_SIZE).min(size)
 }
@@ -354,7 +355,7 @@ impl LayerInfo {
     }
 }
 
-/// Writes rows with their columns side by side; the last column is as wide as it likes.
+/// Writes rows with aligned columns; the last column is not padded.
 fn write_table<const N: usize>(f: &mut fmt::Formatter<'_>, rows: &[[String; N]]) -> fmt::Result {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let widths: Vec<_> = (0..N).map(|column| width(column).unwrap_or(0)).collect();

@@ -1,7 +1,7 @@
-//! Bytes on their way into a layer, cut into jobs for all threads.
+//! Cuts the bytes of a layer into jobs for all threads.
 //!
-//! What is in memory is copied into a job. What lies in files is only noted there, and fetched by
-//! the thread that does the job, so that reading overlaps with compressing.
+//! Bytes in memory are copied into a job. Bytes in files are only noted there; the thread that runs
+//! the job fetches them, so that reading overlaps with compression.
 
 use std::mem;
 use std::num::NonZero;
@@ -10,24 +10,24 @@ use std::thread::Scope;
 use super::Error;
 use super::in_order::InOrder;
 
-/// Bytes of a job, a multiple of every block size; only the last one may have fewer.
+/// Bytes of a job, a multiple of each block size; the last job may be shorter.
 const JOB_LEN: usize = 256 * 1024;
 
-/// A piece of the layer, and what becomes of it.
+/// A piece of the layer, before and after compression.
 #[derive(Default)]
 pub struct Job {
-    /// Room for its bytes, which is never made smaller: clearing it would take time. A job of which
-    /// all is to be fetched gets it from the thread that does it.
+    /// Buffer of the bytes. It is never shortened, because clearing it would take time. If all
+    /// bytes of a job are fetched, the thread that runs it allocates the buffer.
     room: Vec<u8>,
     len: usize,
     fetches: Vec<Fetch>,
-    /// The same bytes as they are stored, if that is another way.
+    /// The bytes as stored, if compressed.
     pub stored: Vec<u8>,
     /// Stored length of each block.
     pub lens: Vec<u32>,
 }
 
-/// Bytes of a job that a thread must fetch.
+/// A range of a job that its thread fetches.
 struct Fetch {
     at: usize,
     len: usize,
@@ -35,7 +35,7 @@ struct Fetch {
 }
 
 impl Job {
-    /// A job of these bytes.
+    /// A job with these bytes.
     pub fn of(bytes: Vec<u8>) -> Self {
         Self {
             len: bytes.len(),
@@ -44,12 +44,12 @@ impl Job {
         }
     }
 
-    /// Its bytes.
+    /// The bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.room[..self.len]
     }
 
-    /// How many more bytes of those wanted it takes.
+    /// Number of `wanted` bytes that fit.
     fn takes(&self, wanted: u64) -> usize {
         wanted.min((JOB_LEN - self.len) as u64) as usize
     }
@@ -73,19 +73,20 @@ impl Job {
     }
 }
 
-/// Jobs under way, their results taken in order.
+/// Jobs in progress; results are taken in order.
 pub struct Jobs {
     pending: Job,
     under_way: InOrder<Job, Result<Job, Error>>,
-    /// Jobs done, whose buffers are used again.
+    /// Finished jobs, whose buffers are reused.
     spare: Vec<Job>,
 }
 
 impl Jobs {
-    /// Starts threads. Each has its own `fetch`, which fills bytes from a place that only its maker
-    /// knows the meaning of, and its own `pack`, which does the job with its bytes.
+    /// Starts threads. Each has its own `fetch`, which fills bytes from a place in the source, and
+    /// its own `pack`, which runs a job on its bytes.
     ///
     /// # Errors
+    /// No thread can be started.
     /// No thread can be started.
     pub fn start<'scope, F, P>(
         scope: &'scope Scope<'scope, '_>,
@@ -101,7 +102,7 @@ impl Jobs {
             let (mut fetch, mut pack) = (fetch(), pack());
             let mut own_room = Vec::new();
             move |mut job: Job| {
-                // What only passes through stays in this processor's cache.
+                // Bytes that are used once stay in this processor's cache.
                 let lent = job.room.is_empty();
                 if lent {
                     mem::swap(&mut job.room, &mut own_room);
@@ -125,10 +126,10 @@ impl Jobs {
         })
     }
 
-    /// Takes the next bytes. Gives `done` the jobs that are.
+    /// Adds bytes. Passes finished jobs to `done`.
     ///
     /// # Errors
-    /// A job failed, or `done` did.
+    /// A job or `done` failed.
     pub fn write(
         &mut self,
         mut bytes: &[u8],
@@ -147,10 +148,10 @@ impl Jobs {
         Ok(())
     }
 
-    /// Takes the next `len` bytes, which `fetch` will find at `from`.
+    /// Adds `len` bytes, which `fetch` reads at `from`.
     ///
     /// # Errors
-    /// As [`Jobs::write`].
+    /// Those of [`Jobs::write`].
     pub fn fetch(
         &mut self,
         mut len: u64,
@@ -185,10 +186,10 @@ impl Jobs {
         Ok(())
     }
 
-    /// Takes what is left, and waits for all jobs.
+    /// Adds the last job, and waits for all jobs.
     ///
     /// # Errors
-    /// As [`Jobs::write`].
+    /// Those of [`Jobs::write`].
     pub fn finish(&mut self, mut done: impl FnMut(&Job) -> Result<(), Error>) -> Result<(), Error> {
         if self.pending.len > 0 {
             self.submit(&mut done)?;

@@ -1,8 +1,8 @@
-//! Writes a finished layer: data and zeroed ranges come in the order of the disk, the file is
-//! written from front to back, and appears under its name when it is whole.
+//! Writes a sealed layer. Data and zeroed ranges are added in the order of the disk. The file is
+//! written from front to back, and appears under its name when it is complete.
 //!
-//! `header | data, packed | index, padded | trailer`, the whole of it in a ZFile if wanted, and
-//! that in a tar member if wanted. `docs/format.md` has the layouts.
+//! Layout: `header | data | index, padded | trailer`, optionally in a ZFile, and that optionally in
+//! a tar member (`docs/format.md`).
 
 use std::num::NonZero;
 use std::path::Path;
@@ -23,71 +23,72 @@ use crate::format::tar;
 use crate::format::zfile::BlockFormat;
 use crate::units::{SECTOR_SIZE, Sector};
 
-/// Most entries of an index, padding included, that upstream's reader accepts in one layer.
+/// Largest number of index entries, padding included, that the upstream reader accepts in one
+/// layer.
 pub const UPSTREAM_ENTRIES: u64 = 1_000_000 / ENTRY_GROUP * ENTRY_GROUP;
 
-/// Most sectors that neighbours are joined to, as upstream does it: one less than an entry can
-/// tell.
+/// Longest joined mapping in sectors. Upstream joins up to one sector less than an entry can
+/// describe.
 const MAX_JOINED: u16 = 16382;
 
-/// Sectors of a piece that are joined to what comes before at once: upstream copies so many at a
+/// Sectors of a piece that are joined to the piece before at once: upstream copies so many at a
 /// time.
 const JOINED_AT_ONCE: u64 = 64;
 
-/// How a layer is wrapped, and what it says about itself.
+/// Wrappers and header fields of a layer.
 #[derive(Clone, Debug)]
 pub struct LayerFormat {
-    /// How blocks are compressed; `None`: the layer is not compressed.
+    /// Format of compressed blocks. `None`: no compression.
     pub blocks: Option<BlockFormat>,
-    /// Whether it is wrapped in a tar member.
+    /// Whether it is wrapped in tar.
     pub tar: bool,
-    /// Name of the layer.
+    /// Uuid of the layer.
     pub uuid: Uuid,
-    /// Uuid of the layer it lies upon, or nil.
+    /// Uuid of the parent layer, or nil.
     pub parent_uuid: Uuid,
     /// Commit message, of at most 256 bytes.
     pub message: Vec<u8>,
 }
 
-/// What a finished layer came to.
+/// Sizes of a finished layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Written {
-    /// Bytes of the file.
+    /// Size of the file in bytes.
     pub file_len: u64,
     /// Bytes of data in it, before compression.
     pub data_len: u64,
-    /// Mappings in its index.
+    /// Number of mappings in its index.
     pub mappings: usize,
 }
 
-/// A layer under way.
+/// A layer in progress.
 pub struct LayerWriter {
     file: NewFile,
     body: Body,
     tar: bool,
     header: Header,
-    /// Whether the header could not tell the size of the disk.
+    /// Whether the header is written without the size of the disk.
     size_unknown: bool,
     index: Vec<Mapping>,
-    /// Sector of the layer at which the next data goes.
+    /// Sector of the layer for the next data.
     next: Sector,
 }
 
-/// Where the bytes of the layer go.
+/// Destination of the layer's bytes.
 enum Body {
-    /// To the file, from byte `start` on.
+    /// The file, from byte `start` on.
     Plain { start: u64, jobs: Jobs },
-    /// Into a ZFile.
+    /// A ZFile.
     CompressedRun(Box<ZFileWriter>),
 }
 
 impl LayerWriter {
-    /// Starts a layer that is to appear as `target`, for a disk of `virtual_size` bytes; `None` if
-    /// that will be known only in the end, which costs moving what was written. `threads` threads
+    /// Starts a layer that will appear as `target`, for a disk of `virtual_size` bytes. `None`: the
+    /// size is known at the end only, and the written bytes will be moved. `threads` threads
     /// compress; each has its own `fetch`, for [`LayerWriter::fetched`].
     ///
     /// # Errors
-    /// The file cannot be made.
+    /// The file cannot be created.
     pub fn start<'scope, F>(
         scope: &'scope Scope<'scope, '_>,
         threads: NonZero<usize>,
@@ -99,7 +100,7 @@ impl LayerWriter {
     where
         F: FnMut(u64, &mut [u8]) -> Result<(), Error> + Send + 'scope,
     {
-        // A header that comes late moves what was written.
+        // A header that is written last moves the bytes behind it.
         let cache = match (&format.blocks, virtual_size) {
             (Some(_), None) => Cache::Through,
             _ => Cache::Past,
@@ -140,11 +141,11 @@ impl LayerWriter {
         Ok(writer)
     }
 
-    /// Adds data for the sectors from `offset` on, which lie after those before: whole sectors, at
+    /// Adds data for the sectors from `offset` on, which lie behind earlier ones: whole sectors, at
     /// most [`MAX_LENGTH`](crate::format::lsmt::MAX_LENGTH).
     ///
     /// # Errors
-    /// It cannot be written, or there are too many mappings.
+    /// The file cannot be written, or there are too many mappings.
     pub fn data(&mut self, offset: Sector, bytes: &[u8]) -> Result<(), Error> {
         let sectors = bytes.len() as u64 / SECTOR_SIZE;
         let mapping = u16::try_from(sectors)
@@ -155,11 +156,11 @@ impl LayerWriter {
         self.write(bytes)
     }
 
-    /// Adds data of any length for the sectors from `offset` on, which `fetch` will find at `from`.
-    /// The layer's size must be known from the start.
+    /// Adds data of any length for the sectors from `offset` on, which `fetch` reads at `from`. The
+    /// size of the disk must be known.
     ///
     /// # Errors
-    /// It cannot be fetched or written, or there are too many mappings.
+    /// The data cannot be fetched, the file cannot be written, or there are too many mappings.
     pub fn fetched(&mut self, offset: Sector, sectors: u64, from: u64) -> Result<(), Error> {
         for done in (0..sectors).step_by(JOINED_AT_ONCE as usize) {
             let length = (sectors - done).min(JOINED_AT_ONCE);
@@ -175,7 +176,7 @@ impl LayerWriter {
         }
     }
 
-    /// Lets the sectors from `offset` on, which lie after those before, read as zeros: at most
+    /// Zeroes the sectors from `offset` on, which lie behind earlier ones: at most
     /// [`MAX_LENGTH`](crate::format::lsmt::MAX_LENGTH).
     ///
     /// # Errors
@@ -184,10 +185,10 @@ impl LayerWriter {
         self.map(Mapping::zeroed(offset, sectors, self.next))
     }
 
-    /// Writes index and trailer for a disk of `virtual_size` bytes, and lets the file appear.
+    /// Writes index and trailer for a disk of `virtual_size` bytes, and publishes the file.
     ///
     /// # Errors
-    /// Something cannot be written; the file then does not appear.
+    /// The file cannot be written; then it does not appear.
     pub fn finish(mut self, virtual_size: u64) -> Result<Written, Error> {
         let mappings = self.index.len();
         let padding = padding_after(mappings as u64);
@@ -228,8 +229,8 @@ impl LayerWriter {
         Ok(written)
     }
 
-    /// Appends a mapping to the index, as part of the last one if it continues it. `None` is one
-    /// beyond what the format can tell, like a disk of 2^59 bytes.
+    /// Adds a mapping to the index, joined with the last one if adjacent. `None`: the format cannot
+    /// describe the mapping, as on a disk of 2^59 bytes.
     fn map(&mut self, mapping: Option<Mapping>) -> Result<(), Error> {
         let too_many = || Error::TooManyMappings {
             path: self.file.target().to_owned(),
@@ -257,7 +258,7 @@ impl LayerWriter {
     }
 }
 
-/// Two mappings as one, if the second continues the first on the disk and in the layer.
+/// Joins two mappings, if the second continues the first on the disk and in the layer.
 fn join(first: Mapping, second: Mapping) -> Option<Mapping> {
     let length = first.length() + second.length();
     let zeroed = first.is_zeroed();

@@ -1,4 +1,4 @@
-//! `ovbd merge`: one sealed layer from a stack of them and a writable one above.
+//! `ovbd merge`: makes one sealed layer of several layers and an optional writable layer.
 
 use std::num::NonZero;
 use std::path::PathBuf;
@@ -13,31 +13,32 @@ use super::layer_writer::{LayerFormat, Written};
 use super::name::hashed;
 use crate::format::zfile::BlockFormat;
 
-/// What to make a layer of, and how.
+/// The layer to make.
 #[derive(Clone, Debug)]
 pub struct Merge {
     /// The layers. No process may have the writable layer open.
     pub files: Files,
-    /// File to be written; one that exists is replaced.
+    /// Output file; an existing file is replaced.
     pub to: PathBuf,
-    /// How blocks are compressed; `None`: the layer is not compressed.
+    /// Format of compressed blocks. `None`: no compression.
     pub blocks: Option<BlockFormat>,
-    /// Whether to wrap it in a tar member.
+    /// Whether the layer is wrapped in tar.
     pub tar: bool,
-    /// Name of the layer; `None`: that of the topmost layer, or one made from the message if that has
-    /// none.
+    /// Uuid of the layer. `None`: that of the topmost layer, or, if that has none, derived from the
+    /// message.
     pub uuid: Option<Uuid>,
     /// Commit message, of at most 256 bytes.
     pub message: String,
-    /// Threads that read, unpack and compress.
+    /// Number of threads that read, decode and compress.
     pub threads: NonZero<usize>,
 }
 
-/// Makes one layer that can take the place of all of them: its disk is that of the topmost, its
-/// parent that of the bottom one. Sectors that a layer makes zero stay so, for the layers that may
-/// lie below. The output does not depend on the number of threads.
+/// Makes one layer that can replace all of them: with the size of the topmost layer, and the parent
+/// of the bottom layer. Zeroed ranges are kept, because layers below may hold data there. The
+/// output does not depend on the number of threads.
 ///
 /// # Errors
+/// An [`Error`]; then there is no output.
 /// Something cannot be read or written; there is no output then.
 pub fn merge(task: &Merge, progress: &ProgressBar) -> Result<Written, Error> {
     let disk = Disk::open(&task.files)?;
@@ -46,7 +47,7 @@ pub fn merge(task: &Merge, progress: &ProgressBar) -> Result<Written, Error> {
     let upper = disk.upper().map(|upper| &upper.header);
     let names = names.chain(upper.map(|header| (header.uuid, header.parent_uuid)));
     let (names, parents): (Vec<_>, Vec<_>) = names.unzip();
-    // Layers above the topmost one name that as their parent, and shall find it.
+    // Layers above the topmost one name it as their parent, and must find it.
     let top = names.last().filter(|top| !top.is_nil());
     let uuid = task.uuid.or(top.copied()).unwrap_or_else(|| {
         let parts = names.iter().map(|name: &Uuid| &name.as_bytes()[..]);

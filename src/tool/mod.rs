@@ -1,8 +1,8 @@
-//! What the `ovbd` image tool does (`docs/ovbd.md`).
+//! The commands of the `ovbd` image tool (`docs/ovbd.md`).
 //!
-//! Each command is a file: it takes a description of what to do and a progress bar, and returns
-//! what came of it. Long work runs on all cores in [`in_order`]; whatever is written goes through
-//! [`output`], so that a file is whole or not there.
+//! Each command has a file with a function that takes a task and a progress bar. Long work runs on
+//! all processors ([`in_order`]). Files are written through [`output`], so that a file is complete
+//! or absent.
 
 mod appender;
 pub mod cache;

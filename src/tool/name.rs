@@ -1,8 +1,8 @@
-//! Names of layers made from what is in them, so that the same input has the same output.
+//! Uuids derived from content, so that equal input gives equal output.
 
 use uuid::{Builder, Uuid};
 
-/// A name from the hash (FNV-1a) of all these bytes.
+/// A uuid from the FNV-1a hash of all these bytes.
 pub fn hashed(parts: &[&[u8]]) -> Uuid {
     let hash = parts.iter().copied().flatten().fold(
         0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128,

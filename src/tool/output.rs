@@ -1,12 +1,12 @@
-//! A file that appears under its name only when it is whole.
+//! Files that appear under their names when they are complete.
 //!
-//! It is written without a name, or under a temporary one where the file system knows no files
-//! without; [`NewFile::publish`] makes it durable and gives it its name. Until then a failure leaves
-//! nothing behind, and what had the name before is as it was. (Killed in the moment in which it takes
-//! another file's place, it leaves the temporary name, which starts with a point and ends with `.tmp`.)
+//! A file is written without a name (`O_TMPFILE`), or under a temporary name where the file system
+//! does not support that. [`NewFile::publish`] makes it durable and names it. A failure before
+//! leaves nothing behind, and does not change an existing file of that name. A kill during the
+//! replacement of an existing file leaves the temporary name, `.NAME.PID-N.tmp`.
 //!
-//! A large file is written from front to back by an [`Appender`]; whatever else is done to it comes
-//! after that.
+//! A large file is first written from front to back by an [`Appender`], and otherwise changed after
+//! that.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
@@ -22,25 +22,25 @@ use super::Error;
 use super::appender::{Appender, Cache};
 use crate::io::directory::{parent_of, sync_parent};
 
-/// A file under way.
+/// A file in progress.
 #[derive(Debug)]
 pub struct NewFile {
     file: Arc<File>,
-    /// Takes what is written one after the other, while nothing else is done to the file.
+    /// Appends to the file, while the file is not changed otherwise.
     appender: Option<Appender>,
-    /// Where it is to appear.
+    /// Final path.
     target: PathBuf,
-    /// Temporary name, while it has one.
+    /// Temporary name, if any.
     temporary: Option<PathBuf>,
-    /// Bytes written one after the other.
+    /// Number of appended bytes.
     position: u64,
 }
 
 impl NewFile {
-    /// Starts a file that is to appear as `target`, in place of a file there.
+    /// Creates a file that will appear as `target`, in place of an existing file.
     ///
     /// # Errors
-    /// `target` is something other than a file, or its folder cannot be written to.
+    /// [`Error::NotAFile`]; [`Error::Write`] if the directory cannot be written to.
     pub fn create(target: &Path) -> Result<Self, Error> {
         let target = match fs::canonicalize(target) {
             Ok(existing) if existing.is_file() => existing,
@@ -51,10 +51,10 @@ impl NewFile {
         Self::start(target, nameless)
     }
 
-    /// Starts a large file, of which most is written one after the other.
+    /// Creates a large file, most of which is appended.
     ///
     /// # Errors
-    /// As [`NewFile::create`], and there is no thread.
+    /// Those of [`NewFile::create`]; [`Error::Threads`].
     pub fn append(target: &Path, cache: Cache) -> Result<Self, Error> {
         let mut new = Self::create(target)?;
         let appender = Appender::start(Arc::clone(&new.file), cache);
@@ -62,7 +62,7 @@ impl NewFile {
         Ok(new)
     }
 
-    /// Goes on with a file without a name, or starts one with a temporary name.
+    /// Takes a file without a name, or creates one with a temporary name.
     fn start(target: PathBuf, nameless: Option<File>) -> Result<Self, Error> {
         let (file, temporary) = match nameless {
             Some(file) => (file, None),
@@ -86,20 +86,20 @@ impl NewFile {
         })
     }
 
-    /// Where the file is to appear.
+    /// Final path.
     pub fn target(&self) -> &Path {
         &self.target
     }
 
-    /// Bytes written one after the other so far.
+    /// Number of appended bytes.
     pub fn position(&self) -> u64 {
         self.position
     }
 
-    /// Writes bytes after those written before.
+    /// Appends bytes.
     ///
     /// # Errors
-    /// The system fails to.
+    /// [`Error::Write`].
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let written = match &mut self.appender {
             Some(appender) => appender.write(bytes),
@@ -110,10 +110,10 @@ impl NewFile {
         Ok(())
     }
 
-    /// Leaves the next `len` bytes for later; they are zeros until written.
+    /// Appends `len` zeros, to be overwritten later.
     ///
     /// # Errors
-    /// The system fails to write.
+    /// [`Error::Write`].
     pub fn skip(&mut self, mut len: u64) -> Result<(), Error> {
         let zeros = [0; 4096];
         while len > 0 {
@@ -124,36 +124,36 @@ impl NewFile {
         Ok(())
     }
 
-    /// Writes bytes at a place of their own.
+    /// Writes bytes at `offset`.
     ///
     /// # Errors
-    /// The system fails to.
+    /// [`Error::Write`].
     pub fn write_at(&mut self, bytes: &[u8], offset: u64) -> Result<(), Error> {
         self.settle()?;
         let written = self.file.write_all_at(bytes, offset);
         written.map_err(|source| self.failed(source))
     }
 
-    /// Lets all that was appended be in the file.
+    /// Waits until all appended bytes are in the file.
     fn settle(&mut self) -> Result<(), Error> {
         let settled = self.appender.take().map_or(Ok(()), Appender::finish);
         settled.map_err(|source| self.failed(source))
     }
 
-    /// Reads back what was written.
+    /// Reads bytes that were written.
     ///
     /// # Errors
-    /// The system fails to.
+    /// [`Error::Write`].
     pub fn read_at(&mut self, bytes: &mut [u8], offset: u64) -> Result<(), Error> {
         self.settle()?;
         let read = self.file.read_exact_at(bytes, offset);
         read.map_err(|source| self.failed(source))
     }
 
-    /// Moves everything from byte `from` on down to byte `to`.
+    /// Moves the bytes from `from` to the end down to `to`.
     ///
     /// # Errors
-    /// The system fails to.
+    /// [`Error::Write`].
     pub fn move_down(&mut self, from: u64, to: u64) -> Result<(), Error> {
         let mut chunk = vec![0; 1024 * 1024];
         let mut at = from;
@@ -168,19 +168,19 @@ impl NewFile {
         self.set_len(self.position)
     }
 
-    /// Makes the file this long, with zeros if it was shorter.
+    /// Sets the length of the file; added bytes are zeros.
     ///
     /// # Errors
-    /// The system fails to.
+    /// [`Error::Write`].
     pub fn set_len(&mut self, len: u64) -> Result<(), Error> {
         self.settle()?;
         self.file.set_len(len).map_err(|source| self.failed(source))
     }
 
-    /// Makes the file durable and lets it appear under its name, durably too.
+    /// Makes the file durable, then names it, durably too.
     ///
     /// # Errors
-    /// The system fails to; unless it failed to make the name durable, the file does not appear.
+    /// [`Error::Write`]. The file does not appear, unless only its name could not be made durable.
     pub fn publish(mut self) -> Result<(), Error> {
         self.settle()?;
         let result = self.name_it();
@@ -192,7 +192,7 @@ impl NewFile {
         let name = match self.temporary.take() {
             Some(name) => name,
             None => {
-                // Linking does not replace what has the name, renaming does.
+                // Linking does not replace an existing name; renaming does.
                 let name = temporary_name(&self.target);
                 linkat(
                     CWD,
@@ -204,7 +204,7 @@ impl NewFile {
                 name
             }
         };
-        // Until it is renamed, the temporary name is removed on any failure.
+        // A failure before the rename removes the temporary name.
         let name = self.temporary.insert(name);
         fs::rename(name, &self.target)?;
         self.temporary = None;
@@ -222,16 +222,16 @@ impl NewFile {
 impl Drop for NewFile {
     fn drop(&mut self) {
         if let Some(name) = &self.temporary {
-            // There is nothing left to do if even this fails.
+            // If this fails, nothing else can be done.
             let _ = fs::remove_file(name);
         }
     }
 }
 
-/// Refuses to put a file in the place of one that is read from.
+/// Refuses an output that is also an input.
 ///
 /// # Errors
-/// `target` is one of `inputs`.
+/// [`Error::OutputIsInput`] if `target` is one of `inputs`.
 pub fn refuse_inputs(
     target: &Path,
     mut inputs: impl Iterator<Item = Metadata>,
@@ -247,8 +247,8 @@ pub fn refuse_inputs(
     Ok(())
 }
 
-/// A file without a name in the folder of `target`; it vanishes however the process ends. `None`:
-/// the file system has none such, or it could not be given a name later.
+/// Creates a file without a name in the directory of `target`, which vanishes with the process.
+/// `None`: the file system does not support it, or the file could not be named later.
 fn nameless(target: &Path) -> Option<File> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     let file = openat(CWD, parent_of(target), flags, Mode::from_raw_mode(0o666)).ok()?;
@@ -256,7 +256,7 @@ fn nameless(target: &Path) -> Option<File> {
     fs::exists(own_path(&file)).unwrap_or(false).then_some(file)
 }
 
-/// The path by which a process reaches a file it has open.
+/// Path of an open file.
 fn own_path(file: &File) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }

@@ -1,4 +1,4 @@
-//! A raw disk image, read once from front to back: a file, whose holes are skipped, or a stream.
+//! A raw disk image, read once from front to back: a file, without its holes, or a stream.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -21,12 +21,12 @@ use crate::units::SECTOR_SIZE;
 /// How long a process may take to open a named pipe for writing.
 const WRITER_LIMIT: Duration = Duration::from_secs(60);
 
-/// Where a raw image comes from.
+/// Source of a raw image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {
     /// Standard input.
     Stdin,
-    /// This file, block device or named pipe.
+    /// A file, block device or named pipe.
     Path(PathBuf),
 }
 
@@ -35,41 +35,41 @@ pub enum Input {
 pub enum Part {
     /// Bytes from this offset on.
     Data {
-        /// Where they stand on the disk.
+        /// Offset on the disk.
         offset: u64,
         /// The bytes.
         bytes: Vec<u8>,
-        /// Whether the bytes are still to be read, with [`Source::read_at`], by the user of the part.
+        /// Whether the user of the part must still read the bytes, with [`Source::read_at`].
         unread: bool,
     },
-    /// A range known to be zeros without reading it.
+    /// A range of zeros that was not read.
     Hole {
-        /// Where it starts.
+        /// Start of the range.
         offset: u64,
-        /// How long it is.
+        /// Length of the range.
         len: u64,
     },
 }
 
-/// The file or stream that a raw image is. All threads may read it.
+/// File or stream of a raw image, for all threads.
 #[derive(Debug)]
 pub struct Source {
-    /// What messages call it.
+    /// Name in messages.
     name: String,
     file: File,
 }
 
-/// A raw image, open.
+/// An open raw image.
 #[derive(Debug)]
 pub struct RawImage {
     source: Arc<Source>,
-    /// Its length; a stream's is known only at its end.
+    /// Length; `None` for a stream, which is known at its end only.
     len: Option<u64>,
-    /// How far it was read.
+    /// Offset of the next part.
     at: u64,
-    /// End of the data around `at`; holes are looked for from there on.
+    /// End of the data around `at`; the next hole or data is searched from there.
     data_end: u64,
-    /// The start of a stream, if it was looked at but not read.
+    /// Start of a stream, if it was read ahead.
     head: Option<Vec<u8>>,
 }
 
@@ -77,7 +77,7 @@ impl RawImage {
     /// Opens an image.
     ///
     /// # Errors
-    /// It cannot be opened, or has no bytes that could be a disk.
+    /// [`Error::Open`], [`Error::NotAnImage`], [`Error::Empty`], [`Error::TooLarge`].
     pub fn open(input: &Input) -> Result<Self, Error> {
         let name = match input {
             Input::Stdin => "standard input".to_owned(),
@@ -115,20 +115,20 @@ impl RawImage {
         &self.source.file
     }
 
-    /// What parts that are not read yet are read from.
+    /// The file, for parts that are not read yet.
     pub fn source(&self) -> Arc<Source> {
         Arc::clone(&self.source)
     }
 
-    /// Length of what was read; of all of it, once [`RawImage::next`] had nothing more.
+    /// Number of bytes read; after [`RawImage::next`] returned `None`, the size.
     pub fn position(&self) -> u64 {
         self.at
     }
 
-    /// The first bytes, up to [`CHUNK`], before anything was read.
+    /// Returns the first bytes, up to [`CHUNK`]. Call it before [`RawImage::next`].
     ///
     /// # Errors
-    /// They cannot be read.
+    /// [`Error::Read`] and [`Error::Shrunk`].
     pub fn head(&mut self) -> Result<Vec<u8>, Error> {
         let mut bytes = Vec::new();
         match self.len {
@@ -147,10 +147,11 @@ impl RawImage {
         Ok(bytes)
     }
 
-    /// Refuses an image that starts or ends as another format does, before anything was read.
+    /// Refuses an image that starts or ends like one of another format. Call it before
+    /// [`RawImage::next`].
     ///
     /// # Errors
-    /// [`Error::Foreign`]; or the image cannot be read.
+    /// [`Error::Foreign`]; [`Error::Read`] and [`Error::Shrunk`].
     pub fn refuse_foreign(&mut self) -> Result<(), Error> {
         let mut found = Foreign::by_start(&self.head()?);
         if let Some(at) = self.len.and_then(|len| len.checked_sub(LOOKED_AT as u64)) {
@@ -168,10 +169,10 @@ impl RawImage {
         }
     }
 
-    /// Reads the next part, into `buffer` if it is data. `None`: there is no more.
+    /// Returns the next part; data is read into `buffer`. `None`: the image ends.
     ///
     /// # Errors
-    /// It cannot be read, or a stream ends before its first byte.
+    /// [`Error::Read`]; [`Error::Empty`] if a stream has no bytes.
     pub fn next(&mut self, mut buffer: Vec<u8>) -> Result<Option<Part>, Error> {
         let offset = self.at;
         let Some(len) = self.len else {
@@ -216,8 +217,8 @@ impl RawImage {
         }))
     }
 
-    /// The first byte of data at or after `offset`, or the end. Where the file system knows nothing
-    /// of holes, all is data.
+    /// Offset of the first data at or after `offset`, or the end. On a file system without holes,
+    /// all is data.
     fn data_from(&self, offset: u64, len: u64) -> u64 {
         match seek(self.file(), SeekTo::Data(offset)) {
             Ok(found) => found.min(len),
@@ -226,12 +227,12 @@ impl RawImage {
         }
     }
 
-    /// The first hole at or after `offset`, or the end.
+    /// Offset of the first hole at or after `offset`, or the end.
     fn hole_from(&self, offset: u64, len: u64) -> u64 {
         seek(self.file(), SeekTo::Hole(offset)).map_or(len, |found| found.min(len))
     }
 
-    /// Fills `buffer` with the next [`CHUNK`] bytes of a stream, fewer only at its end.
+    /// Fills `buffer` with the next [`CHUNK`] bytes of a stream; with fewer at its end.
     fn read_stream(&self, buffer: &mut Vec<u8>) -> Result<(), Error> {
         buffer.clear();
         let read = self.file().take(CHUNK as u64).read_to_end(buffer);
@@ -241,10 +242,10 @@ impl RawImage {
 }
 
 impl Source {
-    /// Fills `buffer` with the bytes from `offset` on, of an image that has a length.
+    /// Fills `buffer` with the bytes from `offset` on, of an image with a length.
     ///
     /// # Errors
-    /// They cannot be read, or the file became shorter.
+    /// [`Error::Read`]; [`Error::Shrunk`] if the file was truncated.
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
         let read = self.file.read_exact_at(buffer, offset);
         read.map_err(|source| match source.kind() {
@@ -292,7 +293,7 @@ fn open(input: &Input) -> io::Result<Option<(File, bool)>> {
 
 /// Opens a named pipe once a process has it open for writing.
 ///
-/// Only an open that blocks tells that; it is left to a thread of its own.
+/// Only a blocking open shows that, so a thread of its own does it.
 ///
 /// # Errors
 /// [`io::ErrorKind::TimedOut`] if there is no such process within `limit`.

@@ -1,4 +1,4 @@
-//! `ovbd seal`: a writable layer becomes a sealed one, in place.
+//! `ovbd seal`: seals a writable layer in place.
 
 use super::Error;
 use crate::writable::extent_map::ExtentMap;
@@ -6,21 +6,21 @@ use crate::writable::load::{Access, Loaded, load};
 use crate::writable::manifest::Pairs;
 use crate::writable::{self, Paths, mappings, seal};
 
-/// What sealing came to.
+/// Result of sealing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sealed {
-    /// The layer is sealed now, and has this many mappings.
+    /// The layer was sealed, with this number of mappings.
     Now(usize),
-    /// It was already. What a run before this one did not come to is done.
+    /// The layer was sealed already; leftovers of an interrupted run are removed.
     Before,
 }
 
-/// Seals the data file and removes the files that belong to it. Killed at any moment, the layer is
-/// as it was, or sealed; doing it again does the rest.
+/// Seals the data file, and removes the index file and the journal. Crash-safe: an interrupted run
+/// leaves the layer unchanged or sealed; run it again to finish.
 ///
 /// # Errors
-/// A file cannot be read or written, or another process has the layer open; or it was sealed already,
-/// by a snapshot above which the disk goes on.
+/// A file cannot be read or written; another process has the layer open; or a snapshot sealed it,
+/// and the disk continues in another layer.
 pub fn seal(paths: &Paths) -> Result<Sealed, Error> {
     let sealed = match load(paths, Access::Write, ExtentMap::new()) {
         Ok(mut loaded) => {

@@ -1,25 +1,24 @@
-//! The pieces in which images are looked at, and where a stack has any.
+//! Units of comparison and storage.
 
 use crate::image::Image;
 use crate::image::segment::SegmentContent;
 use crate::units::Sector;
 
-/// Bytes in which images are compared and stored, counted from the start of the disk: the block of
-/// most file systems. Data in whole units stays aligned to the compressed blocks it ends up in.
+/// Bytes that are compared and stored as one, aligned on the disk: the block size of most file
+/// systems. Data in whole units stays aligned to compressed blocks.
 pub const UNIT: usize = 4096;
 
-/// Most bytes of a disk handled at a time, a multiple of [`UNIT`].
+/// Most bytes of a disk that are handled at a time, a multiple of [`UNIT`].
 pub const CHUNK: usize = 1024 * 1024;
 
 static ZEROS: [u8; UNIT] = [0; UNIT];
 
-/// Whether the bytes of a unit, or part of one, are all zero.
+/// Whether all bytes are zero.
 pub fn is_zero(unit: &[u8]) -> bool {
     ZEROS.get(..unit.len()) == Some(unit)
 }
 
-/// The first byte from `start` on and before `end` for which a layer of the stack has data, even
-/// beyond the size of its disk.
+/// First byte from `start` on and before `end` with data in a layer. It may lie beyond the disk.
 pub fn data_from(stack: &Image, start: u64, end: u64) -> Option<u64> {
     let mut sector = Sector::containing(start);
     loop {

@@ -1,4 +1,4 @@
-//! `ovbd upper create`: the files of an empty writable layer.
+//! `ovbd upper create`: creates an empty writable layer.
 
 use uuid::Uuid;
 
@@ -8,25 +8,25 @@ use crate::image::Image;
 use crate::image::config::Stack;
 use crate::writable::{self, Paths};
 
-/// What to make.
+/// The writable layer to create.
 #[derive(Clone, Debug)]
 pub struct CreateUpper {
-    /// The files, which must not be there yet.
+    /// Its files, which must not exist.
     pub paths: Paths,
-    /// How data is placed.
+    /// Placement of data.
     pub kind: Kind,
-    /// The layers it is to lie upon; possibly none.
+    /// The layers below; may be empty.
     pub stack: Stack,
-    /// Size of the disk in bytes; `None`: that of the layers.
+    /// Size of the disk in bytes. `None`: that of the layers below.
     pub size: Option<u64>,
-    /// Name of the layer; `None`: a random one.
+    /// Uuid of the layer. `None`: random.
     pub uuid: Option<Uuid>,
 }
 
-/// Makes an empty writable layer, whose parent is the topmost of the layers.
+/// Creates an empty writable layer. Its parent is the topmost of the layers below.
 ///
 /// # Errors
-/// The layers cannot be opened, a file exists or cannot be written, or the size is impossible.
+/// The layers cannot be opened, a file exists or cannot be written, or the size is invalid.
 pub fn create(task: &CreateUpper) -> Result<(), Error> {
     let image = match task.stack.layers().is_empty() && task.size.is_some() {
         true => Image::empty(),

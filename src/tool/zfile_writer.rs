@@ -1,9 +1,9 @@
-//! Writes a ZFile: bytes come in order, are cut into blocks, compressed on all threads, and written
-//! in order.
+//! Writes a ZFile: bytes are cut into blocks in order, compressed on all threads, and written in
+//! order.
 //!
-//! The first block can be kept back until the end, for a writer that learns only then what must
-//! stand at the start. It then gets a place that is certainly long enough, and what follows moves
-//! down to close the gap: the file is the same as if all had been known before.
+//! The first block can be kept back until the end, for a writer that does not know its content
+//! before. Space for the longest possible block is reserved, and the bytes behind it move down at
+//! the end, so that the file is the same.
 
 use std::mem;
 use std::num::NonZero;
@@ -19,19 +19,18 @@ use crate::format::zfile::{
     trailer,
 };
 
-/// Most bytes of a stored block, its checksum included, of which upstream's reader is sure to read
-/// back all.
+/// Longest stored block, checksum included, that the upstream reader reads completely.
 const MAX_STORED: usize = 65535;
 
-/// Entries of the block table kept in memory; beyond that they go to a file without a name.
+/// Entries of the block table in memory; older ones go to a file without a name.
 const TABLE_IN_MEMORY: usize = 4 * 1024 * 1024;
 
-/// A ZFile under way.
+/// A ZFile in progress.
 pub struct ZFileWriter {
     format: BlockFormat,
     /// Byte of the output at which the ZFile starts.
     start: u64,
-    /// The first block, while it is kept back.
+    /// The first block, if it is kept back.
     head: Option<Vec<u8>>,
     jobs: Jobs,
     table: Table,
@@ -39,11 +38,11 @@ pub struct ZFileWriter {
 }
 
 impl ZFileWriter {
-    /// Starts a ZFile at the present position of `file`, and threads for it, each with its own
-    /// `fetch` as in [`Jobs::start`]. With `keep_head` the first block is kept back.
+    /// Starts a ZFile at the current position of `file`, and its threads, each with its own `fetch`
+    /// as in [`Jobs::start`]. With `keep_head`, the first block is kept back.
     ///
     /// # Errors
-    /// The header cannot be written, or no thread started.
+    /// The header cannot be written, or no thread can be started.
     pub fn start<'scope, F>(
         scope: &'scope Scope<'scope, '_>,
         threads: NonZero<usize>,
@@ -58,7 +57,7 @@ impl ZFileWriter {
         let start = file.position();
         file.write(&initial_header(&format))?;
         if keep_head {
-            // No block may be longer, compressed or not.
+            // Longest possible stored block.
             file.skip(MAX_STORED as u64)?;
         }
         let pack = || {
@@ -75,7 +74,7 @@ impl ZFileWriter {
         })
     }
 
-    /// Takes the next bytes.
+    /// Adds bytes.
     ///
     /// # Errors
     /// A block cannot be compressed or written.
@@ -95,21 +94,21 @@ impl ZFileWriter {
         jobs.write(bytes, |job| take(file, table, head.is_some(), job))
     }
 
-    /// Takes the next `len` bytes, which `fetch` will find at `from`. Not with `keep_head`.
+    /// Adds `len` bytes, which `fetch` reads at `from`. Not with `keep_head`.
     ///
     /// # Errors
-    /// As [`ZFileWriter::write`], and they cannot be fetched.
+    /// Those of [`ZFileWriter::write`]; the bytes cannot be fetched.
     pub fn fetch(&mut self, file: &mut NewFile, len: u64, from: u64) -> Result<(), Error> {
         self.original_size += len;
         let Self { jobs, table, .. } = self;
         jobs.fetch(len, from, |job| take(file, table, false, job))
     }
 
-    /// Writes the rest of the file. `head` replaces as many bytes at the start, which the writer
-    /// was told to keep back.
+    /// Writes the remaining blocks, the table and the trailer. `head` replaces the first bytes of a
+    /// block that was kept back.
     ///
     /// # Errors
-    /// A block cannot be compressed, or something not be written.
+    /// A block cannot be compressed, or the file cannot be written.
     pub fn finish(mut self, file: &mut NewFile, head: Option<&[u8]>) -> Result<(), Error> {
         let Self {
             jobs,
@@ -131,7 +130,7 @@ impl ZFileWriter {
         file.write_at(&final_header(&self.format, &extent), self.start)
     }
 
-    /// Writes the block kept back, if there is one, with `head` over its start: its stored length.
+    /// Writes the block that was kept back, with `head` over its start; returns its stored length.
     fn write_head(
         &mut self,
         file: &mut NewFile,
@@ -153,7 +152,7 @@ impl ZFileWriter {
     }
 }
 
-/// Refuses a block that upstream's reader could not read.
+/// Refuses a block that the upstream reader cannot read.
 fn check_stored(file: &NewFile, block: u64, stored: usize) -> Result<(), Error> {
     if stored <= MAX_STORED {
         return Ok(());
@@ -177,14 +176,14 @@ fn compress(encoder: &mut Encoder, format: &BlockFormat, job: &mut Job) -> Resul
             let bytes: [u8; CHECKSUM_LEN] = checksum.to_le_bytes();
             stored.extend_from_slice(&bytes);
         }
-        // No codec makes of 64 KiB more than 32 bits can count.
+        // The stored length of 64 KiB always fits 32 bits.
         lens.push((stored.len() - start) as u32);
     }
     (job.stored, job.lens) = (stored, lens);
     Ok(())
 }
 
-/// Writes the blocks of a job done.
+/// Writes the blocks of a finished job.
 fn take(file: &mut NewFile, table: &mut Table, head: bool, job: &Job) -> Result<(), Error> {
     for len in &job.lens {
         let block = u64::from(head) + table.len;
@@ -194,7 +193,7 @@ fn take(file: &mut NewFile, table: &mut Table, head: bool, job: &Job) -> Result<
     file.write(&job.stored)
 }
 
-/// The stored lengths, the older of them in a file without a name if there are very many.
+/// Stored lengths of all blocks; the older ones of very many are in a file without a name.
 struct Table {
     recent: Vec<u32>,
     most: usize,
@@ -226,7 +225,7 @@ impl Table {
         Ok(())
     }
 
-    /// Writes all entries, `first` before those pushed: the checksum over them.
+    /// Writes `first`, then all entries; returns their checksum.
     fn write(&mut self, file: &mut NewFile, first: Option<u32>) -> Result<u32, Error> {
         let mut crc = 0;
         let mut write = |bytes: &[u8]| {

@@ -1,4 +1,4 @@
-//! The `ovbd` image tool: runs what the command line ([`args`]) asks for.
+//! The `ovbd` image tool: runs the command of the command line ([`args`]).
 #![cfg_attr(
     not(test),
     deny(
@@ -40,7 +40,7 @@ use ovbd_vhost::tool::seal::{Sealed, seal};
 use ovbd_vhost::tool::{self, progress, upper};
 use ovbd_vhost::writable::resize;
 
-/// Exit code for a command line that makes no sense.
+/// Exit code for wrong usage.
 const WRONG_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
@@ -62,7 +62,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs a command. The exit code is a failure without an error if the command reported what it found.
+/// Runs a command.
 fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
     match cli.command {
         Command::Create(args) => {
@@ -100,7 +100,7 @@ fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The exit code of a command that reported what it found.
+/// Exit code of a command that printed what it found.
 fn code_of(well: bool) -> ExitCode {
     match well {
         true => ExitCode::SUCCESS,
@@ -135,7 +135,7 @@ fn run_check(args: CheckArgs) -> Result<ExitCode, Box<dyn Error>> {
     let bar = progress::bar("checking");
     let mut tell = |finding: &Finding| bar.suspend(|| print(&format!("{finding}\n")));
     let files = args.files.files()?.local()?.open()?;
-    // To check is to parse, so there is nothing to tighten.
+    // Checking is parsing, so there is no second stage.
     let _sandbox = confined::enter(&args.sandbox, &files, Writes::Nothing)?;
     let outcome = check(files, threads, &bar, &mut tell)?;
     print(&format!("{outcome}\n"))?;
@@ -167,7 +167,7 @@ fn run_export(args: ExportArgs) -> Result<ExitCode, Box<dyn Error>> {
     Ok(code_of(exported))
 }
 
-/// Says so if a layer has more mappings than upstream's reader opens.
+/// Warns if the upstream reader does not open a layer with so many mappings.
 fn warn_of(mappings: usize) {
     if mappings as u64 > UPSTREAM_ENTRIES {
         say(&format!(
@@ -185,14 +185,14 @@ fn print(text: &str) -> Result<(), tool::Error> {
     }
 }
 
-/// Shows the help that was asked for, or says on one line what is wrong with the arguments.
+/// Prints the help, or one line about wrong arguments.
 fn wrong_usage(error: &clap::Error) -> ExitCode {
     let is_help = match error.kind() {
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => true,
         _ => !error.use_stderr(),
     };
     if is_help {
-        // Standard error is the last place to report to.
+        // There is no other place to report to.
         let _ = error.print();
     } else {
         let text = error.to_string();
@@ -209,7 +209,7 @@ fn wrong_usage(error: &clap::Error) -> ExitCode {
     }
 }
 
-/// The command whose usage an error ends with, as `ovbd commit`.
+/// The command in the usage of an error, such as `ovbd commit`.
 fn command_of(error: &str) -> String {
     let usage = error
         .split_once("Usage: ")
@@ -220,6 +220,6 @@ fn command_of(error: &str) -> String {
 }
 
 fn say(line: &str) {
-    // Standard error is the last place to report to.
+    // There is no other place to report to.
     let _ = writeln!(io::stderr(), "ovbd: {line}");
 }

@@ -1,4 +1,4 @@
-//! The commands about registries and the cache.
+//! Commands for registries and the cache.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -27,7 +27,7 @@ pub struct PullArgs {
 }
 
 impl PullArgs {
-    /// Runs the command, and returns what to print.
+    /// Runs the command; returns its output.
     pub fn run(self) -> Result<String, Box<dyn Error>> {
         let (registry, _) = self.registry.into_options()?;
         let task = Pull {
@@ -103,7 +103,7 @@ pub struct RmArgs {
 }
 
 impl CacheCommand {
-    /// Runs the command. Returns what to print, and whether all is well.
+    /// Runs the command; returns its output, and whether no blob is damaged or missing.
     pub fn run(self) -> Result<(String, bool), Box<dyn Error>> {
         match self {
             Self::Ls(args) => {

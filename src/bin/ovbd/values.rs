@@ -1,17 +1,17 @@
-//! Values of options: parsed, and bounded.
+//! Values of options, parsed and checked.
 
 use std::num::NonZero;
 
 use ovbd_vhost::format::zfile::BLOCK_SIZES;
 use ovbd_vhost::units::parse_size;
 
-/// Most threads that may be asked for.
+/// Largest number of threads.
 const MAX_THREADS: usize = 256;
 
-/// Most bytes of a commit message: the field of a layer's header.
+/// Longest commit message in bytes: the size of the field in a layer's header.
 const MAX_MESSAGE: usize = 256;
 
-/// The uncompressed size of a block.
+/// Parses the size of a compressed block.
 pub fn block_size(text: &str) -> Result<u32, String> {
     let size = parse_size(text)
         .ok()
@@ -20,7 +20,7 @@ pub fn block_size(text: &str) -> Result<u32, String> {
         .ok_or_else(|| "expected a power of two from 4096 to 65536".to_owned())
 }
 
-/// A commit message.
+/// Checks a commit message.
 pub fn message(text: &str) -> Result<String, String> {
     match text.len() {
         0..=MAX_MESSAGE => Ok(text.to_owned()),
@@ -28,7 +28,7 @@ pub fn message(text: &str) -> Result<String, String> {
     }
 }
 
-/// A number of threads.
+/// Parses a number of threads.
 pub fn threads(text: &str) -> Result<NonZero<usize>, String> {
     let number = text
         .parse()

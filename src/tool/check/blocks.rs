@@ -1,4 +1,4 @@
-//! Reads all of a layer, on many threads, and unpacks its blocks.
+//! Reads all of a layer on many threads, and decodes its blocks.
 
 use std::num::NonZero;
 use std::ops::Range;
@@ -13,17 +13,17 @@ use super::container::{PieceReader, Unreadable, place};
 use super::layout::Layout;
 use crate::image::Container;
 
-/// Bytes of the layer that one job covers; a multiple of every block size.
+/// Bytes of the layer per job; a multiple of each block size.
 const JOB_LEN: u64 = 512 * 1024;
 
-/// A piece of the layer that is not to be had.
+/// A piece of the layer that cannot be read.
 struct Lost {
-    /// Which bytes of the layer it is.
+    /// Its range in the layer.
     bytes: Range<u64>,
     why: Unreadable,
 }
 
-/// Tells of every piece of the layer that cannot be read, and what it affects.
+/// Reports each piece of the layer that cannot be read, and the sectors that it affects.
 pub(super) fn check(
     container: &Container,
     layout: &Layout,
@@ -61,7 +61,7 @@ pub(super) fn check(
     })
 }
 
-/// Reads a range of the layer: what of it is lost.
+/// Reads a range of the layer; returns the pieces that cannot be read.
 fn read(container: &Container, reader: &mut PieceReader, range: Range<u64>) -> Vec<Lost> {
     let Some(zfile_map) = container.zfile_map() else {
         let mut buffer = vec![0; (range.end - range.start) as usize];

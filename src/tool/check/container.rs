@@ -1,4 +1,4 @@
-//! The wrappers of a layer, taken apart as far as they hold together.
+//! The wrappers of a layer, unwrapped as far as they are intact.
 
 use std::sync::Arc;
 
@@ -12,16 +12,16 @@ use crate::image::unpack::verified;
 use crate::image::{self, BlockError, Container, ZFileMap};
 use crate::source::{self, Blob};
 
-/// Where in a file a byte of the layer is.
+/// Place of a byte of the layer in its file.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
-    /// Number of its block, if it is in one.
+    /// Number of the compressed block, if any.
     pub(super) block: Option<u64>,
-    /// Byte of the file at which it is, or at which its block starts.
+    /// Byte of the file: its own, or the start of its block.
     pub(super) offset: u64,
 }
 
-/// Why a piece of a layer is not to be had.
+/// A piece of a layer cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unreadable {
     /// The file cannot be read.
@@ -32,17 +32,16 @@ pub(super) enum Unreadable {
     Block(#[from] BlockError),
 }
 
-/// Tells what is wrong with the wrappers of a layer, and goes on as long as there is anything to go
-/// by.
+/// Reports what is wrong with the wrappers of a layer, and continues where possible.
 struct Tell<'t, 'f> {
     findings: &'t mut Findings<'f>,
 }
 
-/// Why a layer is not looked at any further.
+/// The check of a layer ends early.
 enum Stop {
-    /// Nothing is left to go by, which is among the findings.
+    /// The damage, which was reported, leaves nothing to check.
     Broken,
-    /// A finding could not be told.
+    /// A finding cannot be reported.
     Failed(Error),
 }
 
@@ -51,7 +50,7 @@ impl Judge for Tell<'_, '_> {
 
     fn broken(&mut self, offset: u64, error: image::Error) -> Result<(), Stop> {
         let told = match &error {
-            // The finding names layer and place itself.
+            // The finding itself names layer and place.
             image::Error::Tar { source, .. } => self.findings.broken(Some(offset), source),
             image::Error::ZFile { source, .. } => self.findings.broken(Some(offset), source),
             error => self.findings.broken(Some(offset), error),
@@ -70,7 +69,7 @@ impl Judge for Tell<'_, '_> {
     }
 }
 
-/// Opens a layer and tells what is wrong with its wrappers. `None`: too much to go on.
+/// Unwraps a layer, and reports damage of its wrappers. `None`: the damage leaves nothing to check.
 pub(super) fn open(
     blob: Arc<Blob>,
     findings: &mut Findings<'_>,
@@ -82,7 +81,7 @@ pub(super) fn open(
     }
 }
 
-/// Where a byte of the layer, which lies inside it, is in the file.
+/// Place in the file of a byte inside the layer.
 pub(super) fn place(container: &Container, at: u64) -> Place {
     match container.zfile_map() {
         None => Place {
@@ -99,7 +98,7 @@ pub(super) fn place(container: &Container, at: u64) -> Place {
     }
 }
 
-/// Reads pieces of a layer for one thread.
+/// Reads pieces of a layer, on one thread.
 #[derive(Default)]
 pub(super) struct PieceReader {
     decoder: Decoder,
@@ -108,7 +107,7 @@ pub(super) struct PieceReader {
 }
 
 impl PieceReader {
-    /// One block, verified and unpacked.
+    /// Reads, verifies and decodes one block.
     pub(super) fn block(
         &mut self,
         container: &Container,
@@ -131,7 +130,7 @@ impl PieceReader {
         Ok(&self.plain)
     }
 
-    /// Fills `into` with the layer's bytes from `offset` on, which lie inside it.
+    /// Fills `into` with the layer's bytes from `offset` on, which lie inside the layer.
     pub(super) fn read(
         &mut self,
         container: &Container,

@@ -1,4 +1,4 @@
-//! Header, trailer and index of a layer, and which sectors of the disk a range of it makes up.
+//! Header, trailer and index of a layer; maps damaged ranges to sectors of the disk.
 
 use std::ops::Range;
 
@@ -13,34 +13,34 @@ use crate::image::Container;
 use crate::image::probe::layer_trailer;
 use crate::units::SECTOR_SIZE;
 
-/// Bytes of the header that are zero in all files known.
+/// Bytes of the header that are zero in all known files.
 const RESERVED: Range<usize> = 390..HEADER_LEN;
 
 /// Bytes of an index read at a time.
 const INDEX_CHUNK: u64 = 1024 * 1024;
 
-/// Wrong entries of an index after which the rest of it tells nothing more.
+/// Wrong index entries after which the rest is skipped.
 const MAX_WRONG: u64 = 1000;
 
-/// Most ranges of sectors named in one finding.
+/// Most ranges of sectors in one finding.
 const MAX_NAMED: usize = 8;
 
-/// Where in a layer what is.
+/// Layout of a layer.
 #[derive(Default)]
 pub(super) struct Layout {
     /// Bytes of the layer.
     len: u64,
-    /// Where the data ends, as the trailer says.
+    /// End of the data, from the trailer.
     data_end: Option<u64>,
-    /// The index, if the trailer tells where it is, and that can be.
+    /// Range of the index, if the trailer gives a possible one.
     index: Option<Range<u64>>,
-    /// Mappings with data, ordered by where in the layer it is; those that could be read.
+    /// Readable mappings with data, ordered by their place in the layer.
     mappings: Vec<Mapping>,
 }
 
 impl Layout {
-    /// Reads what the layer says about itself and tells what is wrong with it. What cannot be read
-    /// because its block is broken is passed over: the check of all blocks will name it.
+    /// Reads header, trailer and index, and reports what is wrong. Damaged blocks are skipped here;
+    /// the check of all blocks reports them.
     pub(super) fn read(container: &Container, findings: &mut Findings<'_>) -> Result<Self, Error> {
         let mut layout = Self {
             len: container.len(),
@@ -102,7 +102,7 @@ impl Layout {
         for at in (start..end).step_by(INDEX_CHUNK as usize) {
             chunk.resize((end - at).min(INDEX_CHUNK) as usize, 0);
             if reader.read(container, at, &mut chunk).is_err() {
-                // The order of what follows cannot be judged without it.
+                // The order of later entries cannot be judged without these.
                 break;
             }
             for (entry, at) in chunk.chunks(ENTRY_LEN).zip((at..).step_by(ENTRY_LEN)) {
@@ -131,10 +131,10 @@ impl Layout {
         Ok(())
     }
 
-    /// Byte of the layer at which reading all of it ends: behind what the trailer says and can say. A
-    /// refused index may be many times as long as any index is.
+    /// End of the range of the layer that is read: the end of the data and of a possible index. A
+    /// refused index can be many times longer than a valid one.
     ///
-    /// Without a trailer, compressed blocks are read all the same, as their checksums tell something.
+    /// Without a trailer, all compressed blocks are read, because they have checksums.
     pub(super) fn checkable(&self, container: &Container) -> u64 {
         match (&self.index, self.data_end) {
             (Some(_), _) => self.len,
@@ -144,7 +144,7 @@ impl Layout {
         }
     }
 
-    /// What follows if these bytes of the layer are lost.
+    /// Describes what is affected if these bytes of the layer are lost.
     pub(super) fn affected(&self, lost: Range<u64>) -> String {
         let header_len = HEADER_LEN as u64;
         let mut parts = Vec::new();
@@ -167,10 +167,10 @@ impl Layout {
         }
     }
 
-    /// The sectors of the disk whose data these bytes of the layer hold.
+    /// Sectors of the disk whose data is in these bytes of the layer.
     fn sectors(&self, lost: &Range<u64>) -> Option<String> {
         let (first, end) = (lost.start / SECTOR_SIZE, lost.end.div_ceil(SECTOR_SIZE));
-        // No mapping is longer, so none before this one can reach `first`.
+        // No mapping is longer, so no earlier one can reach `first`.
         let from = first.saturating_sub(u64::from(MAX_LENGTH));
         let skip = self
             .mappings
@@ -209,7 +209,7 @@ impl Layout {
     }
 }
 
-/// One of the layer's two structures, if it is there.
+/// Reads the header or the trailer of the layer.
 fn structure(
     container: &Container,
     reader: &mut PieceReader,
@@ -234,7 +234,7 @@ fn structure(
     }
 }
 
-/// Notes where header and trailer say different things; the trailer counts.
+/// Reports fields that differ in header and trailer; the trailer counts.
 fn compare(header: &Header, trailer: &Header, findings: &mut Findings<'_>) -> Result<(), Error> {
     for (what, same) in [
         ("uuid", header.uuid == trailer.uuid),

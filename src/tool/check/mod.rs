@@ -1,9 +1,9 @@
-//! `ovbd check`: every checksum, block and mapping of every layer of a stack.
+//! `ovbd check`: verifies every checksum, block and mapping of every layer of a stack.
 //!
-//! A layer is taken apart by `container` (its wrappers) and `layout` (header, trailer, index), which
-//! go on after damage as long as there is anything to go by; then `blocks` reads and decodes all of
-//! it on many threads. A writable layer is looked at by `upper`. What they find goes to the caller one by one. In the end the stack is opened
-//! as the daemon opens it, so that nothing passes here that would be refused there.
+//! `container` (wrappers) and `layout` (header, trailer, index) take a layer apart, and continue
+//! after damage where possible. `blocks` then reads and decodes all of it on many threads. `upper`
+//! checks a writable layer. The caller gets each finding at once. In the end the stack is loaded as
+//! the daemon does it, so that a checked stack is never refused there.
 
 use std::fmt;
 use std::num::NonZero;
@@ -25,19 +25,19 @@ mod container;
 mod layout;
 mod upper;
 
-/// Most layers that upstream opens as one image.
+/// Most layers of an image that upstream opens.
 const UPSTREAM_LAYERS: usize = 255;
 
-/// Something worth telling about a layer.
+/// A finding about a layer or the stack.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// The layer; `None` if it is about the stack.
+    /// The layer; `None`: the stack.
     pub layer: Option<LayerRef>,
-    /// Whether it is only worth knowing, and nothing is broken.
+    /// Whether it is a note, and not damage.
     pub is_note: bool,
-    /// Byte of the file at which it is, if it is in one place.
+    /// Byte of the file, if the finding has one place.
     pub offset: Option<u64>,
-    /// What it is, with the block and the sectors it affects where there are any.
+    /// Description, with the block and the sectors that are affected.
     pub what: String,
 }
 
@@ -55,14 +55,14 @@ impl fmt::Display for Finding {
     }
 }
 
-/// What a check came to.
+/// Result of a check.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// Layers looked at.
+    /// Number of layers that were checked.
     pub layers: usize,
-    /// Compressed blocks verified, broken ones included.
+    /// Number of compressed blocks that were read, damaged ones included.
     pub blocks: u64,
-    /// Findings that are no notes.
+    /// Number of findings that are not notes.
     pub broken: u64,
 }
 
@@ -80,12 +80,12 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// Checks all layers, the upper, and the stack they make up. `tell` gets each finding at once; if it fails,
-/// the check ends with its error.
+/// Checks all layers, the writable layer, and the stack. `tell` gets each finding at once; an error
+/// of `tell` ends the check.
 ///
 /// # Errors
-/// Only that of `tell`, that no thread could be started, and that a list of snapshots cannot be read:
-/// whatever is wrong with a layer is a finding.
+/// Those of `tell`; [`Error::Threads`]; the list of snapshots cannot be read. Everything wrong with
+/// a layer is a finding.
 pub fn check(
     mut files: OpenFiles,
     threads: NonZero<usize>,
@@ -130,7 +130,7 @@ pub fn check(
     }
     if outcome.broken == 0 && count > 0 {
         let lineage = files.lineage();
-        // Loaded whatever the order: each layer in a wrong place is a finding of its own.
+        // Loaded in any order: each layer in a wrong place is a finding of its own.
         match files.stack(Lineage::Ignored).and_then(Image::load) {
             Ok(image) => check_order(&image, upper.as_ref(), lineage, &mut findings)?,
             Err(error) => findings.broken(None, &error)?,
@@ -140,7 +140,7 @@ pub fn check(
     Ok(outcome)
 }
 
-/// Checks one layer: the number of its blocks.
+/// Checks one layer; returns the number of its blocks.
 fn check_layer(
     blob: Result<&Arc<Blob>, &source::Error>,
     threads: NonZero<usize>,
@@ -167,12 +167,12 @@ fn check_layer(
     Ok(container.zfile_map().map_or(0, |map| map.table().blocks()))
 }
 
-/// Whether the layer can be opened as the daemon opens it.
+/// Loads the layer as the daemon does.
 fn loads(blob: &Arc<Blob>) -> Result<(), image::Error> {
     Layer::load(blob.clone()).map(drop)
 }
 
-/// Tells of layers that lie upon another layer than the one they were made upon.
+/// Reports layers that are not above their parents.
 fn check_order(
     image: &Image,
     upper: Option<&Upper>,
@@ -196,7 +196,7 @@ fn check_order(
     Ok(())
 }
 
-/// Takes what is found out about one layer.
+/// Collects the findings about one layer.
 struct Findings<'f> {
     layer: Option<LayerRef>,
     broken: u64,
@@ -209,7 +209,7 @@ impl Findings<'_> {
         self.add(false, offset, reason(error))
     }
 
-    /// Something broken at a place in the layer, with what follows from it.
+    /// Reports damage at a place in the layer, and what it affects.
     fn broken_at(
         &mut self,
         place: container::Place,

@@ -1,4 +1,4 @@
-//! The writable layer: its index and journal, and whether all data they point at can be read.
+//! Checks a writable layer: index file, journal, and whether all of its data can be read.
 
 use indicatif::ProgressBar;
 
@@ -11,7 +11,7 @@ use crate::units::{Sector, Sectors};
 use crate::writable::Paths;
 use crate::writable::extent_map::ExtentMap;
 
-/// Tells what is wrong with a writable layer. `None`: it cannot be opened.
+/// Reports what is wrong with a writable layer. `None`: it cannot be opened.
 pub(super) fn check(
     paths: &Paths,
     progress: &ProgressBar,
@@ -56,7 +56,7 @@ pub(super) fn check(
     Ok(Some(upper))
 }
 
-/// Reads all data that counts. Without checksums, that it can be read is all there is to see.
+/// Reads all data that is in use. A writable layer has no checksums.
 fn read_all(
     upper: &Upper,
     progress: &ProgressBar,
