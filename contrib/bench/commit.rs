@@ -30,7 +30,8 @@ use ovbd_vhost::format::zfile::{Algorithm, BlockFormat};
 use ovbd_vhost::io::scatter::Scatter;
 use ovbd_vhost::tool::commit::{Commit, commit};
 use ovbd_vhost::tool::create::{Create, create};
-use ovbd_vhost::tool::raw_image::Input;
+use ovbd_vhost::tool::output::Unnamed;
+use ovbd_vhost::tool::raw_image::{Input, RawImage};
 use ovbd_vhost::units::{Sector, SectorRange};
 use ovbd_vhost::writable::{self, Options, Paths, WritableLayer};
 use rustix::fs::OFlags;
@@ -92,10 +93,7 @@ fn main() {
         let bar = ProgressBar::hidden();
         let to = dir.path().join("out");
         let task = Create {
-            from: Input::Path(raw.clone()),
-            to: to.clone(),
             raw: false,
-            parent: None,
             blocks,
             tar: false,
             uuid: None,
@@ -103,13 +101,16 @@ fn main() {
             threads,
         };
         let hidden = &bar;
+        let (from, out) = (Input::Path(raw.clone()), to.clone());
         let run = move || {
-            create(&task, hidden).expect("create");
+            let image = RawImage::open(&from).expect("raw image");
+            let file = Unnamed::create(&out).expect("output");
+            create(image, None, &task, file.content(), hidden).expect("create");
+            file.publish().expect("output");
         };
         let create: Subject<'_> = ("create", Box::new(run));
         let task = Commit {
             upper: upper.clone(),
-            to: to.clone(),
             blocks,
             tar: false,
             uuid: None,
@@ -117,7 +118,13 @@ fn main() {
             message: String::new(),
             threads,
         };
-        let run = move || commit(&task, hidden).expect("commit").file_len;
+        let out = to.clone();
+        let run = move || {
+            let file = Unnamed::create(&out).expect("output");
+            let written = commit(&task, file.content(), hidden).expect("commit");
+            file.publish().expect("output");
+            written.file_len
+        };
         let stored = run();
         let commit: Subject<'_> = (
             "commit",

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::num::NonZero;
-use std::path::{Path, PathBuf};
 use std::thread;
 
 use indicatif::ProgressBar;
@@ -11,7 +10,7 @@ use uuid::Uuid;
 use super::Error;
 use super::disk::{Content, Disk, Upper};
 use super::layer_writer::{LayerFormat, LayerWriter, Written};
-use super::output;
+use super::output::{self, NewFile};
 use crate::format::lsmt::{ENTRY_LEN, MAX_ENTRIES, MAX_LENGTH};
 use crate::format::zfile::BlockFormat;
 use crate::image::reader::Reader;
@@ -28,8 +27,6 @@ const MAX_APART: u64 = 4_000_000 * ENTRY_LEN as u64;
 pub struct Commit {
     /// The writable layer. No process may have it open.
     pub upper: Paths,
-    /// Output file; an existing file is replaced.
-    pub to: PathBuf,
     /// Format of compressed blocks. `None`: no compression.
     pub blocks: Option<BlockFormat>,
     /// Whether the layer is wrapped in tar.
@@ -48,8 +45,8 @@ pub struct Commit {
 /// depend on the number of threads.
 ///
 /// # Errors
-/// An [`Error`]; then there is no output.
-pub fn commit(task: &Commit, progress: &ProgressBar) -> Result<Written, Error> {
+/// An [`Error`].
+pub fn commit(task: &Commit, file: NewFile, progress: &ProgressBar) -> Result<Written, Error> {
     Pairs::refuse_frozen(&task.upper)?;
     // Upstream joins neighbours up to a length only, so its result depends on the order of the
     // writes. For an index with very many entries, memory matters more.
@@ -68,7 +65,7 @@ pub fn commit(task: &Commit, progress: &ProgressBar) -> Result<Written, Error> {
     };
     write(
         &Disk::of(None, Some(upper)),
-        &task.to,
+        file,
         format,
         task.threads,
         progress,
@@ -81,16 +78,16 @@ pub fn commit(task: &Commit, progress: &ProgressBar) -> Result<Written, Error> {
 /// Those of [`commit`].
 pub fn write(
     disk: &Disk,
-    to: &Path,
+    file: NewFile,
     format: LayerFormat,
     threads: NonZero<usize>,
     progress: &ProgressBar,
 ) -> Result<Written, Error> {
-    output::refuse_inputs(to, disk.inputs())?;
+    output::refuse_inputs(file.target(), disk.inputs())?;
     // Finding this out later would cost the copying.
     if runs(disk) > MAX_ENTRIES {
         return Err(Error::TooManyMappings {
-            path: to.to_owned(),
+            path: file.target().to_owned(),
         });
     }
     progress.set_length(disk.size());
@@ -99,7 +96,7 @@ pub fn write(
         move |from: u64, into: &mut [u8]| disk.read(&mut reader, Sector::containing(from), into)
     };
     thread::scope(|scope| {
-        let mut layer = LayerWriter::start(scope, threads, to, format, Some(disk.size()), fetch)?;
+        let mut layer = LayerWriter::start(scope, threads, file, format, Some(disk.size()), fetch)?;
         for piece in disk.all_pieces() {
             let range = piece.range;
             match piece.content {

@@ -5,7 +5,6 @@
 //! layer writer.
 
 use std::num::NonZero;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 
@@ -16,12 +15,11 @@ use super::Error;
 use super::in_order::InOrder;
 use super::layer_writer::{LayerFormat, LayerWriter, Written};
 use super::name::hashed;
-use super::output;
-use super::raw_image::{Input, Part, RawImage, Source};
+use super::output::{self, NewFile};
+use super::raw_image::{Part, RawImage, Source};
 use super::unit::{CHUNK, UNIT, data_from, is_zero};
 use crate::format::zfile::BlockFormat;
 use crate::image::Image;
-use crate::image::config::Stack;
 use crate::image::reader::Reader;
 use crate::units::{SECTOR_SIZE, Sector};
 
@@ -31,14 +29,8 @@ const UNIT_SECTORS: u16 = (UNIT as u64 / SECTOR_SIZE) as u16;
 /// The layer to make.
 #[derive(Clone, Debug)]
 pub struct Create {
-    /// The raw image.
-    pub from: Input,
-    /// Output file; an existing file is replaced.
-    pub to: PathBuf,
     /// Whether an input that looks like an image of another format is taken as raw.
     pub raw: bool,
-    /// The stack below the new layer: only what differs from it is stored.
-    pub parent: Option<Stack>,
     /// Format of compressed blocks. `None`: no compression.
     pub blocks: Option<BlockFormat>,
     /// Whether the layer is wrapped in tar.
@@ -54,18 +46,23 @@ pub struct Create {
 /// Makes a layer. The output does not depend on the number of threads, nor on whether the image is
 /// a file or a stream. The disk gets the size of the raw image.
 ///
+/// With a `parent`, only what differs from it is stored.
+///
 /// # Errors
-/// An [`Error`]; then there is no output.
-pub fn create(task: &Create, progress: &ProgressBar) -> Result<Written, Error> {
-    let mut raw = RawImage::open(&task.from)?;
+/// An [`Error`].
+pub fn create(
+    mut raw: RawImage,
+    parent: Option<&Image>,
+    task: &Create,
+    file: NewFile,
+    progress: &ProgressBar,
+) -> Result<Written, Error> {
     if !task.raw {
         raw.refuse_foreign()?;
     }
-    let parent = task.parent.as_ref().map(Image::open).transpose()?;
-    let parent = parent.as_ref();
     let inputs = parent.map_or(&[][..], Image::layers).iter();
     let inputs = inputs.filter_map(|layer| layer.container().blob().metadata().ok());
-    output::refuse_inputs(&task.to, inputs.chain(raw.file().metadata().ok()))?;
+    output::refuse_inputs(file.target(), inputs.chain(raw.file().metadata().ok()))?;
     if let Some(len) = raw.size() {
         progress.set_length(len);
     }
@@ -73,7 +70,7 @@ pub fn create(task: &Create, progress: &ProgressBar) -> Result<Written, Error> {
     thread::scope(|scope| {
         // All data is in memory when it is given to the writer.
         let fetch = || |_: u64, _: &mut [u8]| Ok(());
-        let layer = LayerWriter::start(scope, task.threads, &task.to, format, raw.size(), fetch)?;
+        let layer = LayerWriter::start(scope, task.threads, file, format, raw.size(), fetch)?;
         let source = raw.source();
         let differ = || {
             let mut differ = Differ::new(parent, Arc::clone(&source));

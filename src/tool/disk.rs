@@ -139,14 +139,6 @@ pub enum Content {
 }
 
 impl Disk {
-    /// Opens and reads the files of a disk.
-    ///
-    /// # Errors
-    /// Those of [`Files::open`] and [`Disk::load`].
-    pub fn open(files: &Files) -> Result<Self, Error> {
-        Self::load(files.open()?)
-    }
-
     /// Reads the layers and the writable layer, and follows the snapshots of the latter.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ use indicatif::ProgressBar;
 use super::Error;
 use super::disk::Disk;
 use super::in_order::InOrder;
-use super::output::{self, NewFile};
+use super::output::{self, Unnamed};
 use super::unit::{CHUNK, UNIT, is_zero};
 use crate::image::reader::Reader;
 use crate::units::{SECTOR_SIZE, Sector};
@@ -93,7 +93,7 @@ pub struct Target(Kind);
 
 #[derive(Debug)]
 enum Kind {
-    File(NewFile),
+    File(Unnamed),
     Stdout {
         file: File,
         /// Bytes written so far.
@@ -105,7 +105,7 @@ impl Target {
     /// Opens standard output, or creates a file without a name.
     ///
     /// # Errors
-    /// Those of [`NewFile::create`]; [`Error::Stdout`] if standard output is closed.
+    /// Those of [`Unnamed::create`]; [`Error::Stdout`] if standard output is closed.
     pub fn open(to: &Output) -> Result<Self, Error> {
         let Output::Path(path) = to else {
             // Without the line buffer of the standard library.
@@ -113,12 +113,12 @@ impl Target {
             let file = file.map_err(Error::Stdout)?.into();
             return Ok(Self(Kind::Stdout { file, written: 0 }));
         };
-        Ok(Self(Kind::File(NewFile::create(path)?)))
+        Ok(Self(Kind::File(Unnamed::create(path)?)))
     }
 
     fn refuse_inputs(&self, disk: &Disk) -> Result<(), Error> {
         match &self.0 {
-            Kind::File(file) => output::refuse_inputs(file.target(), disk.inputs()),
+            Kind::File(file) => output::refuse_inputs(file.content().target(), disk.inputs()),
             Kind::Stdout { .. } => Ok(()),
         }
     }
@@ -133,6 +133,7 @@ impl Target {
                 result.map_err(Error::Stdout)
             }
             Kind::File(file) => {
+                let mut file = file.content();
                 let units: Vec<_> = chunk.bytes.chunks(UNIT).collect();
                 let mut at = chunk.offset;
                 for run in units.chunk_by(|one, next| is_zero(one) == is_zero(next)) {
@@ -154,14 +155,14 @@ impl Target {
             Kind::Stdout { file, written } => {
                 write_zeros(file, size - *written).map_err(Error::Stdout)
             }
-            Kind::File(file) => file.set_len(size),
+            Kind::File(file) => file.content().set_len(size),
         }
     }
 
     /// Makes a file durable and gives it its name.
     ///
     /// # Errors
-    /// Those of [`NewFile::publish`].
+    /// Those of [`Unnamed::publish`].
     pub fn publish(self) -> Result<(), Error> {
         match self.0 {
             Kind::Stdout { .. } => Ok(()),

@@ -1,11 +1,10 @@
-//! Writes a sealed layer. Data and zeroed ranges are added in the order of the disk. The file is
-//! written from front to back, and appears under its name when it is complete.
+//! Writes a sealed layer. Data and zeroed ranges are added in the order of the disk, and the file is
+//! written from front to back.
 //!
 //! Layout: `header | data | index, padded | trailer`, optionally in a ZFile, and that optionally in
 //! a tar member (`docs/format.md`).
 
 use std::num::NonZero;
-use std::path::Path;
 use std::thread::Scope;
 
 use uuid::Uuid;
@@ -83,16 +82,16 @@ enum Body {
 }
 
 impl LayerWriter {
-    /// Starts a layer that will appear as `target`, for a disk of `virtual_size` bytes. `None`: the
-    /// size is known at the end only, and the written bytes will be moved. `threads` threads
-    /// compress; each has its own `fetch`, for [`LayerWriter::fetched`].
+    /// Starts a layer in `file`, for a disk of `virtual_size` bytes. `None`: the size is known at the
+    /// end only, and the written bytes will be moved. `threads` threads compress; each has its own
+    /// `fetch`, for [`LayerWriter::fetched`].
     ///
     /// # Errors
-    /// The file cannot be created.
+    /// The file cannot be written, or no thread can be started.
     pub fn start<'scope, F>(
         scope: &'scope Scope<'scope, '_>,
         threads: NonZero<usize>,
-        target: &Path,
+        mut file: NewFile,
         format: LayerFormat,
         virtual_size: Option<u64>,
         fetch: impl Fn() -> F,
@@ -105,7 +104,7 @@ impl LayerWriter {
             (Some(_), None) => Cache::Through,
             _ => Cache::Past,
         };
-        let mut file = NewFile::append(target, cache)?;
+        file.start_appender(cache)?;
         if format.tar {
             file.skip(tar::PREFIX as u64)?;
         }
@@ -185,10 +184,10 @@ impl LayerWriter {
         self.map(Mapping::zeroed(offset, sectors, self.next))
     }
 
-    /// Writes index and trailer for a disk of `virtual_size` bytes, and publishes the file.
+    /// Writes index and trailer for a disk of `virtual_size` bytes.
     ///
     /// # Errors
-    /// The file cannot be written; then it does not appear.
+    /// The file cannot be written.
     pub fn finish(mut self, virtual_size: u64) -> Result<Written, Error> {
         let mappings = self.index.len();
         let padding = padding_after(mappings as u64);
@@ -225,7 +224,7 @@ impl LayerWriter {
             data_len: self.header.index_offset - HEADER_LEN as u64,
             mappings,
         };
-        file.publish()?;
+        file.finish()?;
         Ok(written)
     }
 

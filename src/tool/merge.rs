@@ -1,25 +1,21 @@
 //! `ovbd merge`: makes one sealed layer of several layers and an optional writable layer.
 
 use std::num::NonZero;
-use std::path::PathBuf;
 
 use indicatif::ProgressBar;
 use uuid::Uuid;
 
 use super::Error;
 use super::commit::write;
-use super::disk::{Disk, Files};
+use super::disk::Disk;
 use super::layer_writer::{LayerFormat, Written};
 use super::name::hashed;
+use super::output::NewFile;
 use crate::format::zfile::BlockFormat;
 
 /// The layer to make.
 #[derive(Clone, Debug)]
 pub struct Merge {
-    /// The layers. No process may have the writable layer open.
-    pub files: Files,
-    /// Output file; an existing file is replaced.
-    pub to: PathBuf,
     /// Format of compressed blocks. `None`: no compression.
     pub blocks: Option<BlockFormat>,
     /// Whether the layer is wrapped in tar.
@@ -38,10 +34,14 @@ pub struct Merge {
 /// output does not depend on the number of threads.
 ///
 /// # Errors
-/// An [`Error`]; then there is no output.
+/// An [`Error`].
 /// Something cannot be read or written; there is no output then.
-pub fn merge(task: &Merge, progress: &ProgressBar) -> Result<Written, Error> {
-    let disk = Disk::open(&task.files)?;
+pub fn merge(
+    disk: &Disk,
+    task: &Merge,
+    file: NewFile,
+    progress: &ProgressBar,
+) -> Result<Written, Error> {
     let layers = disk.image().map_or(&[][..], |image| image.layers()).iter();
     let names = layers.map(|layer| (layer.uuid(), layer.parent_uuid()));
     let upper = disk.upper().map(|upper| &upper.header);
@@ -61,5 +61,5 @@ pub fn merge(task: &Merge, progress: &ProgressBar) -> Result<Written, Error> {
         parent_uuid: parents.first().copied().unwrap_or_default(),
         message: task.message.clone().into_bytes(),
     };
-    write(&disk, &task.to, format, task.threads, progress)
+    write(disk, file, format, task.threads, progress)
 }

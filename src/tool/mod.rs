@@ -21,7 +21,7 @@ pub mod local;
 pub mod merge;
 mod name;
 pub mod open_files;
-mod output;
+pub mod output;
 pub mod progress;
 pub mod pull;
 pub mod raw_image;

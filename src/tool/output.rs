@@ -1,7 +1,7 @@
 //! Files that appear under their names when they are complete.
 //!
 //! A file is written without a name (`O_TMPFILE`), or under a temporary name where the file system
-//! does not support that. [`NewFile::publish`] makes it durable and names it. A failure before
+//! does not support that. [`Unnamed::publish`] makes it durable and names it. A failure before
 //! leaves nothing behind, and does not change an existing file of that name. A kill during the
 //! replacement of an existing file leaves the temporary name, `.NAME.PID-N.tmp`.
 //!
@@ -22,21 +22,19 @@ use super::Error;
 use super::appender::{Appender, Cache};
 use crate::io::directory::{parent_of, sync_parent};
 
-/// A file in progress.
+/// A file that has no name yet. Its content is written through [`Unnamed::content`].
 #[derive(Debug)]
-pub struct NewFile {
+pub struct Unnamed {
     file: Arc<File>,
-    /// Appends to the file, while the file is not changed otherwise.
-    appender: Option<Appender>,
+    /// A second file without a name, for what does not fit into memory.
+    scratch: Arc<File>,
     /// Final path.
     target: PathBuf,
     /// Temporary name, if any.
     temporary: Option<PathBuf>,
-    /// Number of appended bytes.
-    position: u64,
 }
 
-impl NewFile {
+impl Unnamed {
     /// Creates a file that will appear as `target`, in place of an existing file.
     ///
     /// # Errors
@@ -47,43 +45,128 @@ impl NewFile {
             Ok(existing) => return Err(Error::NotAFile { path: existing }),
             Err(_) => target.to_owned(),
         };
-        let nameless = nameless(&target);
-        Self::start(target, nameless)
+        let (file, scratch) = (nameless(&target), nameless(&target));
+        Self::start(target, file, scratch)
     }
 
-    /// Creates a large file, most of which is appended.
-    ///
-    /// # Errors
-    /// Those of [`NewFile::create`]; [`Error::Threads`].
-    pub fn append(target: &Path, cache: Cache) -> Result<Self, Error> {
-        let mut new = Self::create(target)?;
-        let appender = Appender::start(Arc::clone(&new.file), cache);
-        new.appender = Some(appender.map_err(Error::Threads)?);
-        Ok(new)
-    }
-
-    /// Takes a file without a name, or creates one with a temporary name.
-    fn start(target: PathBuf, nameless: Option<File>) -> Result<Self, Error> {
-        let (file, temporary) = match nameless {
+    /// Takes files without names, or creates them under temporary names.
+    fn start(target: PathBuf, file: Option<File>, scratch: Option<File>) -> Result<Self, Error> {
+        let failed = |source| Error::Write {
+            path: target.clone(),
+            source,
+        };
+        let (file, temporary) = match file {
             Some(file) => (file, None),
             None => {
-                let name = temporary_name(&target);
-                let mut options = OpenOptions::new();
-                let file = options.read(true).write(true).create_new(true).open(&name);
-                let file = file.map_err(|source| Error::Write {
-                    path: target.clone(),
-                    source,
-                })?;
+                let (file, name) = named(&target).map_err(failed)?;
                 (file, Some(name))
+            }
+        };
+        let scratch = match scratch {
+            Some(scratch) => scratch,
+            None => {
+                let (scratch, name) = named(&target).map_err(failed)?;
+                fs::remove_file(name).map_err(failed)?;
+                scratch
             }
         };
         Ok(Self {
             file: Arc::new(file),
-            appender: None,
+            scratch: Arc::new(scratch),
             target,
             temporary,
-            position: 0,
         })
+    }
+
+    /// The content of the file, which this process or a child of it writes.
+    pub fn content(&self) -> NewFile {
+        NewFile {
+            file: Arc::clone(&self.file),
+            scratch: Arc::clone(&self.scratch),
+            appender: None,
+            target: self.target.clone(),
+            position: 0,
+        }
+    }
+
+    /// Makes the file durable, then names it, durably too. Its content is complete.
+    ///
+    /// # Errors
+    /// [`Error::Write`]. The file does not appear, unless only its name could not be made durable.
+    pub fn publish(mut self) -> Result<(), Error> {
+        self.name_it().map_err(|source| Error::Write {
+            path: self.target.clone(),
+            source,
+        })
+    }
+
+    fn name_it(&mut self) -> io::Result<()> {
+        self.file.sync_all()?;
+        let name = match self.temporary.take() {
+            Some(name) => name,
+            None => {
+                // Linking does not replace an existing name; renaming does.
+                let name = temporary_name(&self.target);
+                linkat(
+                    CWD,
+                    own_path(&self.file),
+                    CWD,
+                    &name,
+                    AtFlags::SYMLINK_FOLLOW,
+                )?;
+                name
+            }
+        };
+        // A failure before the rename removes the temporary name.
+        let name = self.temporary.insert(name);
+        fs::rename(name, &self.target)?;
+        self.temporary = None;
+        sync_parent(&self.target)
+    }
+}
+
+impl Drop for Unnamed {
+    fn drop(&mut self) {
+        if let Some(name) = &self.temporary {
+            // If this fails, nothing else can be done.
+            let _ = fs::remove_file(name);
+        }
+    }
+}
+
+/// The content of a file in progress.
+#[derive(Debug)]
+pub struct NewFile {
+    file: Arc<File>,
+    scratch: Arc<File>,
+    /// Appends to the file, while the file is not changed otherwise.
+    appender: Option<Appender>,
+    /// Final path.
+    target: PathBuf,
+    /// Number of appended bytes.
+    position: u64,
+}
+
+impl NewFile {
+    /// Appends on a thread of its own, until the file is changed otherwise.
+    ///
+    /// # Errors
+    /// [`Error::Threads`].
+    pub fn start_appender(&mut self, cache: Cache) -> Result<(), Error> {
+        let appender = Appender::start(Arc::clone(&self.file), cache);
+        self.appender = Some(appender.map_err(Error::Threads)?);
+        Ok(())
+    }
+
+    /// An empty file for what does not fit into memory. There is one.
+    pub fn scratch(&self) -> NewFile {
+        NewFile {
+            file: Arc::clone(&self.scratch),
+            scratch: Arc::clone(&self.scratch),
+            appender: None,
+            target: self.target.clone(),
+            position: 0,
+        }
     }
 
     /// Final path.
@@ -177,53 +260,18 @@ impl NewFile {
         self.file.set_len(len).map_err(|source| self.failed(source))
     }
 
-    /// Makes the file durable, then names it, durably too.
+    /// Waits until all of the content is in the file.
     ///
     /// # Errors
-    /// [`Error::Write`]. The file does not appear, unless only its name could not be made durable.
-    pub fn publish(mut self) -> Result<(), Error> {
-        self.settle()?;
-        let result = self.name_it();
-        result.map_err(|source| self.failed(source))
-    }
-
-    fn name_it(&mut self) -> io::Result<()> {
-        self.file.sync_all()?;
-        let name = match self.temporary.take() {
-            Some(name) => name,
-            None => {
-                // Linking does not replace an existing name; renaming does.
-                let name = temporary_name(&self.target);
-                linkat(
-                    CWD,
-                    own_path(&self.file),
-                    CWD,
-                    &name,
-                    AtFlags::SYMLINK_FOLLOW,
-                )?;
-                name
-            }
-        };
-        // A failure before the rename removes the temporary name.
-        let name = self.temporary.insert(name);
-        fs::rename(name, &self.target)?;
-        self.temporary = None;
-        sync_parent(&self.target)
+    /// [`Error::Write`].
+    pub fn finish(mut self) -> Result<(), Error> {
+        self.settle()
     }
 
     fn failed(&self, source: io::Error) -> Error {
         Error::Write {
             path: self.target.clone(),
             source,
-        }
-    }
-}
-
-impl Drop for NewFile {
-    fn drop(&mut self) {
-        if let Some(name) = &self.temporary {
-            // If this fails, nothing else can be done.
-            let _ = fs::remove_file(name);
         }
     }
 }
@@ -256,6 +304,18 @@ fn nameless(target: &Path) -> Option<File> {
     fs::exists(own_path(&file)).unwrap_or(false).then_some(file)
 }
 
+/// Creates a file under a temporary name beside `target`.
+fn named(target: &Path) -> io::Result<(File, PathBuf)> {
+    let name = temporary_name(target);
+    let mut options = OpenOptions::new();
+    let file = options
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(&name)?;
+    Ok((file, name))
+}
+
 /// Path of an open file.
 fn own_path(file: &File) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
@@ -279,16 +339,21 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("target");
         let start = |named: bool, cache: Option<Cache>| {
-            let nameless = if named { None } else { nameless(&target) };
-            let mut file = NewFile::start(target.clone(), nameless).unwrap();
-            assert_eq!(file.temporary.is_some(), named);
-            let appender = cache.map(|cache| Appender::start(Arc::clone(&file.file), cache));
-            file.appender = appender.transpose().unwrap();
+            let nameless = || if named { None } else { nameless(&target) };
+            let unnamed = Unnamed::start(target.clone(), nameless(), nameless()).unwrap();
+            assert_eq!(unnamed.temporary.is_some(), named);
+            let mut file = unnamed.content();
+            if let Some(cache) = cache {
+                file.start_appender(cache).unwrap();
+            }
+            let mut scratch = file.scratch();
+            scratch.write(b"scratch").unwrap();
+            scratch.finish().unwrap();
             file.write(b"0123456789").unwrap();
             file.skip(2).unwrap();
             file.write(b"abc").unwrap();
             file.write_at(b"X", 1).unwrap();
-            file
+            (unnamed, file)
         };
         let files = || fs::read_dir(dir.path()).unwrap().count();
         let mut existed = 0;
@@ -300,14 +365,15 @@ mod tests {
             (false, Some(Cache::Through)),
         ] {
             assert_eq!(files(), existed);
-            let file = start(named, cache);
+            let given_up = start(named, cache);
             assert_eq!(files(), existed + usize::from(named));
-            drop(file);
+            drop(given_up);
             assert_eq!(files(), existed, "a file given up leaves nothing");
-            let mut file = start(named, cache);
+            let (unnamed, mut file) = start(named, cache);
             file.move_down(8, 5).unwrap();
             file.write(b"end").unwrap();
-            file.publish().unwrap();
+            file.finish().unwrap();
+            unnamed.publish().unwrap();
             existed = 1;
             assert_eq!(files(), existed);
             assert_eq!(fs::read(&target).unwrap(), b"0X23489\0\0abcend");

@@ -300,12 +300,15 @@ fn open(input: &Input) -> io::Result<Option<(File, bool)>> {
 fn open_pipe(path: &Path, limit: Duration) -> io::Result<File> {
     let (done, opened) = mpsc::channel();
     let pipe = path.to_owned();
-    thread::Builder::new().spawn(move || done.send(File::open(pipe)))?;
-    opened.recv_timeout(limit).unwrap_or_else(|_| {
+    let opener = thread::Builder::new().spawn(move || done.send(File::open(pipe)))?;
+    let Ok(file) = opened.recv_timeout(limit) else {
         let seconds = limit.as_secs();
         let text = format!("a named pipe that no process writes to: waited {seconds} s for one");
-        Err(io::Error::new(io::ErrorKind::TimedOut, text))
-    })
+        return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+    };
+    // It has sent the file, and ends; a sandbox is entered with one thread.
+    let _ = opener.join();
+    file
 }
 
 #[cfg(test)]

@@ -215,7 +215,7 @@ impl Table {
         if self.recent.len() == self.most {
             let older = match &mut self.older {
                 Some(older) => older,
-                none => none.insert(NewFile::create(output.target())?),
+                none => none.insert(output.scratch()),
             };
             older.write(&encode_table(&self.recent))?;
             self.recent.clear();
@@ -247,6 +247,7 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
+    use super::super::output::Unnamed;
     use super::*;
 
     #[test]
@@ -254,14 +255,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("out");
         for len in [0, 3, 4, 5, 12, 13] {
-            let mut file = NewFile::create(&target).unwrap();
+            let unnamed = Unnamed::create(&target).unwrap();
+            let mut file = unnamed.content();
             let mut table = Table::new(4);
             for stored in 0..len {
                 table.push(&file, stored).unwrap();
             }
             assert_eq!(table.len, u64::from(len));
             let crc = table.write(&mut file, Some(99)).unwrap();
-            file.publish().unwrap();
+            file.finish().unwrap();
+            unnamed.publish().unwrap();
             let entries: Vec<u32> = std::iter::once(99).chain(0..len).collect();
             let expected = encode_table(&entries);
             assert_eq!(std::fs::read(&target).unwrap(), expected);

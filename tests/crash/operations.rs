@@ -69,7 +69,7 @@ fn content(folder: &Path) -> (Vec<u8>, bool) {
         }
     };
     assert!(sealed || index.exists());
-    let disk = Disk::open(&match sealed {
+    let files = match sealed {
         true => Files {
             stack: Stack::new([data]),
             upper: None,
@@ -78,8 +78,8 @@ fn content(folder: &Path) -> (Vec<u8>, bool) {
             stack: Stack::default(),
             upper: Some(paths),
         },
-    });
-    let disk = disk.unwrap();
+    };
+    let disk = Disk::load(files.open().unwrap()).unwrap();
     let mut bytes = vec![0xEE; disk.size() as usize];
     disk.read(&mut Reader::new(), Sector(0), &mut bytes)
         .unwrap();

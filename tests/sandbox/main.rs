@@ -27,8 +27,9 @@ use rustix::thread::{CapabilitySet, capabilities};
 /// The fields of `/proc/PID/status` for each thread of a process.
 fn statuses(pid: Pid) -> Vec<String> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("the daemon runs");
+    // A thread that ends meanwhile has no status.
     threads
-        .map(|thread| fs::read_to_string(thread.unwrap().path().join("status")).unwrap())
+        .filter_map(|thread| fs::read_to_string(thread.unwrap().path().join("status")).ok())
         .collect()
 }
 

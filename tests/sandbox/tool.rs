@@ -209,10 +209,13 @@ fn prepare() -> TempDir {
 
 const UPPER: &str = "data=upper/d,index=upper/i";
 
-const COMMANDS: [&[&str]; 6] = [
+const COMMANDS: [&[&str]; 9] = [
     &["check", "layer", "--threads", "1"],
     &["inspect", "layer"],
     &["export", "layer", "-o", "raw"],
+    &["create", "--from", "secret", "raw", "--parent", "layer"],
+    &["merge", "layer", "layer", "-o", "raw", "--force"],
+    &["commit", "--upper", UPPER, "-o", "raw"],
     &[
         "check",
         "layer",

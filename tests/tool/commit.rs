@@ -137,10 +137,11 @@ fn all_ways_to_a_layer_read_the_same() {
                 mappings,
             } = bare(&dir.path().join("top"));
             assert_eq!(commit::runs(&upper), runs(&mappings), "known before");
-            let whole = Disk::open(&Files {
+            let files = Files {
                 stack: Stack::new([dir.path().join("lower")]),
                 upper: Some(paths.clone()),
-            });
+            };
+            let whole = Disk::load(files.open().unwrap());
             let merged = bare(&dir.path().join("merged")).mappings;
             assert_eq!(commit::runs(&whole.unwrap()), runs(&merged), "known before");
             assert_eq!(

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use ovbd_vhost::format::lsmt::writable::Kind;
-use ovbd_vhost::image::config::ImageConfig;
+use ovbd_vhost::image::config::{ImageConfig, Stack};
 use ovbd_vhost::tool::commit::Commit;
 use ovbd_vhost::tool::create::Create;
 use ovbd_vhost::tool::ctl::Ask;
@@ -62,7 +62,7 @@ pub struct CreateArgs {
     from: PathBuf,
     /// Layer to write
     #[arg(value_name = "OUT")]
-    to: PathBuf,
+    pub to: PathBuf,
     /// Take the input as a raw image even if it starts like an image of another format
     #[arg(long)]
     raw: bool,
@@ -75,6 +75,8 @@ pub struct CreateArgs {
     uuid: Option<Uuid>,
     #[command(flatten)]
     threads: ThreadArgs,
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
 }
 
 /// List the format, sizes and mappings of layers.
@@ -150,10 +152,10 @@ pub struct CreateUpperArgs {
 #[derive(Args)]
 pub struct CommitArgs {
     #[command(flatten)]
-    upper: UpperArgs,
-    /// Layer to be written
+    pub upper: UpperArgs,
+    /// Layer to write
     #[arg(short, long, value_name = "LAYER")]
-    output: PathBuf,
+    pub output: PathBuf,
     #[command(flatten)]
     format: FormatArgs,
     /// Uuid of the layer [default: that of the writable layer]
@@ -164,6 +166,8 @@ pub struct CommitArgs {
     parent_uuid: Option<Uuid>,
     #[command(flatten)]
     threads: ThreadArgs,
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
 }
 
 /// Seal a writable layer in place.
@@ -229,10 +233,10 @@ impl From<CtlCommand> for Ask {
 #[derive(Args)]
 pub struct MergeArgs {
     #[command(flatten)]
-    files: FilesArgs,
-    /// Layer to be written
+    pub files: FilesArgs,
+    /// Layer to write
     #[arg(short, long, value_name = "LAYER")]
-    output: PathBuf,
+    pub output: PathBuf,
     #[command(flatten)]
     format: FormatArgs,
     /// Uuid of the layer [default: that of the topmost layer, or derived from the message]
@@ -240,6 +244,8 @@ pub struct MergeArgs {
     uuid: Option<Uuid>,
     #[command(flatten)]
     threads: ThreadArgs,
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
 }
 
 /// Set the disk size of a writable layer.
@@ -266,20 +272,28 @@ enum KindArg {
 }
 
 impl CreateArgs {
-    pub fn task(self) -> Result<Create, Box<dyn std::error::Error>> {
-        let from = match self.from.as_os_str() == "-" {
+    pub fn input(&self) -> Input {
+        match self.from.as_os_str() == "-" {
             true => Input::Stdin,
-            false => Input::Path(self.from),
-        };
+            false => Input::Path(self.from.clone()),
+        }
+    }
+
+    /// The layers below the new one; `None`: there are none. Layers in a registry are pulled.
+    ///
+    /// # Errors
+    /// The image in a registry cannot be found or pulled.
+    pub fn parent(&self) -> Result<Option<Stack>, Box<dyn std::error::Error>> {
+        Ok(Some(self.parent.stack()?).filter(|parent| !parent.layers().is_empty()))
+    }
+
+    pub fn task(&self) -> Result<Create, clap::Error> {
         Ok(Create {
-            from,
-            to: self.to,
             raw: self.raw,
-            parent: Some(self.parent.stack()?).filter(|parent| !parent.layers().is_empty()),
             blocks: self.format.blocks()?,
             tar: self.format.tar,
             uuid: self.uuid,
-            message: self.format.message,
+            message: self.format.message.clone(),
             threads: self.threads.count(),
         })
     }
@@ -317,29 +331,26 @@ impl CreateUpperArgs {
 }
 
 impl CommitArgs {
-    pub fn task(self) -> Result<Commit, clap::Error> {
+    pub fn task(&self) -> Result<Commit, clap::Error> {
         Ok(Commit {
-            upper: self.upper.upper,
-            to: self.output,
+            upper: self.upper.upper.clone(),
             blocks: self.format.blocks()?,
             tar: self.format.tar,
             uuid: self.uuid,
             parent_uuid: self.parent_uuid,
-            message: self.format.message,
+            message: self.format.message.clone(),
             threads: self.threads.count(),
         })
     }
 }
 
 impl MergeArgs {
-    pub fn task(self) -> Result<Merge, Box<dyn std::error::Error>> {
+    pub fn task(&self) -> Result<Merge, clap::Error> {
         Ok(Merge {
             blocks: self.format.blocks()?,
-            files: self.files.files()?.local()?,
-            to: self.output,
             tar: self.format.tar,
             uuid: self.uuid,
-            message: self.format.message,
+            message: self.format.message.clone(),
             threads: self.threads.count(),
         })
     }

@@ -1,19 +1,19 @@
 //! Confines the tool before it reads layers.
 //!
 //! A command opens its files, enters the sandbox of the daemon, and only then parses what the files hold.
-//! A command that writes a file does so in a child process: the sandbox cannot give a file its name,
-//! because a process that can rename files could replace others in that directory. The parent reads no
-//! layer. It waits, and names the file if the child succeeded.
+//! A command that makes a file writes its content in a child process: a confined process cannot name a
+//! file, because it could replace others in that directory. The parent reads no layer. It waits, and
+//! names the file if the child succeeded.
 #![allow(unsafe_code)] // fork has no safe form
 
 use std::error::Error;
 use std::io;
+use std::path::PathBuf;
 use std::process::exit;
 
 use ovbd_vhost::daemon;
 use ovbd_vhost::daemon::sandbox::{Reach, Sandbox};
 use ovbd_vhost::reason::reason;
-use ovbd_vhost::tool::open_files::OpenFiles;
 use rustix::process::{
     Pid, Signal, WaitOptions, WaitStatus, getpid, getppid, set_parent_process_death_signal, waitpid,
 };
@@ -30,21 +30,21 @@ pub enum Writes {
     OpenFile,
 }
 
-/// Enters the sandbox, unless the options leave it out. Call it with one thread, after all files are
-/// open.
+/// Enters the sandbox, unless the options leave it out. Inside, files can be opened for reading below
+/// `readable` only. Call it with one thread, after all other files are open.
 ///
 /// # Errors
 /// The kernel has a mechanism and refuses to apply it.
 pub fn enter(
     options: &SandboxArgs,
-    files: &OpenFiles,
+    readable: &[PathBuf],
     writes: Writes,
 ) -> Result<Option<Sandbox>, daemon::Error> {
     if !options.is_on() {
         return Ok(None);
     }
     let reach = Reach {
-        readable: &files.readable(),
+        readable,
         write: writes == Writes::OpenFile,
         progress: true,
         ..Reach::default()

@@ -21,21 +21,28 @@ use std::error::Error;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use args::{CheckArgs, Cli, Command, ExportArgs, InspectArgs, UpperCommand};
+use args::{
+    CheckArgs, Cli, Command, CommitArgs, CreateArgs, ExportArgs, InspectArgs, MergeArgs,
+    UpperCommand,
+};
 use clap::Parser;
 use clap::error::ErrorKind;
 use confined::Writes;
 use ovbd_vhost::fetch::process;
+use ovbd_vhost::image::Image;
+use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::reason::reason;
 use ovbd_vhost::tool::check::{Finding, check};
 use ovbd_vhost::tool::commit::commit;
 use ovbd_vhost::tool::create::create;
 use ovbd_vhost::tool::ctl::ask;
-use ovbd_vhost::tool::disk::Disk;
+use ovbd_vhost::tool::disk::{Disk, Files};
 use ovbd_vhost::tool::export::{Output, Target, export};
 use ovbd_vhost::tool::inspect::inspect;
-use ovbd_vhost::tool::layer_writer::UPSTREAM_ENTRIES;
+use ovbd_vhost::tool::layer_writer::{UPSTREAM_ENTRIES, Written};
 use ovbd_vhost::tool::merge::merge;
+use ovbd_vhost::tool::output::{NewFile, Unnamed};
+use ovbd_vhost::tool::raw_image::RawImage;
 use ovbd_vhost::tool::seal::{Sealed, seal};
 use ovbd_vhost::tool::{self, progress, upper};
 use ovbd_vhost::writable::resize;
@@ -65,26 +72,17 @@ fn main() -> ExitCode {
 /// Runs a command.
 fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
     match cli.command {
-        Command::Create(args) => {
-            let made = create(&args.task()?, &progress::bar("creating"))?;
-            warn_of(made.mappings);
-        }
+        Command::Create(args) => return run_create(args),
         Command::Inspect(args) => run_inspect(args)?,
         Command::Check(args) => return run_check(args),
         Command::Export(args) => return run_export(args),
         Command::Upper(UpperCommand::Create(args)) => upper::create(&args.task()?)?,
-        Command::Commit(args) => {
-            let made = commit(&args.task()?, &progress::bar("committing"))?;
-            warn_of(made.mappings);
-        }
+        Command::Commit(args) => return run_commit(args),
         Command::Seal(args) => match seal(&args.upper.upper)? {
             Sealed::Now(mappings) => warn_of(mappings),
             Sealed::Before => print("the layer was sealed already\n")?,
         },
-        Command::Merge(args) => {
-            let made = merge(&args.task()?, &progress::bar("merging"))?;
-            warn_of(made.mappings);
-        }
+        Command::Merge(args) => return run_merge(args),
         Command::Resize(args) => _ = resize(&args.upper.upper, args.size, args.drop_data)?,
         Command::Ctl(args) => {
             let answer = ask(&args.socket, &args.ask.into())?;
@@ -119,7 +117,7 @@ fn run_inspect(args: InspectArgs) -> Result<(), Box<dyn Error>> {
         return Ok(print(&text)?);
     }
     let files = named.local()?.open()?;
-    let sandbox = confined::enter(&args.sandbox, &files, Writes::Nothing)?;
+    let sandbox = confined::enter(&args.sandbox, &files.readable(), Writes::Nothing)?;
     let disk = Disk::load(files)?;
     confined::tighten(sandbox)?;
     let inspection = inspect(&disk);
@@ -136,7 +134,7 @@ fn run_check(args: CheckArgs) -> Result<ExitCode, Box<dyn Error>> {
     let mut tell = |finding: &Finding| bar.suspend(|| print(&format!("{finding}\n")));
     let files = args.files.files()?.local()?.open()?;
     // Checking is parsing, so there is no second stage.
-    let _sandbox = confined::enter(&args.sandbox, &files, Writes::Nothing)?;
+    let _sandbox = confined::enter(&args.sandbox, &files.readable(), Writes::Nothing)?;
     let outcome = check(files, threads, &bar, &mut tell)?;
     print(&format!("{outcome}\n"))?;
     Ok(code_of(outcome.broken == 0))
@@ -151,7 +149,7 @@ fn run_export(args: ExportArgs) -> Result<ExitCode, Box<dyn Error>> {
     let files = args.files.files()?.local()?.open()?;
     let mut target = Target::open(&to)?;
     let exported = confined::in_child(|| {
-        let sandbox = confined::enter(&args.sandbox, &files, Writes::OpenFile)?;
+        let sandbox = confined::enter(&args.sandbox, &files.readable(), Writes::OpenFile)?;
         let disk = Disk::load(files)?;
         confined::tighten(sandbox)?;
         Ok(export(
@@ -165,6 +163,64 @@ fn run_export(args: ExportArgs) -> Result<ExitCode, Box<dyn Error>> {
         target.publish()?;
     }
     Ok(code_of(exported))
+}
+
+fn run_create(args: CreateArgs) -> Result<ExitCode, Box<dyn Error>> {
+    let task = args.task()?;
+    let raw = RawImage::open(&args.input())?;
+    let parent = args.parent()?.map(|stack| stack.open_files());
+    let parent = parent.transpose()?;
+    let file = Unnamed::create(&args.to)?;
+    write_layer(file, |content| {
+        let sandbox = confined::enter(&args.sandbox, &[], Writes::OpenFile)?;
+        let parent = parent.map(Image::load).transpose()?;
+        confined::tighten(sandbox)?;
+        let bar = progress::bar("creating");
+        Ok(create(raw, parent.as_ref(), &task, content, &bar)?)
+    })
+}
+
+fn run_commit(args: CommitArgs) -> Result<ExitCode, Box<dyn Error>> {
+    let task = args.task()?;
+    let files = Files {
+        stack: Stack::default(),
+        upper: Some(args.upper.upper.clone()),
+    };
+    let readable = files.open()?.readable();
+    let file = Unnamed::create(&args.output)?;
+    write_layer(file, |content| {
+        let _sandbox = confined::enter(&args.sandbox, &readable, Writes::OpenFile)?;
+        Ok(commit(&task, content, &progress::bar("committing"))?)
+    })
+}
+
+fn run_merge(args: MergeArgs) -> Result<ExitCode, Box<dyn Error>> {
+    let task = args.task()?;
+    let file = Unnamed::create(&args.output)?;
+    let files = args.files.files()?.local()?.open()?;
+    write_layer(file, |content| {
+        let sandbox = confined::enter(&args.sandbox, &files.readable(), Writes::OpenFile)?;
+        let disk = Disk::load(files)?;
+        confined::tighten(sandbox)?;
+        Ok(merge(&disk, &task, content, &progress::bar("merging"))?)
+    })
+}
+
+/// Writes a layer in a confined child process, and publishes it.
+fn write_layer(
+    file: Unnamed,
+    work: impl FnOnce(NewFile) -> Result<Written, Box<dyn Error>>,
+) -> Result<ExitCode, Box<dyn Error>> {
+    let content = file.content();
+    let written = confined::in_child(|| {
+        let made = work(content)?;
+        warn_of(made.mappings);
+        Ok(())
+    })?;
+    if written {
+        file.publish()?;
+    }
+    Ok(code_of(written))
 }
 
 /// Warns if the upstream reader does not open a layer with so many mappings.

@@ -235,7 +235,7 @@ impl ForceArgs {
 }
 
 /// The one of two ways to name layers that was used.
-fn either(list: Vec<PathBuf>, single: Vec<PathBuf>) -> Vec<PathBuf> {
+fn either<'a>(list: &'a [PathBuf], single: &'a [PathBuf]) -> &'a [PathBuf] {
     match single.is_empty() {
         true => list,
         false => single,
@@ -246,14 +246,13 @@ impl ParentArgs {
     /// The stack below a new layer; it may have no layers. Layers in a registry are pulled.
     ///
     /// # Errors
-    /// The image in a registry cannot be had.
-    pub fn stack(self) -> Result<Stack, Box<dyn std::error::Error>> {
-        let lineage = self.lineage();
+    /// The image in a registry cannot be found or pulled.
+    pub fn stack(&self) -> Result<Stack, Box<dyn std::error::Error>> {
         let stack = match &self.parent_image {
-            None => Stack::new(either(self.parent, self.parent_layer)),
+            None => Stack::new(either(&self.parent, &self.parent_layer)),
             Some(reference) => self.remote.resolve(reference)?,
         };
-        Ok(self.remote.pull(stack)?.with_lineage(lineage))
+        Ok(self.remote.pull(stack)?.with_lineage(self.lineage()))
     }
 
     /// What to do about layers in a wrong order.
@@ -273,7 +272,7 @@ impl FilesArgs {
         let remote = self.remote;
         let Some(path) = self.config else {
             let stack = match &self.image {
-                None => Stack::new(either(self.layers, self.layer)),
+                None => Stack::new(either(&self.layers, &self.layer)),
                 Some(reference) => remote.resolve(reference)?,
             };
             let files = Files {
