@@ -24,6 +24,7 @@ use crate::format::lsmt::writable::Kind;
 use crate::image::Image;
 use crate::image::block_cache::BlockCache;
 use crate::io::regular::open_directory;
+use crate::source::Blob;
 use crate::source::client::Client;
 use crate::vhost::config_change::FrontEnds;
 use crate::virtio::config::DeviceConfig;
@@ -148,6 +149,8 @@ pub struct Device {
     snapshots: Option<Snapshots>,
     /// For a disk with layers in registries.
     client: Option<Arc<Client>>,
+    /// The layer in a registry that holds the image's trace.
+    trace: Option<Blob>,
 }
 
 impl Device {
@@ -206,7 +209,13 @@ impl Device {
             front_ends: Arc::default(),
             snapshots,
             client: sources.client,
+            trace: sources.trace,
         })
+    }
+
+    /// The layer in a registry that holds the image's trace.
+    pub(super) fn take_trace(&mut self) -> Option<Blob> {
+        self.trace.take()
     }
 
     /// What brings the bytes of layers in registries.
@@ -340,6 +349,7 @@ mod tests {
             stack: stack.clone(),
             files: stack.open_files().unwrap(),
             client: None,
+            trace: None,
         }
     }
 

@@ -178,14 +178,14 @@ fn start(
     let room = Room::measure();
     room.check_memory(config.queues(), writable.is_some())?;
     let sandbox = enter(config, &sockets, writable.as_ref(), &rings)?;
-    let device = Device::load(config, sources, writable, rings)?;
+    let mut device = Device::load(config, sources, writable, rings)?;
     let (disk, front_ends) = (device.disk().clone(), device.front_ends().clone());
     device.start_serving();
     let most_front_ends = room.check(config.queues(), device.is_writable())?;
     starting.store(false, Ordering::Relaxed);
     let (socket, control) = sockets.listen()?;
     sandbox.map_or(Ok(()), Sandbox::tighten)?;
-    if let Some(trace) = trace {
+    if let Some(trace) = trace.or(device.take_trace().map(Trace::Layer)) {
         trace.start(Arc::clone(&disk));
     }
     if let Some(control) = &control {

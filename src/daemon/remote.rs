@@ -1,17 +1,17 @@
 //! Layers in registries: which fetcher brings them, and how long a disk waits for them.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::{Config, Error};
 use crate::fetch::Download;
 use crate::fetch::open::{AttachedLayers, LocalLayers};
 use crate::fetch::process::{self, Control, Process};
-use crate::fetch::resolve;
+use crate::fetch::resolve::{self, ResolvedImage};
 use crate::format::download;
-use crate::image::config::Stack;
 use crate::registry::reference::Reference;
 use crate::registry::service_config::ServiceConfig;
-use crate::source::LayerRef;
+use crate::source::RemoteBlob;
 use crate::source::client::Patience;
 
 /// Directory of our cache in the directory of upstream's, whose files have another format.
@@ -61,15 +61,20 @@ impl Remote {
     ///
     /// # Errors
     /// [`Error::Resolve`].
-    pub fn resolve(&self, reference: &Reference, patience: Patience) -> Result<Stack, Error> {
+    pub fn resolve(
+        &self,
+        reference: &Reference,
+        patience: Patience,
+    ) -> Result<ResolvedImage, Error> {
         let program = Path::new(process::ITSELF);
         let image = resolve::resolve(program, &self.fetcher, reference, patience.start)
             .map_err(Error::Resolve)?;
         log::info!("{reference} is the image {}", image.manifest);
-        Ok(Stack::new(image.layers.into_iter().map(LayerRef::Remote)))
+        Ok(image)
     }
 
-    /// Starts a fetcher and lets it know of the layers. It downloads them whole if the image says so,
+    /// Starts a fetcher and lets it know of the layers, and of the one that holds the image's trace. It
+    /// downloads them whole if the image says so,
     /// or the service configuration for images that say nothing.
     ///
     /// # Errors
@@ -77,13 +82,16 @@ impl Remote {
     pub fn attach(
         &self,
         layers: LocalLayers,
+        trace: Option<Arc<RemoteBlob>>,
         download: Option<&download::Download>,
     ) -> Result<(AttachedLayers, Control), Error> {
         let download = download.or(self.download.as_ref());
         let download = download.and_then(Download::configured);
         let program = Path::new(process::ITSELF);
         let fetcher = Process::start(program, &self.fetcher).map_err(Error::Fetcher)?;
-        let attached = layers.attach(&fetcher, download).map_err(Error::Layers)?;
+        let attached = layers
+            .attach(&fetcher, trace, download)
+            .map_err(Error::Layers)?;
         Ok((attached, fetcher.into_control()))
     }
 }

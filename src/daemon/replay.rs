@@ -2,22 +2,25 @@
 //! asks for it.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
 use super::Error;
 use crate::engine::Disk;
-use crate::format::trace;
+use crate::format::{tar, trace};
 use crate::io::regular::open_regular;
 use crate::reason::reason;
+use crate::source::Blob;
 
-/// The file of a trace, open and not yet read.
+/// Where a trace is; it is not read yet.
 #[derive(Debug)]
-pub struct Trace {
-    path: PathBuf,
-    file: File,
+pub enum Trace {
+    /// In a file.
+    File(PathBuf, File),
+    /// In a layer of its own, a tar file with one member.
+    Layer(Blob),
 }
 
 impl Trace {
@@ -31,7 +34,7 @@ impl Trace {
             let mut options = File::options();
             options.read(true);
             let path = path.to_owned();
-            open_regular(&path, options).map(|file| Self { path, file })
+            open_regular(&path, options).map(|file| Self::File(path, file))
         };
         match (named, configured) {
             (Some(path), _) => open(path).map(Some).map_err(|source| Error::Trace {
@@ -47,10 +50,12 @@ impl Trace {
 
     /// Reads the trace and suggests what it has to the fetcher, in a thread of its own.
     pub fn start(self, disk: Arc<Disk>) {
-        let path = self.path.display().to_string();
-        let run = move || match self.replay(&disk) {
-            Ok(bytes) => log::info!("prefetching {bytes} bytes by the trace {path}"),
-            Err(error) => log::warn!("the trace {path} is not replayed: {error}"),
+        let run = move || {
+            let name = self.name();
+            match self.replay(&disk) {
+                Ok(bytes) => log::info!("prefetching {bytes} bytes by the trace {name}"),
+                Err(error) => log::warn!("the trace {name} is not replayed: {error}"),
+            }
         };
         let started = thread::Builder::new().name("replay".into()).spawn(run);
         if let Err(error) = started {
@@ -58,13 +63,47 @@ impl Trace {
         }
     }
 
+    fn name(&self) -> String {
+        match self {
+            Self::File(path, _) => path.display().to_string(),
+            Self::Layer(blob) => blob.layer().to_string(),
+        }
+    }
+
     fn replay(&self, disk: &Disk) -> Result<u64, String> {
-        let mut bytes = Vec::new();
-        let read = (&self.file)
-            .take(trace::MAX_LEN + 1)
-            .read_to_end(&mut bytes);
-        read.map_err(|error: io::Error| error.to_string())?;
-        let reads = trace::parse(&bytes).map_err(|error| reason(&error))?;
+        let reads = match self {
+            Self::File(_, file) => trace::parse(&read(file)?),
+            Self::Layer(blob) => trace::parse(member(&fetch(blob)?)?),
+        };
+        let reads = reads.map_err(|error| reason(&error))?;
         Ok(disk.volume.image().replay(&reads))
     }
+}
+
+fn read(file: &File) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    let read = file.take(trace::MAX_LEN + 1).read_to_end(&mut bytes);
+    read.map_err(|error| error.to_string())?;
+    Ok(bytes)
+}
+
+/// All bytes of a blob; waits for them.
+fn fetch(blob: &Blob) -> Result<Vec<u8>, String> {
+    if blob.len() > trace::MAX_LEN {
+        return Err(format!("{} bytes are too many for a trace", blob.len()));
+    }
+    let mut bytes = vec![0; blob.len() as usize];
+    let read = blob.read_exact_at(&mut bytes, 0);
+    read.map_err(|error| reason(&error))?;
+    Ok(bytes)
+}
+
+/// The member of a tar file.
+fn member(bytes: &[u8]) -> Result<&[u8], String> {
+    let payload = tar::payload(bytes).map_err(|error| reason(&error))?;
+    let payload = payload.ok_or("expected a tar file")?;
+    let end = payload.offset.checked_add(payload.len);
+    let range = end.map(|end| payload.offset as usize..end as usize);
+    let member = range.and_then(|range| bytes.get(range));
+    member.ok_or_else(|| "the tar file is cut short".to_owned())
 }

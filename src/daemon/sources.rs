@@ -13,7 +13,7 @@ use crate::image::config::Stack;
 use crate::image::{self, Image, MAX_LAYERS, OpenStack};
 use crate::registry::reference::Reference;
 use crate::source::client::Client;
-use crate::source::{self, LayerRef};
+use crate::source::{self, Blob, LayerRef, RemoteBlob};
 use crate::writable::Paths;
 
 /// The layers of a disk, not yet read, and where its writable layer is.
@@ -22,6 +22,8 @@ pub struct Sources {
     stack: Stack,
     files: Files,
     upper: Option<UpperSource>,
+    /// The layer in a registry that holds the image's trace.
+    trace: Option<Arc<RemoteBlob>>,
 }
 
 /// The bytes of the layers.
@@ -41,6 +43,8 @@ pub(super) struct OpenSources {
     pub(super) files: OpenStack,
     /// What brings the bytes of layers in registries.
     pub(super) client: Option<Arc<Client>>,
+    /// The layer in a registry that holds the image's trace.
+    pub(super) trace: Option<Blob>,
 }
 
 impl Sources {
@@ -82,6 +86,7 @@ impl Sources {
             stack: Stack::new(absolute).with_lineage(config.lineage),
             files,
             upper,
+            trace: None,
         })
     }
 
@@ -97,8 +102,13 @@ impl Sources {
     /// Those of [`Remote::new`], [`Remote::resolve`] and [`Sources::open`].
     pub fn resolve(config: &Config, reference: &Reference) -> Result<Self, Error> {
         let remote = Remote::new(config, || reference.to_string())?;
-        let stack = remote.resolve(reference, config.remote.patience())?;
-        Self::open(config, &stack, None)
+        let image = remote.resolve(reference, config.remote.patience())?;
+        let stack = Stack::new(image.layers.into_iter().map(LayerRef::Remote));
+        let trace = image.trace;
+        Ok(Self {
+            trace,
+            ..Self::open(config, &stack, None)?
+        })
     }
 
     /// Starts a fetcher, if some layers are in registries, which ends when the returned control is
@@ -121,7 +131,7 @@ impl Sources {
             remote.map(LayerRef::to_string).unwrap_or_default()
         };
         let remote = Remote::new(config, wanted)?;
-        let (layers, control) = remote.attach(layers, download)?;
+        let (layers, control) = remote.attach(layers, self.trace.clone(), download)?;
         let files = Files::Attached(layers);
         Ok((Self { files, ..self }, Some(control)))
     }
@@ -129,8 +139,8 @@ impl Sources {
     /// Opens the layers that are in registries.
     pub(super) fn open_remotes(self, config: &Config) -> Result<OpenSources, Error> {
         let Self { stack, files, .. } = self;
-        let (files, client) = match files {
-            Files::Open(files) => (files, None),
+        let (files, client, trace) = match files {
+            Files::Open(files) => (files, None, None),
             Files::Local(_) => {
                 let wanted = "a layer".to_owned();
                 return Err(Error::NoCache { wanted });
@@ -143,15 +153,20 @@ impl Sources {
                     }
                 };
                 let opened = layers.open(config.remote.patience(), drop_privileges);
-                let OpenLayers { blobs, client } = opened.map_err(Error::Layers)?;
+                let OpenLayers {
+                    blobs,
+                    trace,
+                    client,
+                } = opened.map_err(Error::Layers)?;
                 let files = OpenStack::of(blobs).map_err(Error::Image)?;
-                (files.with_lineage(stack.lineage()), Some(client))
+                (files.with_lineage(stack.lineage()), Some(client), trace)
             }
         };
         Ok(OpenSources {
             stack,
             files,
             client,
+            trace,
         })
     }
 }

@@ -15,6 +15,7 @@ use super::Download;
 use super::process::{Process, ProcessError};
 use crate::format::presence::UNIT;
 use crate::source::client::{Client, Patience};
+use crate::source::protocol::Cause;
 use crate::source::{
     self, Blob, FetchError, FetchErrorKind, LayerRef, Located, RemoteBlob, cached,
 };
@@ -56,6 +57,8 @@ pub struct LocalLayers(Vec<Layer>);
 #[derive(Debug)]
 pub struct AttachedLayers {
     layers: Vec<Layer>,
+    /// The layer that holds the image's trace.
+    trace: Option<Arc<RemoteBlob>>,
     socket: OwnedFd,
 }
 
@@ -64,6 +67,8 @@ pub struct AttachedLayers {
 pub struct OpenLayers {
     /// A blob for each layer, in the order of the layers.
     pub blobs: Vec<Blob>,
+    /// The layer that holds the image's trace, if there is one that can be opened.
+    pub trace: Option<Blob>,
     /// The connection; call [`Client::start_serving`] once the disk is served.
     pub client: Arc<Client>,
 }
@@ -84,19 +89,26 @@ impl LocalLayers {
         layers.collect::<Result<_, _>>().map(Self)
     }
 
-    /// Lets the fetcher know of the others, and downloads them in the background if that is asked
-    /// for.
+    /// Lets the fetcher know of the others and of the layer that holds the image's trace, and
+    /// downloads them in the background if that is asked for.
     ///
     /// # Errors
     /// [`OpenError::Process`]: the fetcher's keeper is gone, or the system refuses a socket.
     pub fn attach(
         self,
         process: &Process,
+        trace: Option<Arc<RemoteBlob>>,
         download: Option<Download>,
     ) -> Result<AttachedLayers, OpenError> {
         let layers = self.0;
-        let socket = process.attach(&remotes(&layers), download)?;
-        Ok(AttachedLayers { layers, socket })
+        let mut blobs = remotes(&layers);
+        blobs.extend(trace.clone());
+        let socket = process.attach(&blobs, download)?;
+        Ok(AttachedLayers {
+            layers,
+            trace,
+            socket,
+        })
     }
 }
 
@@ -114,7 +126,17 @@ impl AttachedLayers {
     ) -> Result<OpenLayers, OpenError> {
         let client = Client::start_with(self.socket, patience, prepare);
         let client = Arc::new(client.map_err(ProcessError::Start)?);
-        let mut numbered = open_remotes(&client, &remotes(&self.layers)).into_iter();
+        let mut blobs = remotes(&self.layers);
+        let trace = self.trace.map(|trace| (blobs.len(), trace));
+        blobs.extend(trace.as_ref().map(|(_, trace)| Arc::clone(trace)));
+        let mut opened = open_remotes(&client, &blobs);
+        let trace = trace.and_then(|(number, _)| opened.drain(number..).next());
+        let trace = trace.and_then(|trace| {
+            trace
+                .inspect_err(|error| log::warn!("the trace of the image is not used: {error}"))
+                .ok()
+        });
+        let mut numbered = opened.into_iter();
         let blobs = self.layers.into_iter().map(|layer| match layer {
             Layer::Open(blob) => Ok(blob),
             Layer::Remote(blob) => {
@@ -125,7 +147,11 @@ impl AttachedLayers {
             }
         });
         let blobs = blobs.collect::<Result<_, _>>()?;
-        Ok(OpenLayers { blobs, client })
+        Ok(OpenLayers {
+            blobs,
+            trace,
+            client,
+        })
     }
 }
 
@@ -139,7 +165,7 @@ pub fn open_layers(
     patience: Patience,
     download: Option<Download>,
 ) -> Result<OpenLayers, OpenError> {
-    let attached = LocalLayers::open(layers)?.attach(process, download)?;
+    let attached = LocalLayers::open(layers)?.attach(process, None, download)?;
     attached.open(patience, || {})
 }
 
@@ -160,8 +186,8 @@ fn open_remote(
     let blob = cached::open(client, number, blob)?;
     for bytes in needed_to_load(blob.len()) {
         let len = (bytes.end - bytes.start) as usize;
-        if let Located::Absent(range) = blob.locate(bytes.start, len) {
-            range.fetch_ahead();
+        if let Located::Absent(_) = blob.locate(bytes.start, len) {
+            client.suggest(number, bytes, Cause::Start);
         }
     }
     Ok(blob)

@@ -27,7 +27,7 @@ use crate::format::digest::Digest;
 use crate::reason::reason;
 use crate::registry::client::Client;
 use crate::registry::error::Error as RegistryError;
-use crate::registry::manifest::Manifest;
+use crate::registry::manifest::{Layer, Manifest};
 use crate::registry::reference::Reference;
 use crate::source::{FetchError, FetchErrorKind, RemoteBlob};
 
@@ -48,6 +48,8 @@ pub struct ResolvedImage {
     pub manifest: Digest,
     /// The layers, bottom first.
     pub layers: Vec<Arc<RemoteBlob>>,
+    /// The layer that holds the image's trace.
+    pub trace: Option<Arc<RemoteBlob>>,
 }
 
 /// An image cannot be resolved.
@@ -79,6 +81,8 @@ enum Answer {
         manifest: String,
         /// Digest and size of each layer, bottom first.
         layers: Vec<(String, u64)>,
+        /// The same of the layer that holds the image's trace.
+        trace: Option<(String, u64)>,
     },
     Failed {
         kind: FetchErrorKind,
@@ -123,22 +127,27 @@ pub fn resolve(
     let answer = answer.map_err(|error| broken(format!("the resolver failed: {error}")))?;
     let answer = serde_json::from_slice(&answer)
         .map_err(|error| broken(format!("the resolver ended without an answer: {error}")))?;
-    let (manifest, layers) = match answer {
-        Answer::Found { manifest, layers } => (manifest, layers),
+    let (manifest, layers, trace) = match answer {
+        Answer::Found {
+            manifest,
+            layers,
+            trace,
+        } => (manifest, layers, trace),
         Answer::Failed { kind, reason } => return Err(failed(FetchError::new(kind, reason))),
     };
     let digest = |text: &str| text.parse().map_err(|error| broken(format!("{error}")));
     let blobs_url = reference.repository().blob_url();
-    let layers = layers.iter().map(|(text, size)| {
+    let blob = |(text, size): &(String, u64)| -> Result<_, ResolveError> {
         Ok(Arc::new(RemoteBlob {
             digest: digest(text)?,
             size: Some(*size),
             blobs_url: blobs_url.clone(),
         }))
-    });
+    };
     Ok(ResolvedImage {
         manifest: digest(&manifest)?,
-        layers: layers.collect::<Result<_, ResolveError>>()?,
+        layers: layers.iter().map(blob).collect::<Result<_, _>>()?,
+        trace: trace.as_ref().map(blob).transpose()?,
     })
 }
 
@@ -167,21 +176,12 @@ fn read_to_end(output: ChildStdout, deadline: Instant) -> io::Result<Vec<u8>> {
 /// Answers the question that is the standard input.
 pub(super) fn run(input: OwnedFd) -> Result<(), ProcessError> {
     let question: Question = read(input)?;
-    let found = find(&question);
-    if found
-        .as_ref()
-        .is_ok_and(|(_, manifest)| manifest.acceleration().is_some())
-    {
-        log::info!("{}: the trace in the image is not used", question.reference);
-    }
-    let answer = match found {
+    let named = |layer: &Layer| (layer.digest().to_string(), layer.size());
+    let answer = match find(&question) {
         Ok((digest, manifest)) => Answer::Found {
             manifest: digest.to_string(),
-            layers: manifest
-                .layers()
-                .iter()
-                .map(|layer| (layer.digest().to_string(), layer.size()))
-                .collect(),
+            layers: manifest.layers().iter().map(named).collect(),
+            trace: manifest.acceleration().map(named),
         },
         Err(error) => Answer::Failed {
             kind: error.kind(),

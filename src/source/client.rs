@@ -247,7 +247,7 @@ impl Client {
     }
 
     /// Suggests to fetch bytes that will be wanted soon. Never waits, and is not answered.
-    pub(super) fn suggest(&self, blob: u32, bytes: Range<u64>, cause: Cause) {
+    pub fn suggest(&self, blob: u32, bytes: Range<u64>, cause: Cause) {
         self.shared.send(&Request::Fetch {
             ticket: u64::MAX,
             blob,

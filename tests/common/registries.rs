@@ -58,6 +58,25 @@ impl Storage {
         digest
     }
 
+    /// Adds an OverlayBD image whose layers are these blobs, and one above them that holds a trace.
+    pub fn image_with_trace(
+        &self,
+        repository: &str,
+        tag: &str,
+        layers: &[&[u8]],
+        trace: &[u8],
+    ) -> Digest {
+        let config = self.blob(repository, b"{}");
+        let mut layers: Vec<_> = layers
+            .iter()
+            .map(|bytes| layer(&self.blob(repository, bytes), bytes.len() as u64))
+            .collect();
+        let mut above = layer(&self.blob(repository, trace), trace.len() as u64);
+        above["annotations"]["containerd.io/snapshot/overlaybd/acceleration-layer"] = json!("yes");
+        layers.push(above);
+        self.manifest(repository, tag, &manifest(&config, layers).to_string())
+    }
+
     /// Adds an OverlayBD image whose layers are these blobs, bottom first.
     pub fn image(&self, repository: &str, tag: &str, layers: &[&[u8]]) -> Digest {
         let config = self.blob(repository, b"{}");

@@ -1,6 +1,7 @@
 //! Seeds of the parsers of what registries say.
 
 use ovbd_vhost::format::digest::Digest;
+use ovbd_vhost::format::trace::{TracedRead, encode};
 
 use super::{folder, write};
 
@@ -51,6 +52,17 @@ fn token() {
             r#"{"auths":{"a":{}},"credHelpers":{"b":"x"},"credsStore":"y"}"#,
         ],
     );
+}
+
+#[test]
+fn trace() {
+    let read = |number: u32| TracedRead {
+        layer: number,
+        offset: u64::from(number) << 20,
+        len: 4096,
+    };
+    let traces = [0, 1, 5].map(|count| encode(&(0..count).map(read).collect::<Vec<_>>()));
+    assert!(write(&folder("trace"), traces) > 2);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use super::*;
 use common::registries::{DockerRegistry, Storage};
 use common::remote::{Layers, REPOSITORY};
 use ovbd_vhost::format::digest::Digest;
+use ovbd_vhost::format::trace::{self, TracedRead};
 use serde_json::{Value, json};
 
 #[test]
@@ -90,4 +91,29 @@ fn a_layer_is_made_upon_an_image_in_a_registry() {
     let paths: Vec<_> = paths.iter().map(String::as_str).collect();
     assert_reads(&dir, &paths, &changed);
     assert!(fs::metadata(dir.path().join("top")).unwrap().len() < 100_000);
+}
+
+#[test]
+fn a_trace_is_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let reads = [(0, 4096, 512), (2, 1 << 20, 65536)].map(|(layer, offset, len)| TracedRead {
+        layer,
+        offset,
+        len,
+    });
+    fs::write(dir.path().join("trace"), trace::encode(&reads)).unwrap();
+    let text = String::from_utf8(succeed(&dir, &["trace", "show", "trace"], b"")).unwrap();
+    let numbers = |line: &str| {
+        line.split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let lines: Vec<_> = text.lines().skip(1).map(numbers).collect();
+    assert_eq!(lines, [["0", "4096", "512"], ["2", "1048576", "65536"]]);
+    fs::write(
+        dir.path().join("list"),
+        "/bin/sh\n/etc/passwd\n/usr/lib/x\n",
+    )
+    .unwrap();
+    assert!(fail(&dir, 1, &["trace", "show", "list"]).contains("not a trace"));
 }

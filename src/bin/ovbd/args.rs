@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use super::options::{FilesArgs, FormatArgs, ParentArgs, SandboxArgs, ThreadArgs, UpperArgs};
 use super::registry::{CacheCommand, PullArgs};
+use super::trace::TraceCommand;
 
 /// Make, examine and change OverlayBD layers.
 #[derive(Parser)]
@@ -41,6 +42,8 @@ pub enum Command {
     Resize(ResizeArgs),
     Ctl(CtlArgs),
     Pull(PullArgs),
+    #[command(subcommand)]
+    Trace(TraceCommand),
     #[command(subcommand)]
     Cache(CacheCommand),
 }

@@ -15,6 +15,7 @@ mod args;
 mod confined;
 mod options;
 mod registry;
+mod trace;
 mod values;
 
 use std::error::Error;
@@ -89,6 +90,7 @@ fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
             print(&(serde_json::to_string_pretty(&answer)? + "\n"))?;
         }
         Command::Pull(args) => print(&args.run()?)?,
+        Command::Trace(command) => print(&command.run()?)?,
         Command::Cache(command) => {
             let (text, well) = command.run()?;
             print(&text)?;

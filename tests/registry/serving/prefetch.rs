@@ -5,9 +5,12 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use common::daemon::Daemon;
 use common::guest::{Guest, Options};
+use common::layers::wrap_tar;
+use common::registries::{DockerRegistry, Storage};
 use common::registry_server::{Server, answer, serve, until};
-use common::remote::{Layers, Place};
+use common::remote::{Layers, Place, REPOSITORY};
 use ovbd_vhost::format::digest::Digest;
 use ovbd_vhost::format::trace::{self, TracedRead};
 use serde_json::{Value, json};
@@ -38,7 +41,7 @@ fn fetching(place: &Place) -> Value {
 }
 
 /// A trace of all of the bottom layer.
-fn write_trace(place: &Place) {
+fn whole_bottom() -> Vec<u8> {
     let read = |at: u64| TracedRead {
         layer: 0,
         offset: at << 20,
@@ -51,14 +54,22 @@ fn write_trace(place: &Place) {
         offset: 0,
         len: u64::from(u32::MAX),
     });
+    trace::encode(&reads)
+}
+
+fn write_trace(place: &Place) {
     fs::create_dir_all(place.path("trace-layer")).expect("a folder");
-    fs::write(place.path("trace-layer/trace"), trace::encode(&reads)).expect("a trace");
+    fs::write(place.path("trace-layer/trace"), whole_bottom()).expect("a trace");
 }
 
 /// Waits until the bottom layer is local, then reads it without the registry.
-fn check_prefetched(layers: &Layers, place: &Place, server: Server, options: &[&str]) {
+fn check_prefetched<R>(layers: &Layers, place: &Place, server: R, options: &[&str]) {
     let control = place.path("control").display().to_string();
     let daemon = place.serve(&[&["--control", &control][..], options].concat());
+    check_local(layers, place, server, &daemon);
+}
+
+fn check_local<R>(layers: &Layers, place: &Place, server: R, daemon: &Daemon) {
     until("the bottom layer is local", || {
         let bottom = &fetching(place)["layers"][0];
         bottom["local_bytes"] == bottom["bytes"]
@@ -98,6 +109,31 @@ fn the_trace_layer_of_a_config_is_no_layer_of_the_disk() {
     let more = json!({"accelerationLayer": true});
     place.config("http", &server.host(), &lowers, more);
     check_prefetched(&layers, &place, server, &[]);
+}
+
+#[test]
+fn the_trace_layer_of_an_image_is_replayed() {
+    let (layers, place) = (Layers::new(4), Place::default());
+    let storage = Storage::default();
+    let blobs: Vec<_> = layers.blobs.iter().map(Vec::as_slice).collect();
+    storage.image_with_trace(REPOSITORY, "1", &blobs, &wrap_tar(&whole_bottom()));
+    let registry = DockerRegistry::open(storage);
+    let host = registry.host().to_owned();
+    let reference = format!("{host}/{REPOSITORY}:1");
+    let path = |name| place.path(name).display().to_string();
+    let (cache, control) = (path("cache"), path("control"));
+    let options = [
+        "--image",
+        &reference,
+        "--insecure-registry",
+        &host,
+        "--cache",
+        &cache,
+        "--control",
+        &control,
+    ];
+    let daemon = Daemon::with::<&str>(&[], &options);
+    check_local(&layers, &place, registry, &daemon);
 }
 
 #[test]

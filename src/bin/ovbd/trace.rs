@@ -1,0 +1,41 @@
+//! The commands about prefetch traces.
+
+use std::error::Error;
+use std::fs::File;
+use std::io::Read;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use ovbd_vhost::format::trace::{MAX_LEN, parse};
+
+/// Examine prefetch traces.
+#[derive(Subcommand)]
+pub enum TraceCommand {
+    Show(ShowArgs),
+}
+
+/// List the reads of a trace, in their order.
+#[derive(Args)]
+pub struct ShowArgs {
+    /// Trace as upstream or `accelerationLayer` has it
+    #[arg(value_name = "TRACE")]
+    trace: PathBuf,
+}
+
+impl TraceCommand {
+    /// Runs the command, and returns what to print.
+    pub fn run(self) -> Result<String, Box<dyn Error>> {
+        let Self::Show(args) = self;
+        let name = args.trace.display();
+        let mut bytes = Vec::new();
+        File::open(&args.trace)
+            .and_then(|file| file.take(MAX_LEN + 1).read_to_end(&mut bytes))
+            .map_err(|error| format!("cannot read {name}: {error}"))?;
+        let reads = parse(&bytes).map_err(|error| format!("{name}: {error}"))?;
+        let mut text = format!("{:>5} {:>16} {:>10}\n", "layer", "offset", "bytes");
+        for read in reads {
+            text += &format!("{:>5} {:>16} {:>10}\n", read.layer, read.offset, read.len);
+        }
+        Ok(text)
+    }
+}
