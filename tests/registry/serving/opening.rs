@@ -61,14 +61,7 @@ fn a_config_mixes_remote_and_local_layers() {
 fn the_second_start_makes_no_request() {
     let layers = Layers::new(2);
     let place = Place::default();
-    let blobs = layers.blobs.clone();
-    let server = Server::start(move |request| {
-        let named = |blob: &&Vec<u8>| request.target.ends_with(&Digest::of(blob).to_string());
-        match blobs.iter().find(named) {
-            Some(blob) => serve(request, blob),
-            None => answer(404, &[], b""),
-        }
-    });
+    let server = server(&layers);
     place.config("http", &server.host(), &layers.lowers(), json!({}));
     let daemon = place.serve(&[]);
     // Two ranges of each layer.
@@ -82,10 +75,7 @@ fn the_second_start_makes_no_request() {
         );
     }
     drop(guest);
-    until("both blobs are complete", || {
-        let blobs = fs::read_dir(place.path("cache/blobs/sha256")).map(Iterator::count);
-        blobs.is_ok_and(|count| count == 2)
-    });
+    until_complete(&place);
     drop(daemon);
     let before = server.count();
     let daemon = place.serve(&[]);
@@ -151,4 +141,78 @@ fn an_image_is_served_by_its_reference() {
         let asked = daemon.log().contains("using the manifest");
         assert_eq!(asked, !is_pinned, "{selector}: {}", daemon.log());
     }
+}
+
+/// A server of the layers.
+fn server(layers: &Layers) -> Server {
+    let blobs = layers.blobs.clone();
+    Server::start(move |request| {
+        let path = request.target.split('?').next().unwrap_or_default();
+        let named = |blob: &&Vec<u8>| path.ends_with(&Digest::of(blob).to_string());
+        match blobs.iter().find(named) {
+            Some(blob) => serve(request, blob),
+            None => answer(404, &[], b""),
+        }
+    })
+}
+
+fn until_complete(place: &Place) {
+    until("both blobs are complete", || {
+        let blobs = fs::read_dir(place.path("cache/blobs/sha256")).map(Iterator::count);
+        blobs.is_ok_and(|count| count == 2)
+    });
+}
+
+/// `download` of the image, and of the service configuration for an image that says nothing.
+#[test]
+fn layers_are_downloaded_in_the_background() {
+    let download = json!({"enable": true, "delay": 0, "delayExtra": 0, "maxMBps": 0});
+    for in_config in [true, false] {
+        let (layers, place) = (Layers::new(2), Place::default());
+        let server = server(&layers);
+        let more = json!({"download": download.clone()});
+        let none = json!({});
+        let (config, service) = if in_config {
+            (more, none)
+        } else {
+            (none, more)
+        };
+        place.config("http", &server.host(), &layers.lowers(), config);
+        let path = place.path("overlaybd.json");
+        fs::write(&path, service.to_string()).expect("a service configuration");
+        let daemon = place.serve(&["--service-config", &path.display().to_string()]);
+        until_complete(&place);
+        drop(server);
+        assert_reads(&daemon, &layers.content);
+    }
+}
+
+/// The mirror is asked first, and the registry only for what the mirror lacks.
+#[test]
+fn a_mirror_serves_the_layers_it_has() {
+    let (layers, place) = (Layers::new(1), Place::default());
+    let origin = server(&layers);
+    let bottom = layers.blobs[0].clone();
+    let mirror = Server::start(move |request| {
+        let wanted = format!("{}?", Digest::of(&bottom));
+        match request.target.contains(&wanted) {
+            true => serve(request, &bottom),
+            false => answer(404, &[], b""),
+        }
+    });
+    place.config("http", &origin.host(), &layers.lowers(), json!({}));
+    let option = format!("{}={}", origin.host(), mirror.url(""));
+    let daemon = place.serve(&["--mirror", &option]);
+    assert_reads(&daemon, &layers.content);
+    let top = Digest::of(&layers.blobs[1]).to_string();
+    for request in origin.received() {
+        assert!(request.target.ends_with(&top), "{}", request.target);
+    }
+    assert!(mirror.count() > 1 && origin.count() > 0);
+    let asked = mirror.received();
+    let named = |target: &str| target.contains("?ns=127.0.0.1");
+    assert!(
+        asked.iter().all(|request| named(&request.target)),
+        "{asked:?}"
+    );
 }
