@@ -99,6 +99,11 @@ struct Args {
     #[arg(long, value_name = "TRACE")]
     prefetch: Option<PathBuf>,
 
+    /// Record what the guest reads from the start on, and write it to this file as a trace when the
+    /// daemon ends
+    #[arg(long, value_name = "FILE", conflicts_with = "prefetch")]
+    record_trace: Option<PathBuf>,
+
     /// Fail a read after it waited so long for a registry, in seconds [default: it waits until the
     /// registry answers]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
@@ -253,6 +258,7 @@ impl From<Args> for Config {
                 cache: args.cache,
                 registry: args.registry,
                 prefetch: args.prefetch,
+                record: args.record_trace,
                 deadline: args.fetch_deadline.map(Duration::from_secs),
             },
             lineage: match args.force {

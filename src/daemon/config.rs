@@ -99,6 +99,8 @@ pub struct RemoteConfig {
     pub registry: RegistryArgs,
     /// The prefetch trace to replay, in place of the image's own.
     pub prefetch: Option<PathBuf>,
+    /// File that gets a trace of what the guest reads.
+    pub record: Option<PathBuf>,
     /// How long a guest's read waits for bytes; `None`: until they come.
     pub deadline: Option<Duration>,
 }

@@ -26,6 +26,7 @@ use crate::image::block_cache::BlockCache;
 use crate::io::regular::open_directory;
 use crate::source::Blob;
 use crate::source::client::Client;
+use crate::source::recorder::Recorder;
 use crate::vhost::config_change::FrontEnds;
 use crate::virtio::config::DeviceConfig;
 use crate::virtio::request::SERIAL_LEN;
@@ -155,7 +156,7 @@ pub struct Device {
 
 impl Device {
     /// Reads the layers and the writable layer. Opens files in the directories of the writable layer
-    /// only. Waits for registries, a minute at most.
+    /// only. Waits for registries, a minute at most. `recorder` notes what is read of the layers.
     ///
     /// # Errors
     ///
@@ -166,8 +167,12 @@ impl Device {
         sources: Sources,
         writable: Option<WritableFiles>,
         rings: Rings,
+        recorder: Option<&Arc<Recorder>>,
     ) -> Result<Self, Error> {
-        let sources = sources.open_remotes(config)?;
+        let mut sources = sources.open_remotes(config)?;
+        if let Some(recorder) = recorder {
+            sources.files = sources.files.recorded(recorder);
+        }
         let (volume, snapshots) = match writable {
             None => {
                 let image = Image::load(sources.files).map_err(Error::Image)?;

@@ -46,6 +46,14 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// The trace that is recorded cannot be written.
+    #[error("cannot write the trace {}", path.display())]
+    Record {
+        /// Its path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The service configuration cannot be used.
     #[error("cannot use the service configuration")]
     ServiceConfig(#[source] service_config::Error),

@@ -15,6 +15,7 @@ mod fetching;
 pub mod limits;
 pub mod listener;
 pub mod notify;
+mod record;
 mod remote;
 mod replay;
 pub mod sandbox;
@@ -50,6 +51,7 @@ use device::{Device, WritableFiles};
 use limits::Room;
 use listener::{Claim, Listener};
 use notify::Manager;
+use record::Recording;
 use replay::Trace;
 use sandbox::privileges::{self, Identity};
 use sandbox::{Reach, Sandbox};
@@ -95,6 +97,7 @@ pub fn run(config: Config) -> Result<(), Error> {
         fetcher: _fetcher, // ends it at the end
         front_ends,
         most_front_ends,
+        recording,
         signals,
         manager,
     } = started?;
@@ -107,14 +110,16 @@ pub fn run(config: Config) -> Result<(), Error> {
         disk.volume.image().index().len(),
         path.map_or("the passed socket".into(), Path::to_string_lossy)
     );
-    accept::serve(
+    let served = accept::serve(
         &socket,
         &disk,
         &front_ends,
         most_front_ends,
         &signals,
         &manager,
-    )
+    );
+    let recorded = recording.map_or(Ok(()), |recording| recording.finish(&disk));
+    served.and(recorded)
 }
 
 /// A disk that is ready to be served.
@@ -126,6 +131,7 @@ struct Started {
     fetcher: Option<Control>,
     /// Front-ends that may be connected.
     most_front_ends: usize,
+    recording: Option<Recording>,
     signals: UnixStream,
     manager: Manager,
 }
@@ -159,6 +165,8 @@ fn start(
         Wanted::Image(reference) => (Layers::Named(reference), None, None),
     };
     let trace = Trace::open(config.remote.prefetch.as_deref(), trace.as_deref())?;
+    let record = config.remote.record.as_deref();
+    let recording = record.map(Recording::create).transpose()?;
     let rings = device::make_rings(config.rings());
     let starting = Arc::new(AtomicBool::new(true));
     let signals = signals(&starting)?;
@@ -178,14 +186,17 @@ fn start(
     let room = Room::measure();
     room.check_memory(config.queues(), writable.is_some())?;
     let sandbox = enter(config, &sockets, writable.as_ref(), &rings)?;
-    let mut device = Device::load(config, sources, writable, rings)?;
+    let recorder = recording.as_ref().map(Recording::recorder);
+    let mut device = Device::load(config, sources, writable, rings, recorder)?;
     let (disk, front_ends) = (device.disk().clone(), device.front_ends().clone());
     device.start_serving();
     let most_front_ends = room.check(config.queues(), device.is_writable())?;
     starting.store(false, Ordering::Relaxed);
     let (socket, control) = sockets.listen()?;
     sandbox.map_or(Ok(()), Sandbox::tighten)?;
-    if let Some(trace) = trace.or(device.take_trace().map(Trace::Layer)) {
+    let trace = trace.or(device.take_trace().map(Trace::Layer));
+    // A replay would be recorded as reads.
+    if let Some(trace) = trace.filter(|_| recording.is_none()) {
         trace.start(Arc::clone(&disk));
     }
     if let Some(control) = &control {
@@ -198,6 +209,7 @@ fn start(
         control,
         fetcher,
         most_front_ends,
+        recording,
         signals,
         manager,
     })

@@ -52,6 +52,19 @@ impl ZFileMap {
         &self.table
     }
 
+    /// Number of blocks that start before this byte of the ZFile.
+    fn blocks_before(&self, byte: u64) -> u64 {
+        let (mut before, mut after) = (0, self.table.blocks());
+        while before < after {
+            let middle = before + (after - before) / 2;
+            match self.table.offset(middle) < byte {
+                true => before = middle + 1,
+                false => after = middle,
+            }
+        }
+        before
+    }
+
     /// Uncompressed bytes of a block: fewer in the last one.
     #[inline]
     pub fn block_len(&self, block: u64) -> usize {
@@ -131,6 +144,20 @@ impl Container {
                 start..self.block_offset(map, last + 1)
             }
         }
+    }
+
+    /// The layer's bytes that the file holds, at least in part, in `range`; `None` if there are none.
+    pub fn held(&self, range: std::ops::Range<u64>) -> Option<std::ops::Range<u64>> {
+        let start = range.start.saturating_sub(self.payload.offset);
+        let end = range.end.checked_sub(self.payload.offset)?;
+        let held = match &self.zfile_map {
+            None => start..end.min(self.payload.len),
+            Some(map) => {
+                let first = map.blocks_before(start + 1).saturating_sub(1);
+                (first << map.shift)..(map.blocks_before(end) << map.shift).min(self.len())
+            }
+        };
+        Some(held).filter(|held| held.start < held.end)
     }
 
     /// Byte of the file at which a block starts.

@@ -5,11 +5,15 @@ use std::ops::Range;
 
 use super::Image;
 use crate::format::presence::UNIT;
-use crate::format::trace::TracedRead;
+use crate::format::trace::{MAX_RECORDS, TracedRead};
+use crate::source::recorder::ReadUnit;
 use crate::source::{Blob, Located};
 
 /// Units between two that are fetched together although they were not read.
 const MAX_GAP: u64 = 1;
+
+/// Bytes of one record.
+const MAX_READ: u64 = 1 << 20;
 
 /// Units of one request.
 const MAX_RUN: u64 = (4 << 20) / UNIT;
@@ -26,6 +30,28 @@ impl Image {
             bytes += fetch(layer.container().blob(), &units);
         }
         bytes
+    }
+
+    /// The trace of reads that were recorded, in their order.
+    pub fn traced(&self, units: &[ReadUnit]) -> Vec<TracedRead> {
+        let mut reads = Vec::new();
+        for ReadUnit { layer, unit } in units {
+            let container = self.layers().get(*layer).map(|layer| layer.container());
+            let bytes = unit * UNIT..(unit + 1) * UNIT;
+            let Some(held) = container.and_then(|container| container.held(bytes)) else {
+                continue;
+            };
+            // Upstream's replay reads at most so much at once.
+            for offset in held.clone().step_by(MAX_READ as usize) {
+                reads.push(TracedRead {
+                    layer: *layer as u32,
+                    offset,
+                    len: MAX_READ.min(held.end - offset),
+                });
+            }
+        }
+        reads.truncate(MAX_RECORDS);
+        reads
     }
 
     /// For each unit of a blob that is read, the number of the first read. Reads outside of a layer

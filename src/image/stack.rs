@@ -11,6 +11,7 @@ use super::error::Error;
 use super::lineage::Lineage;
 use super::parallel::Workers;
 use super::segment::MAX_LAYERS;
+use crate::source::recorder::Recorder;
 use crate::source::{self, Blob, LayerRef};
 
 /// The files of a stack, open and not yet read.
@@ -65,6 +66,19 @@ impl OpenStack {
     /// The same layers, with `lineage` for those that do not lie upon their parents.
     pub fn with_lineage(self, lineage: Lineage) -> Self {
         Self { lineage, ..self }
+    }
+
+    /// The same layers, whose reads `recorder` notes; but for those that another stack has open too.
+    pub fn recorded(self, recorder: &Arc<Recorder>) -> Self {
+        let blobs = self.blobs.into_iter().enumerate();
+        let blobs = blobs.map(|(number, blob)| match Arc::try_unwrap(blob) {
+            Ok(blob) => Arc::new(blob.recorded(recorder, number)),
+            Err(shared) => shared,
+        });
+        Self {
+            blobs: blobs.collect(),
+            ..self
+        }
     }
 
     /// No layers, as below a writable layer that is the first of its image.

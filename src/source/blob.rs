@@ -13,6 +13,7 @@ use rustix::fs::{Advice, FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
 use super::range::{AbsentRange, Located, PresentRange};
+use super::recorder::{Recorded, Recorder};
 use super::resident_map::{self, ResidentMap};
 use super::waker::Presence;
 use super::{Error, LayerRef};
@@ -107,6 +108,15 @@ impl Blob {
     /// A blob of `len` bytes that are all in `file`, as in a cache.
     pub fn complete(layer: LayerRef, file: File, len: u64) -> Self {
         Self::new(layer, file, len, None)
+    }
+
+    /// The same blob, whose reads `recorder` notes as those of the layer with this number.
+    pub fn recorded(self, recorder: &Arc<Recorder>, layer: usize) -> Self {
+        let recorded = Recorded::new(self.presence, Arc::clone(recorder), layer, self.len);
+        Self {
+            presence: Some(Arc::new(recorded)),
+            ..self
+        }
     }
 
     /// The layer whose bytes these are.

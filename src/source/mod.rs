@@ -30,6 +30,7 @@ pub mod link;
 pub mod presence;
 pub mod protocol;
 pub mod range;
+pub mod recorder;
 pub mod resident_map;
 pub mod waker;
 

@@ -136,6 +136,49 @@ fn the_trace_layer_of_an_image_is_replayed() {
     check_local(&layers, &place, registry, &daemon);
 }
 
+/// What one guest reads is fetched for the next one before it asks.
+#[test]
+fn a_recorded_trace_leaves_nothing_to_wait_for() {
+    let (layers, place) = (Layers::new(4), Place::default());
+    let server = registry(&layers);
+    place.config("http", &server.host(), &layers.lowers(), json!({}));
+    let (trace, control) = (place.path("recorded"), place.path("control"));
+    let (trace, control) = (trace.display().to_string(), control.display().to_string());
+    let mut daemon = place.serve(&["--record-trace", &trace]);
+    let wanted = [0, 2 << 20, 3 << 20, PIECE];
+    let read = |daemon: &Daemon| {
+        let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
+        for start in wanted {
+            let found = guest.read(0, start as u64 / 512, 4096);
+            assert!(found == layers.content[start..start + 4096], "at {start}");
+        }
+    };
+    read(&daemon);
+    assert_eq!(daemon.terminate().code(), Some(0));
+    let reads = trace::parse(&fs::read(&trace).expect("a trace")).expect("a trace");
+    for start in wanted {
+        // A header of 4096 bytes, then the pieces of the layer: every other one of the disk is the top's.
+        let piece = start / PIECE;
+        let (layer, start) = match piece % 2 {
+            0 => (1, 4096 + piece / 2 * PIECE),
+            _ => (0, 4096 + start),
+        };
+        let wanted = start as u64..start as u64 + 4096;
+        let covers = |read: &TracedRead| {
+            let end = read.offset + read.len;
+            read.layer == layer && read.offset <= wanted.start && wanted.end <= end
+        };
+        assert!(reads.iter().any(covers), "{layer}: {wanted:?} in {reads:?}");
+    }
+    place.forget_cache();
+    let daemon = place.serve(&["--prefetch", &trace, "--control", &control]);
+    until("the trace is fetched", || {
+        let seen = fetching(&place);
+        seen["fetcher"]["replay_bytes"].as_u64() > Some(0)
+    });
+    read(&daemon);
+}
+
 #[test]
 fn a_trace_that_is_none_is_only_a_line_in_the_log() {
     let (layers, place) = (Layers::new(1), Place::default());

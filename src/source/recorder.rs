@@ -1,0 +1,155 @@
+//! Notes which units of blobs are read first, for a prefetch trace.
+//!
+//! A recorded blob asks before each read whether the bytes are local ([`Presence::is_present`]), and
+//! notes the units on the way. A unit that was noted before costs one atomic load.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::waker::{Presence, Ticket, Waker};
+use crate::format::presence::{UNIT, words};
+
+/// The units of a stack's blobs, in the order in which they were read first.
+#[derive(Debug, Default)]
+pub struct Recorder(Mutex<Vec<ReadUnit>>);
+
+/// A unit of a blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadUnit {
+    /// Number of the layer, from the bottom.
+    pub layer: usize,
+    /// Number of the unit.
+    pub unit: u64,
+}
+
+impl Recorder {
+    /// What was read so far.
+    pub fn units(&self) -> Vec<ReadUnit> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn note(&self, layer: usize, unit: u64) {
+        let mut units = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        units.push(ReadUnit { layer, unit });
+    }
+}
+
+/// What is known of a blob whose reads are noted.
+#[derive(Debug)]
+pub(super) struct Recorded {
+    inner: Option<Arc<dyn Presence>>,
+    recorder: Arc<Recorder>,
+    layer: usize,
+    /// A bit for each unit that was read.
+    seen: Box<[AtomicU64]>,
+    len: u64,
+}
+
+impl Recorded {
+    /// A blob of `len` bytes with this number in its stack; without `inner`, all of it is local.
+    pub(super) fn new(
+        inner: Option<Arc<dyn Presence>>,
+        recorder: Arc<Recorder>,
+        layer: usize,
+        len: u64,
+    ) -> Self {
+        let words = len.div_ceil(UNIT).div_ceil(64);
+        Self {
+            inner,
+            recorder,
+            layer,
+            seen: (0..words).map(|_| AtomicU64::new(0)).collect(),
+            len,
+        }
+    }
+
+    fn note(&self, units: Range<u64>) {
+        for (word, mask) in words(units) {
+            let Some(seen) = self.seen.get(word as usize) else {
+                return;
+            };
+            if seen.load(Ordering::Relaxed) & mask == mask {
+                continue;
+            }
+            let mut new = mask & !seen.fetch_or(mask, Ordering::Relaxed);
+            while new != 0 {
+                self.recorder
+                    .note(self.layer, word * 64 + u64::from(new.trailing_zeros()));
+                new &= new - 1;
+            }
+        }
+    }
+}
+
+impl Presence for Recorded {
+    fn is_present(&self, offset: u64, len: u64) -> bool {
+        self.note(offset / UNIT..offset.saturating_add(len).div_ceil(UNIT));
+        let inner = self.inner.as_ref();
+        inner.is_none_or(|inner| inner.is_present(offset, len))
+    }
+
+    fn request(&self, offset: u64, len: u64, waker: &Arc<Waker>, ticket: Ticket) {
+        match &self.inner {
+            Some(inner) => inner.request(offset, len, waker, ticket),
+            None => waker.finish(ticket, Ok(())),
+        }
+    }
+
+    fn fetch_ahead(&self, offset: u64, len: u64) {
+        if let Some(inner) = &self.inner {
+            inner.fetch_ahead(offset, len);
+        }
+    }
+
+    fn local_bytes(&self) -> u64 {
+        let inner = self.inner.as_ref();
+        inner.map_or(self.len, |inner| inner.local_bytes())
+    }
+
+    fn replay(&self, offset: u64, len: u64) {
+        if let Some(inner) = &self.inner {
+            inner.replay(offset, len);
+        }
+    }
+
+    fn reject(&self, offset: u64, len: u64) -> bool {
+        let inner = self.inner.as_ref();
+        inner.is_some_and(|inner| inner.reject(offset, len))
+    }
+
+    fn patience(&self) -> Duration {
+        let inner = self.inner.as_ref();
+        inner.map_or(Duration::ZERO, |inner| inner.patience())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::{Blob, Located};
+
+    #[test]
+    fn units_are_noted_once_and_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("blob");
+        let bytes: Vec<u8> = (0..200 * UNIT).map(|at| (at / 7) as u8).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        let recorder = Arc::new(Recorder::default());
+        let blob = Blob::open(&path).unwrap().recorded(&recorder, 3);
+        for (offset, len) in [(150 * UNIT, 10), (UNIT - 1, 2), (0, 100), (150 * UNIT, 10)] {
+            let mut found = vec![0; len];
+            blob.read_exact_at(&mut found, offset).unwrap();
+            assert!(found == bytes[offset as usize..][..len]);
+        }
+        assert!(matches!(blob.locate(199 * UNIT, 5), Located::Present(_)));
+        let units: Vec<_> = recorder.units().iter().map(|read| read.unit).collect();
+        assert_eq!(units, [150, 0, 1, 199]);
+        assert!(recorder.units().iter().all(|read| read.layer == 3));
+        assert!(!blob.reject(0, 1));
+    }
+}
