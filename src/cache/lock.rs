@@ -8,7 +8,8 @@ use super::layout::Layout;
 use super::{Cache, Error};
 use crate::io::regular::open_regular;
 
-/// How long the lock is waited for. Whoever holds it renames files, and does not wait for a network.
+/// How long to wait for the lock. A process holds it while it renames files, never while it waits for a
+/// network.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 const PAUSE: Duration = Duration::from_millis(2);

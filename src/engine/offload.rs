@@ -374,7 +374,7 @@ mod tests {
         assert_eq!(read(), [0; 512]);
 
         first(2);
-        theirs.write_all(b"a message nobody reads").unwrap();
+        theirs.write_all(b"a message that is not read").unwrap();
         drop(theirs);
         let cut = [None, None, Some(Status::Ok)];
         let cut: Vec<_> = (0..).map(JobId).zip(cut).collect();

@@ -1,4 +1,4 @@
-//! A blob that somebody may ask for: what the cache has of it, and where the rest comes from.
+//! A blob that clients may request: what the cache has of it, and where the rest comes from.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

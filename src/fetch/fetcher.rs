@@ -250,7 +250,7 @@ impl Drop for Fetcher {
     fn drop(&mut self) {
         self.shared.stopping.store(true, Ordering::Release);
         {
-            // Whoever looked at the flag before it was set waits by now.
+            // A thread that read the flag before it was set waits by now.
             let _state = lock(&self.shared.state);
             self.shared.demand.notify_all();
             self.shared.others.notify_all();

@@ -14,7 +14,7 @@
 //! ```
 //! Demand goes before replay, replay before read-ahead, read-ahead before background; demand has
 //! threads of its own. A failed fetch is repeated as long as something waits for it, with growing
-//! pauses; whoever opens a layer is told of a definite refusal at once.
+//! pauses; a client that opens a layer gets a definite refusal at once.
 //!
 //! The fetcher is a process of its own ([`process`]) in a sandbox ([`sandbox`]).
 //!

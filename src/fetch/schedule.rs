@@ -90,7 +90,7 @@ enum Status {
 struct Waiter<W> {
     missing: BTreeSet<u64>,
     fails_fast: bool,
-    /// Fails with what is wrong then, before whoever opens a layer gives up without a reason.
+    /// Fails with what is wrong then, before a client that opens a layer gives up without a reason.
     until: Option<Instant>,
     name: W,
 }

@@ -6,8 +6,8 @@
 //! ...    durable bitmap, at the next multiple of 4096: a bit is set once the unit is on storage
 //! ```
 //! Bit `i` of a bitmap is bit `i % 64` of its little-endian word `i / 64`. The live bitmap counts as
-//! long as the system runs that wrote it: the page cache holds map and data together, whoever is
-//! killed. After another boot only the durable bitmap counts, because data that was not synced may
+//! long as the system runs that wrote it: the page cache holds map and data together, even if
+//! processes are killed. After another boot only the durable bitmap counts, because data that was not synced may
 //! be lost while its bit was kept.
 //!
 //! The first 64 bytes never change after the map was made and have a checksum. State and boot

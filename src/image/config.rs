@@ -1,4 +1,8 @@
 //! Which layers make up an image: a list of paths, or an OverlayBD image config.
+#![cfg_attr(
+    not(test),
+    warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use std::fs::File;
 use std::io::{self, Read};

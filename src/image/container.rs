@@ -42,12 +42,12 @@ impl ZFileMap {
         }
     }
 
-    /// What the ZFile says about itself.
+    /// The header of the ZFile.
     pub fn header(&self) -> &zfile::Header {
         &self.header
     }
 
-    /// Where its blocks are.
+    /// The block table.
     pub fn table(&self) -> &zfile::BlockTable {
         &self.table
     }
@@ -110,7 +110,7 @@ impl Container {
         self.payload.offset != 0
     }
 
-    /// The ZFile the layer's bytes are packed in, if they are.
+    /// The ZFile that holds the layer's bytes, if they are compressed.
     pub fn zfile_map(&self) -> Option<&ZFileMap> {
         self.zfile_map.as_ref()
     }
@@ -128,7 +128,7 @@ impl Container {
         self.len() == 0
     }
 
-    /// Tells this container from all others of the process.
+    /// A number that no other container of the process has.
     pub(super) fn id(&self) -> u64 {
         self.id
     }
@@ -165,9 +165,8 @@ impl Container {
         self.payload.offset + zfile_map.table.offset(block)
     }
 
-    /// Where the layer's bytes from `offset` on are: as many of the next `len` as one piece can
-    /// tell, which is at least one. The range lies inside the layer and is not empty; `layer` is
-    /// the number to put into the piece.
+    /// Finds the layer's bytes from `offset` on: as many of the next `len` as one piece can name, at least
+    /// one. The range lies inside the layer and is not empty; `layer` is the number in the piece.
     #[inline]
     pub(super) fn piece(&self, layer: u16, offset: u64, len: u64) -> Piece {
         match &self.zfile_map {
@@ -180,7 +179,7 @@ impl Container {
         }
     }
 
-    /// Starts to bring closer what [`Container::piece`] needs for the layer's byte `offset`.
+    /// Prefetches what [`Container::piece`] needs for the layer's byte `offset`.
     #[inline]
     pub(super) fn prefetch_table(&self, offset: u64) {
         if let Some(ZFileMap { table, shift, .. }) = &self.zfile_map {

@@ -35,7 +35,7 @@ pub(super) struct SharedLayer {
     /// Number of mappings, without padding.
     mappings: usize,
     index_crc: u32,
-    /// The entry in [`open_layers`]; `None` for bytes that cannot be told from others.
+    /// The key in [`open_layers`]; `None` for a layer that is not shared.
     identity: Option<BlobIdentity>,
 }
 
@@ -85,11 +85,6 @@ impl Layer {
         Ok((Self { name, shared }, mappings))
     }
 
-    /// Returns whether both are the same open layer.
-    pub fn is_shared_with(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.shared, &other.shared)
-    }
-
     /// The file and its wrappers.
     #[inline]
     pub fn container(&self) -> &Container {
@@ -101,17 +96,17 @@ impl Layer {
         &self.name
     }
 
-    /// What the layer says about itself.
+    /// The header at the end of the layer.
     pub fn trailer(&self) -> &Header {
         &self.shared.trailer
     }
 
-    /// Name of the layer; nil if it has none.
+    /// Uuid of the layer; nil if it has none.
     pub fn uuid(&self) -> Uuid {
         self.trailer().uuid
     }
 
-    /// Name of the layer it was made upon; nil if it has none.
+    /// Uuid of its parent, the layer it was made upon; nil if it has none.
     pub fn parent_uuid(&self) -> Uuid {
         self.trailer().parent_uuid
     }
@@ -121,7 +116,7 @@ impl Layer {
         self.shared.mappings
     }
 
-    /// Checksum of the index as it lies in the layer.
+    /// Checksum of the index as stored in the layer.
     pub fn index_crc(&self) -> u32 {
         self.shared.index_crc
     }
@@ -265,7 +260,7 @@ mod tests {
         write(&path, 1);
         fs::hard_link(&path, &link).unwrap();
         let (one, other) = (open(&path), open(&link));
-        assert!(one.is_shared_with(&other));
+        assert!(Arc::ptr_eq(&one.shared, &other.shared));
         assert_eq!(one.layer_ref(), &LayerRef::from(&path));
         assert_eq!(other.layer_ref(), &LayerRef::from(&link));
         drop(one);
@@ -284,7 +279,7 @@ mod tests {
         write(&next, 2);
         fs::rename(&next, &path).unwrap();
         let after = open(&path);
-        assert!(!before.is_shared_with(&after));
+        assert!(!Arc::ptr_eq(&before.shared, &after.shared));
         assert_eq!(after.uuid(), Uuid::from_u128(2));
     }
 
@@ -300,6 +295,10 @@ mod tests {
                 .map(|thread| thread.join().unwrap())
                 .collect()
         });
-        assert!(layers.iter().all(|layer| layer.is_shared_with(&layers[0])));
+        assert!(
+            layers
+                .iter()
+                .all(|layer| Arc::ptr_eq(&layer.shared, &layers[0].shared))
+        );
     }
 }

@@ -1,9 +1,13 @@
 //! Whether each layer lies upon the layer it was made upon.
 //!
-//! A layer that lies upon another one yields a mix of two disks without an error, so an image with
-//! such a layer is refused. Layers without a name, as some tools write them, cannot be compared. A
-//! writable layer that was made here therefore also keeps the serial of the stack it was made for, as
-//! its commit message, which other tools pass over. Where there is neither, the layer is accepted.
+//! A layer above another one than its parent would yield a mix of two disks without an error, so an image
+//! with such a layer is refused. Some tools write layers without a uuid, which cannot be compared. A
+//! writable layer made by this project therefore also keeps the serial of its stack as its commit
+//! message, which other tools ignore. A layer with neither is accepted.
+#![cfg_attr(
+    not(test),
+    warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use uuid::Uuid;
 
@@ -20,14 +24,14 @@ pub enum Lineage {
     Ignored,
 }
 
-/// A layer in its place in a stack. Names are nil where the layer has none.
+/// A layer in its place in a stack. A uuid is nil if the layer has none.
 #[derive(Clone, Debug)]
 pub struct Placed {
     /// The layer.
     pub layer: LayerRef,
-    /// Its name.
+    /// Its uuid.
     pub uuid: Uuid,
-    /// Name of the layer it was made upon.
+    /// The uuid of its parent, the layer it was made upon.
     pub parent: Uuid,
     /// The stack it was made for and the one it lies upon, if the former is known.
     pub stack: Option<Stacks>,

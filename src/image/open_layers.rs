@@ -2,6 +2,10 @@
 //!
 //! A layer that is in several stacks is opened once: the stacks share its block table, its mapping and
 //! its descriptor. The table holds no layer open.
+#![cfg_attr(
+    not(test),
+    warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};

@@ -75,7 +75,7 @@ impl Reader {
         self.read_scatter(disk, start, &scatter)
     }
 
-    /// Fills `into` with the bytes of one layer, inside all its wrappers, from `offset` on.
+    /// Fills `into` with the bytes of one layer from `offset` on, counted inside all wrappers.
     ///
     /// # Errors
     /// The layer ends first, or its bytes cannot be read or unpacked.

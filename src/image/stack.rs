@@ -3,6 +3,10 @@
 //! Opening looks at paths and at nothing that a layer holds; loading reads what the layers hold, and
 //! needs no path. A process enters its sandbox in between, so that hostile layers are parsed where
 //! they can do no harm.
+#![cfg_attr(
+    not(test),
+    warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use std::sync::Arc;
 

@@ -3,6 +3,10 @@
 //! The process that took the snapshot holds a lock on the file until it is sealed, which takes
 //! milliseconds. Another disk above the same snapshot waits for that: until then, guest data lies where
 //! the trailer will be, and may look like one.
+#![cfg_attr(
+    not(test),
+    warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use std::thread;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! The boot id: a name of the running system that no other boot has.
+//! The boot id: an identifier that differs for each boot of the system.
 
 use std::fs;
 use std::sync::OnceLock;
@@ -7,10 +7,9 @@ use uuid::Uuid;
 
 const PATH: &str = "/proc/sys/kernel/random/boot_id";
 
-/// Returns the boot id, or nil if the kernel does not tell. Reads it once: later the process may
-/// not reach `/proc`.
+/// Returns the boot id, or nil if it cannot be read. Reads it once: later the sandbox may hide `/proc`.
 ///
-/// Nil must be taken for another boot than every other, even than nil.
+/// Nil must count as different from every other boot, even from nil.
 pub fn boot_id() -> Uuid {
     static ID: OnceLock<Uuid> = OnceLock::new();
     *ID.get_or_init(|| {

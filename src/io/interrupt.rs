@@ -1,9 +1,9 @@
-//! Calls that another process may block for ever, and how to end them from outside.
+//! Interrupts system calls that another process can block for ever.
 //!
 //! A descriptor that a front-end sent is shared with it: `O_NONBLOCK` can be cleared between a check
 //! and a call, a counter can be filled, a socket can linger when it is closed. Such calls run inside
-//! [`PeerCall::run`], and [`PeerCall::interrupt`] breaks them off: a signal with a
-//! handler that does nothing makes them return `EINTR`.
+//! [`PeerCall::run`], and [`PeerCall::interrupt`] ends them: a signal with a handler that does nothing
+//! makes them return `EINTR`.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -43,8 +43,8 @@ impl PeerCall {
         result
     }
 
-    /// Interrupts the call under way, if there is one. It may be between its check and its wait, or
-    /// wait again: repeat this until what was waited for has happened.
+    /// Interrupts the call under way, if there is one. The call may not have begun to wait, or may wait
+    /// again: the caller repeats this until the thread has gone on.
     pub fn interrupt(&self) {
         static HANDLER: Once = Once::new();
         HANDLER.call_once(|| {
@@ -57,8 +57,8 @@ impl PeerCall {
         });
         let thread = self.thread.load(Ordering::SeqCst);
         if thread != NONE {
-            // SAFETY: no memory is passed. The number is of a thread of this process, or of none
-            // that is left: the signal is harmless to all.
+            // SAFETY: no memory is passed. The number is that of a thread of this process, or of one that
+            // ended; the signal is harmless to every thread.
             unsafe { libc::syscall(libc::SYS_tgkill, process::id(), thread, SIGNAL) };
         }
     }

@@ -1,4 +1,4 @@
-//! Shared file mappings that survive the loss of their file.
+//! Shared mappings of files that survive the loss of their file.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -91,7 +91,7 @@ impl Drop for Share {
 pub enum Access {
     /// Reading only.
     Read,
-    /// Reading and writing, seen by everybody who maps the file.
+    /// Reading and writing; all mappings of the file see the writes.
     ReadWrite,
 }
 
@@ -106,7 +106,7 @@ pub struct MappedFile {
 }
 
 // SAFETY: the mapping belongs to the process, not to a thread, and it is only handed out as
-// volatile slices, which make no promise about who else touches the bytes.
+// volatile slices, which allow other accesses to the bytes at any time.
 unsafe impl Send for MappedFile {}
 // SAFETY: as above.
 unsafe impl Sync for MappedFile {}
@@ -148,8 +148,8 @@ impl MappedFile {
             len: size,
             _share: share,
         };
-        // What a guest has in memory is nobody's to find in a core dump; a kernel that does not
-        // take the advice dumps it.
+        // Guest memory does not belong into a core dump of the daemon. A kernel that refuses the advice
+        // dumps it.
         // SAFETY: the range is the one just mapped, and the advice does not change what it holds.
         let _ = unsafe { madvise(mapping.start.as_ptr().cast(), size, Advice::LinuxDontDump) };
         mapping.watch = Some(Watch::new(start.as_ptr(), size).ok_or(MapError::Full)?);
@@ -185,7 +185,7 @@ impl MappedFile {
 impl Drop for MappedFile {
     fn drop(&mut self) {
         self.watch = None;
-        // SAFETY: the range was mapped by `new`, nobody else unmaps it, and all slices of it
+        // SAFETY: the range was mapped by `new`, nothing else unmaps it, and all slices of it
         // borrow from `self`.
         let unmapped = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.len) };
         debug_assert!(unmapped.is_ok());

@@ -1,7 +1,7 @@
 //! The memory of a request: pieces in order, each possibly memory a guest writes at the same time.
 //!
 //! A piece is a [`VolatileSlice`], never a `&mut [u8]`: a reference would promise the compiler that
-//! nobody else touches the bytes, and a guest may.
+//! nothing else accesses the bytes, and a guest may.
 
 use vm_memory::VolatileSlice;
 
@@ -82,8 +82,8 @@ impl<'m> Scatter<'m> {
 
 /// A place in a [`Scatter`], moved forward by each use.
 ///
-/// Going past the end is a bug of the caller, who knows the length: the surplus is dropped and debug
-/// builds stop.
+/// Going past the end is a bug of the caller, which knows the length: the surplus is dropped, and debug
+/// builds panic.
 #[derive(Clone, Copy, Debug)]
 pub struct Cursor<'s, 'm> {
     pieces: &'s [VolatileSlice<'m>],

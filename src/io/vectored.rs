@@ -1,5 +1,5 @@
-//! Writes from, and reads into, memory that a guest may touch meanwhile: the kernel copies, and no
-//! reference to the memory is ever formed.
+//! Writes from memory that a guest may access meanwhile: the kernel copies, and no reference to the
+//! memory is formed.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -14,7 +14,7 @@ const MAX_PIECES: usize = 1024;
 /// Writes `pieces`, in order, to `file` from byte `offset` on.
 ///
 /// # Errors
-/// What the system says; some of the bytes may have been written.
+/// The error of `pwritev`; some of the bytes may have been written then.
 pub fn write_all_at(file: &File, pieces: &[VolatileSlice<'_>], mut offset: u64) -> io::Result<()> {
     let mut guards: Vec<_> = Vec::with_capacity(pieces.len().min(MAX_PIECES));
     for pieces in pieces.chunks(MAX_PIECES) {
@@ -31,8 +31,8 @@ pub fn write_all_at(file: &File, pieces: &[VolatileSlice<'_>], mut offset: u64) 
         while !left.is_empty() {
             let at = libc::off_t::try_from(offset)
                 .map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
-            // SAFETY: each vector is memory that its guard keeps mapped until the call is over; the
-            // kernel only reads it, and copies, whoever writes to it at the same time.
+            // SAFETY: each vector is memory that its guard keeps mapped until the call is over. The
+            // kernel only reads it, and copies: concurrent writes change the copied bytes only.
             let count = unsafe {
                 libc::pwritev(
                     file.as_raw_fd(),
@@ -64,11 +64,11 @@ pub fn write_all_at(file: &File, pieces: &[VolatileSlice<'_>], mut offset: u64) 
     Ok(())
 }
 
-/// Lets storage begin to take what was written to `len` bytes from `offset` on, and does not wait for
-/// it. Advice only: whether they last is what the next sync says.
+/// Starts to write back `len` bytes from `offset` on, without waiting. Only a hint: the next sync makes
+/// the bytes durable, and reports errors.
 pub fn begin_to_store(file: &File, offset: u64, len: u64) {
     if let (Ok(offset), Ok(len)) = (libc::off_t::try_from(offset), libc::off_t::try_from(len)) {
-        // SAFETY: takes numbers alone, and changes nothing that a program could see.
+        // SAFETY: takes numbers only, and changes no content.
         unsafe {
             libc::sync_file_range(file.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE);
         }

@@ -31,7 +31,8 @@ pub struct Blob {
     resident_map: OnceLock<ResidentMap>,
 }
 
-/// Tells the bytes of a blob from those of others, as long as a process has the blob open.
+/// Identifies the bytes of a blob among those of others, as long as the blob is open: an inode that is in
+/// use is not used again.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BlobIdentity {
     device: u64,
@@ -76,8 +77,8 @@ impl Blob {
         Ok(Self::new(path.into(), file, len, None))
     }
 
-    /// A file that grows and changes, as the data file of a writable layer does. Its length is that
-    /// of now.
+    /// A file that grows and changes, such as the data file of a writable layer. The blob keeps the length
+    /// that the file has now.
     ///
     /// # Errors
     /// [`Error::Open`] if the file cannot be examined.
@@ -124,7 +125,7 @@ impl Blob {
         &self.layer
     }
 
-    /// What the system says about the file.
+    /// The metadata of the file.
     ///
     /// # Errors
     /// [`Error::Open`] if the file cannot be examined.
@@ -136,8 +137,7 @@ impl Blob {
         })
     }
 
-    /// What tells the bytes from those of other blobs; `None` for a block device, whose bytes may change
-    /// unnoticed.
+    /// The identity of the bytes; `None` for a block device, whose bytes may change unnoticed.
     ///
     /// # Errors
     /// [`Error::Open`] if the file cannot be examined.
@@ -177,9 +177,9 @@ impl Blob {
         presence.map_or(self.len, |presence| presence.local_bytes())
     }
 
-    /// Finds out whether all of `len` bytes at `offset` are local. Never waits.
+    /// Locates `len` bytes at `offset`: present if all of them are local. Never waits.
     ///
-    /// What lies beyond the end of the blob counts as present: reading it reports the end.
+    /// Bytes beyond the end of the blob count as present: reading them reports the end.
     #[inline]
     pub fn locate(&self, offset: u64, len: usize) -> Located<'_> {
         match &self.presence {

@@ -1,4 +1,8 @@
 //! How images, tools and options name a layer: a local file, or a blob in a registry.
+#![cfg_attr(
+    not(test),
+    warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use std::fmt;
 use std::io;

@@ -1,4 +1,4 @@
-//! A mapped presence map: asked by readers, set by whoever fetches.
+//! A mapped presence map: disks read it, the fetcher sets its bits.
 //!
 //! ```text
 //! fetcher:  pwrite(data) -> mark(units): release store     reader: is_present: acquire loads -> read

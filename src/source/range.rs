@@ -17,7 +17,7 @@ use super::{Blob, Error};
 /// How often [`AbsentRange::wait`] accepts that a range which was fetched is absent again.
 const MAX_ROUNDS: usize = 8;
 
-/// What became of looking for a range.
+/// Result of locating a range.
 #[derive(Debug)]
 pub enum Located<'b> {
     /// All of its bytes are local.
@@ -74,7 +74,7 @@ impl<'b> PresentRange<'b> {
         }
     }
 
-    /// Starts to find the range's pages, for [`PresentRange::prefetch`] to come.
+    /// Prefetches the page tables of the range; a first step before [`PresentRange::prefetch`].
     #[inline]
     pub fn prefetch_pages(&self) {
         if let Some(resident_map) = self.blob.resident_map() {
@@ -82,7 +82,7 @@ impl<'b> PresentRange<'b> {
         }
     }
 
-    /// Starts to bring the first bytes of the range into the processor's cache.
+    /// Prefetches the first bytes of the range.
     #[inline]
     pub fn prefetch(&self) {
         if let Some(resident_map) = self.blob.resident_map() {

@@ -50,7 +50,7 @@ pub enum ResidentMapError {
     /// It cannot be mapped.
     #[error(transparent)]
     Map(#[from] MapError),
-    /// Nothing would show that it was cut short.
+    /// It ends in zeros, so that a truncation would go unnoticed.
     #[error("the last {TAIL} bytes are zeros")]
     Zeros,
 }
@@ -94,12 +94,12 @@ impl ResidentMap {
         self.known.set(Self::pages(offset, len));
     }
 
-    /// Forgets which pages are in memory: some were evicted.
+    /// Clears all bits: some pages were evicted.
     pub fn forget(&self) {
         self.known.clear_all();
     }
 
-    /// Whether something is missing: the file is shorter than it was, or the disk failed.
+    /// Whether bytes are missing: the file was truncated, or storage failed.
     pub fn is_lost(&self) -> bool {
         // What was copied before this call must not be read after the byte is.
         fence(Ordering::Acquire);
@@ -111,7 +111,7 @@ impl ResidentMap {
         !matches!(found, Some(Ok(found)) if found == expected) || self.mapping.is_lost()
     }
 
-    /// Starts to find a range's pages: what is known of them, and where in memory they are.
+    /// Prefetches the bits of a range's pages, and their entries in the page tables.
     pub fn prefetch_pages(&self, offset: u64, len: usize) {
         if let Ok(start) = usize::try_from(offset)
             && let Some(slice) = self.mapping.slice(start, len)
@@ -124,7 +124,7 @@ impl ResidentMap {
         }
     }
 
-    /// Starts to bring the first bytes of a range into the processor's cache.
+    /// Prefetches the first bytes of a range.
     pub fn prefetch(&self, offset: u64, len: usize) {
         if let Ok(offset) = usize::try_from(offset)
             && let Some(slice) = self.mapping.slice(offset, len)

@@ -1,4 +1,8 @@
 //! One message: what its body and its descriptors may be.
+#![cfg_attr(
+    not(test),
+    warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use std::fs::File;
 
@@ -10,7 +14,7 @@ use vhost::vhost_user::message::VhostUserMsgValidator;
 use super::error::Refusal;
 use crate::io::file_system;
 
-/// A message as it came.
+/// A message as received.
 #[derive(Debug)]
 pub struct Message {
     /// The request's number.
@@ -44,7 +48,7 @@ impl Reply {
     }
 }
 
-/// What a descriptor must be.
+/// The kind of file that a descriptor must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A file that can be mapped: memory, in-flight area, log.
@@ -139,7 +143,7 @@ impl Message {
         }
     }
 
-    /// A body that makes no sense.
+    /// The refusal of a body of a wrong length or content.
     pub fn bad_body(&self) -> Refusal {
         Refusal::Body {
             request: self.request,
@@ -147,30 +151,34 @@ impl Message {
         }
     }
 
-    /// Takes the one descriptor that must have come along, which must be of `kind`.
+    /// Takes the only descriptor of the message, which must be of `kind`.
     ///
     /// # Errors
     ///
     /// [`Refusal::Descriptors`] or [`Refusal::Kind`]; the descriptors stay with the message.
     pub fn file(&mut self, kind: Kind) -> Result<File, Refusal> {
         self.expect_files(1)?;
-        kind.check(&self.files[0])?;
-        Ok(self.files.swap_remove(0))
+        self.files.iter().try_for_each(|file| kind.check(file))?;
+        self.files.pop().ok_or_else(|| self.wrong_files(1))
     }
 
-    /// Checks that so many descriptors came along.
+    /// Checks the number of descriptors.
     ///
     /// # Errors
     ///
     /// [`Refusal::Descriptors`].
     pub fn expect_files(&self, expected: usize) -> Result<(), Refusal> {
-        match self.files.len() {
-            found if found == expected => Ok(()),
-            found => Err(Refusal::Descriptors {
-                request: self.request,
-                expected,
-                found,
-            }),
+        match self.files.len() == expected {
+            true => Ok(()),
+            false => Err(self.wrong_files(expected)),
+        }
+    }
+
+    fn wrong_files(&self, expected: usize) -> Refusal {
+        Refusal::Descriptors {
+            request: self.request,
+            expected,
+            found: self.files.len(),
         }
     }
 }

@@ -5,6 +5,10 @@
 //! the same, for its structure only: the driver must find an error in the status byte, not what the
 //! request before left there. The walk ends after as many descriptors as the table has, so a loop
 //! ends in an error.
+#![cfg_attr(
+    not(test),
+    warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use vm_memory::{Bytes, GuestAddress, VolatileSlice};
 
@@ -125,7 +129,8 @@ impl<'m> Chain<'m> {
 
     /// Pieces of memory that fit into the lists without another allocation.
     pub fn capacity(&self) -> usize {
-        self.readable.capacity() + self.writable.capacity()
+        let (readable, writable) = (self.readable.capacity(), self.writable.capacity());
+        readable.saturating_add(writable)
     }
 
     /// Collects the chain that starts at descriptor `head` of `table`, and takes its status byte
@@ -157,7 +162,7 @@ impl<'m> Chain<'m> {
         for (addr, len) in &self.ranges {
             let part = left.min(u64::from(*len));
             log.mark(*addr, part);
-            left -= part;
+            left = left.saturating_sub(part);
         }
     }
 
@@ -204,13 +209,12 @@ impl<'m> Chain<'m> {
         let mut index = head;
         for _ in 0..entries.min(MAX_TABLE) {
             // One read of all sixteen bytes: no field can change between check and use.
-            let descriptor: Descriptor =
-                table
-                    .read_obj(DESCRIPTOR * usize::from(index))
-                    .map_err(|_| ChainError::Next {
-                        next: index,
-                        table: entries,
-                    })?;
+            let descriptor: Descriptor = table
+                .read_obj(usize::from(index).saturating_mul(DESCRIPTOR))
+                .map_err(|_| ChainError::Next {
+                    next: index,
+                    table: entries,
+                })?;
             if descriptor.refers_to_indirect_table() {
                 return Ok(Some(descriptor));
             }
@@ -236,7 +240,7 @@ impl<'m> Chain<'m> {
 
     fn collect(&mut self, memory: &'m Memory, descriptor: &Descriptor) -> Result<(), ChainError> {
         let (addr, len) = (descriptor.addr(), descriptor.len());
-        self.count += 1;
+        self.count = self.count.saturating_add(1);
         if self.count > MAX_CHAIN {
             return Err(ChainError::TooLong);
         }
@@ -253,7 +257,8 @@ impl<'m> Chain<'m> {
         if !memory.slices(addr, len as usize, |piece| list.push(piece)) {
             return Err(ChainError::Memory { addr: addr.0, len });
         }
-        if self.readable.pieces().len() + self.writable.pieces().len() > MAX_PIECES {
+        let (readable, writable) = (self.readable.pieces(), self.writable.pieces());
+        if readable.len().saturating_add(writable.len()) > MAX_PIECES {
             return Err(ChainError::TooManyPieces);
         }
         Ok(())

@@ -1,5 +1,9 @@
 //! The data of DISCARD and WRITE_ZEROES (virtio 1.2, section 5.2.6): a list of ranges, 16 bytes
 //! each, `{sector: u64, num_sectors: u32, flags: u32}`, little-endian.
+#![cfg_attr(
+    not(test),
+    warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use virtio_bindings::virtio_blk::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
 

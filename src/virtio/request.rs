@@ -2,6 +2,10 @@
 //!
 //! The framing is free: the header is the first 16 bytes of the readable memory and the status the
 //! last byte of the writable memory, however the driver splits them into descriptors.
+#![cfg_attr(
+    not(test),
+    warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID,

@@ -13,7 +13,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::version::{TLS12, TLS13};
 use tempfile::TempDir;
 
-/// An authority that nobody trusts unless told to.
+/// An authority that no program trusts unless configured to.
 #[derive(Debug)]
 pub struct Authority {
     folder: TempDir,

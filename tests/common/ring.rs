@@ -129,8 +129,8 @@ impl Addresses {
     }
 }
 
-/// What the device is told of a ring. Copies are handed to whoever starts and stops the queue while
-/// its driver runs on another thread.
+/// What the device is told of a ring. Copies go to the thread that starts and stops the queue, while its
+/// driver runs on another thread.
 #[derive(Debug)]
 pub struct Vring {
     /// Entries.

@@ -141,7 +141,7 @@ impl Model {
                 "{units:?} was synced"
             );
         }
-        // What the files hold now is on storage, as far as anyone can tell.
+        // The content of the files now counts as stored.
         self.storage = Files {
             data,
             map: self.files().map,

@@ -1,4 +1,4 @@
-//! The control socket: requests of whoever runs the device, as HTTP with JSON.
+//! The control socket: HTTP with JSON, for the operator of the device.
 //!
 //! One thread accepts connections, and starts another for each, which serves one request ([`http`])
 //! beside the queues and without them noticing; [`api`] says what can be asked. What takes long after

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::daemon::device::Device;
 use crate::reason::reason;
 
-/// After how long to try again what failed: somebody may have made room.
+/// Pause before a failed seal is tried again: the file system may have space by then.
 const AGAIN: Duration = Duration::from_secs(30);
 
 /// Wakes the thread.
