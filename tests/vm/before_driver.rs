@@ -51,8 +51,7 @@ fn a_machine_whose_firmware_runs() {
     let options = ["-bios", FIRMWARE];
     let machine = Linux::machine(dir.path(), &daemon.socket(), &options);
     wait_for_connection(&machine, true);
-    // The first instructions of the firmware: its own driver for the disk comes soon after. QEMU 7.2 gives
-    // up a disk whose daemon is killed in the middle of a driver's start.
+    // The first instructions of the firmware: its own driver for the disk comes soon after.
     daemon.kill();
     wait_for_connection(&machine, false);
     daemon.restart();
