@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::waker::{Presence, Ticket, Waker};
-use crate::format::presence::{UNIT, words};
+use crate::format::presence::UNIT;
+use crate::io::bitmap::words;
 
 /// The units of a stack's blobs, in the order in which they were read first.
 #[derive(Debug, Default)]
