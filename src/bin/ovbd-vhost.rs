@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::builder::UnknownArgumentValueParser;
+use clap::builder::{OsStringValueParser, TypedValueParser, UnknownArgumentValueParser};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use ovbd_vhost::daemon::config::{Config, ImageSource, MAX_QUEUES, RemoteConfig, UpperSource};
@@ -117,6 +117,8 @@ struct Args {
     #[arg(
         long,
         value_name = "data=FILE,index=FILE",
+        // Paths need not be UTF-8.
+        value_parser = OsStringValueParser::new().try_map(writable::Paths::try_from),
         conflicts_with = "upper_auto"
     )]
     upper: Option<writable::Paths>,

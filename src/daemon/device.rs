@@ -109,7 +109,9 @@ impl WritableFiles {
         }
         let image = sources.image().map_err(Error::Image)?;
         let size = image.at_own_size().sectors().bytes();
-        let header = image.header_above(size, Uuid::new_v4());
+        let header = image
+            .header_above(size, Uuid::new_v4())
+            .map_err(Error::Image)?;
         writable::create(paths, Kind::Hybrid, &header).map_err(Error::Upper)?;
         log::info!("created the writable layer {}", paths.data.display());
         Ok(())

@@ -128,6 +128,18 @@ impl Container {
         self.len() == 0
     }
 
+    /// The first byte of the layer from `at` on that may be other than a zero in a hole of the file, or
+    /// the layer's end.
+    pub fn data_from(&self, at: u64) -> u64 {
+        if self.zfile_map.is_some() {
+            return at;
+        }
+        let found = self.blob.data_from(self.payload.offset.saturating_add(at));
+        found
+            .saturating_sub(self.payload.offset)
+            .min(self.payload.len)
+    }
+
     /// A number that no other container of the process has.
     pub(super) fn id(&self) -> u64 {
         self.id

@@ -5,6 +5,7 @@ use std::time::Duration;
 use thiserror::Error;
 use uuid::Uuid;
 
+use super::identity::StackId;
 use super::segment::{MAX_LAYERS, MAX_MAPPINGS, MAX_MOFFSET};
 use crate::format::foreign::Foreign;
 use crate::format::{lsmt, tar, zfile};
@@ -133,18 +134,41 @@ pub enum Error {
         /// Uuid of the layer below it.
         found: Uuid,
     },
-    /// A writable layer lies upon another stack than the one it was made for.
+    /// A layer lies upon another stack than the one it was made upon.
     #[error(
-        "{layer} was made for a stack with serial {made_for}, but is above a stack with serial \
+        "{layer} was made for a stack with identity {made_upon}, but is above a stack with identity \
          {found}: name the layers that it was made for; --force uses these layers"
     )]
     WrongStack {
         /// The layer.
         layer: LayerRef,
-        /// Serial of the stack it was made for.
-        made_for: String,
-        /// Serial of the stack it lies upon.
-        found: String,
+        /// Identity of the stack it was made upon.
+        made_upon: StackId,
+        /// Identity of the stack it lies upon.
+        found: StackId,
+    },
+    /// A layer lies upon another disk than the one it was made upon, whose topmost layer has the same
+    /// uuid.
+    #[error(
+        "{layer} was made for a disk of {made_upon} bytes, but the layers below it have {found} \
+         bytes: name the layers that it was made for; --force uses these layers"
+    )]
+    WrongSize {
+        /// The layer.
+        layer: LayerRef,
+        /// Bytes of the disk it was made upon.
+        made_upon: u64,
+        /// Bytes of the disk it lies upon.
+        found: u64,
+    },
+    /// A layer that was made upon others lies upon none.
+    #[error(
+        "{layer} was made for a stack of layers, but no layer is below it: name every layer of the \
+         stack, bottom first; --force uses it alone"
+    )]
+    NoParent {
+        /// The layer.
+        layer: LayerRef,
     },
     /// A layer lies below the one it was made upon.
     #[error(

@@ -147,10 +147,10 @@ impl SharedLayer {
     /// Reads what a container holds: a layer with this uuid, if it began as a writable one.
     fn within(container: Container, began: Option<Uuid>) -> Result<(Self, Vec<Mapping>), Error> {
         let layer = || container.blob().layer().clone();
-        // Sealing in place ends the file at the trailer.
         let trailer_at = match began {
-            None => layer_trailer(&container)?,
-            Some(_) => last_trailer(&container)?,
+            // Guest data may look like a trailer, so one is looked for only if its uuid can be compared.
+            Some(uuid) if uuid.is_nil() => last_trailer(&container)?,
+            _ => layer_trailer(&container)?,
         };
         let broken = |offset, source| Error::Lsmt {
             layer: layer(),

@@ -1,9 +1,20 @@
-//! Whether each layer lies upon the layer it was made upon.
+//! Checks that each layer lies upon the stack it was made upon.
 //!
-//! A layer above another one than its parent would yield a mix of two disks without an error, so an image
-//! with such a layer is refused. Some tools write layers without a uuid, which cannot be compared. A
-//! writable layer made by this project therefore also keeps the serial of its stack as its commit
-//! message, which other tools ignore. A layer with neither is accepted.
+//! A layer upon another stack yields a mix of two disks without an error, so an image with such a layer
+//! is refused. A layer names its parent by uuid. Some tools write no uuids, so layers that were made
+//! here also have a record of the stack they were made upon ([`MadeUpon`]). A layer with neither is
+//! accepted.
+//!
+//! Which fact decides:
+//!
+//! | layer below | layer | compared |
+//! |---|---|---|
+//! | has a uuid | names its parent | the uuids, then the size of the disk if there is a record |
+//! | has none, or: | names none | identity of the stack and size of the disk if there is a record |
+//! | is missing | | nothing may be missing below a layer with a record |
+//!
+//! Other tools write parents into layers at the bottom, and above layers without a uuid. Without a
+//! record, both are accepted.
 #![cfg_attr(
     not(test),
     warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
@@ -12,19 +23,24 @@
 use uuid::Uuid;
 
 use super::error::Error;
+use super::identity::{LayerId, StackId};
+use super::made_upon::MadeUpon;
+use crate::format::lsmt::Header;
 use crate::source::LayerRef;
 
-/// What to do about a layer that lies upon another layer than its parent.
+/// What to do about a layer that lies upon another stack than the one it was made upon.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Lineage {
     /// Refuse the image.
     #[default]
     Checked,
+    /// Refuse it, but accept the upper part of an image, whose bottom is missing.
+    CheckedPart,
     /// Log it, and use the image as it is.
     Ignored,
 }
 
-/// A layer in its place in a stack. A uuid is nil if the layer has none.
+/// A layer in a stack. A uuid is nil if the layer has none.
 #[derive(Clone, Debug)]
 pub struct Placed {
     /// The layer.
@@ -33,80 +49,164 @@ pub struct Placed {
     pub uuid: Uuid,
     /// The uuid of its parent, the layer it was made upon.
     pub parent: Uuid,
-    /// The stack it was made for and the one it lies upon, if the former is known.
-    pub stack: Option<Stacks>,
+    /// Bytes of its disk; 0 if it does not say it.
+    pub size: u64,
+    /// The stack it was made upon, if that is recorded.
+    pub made_upon: Option<MadeUpon>,
+    /// Its identity, if that is known.
+    pub id: Option<LayerId>,
 }
 
-/// Serials of two stacks.
-#[derive(Clone, Debug)]
-pub struct Stacks {
-    /// The stack a layer was made for.
-    pub made_for: String,
-    /// The stack it lies upon.
-    pub found: String,
+impl Placed {
+    /// The layer with this header. Its identity is known if it has a uuid.
+    pub fn new(layer: LayerRef, header: &Header) -> Self {
+        Self {
+            layer,
+            uuid: header.uuid,
+            parent: header.parent_uuid,
+            size: header.virtual_size,
+            made_upon: MadeUpon::split(&header.message).1,
+            id: LayerId::named(header.uuid),
+        }
+    }
 }
 
-/// How the commit message starts that keeps the serial of a stack.
-const TAG: &str = "made upon ";
-
-/// The commit message of a writable layer for a stack of this serial, and a disk of `size` bytes.
-pub fn tag(serial: &str, size: u64) -> Vec<u8> {
-    format!("{TAG}{serial}, {size} bytes").into_bytes()
+/// The place of a layer that is compared with what the layer says.
+struct Place<'p> {
+    below: &'p [Placed],
+    placed: &'p Placed,
+    above: &'p [Placed],
 }
 
-/// The serial of the stack that a layer with this commit message was made for.
-pub fn made_for(message: &[u8]) -> Option<String> {
-    let text = str::from_utf8(message).ok()?.strip_prefix(TAG)?;
-    let (serial, rest) = text.split_once(", ")?;
-    let known = rest.ends_with(" bytes") && serial.starts_with("ovbd") && serial.len() == 20;
-    known.then(|| serial.to_owned())
-}
+impl<'p> Place<'p> {
+    fn all(layers: &'p [Placed]) -> impl Iterator<Item = Self> {
+        (0..layers.len()).filter_map(|number| {
+            let (below, rest) = layers.split_at_checked(number)?;
+            let (placed, above) = rest.split_first()?;
+            Some(Self {
+                below,
+                placed,
+                above,
+            })
+        })
+    }
 
-/// The layers of a stack, bottom first, that lie upon another layer than their parent: the error of
-/// each.
-pub fn misplaced(layers: &[Placed]) -> impl Iterator<Item = Error> + '_ {
-    (0..layers.len()).filter_map(|number| {
-        let (below, rest) = layers.split_at_checked(number)?;
-        let (placed, above) = rest.split_first()?;
-        let Placed { layer, parent, .. } = placed;
-        let named = below.last().filter(|below| !below.uuid.is_nil());
-        match named.filter(|_| !parent.is_nil()) {
-            Some(below) => (below.uuid != *parent).then(|| Error::WrongParent {
+    /// The layer below, if the uuid of that and of the parent are known.
+    fn named(&self) -> Option<&'p Placed> {
+        let below = self.below.last().filter(|below| !below.uuid.is_nil());
+        below.filter(|_| !self.placed.parent.is_nil())
+    }
+
+    /// The record, if the identity of the stack below decides.
+    fn by_stack(&self) -> Option<MadeUpon> {
+        let is_bottom = self.below.is_empty();
+        self.placed
+            .made_upon
+            .filter(|_| self.named().is_none() && !is_bottom)
+    }
+
+    /// The stack below. Of the part of an image, the record of the bottom layer says what is missing.
+    /// `None`: the identity of a layer is not known.
+    fn stack(&self) -> Option<StackId> {
+        let bottom = self.below.first().and_then(|bottom| bottom.made_upon);
+        let missing = bottom.map_or(StackId::EMPTY, |record| record.stack);
+        self.below
+            .iter()
+            .try_fold(missing, |stack, layer| Some(stack.below(layer.id?)))
+    }
+
+    /// The error of a layer in a wrong place; with `part`, the bottom may be missing.
+    fn error(&self, part: bool) -> Option<Error> {
+        let Placed { layer, parent, .. } = self.placed;
+        if let Some(below) = self.named().filter(|below| below.uuid != *parent) {
+            return Some(Error::WrongParent {
                 layer: layer.clone(),
                 parent: *parent,
                 below: below.layer.clone(),
                 found: below.uuid,
-            }),
-            None => {
-                let stack = placed.stack.as_ref();
-                if let Some(stack) = stack.filter(|stack| stack.made_for != stack.found) {
-                    return Some(Error::WrongStack {
-                        layer: layer.clone(),
-                        made_for: stack.made_for.clone(),
-                        found: stack.found.clone(),
-                    });
-                }
-                let is_parent = |above: &&Placed| !parent.is_nil() && above.uuid == *parent;
-                let found = above.iter().find(is_parent)?;
-                Some(Error::WrongOrder {
-                    layer: layer.clone(),
-                    parent: *parent,
-                    above: found.layer.clone(),
-                })
-            }
+            });
         }
-    })
+        if self.named().is_none()
+            && let Some(error) = self.below_its_parent()
+        {
+            return Some(error);
+        }
+        let record = self.placed.made_upon?;
+        if self.below.is_empty() {
+            let layer = layer.clone();
+            return (!part).then_some(Error::NoParent { layer });
+        }
+        if let Some(found) = self.by_stack().and_then(|_| self.stack())
+            && found != record.stack
+        {
+            return Some(Error::WrongStack {
+                layer: layer.clone(),
+                made_upon: record.stack,
+                found,
+            });
+        }
+        self.wrong_size(record)
+    }
+
+    fn below_its_parent(&self) -> Option<Error> {
+        let Placed { layer, parent, .. } = self.placed;
+        let is_parent = |above: &&Placed| !parent.is_nil() && above.uuid == *parent;
+        let found = self.above.iter().find(is_parent)?;
+        Some(Error::WrongOrder {
+            layer: layer.clone(),
+            parent: *parent,
+            above: found.layer.clone(),
+        })
+    }
+
+    fn wrong_size(&self, record: MadeUpon) -> Option<Error> {
+        let sizes = self.below.iter().rev().map(|below| below.size);
+        let found = sizes.into_iter().find(|size| *size > 0)?;
+        (found != record.size).then(|| Error::WrongSize {
+            layer: self.placed.layer.clone(),
+            made_upon: record.size,
+            found,
+        })
+    }
+}
+
+/// Whether identities decide, so that those of all layers must be known.
+pub fn needs_identities(layers: &[Placed]) -> bool {
+    Place::all(layers).any(|place| place.by_stack().is_some())
 }
 
 impl Lineage {
-    /// Refuses a stack, bottom first, of which a layer does not lie upon its parent.
+    /// What this means for a stack that may be the upper part of an image.
+    #[must_use]
+    pub fn of_part(self) -> Self {
+        match self {
+            Self::Checked => Self::CheckedPart,
+            other => other,
+        }
+    }
+
+    /// The errors of the layers of a stack, bottom first, that lie upon another stack than the one they
+    /// were made upon.
+    pub fn misplaced(self, layers: &[Placed]) -> impl Iterator<Item = Error> {
+        self.misplaced_from(0, layers)
+    }
+
+    fn misplaced_from(self, first: usize, layers: &[Placed]) -> impl Iterator<Item = Error> {
+        let part = self == Self::CheckedPart;
+        let places = Place::all(layers).skip(first);
+        places.filter_map(move |place| place.error(part))
+    }
+
+    /// Refuses a stack, bottom first, of which a layer from number `first` on lies upon another stack
+    /// than the one it was made upon.
     ///
     /// # Errors
-    /// [`Error::WrongParent`], [`Error::WrongOrder`] and [`Error::WrongStack`], if lineage is checked.
-    pub fn check(self, layers: &[Placed]) -> Result<(), Error> {
-        for error in misplaced(layers) {
+    /// [`Error::WrongParent`], [`Error::WrongOrder`], [`Error::WrongStack`], [`Error::WrongSize`] and
+    /// [`Error::NoParent`], if lineage is checked.
+    pub fn check(self, first: usize, layers: &[Placed]) -> Result<(), Error> {
+        for error in self.misplaced_from(first, layers) {
             match self {
-                Self::Checked => return Err(error),
+                Self::Checked | Self::CheckedPart => return Err(error),
                 Self::Ignored => log::warn!("{error}"),
             }
         }
@@ -118,14 +218,39 @@ impl Lineage {
 mod tests {
     use super::*;
 
+    const SIZE: u64 = 1 << 20;
+
     fn stack(names: &[(u128, u128)]) -> Vec<Placed> {
-        let placed = |(number, (uuid, parent)): (usize, &(u128, u128))| Placed {
-            layer: LayerRef::File(number.to_string().into()),
-            uuid: Uuid::from_u128(*uuid),
-            parent: Uuid::from_u128(*parent),
-            stack: None,
+        let placed = |(number, (uuid, parent)): (usize, &(u128, u128))| {
+            let uuid = Uuid::from_u128(*uuid);
+            Placed {
+                layer: LayerRef::File(number.to_string().into()),
+                uuid,
+                parent: Uuid::from_u128(*parent),
+                size: SIZE,
+                made_upon: None,
+                id: Some(LayerId::named(uuid).unwrap_or(LayerId::Sampled(number as u64))),
+            }
         };
         names.iter().enumerate().map(placed).collect()
+    }
+
+    /// The same, each layer but the bottom one with a record of the stack it lies upon.
+    fn recorded(names: &[(u128, u128)]) -> Vec<Placed> {
+        let mut layers = stack(names);
+        let mut id = StackId::EMPTY;
+        for layer in &mut layers {
+            layer.made_upon = (id != StackId::EMPTY).then_some(MadeUpon {
+                stack: id,
+                size: SIZE,
+            });
+            id = id.below(layer.id.unwrap());
+        }
+        layers
+    }
+
+    fn error(layers: &[Placed]) -> Error {
+        Lineage::Checked.check(0, layers).unwrap_err()
     }
 
     #[test]
@@ -139,33 +264,57 @@ mod tests {
             &[(0, 0), (2, 1)],
             &[],
         ] {
-            assert_eq!(misplaced(&stack(names)).count(), 0, "{names:?}");
+            let layers = stack(names);
+            assert_eq!(Lineage::Checked.misplaced(&layers).count(), 0, "{names:?}");
         }
         let missing = stack(&[(1, 0), (3, 2)]);
-        let error = Lineage::Checked.check(&missing).unwrap_err();
-        assert!(matches!(error, Error::WrongParent { .. }), "{error}");
-        assert!(Lineage::Ignored.check(&missing).is_ok());
+        assert!(matches!(error(&missing), Error::WrongParent { .. }));
+        Lineage::Ignored.check(0, &missing).unwrap();
         let swapped = stack(&[(1, 0), (3, 2), (2, 1), (4, 3)]);
-        assert_eq!(misplaced(&swapped).count(), 3);
-        let mut nameless = stack(&[(0, 0), (5, 0)]);
-        let serial = "ovbd0123456789abcdef";
-        assert_eq!(made_for(&tag(serial, 512)).as_deref(), Some(serial));
-        for other in ["made upon", "made upon a Friday, 9 bytes", "", "ovbd"] {
-            assert_eq!(made_for(other.as_bytes()), None);
-        }
-        let mut place = |found: &str| {
-            nameless[1].stack = Some(Stacks {
-                made_for: serial.to_owned(),
-                found: found.to_owned(),
-            });
-            Lineage::Checked.check(&nameless)
-        };
-        place(serial).unwrap();
-        let error = place("ovbd0123456789abcdee").unwrap_err();
-        assert!(matches!(error, Error::WrongStack { .. }), "{error}");
+        assert_eq!(Lineage::Checked.misplaced(&swapped).count(), 3);
         for reversed in [&[(2, 1), (1, 0)][..], &[(0, 0), (2, 1), (1, 0)]] {
-            let error = Lineage::Checked.check(&stack(reversed)).unwrap_err();
-            assert!(matches!(error, Error::WrongOrder { .. }), "{error}");
+            assert!(matches!(error(&stack(reversed)), Error::WrongOrder { .. }));
         }
+    }
+
+    #[test]
+    fn a_record_tells_stacks_without_names_apart() {
+        for names in [
+            &[(0, 0), (0, 0), (0, 0)][..],
+            &[(0, 0), (2, 0), (3, 2), (4, 3)],
+            &[(1, 0), (0, 1), (3, 0)],
+        ] {
+            let whole = recorded(names);
+            Lineage::Checked.check(0, &whole).unwrap();
+            for missing in 0..names.len() - 1 {
+                let mut rest = whole.clone();
+                rest.remove(missing);
+                assert_eq!(
+                    Lineage::Checked.misplaced(&rest).count(),
+                    1,
+                    "{names:?} {missing}"
+                );
+                let part = Lineage::CheckedPart.misplaced(&rest).count();
+                assert_eq!(part, usize::from(missing > 0), "{names:?} {missing}");
+            }
+        }
+        // Frozen layers are missing between a layer without a name and the active one.
+        let whole = recorded(&[(0, 0), (2, 0), (3, 2)]);
+        let ends = [whole[0].clone(), whole[2].clone()];
+        assert!(matches!(error(&ends), Error::WrongStack { .. }));
+    }
+
+    #[test]
+    fn names_decide_before_records_but_sizes_count() {
+        let mut layers = recorded(&[(1, 0), (2, 1), (3, 2)]);
+        // As after a merge of the lower ones, under the name of the upper one of them.
+        layers.remove(0);
+        layers[0].made_upon = None;
+        Lineage::Checked.check(0, &layers).unwrap();
+        assert!(!needs_identities(&layers));
+        layers[0].size = SIZE + 1;
+        assert!(matches!(error(&layers), Error::WrongSize { .. }));
+        layers[0].size = 0;
+        Lineage::Checked.check(0, &layers).unwrap();
     }
 }

@@ -12,9 +12,11 @@ pub mod block_cache;
 pub mod config;
 mod container;
 mod error;
+pub mod identity;
 pub mod index;
 pub mod layer;
 pub mod lineage;
+pub mod made_upon;
 mod open_layers;
 mod padding;
 mod parallel;
@@ -29,8 +31,8 @@ mod stack;
 pub mod unpack;
 mod wait_for_seal;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 pub use container::{Container, MAX_STORED, ZFileMap};
 pub use error::{BlockError, Error};
@@ -42,14 +44,16 @@ pub use stack::OpenStack;
 use uuid::Uuid;
 
 use config::Stack;
+use identity::{Hash, LayerId, StackId};
 use index::Index;
 use layer::Layer;
-use lineage::{Placed, Stacks};
+use lineage::{Placed, needs_identities};
+use made_upon::MadeUpon;
 use parallel::Workers;
 use segment::{MAX_MAPPINGS, Segment};
 
 use crate::format::lsmt::{self, Header};
-use crate::source::{Blob, LayerRef};
+use crate::source::Blob;
 
 /// Fewer segments than this are merged faster than threads are started.
 const PARALLEL_FROM: usize = 1 << 16;
@@ -60,6 +64,9 @@ pub struct Image {
     layers: Vec<Layer>,
     index: Index,
     lineage: Lineage,
+    workers: Workers,
+    /// Read when a layer's place depends on them.
+    ids: OnceLock<Vec<LayerId>>,
 }
 
 impl Image {
@@ -74,9 +81,19 @@ impl Image {
     /// Loads all layers of a stack and merges their indexes. Opens no file.
     ///
     /// # Errors
-    /// Those of [`Layer::load`] for any layer; [`Error::TooManyMappings`], [`Error::NoSize`] and
-    /// [`Error::WrongParent`], [`Error::WrongOrder`] and [`Error::WrongStack`].
+    /// Those of [`Layer::load`] for any layer; [`Error::TooManyMappings`], [`Error::NoSize`], and those
+    /// of [`Lineage::check`].
     pub fn load(stack: OpenStack) -> Result<Self, Error> {
+        let image = Self::load_in_any_order(stack)?;
+        image.lineage.check(0, &image.placed(&[])?)?;
+        Ok(image)
+    }
+
+    /// Loads a stack as [`Image::load`] does, without checking its lineage.
+    ///
+    /// # Errors
+    /// Those of [`Layer::load`] for any layer; [`Error::TooManyMappings`], [`Error::NoSize`].
+    pub fn load_in_any_order(stack: OpenStack) -> Result<Self, Error> {
         let (workers, lineage) = (stack.workers, stack.lineage);
         let (layers, lists) = load(stack)?;
         let index = Index::new(&merge_all(workers, lists));
@@ -84,22 +101,24 @@ impl Image {
             layers,
             index,
             lineage,
+            workers,
+            ids: OnceLock::new(),
         };
         if image.size() == 0 {
             return Err(Error::NoSize);
         }
-        let placed: Vec<_> = image.placed().collect();
-        lineage.check(&placed)?;
         Ok(image)
     }
 
     /// An image without layers, for a writable layer that is the first of its image. It declares no
     /// size.
-    pub fn empty() -> Self {
+    pub fn empty(lineage: Lineage) -> Self {
         Self {
             layers: Vec::new(),
             index: Index::new(&[]),
-            lineage: Lineage::Checked,
+            lineage,
+            workers: Workers::ONE,
+            ids: OnceLock::new(),
         }
     }
 
@@ -144,54 +163,76 @@ impl Image {
         &self.layers
     }
 
-    /// Refuses a layer with this header to be put above this image that was made upon another one.
+    /// Refuses layers above this image, bottom first, that were made upon another stack.
     ///
     /// # Errors
-    /// [`Error::WrongParent`] and [`Error::WrongStack`], unless the image's [`Lineage`] is ignored.
-    pub fn check_child(&self, layer: LayerRef, header: &Header) -> Result<(), Error> {
-        let last = self.layers.len().saturating_sub(1);
-        let top = self.placed().skip(last);
-        let pair: Vec<_> = top.chain([self.child(layer, header)]).collect();
-        self.lineage.check(&pair)
+    /// Those of [`Image::placed`] and, unless the image's [`Lineage`] is ignored, [`Lineage::check`].
+    pub fn check_above(&self, above: &[Placed]) -> Result<(), Error> {
+        self.lineage.check(self.layers.len(), &self.placed(above)?)
     }
 
-    /// The layers in their places, bottom first.
-    pub fn placed(&self) -> impl Iterator<Item = Placed> + '_ {
-        let layers = self.layers.iter().enumerate();
-        layers.map(|(number, layer)| {
-            self.placed_at(number, layer.layer_ref().clone(), layer.trailer())
-        })
-    }
-
-    /// A layer with this header, in its place above all layers.
-    pub fn child(&self, layer: LayerRef, header: &Header) -> Placed {
-        self.placed_at(self.layers.len(), layer, header)
-    }
-
-    fn placed_at(&self, number: usize, layer: LayerRef, header: &Header) -> Placed {
-        let made_for = lineage::made_for(&header.message);
-        Placed {
-            layer,
-            uuid: header.uuid,
-            parent: header.parent_uuid,
-            stack: made_for.map(|made_for| Stacks {
-                made_for,
-                found: self.serial(number),
-            }),
+    /// The layers of the image and those above it, bottom first.
+    ///
+    /// # Errors
+    /// [`Error::Source`] if a layer's identity decides and cannot be read.
+    pub fn placed(&self, above: &[Placed]) -> Result<Vec<Placed>, Error> {
+        let layers = self.layers.iter();
+        let layers = layers.map(|layer| Placed::new(layer.layer_ref().clone(), layer.trailer()));
+        let mut placed: Vec<_> = layers.chain(above.iter().cloned()).collect();
+        if needs_identities(&placed) {
+            for (placed, id) in placed.iter_mut().zip(self.ids()?) {
+                placed.id = Some(*id);
+            }
         }
+        Ok(placed)
+    }
+
+    /// The identity of all layers together. Reads a few pages of each layer without a uuid, once.
+    ///
+    /// # Errors
+    /// [`Error::Source`] if they cannot be read.
+    pub fn stack_id(&self) -> Result<StackId, Error> {
+        let ids = self.ids()?.iter();
+        Ok(ids.fold(StackId::EMPTY, |stack, layer| stack.below(*layer)))
+    }
+
+    fn ids(&self) -> Result<&[LayerId], Error> {
+        if let Some(ids) = self.ids.get() {
+            return Ok(ids);
+        }
+        let ids = parallel::each(self.workers, self.layers.iter().collect(), LayerId::of);
+        let ids = ids.into_iter().collect::<Result<_, _>>()?;
+        Ok(self.ids.get_or_init(|| ids))
+    }
+
+    /// What a layer above this image is made upon; `None` for an image without layers.
+    ///
+    /// # Errors
+    /// Those of [`Image::stack_id`].
+    pub fn made_upon(&self) -> Result<Option<MadeUpon>, Error> {
+        if self.layers.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(MadeUpon {
+            stack: self.stack_id()?,
+            size: self.size(),
+        }))
     }
 
     /// The header of an empty layer to be put above this image, for a disk of `size` bytes. Without
     /// layers in the image, the header says nothing about them.
-    pub fn header_above(&self, size: u64, uuid: Uuid) -> Header {
-        let Some(top) = self.layers.last() else {
-            return Header::empty(size, uuid, Uuid::nil());
-        };
-        let serial = self.serial(self.layers.len());
-        Header {
-            message: lineage::tag(&serial, self.size()),
-            ..Header::empty(size, uuid, top.uuid())
-        }
+    ///
+    /// # Errors
+    /// Those of [`Image::made_upon`].
+    pub fn header_above(&self, size: u64, uuid: Uuid) -> Result<Header, Error> {
+        let top = self.layers.last().map_or(Uuid::nil(), Layer::uuid);
+        let record = self.made_upon()?;
+        Ok(Header {
+            message: record
+                .and_then(|record| record.message(b""))
+                .unwrap_or_default(),
+            ..Header::empty(size, uuid, top)
+        })
     }
 
     /// The merged index.
@@ -208,23 +249,11 @@ impl Image {
     /// A serial number of 20 characters, the same whenever the same lowest `count` layers are opened:
     /// a hash over each one's uuids, size and checksums of index and block table. Paths do not count.
     pub fn serial(&self, count: usize) -> String {
-        // FNV-1a: nothing depends on it being hard to forge.
-        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-        let mut add = |bytes: &[u8]| {
-            for byte in bytes {
-                hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-            }
-        };
+        let mut hash = Hash::EMPTY;
         for layer in self.layers.iter().take(count) {
-            add(layer.uuid().as_bytes());
-            add(layer.parent_uuid().as_bytes());
-            add(&layer.trailer().virtual_size.to_le_bytes());
-            add(&layer.index_crc().to_le_bytes());
-            let zfile_map = layer.container().zfile_map();
-            let table_crc = zfile_map.map_or(0, |zfile_map| zfile_map.header().extent.table_crc);
-            add(&table_crc.to_le_bytes());
+            identity::add_structures(&mut hash, layer);
         }
-        format!("ovbd{hash:016x}")
+        format!("ovbd{:016x}", hash.value())
     }
 }
 

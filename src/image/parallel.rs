@@ -13,6 +13,9 @@ const MAX_WORKERS: usize = 8;
 pub struct Workers(usize);
 
 impl Workers {
+    /// The caller's thread alone.
+    pub const ONE: Self = Self(1);
+
     /// A thread for each core that this process may use, at most eight.
     pub fn available() -> Self {
         let cores = thread::available_parallelism().map_or(1, NonZero::get);

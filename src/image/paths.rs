@@ -1,5 +1,7 @@
 //! The files of a writable layer, as options and image configs name them.
 
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -39,20 +41,39 @@ impl FromStr for Paths {
 
     /// Reads `data=FILE,index=FILE`, in either order.
     fn from_str(text: &str) -> Result<Self, PathsSyntax> {
-        let (data, index) = match text.strip_prefix("data=") {
-            Some(rest) => rest.split_once(",index="),
+        OsString::from(text).try_into()
+    }
+}
+
+impl TryFrom<OsString> for Paths {
+    type Error = PathsSyntax;
+
+    /// Reads `data=FILE,index=FILE`, in either order. Paths need not be UTF-8.
+    fn try_from(text: OsString) -> Result<Self, PathsSyntax> {
+        let text = text.as_bytes();
+        let (data, index) = match text.strip_prefix(b"data=") {
+            Some(rest) => split_once(rest, b",index="),
             None => text
-                .strip_prefix("index=")
-                .and_then(|rest| rest.split_once(",data="))
+                .strip_prefix(b"index=")
+                .and_then(|rest| split_once(rest, b",data="))
                 .map(|(index, data)| (data, index)),
         }
         .filter(|(data, index)| !data.is_empty() && !index.is_empty() && data != index)
         .ok_or(PathsSyntax)?;
+        let path = |bytes| PathBuf::from(OsStr::from_bytes(bytes));
         Ok(Self {
-            data: data.into(),
-            index: index.into(),
+            data: path(data),
+            index: path(index),
         })
     }
+}
+
+/// The bytes before and after the first `separator`.
+fn split_once<'t>(text: &'t [u8], separator: &[u8]) -> Option<(&'t [u8], &'t [u8])> {
+    let mut places = text.windows(separator.len());
+    let at = places.position(|place| place == separator)?;
+    let (before, rest) = text.split_at_checked(at)?;
+    Some((before, rest.get(separator.len()..)?))
 }
 
 /// A text that does not name the files of a writable layer.
@@ -62,6 +83,8 @@ pub struct PathsSyntax;
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
     use super::*;
 
     #[test]
@@ -72,6 +95,9 @@ mod tests {
         };
         assert_eq!("data=a,b=c,index=/i".parse(), Ok(paths.clone()));
         assert_eq!("index=/i,data=a,b=c".parse(), Ok(paths));
+        let bytes = b"data=\xff,index=i".to_vec();
+        let paths = Paths::try_from(OsString::from_vec(bytes)).unwrap();
+        assert_eq!(paths.data.as_os_str().as_bytes(), b"\xff");
         for wrong in [
             "",
             "a",

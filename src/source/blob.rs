@@ -202,6 +202,20 @@ impl Blob {
         Located::Absent(AbsentRange::new(self, presence, offset, inside, len))
     }
 
+    /// The first byte from `offset` on that is not in a hole of the file, or the end of the blob. Where
+    /// holes are not known, that is `offset`.
+    pub fn data_from(&self, offset: u64) -> u64 {
+        if self.presence.is_some() {
+            // Absent bytes are holes of the cache's file.
+            return offset;
+        }
+        match rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Data(offset)) {
+            Ok(found) => found.min(self.len),
+            Err(Errno::NXIO) => self.len,
+            Err(_) => offset,
+        }
+    }
+
     /// Fills `buffer` with the bytes from `offset` on. Waits for storage, and for absent bytes until
     /// the blob's [`Presence::patience`] is over.
     ///

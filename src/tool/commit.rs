@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::Error;
 use super::disk::{Content, Disk, Upper};
-use super::layer_writer::{LayerFormat, LayerWriter, Written};
+use super::layer_writer::{LayerFormat, LayerWriter, Written, message};
 use super::output::{self, NewFile};
 use crate::format::lsmt::{ENTRY_LEN, MAX_ENTRIES, MAX_LENGTH};
 use crate::format::zfile::BlockFormat;
@@ -35,7 +35,7 @@ pub struct Commit {
     pub uuid: Option<Uuid>,
     /// Uuid of the parent layer. `None`: that of the writable layer's parent.
     pub parent_uuid: Option<Uuid>,
-    /// Commit message, of at most 256 bytes.
+    /// Text of the commit message.
     pub message: String,
     /// Number of threads that read and compress.
     pub threads: NonZero<usize>,
@@ -61,7 +61,7 @@ pub fn commit(task: &Commit, file: NewFile, progress: &ProgressBar) -> Result<Wr
         tar: task.tar,
         uuid: task.uuid.unwrap_or(upper.header.uuid),
         parent_uuid: task.parent_uuid.unwrap_or(upper.header.parent_uuid),
-        message: task.message.clone().into_bytes(),
+        message: message(&task.message, upper.placed().made_upon)?,
     };
     write(
         &Disk::of(None, Some(upper)),

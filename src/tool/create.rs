@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::Error;
 use super::in_order::InOrder;
-use super::layer_writer::{LayerFormat, LayerWriter, Written};
+use super::layer_writer::{LayerFormat, LayerWriter, Written, message};
 use super::name::hashed;
 use super::output::{self, NewFile};
 use super::raw_image::{Part, RawImage, Source};
@@ -35,9 +35,10 @@ pub struct Create {
     pub blocks: Option<BlockFormat>,
     /// Whether the layer is wrapped in tar.
     pub tar: bool,
-    /// Uuid of the layer. `None`: derived from the parent's uuid, the message and the first MiB.
+    /// Uuid of the layer. `None`: derived from the parent's uuid, the message, and size and samples of
+    /// the raw image.
     pub uuid: Option<Uuid>,
-    /// Commit message, of at most 256 bytes.
+    /// Text of the commit message.
     pub message: String,
     /// Number of threads that compare and compress.
     pub threads: NonZero<usize>,
@@ -97,21 +98,29 @@ fn format_of(
         .map_or(Uuid::nil(), |top| top.uuid());
     let uuid = match task.uuid {
         Some(uuid) => uuid,
-        None => derived_uuid(parent_uuid, &task.message, &raw.head()?),
+        None => derived_uuid(parent_uuid, &task.message, raw)?,
     };
+    let record = parent.map(Image::made_upon).transpose()?.flatten();
     Ok(LayerFormat {
         blocks: task.blocks,
         tar: task.tar,
         uuid,
         parent_uuid,
-        message: task.message.clone().into_bytes(),
+        message: message(&task.message, record)?,
     })
 }
 
 /// A uuid that is the same for the same layer and differs from the parent's. It depends only on
 /// what is known when the first block of the layer is written.
-fn derived_uuid(parent: Uuid, message: &str, head: &[u8]) -> Uuid {
-    hashed(&[parent.as_bytes(), message.as_bytes(), head])
+fn derived_uuid(parent: Uuid, message: &str, raw: &mut RawImage) -> Result<Uuid, Error> {
+    let head = raw.head()?;
+    let spread = raw.spread()?;
+    Ok(hashed(&[
+        parent.as_bytes(),
+        message.as_bytes(),
+        &head,
+        &spread,
+    ]))
 }
 
 /// A chunk of the new disk, which starts at the start of a unit.

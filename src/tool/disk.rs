@@ -8,6 +8,9 @@ use super::open_files::OpenFiles;
 use crate::format::lsmt::writable::Kind;
 use crate::format::lsmt::{Header, MAX_SECTORS};
 use crate::image::config::Stack;
+use crate::image::layer::Layer;
+use crate::image::lineage::Placed;
+use crate::image::made_upon::MadeUpon;
 use crate::image::reader::Reader;
 use crate::image::segment;
 use crate::image::{self, Image};
@@ -28,6 +31,18 @@ pub struct Files {
     pub stack: Stack,
     /// The writable layer. After snapshots: the pair of files that the disk started with.
     pub upper: Option<Paths>,
+}
+
+impl Files {
+    /// The same files, which may be the upper part of an image.
+    #[must_use]
+    pub fn as_part(&self) -> Self {
+        let lineage = self.stack.lineage().of_part();
+        Self {
+            stack: self.stack.clone().with_lineage(lineage),
+            upper: self.upper.clone(),
+        }
+    }
 }
 
 /// A loaded disk. Shared by all threads.
@@ -93,9 +108,19 @@ impl Upper {
         LayerRef::from(&self.paths.data)
     }
 
+    /// The layer as one of a stack.
+    pub fn placed(&self) -> Placed {
+        Placed::new(self.layer_ref(), &self.header)
+    }
+
     /// Size of the data file in bytes.
     pub fn data_len(&self) -> u64 {
         self.blob.len()
+    }
+
+    /// Whether these bytes of the data file are in a hole: they read as zeros.
+    pub fn is_hole(&self, bytes: ByteRange) -> bool {
+        self.blob.data_from(bytes.start()) >= bytes.end()
     }
 
     /// Fills `into` with the data file's content from its sector `from` on.
@@ -146,22 +171,21 @@ impl Disk {
     pub fn load(mut files: OpenFiles) -> Result<Self, Error> {
         let upper = match open_upper(&files)? {
             Some((pairs, upper)) => {
-                files.add_frozen(&pairs);
+                files.add_frozen(&pairs.frozen);
                 Some(upper)
             }
             None => None,
         };
+        let lineage = files.lineage();
         let image = match (files.layers(), &upper) {
-            ([], Some(_)) => None,
+            ([], Some(_)) => Image::empty(lineage),
             ([], None) => return Err(image::Error::NoLayers.into()),
-            _ => {
-                let lineage = files.lineage();
-                Some(Image::load(files.stack(lineage)?)?)
-            }
+            _ => Image::load(files.stack(lineage)?)?,
         };
-        if let (Some(image), Some(upper)) = (&image, &upper) {
-            image.check_child(upper.layer_ref(), &upper.header)?;
+        if let Some(upper) = &upper {
+            image.check_above(&[upper.placed()])?;
         }
+        let image = Some(image).filter(|image| !image.layers().is_empty());
         Ok(Self::of(image, upper))
     }
 
@@ -173,6 +197,18 @@ impl Disk {
             size => size,
         };
         Self { image, upper, size }
+    }
+
+    /// What the lowest layer was made upon, if it has a record of that.
+    pub fn made_upon(&self) -> Option<MadeUpon> {
+        let bottom = self
+            .image
+            .iter()
+            .flat_map(Image::layers)
+            .map(Layer::trailer);
+        let upper = self.upper.iter().map(|upper| &upper.header);
+        let bottom = bottom.chain(upper).next()?;
+        MadeUpon::split(&bottom.message).1
     }
 
     /// The layers below the upper.

@@ -107,6 +107,17 @@ pub enum Error {
         /// The output.
         path: PathBuf,
     },
+    /// The text of a commit message leaves no room for the record of the layers below.
+    #[error(
+        "the commit message has {len} bytes; at most {most} fit beside the record of the layers below \
+         (256 bytes in all)"
+    )]
+    LongMessage {
+        /// Bytes of the text.
+        len: usize,
+        /// Bytes it may have.
+        most: usize,
+    },
     /// The upstream reader cannot read a block of this length.
     #[error(
         "{}: block {block} does not compress and would take {stored} bytes, which upstream's \

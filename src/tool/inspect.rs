@@ -1,7 +1,6 @@
 //! `ovbd inspect`: describes the layers of a disk, as a table or as JSON.
 
 use std::fmt;
-use std::path::PathBuf;
 
 use indicatif::{BinaryBytes, HumanCount};
 use serde::Serialize;
@@ -11,6 +10,7 @@ use super::disk::{Content, Disk, Upper};
 use crate::format::lsmt::HEADER_LEN;
 use crate::image::Image;
 use crate::image::layer::Layer;
+use crate::image::made_upon::MadeUpon;
 use crate::source::LayerRef;
 use crate::units::{SECTOR_SIZE, Sectors};
 
@@ -35,9 +35,9 @@ pub struct Inspection {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct UpperInfo {
     /// The data file.
-    pub data: PathBuf,
+    pub data: String,
     /// The index file.
-    pub index: PathBuf,
+    pub index: String,
     /// Placement of data: `append`, `sparse` or `hybrid`.
     pub kind: &'static str,
     /// Size of the disk in the layer's header; 0: that of the layers below.
@@ -46,6 +46,8 @@ pub struct UpperInfo {
     pub uuid: Option<Uuid>,
     /// Uuid of the parent layer; null if unset.
     pub parent_uuid: Option<Uuid>,
+    /// The record of the stack that the layer was made upon, if there is one.
+    pub made_upon: Option<RecordInfo>,
     /// Bytes of the data file.
     pub file_size: u64,
     /// Bytes of data that is in use.
@@ -89,8 +91,10 @@ pub struct LayerInfo {
     pub uuid: Option<Uuid>,
     /// Uuid of the parent layer; null if unset.
     pub parent_uuid: Option<Uuid>,
-    /// Commit message.
+    /// Text of the commit message.
     pub message: String,
+    /// The record of the stack that the layer was made upon, if there is one.
+    pub made_upon: Option<RecordInfo>,
     /// Number of mappings in its index, without padding.
     pub mappings: usize,
     /// Number of segments of the merged index that come from the layer.
@@ -99,6 +103,24 @@ pub struct LayerInfo {
     pub share: u64,
     /// `share` in percent of the disk.
     pub share_percent: f64,
+}
+
+/// The stack that a layer was made upon.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RecordInfo {
+    /// Identity of the stack.
+    pub stack: String,
+    /// Size of its disk.
+    pub size: u64,
+}
+
+impl From<MadeUpon> for RecordInfo {
+    fn from(record: MadeUpon) -> Self {
+        Self {
+            stack: record.stack.to_string(),
+            size: record.size,
+        }
+    }
 }
 
 /// Compression of a layer.
@@ -176,12 +198,13 @@ fn look_at_upper(upper: &Upper, share: &Share, size: u64) -> UpperInfo {
         .filter_map(|extent| Some(extent.data()?.len()))
         .sum();
     UpperInfo {
-        data: upper.paths.data.clone(),
-        index: upper.paths.index.clone(),
+        data: upper.paths.data.display().to_string(),
+        index: upper.paths.index.display().to_string(),
         kind: upper.kind.name(),
         virtual_size: upper.header.virtual_size,
         uuid: named(upper.header.uuid),
         parent_uuid: named(upper.header.parent_uuid),
+        made_upon: upper.placed().made_upon.map(RecordInfo::from),
         file_size: upper.data_len(),
         data_size: data.bytes(),
         extents: upper.map.len(),
@@ -207,6 +230,7 @@ fn look_at(layer: &Layer, share: &Share, size: u64) -> LayerInfo {
         }
     });
     let trailer = layer.trailer();
+    let (text, record) = MadeUpon::split(&trailer.message);
     let file_size = container.blob().len();
     let share_bytes = bytes(share, size);
     LayerInfo {
@@ -220,7 +244,8 @@ fn look_at(layer: &Layer, share: &Share, size: u64) -> LayerInfo {
         virtual_size: trailer.virtual_size,
         uuid: named(layer.uuid()),
         parent_uuid: named(layer.parent_uuid()),
-        message: String::from_utf8_lossy(&trailer.message).into_owned(),
+        message: String::from_utf8_lossy(text).into_owned(),
+        made_upon: record.map(RecordInfo::from),
         mappings: layer.mappings(),
         share_segments: share.segments,
         share: share_bytes,
@@ -273,7 +298,7 @@ impl fmt::Display for UpperInfo {
             HumanCount(self.index_entries).to_string(),
             HumanCount(self.journal as u64).to_string(),
             format!("{:.1} %", self.share_percent),
-            self.data.display().to_string(),
+            self.data.clone(),
         ];
         write_table(f, &[UPPER_SIZE_COLUMNS.map(str::to_owned), cells])?;
         let cells = [
@@ -281,7 +306,7 @@ impl fmt::Display for UpperInfo {
             name(self.uuid),
             name(self.parent_uuid),
             self.virtual_size.to_string(),
-            self.index.display().to_string(),
+            self.index.clone(),
         ];
         writeln!(f)?;
         write_table(f, &[UPPER_NAME_COLUMNS.map(str::to_owned), cells])

@@ -20,6 +20,7 @@ use crate::format::lsmt::{
 };
 use crate::format::tar;
 use crate::format::zfile::BlockFormat;
+use crate::image::made_upon::MadeUpon;
 use crate::units::{SECTOR_SIZE, Sector};
 
 /// Largest number of index entries, padding included, that the upstream reader accepts in one
@@ -45,8 +46,23 @@ pub struct LayerFormat {
     pub uuid: Uuid,
     /// Uuid of the parent layer, or nil.
     pub parent_uuid: Uuid,
-    /// Commit message, of at most 256 bytes.
+    /// Commit message, of at most 256 bytes ([`message`]).
     pub message: Vec<u8>,
+}
+
+/// The commit message with this text and a record of what the layer is made upon.
+///
+/// # Errors
+/// [`Error::LongMessage`] if they do not fit.
+pub fn message(text: &str, record: Option<MadeUpon>) -> Result<Vec<u8>, Error> {
+    let text = text.as_bytes();
+    let Some(record) = record else {
+        return Ok(text.to_vec());
+    };
+    record.message(text).ok_or(Error::LongMessage {
+        len: text.len(),
+        most: record.room(),
+    })
 }
 
 /// Sizes of a finished layer.

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::Error;
 use super::commit::write;
 use super::disk::Disk;
-use super::layer_writer::{LayerFormat, Written};
+use super::layer_writer::{LayerFormat, Written, message};
 use super::name::hashed;
 use super::output::NewFile;
 use crate::format::zfile::BlockFormat;
@@ -23,7 +23,7 @@ pub struct Merge {
     /// Uuid of the layer. `None`: that of the topmost layer, or, if that has none, derived from the
     /// message.
     pub uuid: Option<Uuid>,
-    /// Commit message, of at most 256 bytes.
+    /// Text of the commit message.
     pub message: String,
     /// Number of threads that read, decode and compress.
     pub threads: NonZero<usize>,
@@ -59,7 +59,7 @@ pub fn merge(
         tar: task.tar,
         uuid,
         parent_uuid: parents.first().copied().unwrap_or_default(),
-        message: task.message.clone().into_bytes(),
+        message: message(&task.message, disk.made_upon())?,
     };
     write(disk, file, format, task.threads, progress)
 }

@@ -82,8 +82,8 @@ impl OpenFiles {
     }
 
     /// Opens the layers that snapshots have frozen, which lie above the others.
-    pub fn add_frozen(&mut self, pairs: &Pairs) {
-        let frozen = pairs.frozen.iter().map(|pair| LayerRef::from(&pair.data));
+    pub fn add_frozen(&mut self, frozen: &[Paths]) {
+        let frozen = frozen.iter().map(|pair| LayerRef::from(&pair.data));
         self.layers.extend(frozen.map(|layer| open(&layer)));
     }
 

@@ -21,6 +21,12 @@ use crate::units::SECTOR_SIZE;
 /// How long a process may take to open a named pipe for writing.
 const WRITER_LIMIT: Duration = Duration::from_secs(60);
 
+/// Samples that tell images apart whose first bytes are equal.
+const SAMPLES: u64 = 256;
+
+/// Bytes of a sample.
+const SAMPLE_LEN: usize = 4096;
+
 /// Source of a raw image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {
@@ -143,6 +149,34 @@ impl RawImage {
                     self.head = Some(bytes.clone());
                 }
             },
+        }
+        Ok(bytes)
+    }
+
+    /// Returns the size of the image and samples from all of it. Of a stream longer than
+    /// [`RawImage::head`], whose size is not known, returns no bytes. Call it before [`RawImage::next`].
+    ///
+    /// # Errors
+    /// [`Error::Read`] and [`Error::Shrunk`].
+    pub fn spread(&mut self) -> Result<Vec<u8>, Error> {
+        let head_len = self.head()?.len() as u64;
+        let Some(len) = self.len else {
+            return Ok(match head_len < CHUNK as u64 {
+                // The stream ended there.
+                true => head_len.to_le_bytes().to_vec(),
+                false => Vec::new(),
+            });
+        };
+        let mut bytes = len.to_le_bytes().to_vec();
+        if len > head_len {
+            let mut sample = [0; SAMPLE_LEN];
+            for number in 1..=SAMPLES {
+                let at = u128::from(len - SAMPLE_LEN as u64) * u128::from(number);
+                // At most the image's size.
+                let at = (at / u128::from(SAMPLES)) as u64;
+                self.source.read_at(&mut sample, at)?;
+                bytes.extend(sample);
+            }
         }
         Ok(bytes)
     }

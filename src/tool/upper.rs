@@ -29,10 +29,10 @@ pub struct CreateUpper {
 /// The layers cannot be opened, a file exists or cannot be written, or the size is invalid.
 pub fn create(task: &CreateUpper) -> Result<(), Error> {
     let image = match task.stack.layers().is_empty() && task.size.is_some() {
-        true => Image::empty(),
+        true => Image::empty(task.stack.lineage()),
         false => Image::open(&task.stack)?,
     };
     let size = task.size.unwrap_or(image.size());
-    let header = image.header_above(size, task.uuid.unwrap_or_else(Uuid::new_v4));
+    let header = image.header_above(size, task.uuid.unwrap_or_else(Uuid::new_v4))?;
     Ok(writable::create(&task.paths, task.kind, &header)?)
 }

@@ -27,7 +27,7 @@ use super::{Error, Paths};
 use crate::format::lsmt::writable::{Kind, decode_data_header};
 use crate::format::lsmt::{FIRST_DATA, HEADER_LEN, Header, HeaderKind, Mapping};
 use crate::io::directory::parent_of;
-use crate::io::regular::open_regular;
+use crate::io::regular::{open_regular, open_to_read};
 use crate::units::{ByteRange, Sector, SectorRange};
 
 /// How long to wait for another process that has the files open.
@@ -277,6 +277,18 @@ fn read_header(data: &File, path: &Path, len: u64) -> Result<(Header, Kind), Err
         expected: "data file",
         source,
     })
+}
+
+/// Whether the pair of a frozen layer is still to be sealed: its index file exists, and its data file has no
+/// trailer. `false` for files that cannot be read.
+pub fn waits_for_seal(paths: &Paths) -> bool {
+    let unsealed = || {
+        let data = open_to_read(&paths.data).ok()?;
+        let len = data.metadata().ok()?.len();
+        let (header, _) = read_header(&data, &paths.data, len).ok()?;
+        Some(!is_sealed(&data, len, &header))
+    };
+    paths.index.exists() && unsealed().unwrap_or(false)
 }
 
 /// Whether the file ends with the trailer of this layer. The uuid distinguishes it from guest data that looks like a

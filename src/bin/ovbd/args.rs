@@ -19,6 +19,7 @@ use uuid::Uuid;
 use super::options::{FilesArgs, FormatArgs, ParentArgs, SandboxArgs, ThreadArgs, UpperArgs};
 use super::registry::{CacheCommand, PullArgs};
 use super::trace::TraceCommand;
+use super::values::pair;
 
 /// Make, examine and change OverlayBD layers.
 #[derive(Parser)]
@@ -73,7 +74,7 @@ pub struct CreateArgs {
     parent: ParentArgs,
     #[command(flatten)]
     format: FormatArgs,
-    /// Uuid of the layer [default: derived from the parent's uuid, the message and the first MiB]
+    /// Uuid of the layer [default: derived from the parent's uuid, the message and the image]
     #[arg(long)]
     uuid: Option<Uuid>,
     #[command(flatten)]
@@ -130,7 +131,7 @@ pub struct ExportArgs {
 #[derive(Args)]
 pub struct CreateUpperArgs {
     /// Files to create, as data=FILE,index=FILE [default: the `upper` of the config]
-    #[arg(value_name = "FILES", required_unless_present = "config")]
+    #[arg(value_name = "FILES", value_parser = pair(), required_unless_present = "config")]
     upper: Option<Paths>,
     /// Bytes of the disk, also as 512M, 10G or 1T
     #[arg(long, value_name = "N", value_parser = parse_size, required_unless_present_any = ["parent", "parent_layer", "parent_image", "config"])]

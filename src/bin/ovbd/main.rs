@@ -118,7 +118,7 @@ fn run_inspect(args: InspectArgs) -> Result<(), Box<dyn Error>> {
         };
         return Ok(print(&text)?);
     }
-    let files = named.local()?.open()?;
+    let files = named.local()?.as_part().open()?;
     let sandbox = confined::enter(&args.sandbox, &files.readable(), Writes::Nothing)?;
     let disk = Disk::load(files)?;
     confined::tighten(sandbox)?;
@@ -199,7 +199,7 @@ fn run_commit(args: CommitArgs) -> Result<ExitCode, Box<dyn Error>> {
 fn run_merge(args: MergeArgs) -> Result<ExitCode, Box<dyn Error>> {
     let task = args.task()?;
     let file = Unnamed::create(&args.output)?;
-    let files = args.files.files()?.local()?.open()?;
+    let files = args.files.files()?.local()?.as_part().open()?;
     write_layer(file, |content| {
         let sandbox = confined::enter(&args.sandbox, &files.readable(), Writes::OpenFile)?;
         let disk = Disk::load(files)?;

@@ -18,13 +18,13 @@ use ovbd_vhost::tool::progress;
 use ovbd_vhost::writable::Paths;
 
 use super::args::Cli;
-use super::values::{block_size, message, threads};
+use super::values::{block_size, message, pair, threads};
 
 /// A writable layer.
 #[derive(Args)]
 pub struct UpperArgs {
     /// Writable layer, as data=FILE,index=FILE
-    #[arg(long, value_name = "FILES")]
+    #[arg(long, value_name = "FILES", value_parser = pair())]
     pub upper: Paths,
 }
 
@@ -51,7 +51,7 @@ pub struct FilesArgs {
     remote: RemoteArgs,
     /// Writable layer above the layers, as data=FILE,index=FILE. After snapshots: the pair that the
     /// daemon was first started with
-    #[arg(long, value_name = "FILES")]
+    #[arg(long, value_name = "FILES", value_parser = pair())]
     upper: Option<Paths>,
     #[command(flatten)]
     force: ForceArgs,

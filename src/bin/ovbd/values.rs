@@ -2,8 +2,10 @@
 
 use std::num::NonZero;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use ovbd_vhost::format::zfile::BLOCK_SIZES;
 use ovbd_vhost::units::parse_size;
+use ovbd_vhost::writable::Paths;
 
 /// Largest number of threads.
 const MAX_THREADS: usize = 256;
@@ -18,6 +20,11 @@ pub fn block_size(text: &str) -> Result<u32, String> {
         .and_then(|size| u32::try_from(size).ok());
     size.filter(|size| size.is_power_of_two() && BLOCK_SIZES.contains(size))
         .ok_or_else(|| "expected a power of two from 4096 to 65536".to_owned())
+}
+
+/// The files of a writable layer, whose paths need not be UTF-8.
+pub fn pair() -> impl TypedValueParser<Value = Paths> {
+    OsStringValueParser::new().try_map(Paths::try_from)
 }
 
 /// Checks a commit message.

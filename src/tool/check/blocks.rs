@@ -16,6 +16,10 @@ use crate::image::Container;
 /// Bytes of the layer per job; a multiple of each block size.
 const JOB_LEN: u64 = 512 * 1024;
 
+/// Broken pieces after which the rest of a layer is not read: a hostile file can have very many blocks in
+/// a hole.
+const MAX_LOST: usize = 1000;
+
 /// A piece of the layer that cannot be read.
 struct Lost {
     /// Its range in the layer.
@@ -40,22 +44,30 @@ pub(super) fn check(
             move |range| read(container, &mut reader, range)
         };
         let mut jobs = InOrder::start(scope, threads, worker)?;
-        let mut tell = |lost: Vec<Lost>| {
-            progress.inc(JOB_LEN);
+        let mut count = 0;
+        let mut tell = |lost: Vec<Lost>, count: &mut usize| {
+            *count += lost.len();
             for Lost { bytes, why } in lost {
                 let place = place(container, bytes.start);
                 findings.broken_at(place, &why, &layout.affected(bytes))?;
             }
             Ok::<_, Error>(())
         };
-        for start in (0..end).step_by(JOB_LEN as usize) {
-            let range = start..end.min(start + JOB_LEN);
+        let mut at = container.data_from(0);
+        while at < end && count < MAX_LOST {
+            progress.set_position(at);
+            let range = at..end.min(at + JOB_LEN);
+            at = container.data_from(range.end);
             if let Some(lost) = jobs.push(range)? {
-                tell(lost)?;
+                tell(lost, &mut count)?;
             }
         }
         while let Some(lost) = jobs.pop()? {
-            tell(lost)?;
+            tell(lost, &mut count)?;
+        }
+        if at < end {
+            let what = format!("{count} broken blocks: the rest of the layer was skipped");
+            findings.note(None, what)?;
         }
         Ok(())
     })

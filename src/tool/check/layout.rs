@@ -34,6 +34,8 @@ pub(super) struct Layout {
     data_end: Option<u64>,
     /// Range of the index, if the trailer gives a possible one.
     index: Option<Range<u64>>,
+    /// Whether the index breaks a rule, so that the layer is refused.
+    refused: bool,
     /// Readable mappings with data, ordered by their place in the layer.
     mappings: Vec<Mapping>,
 }
@@ -111,6 +113,7 @@ impl Layout {
                     wrong += 1;
                 }
             }
+            self.refused |= wrong > 0;
             if wrong >= MAX_WRONG {
                 let what = format!("{wrong} wrong entries: the rest of the index was skipped");
                 findings.note(None, what)?;
@@ -131,17 +134,21 @@ impl Layout {
         Ok(())
     }
 
-    /// End of the range of the layer that is read: the end of the data and of a possible index. A
-    /// refused index can be many times longer than a valid one.
+    /// End of the range of the layer that is read.
     ///
-    /// Without a trailer, all compressed blocks are read, because they have checksums.
+    /// Compressed blocks are read even if nothing tells what they hold, because they have checksums. The
+    /// data of an uncompressed layer has none, and is read only if a valid index leads to it: what a
+    /// refused index says, and what lies between index and trailer, can be many times longer than any
+    /// valid layer.
     pub(super) fn checkable(&self, container: &Container) -> u64 {
-        match (&self.index, self.data_end) {
-            (Some(_), _) => self.len,
-            (None, Some(data_end)) => data_end,
-            (None, None) if container.zfile_map().is_some() => self.len,
-            (None, None) => 0,
+        if container.zfile_map().is_some() {
+            return match (&self.index, self.data_end) {
+                (None, Some(data_end)) => data_end,
+                _ => self.len,
+            };
         }
+        let index = self.index.as_ref().filter(|_| !self.refused);
+        index.map_or(0, |index| index.end)
     }
 
     /// Describes what is affected if these bytes of the layer are lost.

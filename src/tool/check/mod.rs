@@ -10,13 +10,13 @@ use std::num::NonZero;
 use std::sync::Arc;
 
 use super::Error;
-use super::disk::Upper;
 use super::open_files::OpenFiles;
 use crate::image::layer::Layer;
-use crate::image::lineage::{Placed, misplaced};
+use crate::image::lineage::Placed;
 use crate::image::{self, Image, Lineage};
 use crate::reason::reason;
 use crate::source::{self, Blob, LayerRef};
+use crate::writable::load::waits_for_seal;
 use crate::writable::manifest::Pairs;
 use indicatif::ProgressBar;
 
@@ -92,9 +92,18 @@ pub fn check(
     progress: &ProgressBar,
     tell: &mut dyn FnMut(&Finding) -> Result<(), Error>,
 ) -> Result<Outcome, Error> {
-    let pairs = files.pairs()?;
-    if let Some(pairs) = &pairs {
-        files.add_frozen(pairs);
+    let mut writable = Vec::new();
+    if let Some(Pairs { frozen, active }) = files.pairs()? {
+        // Those above a layer that waits to be sealed are sealed after it.
+        let first = frozen.iter().position(waits_for_seal);
+        let (sealed, waiting) = frozen.split_at(first.unwrap_or(frozen.len()));
+        files.add_frozen(sealed);
+        writable.extend(
+            waiting
+                .iter()
+                .map(|pair| (pair.clone(), upper::State::Frozen)),
+        );
+        writable.push((active, upper::State::Active));
     }
     let mut outcome = Outcome::default();
     for (layer, blob) in files.layers() {
@@ -107,14 +116,14 @@ pub fn check(
         outcome.layers += 1;
         outcome.broken += findings.broken;
     }
-    let mut upper = None;
-    if let Some(Pairs { active: paths, .. }) = &pairs {
+    let mut above = Vec::new();
+    for (paths, state) in &writable {
         let mut findings = Findings {
             layer: Some(paths.data.clone().into()),
             broken: 0,
             tell,
         };
-        upper = upper::check(paths, progress, &mut findings)?;
+        above.extend(upper::check(paths, *state, progress, &mut findings)?);
         outcome.layers += 1;
         outcome.broken += findings.broken;
     }
@@ -128,16 +137,29 @@ pub fn check(
         let what = format!("{count} layers; upstream opens at most {UPSTREAM_LAYERS}");
         findings.note(None, what)?;
     }
-    if outcome.broken == 0 && count > 0 {
-        let lineage = files.lineage();
-        // Loaded in any order: each layer in a wrong place is a finding of its own.
-        match files.stack(Lineage::Ignored).and_then(Image::load) {
-            Ok(image) => check_order(&image, upper.as_ref(), lineage, &mut findings)?,
-            Err(error) => findings.broken(None, &error)?,
-        }
+    if outcome.broken == 0 {
+        check_stack(files, &above, &mut findings)?;
         outcome.broken += findings.broken;
     }
     Ok(outcome)
+}
+
+/// Loads the stack as the daemon does, and reports layers in wrong places.
+fn check_stack(
+    files: OpenFiles,
+    above: &[Placed],
+    findings: &mut Findings<'_>,
+) -> Result<(), Error> {
+    let lineage = files.lineage();
+    // Each layer in a wrong place is a finding of its own.
+    let image = match files.layers() {
+        [] => Ok(Image::empty(lineage)),
+        _ => files.stack(lineage).and_then(Image::load_in_any_order),
+    };
+    match image.and_then(|image| image.placed(above)) {
+        Ok(placed) => check_order(&placed, lineage, findings),
+        Err(error) => findings.broken(None, &error),
+    }
 }
 
 /// Checks one layer; returns the number of its blocks.
@@ -157,12 +179,16 @@ fn check_layer(
     let Some((blob, container)) = opened else {
         return Ok(0);
     };
+    let loaded = loads(blob);
+    if let Err(error @ (image::Error::Unsealed { .. } | image::Error::InUse { .. })) = &loaded {
+        // Its structures are not there yet.
+        findings.broken(None, error)?;
+        return Ok(0);
+    }
     let layout = layout::Layout::read(&container, findings)?;
     blocks::check(&container, &layout, threads, progress, findings)?;
-    if findings.broken == 0
-        && let Err(error) = loads(blob)
-    {
-        findings.broken(None, &error)?;
+    if let (0, Err(error)) = (findings.broken, &loaded) {
+        findings.broken(None, error)?;
     }
     Ok(container.zfile_map().map_or(0, |map| map.table().blocks()))
 }
@@ -172,25 +198,26 @@ fn loads(blob: &Arc<Blob>) -> Result<(), image::Error> {
     Layer::load(blob.clone()).map(drop)
 }
 
-/// Reports layers that are not above their parents.
+/// Reports layers above another stack than the one they were made upon.
+///
+/// A single layer may be part of any image. Several are an image that the daemon has to serve.
 fn check_order(
-    image: &Image,
-    upper: Option<&Upper>,
+    placed: &[Placed],
     lineage: Lineage,
     findings: &mut Findings<'_>,
 ) -> Result<(), Error> {
-    let upper = upper.map(|upper| image.child(upper.layer_ref(), &upper.header));
-    let placed: Vec<_> = image.placed().chain(upper).collect();
-    if let Some(Placed { layer, parent, .. }) =
-        placed.first().filter(|first| !first.parent.is_nil())
+    if let Some(Placed { layer, parent, .. }) = placed
+        .first()
+        .filter(|first| !first.parent.is_nil() && first.made_upon.is_none())
     {
         let what = format!("{layer} has parent {parent}, but no layer is below it");
         findings.note(None, what)?;
     }
-    for error in misplaced(&placed) {
-        match lineage {
-            Lineage::Checked => findings.broken(None, &error)?,
-            Lineage::Ignored => findings.note(None, error.to_string())?,
+    let is_note = lineage == Lineage::Ignored || placed.len() == 1;
+    for error in lineage.misplaced(placed) {
+        match is_note {
+            true => findings.note(None, error.to_string())?,
+            false => findings.broken(None, &error)?,
         }
     }
     Ok(())

@@ -7,16 +7,27 @@ use super::super::disk::Upper;
 use super::super::unit::CHUNK;
 use super::Findings;
 use crate::format::lsmt::writable::Kind;
+use crate::image::lineage::Placed;
 use crate::units::{Sector, Sectors};
 use crate::writable::Paths;
 use crate::writable::extent_map::ExtentMap;
 
+/// How a pair of files is used.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    /// Writes go to it.
+    Active,
+    /// A snapshot froze it, and it is not sealed yet.
+    Frozen,
+}
+
 /// Reports what is wrong with a writable layer. `None`: it cannot be opened.
 pub(super) fn check(
     paths: &Paths,
+    state: State,
     progress: &ProgressBar,
     findings: &mut Findings<'_>,
-) -> Result<Option<Upper>, Error> {
+) -> Result<Option<Placed>, Error> {
     let upper = match Upper::open(paths, ExtentMap::new()) {
         Ok(upper) => upper,
         Err(error) => {
@@ -52,8 +63,17 @@ pub(super) fn check(
             findings.note(None, what)?;
         }
     }
+    if state == State::Frozen {
+        let Paths { data, index } = paths;
+        let (data, index) = (data.display(), index.display());
+        let what = format!(
+            "frozen by a snapshot and not sealed yet: start the disk, which seals it, or use `ovbd \
+             seal --upper data={data},index={index}`"
+        );
+        findings.note(None, what)?;
+    }
     read_all(&upper, progress, findings)?;
-    Ok(Some(upper))
+    Ok(Some(upper.placed()))
 }
 
 /// Reads all data that is in use. A writable layer has no checksums.
@@ -69,6 +89,9 @@ fn read_all(
     let data = upper.map.iter().filter_map(|extent| extent.data());
     for step in data.flat_map(|data| data.steps(most)) {
         let bytes = step.bytes();
+        if upper.is_hole(bytes) {
+            continue;
+        }
         // At most the length of the buffer.
         let part = &mut buffer[..bytes.len() as usize];
         if let Err(error) = upper.read(step.start(), part) {

@@ -24,6 +24,8 @@ use super::manifest::{Frozen, Manifest, NewManifest, manifest_path, numbered};
 use super::seal::remove_index;
 use super::{Error, Options, Paths, Volume, WritableLayer, create};
 use crate::format::lsmt::{Header, MAX_ENTRIES};
+use crate::image::identity::{LayerId, StackId};
+use crate::image::made_upon::MadeUpon;
 use crate::image::segment::{MAX_LAYERS, MAX_MAPPINGS};
 use crate::source::LayerRef;
 
@@ -162,11 +164,15 @@ impl Snapshots {
         manifest: &Manifest,
     ) -> Result<Result<(), Error>, Error> {
         let paths = numbered(&self.first, manifest.active);
+        let below = active.header();
+        let record = self.made_upon(manifest, below.virtual_size)?;
         let header = Header {
             uuid: Uuid::new_v4(),
-            parent_uuid: active.header().uuid,
-            message: Vec::new(),
-            ..(*active.header()).clone()
+            parent_uuid: below.uuid,
+            message: record
+                .and_then(|record| record.message(b""))
+                .unwrap_or_default(),
+            ..(*below).clone()
         };
         create(&paths, active.kind(), &header)?;
         self.put_above(&paths, manifest).inspect_err(|_| {
@@ -174,6 +180,19 @@ impl Snapshots {
             let _ = remove_index(&paths);
             let _ = fs::remove_file(&paths.data);
         })
+    }
+
+    /// The record of a layer above the frozen ones of `manifest`, which make up a disk of `size` bytes. `None`: a
+    /// writable layer has no uuid, and samples of its data are not final before it is sealed.
+    fn made_upon(&self, manifest: &Manifest, size: u64) -> Result<Option<MadeUpon>, Error> {
+        let image = self.volume.image();
+        // The image has those that were sealed when the disk was opened.
+        let sealed = image.layers().len().saturating_sub(self.lower.len());
+        let frozen = manifest.frozen.iter().skip(sealed);
+        let ids: Option<Vec<_>> = frozen.map(|pair| LayerId::named(pair.uuid)).collect();
+        let Some(ids) = ids else { return Ok(None) };
+        let stack = ids.into_iter().fold(image.stack_id()?, StackId::below);
+        Ok(Some(MadeUpon { stack, size }))
     }
 
     fn put_above(&self, paths: &Paths, manifest: &Manifest) -> Result<Result<(), Error>, Error> {

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::Snapshots;
 use crate::image::config::Stack;
+use crate::image::lineage::Placed;
 use crate::image::segment::MAX_LAYERS;
 use crate::image::{Image, OpenStack};
 use crate::source::{self, LayerRef};
@@ -81,7 +82,7 @@ impl Snapshots {
         let frozen = FrozenLayers::complete(&pairs.frozen)?;
         let files = files.below(&frozen.sealed)?;
         let image = match files.is_empty() {
-            true => Image::empty(),
+            true => Image::empty(stack.lineage()),
             false => Image::load(files)?,
         };
         let options = Options {
@@ -89,8 +90,9 @@ impl Snapshots {
             ..options
         };
         let active = WritableLayer::open(&pairs.active, &options)?;
-        let lowest = frozen.unsealed.first().unwrap_or(&active);
-        image.check_child(LayerRef::from(&lowest.paths().data), &lowest.header())?;
+        let above = frozen.unsealed.iter().chain([&active]);
+        let above: Vec<_> = above.map(placed).collect();
+        image.check_above(&above)?;
         let seal_failed = !frozen.unsealed.is_empty();
         let layers = [active]
             .into_iter()
@@ -109,6 +111,11 @@ impl Snapshots {
         };
         Ok((volume, snapshots))
     }
+}
+
+/// A writable layer as one of a stack.
+fn placed(layer: &WritableLayer) -> Placed {
+    Placed::new(LayerRef::from(&layer.paths().data), &layer.header())
 }
 
 /// The frozen layers of a disk, oldest first; all sealed ones lie below the others.
