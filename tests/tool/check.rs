@@ -3,7 +3,9 @@
 use std::num::NonZero;
 
 use indicatif::ProgressBar;
+use ovbd_vhost::format::crc;
 use ovbd_vhost::format::lsmt::{Header, HeaderKind};
+use ovbd_vhost::format::zfile::{self, Algorithm, BlockFormat, Extent};
 use ovbd_vhost::tool;
 use ovbd_vhost::tool::disk::Files;
 use uuid::Uuid;
@@ -180,7 +182,7 @@ fn structures_of_a_zfile() {
     for at in [0, len - 512] {
         damaged[at + 64] ^= 1;
         damaged[at + 28..at + 32].fill(0);
-        let digest = ovbd_vhost::format::crc::raw(0, &damaged[at..at + 512]);
+        let digest = crc::raw(0, &damaged[at..at + 512]);
         damaged[at + 28..at + 32].copy_from_slice(&digest.to_le_bytes());
     }
     damaged[block_at(&layer, 0, 9) + 8] ^= 1;
@@ -354,7 +356,86 @@ fn an_index_that_is_refused_is_not_read() {
     assert_eq!(progress.length(), Some(0), "bytes to read");
 }
 
-/// Images whose layers have no names, as upstream's tools make them, are told apart by their serial.
+/// A file of 64 GiB whose index, of entries that are refused, is at its start.
+#[test]
+fn what_follows_a_refused_index_is_not_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let len = 64 << 30;
+    let header = Header {
+        index_offset: 8192,
+        index_entries: 256,
+        ..Header::empty(1 << 20, Uuid::nil(), Uuid::nil())
+    };
+    let file = File::create(dir.path().join("layer")).unwrap();
+    file.write_all_at(&header.encode(HeaderKind::Header), 0)
+        .unwrap();
+    let trailer = header.encode(HeaderKind::Trailer);
+    file.write_all_at(&trailer, len - 4096).unwrap();
+    let (outcome, length, _) = checked(&dir);
+    assert_eq!((outcome.broken, length), (256, Some(0)));
+}
+
+/// A ZFile whose blocks are in a hole.
+#[test]
+fn broken_blocks_without_end_are_not_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let format = BlockFormat {
+        algorithm: Algorithm::Lz4,
+        block_size: 65536,
+        checksum: true,
+        dictionary_len: 0,
+    };
+    let stored = vec![100_000; 20_000];
+    let table = zfile::encode_table(&stored);
+    let extent = Extent {
+        table_offset: 512 + 20_000 * 100_000,
+        blocks: 20_000,
+        original_size: 20_000 * 65536,
+        table_crc: crc::raw(0, &table),
+    };
+    let file = File::create(dir.path().join("layer")).unwrap();
+    let head = zfile::final_header(&format, &extent);
+    file.write_all_at(&head, 0).unwrap();
+    let end = [&table[..], &zfile::trailer(&format, &extent)].concat();
+    file.write_all_at(&end, extent.table_offset).unwrap();
+    let (outcome, _, found) = checked(&dir);
+    assert!((1000..5000).contains(&outcome.broken), "{outcome}");
+    let last = found.last().unwrap();
+    assert!(last.contains("the rest of the layer was skipped"), "{last}");
+}
+
+/// Checks the file `layer`: what it came to, the bytes to be read, and what was found.
+fn checked(dir: &TempDir) -> (tool::check::Outcome, Option<u64>, Vec<String>) {
+    let files = Files {
+        stack: Stack::new([dir.path().join("layer")]),
+        upper: None,
+    };
+    let progress = ProgressBar::hidden();
+    let mut found = Vec::new();
+    let files = files.open().unwrap();
+    let outcome = tool::check::check(files, NonZero::<usize>::MIN, &progress, &mut |finding| {
+        found.push(finding.to_string());
+        Ok(())
+    });
+    (outcome.unwrap(), progress.length(), found)
+}
+
+/// As on a block device, which is longer.
+#[test]
+fn a_layer_sealed_in_place_may_be_followed_by_zeros() {
+    let dir = tempfile::tempdir().unwrap();
+    let golden = &golden::find("05b-raw-sealed").layers[0];
+    let mut bytes = fs::read(golden).unwrap();
+    fs::write(dir.path().join("sealed"), &bytes).unwrap();
+    let expected = succeed(&dir, &["export", "sealed", "-o", "-"], b"");
+    bytes.resize(bytes.len() + (5 << 20) + 512, 0);
+    fs::write(dir.path().join("device"), &bytes).unwrap();
+    let (code, lines) = check(&dir, &["device"]);
+    assert_eq!(code, 0, "{lines:?}");
+    assert_reads(&dir, &["device"], &expected);
+}
+
+/// Images whose layers have no names, as upstream's tools make them, are told apart by their identity.
 #[test]
 fn a_writable_layer_over_another_image_without_names_is_found() {
     let dir = tempfile::tempdir().unwrap();

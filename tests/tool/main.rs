@@ -8,6 +8,7 @@ mod create;
 mod export;
 mod foreign;
 mod inspect;
+mod lineage;
 mod merge;
 mod pipes;
 mod pull;

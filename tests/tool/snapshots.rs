@@ -38,7 +38,7 @@ fn with_snapshots(dir: &TempDir, sealed: bool) -> Vec<u8> {
         .iter()
         .map(|upper| upper.paths().data.clone())
         .collect();
-    drop(volume);
+    drop((volume, snapshots));
     files.iter().for_each(|file| free(file));
     disk
 }
@@ -140,6 +140,98 @@ fn a_frozen_pair_that_is_not_sealed_is_named() {
         let raw = succeed(&dir, &[&["export", "-o", "-"], &files[..]].concat(), b"");
         assert_eq!(difference(&raw, &disk), None, "{files:?}");
     }
+}
+
+/// It is a healthy disk: the check says what the layer waits for.
+#[test]
+fn a_frozen_pair_that_is_not_sealed_is_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    with_snapshots(&dir, false);
+    for files in ways(&dir) {
+        let checked = succeed(&dir, &[&["check"], &files[..]].concat(), b"");
+        let checked = String::from_utf8(checked).unwrap();
+        for word in [
+            "not sealed yet",
+            "ovbd seal --upper data=",
+            "u.data.1",
+            "ok; layers: 4",
+        ] {
+            assert!(checked.contains(word), "{checked}");
+        }
+        // What an interrupted seal leaves.
+        let path = dir.path().join("u.data.1");
+        let data = File::options().append(true).open(path).unwrap();
+        (&data).write_all(&[0x55; 8192]).unwrap();
+    }
+    let layer = ovbd(&dir, &["check", "lower,u.data,u.data.1"], b"");
+    let found = String::from_utf8(layer.stdout).unwrap();
+    assert_eq!(layer.status.code(), Some(1));
+    assert!(found.contains("u.data.1 is a writable layer"), "{found}");
+}
+
+/// Images without uuids, as upstream's tools make them: the layers that snapshots froze are missed.
+#[test]
+fn frozen_layers_that_are_left_out_are_missed() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("raw"), tagged(1 << 20, 1)).unwrap();
+    let create = ["create", "--from", "raw", "x", "--uuid", lineage::NIL];
+    succeed(&dir, &create, b"");
+    succeed(&dir, &["upper", "create", UPPER, "--parent", "x"], b"");
+    let stack = Stack::new([dir.path().join("x")]);
+    let paths = paths(&dir);
+    // Two snapshots before the disk is opened again, and one after.
+    for names in [&["0", "1"][..], &["2"]] {
+        let (volume, snapshots) = Snapshots::open(&stack, &paths, Options::default()).unwrap();
+        for name in names {
+            put(&volume, 8, &mut tagged(4096, 2));
+            snapshots.take(name).unwrap();
+        }
+        snapshots.seal().unwrap();
+        volume.flush().unwrap();
+        drop((volume, snapshots));
+        names_of_data(&dir)
+            .iter()
+            .for_each(|name| free(&dir.path().join(name)));
+    }
+    succeed(&dir, &["check", "x", "--upper", UPPER], b"");
+    let active = "data=u.data.3,index=u.index.3";
+    succeed(
+        &dir,
+        &["check", "x,u.data,u.data.1,u.data.2", "--upper", active],
+        b"",
+    );
+    for layers in [
+        "x",
+        "x,u.data.2",
+        "x,u.data,u.data.1",
+        "x,u.data.1,u.data.2",
+    ] {
+        for verb in [&["check"][..], &["export", "-o", "out"]] {
+            let args = [verb, &[layers, "--upper", active]].concat();
+            let output = ovbd(&dir, &args, b"");
+            assert_eq!(output.status.code(), Some(1), "{layers} {output:?}");
+        }
+    }
+    for layers in ["x,u.data.1", "u.data,u.data.1", "x,u.data,u.data.2"] {
+        let output = ovbd(&dir, &["check", layers], b"");
+        assert_eq!(output.status.code(), Some(1), "{layers} {output:?}");
+    }
+    // A list without its first entry.
+    let list = dir.path().join("u.data.snapshots");
+    let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&list).unwrap()).unwrap();
+    json["frozen"].as_array_mut().unwrap().remove(0);
+    fs::write(&list, json.to_string()).unwrap();
+    let error = Snapshots::open(&stack, &paths, Options::default()).unwrap_err();
+    assert!(
+        error.to_string().contains("was made for a stack"),
+        "{error}"
+    );
+}
+
+fn names_of_data(dir: &TempDir) -> Vec<String> {
+    let mut names = names(dir);
+    names.retain(|name| name.starts_with("u.data") && !name.ends_with("snapshots"));
+    names
 }
 
 #[test]
