@@ -7,7 +7,8 @@
         clippy::panic,
         clippy::unreachable,
         clippy::todo,
-        clippy::unimplemented
+        clippy::unimplemented,
+        clippy::too_many_lines
     )
 )]
 
@@ -20,7 +21,7 @@ use std::time::Duration;
 use clap::builder::{OsStringValueParser, TypedValueParser, UnknownArgumentValueParser};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
-use ovbd_vhost::daemon::config::{Config, ImageSource, MAX_QUEUES, RemoteConfig, UpperSource};
+use ovbd_vhost::daemon::config::{Config, ImageSource, MAX_QUEUES, RemoteConfig, WritableSource};
 use ovbd_vhost::daemon::{self, activation, limits};
 use ovbd_vhost::engine::Tuning;
 use ovbd_vhost::fetch::process;
@@ -268,8 +269,8 @@ impl From<Args> for Config {
                 false => Lineage::Checked,
             },
             upper: match (args.upper, args.upper_auto) {
-                (Some(paths), _) => Some(UpperSource::Files(paths)),
-                (None, folder) => folder.map(UpperSource::Folder),
+                (Some(paths), _) => Some(WritableSource::Files(paths)),
+                (None, folder) => folder.map(WritableSource::Folder),
             },
             upper_limit: args.upper_limit,
             num_queues: args.num_queues,

@@ -39,7 +39,7 @@ pub struct Config {
     /// Whether a layer above another than its parent is refused.
     pub lineage: Lineage,
     /// Writable layer above the layers. `None`: the image config names one, or there is none.
-    pub upper: Option<UpperSource>,
+    pub upper: Option<WritableSource>,
     /// Largest number of data bytes in the writable layer. `None`: no limit.
     pub upper_limit: Option<u64>,
     /// Number of virtqueues offered. `None`: [`MAX_QUEUES`].
@@ -117,7 +117,7 @@ impl RemoteConfig {
 
 /// Location of the writable layer.
 #[derive(Clone, Debug)]
-pub enum UpperSource {
+pub enum WritableSource {
     /// These files.
     Files(writable::Paths),
     /// This directory, in which the layer is created if missing.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::config::UpperSource;
+use super::config::WritableSource;
 use super::sources::{OpenSources, Sources};
 use super::{Config, Error};
 use crate::engine::Disk;
@@ -49,11 +49,11 @@ impl WritableFiles {
     ///
     /// # Errors
     ///
-    /// [`Error::Upper`] if it cannot be created.
-    pub fn create_folder(source: &UpperSource) -> Result<(), Error> {
+    /// [`Error::Writable`] if it cannot be created.
+    pub fn create_folder(source: &WritableSource) -> Result<(), Error> {
         match source {
-            UpperSource::Files(_) => Ok(()),
-            UpperSource::Folder(folder) => {
+            WritableSource::Files(_) => Ok(()),
+            WritableSource::Folder(folder) => {
                 fs::create_dir_all(folder).map_err(|source| failed("create", folder, source))
             }
         }
@@ -63,11 +63,11 @@ impl WritableFiles {
     ///
     /// # Errors
     ///
-    /// [`Error::Upper`] if a directory is missing, or stays locked.
-    pub fn find(source: &UpperSource) -> Result<Self, Error> {
+    /// [`Error::Writable`] if a directory is missing, or stays locked.
+    pub fn find(source: &WritableSource) -> Result<Self, Error> {
         let (paths, automatic) = match source {
-            UpperSource::Files(paths) => (paths.clone(), None),
-            UpperSource::Folder(folder) => {
+            WritableSource::Files(paths) => (paths.clone(), None),
+            WritableSource::Folder(folder) => {
                 let paths = Paths {
                     data: folder.join("upper.data"),
                     index: folder.join("upper.index"),
@@ -112,7 +112,7 @@ impl WritableFiles {
         let header = image
             .header_above(size, Uuid::new_v4())
             .map_err(Error::Image)?;
-        writable::create(paths, Kind::Hybrid, &header).map_err(Error::Upper)?;
+        writable::create(paths, Kind::Hybrid, &header).map_err(Error::Writable)?;
         log::info!("created the writable layer {}", paths.data.display());
         Ok(())
     }
@@ -120,7 +120,7 @@ impl WritableFiles {
 
 fn failed(what: &'static str, path: &Path, source: io::Error) -> Error {
     let path = path.to_owned();
-    Error::Upper(writable::Error::File { what, path, source })
+    Error::Writable(writable::Error::File { what, path, source })
 }
 
 /// Locks a directory: a second daemon started by mistake must not create or open the layer in it at the
@@ -136,7 +136,7 @@ fn lock(folder: &Path) -> Result<File, Error> {
             }
             Err(TryLockError::WouldBlock) => {
                 let path = folder.to_owned();
-                return Err(Error::Upper(writable::Error::Busy { path }));
+                return Err(Error::Writable(writable::Error::Busy { path }));
             }
             Err(TryLockError::Error(source)) => return Err(failed("lock", folder, source)),
         }
@@ -162,7 +162,7 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// [`Error::Layers`], [`Error::Image`] and [`Error::Upper`] if one of them cannot be read or breaks a rule of its
+    /// [`Error::Layers`], [`Error::Image`] and [`Error::Writable`] if one of them cannot be read or breaks a rule of its
     /// format.
     pub fn load(
         config: &Config,
@@ -187,7 +187,7 @@ impl Device {
                     ..Options::default()
                 };
                 let opened = Snapshots::load(&sources.stack, sources.files, &files.paths, options);
-                let (volume, snapshots) = opened.map_err(Error::Upper)?;
+                let (volume, snapshots) = opened.map_err(Error::Writable)?;
                 (volume, Some(snapshots))
             }
         };
@@ -361,7 +361,7 @@ mod tests {
     }
 
     fn find_or_create(folder: &Path, stack: &Stack) -> Paths {
-        let source = UpperSource::Folder(folder.to_owned());
+        let source = WritableSource::Folder(folder.to_owned());
         WritableFiles::create_folder(&source).unwrap();
         let files = WritableFiles::find(&source).unwrap();
         files.create_if_missing(&sources(stack)).unwrap();
@@ -391,7 +391,7 @@ mod tests {
             let barrier = Barrier::new(2);
             let start = || {
                 barrier.wait();
-                let source = UpperSource::Folder(folder.clone());
+                let source = WritableSource::Folder(folder.clone());
                 WritableFiles::create_folder(&source).unwrap();
                 let files = WritableFiles::find(&source).unwrap();
                 files.create_if_missing(&sources(&stack)).unwrap();

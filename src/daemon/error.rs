@@ -62,7 +62,7 @@ pub enum Error {
     ImageConfig(#[source] crate::image::config::Error),
     /// The writable layer cannot be opened or created.
     #[error("cannot open the writable layer")]
-    Upper(#[source] crate::writable::Error),
+    Writable(#[source] crate::writable::Error),
     /// The command line and the image config both name a writable layer.
     #[error(
         "two writable layers: the image config names an `upper`; omit --upper and --upper-auto, \

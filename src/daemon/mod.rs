@@ -156,15 +156,7 @@ fn start(
     wanted: Wanted<'_>,
     passed: Option<UnixListener>,
 ) -> Result<Started, Error> {
-    // Files are opened with the rights of the starter, registries are asked as the daemon's user.
-    let (layers, download, trace) = match wanted {
-        Wanted::Stack(stack, upper, download, trace) => {
-            let layers = Layers::Open(Sources::open(config, &stack, upper)?);
-            (layers, download, trace)
-        }
-        Wanted::Image(reference) => (Layers::Named(reference), None, None),
-    };
-    let trace = Trace::open(config.remote.prefetch.as_deref(), trace.as_deref())?;
+    let (layers, download, trace) = open_layers(config, wanted)?;
     let record = config.remote.record.as_deref();
     let recording = record.map(Recording::create).transpose()?;
     let rings = device::make_rings(config.rings());
@@ -213,6 +205,23 @@ fn start(
         signals,
         manager,
     })
+}
+
+/// Opens the layers and the trace that are files, with the rights of the starter. Registries are
+/// asked later, as the daemon's user.
+fn open_layers<'a>(
+    config: &Config,
+    wanted: Wanted<'a>,
+) -> Result<(Layers<'a>, Option<&'a Download>, Option<Trace>), Error> {
+    let (layers, download, trace) = match wanted {
+        Wanted::Stack(stack, upper, download, trace) => {
+            let layers = Layers::Open(Sources::open(config, &stack, upper)?);
+            (layers, download, trace)
+        }
+        Wanted::Image(reference) => (Layers::Named(reference), None, None),
+    };
+    let trace = Trace::open(config.remote.prefetch.as_deref(), trace.as_deref())?;
+    Ok((layers, download, trace))
 }
 
 /// Becomes the user of the command line. Sockets and writable layers belong to that user.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::config::UpperSource;
+use super::config::WritableSource;
 use super::remote::Remote;
 use super::sandbox::privileges;
 use super::{Config, Error};
@@ -21,7 +21,7 @@ use crate::writable::Paths;
 pub struct Sources {
     stack: Stack,
     files: Files,
-    upper: Option<UpperSource>,
+    upper: Option<WritableSource>,
     /// The layer in a registry that holds the image's trace.
     trace: Option<Arc<RemoteBlob>>,
 }
@@ -59,7 +59,7 @@ impl Sources {
         let upper = match (&config.upper, configured) {
             (Some(_), Some(_)) => return Err(Error::TwoUppers),
             (None, None) if config.upper_limit.is_some() => return Err(Error::NothingToLimit),
-            (None, Some(paths)) => Some(UpperSource::Files(paths)),
+            (None, Some(paths)) => Some(WritableSource::Files(paths)),
             (named, None) => named.clone(),
         };
         let stack = stack.clone().with_lineage(config.lineage);
@@ -91,7 +91,7 @@ impl Sources {
     }
 
     /// Where the writable layer is, if there is to be one.
-    pub fn upper(&self) -> Option<&UpperSource> {
+    pub fn upper(&self) -> Option<&WritableSource> {
         self.upper.as_ref()
     }
 

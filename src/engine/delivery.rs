@@ -52,7 +52,7 @@ impl<'a> Delivery<'a> {
                 };
                 (image.container(layer).blob(), offset, len)
             }
-            ReadPart::Upper { file, offset, len } => {
+            ReadPart::Writable { file, offset, len } => {
                 (&**lookup.file(*file), *offset, *len as usize)
             }
         };

@@ -11,7 +11,7 @@ pub enum ReadPart {
     /// The image.
     Lower(Piece),
     /// The data file of a writable layer.
-    Upper {
+    Writable {
         /// Number of the file in the lookup of the plan.
         file: u32,
         /// Byte of the file.
@@ -27,7 +27,7 @@ impl ReadPart {
     pub fn len(&self) -> u64 {
         match self {
             ReadPart::Lower(piece) => piece.len(),
-            ReadPart::Upper { len, .. } => *len,
+            ReadPart::Writable { len, .. } => *len,
         }
     }
 
@@ -40,9 +40,9 @@ impl ReadPart {
                 let len = len.min(MOST);
                 ReadPart::Lower(Piece::Plain { layer, offset, len })
             }
-            ReadPart::Upper { file, offset, len } => {
+            ReadPart::Writable { file, offset, len } => {
                 let len = len.min(MOST);
-                ReadPart::Upper { file, offset, len }
+                ReadPart::Writable { file, offset, len }
             }
             other => other,
         }
@@ -56,9 +56,9 @@ impl ReadPart {
                 let offset = offset + taken;
                 Some(ReadPart::Lower(Piece::Plain { layer, offset, len }))
             }
-            (ReadPart::Upper { file, offset, .. }, len) => {
+            (ReadPart::Writable { file, offset, .. }, len) => {
                 let offset = offset + taken;
-                Some(ReadPart::Upper { file, offset, len })
+                Some(ReadPart::Writable { file, offset, len })
             }
             _ => None,
         }
@@ -113,7 +113,7 @@ impl<'a> Plan<'a> {
         (self.next, self.position) = (None, 0);
     }
 
-    /// The looked-up spans, which name the data files of [`ReadPart::Upper`].
+    /// The looked-up spans, which name the data files of [`ReadPart::Writable`].
     pub fn lookup(&self) -> &Lookup {
         &self.lookup
     }
@@ -150,7 +150,7 @@ impl<'a> Plan<'a> {
             }
             let len = self.take_left(span.sectors).bytes().len();
             return Some(match span.content {
-                SpanContent::Data { file, offset } => ReadPart::Upper { file, offset, len },
+                SpanContent::Data { file, offset } => ReadPart::Writable { file, offset, len },
                 _ => ReadPart::Lower(Piece::Zero { len }),
             });
         }

@@ -20,7 +20,7 @@ use crate::format::zfile::{
 };
 
 /// Longest stored block, checksum included, that the upstream reader reads completely.
-const MAX_STORED: usize = 65535;
+const MAX_STORED_BLOCK: usize = 65535;
 
 /// Entries of the block table in memory; older ones go to a file without a name.
 const TABLE_IN_MEMORY: usize = 4 * 1024 * 1024;
@@ -58,7 +58,7 @@ impl ZFileWriter {
         file.write(&initial_header(&format))?;
         if keep_head {
             // Longest possible stored block.
-            file.skip(MAX_STORED as u64)?;
+            file.skip(MAX_STORED_BLOCK as u64)?;
         }
         let pack = || {
             let mut encoder = Encoder::new();
@@ -147,14 +147,14 @@ impl ZFileWriter {
         check_stored(file, 0, job.stored.len())?;
         let at = self.start + HEADER_LEN as u64;
         file.write_at(&job.stored, at)?;
-        file.move_down(at + MAX_STORED as u64, at + job.stored.len() as u64)?;
+        file.move_down(at + MAX_STORED_BLOCK as u64, at + job.stored.len() as u64)?;
         Ok(job.lens.first().copied())
     }
 }
 
 /// Refuses a block that the upstream reader cannot read.
 fn check_stored(file: &NewFile, block: u64, stored: usize) -> Result<(), Error> {
-    if stored <= MAX_STORED {
+    if stored <= MAX_STORED_BLOCK {
         return Ok(());
     }
     let path = file.target().to_owned();

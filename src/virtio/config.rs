@@ -9,7 +9,7 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-use super::discard::{MAX_RANGES, MAX_SECTORS};
+use super::discard::{MAX_RANGE_SECTORS, MAX_RANGES};
 use crate::units::{SECTOR_SIZE, Sector};
 
 /// Descriptors of a chain beside its data: header and status.
@@ -110,10 +110,10 @@ impl DeviceConfig {
             (WRITEBACK_AT as usize, &[u8::from(writeback)]),
             // Discards: most sectors and ranges, alignment in sectors; the same without it for
             // zeros, which may unmap.
-            (36, &MAX_SECTORS.to_le_bytes()),
+            (36, &MAX_RANGE_SECTORS.to_le_bytes()),
             (40, &MAX_RANGES.to_le_bytes()),
             (44, &u32::from(minimal).to_le_bytes()),
-            (48, &MAX_SECTORS.to_le_bytes()),
+            (48, &MAX_RANGE_SECTORS.to_le_bytes()),
             (52, &MAX_RANGES.to_le_bytes()),
             (56, &[1]),
         ];

@@ -15,14 +15,14 @@ use crate::units::{Sector, SectorRange, Sectors};
 pub const MAX_RANGES: u32 = 32;
 
 /// Most sectors of one range: 2 GiB.
-pub const MAX_SECTORS: u32 = 4 << 20;
+pub const MAX_RANGE_SECTORS: u32 = 4 << 20;
 
 const RANGE: usize = 16;
 
 /// Sectors of the disk to discard or to zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiscardRange {
-    /// The sectors, at most [`MAX_SECTORS`], all on the disk.
+    /// The sectors, at most [`MAX_RANGE_SECTORS`], all on the disk.
     pub range: SectorRange,
     /// Whether their storage may be freed. Always false in a DISCARD, which may free it in any case.
     pub unmap: bool,
@@ -63,7 +63,8 @@ pub fn parse(
             return Err(Status::Unsupported);
         }
         let range = SectorRange::checked(start, Sectors(sectors.into()));
-        let Some(range) = range.filter(|range| range.end() <= capacity && sectors <= MAX_SECTORS)
+        let Some(range) =
+            range.filter(|range| range.end() <= capacity && sectors <= MAX_RANGE_SECTORS)
         else {
             return Err(Status::IoError);
         };
@@ -131,7 +132,7 @@ mod tests {
             (good.repeat(33), Status::IoError),
             (range(1 << 24, 1, 0), Status::IoError),
             (range(u64::MAX, 1, 0), Status::IoError),
-            (range(0, MAX_SECTORS + 1, 0), Status::IoError),
+            (range(0, MAX_RANGE_SECTORS + 1, 0), Status::IoError),
             (range(0, 1, 2), Status::Unsupported),
             (range(0, 1, 1 << 31 | 1), Status::Unsupported),
             ([good.clone(), range(0, 1, 4)].concat(), Status::Unsupported),
@@ -139,6 +140,6 @@ mod tests {
             assert_eq!(parse_bytes(&mut bytes, true), Err(status), "{bytes:?}");
         }
         assert_eq!(parse_bytes(&mut good.repeat(32), false).unwrap().len(), 32);
-        assert!(parse_bytes(&mut range(0, MAX_SECTORS, 1), true).is_ok());
+        assert!(parse_bytes(&mut range(0, MAX_RANGE_SECTORS, 1), true).is_ok());
     }
 }

@@ -16,7 +16,7 @@ use crate::format::lsmt::{ENTRY_LEN, HEADER_LEN, Header, Mapping};
 use crate::io::regular::open_regular;
 
 /// Most entries of an index file, as in upstream's program.
-pub const MAX_ENTRIES: u64 = 128_000_000;
+pub const MAX_INDEX_ENTRIES: u64 = 128_000_000;
 
 /// Entries read or written at a time.
 const CHUNK: usize = 65536;
@@ -136,7 +136,7 @@ impl IndexFile {
 
     /// Reads `count` entries from number `first` on.
     fn read(&self, first: u64, count: u64) -> Result<Vec<[u8; ENTRY_LEN]>, Error> {
-        // At most `MAX_ENTRIES`, which bounds the memory.
+        // At most `MAX_INDEX_ENTRIES`, which bounds the memory.
         let mut raw = vec![[0; ENTRY_LEN]; count as usize];
         let at = offset_of(first);
         self.file
@@ -287,16 +287,16 @@ impl IndexFile {
 
 /// The byte at which entry number `entry` starts.
 fn offset_of(entry: u64) -> u64 {
-    // Exact for all numbers up to `MAX_ENTRIES`.
+    // Exact for all numbers up to `MAX_INDEX_ENTRIES`.
     FIRST_ENTRY.saturating_add(entry.saturating_mul(ENTRY))
 }
 
 fn check_count(path: &Path, entries: u64) -> Result<(), Error> {
-    match entries > MAX_ENTRIES {
+    match entries > MAX_INDEX_ENTRIES {
         true => Err(Error::TooManyEntries {
             path: path.to_owned(),
             entries,
-            most: MAX_ENTRIES,
+            most: MAX_INDEX_ENTRIES,
         }),
         false => Ok(()),
     }

@@ -53,7 +53,7 @@ impl Default for Options {
             default_size: 0,
             max_pending: 1 << 20,
             index_slack: 1 << 16,
-            max_index_entries: index_file::MAX_ENTRIES,
+            max_index_entries: index_file::MAX_INDEX_ENTRIES,
         }
     }
 }

@@ -58,7 +58,7 @@ fn run_until(
 /// Spelled out on purpose. A front-end that reconnects uses the bits it acknowledged before, so
 /// that a version which no longer offers one would lose every running machine: these may change
 /// only for a device that is new, never for one that was served before.
-const OFFERED: (u64, u64) = (0x1_7400_1464, 0x8_b20b);
+const OFFERED: (u64, u64) = (0x1_7400_1464, 0x8_b22b);
 
 #[test]
 fn features_are_these_and_no_others() {
@@ -85,6 +85,7 @@ fn features_are_these_and_no_others() {
         | Protocol::INFLIGHT_SHMFD
         | Protocol::LOG_SHMFD
         | Protocol::RESET_DEVICE
+        | Protocol::BACKEND_REQ
         | Protocol::DEVICE_STATE;
     assert_eq!(protocol, expected);
     assert_eq!((offered, protocol.bits()), OFFERED);
