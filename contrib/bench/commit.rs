@@ -2,7 +2,7 @@
 //!
 //! The same bytes, files of this machine, are compressed in memory by all cores, which is the bare
 //! compressor; made a layer from a raw image; and made a layer from an upper, to which they were
-//! written in pieces, out of order. Both are in the page cache, where who wrote them left them, and
+//! written in pieces, out of order. Both are in the page cache, where their writers left them, and
 //! the layer is durable in the end. It replaces no file: freeing the blocks of an old one is no
 //! part of making it.
 //!

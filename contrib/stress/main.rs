@@ -12,10 +12,10 @@ use clap::Parser;
 /// byte.
 #[derive(Parser)]
 struct Args {
-    /// How long.
+    /// Duration in minutes
     #[arg(long, value_name = "N", default_value_t = 20.0)]
     minutes: f64,
-    /// Another number, another run.
+    /// Seed of the random operations
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
     /// Passed by cargo.

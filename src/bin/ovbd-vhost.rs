@@ -61,7 +61,7 @@ struct Args {
     group: Option<String>,
 
     /// Drop privileges before parsing and serving (seccomp, Landlock, capabilities)
-    #[arg(long, value_name = "WHETHER", value_enum, default_value_t = Switch::On)]
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = Switch::On)]
     sandbox: Switch,
 
     /// Layers, bottom first, separated by commas; repeatable
@@ -77,13 +77,13 @@ struct Args {
     #[arg(long, value_name = "FILE", conflicts_with = "layers")]
     layer: Vec<PathBuf>,
 
-    /// OverlayBD image config (config.v1.json), in place of --layers. Layers that are only named by
-    /// digest are fetched from their registry when they are read
+    /// OverlayBD image config (config.v1.json), in place of --layers. A layer with only a digest
+    /// is fetched from its registry on first read
     #[arg(long, value_name = "FILE", conflicts_with_all = ["layers", "layer"])]
     config: Option<PathBuf>,
 
     /// OverlayBD image in a registry, as REGISTRY/REPOSITORY[:TAG][@DIGEST], in place of --layers.
-    /// Fetched when it is read
+    /// Layers are fetched on first read
     #[arg(long, value_name = "REF", conflicts_with_all = ["layers", "layer", "config"])]
     image: Option<Reference>,
 
@@ -95,26 +95,25 @@ struct Args {
     #[command(flatten)]
     registry: RegistryArgs,
 
-    /// Fetch what this trace of an earlier start has before the guest asks for it [default: the trace
-    /// that the image config names]
+    /// Prefetch the reads recorded in this trace [default: the trace of the image config, or else of
+    /// the image]
     #[arg(long, value_name = "TRACE")]
     prefetch: Option<PathBuf>,
 
-    /// Record what the guest reads from the start on, and write it to this file as a trace when the
-    /// daemon ends
+    /// Record the guest's reads; written to FILE as a trace when the daemon ends. Excludes --prefetch;
+    /// no trace is replayed meanwhile
     #[arg(long, value_name = "FILE", conflicts_with = "prefetch")]
     record_trace: Option<PathBuf>,
 
-    /// Fail a read after it waited so long for a registry, in seconds [default: it waits until the
-    /// registry answers]
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
+    /// Fail a read that has waited N seconds for a registry [default: no limit]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
     fetch_deadline: Option<u64>,
 
-    /// Use layers that do not lie upon the layers they were made upon
+    /// Accept layers whose parent is not the layer below them
     #[arg(long)]
     force: bool,
 
-    /// Files of the writable layer, above the layers or alone
+    /// Files of the writable layer; --layers is optional with it
     #[arg(
         long,
         value_name = "data=FILE,index=FILE",
@@ -128,14 +127,13 @@ struct Args {
     #[arg(long, value_name = "DIR")]
     upper_auto: Option<PathBuf>,
 
-    /// Largest size of the data in the writable layer, in bytes, or with K, M, G or T [default: no
-    /// limit]. Counts sectors of 512 bytes that hold data, in each writable layer that a snapshot
-    /// starts; index and journal do not count
+    /// Limit of the data in the writable layer, in bytes, or with K, M, G or T [default: none]. Index
+    /// and journal do not count. A snapshot starts a new layer with the whole limit
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     upper_limit: Option<u64>,
 
-    /// Number of virtqueues offered, each with an io_uring ring of its own (15 KiB of kernel memory)
-    /// [default: 256, with rings for one queue per processor, at least 4 and at most 16]
+    /// Number of virtqueues offered; if given, also the number of io_uring rings (15 KiB of kernel
+    /// memory each) [default: 256 queues; one ring per processor, 4 to 16]
     #[arg(long, value_name = "N",
           value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_QUEUES)))]
     num_queues: Option<u16>,
@@ -167,8 +165,8 @@ struct Args {
     #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_bytes)]
     block_cache: u64,
 
-    /// Read ahead of a guest that reads sequentially, in bytes, or with K, M, G or T; 0 leaves it to
-    /// the kernel
+    /// Read ahead of a guest that reads sequentially, in bytes, or with K, M, G or T; 0: the kernel's
+    /// own read-ahead only
     #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_bytes)]
     readahead: u64,
 
@@ -176,8 +174,8 @@ struct Args {
     #[arg(long)]
     drop_cache: bool,
 
-    /// How bytes that are not in the page cache are read
-    #[arg(long, value_name = "WAY", value_enum, default_value_t = Io::Uring)]
+    /// Method of reading bytes that are not in the page cache
+    #[arg(long, value_name = "METHOD", value_enum, default_value_t = Io::Uring)]
     io: Io,
 }
 

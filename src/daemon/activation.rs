@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 use std::env;
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -17,9 +18,19 @@ use rustix::net::{AddressFamily, SocketType};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// `LISTEN_FDS` or `LISTEN_PID` is not a number, or names descriptors that are not open.
-    #[error("LISTEN_FDS and LISTEN_PID: expected the number of open descriptors and a process")]
-    Environment(#[source] io::Error),
-    /// A device has one socket.
+    #[error(
+        "LISTEN_FDS and LISTEN_PID: expected the number of open descriptors and a process, found \
+         {descriptors:?} and {process:?}"
+    )]
+    Environment {
+        /// Value of `LISTEN_FDS`.
+        descriptors: OsString,
+        /// Value of `LISTEN_PID`.
+        process: OsString,
+        /// What is wrong.
+        source: io::Error,
+    },
+    /// A disk has one socket.
     #[error("expected 1 socket, found {found}")]
     Count {
         /// How many were passed.
@@ -43,7 +54,11 @@ pub fn is_offered() -> bool {
 /// [`Error`] if anything but one listening Unix stream socket was passed.
 pub fn take() -> Result<Option<UnixListener>, Error> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
-    let mut passed = sd_notify::listen_fds().map_err(Error::Environment)?;
+    let mut passed = sd_notify::listen_fds().map_err(|source| Error::Environment {
+        descriptors: env::var_os("LISTEN_FDS").unwrap_or_default(),
+        process: env::var_os("LISTEN_PID").unwrap_or_default(),
+        source,
+    })?;
     let (first, found) = (passed.next(), passed.len() + 1);
     let Some(number) = first.filter(|_| !TAKEN.swap(true, Ordering::Relaxed)) else {
         return Ok(None);

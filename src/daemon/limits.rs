@@ -78,8 +78,8 @@ pub enum Shortage {
     },
     /// The mapped layers leave too few ranges for the memory of guests.
     #[error(
-        "front-ends need {need} mappings in the table of mappings protected from SIGBUS, and the layers \
-         leave {have}: make one layer of several with `ovbd merge`"
+        "too many mapped layers: front-ends need {need} entries of the SIGBUS table, {have} are free; \
+         merge layers with `ovbd merge`"
     )]
     Ranges {
         /// Ranges that front-ends need.
@@ -349,8 +349,11 @@ mod tests {
         let error = check_ranges(2 * FRONT_END_RANGES - 1)
             .unwrap_err()
             .to_string();
-        assert!(error.contains("need 1022 mappings"), "{error}");
-        assert!(error.contains("leave 1021"), "{error}");
+        assert!(
+            error.contains("need 1022 entries of the SIGBUS table"),
+            "{error}"
+        );
+        assert!(error.contains("1021 are free"), "{error}");
     }
 
     #[test]

@@ -42,7 +42,12 @@ impl Trace {
                 source,
             }),
             (None, Some(path)) => Ok(open(path)
-                .inspect_err(|error| log::info!("no trace {}: {error}", path.display()))
+                .inspect_err(|error| {
+                    log::info!(
+                        "cannot read the trace {}; starting without it: {error}",
+                        path.display()
+                    )
+                })
                 .ok()),
             (None, None) => Ok(None),
         }
@@ -59,7 +64,7 @@ impl Trace {
         };
         let started = thread::Builder::new().name("replay".into()).spawn(run);
         if let Err(error) = started {
-            log::warn!("no trace is replayed: {error}");
+            log::warn!("cannot start the replay thread: {error}");
         }
     }
 

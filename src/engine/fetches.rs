@@ -92,7 +92,7 @@ impl Fetches {
         if rounds < MAX_ROUNDS && self.request(range, pending, rounds) {
             return Ok(());
         }
-        let reason = format!("fetched {MAX_ROUNDS} times, and absent again each time");
+        let reason = format!("bytes are missing from the cache after {MAX_ROUNDS} fetches");
         let error = FetchError::new(FetchErrorKind::Damaged, reason);
         Err(range.error(error).into())
     }

@@ -354,7 +354,12 @@ impl Shared {
         };
         let len = bytes.end.saturating_sub(bytes.start);
         let Some(units) = blob.identity.units_of(bytes.start, len) else {
-            let reason = format!("the blob has {} bytes", blob.identity.len());
+            let reason = format!(
+                "range {}-{} is past the end of the blob ({} bytes)",
+                bytes.start,
+                bytes.end,
+                blob.identity.len()
+            );
             let failure = Failure::definite(FetchErrorKind::System, reason);
             return answer(waiter, Err(&failure));
         };
@@ -363,8 +368,7 @@ impl Shared {
         };
         if cause == Cause::Repair && partial.map().state().is_none_or(|state| state.is_final()) {
             lock(&self.suspects).push(blob.identity.digest());
-            let reason =
-                "the blob was verified and is damaged on storage since; start the disk again";
+            let reason = "the verified blob is now damaged on storage; restart the disk";
             let failure = Failure::definite(FetchErrorKind::Damaged, reason);
             return answer(waiter, Err(&failure));
         }

@@ -72,7 +72,7 @@ pub enum FillError {
         patience: Duration,
     },
     /// The fetcher stops, or the caller does.
-    #[error("stopped")]
+    #[error("download stopped")]
     Stopped,
 }
 

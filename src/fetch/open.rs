@@ -140,7 +140,12 @@ impl AttachedLayers {
         let blobs = self.layers.into_iter().map(|layer| match layer {
             Layer::Open(blob) => Ok(blob),
             Layer::Remote(blob) => {
-                let gone = || FetchError::new(FetchErrorKind::System, "a thread died");
+                let gone = || {
+                    FetchError::new(
+                        FetchErrorKind::System,
+                        "the thread that opens blobs ended unexpectedly",
+                    )
+                };
                 let opened = numbered.next().unwrap_or_else(|| Err(gone()));
                 let layer = LayerRef::Remote(blob);
                 opened.map_err(|source| OpenError::Remote { layer, source })

@@ -143,7 +143,7 @@ pub enum ProcessError {
     #[error(transparent)]
     Cache(Box<cache::Error>),
     /// The fetcher's sandbox cannot be entered.
-    #[error("cannot enter the fetcher's sandbox; --sandbox off disables it")]
+    #[error("cannot enter the fetcher's sandbox; only `ovbd-vhost` can disable it (--sandbox off)")]
     Sandbox(#[source] sandbox::Error),
     /// The text of a message is malformed.
     #[error("malformed message to the fetcher")]
@@ -403,7 +403,7 @@ fn run_fetcher(control: OwnedFd) -> Result<(), ProcessError> {
     loop {
         for owned in waiting.drain(..) {
             if let Err(error) = attach(&fetcher, &client, owned) {
-                log::error!("cannot serve a disk: {}", reason(&error));
+                log::error!("the fetcher cannot serve a disk: {}", reason(&error));
             }
         }
         let turn = control.turn(TICK, |message| waiting.extend(Owned::new(message)))?;

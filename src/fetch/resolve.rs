@@ -214,7 +214,7 @@ fn find(question: &Question) -> Result<(Digest, Manifest), FetchError> {
         let away = !error.is_definite() || matches!(error, RegistryError::Resolve { .. });
         if let Some((digest, manifest)) = kept.clone().filter(|_| away) {
             log::warn!(
-                "{}; using the manifest {digest} that {reference} named last",
+                "{}; using the cached manifest {digest} of {reference}",
                 reason(&error)
             );
             return Ok((digest, manifest));
@@ -250,7 +250,7 @@ fn ask(
     let manifest = Manifest::parse(&found.bytes).map_err(refused)?;
     if let Err(error) = cache.keep_manifest(&reference.to_string(), &found.bytes) {
         log::warn!(
-            "the image cannot start without its registry: {}",
+            "cannot store the manifest of {reference} in the cache; the next start needs the registry: {}",
             reason(&error)
         );
     }

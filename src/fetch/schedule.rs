@@ -1,4 +1,4 @@
-//! What is fetched next: units that are wanted, by cause, and who waits for them. No I/O.
+//! What is fetched next: units that are wanted, by cause, and the requests that wait. No I/O.
 //!
 //! ```text
 //! want -> Wanted(cause) --next--> InFlight --arrived--> (gone)     waiters whose units all arrived
@@ -160,7 +160,7 @@ impl<W> Schedule<W> {
         if let Some(name) = waiter {
             units.waiters.push(Waiter {
                 missing: runs.iter().cloned().flatten().collect(),
-                // Who fetches whole blobs counts the attempts itself.
+                // A fetch of whole blobs counts its attempts itself.
                 fails_fast: matches!(cause, Cause::Start | Cause::Background),
                 until: (cause == Cause::Start).then(|| Instant::now() + START_PATIENCE),
                 name,
@@ -169,8 +169,8 @@ impl<W> Schedule<W> {
     }
 
     /// Takes the most urgent job of those in `urgencies`. A job is grown over the wanted units
-    /// behind it, and for a guest's demand over absent ones, to `size(blob, cause)` units: who opens
-    /// a layer asks for all that it needs.
+    /// behind it, and for a guest's demand over absent ones, to `size(blob, cause)` units:
+    /// opening a layer asks for all that it needs.
     pub(super) fn next(
         &mut self,
         urgencies: &[Urgency],

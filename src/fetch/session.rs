@@ -131,7 +131,10 @@ impl Session {
             return Ok(Arc::clone(blob));
         }
         let offer = self.offers.get(at).ok_or_else(|| {
-            let reason = format!("blob {number} of {} was asked for", self.offers.len());
+            let reason = format!(
+                "request for blob {number}; the disk has {} blobs",
+                self.offers.len()
+            );
             Failure::definite(FetchErrorKind::NotFound, reason)
         })?;
         let blob = self.shared.open(offer)?;

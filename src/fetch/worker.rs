@@ -245,7 +245,7 @@ impl Stream<'_> {
             self.keep(unit, buffer)?;
             self.units.start += 1;
             if self.blob.succeeded() {
-                log::info!("blob {} is served again", self.blob.identity.digest());
+                log::info!("fetching blob {} works again", self.blob.identity.digest());
             }
             self.shared.arrived(self.blob, unit..unit + 1);
             if self.shared.is_stopping() {
@@ -312,7 +312,7 @@ fn fail(shared: &Shared, job: &Job, blob: &Blob, failure: &Failure) {
     let digest = blob.identity.digest();
     log::debug!("blob {digest}, units {:?}: {failure}", job.units);
     if failure.definite && blob.is_first_refusal() {
-        log::warn!("blob {digest} is refused: {failure}; reads of bytes that are not cached wait");
+        log::warn!("cannot fetch blob {digest}: {failure}; uncached reads wait");
     }
     let failed = shared.state().schedule.failed(job, failure.definite, at);
     for waiter in failed {

@@ -38,6 +38,9 @@ pub const BOOT_OFFSET: usize = 72;
 
 const MAGIC: [u8; 8] = *b"ovbdmap1";
 
+/// Bytes of the header that are read.
+const RAW_HEADER_LEN: usize = size_of::<RawHeader>();
+
 /// A file is not the presence map of the blob.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -55,7 +58,7 @@ pub enum Error {
         found: u64,
     },
     /// The file is shorter than a header.
-    #[error("presence map has {0} bytes; its header alone has more")]
+    #[error("presence map has {0} bytes; expected at least the header ({RAW_HEADER_LEN} bytes)")]
     Short(usize),
     /// The file does not start as a map does.
     #[error("not a presence map: expected magic \"ovbdmap1\", found {0:02x?}")]

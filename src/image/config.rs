@@ -82,7 +82,7 @@ pub enum Error {
         number: usize,
     },
     /// The digest of a lower layer is not one.
-    #[error("{}: digest of lowers[{number}]", path.display())]
+    #[error("{}: invalid digest of lowers[{number}]", path.display())]
     Digest {
         /// The config file.
         path: PathBuf,
@@ -305,7 +305,7 @@ impl ImageConfig {
         if let Some(file) = given(&lower.file) {
             return Ok(self.resolve(file).into());
         }
-        let mut wanted = "it has no file, dir or digest".to_owned();
+        let mut wanted = "the entry has no file, dir or digest".to_owned();
         if let Some(dir) = given(&lower.dir) {
             let dir = self.resolve(dir);
             let mut candidates = NAMES_IN_DIR.iter().map(|name| dir.join(name));

@@ -80,14 +80,14 @@ pub enum Error {
     },
     /// A writable layer that is not sealed, and that no process has open.
     #[error(
-        "{layer} is a writable layer, or a layer cut short; expected a sealed layer: use `ovbd seal` or `ovbd commit`, or start the disk that took the snapshot, which seals it"
+        "{layer}: expected a sealed layer, found a writable or truncated one; seal it with `ovbd seal` or `ovbd commit`, or start the disk that took the snapshot"
     )]
     Unsealed {
         /// The layer.
         layer: LayerRef,
     },
     /// A writable layer that a process has open, and does not seal.
-    #[error("{layer} is a writable layer in use, and was not sealed within {} s; use `ovbd ctl SOCKET snapshot NAME` to make a layer of what a disk in use holds", waited.as_secs())]
+    #[error("{layer} was not sealed within {} s and is in use; take a snapshot with `ovbd ctl SOCKET snapshot NAME`", waited.as_secs())]
     InUse {
         /// The layer.
         layer: LayerRef,
@@ -193,7 +193,7 @@ pub enum Error {
     #[error("more than {MAX_MAPPINGS} mappings in all layers together")]
     TooManyMappings,
     /// No layer says how large the disk is.
-    #[error("no layer has a virtual size, so the disk would be empty")]
+    #[error("all layers have virtual size 0; expected at least one above 0")]
     NoSize,
     /// A read that does not lie on the disk.
     #[error("read of {len} bytes at {start} is past the end of the disk, which has {sectors}")]

@@ -49,7 +49,10 @@ impl AllowedDirs {
     /// [`Code::BadRequest`] if it lies elsewhere, [`Code::NoLayer`] if it is missing or of another type.
     pub fn resolve(&self, path: &Path, expected: Expected) -> Result<PathBuf, Failure> {
         if !path.is_absolute() || path.components().any(|part| part == Component::ParentDir) {
-            let text = format!("path {} is not absolute, or has `..`", path.display());
+            let text = format!(
+                "path {}: expected an absolute path without `..`",
+                path.display()
+            );
             return Err(Failure::new(Code::BadRequest, text));
         }
         for (dir, root) in &self.dirs {

@@ -145,7 +145,7 @@ impl Disks {
                 Some(found) => there(found, &spec),
                 None => Err(Failure::new(
                     Code::Conflict,
-                    format!("disk {id} was made and removed meanwhile"),
+                    format!("disk {id} was created and removed by another request; retry"),
                 )),
             };
         }
@@ -194,7 +194,8 @@ impl Disks {
     /// Removes the disk `id`.
     ///
     /// # Errors
-    /// [`Code::NotFound`]; [`Code::InUse`] while a front-end is connected, unless `force` is set.
+    /// [`Code::NotFound`]; [`Code::InUse`] while a front-end is connected or the process does not
+    /// answer, unless `force` is set.
     pub async fn delete(&self, id: &DiskId, force: bool) -> Result<(), Failure> {
         let disk = self.get(id)?;
         let _operation = disk.operation().await;
@@ -204,9 +205,7 @@ impl Disks {
         {
             return Err(not_found(id));
         }
-        if !force && self.is_connected(&disk).await {
-            let text =
-                format!("a front-end is connected to disk {id}; disconnect it, or use force=true");
+        if !force && let Some(text) = self.in_use(&disk).await {
             return Err(Failure::new(Code::InUse, text));
         }
         disk.remove(&self.means).await?;
@@ -214,14 +213,24 @@ impl Disks {
         Ok(())
     }
 
-    /// Whether a front-end is connected; a process that does not answer counts as connected.
-    async fn is_connected(&self, disk: &Disk) -> bool {
+    /// Why the disk cannot be removed: a front-end is connected, or the process does not answer.
+    async fn in_use(&self, disk: &Disk) -> Option<String> {
         if disk.state() != State::Listening {
-            return false;
+            return None;
         }
-        match self.ask(disk.id(), Ask::Device).await {
-            Ok(device) => device.get("front_end").is_some_and(|peer| !peer.is_null()),
-            Err(_) => true,
+        let id = disk.id();
+        match self.ask(id, Ask::Device).await {
+            Ok(device) => device
+                .get("front_end")
+                .is_some_and(|peer| !peer.is_null())
+                .then(|| {
+                    format!(
+                        "a front-end is connected to disk {id}; disconnect it, or use force=true"
+                    )
+                }),
+            Err(_) => Some(format!(
+                "disk {id} does not answer; use force=true to remove it"
+            )),
         }
     }
 
@@ -282,7 +291,7 @@ impl Disks {
         match layers.is_empty() {
             true => Err(Failure::new(
                 Code::Internal,
-                format!("disk {} told no layers", origin.disk),
+                format!("disk {} reported no layers for the snapshot", origin.disk),
             )),
             false => Ok(Content::Layers(layers)),
         }

@@ -241,7 +241,7 @@ impl Launcher {
                 continue;
             }
             if let Some(process) = self.owner(&file.path()).await {
-                log::warn!("disk {id} was never acknowledged; ending its process");
+                log::warn!("disk {id} has a process but no state entry; ending the process");
                 process.stop(Duration::ZERO).await;
             }
             self.clean(&id, &self.socket(&id));

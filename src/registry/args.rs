@@ -14,7 +14,8 @@ use super::service_config::{Error, ServiceConfig};
 /// Access to registries.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RegistryArgs {
-    /// Credentials file: Docker's config.json or upstream's cred.json [default: none]
+    /// Credentials file: Docker's config.json or upstream's cred.json [default: those of
+    /// --service-config]
     #[arg(long, value_name = "FILE")]
     pub credentials: Option<PathBuf>,
     /// Use plain HTTP for this registry; repeatable
@@ -29,10 +30,12 @@ pub struct RegistryArgs {
     /// headers can follow: HOST=URL,header=NAME:VALUE.
     #[arg(long, value_name = "HOST=URL")]
     pub mirror: Vec<Mirror>,
-    /// Request blobs from the local peer-to-peer proxy at URL first; the blob URL is appended
+    /// Request blobs from the peer-to-peer proxy at URL first; the blob URL is appended. URL must have
+    /// a loopback address
     #[arg(long, value_name = "URL")]
     pub p2p: Option<Prefix>,
-    /// Upstream's overlaybd.json; used are its keys for credentials, cache, download and peer-to-peer
+    /// Upstream's overlaybd.json; its keys for credentials, client certificate, cache, download,
+    /// peer-to-peer and user agent are used
     #[arg(long, value_name = "FILE")]
     pub service_config: Option<PathBuf>,
 }

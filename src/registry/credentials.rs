@@ -95,7 +95,7 @@ pub enum Source {
     Service(Service),
 }
 
-/// What proves to a registry who asks.
+/// Proves the identity of a client to a registry.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Credential {
     /// User name and password.

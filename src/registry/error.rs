@@ -99,7 +99,7 @@ pub enum Error {
         reason: &'static str,
     },
     /// The manifest is not that of an OverlayBD image.
-    #[error("{what} is not usable")]
+    #[error("cannot use the manifest of {what}")]
     Manifest {
         /// The reference.
         what: String,

@@ -61,7 +61,7 @@ pub enum Error {
         found: String,
     },
     /// An index inside an index.
-    #[error("the index names another index")]
+    #[error("nested image index; expected an image manifest")]
     Nested,
     /// No layer has OverlayBD's annotations.
     #[error("not an OverlayBD image; convert it first (accelerated-container-image's convertor)")]

@@ -44,7 +44,7 @@ pub enum Error {
     #[error("the URL {0} of a mirror or proxy cannot have a query")]
     Query(String),
     /// A header is malformed or reserved.
-    #[error("{0:?} is not a header=NAME:VALUE that is allowed for a mirror")]
+    #[error("header {0:?} is malformed or not allowed for a mirror; expected header=NAME:VALUE")]
     Header(String),
     /// A proxy that is not on this machine would get the registry's tokens.
     #[error(

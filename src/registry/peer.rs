@@ -44,7 +44,7 @@ enum Form {
     Prefix(Prefix),
 }
 
-/// Whether a peer fails; told by those who read from it.
+/// Whether a peer fails; reported by the readers of its answers.
 #[derive(Clone, Debug)]
 pub(super) struct Health {
     breakers: Arc<Breakers>,

@@ -15,7 +15,7 @@ const MAX_URL: usize = 16 * 1024;
 
 /// The text is not a URL this program sends requests to.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("{0:?} is not an http or https URL with a host, a path and no user name")]
+#[error("invalid URL {0:?}: expected http(s)://HOST/PATH without a user name")]
 pub struct Error(String);
 
 /// An absolute URL without a fragment.

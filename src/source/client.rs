@@ -458,5 +458,8 @@ fn opened(len: u64, complete: bool, files: Vec<OwnedFd>) -> Result<Opened, Fetch
 }
 
 fn gone() -> FetchError {
-    FetchError::new(FetchErrorKind::System, "the fetcher and its owner are gone")
+    FetchError::new(
+        FetchErrorKind::System,
+        "the fetcher and the keeper ended; restart the daemon",
+    )
 }

@@ -241,7 +241,7 @@ impl<'b> AbsentRange<'b> {
                 return Ok(range);
             }
         }
-        let reason = format!("fetched {MAX_ROUNDS} times, and absent again each time");
+        let reason = format!("bytes are missing from the cache after {MAX_ROUNDS} fetches");
         Err(failed(FetchErrorKind::Damaged, reason))
     }
 

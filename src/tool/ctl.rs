@@ -53,8 +53,8 @@ pub enum Error {
     },
     /// The daemon did not answer in time.
     #[error(
-        "no answer from {} within {seconds} s; what was asked for may still be done: ask for the \
-         device and its snapshots to see",
+        "no answer from {0} within {seconds} s; the request may still complete; check with \
+         `ovbd ctl {0} device` and `snapshots`",
         path.display()
     )]
     Late {
@@ -64,7 +64,7 @@ pub enum Error {
         seconds: u64,
     },
     /// The socket is not that of a daemon.
-    #[error("{} answers with no HTTP; expected the control socket of ovbd-vhost", path.display())]
+    #[error("{}: reply is not HTTP; expected the control socket of ovbd-vhost", path.display())]
     NoAnswer {
         /// The socket.
         path: PathBuf,

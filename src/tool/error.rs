@@ -30,7 +30,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The raw image is a directory or another kind of file.
-    #[error("{name} is neither a file nor a block device nor a pipe")]
+    #[error("{name}: expected a regular file, block device or pipe")]
     NotAnImage {
         /// The raw image.
         name: String,
@@ -85,13 +85,13 @@ pub enum Error {
     #[error("cannot write to standard output")]
     Stdout(#[source] io::Error),
     /// The output exists and is not a regular file.
-    #[error("{} exists and is no regular file; name a file to be written", path.display())]
+    #[error("{} exists and is not a regular file; choose another output path", path.display())]
     NotAFile {
         /// The output.
         path: PathBuf,
     },
     /// The output is one of the inputs.
-    #[error("{} is also read from; name another file to be written", path.display())]
+    #[error("{} is also an input; choose another output path", path.display())]
     OutputIsInput {
         /// The output.
         path: PathBuf,
@@ -99,8 +99,7 @@ pub enum Error {
     /// The layer would need more mappings than the format allows.
     #[error(
         "{} would need more than {MAX_ENTRIES} mappings, the most a layer can have; merge fewer \
-         layers, or make one of the disk with ovbd export and ovbd create, which takes no notice of \
-         changes below 4 KiB",
+         layers, or run `ovbd export`, then `ovbd create`, which stores whole 4 KiB units",
         path.display()
     )]
     TooManyMappings {

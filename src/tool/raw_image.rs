@@ -337,7 +337,7 @@ fn open_pipe(path: &Path, limit: Duration) -> io::Result<File> {
     let opener = thread::Builder::new().spawn(move || done.send(File::open(pipe)))?;
     let Ok(file) = opened.recv_timeout(limit) else {
         let seconds = limit.as_secs();
-        let text = format!("a named pipe that no process writes to: waited {seconds} s for one");
+        let text = format!("no process opened the named pipe for writing within {seconds} s");
         return Err(io::Error::new(io::ErrorKind::TimedOut, text));
     };
     // It has sent the file, and ends; a sandbox is entered with one thread.

@@ -82,7 +82,7 @@ pub enum Refusal {
         offered: u64,
     },
     /// A queue that the device does not have.
-    #[error("queue {index} does not exist; the device has {count} queues")]
+    #[error("queue {index} does not exist; the disk has {count} queues")]
     Queue {
         /// The queue's number.
         index: u32,

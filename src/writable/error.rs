@@ -141,13 +141,19 @@ pub enum Error {
         active: Paths,
     },
     /// Another process has the layer open.
-    #[error("{} is in use by another process", path.display())]
+    #[error(
+        "{} is in use by another process; stop that process, or use `ovbd ctl` for a running disk",
+        path.display()
+    )]
     Busy {
         /// The data file.
         path: PathBuf,
     },
     /// The layer has reached its limit of data.
-    #[error("{} has reached its limit of {limit} bytes", path.display())]
+    #[error(
+        "{} has reached its limit of {limit} bytes; discard data, or raise --upper-limit and restart",
+        path.display()
+    )]
     Full {
         /// The data file.
         path: PathBuf,
@@ -157,7 +163,7 @@ pub enum Error {
         will_free: bool,
     },
     /// A limit for a sparse layer, which has a place for every sector from the start.
-    #[error("{} is a sparse layer, which cannot have a limit", path.display())]
+    #[error("--upper-limit is not supported for the sparse layer {}; use a hybrid layer", path.display())]
     NoLimit {
         /// The data file.
         path: PathBuf,
@@ -190,7 +196,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// The journal has reached its limit, and cannot be emptied.
-    #[error("{} has {most} bytes, the limit, and cannot be emptied", path.display())]
+    #[error("journal {} reached its limit of {most} bytes and cannot be emptied", path.display())]
     JournalFull {
         /// The journal file.
         path: PathBuf,
@@ -261,8 +267,7 @@ pub enum Error {
     },
     /// The manifest was replaced and could not be made durable.
     #[error(
-        "{} was replaced, but the new one may not be durable; restart the daemon to complete \
-         the layers of snapshots",
+        "the new snapshot manifest {} may not be durable; restart the daemon",
         path.display()
     )]
     ManifestMayRevert {

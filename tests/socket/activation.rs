@@ -142,8 +142,13 @@ fn announcements_that_are_wrong_are_refused() {
         "LISTEN_FDS and LISTEN_PID: expected the number of open descriptors and a process";
     // Descriptor 4 is not open.
     says(&refused(passed(), "2", "$$", &[]), environment);
+    says(&refused(passed(), "2", "$$", &[]), "found \"2\" and ");
     says(&refused(passed(), "one", "$$", &[]), environment);
     says(&refused(passed(), "1", "here", &[]), environment);
+    says(
+        &refused(passed(), "1", "here", &[]),
+        "found \"1\" and \"here\"",
+    );
     let two = refused(passed(), "2", "$$; exec 4<&3", &[]);
     says(&two, "expected 1 socket, found 2");
     // Meant for another process: as if there were none.

@@ -313,7 +313,7 @@ fn what_is_in_use_or_wrong_is_refused() {
     close(upper);
     for output in ["u.data", "u.index"] {
         let input = fail(&dir, 1, &["commit", "--upper", UPPER, "-o", output]);
-        assert!(input.contains("also read from"), "{input}");
+        assert!(input.contains("is also an input"), "{input}");
     }
     let swapped = "data=u.index,index=u.data";
     let swapped = fail(&dir, 1, &["commit", "--upper", swapped, "-o", "top"]);

@@ -411,9 +411,9 @@ fn failures_leave_nothing_behind() {
     assert!(create(&["--from", "empty", "old"]).contains("empty is empty"));
     assert!(create(&["--from", "-", "old"]).contains("standard input is empty"));
     assert!(create(&["--from", "folder", "old"]).contains("folder"));
-    assert!(create(&["--from", "raw", "folder"]).contains("no regular file"));
+    assert!(create(&["--from", "raw", "folder"]).contains("exists and is not a regular file"));
     assert!(create(&["--from", "raw", "no/such/folder"]).contains("no/such/folder"));
-    assert!(create(&["--from", "raw", "raw"]).contains("also read from"));
+    assert!(create(&["--from", "raw", "raw"]).contains("is also an input"));
     let not_a_layer = create(&["--from", "raw", "old", "--parent", "raw"]);
     assert!(not_a_layer.contains("not a valid layer"), "{not_a_layer}");
     // Noise does not compress, and upstream cannot read blocks of more than 64 KiB.

@@ -75,7 +75,7 @@ fn failures_leave_nothing_behind() {
     succeed(&dir, &["create", "--from", "raw", "a"], b"");
     fs::write(dir.path().join("old"), b"as it was").unwrap();
     let same = fail(&dir, 1, &["export", "a", "-o", "a"]);
-    assert!(same.contains("also read from"), "{same}");
+    assert!(same.contains("is also an input"), "{same}");
 
     let mut damaged = fs::read(dir.path().join("a")).unwrap();
     let middle = damaged.len() / 2;

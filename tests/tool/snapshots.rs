@@ -126,7 +126,8 @@ fn a_frozen_pair_that_is_not_sealed_is_named() {
     for files in ways(&dir) {
         let unsealed = fail(&dir, 1, &[&["export", "-o", "raw"], &files[..]].concat());
         assert!(
-            unsealed.contains("u.data.1 is a writable layer"),
+            unsealed
+                .contains("u.data.1: expected a sealed layer, found a writable or truncated one"),
             "{unsealed}"
         );
         assert!(unsealed.contains("ovbd seal"), "{unsealed}");
@@ -166,7 +167,10 @@ fn a_frozen_pair_that_is_not_sealed_is_checked() {
     let layer = ovbd(&dir, &["check", "lower,u.data,u.data.1"], b"");
     let found = String::from_utf8(layer.stdout).unwrap();
     assert_eq!(layer.status.code(), Some(1));
-    assert!(found.contains("u.data.1 is a writable layer"), "{found}");
+    assert!(
+        found.contains("u.data.1: expected a sealed layer, found a writable or truncated one"),
+        "{found}"
+    );
 }
 
 /// Images without uuids, as upstream's tools make them: the layers that snapshots froze are missed.

@@ -127,7 +127,7 @@ pub struct ExportArgs {
 
 /// Make an empty writable layer.
 ///
-/// The size is --size, or else that of the layers below. The topmost of them becomes the parent.
+/// --size defaults to the size of the layers below. The topmost layer below becomes the parent.
 #[derive(Args)]
 pub struct CreateUpperArgs {
     /// Files to create, as data=FILE,index=FILE [default: the `upper` of the config]
@@ -206,12 +206,12 @@ pub enum CtlCommand {
     Snapshot {
         /// Name of the snapshot; a second request with the same name returns the same snapshot
         name: String,
-        /// Wait until the layer is sealed. Needed before copying it; daemons that open it wait
-        /// themselves
+        /// Wait until the layer is sealed. Use before copying the layer. Not needed before serving it:
+        /// a daemon waits up to 10 seconds for the seal
         #[arg(long)]
         wait: bool,
     },
-    /// Grow the disk while its guest runs; it needs a writable layer
+    /// Grow a disk with a writable layer while its guest runs
     Resize {
         /// Bytes of the disk, also as 512M, 10G or 1T; at least its present size
         #[arg(value_name = "SIZE", value_parser = parse_size)]

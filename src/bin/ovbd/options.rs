@@ -49,8 +49,8 @@ pub struct FilesArgs {
     image: Option<Reference>,
     #[command(flatten)]
     remote: RemoteArgs,
-    /// Writable layer above the layers, as data=FILE,index=FILE. After snapshots: the pair that the
-    /// daemon was first started with
+    /// Writable layer above the layers, as data=FILE,index=FILE. After snapshots, name the first
+    /// pair of files; the snapshot manifest leads to the later ones
     #[arg(long, value_name = "FILES", value_parser = pair())]
     upper: Option<Paths>,
     #[command(flatten)]
@@ -185,7 +185,7 @@ pub struct ThreadArgs {
 #[derive(Args)]
 pub struct SandboxArgs {
     /// Drop privileges before reading layers (seccomp, Landlock, capabilities)
-    #[arg(long, value_name = "WHETHER", value_enum, default_value_t = Switch::On)]
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = Switch::On)]
     sandbox: Switch,
 }
 

@@ -17,7 +17,7 @@ pub enum TraceCommand {
 /// List the reads of a trace, in their order.
 #[derive(Args)]
 pub struct ShowArgs {
-    /// Trace as upstream or `accelerationLayer` has it
+    /// Trace file in upstream's format
     #[arg(value_name = "TRACE")]
     trace: PathBuf,
 }

@@ -104,7 +104,7 @@ impl Device {
             Ok(request) => request,
             Err(error) => {
                 let text = format!(
-                    "expected {{\"name\": \"...\"}}, and \"wait\": true if it shall be sealed first: {error}"
+                    "expected {{\"name\": \"...\"}}, and \"wait\": true to wait for the seal: {error}"
                 );
                 return Response::error(400, &text);
             }

@@ -21,8 +21,8 @@ use crate::daemon::device::Device;
 use crate::engine::ratelimited_log;
 use sealer::Sealer;
 
-/// Connections served at a time: who stays silent, or waits long, holds up few others. More wait
-/// until one ends.
+/// Connections served at a time: a client that is silent or slow takes one of them. Further
+/// connections wait until one ends.
 const MAX_CONNECTIONS: usize = 8;
 
 /// Pause after a connection could not be accepted.

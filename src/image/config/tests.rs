@@ -137,10 +137,13 @@ fn what_is_not_supported_is_refused_by_name() {
         ),
         (
             r#"{"repoBlobUrl":"u","lowers":[{"digest":"sha256:77","dir":"no/where"}]}"#,
-            "digest of lowers[0]",
+            "invalid digest of lowers[0]",
         ),
         (r#"{"lowers":[{"dir":"no/where"}]}"#, "no/where"),
-        (r#"{"lowers":[{"dir":""}]}"#, "no file, dir or digest"),
+        (
+            r#"{"lowers":[{"dir":""}]}"#,
+            "the entry has no file, dir or digest",
+        ),
         (r#"{"lowers":[]}"#, "lowers is empty"),
         (r#"{"lowers":null}"#, "lowers is empty"),
         ("{}", "lowers is empty"),

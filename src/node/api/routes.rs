@@ -267,7 +267,12 @@ fn list_disks(disks: &Disks, query: &str) -> Value {
 /// The events after number `after` of the query; waits for one as many seconds as `wait` says.
 async fn events(disks: &Disks, query: &str) -> Result<Value, Failure> {
     let number = |name| value(query, name).map(str::parse::<u64>).transpose();
-    let bad = |_| Failure::new(Code::BadRequest, "after and wait take whole numbers");
+    let bad = |_| {
+        Failure::new(
+            Code::BadRequest,
+            "expected whole numbers for after and wait",
+        )
+    };
     let after = number("after").map_err(bad)?.unwrap_or(0);
     let wait = number("wait").map_err(bad)?.unwrap_or(0).min(MAX_WAIT);
     let batch = disks.events().after(after, Duration::from_secs(wait)).await;

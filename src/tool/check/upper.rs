@@ -38,10 +38,12 @@ pub(super) fn check(
     if upper.index_is_stale {
         let what = match upper.kind {
             Kind::Sparse if upper.index_entries == 0 => {
-                "no index: the holes of the file tell what it holds, in whole blocks of its file \
-                 system"
+                "no index; the content is derived from the holes of the data file, in file system \
+                 blocks"
             }
-            _ => "the index has torn entries, or such without data: they were never durable",
+            _ => {
+                "the index has torn entries or entries without data; their writes were never durable"
+            }
         };
         findings.note(None, what.to_owned())?;
     }

@@ -138,7 +138,7 @@ fn an_image_is_served_by_its_reference() {
         let daemon = serve(selector);
         assert_reads(&daemon, &layers.content);
         let is_pinned = selector.contains('@');
-        let asked = daemon.log().contains("using the manifest");
+        let asked = daemon.log().contains("using the cached manifest");
         assert_eq!(asked, !is_pinned, "{selector}: {}", daemon.log());
     }
 }
