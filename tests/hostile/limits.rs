@@ -15,6 +15,7 @@ use common::memory::Memory;
 use common::queue::Queue;
 use common::session::{Session, Wanted, feature};
 use tempfile::TempDir;
+use vhost::VhostBackend;
 
 /// A daemon with a limit; killed when dropped.
 struct Limited {
@@ -124,6 +125,11 @@ fn enable_all(guest: &mut Guest) {
     }
 }
 
+/// Waits until the daemon has handled all messages sent before.
+fn wait_for_answer(guest: &Guest) {
+    guest.session.frontend.get_features().expect("features");
+}
+
 /// Reads through all queues.
 fn assert_serves(guest: &mut Guest, content: &[u8]) {
     (0..guest.queues.len()).for_each(|index| guest.assert_reads(index, content));
@@ -165,10 +171,14 @@ fn every_descriptor_of_a_queue_is_counted() {
         let daemon = Limited::start("-n 4096", QUEUES, writable).expect("it serves");
         let mut first = daemon.front_end().expect("session");
         let mut second = daemon.front_end().expect("session");
+        wait_for_answer(&first);
+        wait_for_answer(&second);
         let before = daemon.descriptors();
         set_up(&mut first, QUEUES).expect("queues");
         enable_all(&mut first);
         set_up(&mut second, QUEUES).expect("queues");
+        wait_for_answer(&first);
+        wait_for_answer(&second);
         let made = daemon.descriptors() - before;
         assert_eq!(counted, made, "writable: {writable}");
     }

@@ -13,7 +13,7 @@ mod users;
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use common::PATIENCE;
 use common::content::tagged;
@@ -54,11 +54,20 @@ fn assert_confined(status: &str) {
 
 /// Asserts that the threads of a process are these, and that all are confined.
 fn assert_threads(pid: Pid, names: &[&str]) {
-    let threads = statuses(pid);
-    let mut found: Vec<_> = threads.iter().map(|status| field(status, "Name")).collect();
-    found.sort_unstable();
-    assert_eq!(found, names);
-    threads.iter().for_each(|status| assert_confined(status));
+    let started = Instant::now();
+    loop {
+        let threads = statuses(pid);
+        let mut found: Vec<_> = threads.iter().map(|status| field(status, "Name")).collect();
+        found.sort_unstable();
+        threads.iter().for_each(|status| assert_confined(status));
+        if found == names {
+            return;
+        }
+        // A thread that has just started has the name of the program.
+        let late = started.elapsed() > PATIENCE;
+        assert!(!late, "threads {found:?}, expected {names:?}");
+        thread::sleep(Duration::from_millis(10));
+    }
 }
 
 #[test]
