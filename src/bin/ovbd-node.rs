@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use ovbd_vhost::io::child_status;
 use ovbd_vhost::node::{self, Config, launch};
 use ovbd_vhost::reason::reason;
 
@@ -46,6 +47,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
+    child_status::keep();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
     let mut arguments = env::args_os().skip(1);
     if arguments

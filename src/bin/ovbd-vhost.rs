@@ -26,6 +26,7 @@ use ovbd_vhost::daemon::{self, activation, limits};
 use ovbd_vhost::engine::Tuning;
 use ovbd_vhost::fetch::process;
 use ovbd_vhost::image::Lineage;
+use ovbd_vhost::io::child_status;
 use ovbd_vhost::reason::reason;
 use ovbd_vhost::registry::args::RegistryArgs;
 use ovbd_vhost::registry::reference::Reference;
@@ -287,6 +288,7 @@ impl From<Args> for Config {
 }
 
 fn main() -> ExitCode {
+    child_status::keep();
     match limits::check_stack() {
         Ok(()) => serve(),
         Err(shortage) => fail(&shortage),

@@ -1,7 +1,8 @@
-//! System helpers below every floor: bitmaps, boot id, directories, mappings, memory of requests, waiting, hints.
+//! System helpers below every floor: bitmaps, boot id, child processes, directories, mappings, memory of requests, waiting, hints.
 
 pub mod bitmap;
 pub mod boot;
+pub mod child_status;
 pub mod directory;
 pub mod file_system;
 pub mod interrupt;

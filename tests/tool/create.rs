@@ -433,3 +433,18 @@ fn failures_leave_nothing_behind() {
     );
     assert_reads(&dir, &["old"], &tagged(300_000, 1));
 }
+
+#[test]
+fn a_parent_that_ignores_its_children_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("raw"), tagged(1 << 20, 1)).unwrap();
+    let output = Command::new("env")
+        .args(["--ignore-signal=CHLD", env!("CARGO_BIN_EXE_ovbd")])
+        .args(["create", "--from", "raw", "out"])
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    succeed(&dir, &["check", "out"], b"");
+}

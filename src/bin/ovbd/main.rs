@@ -33,6 +33,7 @@ use confined::Writes;
 use ovbd_vhost::fetch::process;
 use ovbd_vhost::image::Image;
 use ovbd_vhost::image::config::Stack;
+use ovbd_vhost::io::child_status;
 use ovbd_vhost::reason::reason;
 use ovbd_vhost::tool::check::{Finding, check};
 use ovbd_vhost::tool::commit::commit;
@@ -53,6 +54,7 @@ use ovbd_vhost::writable::resize;
 const WRONG_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
+    child_status::keep();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     if let Some(code) = process::run_if_asked() {
         return code;
