@@ -1,6 +1,5 @@
-//! One layer: its container, what its trailer says, and its mappings.
+//! One sealed layer: its container, its trailer and its mappings.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -18,14 +17,14 @@ use crate::source::{Blob, BlobIdentity, LayerRef};
 /// Bytes of an index read at a time.
 const INDEX_CHUNK: u64 = 1024 * 1024;
 
-/// A sealed layer of a stack, open. Stacks with the same layer share it, each under its own name.
+/// An open sealed layer of a stack. Stacks with the same layer share it, each under its own name.
 #[derive(Clone, Debug)]
 pub struct Layer {
     name: LayerRef,
     shared: Arc<SharedLayer>,
 }
 
-/// An open layer, as all stacks of this process share it.
+/// An open layer, shared by all stacks of this process.
 #[derive(Debug)]
 pub(super) struct SharedLayer {
     container: Container,
@@ -48,17 +47,9 @@ impl Drop for SharedLayer {
 }
 
 impl Layer {
-    /// Opens a file and loads the layer it holds.
-    ///
-    /// # Errors
-    /// [`Error::Source`] if the file cannot be opened, and those of [`Layer::load`].
-    pub fn open(path: &Path) -> Result<(Self, Vec<Mapping>), Error> {
-        Self::load(Blob::open(path)?.into())
-    }
-
     /// Loads a layer in any of its wrappers, and reads its index. Waits for a layer that is being
-    /// sealed. Opens no file. If the process has a layer of the same bytes open, that is used, and
-    /// `blob` is dropped.
+    /// sealed. Opens no file. If the process has already loaded the same bytes ([`Blob::identity`]),
+    /// shares that layer and drops `blob`.
     ///
     /// # Errors
     /// [`Error::Source`] if the blob cannot be read, [`Error::Unsealed`] and [`Error::InUse`] for a
@@ -69,7 +60,7 @@ impl Layer {
             let (shared, mappings) = SharedLayer::find_or_load(blob, None)?;
             return Ok((Self { name, shared }, mappings));
         };
-        // It may have been sealed meanwhile.
+        // The sealer may have appended to the file.
         let blob = Arc::new(blob.measured()?);
         let loaded = SharedLayer::find_or_load(blob.clone(), Some(uuid));
         let (shared, mappings) = loaded.map_err(|error| match error {
@@ -85,7 +76,7 @@ impl Layer {
         Ok((Self { name, shared }, mappings))
     }
 
-    /// The file and its wrappers.
+    /// Blob of the layer, with its wrappers.
     #[inline]
     pub fn container(&self) -> &Container {
         &self.shared.container
@@ -123,8 +114,8 @@ impl Layer {
 }
 
 impl SharedLayer {
-    /// Finds the open layer with the bytes of `blob`, which has this uuid if it began as a writable
-    /// layer; loads it if there is none. Reads its index in either case: mappings are not kept.
+    /// Finds the open layer with the bytes of `blob`, or loads `blob`. Reads the index in either case:
+    /// mappings are not kept. `began` is the uuid that the blob had as a writable layer.
     fn find_or_load(
         blob: Arc<Blob>,
         began: Option<Uuid>,
@@ -144,7 +135,8 @@ impl SharedLayer {
         Ok((shared, mappings))
     }
 
-    /// Reads what a container holds: a layer with this uuid, if it began as a writable one.
+    /// Reads header, trailer and index of the layer in a container; `began` as in
+    /// [`SharedLayer::find_or_load`].
     fn within(container: Container, began: Option<Uuid>) -> Result<(Self, Vec<Mapping>), Error> {
         let layer = || container.blob().layer().clone();
         let trailer_at = match began {
@@ -163,11 +155,11 @@ impl SharedLayer {
         reader.read_layer(&container, 0, &mut bytes)?;
         Header::decode(&bytes, HeaderKind::Header).map_err(|source| broken(0, source))?;
         reader.read_layer(&container, trailer_at, &mut bytes)?;
-        // The trailer counts: sealing in place leaves the header as it was.
+        // Fields come from the trailer: sealing in place does not update the header.
         let trailer = Header::decode(&bytes, HeaderKind::Trailer);
         let trailer = trailer.map_err(|source| broken(trailer_at, source))?;
         if began.is_some_and(|uuid| !uuid.is_nil() && uuid != trailer.uuid) {
-            // Guest data that looks like a trailer.
+            // This is guest data that looks like a trailer.
             return Err(Error::Unsealed { layer: layer() });
         }
 
@@ -208,7 +200,7 @@ fn read_index(
     let mut index = IndexReader::new(trailer, trailer_at).map_err(broken(trailer_at))?;
     let (mut mappings, mut crc) = (Vec::new(), 0);
     let mut at = trailer.index_offset;
-    // Both fit: the index was found to lie before the trailer.
+    // Neither overflows: `IndexReader::new` checked that the index ends before the trailer.
     let end = at + trailer.index_entries * ENTRY_LEN as u64;
     let mut chunk = vec![0; (end - at).min(INDEX_CHUNK) as usize];
     while at < end {
@@ -226,9 +218,10 @@ fn read_index(
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
 
     use super::*;
+    use crate::source::recorder::Recorder;
 
     /// An empty layer of this uuid.
     fn write(path: &Path, uuid: u128) {
@@ -245,7 +238,7 @@ mod tests {
     }
 
     fn open(path: &Path) -> Layer {
-        Layer::open(path).unwrap().0
+        Layer::load(Blob::open(path).unwrap().into()).unwrap().0
     }
 
     fn is_open(path: &Path) -> bool {
@@ -267,6 +260,26 @@ mod tests {
         assert!(is_open(&path), "the other stack has it");
         drop(other);
         assert!(!is_open(&path));
+    }
+
+    #[test]
+    fn a_recorded_layer_is_not_shared() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("layer");
+        write(&path, 1);
+        let shared = open(&path);
+        let recorder = Arc::new(Recorder::default());
+        let recorded = |number| {
+            let blob = Blob::open(&path).unwrap().recorded(&recorder, number);
+            Layer::load(blob.into()).unwrap().0
+        };
+        let (first, second) = (recorded(0), recorded(1));
+        assert_eq!(recorder.units().len(), 2, "both read the only unit");
+        for layer in [&first, &second] {
+            assert!(!Arc::ptr_eq(&layer.shared, &shared.shared));
+        }
+        assert!(Arc::ptr_eq(&open(&path).shared, &shared.shared));
+        assert!(!Arc::ptr_eq(&first.shared, &second.shared));
     }
 
     #[test]

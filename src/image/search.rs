@@ -1,14 +1,15 @@
-//! The descent of the merged index's tree, with the widest registers the processor has.
+//! Search in the merged index's tree, with the widest registers of the processor.
 //!
-//! Three functions do the same: one in plain Rust, the same one compiled for AVX2, and one that
-//! compares eight keys per instruction with AVX-512. Which of them runs is decided once.
-#![allow(unsafe_code)] // Code for some processors only is called once they are known to be such.
+//! Three functions compute the same: one in plain Rust, the same compiled for AVX2, and one that
+//! compares eight keys per instruction with AVX-512. [`Search::best`] chooses one when an index is
+//! built.
+#![allow(unsafe_code)] // Functions with target features are called after the features were detected.
 
 /// Keys of a node.
 pub const WIDTH: usize = 16;
 
-/// Sorted keys: of segments on the last level, above it the last key of each child, and the
-/// greatest there is for what does not exist.
+/// Sorted keys: those of segments on the last level, the last key of each child above it. Unused
+/// slots hold `u64::MAX`.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
 pub struct Node(pub [u64; WIDTH]);
@@ -18,52 +19,60 @@ pub struct Node(pub [u64; WIDTH]);
 pub struct Tree {
     /// All nodes, level by level, root first.
     pub nodes: Vec<Node>,
-    /// Where in `nodes` each level starts.
+    /// Index in `nodes` of the first node of each level.
     pub levels: Vec<usize>,
 }
 
-/// How to search. The variants but the first are only made where the processor can do them.
+/// Instruction set of the search. Made by [`Search::best`], which detects what the processor supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Search {
-    /// As any processor can.
+    /// Plain Rust, for any processor.
     Portable,
-    /// With AVX2.
+    /// AVX2.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// With AVX-512.
+    /// AVX-512F and POPCNT.
     #[cfg(target_arch = "x86_64")]
     Avx512,
 }
 
 impl Search {
-    /// The ways this processor can search, slowest first.
-    pub fn available() -> Vec<Self> {
-        #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut))]
-        let mut ways = vec![Self::Portable];
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") {
-            ways.push(Self::Avx2);
-            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("popcnt") {
-                ways.push(Self::Avx512);
+    /// All instruction sets of this architecture, fastest first.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) const ALL: [Self; 3] = [Self::Avx512, Self::Avx2, Self::Portable];
+
+    /// All instruction sets of this architecture, fastest first.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub(super) const ALL: [Self; 1] = [Self::Portable];
+
+    /// Whether the processor supports the instruction set.
+    pub(super) fn is_supported(self) -> bool {
+        match self {
+            Self::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => is_x86_feature_detected!("avx2"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("popcnt")
             }
         }
-        ways
     }
 
-    /// The fastest of them.
+    /// Returns the fastest instruction set that the processor supports.
     pub fn best() -> Self {
-        Self::available().pop().unwrap_or(Self::Portable)
+        let best = Self::ALL.into_iter().find(|search| search.is_supported());
+        best.unwrap_or(Self::Portable)
     }
 
-    /// How many keys of the last level of `tree` are below `target`; at least one is not.
+    /// Returns how many keys of the last level of `tree` are below `target`, if not all are.
     #[inline]
     pub fn below(self, tree: &Tree, target: u64) -> Option<usize> {
         match self {
             Self::Portable => portable(tree, target),
-            // SAFETY: the variant was made after AVX2 was found.
+            // SAFETY: `best` and the tests make the variant only if AVX2 is supported.
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => unsafe { avx2(tree, target) },
-            // SAFETY: the variant was made after AVX-512F and POPCNT were found.
+            // SAFETY: `best` and the tests make the variant only if AVX-512F and POPCNT are supported.
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => unsafe { avx512(tree, target) },
         }
@@ -80,7 +89,8 @@ fn portable(tree: &Tree, target: u64) -> Option<usize> {
     Some(at)
 }
 
-/// How many of the first `WIDTH` numbers hold; without a branch, as none can be foretold.
+/// Counts the numbers below `WIDTH` for which `holds` is true. Without branches: their outcome would
+/// be random.
 #[inline(always)]
 fn count(holds: impl Fn(usize) -> bool) -> usize {
     (0..WIDTH).map(|n| u64::from(holds(n))).sum::<u64>() as usize
@@ -97,7 +107,7 @@ fn avx2(tree: &Tree, target: u64) -> Option<usize> {
 fn avx512(tree: &Tree, target: u64) -> Option<usize> {
     use std::arch::x86_64::{__m512i, _mm512_cmplt_epu64_mask, _mm512_set_epi64};
 
-    // One load: the eight words lie side by side.
+    // Compiles to one load: the eight words are adjacent.
     let load = |words: [u64; 8]| -> __m512i {
         let [a, b, c, d, e, f, g, h] = words.map(u64::cast_signed);
         _mm512_set_epi64(h, g, f, e, d, c, b, a)

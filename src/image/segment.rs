@@ -1,9 +1,9 @@
-//! A piece of the merged index, packed into two words, and how two sorted lists become one.
+//! Segments, the entries of the merged index, in two words each; merging of two sorted lists of them.
 
 use crate::format::lsmt::{MAX_LENGTH, Mapping};
 use crate::units::{Sector, SectorRange, Sectors};
 
-/// Most layers of a stack; the number above the last one means zeros.
+/// Most layers of a stack. The layer number [`ZEROED`] means zeros.
 pub const MAX_LAYERS: usize = ZEROED as usize - 1;
 
 /// Most mappings in all layers of a stack together.
@@ -18,37 +18,37 @@ const MOFFSET_BITS: u32 = 44;
 const LAYER_BITS: u32 = 12;
 const ZEROED: u64 = (1 << LAYER_BITS) - 1;
 
-/// Bytes of a value that are used; the rest are zero.
+/// Bytes of a value that are used; the others are zero.
 pub(super) const VALUE_BYTES: usize = ((MOFFSET_BITS + LAYER_BITS) / u8::BITS) as usize;
 
-/// Sectors of the disk that lie in one piece in one layer, or read as zeros.
+/// A run of sectors of the disk that are contiguous in one layer, or read as zeros.
 ///
-/// `key` holds the last sector above the length, so that keys sort as the disk does and the first
-/// key not below `sector << 14` is that of the segment which covers `sector`, if any does. `value`
-/// holds the layer above the sector in it.
+/// `key` has the last sector in its high bits and the length in its low bits. Keys sort in disk order,
+/// and the first key not below `sector << 14` belongs to the segment that covers `sector`, if any
+/// does. `value` has the layer number in its high bits and the sector of the layer in its low bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
     pub(super) key: u64,
     pub(super) value: u64,
 }
 
-/// Where a segment's content is.
+/// Location of a segment's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SegmentContent {
-    /// It reads as zeros.
+    /// Zeros.
     Zeroed,
-    /// From this sector on of the layer with this number, counted from the bottom.
+    /// Contiguous sectors of a layer.
     Data {
-        /// Number of the layer.
+        /// Number of the layer, from the bottom.
         layer: u16,
-        /// Sector of the layer, inside its wrappers.
+        /// First sector, counted inside the layer's wrappers.
         moffset: Sector,
     },
 }
 
 impl Segment {
-    /// The segment for one mapping of layer `layer`, which is below [`MAX_LAYERS`]; `None` if the
-    /// data lies beyond [`MAX_MOFFSET`].
+    /// Returns the segment of one mapping of layer `layer`, which is below [`MAX_LAYERS`]; `None` if
+    /// the data starts after [`MAX_MOFFSET`].
     pub fn new(mapping: Mapping, layer: u16) -> Option<Self> {
         let last = mapping.end().0 - 1;
         let value = if mapping.is_zeroed() {
@@ -64,7 +64,7 @@ impl Segment {
         Some(Self { key, value })
     }
 
-    /// The least key of a segment that covers or follows `sector`.
+    /// Returns the least key that a segment which covers or follows `sector` can have.
     #[inline]
     pub(super) fn key_for(sector: Sector) -> u64 {
         sector.0 << LENGTH_BITS
@@ -94,7 +94,7 @@ impl Segment {
         SectorRange::new(self.start(), self.end())
     }
 
-    /// Where the content is.
+    /// Location of the content.
     #[inline]
     pub fn content(self) -> SegmentContent {
         match self.value >> MOFFSET_BITS {
@@ -106,7 +106,7 @@ impl Segment {
         }
     }
 
-    /// The part from sector `start` up to `end`, which lie inside it in this order.
+    /// Cuts the segment to `start..end`, which lie inside it in this order.
     fn part(self, start: Sector, end: Sector) -> Self {
         let moved = match self.content() {
             SegmentContent::Zeroed => Sectors(0),
@@ -118,7 +118,7 @@ impl Segment {
         }
     }
 
-    /// This segment and the `next` one as one, if they continue on the disk and in the layer.
+    /// Joins the segment with the `next` one, if they are contiguous on the disk and in the layer.
     #[inline]
     fn joined(self, next: Self) -> Option<Self> {
         if self.end() != next.start() {
@@ -137,13 +137,13 @@ impl Segment {
     }
 }
 
-/// Lays `upper` over `lower`: where both have a segment, the one of `upper` counts. Both are sorted
+/// Merges two lists: where both cover a sector, the segment of `upper` is kept. Both lists are sorted
 /// and free of overlaps, and so is the result.
 pub fn merge(lower: impl IntoIterator<Item = Segment>, upper: &[Segment]) -> Vec<Segment> {
     let mut lowers = lower.into_iter().peekable();
     let count = lowers.size_hint().1.unwrap_or(0);
     let mut out = Vec::with_capacity(count + upper.len());
-    let mut covered = Sector(0); // the sectors below are merged
+    let mut covered = Sector(0); // sectors below this one are merged
     for over in upper {
         while let Some(under) = lowers.next_if(|under| under.end() <= over.start()) {
             push_from(&mut out, under, covered);
@@ -160,7 +160,7 @@ pub fn merge(lower: impl IntoIterator<Item = Segment>, upper: &[Segment]) -> Vec
     out
 }
 
-/// Appends what of `segment` does not lie below sector `from`.
+/// Appends the part of `segment` from sector `from` on.
 fn push_from(out: &mut Vec<Segment>, segment: Segment, from: Sector) {
     if segment.start() >= from {
         push(out, segment);

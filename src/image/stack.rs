@@ -1,8 +1,7 @@
-//! The files of a stack, open: what loading an image needs of the system.
+//! Open files of a stack: all that loading an image needs of the system.
 //!
-//! Opening looks at paths and at nothing that a layer holds; loading reads what the layers hold, and
-//! needs no path. A process enters its sandbox in between, so that hostile layers are parsed where
-//! they can do no harm.
+//! Opening uses paths and reads no byte of a layer. Loading reads the layers and uses no path. A
+//! process enters its sandbox in between, so that hostile layers are parsed inside it.
 #![cfg_attr(
     not(test),
     warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
@@ -18,7 +17,7 @@ use super::segment::MAX_LAYERS;
 use crate::source::recorder::Recorder;
 use crate::source::{self, Blob, LayerRef};
 
-/// The files of a stack, open and not yet read.
+/// The open files of a stack. Nothing has been read from them.
 #[derive(Clone, Debug)]
 pub struct OpenStack {
     pub(super) blobs: Vec<Arc<Blob>>,
@@ -27,10 +26,10 @@ pub struct OpenStack {
 }
 
 impl OpenStack {
-    /// The layers that are stored in `blobs`, bottom first.
+    /// A stack of the layers in `blobs`, bottom first.
     ///
     /// # Errors
-    /// [`Error::NoLayers`] and [`Error::TooManyLayers`] for a stack that no image can have.
+    /// [`Error::NoLayers`] without blobs, [`Error::TooManyLayers`] for more than [`MAX_LAYERS`].
     pub fn of(blobs: Vec<Blob>) -> Result<Self, Error> {
         match blobs.len() {
             0 => Err(Error::NoLayers),
@@ -48,7 +47,7 @@ impl Stack {
     /// Opens the files of all layers.
     ///
     /// # Errors
-    /// [`Error::NoLayers`] and [`Error::TooManyLayers`] for a stack that no image can have,
+    /// [`Error::NoLayers`] without layers, [`Error::TooManyLayers`] for more than [`MAX_LAYERS`],
     /// [`Error::Source`] if a file cannot be opened.
     pub fn open_files(&self) -> Result<OpenStack, Error> {
         let layers = self.layers();
@@ -67,17 +66,22 @@ impl Stack {
 }
 
 impl OpenStack {
-    /// The same layers, with `lineage` for those that do not lie upon their parents.
+    /// Sets the lineage rules of the stack.
     pub fn with_lineage(self, lineage: Lineage) -> Self {
         Self { lineage, ..self }
     }
 
-    /// The same layers, whose reads `recorder` notes; but for those that another stack has open too.
+    /// Adds `recorder`, which records the reads of all layers. Call it before the stack is cloned: a
+    /// blob that is shared by then is not recorded, and a warning is logged.
     pub fn recorded(self, recorder: &Arc<Recorder>) -> Self {
         let blobs = self.blobs.into_iter().enumerate();
         let blobs = blobs.map(|(number, blob)| match Arc::try_unwrap(blob) {
             Ok(blob) => Arc::new(blob.recorded(recorder, number)),
-            Err(shared) => shared,
+            Err(shared) => {
+                let layer = shared.layer();
+                log::warn!("reads of {layer} are not recorded: another stack shares its file");
+                shared
+            }
         });
         Self {
             blobs: blobs.collect(),
@@ -85,7 +89,7 @@ impl OpenStack {
         }
     }
 
-    /// No layers, as below a writable layer that is the first of its image.
+    /// A stack without layers, below a writable layer that is the first of its image.
     pub fn empty(lineage: Lineage) -> Self {
         Self {
             blobs: Vec::new(),
@@ -99,20 +103,20 @@ impl OpenStack {
         self.blobs.is_empty()
     }
 
-    /// The same layers below `above`, whose files are opened.
+    /// Opens the files of `above` and adds them above these layers.
     ///
     /// # Errors
-    /// [`Error::TooManyLayers`] for a stack that no image can have, [`Error::Source`] if a file cannot
-    /// be opened.
+    /// [`Error::TooManyLayers`] for more than [`MAX_LAYERS`], [`Error::Source`] if a file cannot be
+    /// opened.
     pub fn below(self, above: &[LayerRef]) -> Result<Self, Error> {
         let blobs = above.iter().map(|layer| layer.open().map(Arc::new));
         self.below_open(blobs.collect::<Result<_, _>>()?)
     }
 
-    /// The same layers below those that are stored in `above`.
+    /// Adds the layers in `above` above these.
     ///
     /// # Errors
-    /// [`Error::TooManyLayers`] for a stack that no image can have.
+    /// [`Error::TooManyLayers`] for more than [`MAX_LAYERS`].
     pub fn below_open(mut self, above: Vec<Arc<Blob>>) -> Result<Self, Error> {
         self.blobs.extend(above);
         match self.blobs.len() {

@@ -1,9 +1,9 @@
-//! Address ranges in order, for a signal handler to find one by an address.
+//! Table of address ranges that a signal handler can search.
 //!
-//! A handler must not lock. [`RangeTable::find`] therefore reads atomics only, and searches a list of
-//! range numbers in the order of their addresses. There are two such lists: a thread that adds or removes
-//! a range rewrites the list that is not in use, and then switches. A search that was overtaken by a
-//! switch sees another version, and starts again.
+//! A handler must not lock, so [`RangeTable::find`] reads atomics only. It does a binary search in a list
+//! of range numbers, sorted by address. There are two lists: a thread that adds or removes a range writes
+//! the list that is not in use, then makes it the one in use by incrementing the version. A search that
+//! finds the version changed starts again.
 
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering, fence};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -27,19 +27,19 @@ struct Range {
     marked: AtomicBool,
 }
 
-/// Numbers of the ranges in the table, in the order of their addresses.
+/// Numbers of the ranges in the table, sorted by address.
 #[derive(Debug)]
 struct Sorted<const N: usize> {
     len: AtomicUsize,
     numbers: [AtomicU16; N],
 }
 
-/// The numbers that are free.
+/// Free numbers.
 #[derive(Debug)]
 struct Numbers {
-    /// Those that were used before.
+    /// Numbers that were used before.
     released: Vec<u16>,
-    /// The first of those that were never used.
+    /// The lowest number that was never used.
     unused: u16,
 }
 
@@ -69,16 +69,19 @@ impl<const N: usize> RangeTable<N> {
         }
     }
 
-    /// Adds `len` bytes at `start`, not marked, and returns the number of the range; `None` if the table
+    /// Adds the range of `len` bytes at `start`, not marked, and returns its number; `None` if the table
     /// is full.
     pub fn add(&self, start: usize, len: usize) -> Option<u16> {
         let mut numbers = self.lock();
         let number = numbers.take(N)?;
         let range = &self.ranges[usize::from(number)];
-        range.marked.store(false, Ordering::Relaxed);
-        range.start.store(start, Ordering::Relaxed);
-        range.len.store(len, Ordering::Relaxed);
         self.rewrite(|old, new| {
+            // Part of the rewrite, hence after its fence: a search may still read the list of the version
+            // in which the number belonged to the range that was removed. If it loads one of these
+            // values, it must also see that the version has changed.
+            range.marked.store(false, Ordering::Relaxed);
+            range.start.store(start, Ordering::Relaxed);
+            range.len.store(len, Ordering::Relaxed);
             let at = self.place_of(old, start);
             new.append(old, 0, at);
             new.push(number);
@@ -119,8 +122,8 @@ impl<const N: usize> RangeTable<N> {
             .load(Ordering::Acquire)
     }
 
-    /// Returns number, start and length of the range that holds `address`. Safe in a signal handler: it
-    /// neither locks nor allocates, and starts again only if another thread made a change meanwhile.
+    /// Returns number, start and length of the range that contains `address`. Safe in a signal handler:
+    /// it neither locks nor allocates, and starts again only if another thread changed the table.
     pub fn find(&self, address: usize) -> Option<(u16, usize, usize)> {
         loop {
             let version = self.version.load(Ordering::Acquire);
@@ -131,8 +134,8 @@ impl<const N: usize> RangeTable<N> {
                 let len = self.ranges[usize::from(number)].len.load(Ordering::Relaxed);
                 (number, self.start(number), len)
             });
-            // Pairs with the fence in `rewrite`: loads above that saw a later change are followed by a
-            // load that sees its version.
+            // Pairs with the fence in `rewrite`: if a load above saw a store of a later rewrite, the load
+            // below sees another version.
             fence(Ordering::Acquire);
             if self.version.load(Ordering::Relaxed) == version {
                 return found.filter(|(_, start, len)| address - start < *len);
@@ -150,17 +153,18 @@ impl<const N: usize> RangeTable<N> {
             .load(Ordering::Relaxed)
     }
 
-    /// Number of ranges in `list` that lie below `start`.
+    /// Number of ranges in `list` that start below `start`.
     fn place_of(&self, list: &Sorted<N>, start: usize) -> usize {
         list.partition_point(|number| self.start(number) < start)
     }
 
-    /// Writes the list that is not in use, empty at first, from the one that is, and switches. The caller
-    /// holds the lock.
+    /// Calls `write` with the list in use and the other one, emptied, then makes the other one the list
+    /// in use. The caller holds the lock, and stores to ranges only inside `write`.
     fn rewrite(&self, write: impl FnOnce(&Sorted<N>, &Sorted<N>)) {
         let version = self.version.load(Ordering::Relaxed);
         let (old, new) = (&self.lists[version % 2], &self.lists[(version + 1) % 2]);
-        // A search may still read the list that the last change put out of use.
+        // Pairs with the fence in `find`. A search may still read the list that the previous rewrite put
+        // out of use.
         fence(Ordering::Release);
         new.len.store(0, Ordering::Relaxed);
         write(old, new);

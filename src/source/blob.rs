@@ -13,7 +13,7 @@ use rustix::fs::{Advice, FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
 use super::range::{AbsentRange, Located, PresentRange};
-use super::recorder::{Recorded, Recorder};
+use super::recorder::{Recorded, Recorder, Recording};
 use super::resident_map::{self, ResidentMap};
 use super::waker::Presence;
 use super::{Error, LayerRef};
@@ -25,8 +25,9 @@ pub struct Blob {
     layer: LayerRef,
     file: File,
     len: u64,
-    /// Which bytes are local; `None`: all are.
+    /// Which bytes are local; `None`: all are. Also records the reads, if `recording` is set.
     presence: Option<Arc<dyn Presence>>,
+    recording: Option<Recording>,
     /// The mapped file; a file that cannot be mapped is read.
     resident_map: OnceLock<ResidentMap>,
 }
@@ -102,6 +103,7 @@ impl Blob {
             file,
             len,
             presence,
+            recording: None,
             resident_map: OnceLock::new(),
         }
     }
@@ -111,11 +113,16 @@ impl Blob {
         Self::new(layer, file, len, None)
     }
 
-    /// The same blob, whose reads `recorder` notes as those of the layer with this number.
+    /// Adds `recorder`, which records the reads of this blob as reads of the layer with this number.
     pub fn recorded(self, recorder: &Arc<Recorder>, layer: usize) -> Self {
-        let recorded = Recorded::new(self.presence, Arc::clone(recorder), layer, self.len);
+        let recording = Recording {
+            recorder: Arc::clone(recorder),
+            layer,
+            unrecorded: self.presence,
+        };
         Self {
-            presence: Some(Arc::new(recorded)),
+            presence: Some(Arc::new(Recorded::new(&recording, self.len))),
+            recording: Some(recording),
             ..self
         }
     }
@@ -137,11 +144,16 @@ impl Blob {
         })
     }
 
-    /// The identity of the bytes; `None` for a block device, whose bytes may change unnoticed.
+    /// The identity of the bytes, by which stacks share an open layer. `None` for a block device, whose
+    /// bytes may change unnoticed, and for a recorded blob: sharing it would lose its reads, or record
+    /// those of another stack.
     ///
     /// # Errors
     /// [`Error::Open`] if the file cannot be examined.
     pub fn identity(&self) -> Result<Option<BlobIdentity>, Error> {
+        if self.recording.is_some() {
+            return Ok(None);
+        }
         let metadata = self.metadata()?;
         if !metadata.is_file() {
             return Ok(None);
@@ -315,8 +327,12 @@ impl Blob {
         };
         let mut file = self.file.try_clone().map_err(failed)?;
         let len = file.seek(SeekFrom::End(0)).map_err(failed)?;
-        let presence = self.presence.clone();
-        Ok(Self::new(self.layer.clone(), file, len, presence))
+        let layer = self.layer.clone();
+        Ok(match &self.recording {
+            None => Self::new(layer, file, len, self.presence.clone()),
+            Some(recording) => Self::new(layer, file, len, recording.unrecorded.clone())
+                .recorded(&recording.recorder, recording.layer),
+        })
     }
 
     /// Takes a shared lock on the file; returns whether no process has it locked to write to it.

@@ -40,30 +40,31 @@ impl Recorder {
     }
 }
 
-/// What is known of a blob whose reads are noted.
+/// How the reads of one blob are recorded.
+#[derive(Clone, Debug)]
+pub(super) struct Recording {
+    pub(super) recorder: Arc<Recorder>,
+    /// Number of the layer, from the bottom.
+    pub(super) layer: usize,
+    /// The presence of the blob without recording; `None`: all bytes are local.
+    pub(super) unrecorded: Option<Arc<dyn Presence>>,
+}
+
+/// Presence of a blob whose reads are recorded.
 #[derive(Debug)]
 pub(super) struct Recorded {
-    inner: Option<Arc<dyn Presence>>,
-    recorder: Arc<Recorder>,
-    layer: usize,
+    recording: Recording,
     /// A bit for each unit that was read.
     seen: Box<[AtomicU64]>,
     len: u64,
 }
 
 impl Recorded {
-    /// A blob of `len` bytes with this number in its stack; without `inner`, all of it is local.
-    pub(super) fn new(
-        inner: Option<Arc<dyn Presence>>,
-        recorder: Arc<Recorder>,
-        layer: usize,
-        len: u64,
-    ) -> Self {
+    /// Records the reads of a blob of `len` bytes.
+    pub(super) fn new(recording: &Recording, len: u64) -> Self {
         let words = len.div_ceil(UNIT).div_ceil(64);
         Self {
-            inner,
-            recorder,
-            layer,
+            recording: recording.clone(),
             seen: (0..words).map(|_| AtomicU64::new(0)).collect(),
             len,
         }
@@ -79,8 +80,10 @@ impl Recorded {
             }
             let mut new = mask & !seen.fetch_or(mask, Ordering::Relaxed);
             while new != 0 {
-                self.recorder
-                    .note(self.layer, word * 64 + u64::from(new.trailing_zeros()));
+                let Recording {
+                    recorder, layer, ..
+                } = &self.recording;
+                recorder.note(*layer, word * 64 + u64::from(new.trailing_zeros()));
                 new &= new - 1;
             }
         }
@@ -90,41 +93,41 @@ impl Recorded {
 impl Presence for Recorded {
     fn is_present(&self, offset: u64, len: u64) -> bool {
         self.note(offset / UNIT..offset.saturating_add(len).div_ceil(UNIT));
-        let inner = self.inner.as_ref();
+        let inner = self.recording.unrecorded.as_ref();
         inner.is_none_or(|inner| inner.is_present(offset, len))
     }
 
     fn request(&self, offset: u64, len: u64, waker: &Arc<Waker>, ticket: Ticket) {
-        match &self.inner {
+        match &self.recording.unrecorded {
             Some(inner) => inner.request(offset, len, waker, ticket),
             None => waker.finish(ticket, Ok(())),
         }
     }
 
     fn fetch_ahead(&self, offset: u64, len: u64) {
-        if let Some(inner) = &self.inner {
+        if let Some(inner) = &self.recording.unrecorded {
             inner.fetch_ahead(offset, len);
         }
     }
 
     fn local_bytes(&self) -> u64 {
-        let inner = self.inner.as_ref();
+        let inner = self.recording.unrecorded.as_ref();
         inner.map_or(self.len, |inner| inner.local_bytes())
     }
 
     fn replay(&self, offset: u64, len: u64) {
-        if let Some(inner) = &self.inner {
+        if let Some(inner) = &self.recording.unrecorded {
             inner.replay(offset, len);
         }
     }
 
     fn reject(&self, offset: u64, len: u64) -> bool {
-        let inner = self.inner.as_ref();
+        let inner = self.recording.unrecorded.as_ref();
         inner.is_some_and(|inner| inner.reject(offset, len))
     }
 
     fn patience(&self) -> Duration {
-        let inner = self.inner.as_ref();
+        let inner = self.recording.unrecorded.as_ref();
         inner.map_or(Duration::ZERO, |inner| inner.patience())
     }
 }
@@ -152,5 +155,19 @@ mod tests {
         assert_eq!(units, [150, 0, 1, 199]);
         assert!(recorder.units().iter().all(|read| read.layer == 3));
         assert!(!blob.reject(0, 1));
+    }
+
+    #[test]
+    fn a_blob_that_grew_is_recorded_to_its_new_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("blob");
+        std::fs::write(&path, [1]).unwrap();
+        let recorder = Arc::new(Recorder::default());
+        let before = Blob::open(&path).unwrap().recorded(&recorder, 1);
+        std::fs::write(&path, vec![1; 100 * UNIT as usize]).unwrap();
+        let grown = before.measured().unwrap();
+        assert_eq!(grown.local_bytes(), 100 * UNIT);
+        grown.read_exact_at(&mut [0; 9], 99 * UNIT).unwrap();
+        assert_eq!(recorder.units(), [ReadUnit { layer: 1, unit: 99 }]);
     }
 }

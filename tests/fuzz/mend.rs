@@ -8,6 +8,7 @@ use ovbd_vhost::format::zfile::Algorithm;
 use ovbd_vhost::format::{crc, tar};
 use ovbd_vhost::image::layer::Layer;
 use ovbd_vhost::image::reader::Reader;
+use ovbd_vhost::source::Blob;
 
 use crate::file::Held;
 use common::layers::{Pack, wrap_tar, zfile};
@@ -109,7 +110,8 @@ pub fn mutate(data: &mut [u8], size: usize, max_size: usize, seed: u32) -> usize
 /// The same layer with its LSMT structures mutated, packed in another way.
 fn repacked(bytes: &[u8], seed: u32) -> Option<Vec<u8>> {
     let held = Held::new(bytes);
-    let (opened, _) = Layer::open(held.path()).ok()?;
+    let blob = Blob::open(held.path()).ok()?;
+    let (opened, _) = Layer::load(blob.into()).ok()?;
     let len = usize::try_from(opened.container().len()).ok()?;
     if len > 1 << 20 {
         return None;

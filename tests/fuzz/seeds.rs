@@ -14,6 +14,7 @@ use ovbd_vhost::format::tar;
 use ovbd_vhost::format::zfile::Algorithm;
 use ovbd_vhost::image::config::ImageConfig;
 use ovbd_vhost::image::layer::Layer;
+use ovbd_vhost::source::Blob;
 use ovbd_vhost::units::Sector;
 
 /// Larger golden files are left out: a fuzzer works on what it can change in one go.
@@ -98,7 +99,8 @@ fn layer() {
     let forms = forms();
     for (number, bytes) in forms.iter().enumerate() {
         let path = layers::write(&folder, &format!("made-{number}"), bytes);
-        Layer::open(&path).expect("a sound layer");
+        let blob = Blob::open(&path).expect("a file that was just written");
+        Layer::load(blob.into()).expect("a sound layer");
     }
     assert!(
         write(&folder, golden_files()) > 20,

@@ -2,8 +2,10 @@
 #![no_main]
 
 use libfuzzer_sys::{fuzz_mutator, fuzz_target};
+use ovbd_vhost::image::Error;
 use ovbd_vhost::image::layer::Layer;
 use ovbd_vhost::image::reader::Reader;
+use ovbd_vhost::source::Blob;
 
 #[path = "../file.rs"]
 mod file;
@@ -19,7 +21,8 @@ fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
 
 fuzz_target!(|bytes: &[u8]| {
     let held = file::Held::new(bytes);
-    let Ok((layer, mappings)) = Layer::open(held.path()) else {
+    let blob = Blob::open(held.path()).map_err(Error::from);
+    let Ok((layer, mappings)) = blob.and_then(|blob| Layer::load(blob.into())) else {
         return;
     };
     // What an index may hold after it was read is what the merge relies on.
