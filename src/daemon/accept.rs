@@ -16,7 +16,7 @@ use sd_notify::NotifyState;
 use super::Error;
 use super::listener::Listener;
 use super::notify::Manager;
-use crate::engine::{Disk, ratelimited_log};
+use crate::engine::{BlockBackend, ratelimited_log};
 use crate::io::poller::{Poller, Trigger};
 use crate::vhost::config_change::FrontEnds;
 use crate::vhost::ownership::Ownership;
@@ -66,14 +66,14 @@ impl Connection {
     /// Starts the thread of a connection. `poller` reports its end with `token`.
     fn start(
         stream: UnixStream,
-        disk: Arc<Disk>,
+        backend: Arc<BlockBackend>,
         front_ends: &FrontEnds,
         ownership: Arc<Ownership>,
         poller: &Poller,
         token: u64,
     ) -> io::Result<Self> {
         stream.set_nonblocking(false)?;
-        let session = Session::new(stream, disk, front_ends);
+        let session = Session::new(stream, backend, front_ends);
         let (ended, end) = io::pipe()?;
         // Watched first: a thread whose end is not seen could not be stopped.
         poller.watch(&ended, token, Trigger::Level)?;
@@ -117,14 +117,14 @@ impl Connection {
 /// written does not become durable.
 pub fn serve(
     listener: &Listener,
-    disk: &Arc<Disk>,
+    backend: &Arc<BlockBackend>,
     front_ends: &FrontEnds,
     most: usize,
     signals: &UnixStream,
     manager: &Manager,
 ) -> Result<(), Error> {
     let mut connections =
-        Connections::new(listener, disk, front_ends, most, signals).map_err(Error::Wait)?;
+        Connections::new(listener, backend, front_ends, most, signals).map_err(Error::Wait)?;
     connections.serve().map_err(Error::Wait)?;
     log::info!("received a stop signal");
     manager.tell(&NotifyState::Stopping);
@@ -135,22 +135,22 @@ pub fn serve(
         move || sessions.iter().for_each(|session| session.retire()),
         DRAIN_LIMIT,
     )?;
-    flush(disk, FLUSH_LIMIT)?;
+    flush(backend, FLUSH_LIMIT)?;
     log::info!("stopped");
     Ok(())
 }
 
 /// Makes what was written durable, and waits at most `limit` for it. What is not stays in the page
 /// cache, and in the journal.
-fn flush(disk: &Arc<Disk>, limit: Duration) -> Result<(), Error> {
-    if !disk.volume.is_writable() {
+fn flush(backend: &Arc<BlockBackend>, limit: Duration) -> Result<(), Error> {
+    if !backend.volume().is_writable() {
         return Ok(());
     }
     let (done, flushed) = mpsc::channel();
-    let disk = disk.clone();
+    let backend = backend.clone();
     thread::Builder::new()
         .name("last-flush".to_owned())
-        .spawn(move || done.send(disk.volume.flush()))
+        .spawn(move || done.send(backend.volume().flush()))
         .map_err(Error::Wait)?;
     match flushed.recv_timeout(limit) {
         Ok(flushed) => flushed.map_err(Error::Flush),
@@ -178,7 +178,7 @@ fn drain(stop: impl FnOnce() + Send + 'static, limit: Duration) -> Result<(), Er
 /// The connections of a listener.
 struct Connections<'a> {
     listener: &'a Listener,
-    disk: &'a Arc<Disk>,
+    backend: &'a Arc<BlockBackend>,
     front_ends: &'a FrontEnds,
     ownership: Arc<Ownership>,
     poller: Poller,
@@ -196,7 +196,7 @@ struct Connections<'a> {
 impl<'a> Connections<'a> {
     fn new(
         listener: &'a Listener,
-        disk: &'a Arc<Disk>,
+        backend: &'a Arc<BlockBackend>,
         front_ends: &'a FrontEnds,
         most: usize,
         signals: &UnixStream,
@@ -206,7 +206,7 @@ impl<'a> Connections<'a> {
         poller.watch(signals, SIGNAL, Trigger::Level)?;
         Ok(Self {
             listener,
-            disk,
+            backend,
             front_ends,
             ownership: Arc::default(),
             poller,
@@ -294,10 +294,10 @@ impl<'a> Connections<'a> {
         while !self.waiting.is_empty() && self.make_room() {
             let stream = self.waiting.remove(0);
             let token = self.token();
-            let (disk, ownership) = (self.disk.clone(), self.ownership.clone());
+            let (backend, ownership) = (self.backend.clone(), self.ownership.clone());
             match Connection::start(
                 stream,
-                disk,
+                backend,
                 self.front_ends,
                 ownership,
                 &self.poller,

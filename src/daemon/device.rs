@@ -8,7 +8,6 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,18 +16,16 @@ use uuid::Uuid;
 use super::config::WritableSource;
 use super::sources::{OpenSources, Sources};
 use super::{Config, Error};
-use crate::engine::Disk;
 use crate::engine::ring::Rings;
+use crate::engine::{BackendOptions, BlockBackend};
 use crate::format::lsmt::HEADER_LEN;
 use crate::format::lsmt::writable::Kind;
 use crate::image::Image;
-use crate::image::block_cache::BlockCache;
 use crate::io::regular::open_directory;
 use crate::source::Blob;
 use crate::source::client::Client;
 use crate::source::recorder::Recorder;
 use crate::vhost::config_change::FrontEnds;
-use crate::virtio::config::DeviceConfig;
 use crate::virtio::request::SERIAL_LEN;
 use crate::writable::{self, Options, Paths, Snapshot, Snapshots, Volume};
 
@@ -146,7 +143,7 @@ fn lock(folder: &Path) -> Result<File, Error> {
 /// A disk, and how snapshots of it are taken.
 #[derive(Debug)]
 pub struct Device {
-    disk: Arc<Disk>,
+    backend: Arc<BlockBackend>,
     front_ends: Arc<FrontEnds>,
     /// For a disk with a writable layer.
     snapshots: Option<Snapshots>,
@@ -191,28 +188,17 @@ impl Device {
                 (volume, Some(snapshots))
             }
         };
-        let image = volume.image();
-        let block_size = image.block_size();
         // What snapshots have put above the layers since is no part of the serial.
-        let serial = image.serial(sources.stack.layers().len());
-        let cache = (config.block_cache > 0)
-            .then(|| Arc::new(BlockCache::new(config.block_cache, block_size)));
-        let disk = Disk {
-            config: DeviceConfig {
-                queues: config.queues(),
-                queue_size: config.queue_size,
-                optimal_io: block_size,
-                writable: volume.is_writable(),
-            },
-            volume,
-            writeback: AtomicBool::new(true),
+        let serial = volume.image().serial(sources.stack.layers().len());
+        let options = BackendOptions {
+            queues: config.queues(),
+            queue_size: config.queue_size,
             serial: config.serial.unwrap_or_else(|| padded(&serial)),
-            cache,
-            rings,
+            block_cache: config.block_cache,
             tuning: config.tuning.clone(),
         };
         Ok(Self {
-            disk: Arc::new(disk),
+            backend: Arc::new(BlockBackend::new(volume, options, rings)),
             front_ends: Arc::default(),
             snapshots,
             client: sources.client,
@@ -238,8 +224,8 @@ impl Device {
     }
 
     /// What the queues serve.
-    pub fn disk(&self) -> &Arc<Disk> {
-        &self.disk
+    pub fn backend(&self) -> &Arc<BlockBackend> {
+        &self.backend
     }
 
     /// Those that are told when the disk grows.
@@ -255,7 +241,7 @@ impl Device {
     /// [`writable::Error::ReadOnly`] without a writable layer, and those of [`Snapshots::grow`].
     pub fn grow(&self, size: u64) -> Result<(), writable::Error> {
         let snapshots = self.snapshots.as_ref().ok_or(writable::Error::ReadOnly)?;
-        let volume = &self.disk.volume;
+        let volume = self.backend.volume();
         let old = volume.size();
         snapshots.grow(size)?;
         if size != old {

@@ -35,7 +35,7 @@ pub use error::Error;
 
 use sd_notify::NotifyState;
 
-use crate::engine::Disk;
+use crate::engine::BlockBackend;
 use crate::engine::ring::Rings;
 use crate::fetch::process::Control;
 use crate::format::download::Download;
@@ -91,7 +91,7 @@ pub fn run(config: Config) -> Result<(), Error> {
         result.report(started.as_ref().err())?;
     }
     let Started {
-        disk,
+        backend,
         socket,
         control: _control, // removes its path at the end
         fetcher: _fetcher, // ends it at the end
@@ -105,26 +105,26 @@ pub fn run(config: Config) -> Result<(), Error> {
     let path = config.socket.as_deref();
     log::info!(
         "serving {} layers, {} bytes, {} segments on {}",
-        disk.volume.image().layers().len(),
-        disk.volume.size(),
-        disk.volume.image().index().len(),
+        backend.volume().image().layers().len(),
+        backend.volume().size(),
+        backend.volume().image().index().len(),
         path.map_or("the passed socket".into(), Path::to_string_lossy)
     );
     let served = accept::serve(
         &socket,
-        &disk,
+        &backend,
         &front_ends,
         most_front_ends,
         &signals,
         &manager,
     );
-    let recorded = recording.map_or(Ok(()), |recording| recording.finish(&disk));
+    let recorded = recording.map_or(Ok(()), |recording| recording.finish(&backend));
     served.and(recorded)
 }
 
 /// A disk that is ready to be served.
 struct Started {
-    disk: Arc<Disk>,
+    backend: Arc<BlockBackend>,
     front_ends: Arc<FrontEnds>,
     socket: Listener,
     control: Option<Listener>,
@@ -180,7 +180,7 @@ fn start(
     let sandbox = enter(config, &sockets, writable.as_ref(), &rings)?;
     let recorder = recording.as_ref().map(Recording::recorder);
     let mut device = Device::load(config, sources, writable, rings, recorder)?;
-    let (disk, front_ends) = (device.disk().clone(), device.front_ends().clone());
+    let (backend, front_ends) = (device.backend().clone(), device.front_ends().clone());
     device.start_serving();
     let most_front_ends = room.check(config.queues(), device.is_writable())?;
     starting.store(false, Ordering::Relaxed);
@@ -189,13 +189,13 @@ fn start(
     let trace = trace.or(device.take_trace().map(Trace::Layer));
     // A replay would be recorded as reads.
     if let Some(trace) = trace.filter(|_| recording.is_none()) {
-        trace.start(Arc::clone(&disk));
+        trace.start(Arc::clone(&backend));
     }
     if let Some(control) = &control {
         control::start(control, device).map_err(Error::Control)?;
     }
     Ok(Started {
-        disk,
+        backend,
         front_ends,
         socket,
         control,

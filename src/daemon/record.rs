@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Error;
-use crate::engine::Disk;
+use crate::engine::BlockBackend;
 use crate::format::trace;
 use crate::io::regular::open_regular;
 use crate::source::recorder::Recorder;
@@ -53,8 +53,8 @@ impl Recording {
     /// # Errors
     ///
     /// [`Error::Record`] if the file cannot be written.
-    pub fn finish(mut self, disk: &Disk) -> Result<(), Error> {
-        let reads = disk.volume.image().traced(&self.recorder.units());
+    pub fn finish(mut self, backend: &BlockBackend) -> Result<(), Error> {
+        let reads = backend.volume().image().traced(&self.recorder.units());
         let written: io::Result<()> = self.file.write_all(&trace::encode(&reads));
         let path = self.path;
         written.map_err(|source| Error::Record { path, source })

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread;
 
 use super::Error;
-use crate::engine::Disk;
+use crate::engine::BlockBackend;
 use crate::format::{tar, trace};
 use crate::io::regular::open_regular;
 use crate::reason::reason;
@@ -54,10 +54,10 @@ impl Trace {
     }
 
     /// Reads the trace and suggests what it has to the fetcher, in a thread of its own.
-    pub fn start(self, disk: Arc<Disk>) {
+    pub fn start(self, backend: Arc<BlockBackend>) {
         let run = move || {
             let name = self.name();
-            match self.replay(&disk) {
+            match self.replay(&backend) {
                 Ok(bytes) => log::info!("prefetching {bytes} bytes by the trace {name}"),
                 Err(error) => log::warn!("the trace {name} is not replayed: {error}"),
             }
@@ -75,13 +75,13 @@ impl Trace {
         }
     }
 
-    fn replay(&self, disk: &Disk) -> Result<u64, String> {
+    fn replay(&self, backend: &BlockBackend) -> Result<u64, String> {
         let reads = match self {
             Self::File(_, file) => trace::parse(&read(file)?),
             Self::Layer(blob) => trace::parse(member(&fetch(blob)?)?),
         };
         let reads = reads.map_err(|error| reason(&error))?;
-        Ok(disk.volume.image().replay(&reads))
+        Ok(backend.volume().image().replay(&reads))
     }
 }
 

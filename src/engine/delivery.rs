@@ -4,7 +4,7 @@
 //! compressed ones into a buffer of the worker, so that what is verified is what is decoded, and
 //! from there decoded into the guest. Other bytes come from a read.
 
-use super::Disk;
+use super::BlockBackend;
 use super::drop_behind::DropBehind;
 use super::plan::ReadPart;
 use crate::image::plan::{CompressedRun, Piece};
@@ -26,12 +26,12 @@ pub struct Delivery<'a> {
 
 impl<'a> Delivery<'a> {
     /// Buffers and decoders for `disk`.
-    pub fn new(disk: &'a Disk) -> Self {
+    pub fn new(backend: &'a BlockBackend) -> Self {
         Self {
-            image: disk.volume.image(),
-            unpacker: Unpacker::with_cache(disk.cache.clone()),
+            image: backend.volume().image(),
+            unpacker: Unpacker::with_cache(backend.cache().cloned()),
             buffer: vec![0; MAX_STORED],
-            drop_behind: disk.tuning.drop_cache.then(DropBehind::default),
+            drop_behind: backend.tuning().drop_cache.then(DropBehind::default),
         }
     }
 

@@ -31,6 +31,7 @@
 //! | [`offload::Offload`] | the thread that flushes, discards and zeroes | 64 requests |
 //! | [`pool::Pool`] | lists that requests use again | as many as were in use at a time |
 
+mod backend;
 pub mod delivery;
 pub mod drop_behind;
 pub mod fetches;
@@ -50,45 +51,4 @@ pub mod setup;
 pub mod sources;
 pub mod worker;
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::time::Duration;
-
-use crate::image::block_cache::BlockCache;
-use crate::virtio::config::DeviceConfig;
-use crate::virtio::request::SERIAL_LEN;
-use crate::writable::Volume;
-use ring::Rings;
-
-/// One disk, as all its queue workers share it.
-#[derive(Debug)]
-pub struct Disk {
-    /// The merged layers and the writable layers above them.
-    pub volume: Arc<Volume>,
-    /// The device as the guest sees it.
-    pub config: DeviceConfig,
-    /// The `writeback` field of the configuration space: whether writes may be answered before they are
-    /// durable.
-    pub writeback: AtomicBool,
-    /// The answer to GET_ID, padded with zeros.
-    pub serial: [u8; SERIAL_LEN],
-    /// Decoded blocks that all queues share, if they are kept.
-    pub cache: Option<Arc<BlockCache>>,
-    /// io_uring rings for its workers. A worker that finds none reads with `pread`.
-    pub rings: Rings,
-    /// Settings of its workers.
-    pub tuning: Tuning,
-}
-
-/// Settings that change speed, never answers.
-#[derive(Clone, Debug)]
-pub struct Tuning {
-    /// How long a worker polls for more work before it sleeps; zero: not at all.
-    pub poll: Duration,
-    /// Bytes of the disk to read ahead of a guest that reads in order; zero: none.
-    pub readahead: u64,
-    /// Whether compressed bytes are dropped from the page cache once they are decoded.
-    pub drop_cache: bool,
-    /// Processors that workers are bound to, one after the other; empty: any.
-    pub cpus: Vec<usize>,
-}
+pub use backend::{BackendOptions, BlockBackend, Tuning};

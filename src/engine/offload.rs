@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::Disk;
+use super::BlockBackend;
 use super::ratelimited_log;
 use super::setup::GRACE;
 use crate::reason::reason;
@@ -74,7 +74,7 @@ pub type JobResult = (JobId, Option<Status>);
 
 /// Does jobs, on the thread.
 struct Performer {
-    disk: Arc<Disk>,
+    backend: Arc<BlockBackend>,
     queue: u16,
     /// The front-end's connection.
     connection: Arc<UnixStream>,
@@ -88,7 +88,7 @@ struct Performer {
 impl Performer {
     /// Runs `attempt`; an error or a panic fails the request, not the thread.
     fn attempt(&self, what: &str, attempt: impl FnOnce(&Volume) -> Result<(), Error>) -> Status {
-        let attempt = AssertUnwindSafe(|| attempt(&self.disk.volume));
+        let attempt = AssertUnwindSafe(|| attempt(self.backend.volume()));
         let reason = match panic::catch_unwind(attempt) {
             Ok(Ok(())) => return Status::Ok,
             Ok(Err(error)) => reason(&error),
@@ -174,14 +174,18 @@ impl Offload {
     ///
     /// # Errors
     /// The system has no thread or descriptor left.
-    pub fn start(queue: u16, disk: Arc<Disk>, connection: Arc<UnixStream>) -> io::Result<Self> {
+    pub fn start(
+        queue: u16,
+        backend: Arc<BlockBackend>,
+        connection: Arc<UnixStream>,
+    ) -> io::Result<Self> {
         let event = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         let (jobs, waiting) = channel::<(JobId, Job)>();
         let (sender, results) = channel();
         let wake = event.clone();
         let abandoned = Arc::new(AtomicBool::new(false));
         let performer = Performer {
-            disk,
+            backend,
             queue,
             connection,
             over: Cell::new(None),
@@ -268,20 +272,20 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::engine::Tuning;
+    use crate::engine::ring::Rings;
+    use crate::engine::{BackendOptions, Tuning};
     use crate::format::lsmt::writable::Kind;
     use crate::format::lsmt::{HEADER_LEN, Header, HeaderKind};
     use crate::image::Image;
     use crate::image::config::Stack;
     use crate::image::reader::Reader;
     use crate::units::Sector;
-    use crate::virtio::config::DeviceConfig;
     use crate::writable::{Options, Paths, WritableLayer, create};
 
     const SECTORS: u64 = 1 << 20;
 
     /// An empty disk that can be written to.
-    fn disk(folder: &Path) -> Arc<Disk> {
+    fn backend(folder: &Path) -> Arc<BlockBackend> {
         let header = Header {
             index_offset: HEADER_LEN as u64,
             index_entries: 0,
@@ -300,25 +304,15 @@ mod tests {
         };
         create(&paths, Kind::Hybrid, &header).unwrap();
         let upper = WritableLayer::open(&paths, &Options::default()).unwrap();
-        Arc::new(Disk {
-            volume: Volume::writable(image, vec![upper]).into(),
-            config: DeviceConfig {
-                queues: 1,
-                queue_size: 64,
-                optimal_io: 4096,
-                writable: true,
-            },
-            writeback: true.into(),
+        let options = BackendOptions {
+            queues: 1,
+            queue_size: 64,
             serial: Default::default(),
-            cache: None,
-            rings: Default::default(),
-            tuning: Tuning {
-                poll: Duration::ZERO,
-                readahead: 0,
-                drop_cache: false,
-                cpus: Vec::new(),
-            },
-        })
+            block_cache: 0,
+            tuning: Tuning::default(),
+        };
+        let volume = Volume::writable(image, vec![upper]).into();
+        Arc::new(BlockBackend::new(volume, options, Rings::default()))
     }
 
     fn job(change: Change) -> Job {
@@ -336,25 +330,27 @@ mod tests {
     #[test]
     fn what_is_not_done_when_time_is_up_is_left() {
         let folder = tempfile::tempdir().unwrap();
-        let disk = disk(folder.path());
+        let backend = backend(folder.path());
         let first = |fill: u8| {
             let mut data = [fill; 512];
             let mut scatter = crate::io::scatter::Scatter::new();
             scatter.push(vm_memory::VolatileSlice::from(&mut data[..]));
-            let written = disk
-                .volume
+            let written = backend
+                .volume()
                 .write(SectorRange::new(Sector(0), Sector(1)), scatter.cursor(0));
             written.unwrap();
         };
         let read = || {
             let mut found = [0; 512];
-            let read = disk.volume.read(&mut Reader::new(), Sector(0), &mut found);
+            let read = backend
+                .volume()
+                .read(&mut Reader::new(), Sector(0), &mut found);
             read.unwrap();
             found
         };
         let (connection, mut theirs) = UnixStream::pair().unwrap();
         let performer = Performer {
-            disk: disk.clone(),
+            backend: backend.clone(),
             queue: 0,
             connection: Arc::new(connection),
             over: Cell::new(None),

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 
-use super::Disk;
+use super::BlockBackend;
 use super::offload::{Change, Offload};
 use super::polling::Polling;
 use super::pool::Pool;
@@ -93,7 +93,7 @@ const FETCH: u64 = 4;
 pub struct QueueWorker<'a> {
     queue: Queue<'a>,
     index: u16,
-    disk: &'a Disk,
+    backend: &'a BlockBackend,
     context: &'a ConnectionContext,
     memory: &'a Memory,
     /// Feature bits that the driver acknowledged.
@@ -124,14 +124,14 @@ impl<'a> QueueWorker<'a> {
         setup: &'a QueueSetup,
         context: &'a ConnectionContext,
     ) -> io::Result<Self> {
-        let disk = &*context.disk;
+        let backend = &*context.backend;
         let start = || {
             let connection = context.hangup.clone();
-            Offload::start(setup.index, context.disk.clone(), connection)
+            Offload::start(setup.index, context.backend.clone(), connection)
         };
-        let offload = disk.volume.is_writable().then(start).transpose()?;
-        let ring = disk.rings.take();
-        let made = disk.rings.made();
+        let offload = backend.volume().is_writable().then(start).transpose()?;
+        let ring = backend.rings().take();
+        let made = backend.rings().made();
         if ring.is_none() && made > 0 {
             let index = setup.index;
             ratelimited_log::warn(format_args!(
@@ -142,15 +142,15 @@ impl<'a> QueueWorker<'a> {
         Ok(Self {
             queue,
             index: setup.index,
-            disk,
+            backend,
             context,
             memory: &context.memory,
             features: context.features,
             eventfds: &setup.eventfds,
-            polling: Polling::new(disk.tuning.poll),
-            readahead: Readahead::new(disk.tuning.readahead),
+            polling: Polling::new(backend.tuning().poll),
+            readahead: Readahead::new(backend.tuning().readahead),
             prefetch: Prefetch::default(),
-            reader: Reader::new(setup.index, disk, ring)?,
+            reader: Reader::new(setup.index, backend, ring)?,
             offload: offload.map(OffloadedRequests::new),
             under_way: 0,
             chains: Pool::default(),
@@ -305,17 +305,17 @@ impl<'a> QueueWorker<'a> {
     /// Begins a request.
     #[inline]
     fn begin(&mut self, request: Request<'a>) {
-        let capacity = self.disk.volume.sectors();
-        match Operation::parse(request.chain(), &self.disk.config, capacity) {
+        let capacity = self.backend.volume().sectors();
+        match Operation::parse(request.chain(), self.backend.config(), capacity) {
             Ok(Operation::Read(range)) => {
                 let planned = self.reader.plan(request, range);
                 self.prefetch.push(planned);
-                self.readahead.note(&self.disk.volume, range);
+                self.readahead.note(self.backend.volume(), range);
             }
             Ok(Operation::GetId) => {
                 let data = request.chain().writable();
-                let len = data.len().min(self.disk.serial.len());
-                data.cursor(0).write(&self.disk.serial[..len]);
+                let len = data.len().min(self.backend.serial().len());
+                data.cursor(0).write(&self.backend.serial()[..len]);
                 self.finish(request.finish(Outcome::Answered(Status::Ok), len));
             }
             Ok(Operation::Write(range)) => self.write(request, range),
@@ -360,7 +360,7 @@ impl<'a> QueueWorker<'a> {
             self.until_fault_check = FAULT_CHECK;
             let faults = major_faults();
             if faults.saturating_sub(self.faults) >= FAULTS_TO_FORGET {
-                self.disk.volume.image().forget_resident();
+                self.backend.volume().image().forget_resident();
             }
             self.faults = faults;
         }

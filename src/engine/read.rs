@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
 
-use super::Disk;
+use super::BlockBackend;
 use super::plan::Plan;
 use super::pool::Pool;
 use super::ratelimited_log;
@@ -42,11 +42,11 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// The process has no descriptor left.
-    pub fn new(queue: u16, disk: &'a Disk, ring: Option<Ring>) -> io::Result<Self> {
+    pub fn new(queue: u16, backend: &'a BlockBackend, ring: Option<Ring>) -> io::Result<Self> {
         Ok(Self {
             queue,
-            volume: &disk.volume,
-            sources: Sources::new(disk, ring)?,
+            volume: backend.volume(),
+            sources: Sources::new(backend, ring)?,
             reads: Reads::default(),
             stalled: VecDeque::new(),
             starved: VecDeque::new(),

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::Disk;
+use super::BlockBackend;
 use crate::io::interrupt::PeerCall;
 use crate::virtio::dirty_log::DirtyLog;
 use crate::virtio::inflight::InflightArea;
@@ -24,8 +24,8 @@ pub const GRACE: Duration = Duration::from_secs(5);
 /// What all queue workers of a front-end connection share.
 #[derive(Clone, Debug)]
 pub struct ConnectionContext {
-    /// The device.
-    pub disk: Arc<Disk>,
+    /// The disk's block back-end.
+    pub backend: Arc<BlockBackend>,
     /// The guest's memory.
     pub memory: Arc<Memory>,
     /// Where requests under way are noted, if the front-end keeps such notes.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::Disk;
+use super::BlockBackend;
 use super::delivery::Delivery;
 use super::fetches::Fetches;
 use super::reading::{Budget, PendingPart, ReadId, Reading, Reads};
@@ -59,9 +59,9 @@ impl<'a> Sources<'a> {
     ///
     /// # Errors
     /// The process has no descriptor left.
-    pub fn new(disk: &'a Disk, ring: Option<Ring>) -> io::Result<Self> {
+    pub fn new(backend: &'a BlockBackend, ring: Option<Ring>) -> io::Result<Self> {
         Ok(Self {
-            delivery: Delivery::new(disk),
+            delivery: Delivery::new(backend),
             ring,
             ring_reads: (0..MAX_READS).map(|_| None).collect(),
             fetches: Fetches::new()?,

@@ -139,7 +139,7 @@ impl Worker {
 
 fn run(setup: &QueueSetup, context: &ConnectionContext, stop: &Stop, reports: &Reports) -> Resume {
     let index = setup.index;
-    bind(index, &context.disk.tuning.cpus);
+    bind(index, &context.backend.tuning().cpus);
     let started = start_queue(setup, context).map_err(StartFailure::from);
     let started = started.and_then(|queue| Ok(QueueWorker::new(queue, setup, context)?));
     let mut worker = match started {

@@ -13,13 +13,13 @@ use rustix::net::{SendFlags, send};
 use vhost::vhost_user::message::BackendReq;
 
 use super::channel::VERSION;
-use crate::engine::Disk;
+use crate::engine::BlockBackend;
 use crate::units::Sector;
 
 /// What one front-end knows of the disk's size.
 #[derive(Debug)]
 pub struct SizeKnowledge {
-    disk: Arc<Disk>,
+    backend: Arc<BlockBackend>,
     state: Mutex<State>,
 }
 
@@ -35,9 +35,9 @@ struct State {
 
 impl SizeKnowledge {
     /// That of a front-end that has said nothing yet.
-    pub fn new(disk: Arc<Disk>) -> Arc<Self> {
+    pub fn new(backend: Arc<BlockBackend>) -> Arc<Self> {
         Arc::new(Self {
-            disk,
+            backend,
             state: Mutex::default(),
         })
     }
@@ -45,7 +45,7 @@ impl SizeKnowledge {
     /// The capacity, which the front-end reads.
     pub fn read(&self) -> Sector {
         let mut state = self.lock();
-        let capacity = self.disk.volume.sectors();
+        let capacity = self.backend.volume().sectors();
         state.read = Some(capacity);
         capacity
     }
@@ -72,7 +72,7 @@ impl SizeKnowledge {
     fn tell(&self) {
         let state = self.lock();
         let is_stale = match state.read {
-            Some(read) => read != self.disk.volume.sectors(),
+            Some(read) => read != self.backend.volume().sectors(),
             None => state.serving,
         };
         let Some(channel) = state.channel.as_ref().filter(|_| is_stale) else {

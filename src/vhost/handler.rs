@@ -21,7 +21,7 @@ use vhost::vhost_user::message::{
 use super::config_change::{FrontEnds, SizeKnowledge};
 use super::error::Refusal;
 use super::vring::{UserRings, Vring};
-use crate::engine::Disk;
+use crate::engine::BlockBackend;
 use crate::engine::setup::{ConnectionContext, Next};
 use crate::io::interrupt::PeerCall;
 use crate::virtio::config;
@@ -61,7 +61,7 @@ enum Standing {
 /// One front-end's view of the device.
 #[derive(Debug)]
 pub struct Handler {
-    disk: Arc<Disk>,
+    backend: Arc<BlockBackend>,
     size: Arc<SizeKnowledge>,
     hangup: Arc<UnixStream>,
     standing: Standing,
@@ -81,18 +81,19 @@ impl Handler {
     /// the memory it serves is gone; `peer` interrupts calls of the connection's thread; `front_ends` are told
     /// when the disk grows.
     pub fn new(
-        disk: Arc<Disk>,
+        backend: Arc<BlockBackend>,
         front_ends: &FrontEnds,
         hangup: Arc<UnixStream>,
         peer: &Arc<PeerCall>,
     ) -> Self {
-        let size = SizeKnowledge::new(disk.clone());
+        let size = SizeKnowledge::new(backend.clone());
         front_ends.add(&size);
         let vring = |_| Vring::new(peer.clone());
-        let vrings = (0..disk.config.queues).map(vring).collect();
-        let features = disk.config.features() | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+        let vrings = (0..backend.config().queues).map(vring).collect();
+        let features =
+            backend.config().features() | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
         Self {
-            disk,
+            backend,
             size,
             hangup,
             standing: Standing::Waiting,
@@ -163,7 +164,7 @@ impl Handler {
         let logging = self.features & VhostUserVirtioFeatures::LOG_ALL.bits() != 0;
         let log = self.log.clone().filter(|_| logging);
         let context = ConnectionContext {
-            disk: self.disk.clone(),
+            backend: self.backend.clone(),
             memory: Arc::new(self.memory.with_log(log)),
             inflight: self.inflight.clone(),
             features: self.features,
@@ -226,7 +227,7 @@ impl Handler {
 
     /// The feature bits offered.
     pub fn offered(&self) -> u64 {
-        self.disk.config.features() | TRANSPORT.bits()
+        self.backend.config().features() | TRANSPORT.bits()
     }
 
     /// Takes the feature bits that the driver and the front-end acknowledged.
@@ -308,7 +309,7 @@ impl Handler {
 
     /// Sets the number of descriptors of a queue.
     pub fn set_vring_size(&mut self, index: u32, size: u32) -> Result<(), Refusal> {
-        let max = self.disk.config.queue_size;
+        let max = self.backend.config().queue_size;
         match u16::try_from(size) {
             Ok(size) if size.is_power_of_two() && size <= max => {
                 self.change_vring(index, |vring| vring.size = size)
@@ -342,8 +343,8 @@ impl Handler {
     /// The queues of the device, in their largest size.
     fn largest_queues(&self) -> Queues {
         Queues {
-            count: self.disk.config.queues,
-            size: self.disk.config.queue_size,
+            count: self.backend.config().queues,
+            size: self.backend.config().queue_size,
         }
     }
 

@@ -19,7 +19,7 @@ use super::error::{Error, Refusal};
 use super::handler::Handler;
 use super::message::{Message, Reply};
 use super::ownership::Ownership;
-use crate::engine::{Disk, ratelimited_log};
+use crate::engine::{BlockBackend, ratelimited_log};
 use crate::io::interrupt::PeerCall;
 use crate::reason::reason;
 
@@ -63,12 +63,16 @@ struct Counts {
 
 impl Session {
     /// A session over `stream`, which blocks, of one of the `front_ends`.
-    pub fn new(stream: UnixStream, disk: Arc<Disk>, front_ends: &FrontEnds) -> Arc<Self> {
+    pub fn new(
+        stream: UnixStream,
+        backend: Arc<BlockBackend>,
+        front_ends: &FrontEnds,
+    ) -> Arc<Self> {
         let name = Name(socket_peercred(&stream).ok());
         let stream = Arc::new(stream);
         let peer = Arc::new(PeerCall::default());
         Arc::new(Self {
-            handler: Mutex::new(Handler::new(disk, front_ends, stream.clone(), &peer)),
+            handler: Mutex::new(Handler::new(backend, front_ends, stream.clone(), &peer)),
             stream,
             peer,
             retired: AtomicBool::new(false),

@@ -4,8 +4,6 @@
 //! offload thread, whose results are taken as finished reads are. The compiler is told to keep all
 //! this out of the loop that serves reads.
 
-use std::sync::atomic::Ordering;
-
 use super::QueueWorker;
 use crate::engine::offload::{Change, Job, JobId, JobResult, Offload};
 use crate::engine::request::{Outcome, Request};
@@ -73,7 +71,7 @@ impl<'a> OffloadedRequests<'a> {
 impl<'a> QueueWorker<'a> {
     /// Whether writes must be durable before they are answered.
     fn writes_through(&self) -> bool {
-        writes_through(self.features, self.disk.writeback.load(Ordering::Relaxed))
+        writes_through(self.features, self.backend.writeback())
     }
 
     /// Writes the request's data to a range of the disk.
@@ -96,7 +94,7 @@ impl<'a> QueueWorker<'a> {
         // Read before the write: a driver that switches meanwhile is promised neither.
         let through = self.writes_through();
         let data = write.request.chain().readable().cursor(HEADER);
-        let written = self.disk.volume.write_now(write.range, data);
+        let written = self.backend.volume().write_now(write.range, data);
         match written {
             Ok(()) if through => self.flush(write.request),
             Ok(()) => self.finish(write.request.answer(Status::Ok)),
@@ -139,7 +137,7 @@ impl<'a> QueueWorker<'a> {
         if let Some(offload) = &mut self.offload {
             return offload.begin(offloaded, job);
         }
-        // A read-only disk: a flush has nothing to do, and no other request comes here.
+        // A read-only backend: a flush has nothing to do, and no other request comes here.
         let status = match job.change {
             None => Status::Ok,
             Some(_) => Status::IoError,

@@ -1,7 +1,5 @@
 //! The configuration space as a front-end reads and writes it.
 
-use std::sync::atomic::Ordering;
-
 use super::{Handler, Standing};
 use crate::vhost::error::{CONFIG_SPACE, Refusal};
 use crate::virtio::config;
@@ -15,9 +13,13 @@ impl Handler {
         let start = config_offset(offset) as usize;
         let capacity = match (start, size) {
             (0, 8..) => self.size.read(),
-            _ => self.disk.volume.sectors(),
+            _ => self.backend.volume().sectors(),
         };
-        let mut space = self.disk.config.space(capacity, self.writeback()).to_vec();
+        let mut space = self
+            .backend
+            .config()
+            .space(capacity, self.writeback())
+            .to_vec();
         space.resize(CONFIG_SPACE, 0);
         let end = start.checked_add(size as usize);
         let bytes = end.and_then(|end| space.get(start..end));
@@ -29,7 +31,7 @@ impl Handler {
     /// Takes what the driver wrote to the configuration space. The front-end passes on every write;
     /// those to fields other than `writeback` are ignored.
     pub fn set_config(&mut self, offset: u32, bytes: &[u8]) -> Result<(), Refusal> {
-        let writable = self.disk.config.writable;
+        let writable = self.backend.config().writable;
         let at = config::WRITEBACK_AT.checked_sub(config_offset(offset));
         match at.and_then(|at| bytes.get(at as usize)) {
             Some(byte) if writable => self.set_writeback(*byte != 0),
@@ -52,17 +54,12 @@ impl Handler {
     }
 
     pub(super) fn apply_writeback(&self, writeback: bool) -> Result<(), Refusal> {
-        let before = self.disk.writeback.swap(writeback, Ordering::Relaxed);
-        if before && !writeback {
-            // The driver flushes no more, and may count on what was written until now.
-            self.disk.volume.flush().map_err(Refusal::Flush)?;
-        }
-        Ok(())
+        let switched = self.backend.set_writeback(writeback);
+        switched.map_err(Refusal::Flush)
     }
 
     pub(super) fn writeback(&self) -> bool {
-        let current = || self.disk.writeback.load(Ordering::Relaxed);
-        self.writeback.unwrap_or_else(current)
+        self.writeback.unwrap_or_else(|| self.backend.writeback())
     }
 }
 

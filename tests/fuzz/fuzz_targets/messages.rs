@@ -26,14 +26,14 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use common::layers::{LayerBuilder, Pack, noise, zfile};
 use confined::Confined;
 use libfuzzer_sys::fuzz_target;
-use ovbd_vhost::engine::{Disk, Tuning};
+use ovbd_vhost::engine::ring::Rings;
+use ovbd_vhost::engine::{BackendOptions, BlockBackend, Tuning};
 use ovbd_vhost::format::lsmt::Header;
 use ovbd_vhost::format::lsmt::writable::Kind;
 use ovbd_vhost::image::Image;
@@ -42,7 +42,6 @@ use ovbd_vhost::units::{SECTOR_SIZE, Sector, SectorRange};
 use ovbd_vhost::vhost::config_change::FrontEnds;
 use ovbd_vhost::vhost::ownership::Ownership;
 use ovbd_vhost::vhost::session::Session;
-use ovbd_vhost::virtio::config::DeviceConfig;
 use ovbd_vhost::writable::{Lookup, Options, Paths, SpanContent, Volume, WritableLayer, create};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -78,34 +77,22 @@ static LAYER: LazyLock<file::Held> = LazyLock::new(|| {
     file::Held::new(&zfile(&layer.lsmt(), Pack::default()))
 });
 
-static READ_ONLY: LazyLock<Arc<Disk>> = LazyLock::new(|| disk(Volume::read_only(image())));
+static READ_ONLY: LazyLock<Arc<BlockBackend>> =
+    LazyLock::new(|| backend(Volume::read_only(image())));
 
 fn image() -> Image {
     Image::open(&Stack::new([LAYER.path()])).expect("a layer")
 }
 
-fn disk(volume: Volume) -> Arc<Disk> {
-    let config = DeviceConfig {
+fn backend(volume: Volume) -> Arc<BlockBackend> {
+    let options = BackendOptions {
         queues: 4,
         queue_size: 64,
-        optimal_io: 4096,
-        writable: volume.is_writable(),
-    };
-    let tuning = Tuning {
-        poll: Duration::ZERO,
-        readahead: 0,
-        drop_cache: false,
-        cpus: Vec::new(),
-    };
-    Arc::new(Disk {
-        volume: volume.into(),
-        config,
-        writeback: AtomicBool::new(true),
         serial: [7; 20],
-        cache: None,
-        rings: Default::default(),
-        tuning,
-    })
+        block_cache: 0,
+        tuning: Tuning::default(),
+    };
+    Arc::new(BlockBackend::new(volume.into(), options, Rings::default()))
 }
 
 /// A writable layer, and where it lies.
@@ -155,9 +142,9 @@ impl Layer {
     }
 
     /// No process may have it open.
-    fn check(&self, disk: Arc<Disk>) {
-        let before = held(&disk.volume);
-        drop(Arc::into_inner(disk).expect("the session let go of the disk"));
+    fn check(&self, backend: Arc<BlockBackend>) {
+        let before = held(backend.volume());
+        drop(Arc::into_inner(backend).expect("the session let go of the disk"));
         let data = self.paths().data.metadata().expect("data").len();
         assert!(data <= MOST_DATA, "{data} bytes for a disk of {DISK}");
         assert!(held(&self.open()) == before, "after another opening");
@@ -363,12 +350,12 @@ fuzz_target!(|bytes: &[u8]| {
         _ => Some(Kind::Sparse),
     };
     let layer = layer.map(Layer::create);
-    let disk = match &layer {
+    let backend = match &layer {
         None => READ_ONLY.clone(),
-        Some(layer) => disk(layer.open()),
+        Some(layer) => backend(layer.open()),
     };
     let front_ends = FrontEnds::default();
-    let session = Session::new(theirs, disk.clone(), &front_ends);
+    let session = Session::new(theirs, backend.clone(), &front_ends);
     let folder = layer.as_ref().map(|layer| layer.folder.path().to_owned());
     let serving = Confined::start(folder.into_iter().collect(), move || {
         session.serve(&Ownership::default())
@@ -379,6 +366,6 @@ fuzz_target!(|bytes: &[u8]| {
     let _ = ours.shutdown(Shutdown::Write);
     let _ = serving.join();
     if let Some(layer) = layer {
-        layer.check(disk);
+        layer.check(backend);
     }
 });

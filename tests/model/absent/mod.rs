@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use common::PATIENCE;
 use common::blk::{self, IN, IOERR, OK};
@@ -21,12 +21,11 @@ use common::queue::{Layout, Queue, Segment};
 use ovbd_vhost::engine::ring::Rings;
 use ovbd_vhost::engine::setup::{ConnectionContext, Eventfds, Next, QueueSetup};
 use ovbd_vhost::engine::worker::{Resume, Worker};
-use ovbd_vhost::engine::{Disk, Tuning};
+use ovbd_vhost::engine::{BackendOptions, BlockBackend, Tuning};
 use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::image::reader::Reader;
 use ovbd_vhost::image::{Image, OpenStack};
 use ovbd_vhost::units::Sector;
-use ovbd_vhost::virtio::config::DeviceConfig;
 use ovbd_vhost::virtio::inflight::{InflightArea, Queues};
 use ovbd_vhost::virtio::memory::{Memory as GuestMemory, RegionInfo};
 use ovbd_vhost::virtio::queue::RingAddresses;
@@ -103,31 +102,25 @@ impl Machine {
         let (remotes, blobs): (Vec<_>, Vec<_>) = layers().paths.iter().map(remote).unzip();
         let image = Image::load(OpenStack::of(blobs).expect("blobs")).expect("image");
         remotes.iter().for_each(|remote| remote.forget(|_| true));
-        let disk = Disk {
-            config: DeviceConfig {
-                queues: 1,
-                queue_size: SIZE,
-                optimal_io: 4096,
-                writable: false,
-            },
-            volume: Volume::read_only(image).into(),
-            writeback: AtomicBool::new(true),
+        let options = BackendOptions {
+            queues: 1,
+            queue_size: SIZE,
             serial: [7; 20],
-            cache: None,
-            rings: Rings::make(usize::from(!setup.pread)).0,
+            block_cache: 0,
             tuning: Tuning {
-                poll: Duration::ZERO,
                 readahead: setup.readahead,
                 drop_cache: setup.drop_cache,
-                cpus: Vec::new(),
+                ..Tuning::default()
             },
         };
+        let volume = Arc::new(Volume::read_only(image));
+        let (rings, _) = Rings::make(usize::from(!setup.pread));
         let memory = Memory::typical();
         let (front_end, hangup) = UnixStream::pair().expect("connection");
         let mut machine = Self {
             remotes,
             context: ConnectionContext {
-                disk: Arc::new(disk),
+                backend: Arc::new(BlockBackend::new(volume, options, rings)),
                 memory: Arc::new(shared(&memory)),
                 inflight: setup.inflight.then(inflight),
                 features: 1 << 28 | 1 << 29 | 1 << 32,
