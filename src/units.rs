@@ -1,19 +1,24 @@
-//! Units that must not be mixed. Sectors have types of their own, so that a bare `u64` or `usize` that is
-//! a position or a length is always in bytes, as in the standard library's I/O.
+//! Sectors and bytes, which must not be mixed. Sectors have types of their own. A bare `u64`, `usize` or
+//! `Range<u64>` that is a position, a length or a range is always in bytes, as in the standard library's
+//! I/O.
 //!
 //! | | position | length | range |
 //! |---|---|---|---|
 //! | 512-byte sectors | [`Sector`] | [`Sectors`] | [`SectorRange`] |
-//! | bytes | `u64` | `u64`, `usize` in memory | [`ByteRange`] |
+//! | bytes | `u64` | `u64`, `usize` in memory | `Range<u64>` |
+//! | 64 KiB units of a presence map | `u64`, named `unit` | `u64` | [`UnitRange`] |
+//! | bits of a bitmap, inside the type that has one | `u64` | `u64` | `Range<u64>` |
 //!
-//! Their arithmetic is that of integers: numbers from a file, a socket or guest memory go through the
-//! `checked` functions once, and are inside a disk or a file from then on.
+//! Arithmetic is that of integers: it panics or wraps on overflow. Numbers from a file, a socket or guest
+//! memory go through a `checked` function first, which bounds them to a disk or a file.
+//!
+//! [`UnitRange`]: crate::format::presence::UnitRange
 
 use std::fmt;
 use std::iter::Sum;
-use std::ops::{Add, AddAssign, Sub, SubAssign};
+use std::ops::{Add, AddAssign, Range, Sub, SubAssign};
 
-/// Bytes in a sector, everywhere: virtio-blk and LSMT both count in these.
+/// Bytes of a sector, of virtio-blk and of LSMT.
 pub const SECTOR_SIZE: u64 = 512;
 
 /// A position in 512-byte sectors, on a disk or in a file.
@@ -24,7 +29,7 @@ pub struct Sector(pub u64);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Sectors(pub u64);
 
-/// Sectors that follow each other.
+/// A contiguous range of sectors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct SectorRange {
     start: Sector,
@@ -32,40 +37,32 @@ pub struct SectorRange {
     end: Sector,
 }
 
-/// Bytes that follow each other.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct ByteRange {
-    start: u64,
-    /// At least `start`.
-    end: u64,
-}
-
 impl Sector {
-    /// The first sector that starts at byte `byte` or after it.
+    /// First sector that starts at or after byte `byte`.
     #[inline]
     pub const fn at_or_after(byte: u64) -> Self {
         Sector(byte.div_ceil(SECTOR_SIZE))
     }
 
-    /// The sector that holds byte `byte`.
+    /// Sector that contains byte `byte`.
     #[inline]
     pub const fn containing(byte: u64) -> Self {
         Sector(byte / SECTOR_SIZE)
     }
 
-    /// The byte at which the sector starts.
+    /// First byte of the sector.
     #[inline]
     pub const fn byte(self) -> u64 {
         self.0 * SECTOR_SIZE
     }
 
-    /// The byte at which the sector starts, or `None` past 2^64 bytes.
+    /// First byte of the sector; `None` past 2^64 bytes.
     #[inline]
     pub const fn checked_byte(self) -> Option<u64> {
         self.0.checked_mul(SECTOR_SIZE)
     }
 
-    /// The sector `count` sectors further on, or `None` on overflow.
+    /// The sector `count` sectors later; `None` on overflow.
     #[inline]
     pub const fn checked_add(self, count: Sectors) -> Option<Self> {
         match self.0.checked_add(count.0) {
@@ -74,19 +71,19 @@ impl Sector {
         }
     }
 
-    /// The sectors from `earlier` to this one; none if it is not earlier.
+    /// Number of sectors from `earlier` to this one; 0 if `earlier` is not earlier.
     #[inline]
     pub const fn saturating_since(self, earlier: Sector) -> Sectors {
         Sectors(self.0.saturating_sub(earlier.0))
     }
 
-    /// The first sector from this one on that is a multiple of `unit`.
+    /// Rounds up to a multiple of `unit`.
     #[inline]
     pub const fn round_up(self, unit: Sectors) -> Self {
         Sector(self.0.next_multiple_of(unit.0))
     }
 
-    /// The last sector up to this one that is a multiple of `unit`.
+    /// Rounds down to a multiple of `unit`.
     #[inline]
     pub const fn round_down(self, unit: Sectors) -> Self {
         Sector(self.0 / unit.0 * unit.0)
@@ -94,25 +91,25 @@ impl Sector {
 }
 
 impl Sectors {
-    /// The sectors that it takes to hold `bytes` bytes; a last partial sector counts whole.
+    /// Number of sectors that hold `bytes` bytes; a partial last sector counts as one.
     #[inline]
     pub const fn to_hold(bytes: u64) -> Self {
         Sectors(bytes.div_ceil(SECTOR_SIZE))
     }
 
-    /// The whole sectors in `bytes` bytes.
+    /// Number of whole sectors in `bytes` bytes.
     #[inline]
     pub const fn whole_in(bytes: u64) -> Self {
         Sectors(bytes / SECTOR_SIZE)
     }
 
-    /// Bytes of so many sectors.
+    /// Number of bytes.
     #[inline]
     pub const fn bytes(self) -> u64 {
         self.0 * SECTOR_SIZE
     }
 
-    /// Whether it is none.
+    /// Whether the number is 0.
     #[inline]
     pub const fn is_zero(self) -> bool {
         self.0 == 0
@@ -120,19 +117,32 @@ impl Sectors {
 }
 
 impl SectorRange {
-    /// The sectors from `start` up to `end`, which is not among them; none if `end` comes first.
+    /// The sectors from `start` up to `end`, exclusive; empty if `end` is before `start`.
     #[inline]
     pub const fn new(start: Sector, end: Sector) -> Self {
         let end = if end.0 < start.0 { start } else { end };
         Self { start, end }
     }
 
-    /// `len` sectors from `start` on, or `None` on overflow.
+    /// `len` sectors from `start` on; `None` on overflow.
     #[inline]
     pub const fn checked(start: Sector, len: Sectors) -> Option<Self> {
         match start.checked_add(len) {
             Some(end) => Some(Self { start, end }),
             None => None,
+        }
+    }
+
+    /// The sectors that contain `bytes`; empty if `bytes` is.
+    #[inline]
+    pub const fn of_bytes(bytes: &Range<u64>) -> Self {
+        let start = Sector::containing(bytes.start);
+        if bytes.start >= bytes.end {
+            return Self { start, end: start };
+        }
+        Self {
+            start,
+            end: Sector::at_or_after(bytes.end),
         }
     }
 
@@ -142,7 +152,7 @@ impl SectorRange {
         self.start
     }
 
-    /// First sector after it.
+    /// First sector after the range.
     #[inline]
     pub const fn end(self) -> Sector {
         self.end
@@ -154,19 +164,19 @@ impl SectorRange {
         Sectors(self.end.0 - self.start.0)
     }
 
-    /// Whether it is empty.
+    /// Whether the range has no sector.
     #[inline]
     pub const fn is_empty(self) -> bool {
         self.start.0 == self.end.0
     }
 
-    /// The sectors that lie in `other` as well; an empty range if there are none.
+    /// The sectors that are in both ranges; empty if there are none.
     #[inline]
     pub fn intersection(self, other: Self) -> Self {
         Self::new(self.start.max(other.start), self.end.min(other.end))
     }
 
-    /// Whether a sector lies in both.
+    /// Whether a sector is in both ranges.
     #[inline]
     pub const fn overlaps(self, other: Self) -> bool {
         self.start.0 < other.end.0
@@ -177,87 +187,17 @@ impl SectorRange {
 
     /// The bytes of the sectors.
     #[inline]
-    pub const fn bytes(self) -> ByteRange {
-        ByteRange {
-            start: self.start.byte(),
-            end: self.end.byte(),
-        }
+    pub const fn bytes(self) -> Range<u64> {
+        self.start.byte()..self.end.byte()
     }
 
-    /// The range in steps of `most` sectors; the last one may be shorter.
+    /// Splits the range into steps of `most` sectors; the last step may be shorter.
     pub fn steps(self, most: Sectors) -> impl Iterator<Item = Self> {
         let count = self.len().0.div_ceil(most.0);
         (0..count).map(move |step| {
             let start = self.start + Sectors(step * most.0);
             Self::new(start, start + most.min(self.end - start))
         })
-    }
-}
-
-impl ByteRange {
-    /// The bytes from `start` up to `end`, which is not among them; none if `end` comes first.
-    #[inline]
-    pub const fn new(start: u64, end: u64) -> Self {
-        let end = if end < start { start } else { end };
-        Self { start, end }
-    }
-
-    /// `len` bytes from `start` on, or `None` on overflow.
-    #[inline]
-    pub const fn checked(start: u64, len: u64) -> Option<Self> {
-        match start.checked_add(len) {
-            Some(end) => Some(Self { start, end }),
-            None => None,
-        }
-    }
-
-    /// First byte.
-    #[inline]
-    pub const fn start(self) -> u64 {
-        self.start
-    }
-
-    /// First byte after it.
-    #[inline]
-    pub const fn end(self) -> u64 {
-        self.end
-    }
-
-    /// Number of bytes.
-    #[inline]
-    pub const fn len(self) -> u64 {
-        self.end - self.start
-    }
-
-    /// Whether it is empty.
-    #[inline]
-    pub const fn is_empty(self) -> bool {
-        self.start == self.end
-    }
-
-    /// The bytes that lie in `other` as well; an empty range if there are none.
-    #[inline]
-    pub fn intersection(self, other: Self) -> Self {
-        Self::new(self.start.max(other.start), self.end.min(other.end))
-    }
-
-    /// Whether a byte lies in both.
-    #[inline]
-    pub fn overlaps(self, other: Self) -> bool {
-        !self.intersection(other).is_empty()
-    }
-
-    /// The sectors that the bytes lie in.
-    #[inline]
-    pub const fn sectors(self) -> SectorRange {
-        SectorRange {
-            start: Sector::containing(self.start),
-            end: if self.is_empty() {
-                Sector::containing(self.start)
-            } else {
-                Sector::at_or_after(self.end)
-            },
-        }
     }
 }
 
@@ -333,7 +273,7 @@ impl Sum for Sectors {
     }
 }
 
-/// Parses a number of bytes, with an optional suffix K, M, G or T (powers of 1024) in either case.
+/// Parses a number of bytes with an optional suffix K, M, G or T (powers of 1024) in either case.
 ///
 /// # Errors
 /// [`SizeError`] for any other text, and for 2^64 bytes and more.
@@ -355,7 +295,7 @@ pub fn parse_size(text: &str) -> Result<u64, SizeError> {
     })
 }
 
-/// A text is not a number of bytes.
+/// Text that [`parse_size`] does not accept.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected a number of bytes, or one with K, M, G or T, as 512M; found {found:?}")]
 pub struct SizeError {
@@ -385,10 +325,9 @@ mod tests {
 
     #[test]
     fn ranges_never_end_before_they_start() {
-        assert!(sectors(7, 3).is_empty() && ByteRange::new(7, 3).is_empty());
+        assert!(sectors(7, 3).is_empty());
         assert_eq!(sectors(7, 3).len(), Sectors(0));
         assert_eq!(SectorRange::checked(Sector(1), Sectors(u64::MAX)), None);
-        assert_eq!(ByteRange::checked(u64::MAX, 1), None);
         let whole = SectorRange::checked(Sector(1), Sectors(u64::MAX - 1)).unwrap();
         assert_eq!(whole.len(), Sectors(u64::MAX - 1));
     }
@@ -404,16 +343,15 @@ mod tests {
             assert_eq!((a.intersection(b), b.intersection(a)), (both, both));
             assert_eq!(a.overlaps(b), !both.is_empty());
             assert_eq!(b.overlaps(a), !both.is_empty());
-            assert_eq!(a.bytes().overlaps(b.bytes()), !both.is_empty());
         }
     }
 
     #[test]
     fn bytes_and_sectors_are_converted() {
-        assert_eq!(sectors(2, 5).bytes(), ByteRange::new(1024, 2560));
-        assert_eq!(ByteRange::new(1023, 1025).sectors(), sectors(1, 3));
-        assert_eq!(ByteRange::new(1025, 1025).sectors(), sectors(2, 2));
-        assert_eq!(ByteRange::new(1024, 1536).sectors(), sectors(2, 3));
+        assert_eq!(sectors(2, 5).bytes(), 1024..2560);
+        assert_eq!(SectorRange::of_bytes(&(1023..1025)), sectors(1, 3));
+        assert_eq!(SectorRange::of_bytes(&(1025..1025)), sectors(2, 2));
+        assert_eq!(SectorRange::of_bytes(&(1024..1536)), sectors(2, 3));
         assert_eq!(Sectors::to_hold(513), Sectors(2));
         assert_eq!(Sectors::whole_in(1023), Sectors(1));
     }

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use super::layout::{self, partial_named, sync_dir};
 use super::{Cache, Error};
 use crate::format::digest::{Digest, Hasher};
-use crate::format::presence::Identity;
+use crate::format::presence::{Identity, UnitRange};
 use crate::io::mapped_file::Access;
 use crate::io::regular::open_to_read;
 use crate::source::presence::{Bitmap, PresenceMap};
@@ -122,7 +122,7 @@ impl Cache {
         let map = map.and_then(|file| PresenceMap::open(&file, *identity, Access::Read).ok());
         let bytes = |map: PresenceMap| {
             let units = map.count(Bitmap::Live);
-            let bytes = identity.bytes_of(&(0..units));
+            let bytes = identity.bytes_of(UnitRange::new(0, units));
             bytes.end - bytes.start
         };
         map.map_or(0, bytes)

@@ -1,7 +1,6 @@
 //! A blob of which the cache has a part: claiming units, storing them, making them durable.
 
 use std::fs::File;
-use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::entry::{Files, touch};
 use super::layout::Layout;
 use super::{Error, range_lock};
-use crate::format::presence::{Identity, State, UNIT};
+use crate::format::presence::{Identity, State, UNIT, UnitRange};
 use crate::source::presence::{self, Bitmap, PresenceMap};
 
 /// A partial blob, open for filling.
@@ -64,8 +63,7 @@ impl Partial {
 
     /// Whether all units are present.
     pub fn is_full(&self) -> bool {
-        let units = self.identity().units();
-        self.map.holds(Bitmap::Live, 0..units)
+        self.map.holds(Bitmap::Live, self.identity().all_units())
     }
 
     /// Bytes stored since the last sync began.
@@ -78,9 +76,9 @@ impl Partial {
     ///
     /// # Errors
     /// [`Error::File`] if the file system has no locks.
-    pub fn claim(self: &Arc<Self>, units: Range<u64>) -> Result<Option<Claim>, Error> {
+    pub fn claim(self: &Arc<Self>, units: UnitRange) -> Result<Option<Claim>, Error> {
         let path = || self.layout.map(self.identity());
-        let locked = range_lock::try_lock(&self.map_file, &units);
+        let locked = range_lock::try_lock(&self.map_file, units);
         let locked = locked.map_err(|error| Error::file("lock", &path())(error))?;
         Ok(locked.then(|| Claim {
             partial: Arc::clone(self),
@@ -135,7 +133,7 @@ impl Partial {
 #[derive(Debug)]
 pub struct Claim {
     partial: Arc<Partial>,
-    units: Range<u64>,
+    units: UnitRange,
 }
 
 impl Claim {
@@ -145,8 +143,8 @@ impl Claim {
     }
 
     /// The claimed units.
-    pub fn units(&self) -> &Range<u64> {
-        &self.units
+    pub fn units(&self) -> UnitRange {
+        self.units
     }
 
     /// Writes whole units from `first` on and marks them present. Only the blob's last unit may be
@@ -172,14 +170,13 @@ impl Claim {
         Ok(())
     }
 
-    fn whole_units(&self, first: u64, len: usize) -> Result<Range<u64>, Error> {
+    fn whole_units(&self, first: u64, len: usize) -> Result<UnitRange, Error> {
         let identity = self.partial.identity();
         let offset = first.saturating_mul(UNIT);
         let units = identity.units_of(offset, len as u64);
         let whole = units.filter(|units| {
-            let bytes = identity.bytes_of(units);
-            let claimed = units.start >= self.units.start && units.end <= self.units.end;
-            claimed && bytes.end - bytes.start == len as u64
+            let bytes = identity.bytes_of(*units);
+            self.units.contains(*units) && bytes.end - bytes.start == len as u64
         });
         whole.ok_or(Error::NotUnits {
             digest: identity.digest(),
@@ -191,7 +188,7 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        if let Err(error) = range_lock::unlock(&self.partial.map_file, &self.units) {
+        if let Err(error) = range_lock::unlock(&self.partial.map_file, self.units) {
             log::warn!("cannot unlock units of a cached blob: {error}");
         }
     }

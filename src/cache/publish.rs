@@ -38,7 +38,7 @@ impl Partial {
     pub fn publish(self: &Arc<Self>) -> Result<Outcome, Error> {
         let identity = *self.identity();
         // Nothing is stored meanwhile: what is hashed is what is published.
-        let Some(_claim) = self.claim(0..identity.units())? else {
+        let Some(_claim) = self.claim(identity.all_units())? else {
             return Ok(Outcome::Busy);
         };
         match self.map().state() {

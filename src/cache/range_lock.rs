@@ -1,20 +1,22 @@
-//! Locks on byte ranges of a file that belong to the open file description (`F_OFD_SETLK`).
+//! Locks on units of a blob: locks on bytes of its presence map, one byte a unit, that belong to the open
+//! file description (`F_OFD_SETLK`).
 //!
-//! They exclude other processes, and other open descriptions of this one; they go with the last
-//! descriptor, so that a killed process leaves none.
+//! They exclude other processes, and other open descriptions of this one. Closing the last descriptor
+//! releases them, so that a killed process leaves none.
 #![allow(unsafe_code)]
 
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::os::fd::AsRawFd;
 
-/// Locks `bytes` against other writers, and returns whether that succeeded. Never waits.
+use crate::format::presence::UnitRange;
+
+/// Locks `units` exclusively, and returns whether that succeeded. Never waits.
 ///
 /// # Errors
-/// The file system has no locks, or the range is absurd.
-pub(super) fn try_lock(file: &File, bytes: &Range<u64>) -> io::Result<bool> {
-    match set(file, libc::F_WRLCK, bytes) {
+/// The file system has no locks, or the range ends after 2^63.
+pub(super) fn try_lock(file: &File, units: UnitRange) -> io::Result<bool> {
+    match set(file, libc::F_WRLCK, units) {
         Err(error) => match error.raw_os_error() {
             Some(libc::EAGAIN | libc::EACCES) => Ok(false),
             _ => Err(error),
@@ -23,21 +25,20 @@ pub(super) fn try_lock(file: &File, bytes: &Range<u64>) -> io::Result<bool> {
     }
 }
 
-/// Unlocks `bytes`.
+/// Unlocks `units`.
 ///
 /// # Errors
 /// As [`try_lock`].
-pub(super) fn unlock(file: &File, bytes: &Range<u64>) -> io::Result<()> {
-    set(file, libc::F_UNLCK, bytes)
+pub(super) fn unlock(file: &File, units: UnitRange) -> io::Result<()> {
+    set(file, libc::F_UNLCK, units)
 }
 
-fn set(file: &File, kind: libc::c_int, bytes: &Range<u64>) -> io::Result<()> {
-    let absurd = || io::Error::from(io::ErrorKind::InvalidInput);
-    let start = i64::try_from(bytes.start).map_err(|_| absurd())?;
-    let len = bytes.end.checked_sub(bytes.start).ok_or_else(absurd)?;
-    let len = i64::try_from(len).map_err(|_| absurd())?;
+fn set(file: &File, kind: libc::c_int, units: UnitRange) -> io::Result<()> {
+    let too_far = |_| io::Error::from(io::ErrorKind::InvalidInput);
+    let start = i64::try_from(units.start()).map_err(too_far)?;
+    let len = i64::try_from(units.len()).map_err(too_far)?;
     if len == 0 {
-        return Ok(()); // for the kernel, 0 is everything to the end
+        return Ok(()); // to the kernel, length 0 means up to the end of the file
     }
     // SAFETY: `flock` is a plain structure of integers; all zeros is a valid value.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
@@ -71,23 +72,19 @@ mod tests {
             options.read(true).write(true).open(file.path()).unwrap()
         };
         let (first, second) = (open(), open());
-        assert!(try_lock(&first, &(3..5)).unwrap());
-        assert!(try_lock(&first, &(3..5)).unwrap(), "its own");
-        assert!(!try_lock(&second, &(4..9)).unwrap());
-        assert!(try_lock(&second, &(5..9)).unwrap());
-        assert!(try_lock(&second, &(4..4)).unwrap(), "nothing");
-        unlock(&first, &(4..5)).unwrap();
-        assert!(try_lock(&second, &(4..5)).unwrap());
-        assert!(!try_lock(&second, &(3..4)).unwrap());
+        assert!(try_lock(&first, UnitRange::new(3, 5)).unwrap());
+        assert!(try_lock(&first, UnitRange::new(3, 5)).unwrap(), "its own");
+        assert!(!try_lock(&second, UnitRange::new(4, 9)).unwrap());
+        assert!(try_lock(&second, UnitRange::new(5, 9)).unwrap());
+        assert!(try_lock(&second, UnitRange::new(4, 4)).unwrap(), "nothing");
+        unlock(&first, UnitRange::new(4, 5)).unwrap();
+        assert!(try_lock(&second, UnitRange::new(4, 5)).unwrap());
+        assert!(!try_lock(&second, UnitRange::new(3, 4)).unwrap());
         let kept = first.try_clone().unwrap();
         drop(first);
-        assert!(!try_lock(&second, &(3..4)).unwrap());
+        assert!(!try_lock(&second, UnitRange::new(3, 4)).unwrap());
         drop(kept);
-        assert!(try_lock(&second, &(3..4)).unwrap());
-        #[allow(clippy::reversed_empty_ranges)]
-        let absurd = [u64::MAX - 1..u64::MAX, 7..3];
-        for range in absurd {
-            assert!(try_lock(&second, &range).is_err());
-        }
+        assert!(try_lock(&second, UnitRange::new(3, 4)).unwrap());
+        assert!(try_lock(&second, UnitRange::one(u64::MAX - 1)).is_err());
     }
 }

@@ -1,7 +1,5 @@
 //! A cache directory through its whole life: filled, synced, published, evicted, damaged.
 
-#![allow(clippy::single_range_in_vec_init)]
-
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::PathBuf;
@@ -13,7 +11,7 @@ use uuid::Uuid;
 
 use super::{Cache, Entry, Error, Evicted, Limits, Outcome, Partial, Removal};
 use crate::format::digest::Digest;
-use crate::format::presence::{Identity, UNIT};
+use crate::format::presence::{Identity, UNIT, UnitRange};
 
 fn content(len: u64, seed: u8) -> Vec<u8> {
     let byte = |at: u64| (at / 7 % 251) as u8 ^ seed;
@@ -32,16 +30,16 @@ fn partial(cache: &Cache, identity: Identity) -> Arc<Partial> {
 }
 
 /// Stores units of `bytes`.
-fn store(partial: &Arc<Partial>, bytes: &[u8], units: std::ops::Range<u64>) {
-    let claim = partial.claim(units.clone()).unwrap().unwrap();
-    let range = partial.identity().bytes_of(&units);
+fn store(partial: &Arc<Partial>, bytes: &[u8], units: UnitRange) {
+    let claim = partial.claim(units).unwrap().unwrap();
+    let range = partial.identity().bytes_of(units);
     let part = &bytes[range.start as usize..range.end as usize];
-    claim.store(units.start, part).unwrap();
+    claim.store(units.start(), part).unwrap();
 }
 
 fn fill(cache: &Cache, bytes: &[u8]) {
     let partial = partial(cache, identity(bytes));
-    store(&partial, bytes, 0..partial.identity().units());
+    store(&partial, bytes, partial.identity().all_units());
     assert_eq!(partial.publish().unwrap(), Outcome::Published);
 }
 
@@ -61,14 +59,17 @@ fn a_blob_from_nothing_to_complete() {
     let bytes = content(3 * UNIT + 100, 1);
     let partial = partial(&cache, identity(&bytes));
     assert_eq!(partial.publish().unwrap(), Outcome::Incomplete);
-    store(&partial, &bytes, 3..4);
-    store(&partial, &bytes, 0..2);
-    assert_eq!(partial.map().absent(0..4), [2..3]);
-    store(&partial, &bytes, 2..3);
+    store(&partial, &bytes, UnitRange::new(3, 4));
+    store(&partial, &bytes, UnitRange::new(0, 2));
+    assert_eq!(
+        partial.map().absent(UnitRange::new(0, 4)),
+        [UnitRange::new(2, 3)]
+    );
+    store(&partial, &bytes, UnitRange::new(2, 3));
     let reader = partial.files().data.try_clone().unwrap();
     assert_eq!(partial.publish().unwrap(), Outcome::Published);
     assert_eq!(partial.publish().unwrap(), Outcome::Published);
-    let claim = partial.claim(0..1).unwrap().unwrap();
+    let claim = partial.claim(UnitRange::new(0, 1)).unwrap().unwrap();
     let error = claim.store(0, &bytes[..UNIT as usize]).unwrap_err();
     assert!(matches!(error, Error::Closed { .. }), "{error}");
     let Entry::Complete(file) = cache.entry(identity(&bytes)).unwrap() else {
@@ -98,7 +99,7 @@ fn only_whole_claimed_units_are_stored() {
     let cache = Cache::open(dir.path()).unwrap();
     let bytes = content(3 * UNIT + 100, 1);
     let partial = partial(&cache, identity(&bytes));
-    let claim = partial.claim(1..3).unwrap().unwrap();
+    let claim = partial.claim(UnitRange::new(1, 3)).unwrap().unwrap();
     let unit = UNIT as usize;
     for (first, len) in [
         (0, unit),
@@ -115,10 +116,13 @@ fn only_whole_claimed_units_are_stored() {
         );
     }
     claim.store(1, &bytes[..2 * unit]).unwrap();
-    let last = partial.claim(3..4).unwrap().unwrap();
+    let last = partial.claim(UnitRange::new(3, 4)).unwrap().unwrap();
     assert!(last.store(3, &bytes[..unit]).is_err());
     last.store(3, &bytes[..100]).unwrap();
-    assert_eq!(partial.map().absent(0..4), [0..1]);
+    assert_eq!(
+        partial.map().absent(UnitRange::new(0, 4)),
+        [UnitRange::new(0, 1)]
+    );
 }
 
 #[test]
@@ -133,13 +137,17 @@ fn one_process_fetches_a_unit() {
         partial(&one, identity(&bytes)),
         partial(&other, identity(&bytes)),
     );
-    let claim = mine.claim(0..2).unwrap().unwrap();
-    assert!(theirs.claim(1..3).unwrap().is_none());
+    let claim = mine.claim(UnitRange::new(0, 2)).unwrap().unwrap();
+    assert!(theirs.claim(UnitRange::new(1, 3)).unwrap().is_none());
     assert_eq!(theirs.publish().unwrap(), Outcome::Busy);
     claim.store(0, &bytes[..2 * UNIT as usize]).unwrap();
     drop(claim);
-    assert_eq!(theirs.map().absent(0..4), [2..4], "seen by the other");
-    store(&theirs, &bytes, 2..4);
+    assert_eq!(
+        theirs.map().absent(UnitRange::new(0, 4)),
+        [UnitRange::new(2, 4)],
+        "seen by the other"
+    );
+    store(&theirs, &bytes, UnitRange::new(2, 4));
     assert_eq!(theirs.publish().unwrap(), Outcome::Published);
     assert_eq!(mine.publish().unwrap(), Outcome::Published);
 }
@@ -154,21 +162,32 @@ fn another_boot_believes_what_was_synced_and_a_kill_loses_nothing() {
         partial(&cache, identity(&bytes))
     };
     let first = open(boot);
-    store(&first, &bytes, 0..3);
+    store(&first, &bytes, UnitRange::new(0, 3));
     first.sync().unwrap();
     assert_eq!(first.unsynced(), 0);
-    store(&first, &bytes, 3..5);
+    store(&first, &bytes, UnitRange::new(3, 5));
     assert_eq!(first.unsynced(), 2 * UNIT);
     drop(first);
-    assert_eq!(open(boot).map().absent(0..8), [5..8], "after a kill");
-    let next = Uuid::new_v4();
-    assert_eq!(open(next).map().absent(0..8), [3..8], "after another boot");
-    assert_eq!(open(Uuid::nil()).map().absent(0..8), [3..8]);
-    let unknown = open(Uuid::nil());
-    store(&unknown, &bytes, 3..8);
     assert_eq!(
-        open(Uuid::nil()).map().absent(0..8),
-        [3..8],
+        open(boot).map().absent(UnitRange::new(0, 8)),
+        [UnitRange::new(5, 8)],
+        "after a kill"
+    );
+    let next = Uuid::new_v4();
+    assert_eq!(
+        open(next).map().absent(UnitRange::new(0, 8)),
+        [UnitRange::new(3, 8)],
+        "after another boot"
+    );
+    assert_eq!(
+        open(Uuid::nil()).map().absent(UnitRange::new(0, 8)),
+        [UnitRange::new(3, 8)]
+    );
+    let unknown = open(Uuid::nil());
+    store(&unknown, &bytes, UnitRange::new(3, 8));
+    assert_eq!(
+        open(Uuid::nil()).map().absent(UnitRange::new(0, 8)),
+        [UnitRange::new(3, 8)],
         "an unknown boot is another"
     );
 }
@@ -181,13 +200,16 @@ fn wrong_bytes_are_never_published() {
     let mut wrong = bytes.clone();
     wrong[70_000] ^= 1;
     let bad = partial(&cache, identity(&bytes));
-    store(&bad, &wrong, 0..2);
+    store(&bad, &wrong, UnitRange::new(0, 2));
     let found = Digest::of(&wrong);
     assert_eq!(bad.publish().unwrap(), Outcome::Mismatch { found });
     assert!(bad.publish().is_err());
     let again = partial(&cache, identity(&bytes));
-    assert_eq!(again.map().absent(0..2), [0..2]);
-    store(&again, &bytes, 0..2);
+    assert_eq!(
+        again.map().absent(UnitRange::new(0, 2)),
+        [UnitRange::new(0, 2)]
+    );
+    store(&again, &bytes, UnitRange::new(0, 2));
     assert_eq!(again.publish().unwrap(), Outcome::Published);
 }
 
@@ -207,19 +229,35 @@ fn what_does_not_fit_is_fetched_again() {
     for (case, (extension, spoil)) in spoil.iter().enumerate() {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::open(dir.path()).unwrap();
-        store(&partial(&cache, identity(&bytes)), &bytes, 0..5);
+        store(
+            &partial(&cache, identity(&bytes)),
+            &bytes,
+            UnitRange::new(0, 5),
+        );
         let path = only_file(&dir, "partial", extension);
         spoil(&File::options().write(true).open(path).unwrap());
         let again = partial(&cache, identity(&bytes));
-        assert_eq!(again.map().absent(0..5), [0..5], "case {case}");
+        assert_eq!(
+            again.map().absent(UnitRange::new(0, 5)),
+            [UnitRange::new(0, 5)],
+            "case {case}"
+        );
     }
     for lost in ["map", "data"] {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::open(dir.path()).unwrap();
-        store(&partial(&cache, identity(&bytes)), &bytes, 0..5);
+        store(
+            &partial(&cache, identity(&bytes)),
+            &bytes,
+            UnitRange::new(0, 5),
+        );
         fs::remove_file(only_file(&dir, "partial", lost)).unwrap();
         let again = partial(&cache, identity(&bytes));
-        assert_eq!(again.map().absent(0..5), [0..5], "{lost}");
+        assert_eq!(
+            again.map().absent(UnitRange::new(0, 5)),
+            [UnitRange::new(0, 5)],
+            "{lost}"
+        );
     }
 }
 
@@ -279,7 +317,7 @@ fn four(cache: &Cache) -> Vec<Vec<u8>> {
     let start = SystemTime::now() - Duration::from_secs(1000);
     for (at, bytes) in blobs.iter().enumerate() {
         let entry = partial(cache, identity(bytes));
-        store(&entry, bytes, 0..4);
+        store(&entry, bytes, UnitRange::new(0, 4));
         if at < 3 {
             assert_eq!(entry.publish().unwrap(), Outcome::Published);
         }
@@ -335,7 +373,7 @@ fn a_descriptor_that_was_handed_on_keeps_its_blob() {
     let cache = Cache::open(dir.path()).unwrap();
     let bytes = content(4 * UNIT, 1);
     let entry = partial(&cache, identity(&bytes));
-    store(&entry, &bytes, 0..4);
+    store(&entry, &bytes, UnitRange::new(0, 4));
     let sent = entry.files().data.try_clone().unwrap();
     drop(entry);
     let digest = Digest::of(&bytes);
@@ -351,7 +389,11 @@ fn the_list_says_what_is_there() {
     let cache = Cache::open(dir.path()).unwrap();
     let (whole, part) = (content(UNIT + 5, 1), content(9 * UNIT, 2));
     fill(&cache, &whole);
-    store(&partial(&cache, identity(&part)), &part, 2..4);
+    store(
+        &partial(&cache, identity(&part)),
+        &part,
+        UnitRange::new(2, 4),
+    );
     let items = cache.list().unwrap();
     let facts = items
         .iter()

@@ -148,7 +148,7 @@ impl<'a> Plan<'a> {
             if span.content == SpanContent::Lower {
                 return self.lower(span.sectors);
             }
-            let len = self.take_left(span.sectors).bytes().len();
+            let len = self.take_left(span.sectors).len().bytes();
             return Some(match span.content {
                 SpanContent::Data { file, offset } => ReadPart::Writable { file, offset, len },
                 _ => ReadPart::Lower(Piece::Zero { len }),

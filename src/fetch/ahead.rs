@@ -1,8 +1,6 @@
 //! Read-ahead: finds readers that go through a blob in order, and says what they will want next.
 
-use std::ops::Range;
-
-use crate::format::presence::UNIT;
+use crate::format::presence::{UNIT, UnitRange};
 
 /// Readers of one blob that are followed at a time.
 const STREAMS: usize = 8;
@@ -29,32 +27,32 @@ pub(super) struct Ahead {
 impl Ahead {
     /// Takes the units that a reader waits for, and returns those to read ahead of it: none at its
     /// first step, then a window that doubles with each further one.
-    pub(super) fn wanted(&mut self, units: &Range<u64>, all: u64) -> Range<u64> {
+    pub(super) fn wanted(&mut self, units: UnitRange, all: u64) -> UnitRange {
         let follows = |stream: &Stream| {
             // Anywhere in its window: it met units that are still on their way.
-            units.start + 1 >= stream.next && units.start <= stream.ahead.max(stream.next)
+            units.start() + 1 >= stream.next && units.start() <= stream.ahead.max(stream.next)
         };
         let Some(at) = self.streams.iter().position(follows) else {
             if self.streams.len() == STREAMS {
                 self.streams.remove(0);
             }
             self.streams.push(Stream {
-                next: units.end,
-                ahead: units.end,
+                next: units.end(),
+                ahead: units.end(),
                 window: FIRST,
             });
-            return 0..0;
+            return UnitRange::default();
         };
         let mut stream = self.streams.remove(at);
-        stream.next = stream.next.max(units.end);
-        let start = stream.ahead.max(units.end);
-        let end = units.end.saturating_add(stream.window).min(all);
+        stream.next = stream.next.max(units.end());
+        let start = stream.ahead.max(units.end());
+        let end = units.end().saturating_add(stream.window).min(all);
         // In large steps: a request for each unit the reader moves on would be a request each.
         let range = match end.saturating_sub(start) >= stream.window / 2 || end == all {
-            true => start..end.max(start),
-            false => start..start,
+            true => UnitRange::new(start, end),
+            false => UnitRange::new(start, start),
         };
-        stream.ahead = range.end;
+        stream.ahead = range.end();
         if !range.is_empty() {
             stream.window = (stream.window * 2).min(LONGEST);
         }
@@ -72,26 +70,41 @@ mod tests {
     #[test]
     fn the_window_of_a_sequential_reader_doubles() {
         let mut ahead = Ahead::default();
-        assert!(ahead.wanted(&(100..101), ALL).is_empty());
-        assert_eq!(ahead.wanted(&(101..102), ALL), 102..110);
+        assert!(ahead.wanted(UnitRange::new(100, 101), ALL).is_empty());
+        assert_eq!(
+            ahead.wanted(UnitRange::new(101, 102), ALL),
+            UnitRange::new(102, 110)
+        );
         // The reader arrives at the end of what was read ahead.
-        assert_eq!(ahead.wanted(&(110..111), ALL), 111..127);
-        assert_eq!(ahead.wanted(&(127..128), ALL), 128..160);
+        assert_eq!(
+            ahead.wanted(UnitRange::new(110, 111), ALL),
+            UnitRange::new(111, 127)
+        );
+        assert_eq!(
+            ahead.wanted(UnitRange::new(127, 128), ALL),
+            UnitRange::new(128, 160)
+        );
         let mut at = 160;
         for _ in 0..10 {
-            at = ahead.wanted(&(at..at + 1), ALL).end;
+            at = ahead.wanted(UnitRange::one(at), ALL).end();
         }
-        assert_eq!(ahead.wanted(&(at..at + 1), ALL), at + 1..at + 1 + LONGEST);
+        assert_eq!(
+            ahead.wanted(UnitRange::one(at), ALL),
+            UnitRange::new(at + 1, at + 1 + LONGEST)
+        );
     }
 
     #[test]
     fn a_reader_in_its_window_keeps_it_filled_in_large_steps() {
         let mut ahead = Ahead::default();
-        ahead.wanted(&(0..1), ALL);
-        assert_eq!(ahead.wanted(&(1..2), ALL), 2..10);
+        ahead.wanted(UnitRange::new(0, 1), ALL);
+        assert_eq!(
+            ahead.wanted(UnitRange::new(1, 2), ALL),
+            UnitRange::new(2, 10)
+        );
         let mut requests = 0;
         for unit in 2..1000 {
-            requests += u32::from(!ahead.wanted(&(unit..unit + 1), ALL).is_empty());
+            requests += u32::from(!ahead.wanted(UnitRange::one(unit), ALL).is_empty());
         }
         assert!(requests < 20, "{requests}");
     }
@@ -100,20 +113,26 @@ mod tests {
     fn random_readers_get_nothing_and_several_streams_are_told_apart() {
         let mut ahead = Ahead::default();
         for unit in [5, 1000, 300, 7, 20_000, 40] {
-            assert!(ahead.wanted(&(unit..unit + 1), ALL).is_empty(), "{unit}");
+            assert!(ahead.wanted(UnitRange::one(unit), ALL).is_empty(), "{unit}");
         }
         let mut ahead = Ahead::default();
-        ahead.wanted(&(0..1), ALL);
-        ahead.wanted(&(5000..5001), ALL);
-        assert_eq!(ahead.wanted(&(1..2), ALL), 2..10);
-        assert_eq!(ahead.wanted(&(5001..5002), ALL), 5002..5010);
+        ahead.wanted(UnitRange::new(0, 1), ALL);
+        ahead.wanted(UnitRange::new(5000, 5001), ALL);
+        assert_eq!(
+            ahead.wanted(UnitRange::new(1, 2), ALL),
+            UnitRange::new(2, 10)
+        );
+        assert_eq!(
+            ahead.wanted(UnitRange::new(5001, 5002), ALL),
+            UnitRange::new(5002, 5010)
+        );
     }
 
     #[test]
     fn nothing_is_read_past_the_end() {
         let mut ahead = Ahead::default();
-        ahead.wanted(&(0..1), 5);
-        assert_eq!(ahead.wanted(&(1..2), 5), 2..5);
-        assert!(ahead.wanted(&(4..5), 5).is_empty());
+        ahead.wanted(UnitRange::new(0, 1), 5);
+        assert_eq!(ahead.wanted(UnitRange::new(1, 2), 5), UnitRange::new(2, 5));
+        assert!(ahead.wanted(UnitRange::new(4, 5), 5).is_empty());
     }
 }

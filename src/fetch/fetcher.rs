@@ -17,7 +17,7 @@ use super::schedule::{Schedule, Urgency};
 use super::{keeper, session, worker};
 use crate::cache::{self, Cache, Entry, Limits};
 use crate::format::digest::Digest;
-use crate::format::presence::{Identity, UNIT};
+use crate::format::presence::{Identity, UNIT, UnitRange};
 use crate::registry::statuses::Statuses;
 use crate::source::FetchErrorKind;
 use crate::source::counts::Counts;
@@ -375,8 +375,8 @@ impl Shared {
         // Under the lock: what arrives from now on is reported after this waiter is known.
         let mut state = self.state();
         let runs = match cause {
-            Cause::Repair => vec![units.clone()],
-            _ => partial.map().absent(units.clone()),
+            Cause::Repair => vec![units],
+            _ => partial.map().absent(units),
         };
         if runs.is_empty() {
             drop(state);
@@ -384,7 +384,7 @@ impl Shared {
         }
         state.schedule.want(blob.id, &runs, cause, waiter);
         if cause == Cause::Demand {
-            let ahead = lock(&blob.ahead).wanted(&units, blob.identity.units());
+            let ahead = lock(&blob.ahead).wanted(units, blob.identity.units());
             let runs = partial.map().absent(ahead);
             state.schedule.want(blob.id, &runs, Cause::ReadAhead, None);
             self.others.notify_one();
@@ -411,7 +411,7 @@ impl Shared {
     }
 
     /// Tells the waiters of units that they are present.
-    pub(super) fn arrived(&self, blob: &Blob, units: Range<u64>) {
+    pub(super) fn arrived(&self, blob: &Blob, units: UnitRange) {
         let done = self.state().schedule.arrived(blob.id, units);
         done.into_iter().for_each(|waiter| waiter.answer(Ok(())));
     }

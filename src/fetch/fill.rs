@@ -16,7 +16,7 @@ use super::fetcher::{Fetcher, Shared, Waiter};
 use super::origin::Failure;
 use crate::cache::{self, Outcome, Partial};
 use crate::format::digest::Digest;
-use crate::format::presence::UNIT;
+use crate::format::presence::{UNIT, UnitRange};
 use crate::source::presence::Bitmap;
 use crate::source::protocol::Cause;
 
@@ -219,7 +219,8 @@ impl Filling<'_> {
         let all = self.blob.identity.units();
         let block = (options.block_size / UNIT).max(1);
         while self.under_way < options.parallel.max(1) && self.next < all {
-            let absent = self.partial.map().absent(self.next..all);
+            let left = UnitRange::new(self.next, all);
+            let absent = self.partial.map().absent(left);
             let Some(run) = absent.first() else {
                 self.next = all;
                 return;
@@ -228,12 +229,12 @@ impl Filling<'_> {
             if self.shared.state().schedule.has_demand() {
                 return;
             }
-            let units = run.start..run.end.min(run.start + block);
-            let bytes = self.blob.identity.bytes_of(&units);
+            let units = UnitRange::new(run.start(), run.end().min(run.start() + block));
+            let bytes = self.blob.identity.bytes_of(units);
             if !self.bucket.take(bytes.end - bytes.start) {
                 return;
             }
-            self.next = units.end;
+            self.next = units.end();
             self.under_way += 1;
             let sender = self.sender.clone();
             let waiter = Some(Waiter::Local { sender });

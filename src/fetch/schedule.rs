@@ -10,10 +10,10 @@
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::blob::BlobId;
+use crate::format::presence::UnitRange;
 use crate::source::protocol::Cause;
 
 /// Queues by urgency: those that are waited for share the first.
@@ -69,7 +69,7 @@ impl Urgency {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Job {
     pub(super) blob: BlobId,
-    pub(super) units: Range<u64>,
+    pub(super) units: UnitRange,
     pub(super) cause: Cause,
 }
 
@@ -128,7 +128,7 @@ impl<W> Schedule<W> {
     pub(super) fn want(
         &mut self,
         blob: BlobId,
-        runs: &[Range<u64>],
+        runs: &[UnitRange],
         cause: Cause,
         waiter: Option<W>,
     ) {
@@ -142,7 +142,7 @@ impl<W> Schedule<W> {
         });
         for run in runs {
             let mut is_new = false;
-            for unit in run.clone() {
+            for unit in run.numbers() {
                 is_new |= match units.status.get(&unit) {
                     None => true,
                     Some(Status::Wanted(before)) => cause < *before,
@@ -153,13 +153,16 @@ impl<W> Schedule<W> {
                 };
             }
             if is_new {
-                let units = run.clone();
-                queue.push_back(Job { blob, units, cause });
+                queue.push_back(Job {
+                    blob,
+                    units: *run,
+                    cause,
+                });
             }
         }
         if let Some(name) = waiter {
             units.waiters.push(Waiter {
-                missing: runs.iter().cloned().flatten().collect(),
+                missing: runs.iter().flat_map(|run| run.numbers()).collect(),
                 // A fetch of whole blobs counts its attempts itself.
                 fails_fast: matches!(cause, Cause::Start | Cause::Background),
                 until: (cause == Cause::Start).then(|| Instant::now() + START_PATIENCE),
@@ -188,7 +191,7 @@ impl<W> Schedule<W> {
                 };
                 let most = size(blob, cause).max(1);
                 let range = units.grow(start, most, cause, |unit| absent(blob, unit));
-                for unit in range.clone() {
+                for unit in range.numbers() {
                     let fetched = cause == Cause::Repair
                         || units.status.contains_key(&unit)
                         || absent(blob, unit);
@@ -196,8 +199,8 @@ impl<W> Schedule<W> {
                         units.status.insert(unit, Status::InFlight);
                     }
                 }
-                if range.end < queued.units.end {
-                    let units = range.end..queued.units.end;
+                let units = UnitRange::new(range.end(), queued.units.end());
+                if !units.is_empty() {
                     self.queues[*urgency as usize].push_front(Job { units, ..queued });
                 }
                 let units = range;
@@ -208,15 +211,15 @@ impl<W> Schedule<W> {
     }
 
     /// Notes that units are present, and returns the waiters that wait for nothing more.
-    pub(super) fn arrived(&mut self, blob: BlobId, arrived: Range<u64>) -> Vec<W> {
+    pub(super) fn arrived(&mut self, blob: BlobId, arrived: UnitRange) -> Vec<W> {
         let Some(units) = self.blobs.get_mut(&blob) else {
             return Vec::new();
         };
-        for unit in arrived.clone() {
+        for unit in arrived.numbers() {
             units.status.remove(&unit);
         }
         let done = units.waiters.extract_if(.., |waiter| {
-            for unit in arrived.clone() {
+            for unit in arrived.numbers() {
                 waiter.missing.remove(&unit);
             }
             waiter.missing.is_empty()
@@ -235,13 +238,13 @@ impl<W> Schedule<W> {
         let Some(units) = self.blobs.get_mut(&job.blob) else {
             return Vec::new();
         };
-        let touches = |missing: &BTreeSet<u64>| missing.range(job.units.clone()).next().is_some();
+        let touches = |missing: &BTreeSet<u64>| missing.range(job.units.numbers()).next().is_some();
         let failed = units.waiters.extract_if(.., |waiter| {
             let over = waiter.until.is_some_and(|until| until < at);
             ((definite && waiter.fails_fast) || over) && touches(&waiter.missing)
         });
         let failed = failed.map(|waiter| waiter.name).collect();
-        for unit in job.units.clone() {
+        for unit in job.units.numbers() {
             if units
                 .waiters
                 .iter()
@@ -259,7 +262,7 @@ impl<W> Schedule<W> {
     /// Puts a job back for later, as another process fetches some of its units.
     pub(super) fn postpone(&mut self, job: &Job, at: Instant) {
         if let Some(units) = self.blobs.get_mut(&job.blob) {
-            for unit in job.units.clone() {
+            for unit in job.units.numbers() {
                 if let Some(status) = units.status.get_mut(&unit) {
                     *status = Status::Wanted(job.cause);
                 }
@@ -315,20 +318,14 @@ impl<W> Schedule<W> {
 impl<W> Units<W> {
     /// First unit of a queued job that is still wanted for its cause.
     fn first_wanted(&self, job: &Job) -> Option<u64> {
-        let mut inside = self.status.range(job.units.clone());
+        let mut inside = self.status.range(job.units.numbers());
         inside
             .find(|(_, status)| **status == Status::Wanted(job.cause))
             .map(|(unit, _)| *unit)
     }
 
     /// Units from `start` on for one request.
-    fn grow(
-        &self,
-        start: u64,
-        most: u64,
-        cause: Cause,
-        absent: impl Fn(u64) -> bool,
-    ) -> Range<u64> {
+    fn grow(&self, start: u64, most: u64, cause: Cause, absent: impl Fn(u64) -> bool) -> UnitRange {
         // A unit to be repaired is present; it must not come with a request that skips those.
         let joins = |unit| match self.status.get(&unit) {
             Some(Status::Wanted(other)) => (*other == Cause::Repair) == (cause == Cause::Repair),
@@ -347,6 +344,6 @@ impl<W> Units<W> {
                 break;
             }
         }
-        start..end
+        UnitRange::new(start, end)
     }
 }

@@ -11,7 +11,7 @@ use super::fetcher::{Shared, State};
 use super::origin::{Body, Failure, From};
 use super::schedule::{Job, Urgency};
 use crate::cache::{Claim, Error, Partial};
-use crate::format::presence::UNIT;
+use crate::format::presence::{UNIT, UnitRange};
 use crate::reason::reason;
 use crate::source::FetchErrorKind;
 use crate::source::presence::Bitmap;
@@ -44,7 +44,7 @@ pub(super) fn run(shared: &Shared, urgencies: &[Urgency]) {
                 shared.state().schedule.postpone(&job, at);
             }
             Err(Interrupted::Failed(from, failure)) => {
-                let units = from..job.units.end;
+                let units = UnitRange::new(from, job.units.end());
                 fail(shared, &Job { units, ..job }, &blob, &failure);
             }
         }
@@ -65,7 +65,7 @@ fn next(shared: &Shared, urgencies: &[Urgency]) -> Option<(Job, Arc<Blob>)> {
             let partial = blob.as_ref().and_then(|blob| blob.partial());
             partial.is_some_and(|partial| {
                 let inside = unit < partial.identity().units();
-                inside && !partial.map().holds(Bitmap::Live, unit..unit + 1)
+                inside && !partial.map().holds(Bitmap::Live, UnitRange::one(unit))
             })
         };
         let size = |blob, cause| shared.size(blobs, blob, cause);
@@ -85,10 +85,10 @@ fn next(shared: &Shared, urgencies: &[Urgency]) -> Option<(Job, Arc<Blob>)> {
 
 fn attempt(shared: &Shared, job: &Job, blob: &Blob, buffer: &mut [u8]) -> Result<(), Interrupted> {
     let Some(partial) = blob.partial() else {
-        shared.arrived(blob, job.units.clone());
+        shared.arrived(blob, job.units);
         return Ok(());
     };
-    let failed = |error: &Error| Interrupted::Failed(job.units.start, store_failure(error));
+    let failed = |error: &Error| Interrupted::Failed(job.units.start(), store_failure(error));
     report_present(shared, job, blob, partial);
     // What is verified must not change.
     let _quiet = job.overwrites().then(|| lock(&blob.publishing));
@@ -98,12 +98,10 @@ fn attempt(shared: &Shared, job: &Job, blob: &Blob, buffer: &mut [u8]) -> Result
         return Err(Interrupted::Elsewhere);
     }
     let units = match whole {
-        true => 0..blob.identity.units(),
-        false => job.units.clone(),
+        true => blob.identity.all_units(),
+        false => job.units,
     };
-    let claim = partial
-        .claim(units.clone())
-        .map_err(|error| failed(&error))?;
+    let claim = partial.claim(units).map_err(|error| failed(&error))?;
     let claim = claim.ok_or(Interrupted::Elsewhere)?;
     if whole || job.overwrites() {
         return fetch(shared, job, blob, &claim, units, whole, buffer);
@@ -123,12 +121,12 @@ fn fetch(
     job: &Job,
     blob: &Blob,
     claim: &Claim,
-    units: Range<u64>,
+    units: UnitRange,
     whole: bool,
     buffer: &mut [u8],
 ) -> Result<(), Interrupted> {
-    let start = units.start.max(job.units.start);
-    let bytes = blob.identity.bytes_of(&units);
+    let start = units.start().max(job.units.start());
+    let bytes = blob.identity.bytes_of(units);
     let asked = Instant::now();
     let from = match job.overwrites() {
         true => From::Registry,
@@ -137,7 +135,7 @@ fn fetch(
     let body = ask(shared, blob, &bytes, (!whole).then_some(from));
     let body = body.map_err(|failure| Interrupted::Failed(start, failure))?;
     let first_byte = asked.elapsed();
-    let first = units.start;
+    let first = units.start();
     let mut stream = Stream {
         shared,
         job,
@@ -146,13 +144,14 @@ fn fetch(
         units,
     };
     let result = stream.store(body, buffer);
-    let stored = blob.identity.bytes_of(&(first..stream.units.start));
+    let stored = UnitRange::new(first, stream.units.start());
+    let stored = blob.identity.bytes_of(stored);
     let stored = stored.end.saturating_sub(bytes.start);
     if stored > 0 && !whole {
         let transfer = asked.elapsed().saturating_sub(first_byte);
         lock(&blob.pace).observe(first_byte, stored, transfer);
     }
-    let next = stream.units.start.max(job.units.start);
+    let next = stream.units.start().max(job.units.start());
     result.map_err(|failure| Interrupted::Failed(next, failure))
 }
 
@@ -161,24 +160,27 @@ fn report_present(shared: &Shared, job: &Job, blob: &Blob, partial: &Partial) {
     if job.overwrites() {
         return;
     }
-    let mut next = job.units.start;
-    for run in partial.map().absent(job.units.clone()) {
-        if next < run.start {
-            shared.arrived(blob, next..run.start);
+    let arrived = |start, end| {
+        if start < end {
+            shared.arrived(blob, UnitRange::new(start, end));
         }
-        next = run.end;
+    };
+    let mut next = job.units.start();
+    for run in partial.map().absent(job.units) {
+        arrived(next, run.start());
+        next = run.end();
     }
-    if next < job.units.end {
-        shared.arrived(blob, next..job.units.end);
-    }
+    arrived(next, job.units.end());
 }
 
 /// The same runs, with those in one that are at most `gap` units apart.
-fn merged(runs: Vec<Range<u64>>, gap: u64) -> Vec<Range<u64>> {
-    let mut merged: Vec<Range<u64>> = Vec::new();
+fn merged(runs: Vec<UnitRange>, gap: u64) -> Vec<UnitRange> {
+    let mut merged: Vec<UnitRange> = Vec::new();
     for run in runs {
         match merged.last_mut() {
-            Some(last) if run.start - last.end <= gap => last.end = run.end,
+            Some(last) if run.start() - last.end() <= gap => {
+                *last = UnitRange::new(last.start(), run.end());
+            }
             _ => merged.push(run),
         }
     }
@@ -223,7 +225,7 @@ struct Stream<'a> {
     blob: &'a Blob,
     claim: &'a Claim,
     /// Units that are still to come.
-    units: Range<u64>,
+    units: UnitRange,
 }
 
 impl Stream<'_> {
@@ -231,8 +233,8 @@ impl Stream<'_> {
     fn store(&mut self, mut body: Body, buffer: &mut [u8]) -> Result<(), Failure> {
         let mut left = body.len;
         while !self.units.is_empty() {
-            let unit = self.units.start;
-            let bytes = self.blob.identity.bytes_of(&(unit..unit + 1));
+            let unit = self.units.start();
+            let bytes = self.blob.identity.bytes_of(UnitRange::one(unit));
             let len = bytes.end - bytes.start;
             if left < len {
                 let reason = "the server sent fewer bytes than it was asked for";
@@ -243,11 +245,11 @@ impl Stream<'_> {
             left -= len;
             self.shared.counters.add_bytes(self.job.cause, len);
             self.keep(unit, buffer)?;
-            self.units.start += 1;
+            self.units = UnitRange::new(unit + 1, self.units.end());
             if self.blob.succeeded() {
                 log::info!("fetching blob {} works again", self.blob.identity.digest());
             }
-            self.shared.arrived(self.blob, unit..unit + 1);
+            self.shared.arrived(self.blob, UnitRange::one(unit));
             if self.shared.is_stopping() {
                 return Err(Failure::passing(
                     FetchErrorKind::System,
@@ -260,7 +262,7 @@ impl Stream<'_> {
 
     fn keep(&self, unit: u64, bytes: &[u8]) -> Result<(), Failure> {
         let present = self.claim.partial().map();
-        if !self.job.overwrites() && present.holds(Bitmap::Live, unit..unit + 1) {
+        if !self.job.overwrites() && present.holds(Bitmap::Live, UnitRange::one(unit)) {
             return Ok(());
         }
         match self.claim.store(unit, bytes) {
@@ -310,7 +312,7 @@ fn fail(shared: &Shared, job: &Job, blob: &Blob, failure: &Failure) {
     let at = blob.failed(failure);
     shared.counters.add_failure(failure.definite);
     let digest = blob.identity.digest();
-    log::debug!("blob {digest}, units {:?}: {failure}", job.units);
+    log::debug!("blob {digest}, units {:?}: {failure}", job.units.numbers());
     if failure.definite && blob.is_first_refusal() {
         log::warn!("cannot fetch blob {digest}: {failure}; uncached reads wait");
     }

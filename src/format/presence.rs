@@ -41,6 +41,57 @@ const MAGIC: [u8; 8] = *b"ovbdmap1";
 /// Bytes of the header that are read.
 const RAW_HEADER_LEN: usize = size_of::<RawHeader>();
 
+/// A contiguous range of units of a blob. Units are never mixed with bytes: [`Identity`] converts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UnitRange {
+    start: u64,
+    /// At least `start`.
+    end: u64,
+}
+
+impl UnitRange {
+    /// The units from `start` up to `end`, exclusive; empty if `end` is before `start`.
+    pub const fn new(start: u64, end: u64) -> Self {
+        let end = if end < start { start } else { end };
+        Self { start, end }
+    }
+
+    /// One unit.
+    pub const fn one(unit: u64) -> Self {
+        Self::new(unit, unit.saturating_add(1))
+    }
+
+    /// First unit.
+    pub const fn start(self) -> u64 {
+        self.start
+    }
+
+    /// First unit after the range.
+    pub const fn end(self) -> u64 {
+        self.end
+    }
+
+    /// Number of units.
+    pub const fn len(self) -> u64 {
+        self.end.saturating_sub(self.start)
+    }
+
+    /// Whether the range has no unit.
+    pub const fn is_empty(self) -> bool {
+        self.start == self.end
+    }
+
+    /// Whether all units of `other` are in this range.
+    pub const fn contains(self, other: Self) -> bool {
+        self.start <= other.start && other.end <= self.end
+    }
+
+    /// The numbers of the units, which are the bits of a bitmap.
+    pub const fn numbers(self) -> Range<u64> {
+        self.start..self.end
+    }
+}
+
 /// A file is not the presence map of the blob.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -167,15 +218,21 @@ impl Identity {
         self.len.div_ceil(UNIT)
     }
 
-    /// The units that hold any of `len` bytes at `offset`; `None` if the range is empty or passes
-    /// the blob's end.
-    pub fn units_of(&self, offset: u64, len: u64) -> Option<Range<u64>> {
-        let end = offset.checked_add(len)?;
-        (len > 0 && end <= self.len).then(|| offset / UNIT..end.div_ceil(UNIT))
+    /// All units of the blob.
+    pub const fn all_units(&self) -> UnitRange {
+        UnitRange::new(0, self.units())
     }
 
-    /// The bytes of a range of units, cut at the blob's end.
-    pub fn bytes_of(&self, units: &Range<u64>) -> Range<u64> {
+    /// The units that contain any of `len` bytes at `offset`; `None` if the range is empty or ends
+    /// after the blob.
+    pub fn units_of(&self, offset: u64, len: u64) -> Option<UnitRange> {
+        let end = offset.checked_add(len)?;
+        let inside = len > 0 && end <= self.len;
+        inside.then(|| UnitRange::new(offset / UNIT, end.div_ceil(UNIT)))
+    }
+
+    /// The bytes of a range of units, up to the end of the blob.
+    pub fn bytes_of(&self, units: UnitRange) -> Range<u64> {
         let byte = |unit: u64| unit.saturating_mul(UNIT).min(self.len);
         byte(units.start)..byte(units.end)
     }
@@ -322,16 +379,18 @@ mod tests {
             assert_eq!(identity.units(), units);
             assert_eq!(identity.bitmap_len(), bitmap);
             assert_eq!(identity.map_len(), 4096 + 2 * bitmap);
-            assert_eq!(identity.bytes_of(&(units - 1..units)).end, len);
+            assert_eq!(identity.bytes_of(UnitRange::one(units - 1)).end, len);
         }
     }
 
     #[test]
     fn ranges_outside_the_blob_have_no_units() {
         let identity = identity(UNIT * 2 + 1);
-        assert_eq!(identity.units_of(0, 1), Some(0..1));
-        assert_eq!(identity.units_of(UNIT - 1, 2), Some(0..2));
-        assert_eq!(identity.units_of(0, UNIT * 2 + 1), Some(0..3));
+        assert_eq!(identity.units_of(0, 1), Some(UnitRange::one(0)));
+        assert_eq!(identity.units_of(UNIT - 1, 2), Some(UnitRange::new(0, 2)));
+        let all = identity.units_of(0, UNIT * 2 + 1);
+        assert_eq!(all, Some(identity.all_units()));
+        assert_eq!(all.map(UnitRange::len), Some(3));
         for (offset, len) in [(0, 0), (0, UNIT * 2 + 2), (UNIT * 3, 1), (u64::MAX, 2)] {
             assert_eq!(identity.units_of(offset, len), None, "{offset}+{len}");
         }

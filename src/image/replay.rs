@@ -1,10 +1,9 @@
 //! A prefetch trace as ranges of the layers' blobs, in the order in which they should be fetched.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 use super::Image;
-use crate::format::presence::UNIT;
+use crate::format::presence::{UNIT, UnitRange};
 use crate::format::trace::{MAX_RECORDS, TracedRead};
 use crate::source::recorder::ReadUnit;
 use crate::source::{Blob, Located};
@@ -27,7 +26,7 @@ impl Image {
             let Some(layer) = self.layers().get(layer) else {
                 continue;
             };
-            bytes += fetch(layer.container().blob(), &units);
+            bytes += fetch(layer.container().blob(), units);
         }
         bytes
     }
@@ -78,17 +77,19 @@ impl Image {
 }
 
 /// Runs of units of the same layer, by the first read of any of them.
-fn runs(first: &BTreeMap<(usize, u64), usize>) -> Vec<(usize, Range<u64>)> {
-    let mut runs: Vec<(usize, usize, Range<u64>)> = Vec::new();
+fn runs(first: &BTreeMap<(usize, u64), usize>) -> Vec<(usize, UnitRange)> {
+    let mut runs: Vec<(usize, usize, UnitRange)> = Vec::new();
     for ((layer, unit), number) in first {
         match runs.last_mut() {
             Some((before, earliest, run))
-                if before == layer && unit - run.end <= MAX_GAP && unit - run.start < MAX_RUN =>
+                if before == layer
+                    && unit - run.end() <= MAX_GAP
+                    && unit - run.start() < MAX_RUN =>
             {
-                run.end = unit + 1;
+                *run = UnitRange::new(run.start(), unit + 1);
                 *earliest = (*earliest).min(*number);
             }
-            _ => runs.push((*layer, *number, *unit..unit + 1)),
+            _ => runs.push((*layer, *number, UnitRange::one(*unit))),
         }
     }
     runs.sort_by_key(|(_, number, _)| *number);
@@ -98,9 +99,9 @@ fn runs(first: &BTreeMap<(usize, u64), usize>) -> Vec<(usize, Range<u64>)> {
 }
 
 /// Suggests to fetch units of a blob; returns their bytes if any is absent.
-fn fetch(blob: &Blob, units: &Range<u64>) -> u64 {
-    let start = units.start * UNIT;
-    let len = (units.end * UNIT).min(blob.len()).saturating_sub(start);
+fn fetch(blob: &Blob, units: UnitRange) -> u64 {
+    let start = units.start() * UNIT;
+    let len = (units.end() * UNIT).min(blob.len()).saturating_sub(start);
     match blob.locate(start, len as usize) {
         Located::Absent(range) => {
             range.replay();
@@ -123,14 +124,19 @@ mod tests {
             ((0, 11), 1),
             ((1, 12), 0),
         ]);
-        assert_eq!(runs(&first), [(1, 12..13), (0, 11..12), (0, 5..9)]);
+        let expected = [
+            (1, UnitRange::one(12)),
+            (0, UnitRange::one(11)),
+            (0, UnitRange::new(5, 9)),
+        ];
+        assert_eq!(runs(&first), expected);
     }
 
     #[test]
     fn a_run_is_bounded() {
         let first: BTreeMap<_, _> = (0..200).map(|unit| ((0, unit), 0)).collect();
         let runs = runs(&first);
-        assert!(runs.iter().all(|(_, run)| run.end - run.start <= MAX_RUN));
+        assert!(runs.iter().all(|(_, run)| run.len() <= MAX_RUN));
         assert_eq!(runs.len(), 4);
     }
 }

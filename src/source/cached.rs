@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ use super::layer_ref::{LayerRef, RemoteBlob};
 use super::presence::{Bitmap, PresenceMap};
 use super::protocol::Cause;
 use super::waker::{FetchError, FetchErrorKind, Presence, Ticket, Waker};
-use crate::format::presence::{Identity, UNIT};
+use crate::format::presence::{Identity, UNIT, UnitRange};
 use crate::io::bitmap::AtomicBitmap;
 use crate::io::mapped_file::Access;
 
@@ -33,31 +32,33 @@ pub(super) struct Rejected {
 }
 
 impl Rejected {
-    fn holds_any(&self, units: Range<u64>) -> bool {
-        self.bits.get().is_some_and(|bits| bits.any(units))
+    fn holds_any(&self, units: UnitRange) -> bool {
+        self.bits
+            .get()
+            .is_some_and(|bits| bits.any(units.numbers()))
     }
 
     /// Notes that `units` are damaged; returns false if one of them was so too often. After that the
     /// count starts anew: the next request tries again.
-    fn add(&self, units: Range<u64>, all: u64) -> bool {
+    fn add(&self, units: UnitRange, all: u64) -> bool {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let worn = |unit| counts.get(&unit).is_some_and(|count| *count >= MAX_REPAIRS);
-        if units.clone().any(worn) {
-            units.for_each(|unit| _ = counts.remove(&unit));
+        if units.numbers().any(worn) {
+            units.numbers().for_each(|unit| _ = counts.remove(&unit));
             return false;
         }
-        for unit in units.clone() {
+        for unit in units.numbers() {
             *counts.entry(unit).or_default() += 1;
         }
         let bits = self.bits.get_or_init(|| AtomicBitmap::new(all));
-        bits.set(units);
+        bits.set(units.numbers());
         true
     }
 
     /// Notes that `units` were fetched again.
-    pub(super) fn replaced(&self, units: Range<u64>) {
+    pub(super) fn replaced(&self, units: UnitRange) {
         if let Some(bits) = self.bits.get() {
-            bits.clear(units);
+            bits.clear(units.numbers());
         }
     }
 }
@@ -72,8 +73,9 @@ struct CachedPresence {
 }
 
 impl CachedPresence {
-    fn units(&self, offset: u64, len: u64) -> Range<u64> {
-        self.map.identity().units_of(offset, len).unwrap_or(0..0)
+    fn units(&self, offset: u64, len: u64) -> UnitRange {
+        let units = self.map.identity().units_of(offset, len);
+        units.unwrap_or_default()
     }
 }
 
@@ -84,7 +86,7 @@ impl Presence for CachedPresence {
 
     fn request(&self, offset: u64, len: u64, waker: &Arc<Waker>, ticket: Ticket) {
         let units = self.units(offset, len);
-        let damaged = self.rejected.holds_any(units.clone());
+        let damaged = self.rejected.holds_any(units);
         let repair = damaged.then(|| (Arc::clone(&self.rejected), units));
         let bytes = offset..offset.saturating_add(len);
         self.client.request(self.blob, bytes, waker, ticket, repair);

@@ -22,6 +22,7 @@ use super::counts::Counts;
 use super::link::{Link, Message, Turn};
 use super::protocol::{Cause, MAX_FETCH, Reply, Request, Subject};
 use super::waker::{FetchError, FetchErrorKind, Ticket, Waker};
+use crate::format::presence::UnitRange;
 
 /// How often deadlines are looked at.
 const TICK: Duration = Duration::from_millis(200);
@@ -79,7 +80,7 @@ struct Pending {
     ticket: Ticket,
     deadline: Instant,
     /// The units that are fetched because they were damaged, and where that is noted.
-    repair: Option<(Arc<Rejected>, Range<u64>)>,
+    repair: Option<(Arc<Rejected>, UnitRange)>,
     started: Instant,
 }
 
@@ -203,7 +204,7 @@ impl Client {
         bytes: Range<u64>,
         waker: &Arc<Waker>,
         ticket: Ticket,
-        repair: Option<(Arc<Rejected>, Range<u64>)>,
+        repair: Option<(Arc<Rejected>, UnitRange)>,
     ) {
         let cause = match (&repair, self.shared.is_serving()) {
             (Some(_), _) => Cause::Repair,

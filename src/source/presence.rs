@@ -8,13 +8,12 @@
 //! allocates.
 
 use std::fs::File;
-use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use uuid::Uuid;
 use vm_memory::VolatileMemory;
 
-use crate::format::presence::{self, Header, Identity, State};
+use crate::format::presence::{self, Header, Identity, State, UnitRange};
 use crate::io::bitmap::words;
 use crate::io::mapped_file::{Access, MapError, MappedFile};
 
@@ -91,21 +90,21 @@ impl PresenceMap {
     }
 
     /// Whether `bitmap` has all of `units`.
-    pub fn holds(&self, bitmap: Bitmap, units: Range<u64>) -> bool {
-        words(units).all(|(word, mask)| self.load(bitmap, word) & mask == mask)
+    pub fn holds(&self, bitmap: Bitmap, units: UnitRange) -> bool {
+        words(units.numbers()).all(|(word, mask)| self.load(bitmap, word) & mask == mask)
     }
 
     /// The absent units among `units`, as runs.
-    pub fn absent(&self, units: Range<u64>) -> Vec<Range<u64>> {
-        let mut runs: Vec<Range<u64>> = Vec::new();
-        for (word, mask) in words(units) {
+    pub fn absent(&self, units: UnitRange) -> Vec<UnitRange> {
+        let mut runs: Vec<UnitRange> = Vec::new();
+        for (word, mask) in words(units.numbers()) {
             let mut absent = !self.load(Bitmap::Live, word) & mask;
             while absent != 0 {
                 let unit = word * 64 + u64::from(absent.trailing_zeros());
                 absent &= absent - 1;
                 match runs.last_mut() {
-                    Some(run) if run.end == unit => run.end = unit + 1,
-                    _ => runs.push(unit..unit + 1),
+                    Some(run) if run.end() == unit => *run = UnitRange::new(run.start(), unit + 1),
+                    _ => runs.push(UnitRange::one(unit)),
                 }
             }
         }
@@ -120,8 +119,8 @@ impl PresenceMap {
     }
 
     /// Marks `units` present in `bitmap`. Their bytes must have been written before.
-    pub fn mark(&self, bitmap: Bitmap, units: Range<u64>) {
-        for (word, mask) in words(units) {
+    pub fn mark(&self, bitmap: Bitmap, units: UnitRange) {
+        for (word, mask) in words(units.numbers()) {
             self.with_word(bitmap, word, |bits| {
                 bits.fetch_or(mask.to_le(), Ordering::Release)
             });
@@ -206,7 +205,6 @@ impl PresenceMap {
 }
 
 #[cfg(test)]
-#[allow(clippy::single_range_in_vec_init)]
 mod tests {
     use std::os::unix::fs::FileExt;
 
@@ -227,16 +225,18 @@ mod tests {
     fn what_one_mapping_marks_another_sees() {
         let (file, map) = map(UNIT * 200 - 5);
         let reader = PresenceMap::open(&file, *map.identity(), Access::Read).unwrap();
-        assert_eq!(reader.absent(0..200), [0..200]);
-        map.mark(Bitmap::Live, 60..70);
-        map.mark(Bitmap::Live, 199..200);
+        let all = map.identity().all_units();
+        assert_eq!(reader.absent(all), [UnitRange::new(0, 200)]);
+        map.mark(Bitmap::Live, UnitRange::new(60, 70));
+        map.mark(Bitmap::Live, UnitRange::one(199));
         assert!(reader.is_present(60 * UNIT, 10 * UNIT));
         assert!(!reader.is_present(60 * UNIT, 10 * UNIT + 1));
         assert!(!reader.is_present(60 * UNIT - 1, 1));
         assert!(reader.is_present(199 * UNIT, UNIT - 5));
         assert!(!reader.is_present(199 * UNIT, UNIT), "past the end");
         assert!(!reader.is_present(u64::MAX, 1));
-        assert_eq!(reader.absent(0..200), [0..60, 70..199]);
+        let absent = [UnitRange::new(0, 60), UnitRange::new(70, 199)];
+        assert_eq!(reader.absent(all), absent);
         assert_eq!(reader.count(Bitmap::Live), 11);
         assert_eq!(reader.count(Bitmap::Durable), 0);
     }
@@ -244,12 +244,13 @@ mod tests {
     #[test]
     fn only_durable_units_survive_another_boot() {
         let (_file, map) = map(UNIT * 100);
-        map.mark(Bitmap::Live, 0..50);
+        map.mark(Bitmap::Live, UnitRange::new(0, 50));
         let snapshot = map.snapshot();
-        map.mark(Bitmap::Live, 50..60);
+        map.mark(Bitmap::Live, UnitRange::new(50, 60));
         map.mark_durable(&snapshot);
         map.forget_unsynced();
-        assert_eq!(map.absent(0..100), [50..100]);
+        let absent = map.absent(map.identity().all_units());
+        assert_eq!(absent, [UnitRange::new(50, 100)]);
         let boot = Uuid::new_v4();
         map.set_boot(boot);
         map.set_state(State::Bad);
@@ -260,7 +261,7 @@ mod tests {
     #[test]
     fn a_map_that_was_cut_has_nothing() {
         let (file, map) = map(UNIT * 100);
-        map.mark(Bitmap::Live, 0..100);
+        map.mark(Bitmap::Live, map.identity().all_units());
         file.set_len(4096).unwrap();
         assert!(!map.is_present(0, 1));
         assert!(map.is_lost());

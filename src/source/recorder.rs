@@ -3,13 +3,12 @@
 //! A recorded blob asks before each read whether the bytes are local ([`Presence::is_present`]), and
 //! notes the units on the way. A unit that was noted before costs one atomic load.
 
-use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::waker::{Presence, Ticket, Waker};
-use crate::format::presence::UNIT;
+use crate::format::presence::{UNIT, UnitRange};
 use crate::io::bitmap::words;
 
 /// The units of a stack's blobs, in the order in which they were read first.
@@ -70,8 +69,8 @@ impl Recorded {
         }
     }
 
-    fn note(&self, units: Range<u64>) {
-        for (word, mask) in words(units) {
+    fn note(&self, units: UnitRange) {
+        for (word, mask) in words(units.numbers()) {
             let Some(seen) = self.seen.get(word as usize) else {
                 return;
             };
@@ -92,7 +91,8 @@ impl Recorded {
 
 impl Presence for Recorded {
     fn is_present(&self, offset: u64, len: u64) -> bool {
-        self.note(offset / UNIT..offset.saturating_add(len).div_ceil(UNIT));
+        let end = offset.saturating_add(len).div_ceil(UNIT);
+        self.note(UnitRange::new(offset / UNIT, end));
         let inner = self.recording.unrecorded.as_ref();
         inner.is_none_or(|inner| inner.is_present(offset, len))
     }

@@ -2,6 +2,7 @@
 
 use std::fs::{self, Metadata};
 use std::iter;
+use std::ops::Range;
 
 use super::Error;
 use super::open_files::OpenFiles;
@@ -15,7 +16,7 @@ use crate::image::reader::Reader;
 use crate::image::segment;
 use crate::image::{self, Image};
 use crate::source::{Blob, LayerRef};
-use crate::units::{ByteRange, SECTOR_SIZE, Sector, SectorRange, Sectors};
+use crate::units::{SECTOR_SIZE, Sector, SectorRange, Sectors};
 use crate::writable::Paths;
 use crate::writable::extent_map::{ExtentMap, Place};
 use crate::writable::load::{Access, Loaded, load};
@@ -119,8 +120,8 @@ impl Upper {
     }
 
     /// Whether these bytes of the data file are in a hole: they read as zeros.
-    pub fn is_hole(&self, bytes: ByteRange) -> bool {
-        self.blob.data_from(bytes.start()) >= bytes.end()
+    pub fn is_hole(&self, bytes: &Range<u64>) -> bool {
+        self.blob.data_from(bytes.start) >= bytes.end
     }
 
     /// Fills `into` with the data file's content from its sector `from` on.
@@ -239,7 +240,7 @@ impl Disk {
     pub fn data_from(&self, start: u64, end: u64) -> Option<u64> {
         let image = self.image.as_ref();
         let below = image.and_then(|image| super::unit::data_from(image, start, end));
-        let sectors = ByteRange::new(start, end).sectors();
+        let sectors = SectorRange::of_bytes(&(start..end));
         let within = self.upper.iter();
         let mut within = within.flat_map(|upper| upper.map.within(sectors));
         let above = within.find(|extent| extent.place != Place::Zero);

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use crate::format::lsmt::writable::{Kind, encode_data_header};
 use crate::format::lsmt::{Header, Mapping};
 use crate::io::vectored;
 use crate::source::Blob;
-use crate::units::{ByteRange, Sector, SectorRange};
+use crate::units::{Sector, SectorRange};
 
 /// Least bytes of a write whose writeback starts at once instead of at the next flush: large writes are
 /// seldom overwritten soon.
@@ -72,16 +73,17 @@ impl DataFile {
         fresh: bool,
     ) -> Result<(), Error> {
         let bytes = range.bytes();
-        let written = vectored::write_all_at(&self.file, pieces, bytes.start());
+        let written = vectored::write_all_at(&self.file, pieces, bytes.start);
         // After the write and before its answer: a sync that began in between does not count.
         self.dirty.store(true, Ordering::Release);
-        written.map_err(Error::bytes("write", &self.path, bytes.start()))?;
-        if bytes.len() >= STREAM {
-            vectored::begin_to_store(&self.file, bytes.start(), bytes.len());
+        written.map_err(Error::bytes("write", &self.path, bytes.start))?;
+        let len = range.len().bytes();
+        if len >= STREAM {
+            vectored::begin_to_store(&self.file, bytes.start, len);
         }
         // The length only grows, so most writes need only a load.
-        if fresh && self.len.load(Ordering::Relaxed) < bytes.end() {
-            self.len.fetch_max(bytes.end(), Ordering::Release);
+        if fresh && self.len.load(Ordering::Relaxed) < bytes.end {
+            self.len.fetch_max(bytes.end, Ordering::Release);
         }
         Ok(())
     }
@@ -93,19 +95,19 @@ impl DataFile {
     pub(super) fn zero(&self, range: SectorRange) -> Result<(), Error> {
         let bytes = range.bytes();
         let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
-        let zeroed = match fallocate(&self.file, flags, bytes.start(), bytes.len()) {
-            Err(Errno::OPNOTSUPP) => self.write_zeros(bytes),
+        let zeroed = match fallocate(&self.file, flags, bytes.start, range.len().bytes()) {
+            Err(Errno::OPNOTSUPP) => self.write_zeros(bytes.clone()),
             zeroed => zeroed.map_err(io::Error::from),
         };
         self.dirty.store(true, Ordering::Release);
-        zeroed.map_err(Error::bytes("zero", &self.path, bytes.start()))
+        zeroed.map_err(Error::bytes("zero", &self.path, bytes.start))
     }
 
-    fn write_zeros(&self, bytes: ByteRange) -> io::Result<()> {
+    fn write_zeros(&self, bytes: Range<u64>) -> io::Result<()> {
         static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
-        let steps = (bytes.start()..bytes.end()).step_by(ZEROS.len());
-        steps.into_iter().try_for_each(|at| {
-            let part = (bytes.end() - at).min(ZEROS.len() as u64);
+        let end = bytes.end;
+        bytes.step_by(ZEROS.len()).try_for_each(|at| {
+            let part = (end - at).min(ZEROS.len() as u64);
             self.file.write_all_at(&ZEROS[..part as usize], at)
         })
     }
@@ -135,7 +137,7 @@ impl DataFile {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         let bytes = range.bytes();
         // In a file system without holes, free sectors keep their storage until they are used again.
-        let _ = fallocate(&self.file, flags, bytes.start(), bytes.len());
+        let _ = fallocate(&self.file, flags, bytes.start, range.len().bytes());
     }
 
     /// Whether data was written since the last sync began.

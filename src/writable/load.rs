@@ -28,7 +28,7 @@ use crate::format::lsmt::writable::{Kind, decode_data_header};
 use crate::format::lsmt::{FIRST_DATA, HEADER_LEN, Header, HeaderKind, Mapping};
 use crate::io::directory::parent_of;
 use crate::io::regular::{open_regular, open_to_read};
-use crate::units::{ByteRange, Sector, SectorRange};
+use crate::units::{Sector, SectorRange};
 
 /// How long to wait for another process that has the files open.
 const LOCK_LIMIT: Duration = Duration::from_millis(500);
@@ -329,7 +329,7 @@ fn scan_holes(data: &File, len: u64, map: &mut ExtentMap) -> io::Result<()> {
             found => found?.max(first),
         };
         let end = rustix::fs::seek(data, SeekFrom::Hole(start))?.min(len);
-        let found = ByteRange::new(start, end).sectors();
+        let found = SectorRange::of_bytes(&(start..end));
         if found.is_empty() {
             return Ok(()); // only a hole up to `len`
         }

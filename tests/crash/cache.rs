@@ -5,14 +5,13 @@
 //! present that does not hold the blob's bytes, and must not lose what was synced.
 
 use std::fs;
-use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 use common::content::Random;
 use ovbd_vhost::cache::{Cache, Entry, Outcome, Partial};
 use ovbd_vhost::format::digest::Digest;
-use ovbd_vhost::format::presence::{HEADER_LEN, Identity, UNIT};
+use ovbd_vhost::format::presence::{HEADER_LEN, Identity, UNIT, UnitRange};
 use ovbd_vhost::source::presence::Bitmap;
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -39,7 +38,7 @@ struct Model {
     /// What is on storage for certain.
     storage: Files,
     /// Units that were present at the last sync.
-    durable: Vec<Range<u64>>,
+    durable: Vec<UnitRange>,
     /// Power losses after which a live bit stood for lost data.
     dangers: u32,
 }
@@ -97,18 +96,19 @@ impl Model {
     }
 
     /// Units that are absent, as runs.
-    fn absent(&self) -> Vec<Range<u64>> {
-        self.partial().map().absent(0..self.identity.units())
+    fn absent(&self) -> Vec<UnitRange> {
+        self.partial().map().absent(self.identity.all_units())
     }
 
     fn store(&mut self) {
         let all = self.identity.units();
         let start = self.random.below(all);
-        let units = start..(start + 1 + self.random.below(3)).min(all);
-        let claim = self.partial().claim(units.clone()).unwrap().unwrap();
-        let bytes = self.identity.bytes_of(&units);
+        let end = (start + 1 + self.random.below(3)).min(all);
+        let units = UnitRange::new(start, end);
+        let claim = self.partial().claim(units).unwrap().unwrap();
+        let bytes = self.identity.bytes_of(units);
         let part = &self.bytes[bytes.start as usize..bytes.end as usize];
-        claim.store(units.start, part).unwrap();
+        claim.store(units.start(), part).unwrap();
     }
 
     fn sync(&mut self) {
@@ -136,10 +136,7 @@ impl Model {
         self.open();
         for units in &self.durable {
             let map = self.partial().map();
-            assert!(
-                map.holds(Bitmap::Live, units.clone()),
-                "{units:?} was synced"
-            );
+            assert!(map.holds(Bitmap::Live, *units), "{units:?} was synced");
         }
         // The content of the files now counts as stored.
         self.storage = Files {
@@ -166,7 +163,7 @@ impl Model {
         let live = &map[HEADER_LEN as usize..];
         (0..self.identity.units()).any(|unit| {
             let is_set = live[unit as usize / 8] >> (unit % 8) & 1 == 1;
-            let bytes = self.identity.bytes_of(&(unit..unit + 1));
+            let bytes = self.identity.bytes_of(UnitRange::one(unit));
             let range = bytes.start as usize..bytes.end as usize;
             is_set && data[range.clone()] != self.bytes[range]
         })
@@ -176,7 +173,7 @@ impl Model {
     fn check(&self) {
         let data = fs::read(self.path("data")).unwrap();
         for units in present(&self.absent(), self.identity.units()) {
-            let bytes = self.identity.bytes_of(&units);
+            let bytes = self.identity.bytes_of(units);
             let range = bytes.start as usize..bytes.end as usize;
             assert!(data[range.clone()] == self.bytes[range], "{units:?}");
         }
@@ -184,10 +181,10 @@ impl Model {
 
     fn complete(mut self) {
         for run in self.absent() {
-            let claim = self.partial().claim(run.clone()).unwrap().unwrap();
-            let bytes = self.identity.bytes_of(&run);
+            let claim = self.partial().claim(run).unwrap().unwrap();
+            let bytes = self.identity.bytes_of(run);
             let part = &self.bytes[bytes.start as usize..bytes.end as usize];
-            claim.store(run.start, part).unwrap();
+            claim.store(run.start(), part).unwrap();
         }
         assert_eq!(self.partial().publish().unwrap(), Outcome::Published);
         self.partial = None;
@@ -199,14 +196,14 @@ impl Model {
 }
 
 /// The gaps between absent runs.
-fn present(absent: &[Range<u64>], all: u64) -> Vec<Range<u64>> {
-    let ends = std::iter::once(0).chain(absent.iter().map(|run| run.end));
+fn present(absent: &[UnitRange], all: u64) -> Vec<UnitRange> {
+    let ends = std::iter::once(0).chain(absent.iter().map(|run| run.end()));
     let starts = absent
         .iter()
-        .map(|run| run.start)
+        .map(|run| run.start())
         .chain(std::iter::once(all));
     ends.zip(starts)
-        .map(|(from, to)| from..to)
+        .map(|(from, to)| UnitRange::new(from, to))
         .filter(|run| !run.is_empty())
         .collect()
 }
@@ -254,8 +251,7 @@ fn whatever_a_damaged_entry_holds_is_refused_or_right() {
         }
         fs::write(&map, &bytes).unwrap();
         model.open();
-        let all = model.identity.units();
-        assert_eq!(model.absent(), std::iter::once(0..all).collect::<Vec<_>>());
+        assert_eq!(model.absent(), [model.identity.all_units()]);
         model.check();
         model.complete();
     }

@@ -1,19 +1,21 @@
 //! Jobs, waiters and failures, without I/O.
 
-#![allow(clippy::single_range_in_vec_init)]
-
 use super::*;
 
 type Test = Schedule<&'static str>;
 
 const BLOB: BlobId = BlobId(0);
 
+fn units(start: u64, end: u64) -> UnitRange {
+    UnitRange::new(start, end)
+}
+
 fn next(schedule: &mut Test, urgencies: &[Urgency], size: u64) -> Option<Job> {
     // Units from 1000 on are present.
     schedule.next(urgencies, |_, _| size, |_, unit| unit < 1000)
 }
 
-fn job(units: Range<u64>, cause: Cause) -> Option<Job> {
+fn job(units: UnitRange, cause: Cause) -> Option<Job> {
     let blob = BLOB;
     Some(Job { blob, units, cause })
 }
@@ -21,103 +23,114 @@ fn job(units: Range<u64>, cause: Cause) -> Option<Job> {
 #[test]
 fn demand_goes_first_and_grows_over_absent_units() {
     let mut schedule = Test::default();
-    schedule.want(BLOB, &[500..520], Cause::Background, None);
-    schedule.want(BLOB, &[100..110], Cause::ReadAhead, None);
-    schedule.want(BLOB, &[50..52], Cause::Replay, None);
-    schedule.want(BLOB, &[7..8], Cause::Demand, Some("a"));
+    schedule.want(BLOB, &[units(500, 520)], Cause::Background, None);
+    schedule.want(BLOB, &[units(100, 110)], Cause::ReadAhead, None);
+    schedule.want(BLOB, &[units(50, 52)], Cause::Replay, None);
+    schedule.want(BLOB, &[units(7, 8)], Cause::Demand, Some("a"));
     let all = &Urgency::ALL;
-    assert_eq!(next(&mut schedule, all, 4), job(7..11, Cause::Demand));
-    assert_eq!(next(&mut schedule, all, 4), job(50..52, Cause::Replay));
+    assert_eq!(
+        next(&mut schedule, all, 4),
+        job(units(7, 11), Cause::Demand)
+    );
+    assert_eq!(
+        next(&mut schedule, all, 4),
+        job(units(50, 52), Cause::Replay)
+    );
     assert_eq!(
         next(&mut schedule, all, 64),
-        job(100..110, Cause::ReadAhead)
+        job(units(100, 110), Cause::ReadAhead)
     );
     assert_eq!(next(&mut schedule, &Urgency::ALL[..3], 64), None);
     assert_eq!(
         next(&mut schedule, all, 16),
-        job(500..516, Cause::Background)
+        job(units(500, 516), Cause::Background)
     );
     assert_eq!(
         next(&mut schedule, all, 16),
-        job(516..520, Cause::Background)
+        job(units(516, 520), Cause::Background)
     );
     assert_eq!(next(&mut schedule, all, 16), None);
-    assert!(schedule.arrived(BLOB, 0..7).is_empty());
-    assert_eq!(schedule.arrived(BLOB, 7..8), ["a"]);
+    assert!(schedule.arrived(BLOB, units(0, 7)).is_empty());
+    assert_eq!(schedule.arrived(BLOB, units(7, 8)), ["a"]);
 }
 
 #[test]
 fn what_is_in_flight_is_not_asked_for_again() {
     let mut schedule = Test::default();
-    schedule.want(BLOB, &[0..8], Cause::ReadAhead, None);
+    schedule.want(BLOB, &[units(0, 8)], Cause::ReadAhead, None);
     next(&mut schedule, &Urgency::ALL, 8).unwrap();
-    schedule.want(BLOB, &[4..10], Cause::Demand, Some("a"));
-    schedule.want(BLOB, &[4..6], Cause::Demand, Some("b"));
+    schedule.want(BLOB, &[units(4, 10)], Cause::Demand, Some("a"));
+    schedule.want(BLOB, &[units(4, 6)], Cause::Demand, Some("b"));
     assert_eq!(
         next(&mut schedule, &Urgency::ALL, 2),
-        job(8..10, Cause::Demand)
+        job(units(8, 10), Cause::Demand)
     );
     assert_eq!(next(&mut schedule, &Urgency::ALL, 2), None);
-    assert!(schedule.arrived(BLOB, 0..5).is_empty());
-    assert_eq!(schedule.arrived(BLOB, 5..6), ["b"]);
-    assert!(schedule.arrived(BLOB, 8..10).is_empty());
+    assert!(schedule.arrived(BLOB, units(0, 5)).is_empty());
+    assert_eq!(schedule.arrived(BLOB, units(5, 6)), ["b"]);
+    assert!(schedule.arrived(BLOB, units(8, 10)).is_empty());
     assert_eq!(schedule.waiting(), 1);
-    assert_eq!(schedule.arrived(BLOB, 6..8), ["a"]);
+    assert_eq!(schedule.arrived(BLOB, units(6, 8)), ["a"]);
     assert!(schedule.blobs.is_empty());
 }
 
 #[test]
 fn a_hint_becomes_urgent_when_something_waits_for_it() {
     let mut schedule = Test::default();
-    schedule.want(BLOB, &[0..100], Cause::Background, None);
-    schedule.want(BLOB, &[50..51], Cause::Demand, Some("a"));
+    schedule.want(BLOB, &[units(0, 100)], Cause::Background, None);
+    schedule.want(BLOB, &[units(50, 51)], Cause::Demand, Some("a"));
     assert_eq!(
         next(&mut schedule, &Urgency::ALL, 2),
-        job(50..52, Cause::Demand)
+        job(units(50, 52), Cause::Demand)
     );
     assert_eq!(
         next(&mut schedule, &Urgency::ALL, 200),
-        job(0..50, Cause::Background)
+        job(units(0, 50), Cause::Background)
     );
     assert_eq!(
         next(&mut schedule, &Urgency::ALL, 200),
-        job(52..100, Cause::Background)
+        job(units(52, 100), Cause::Background)
     );
 }
 
 #[test]
 fn small_gaps_are_fetched_as_well_unless_something_waits() {
     let mut schedule = Test::default();
-    let runs = [998..1001, 1002..1004, 1006..1007];
+    let runs = [units(998, 1001), units(1002, 1004), units(1006, 1007)];
     schedule.want(BLOB, &runs, Cause::Replay, None);
     assert_eq!(
         next(&mut schedule, &Urgency::ALL, 64),
-        job(998..1004, Cause::Replay)
+        job(units(998, 1004), Cause::Replay)
     );
     assert_eq!(
         next(&mut schedule, &Urgency::ALL, 64),
-        job(1006..1007, Cause::Replay)
+        job(units(1006, 1007), Cause::Replay)
     );
     let mut schedule = Test::default();
-    schedule.want(BLOB, &[996..1000, 1001..1002], Cause::Demand, Some("a"));
+    schedule.want(
+        BLOB,
+        &[units(996, 1000), units(1001, 1002)],
+        Cause::Demand,
+        Some("a"),
+    );
     let demand = next(&mut schedule, &Urgency::ALL, 64);
-    assert_eq!(demand, job(996..1000, Cause::Demand));
+    assert_eq!(demand, job(units(996, 1000), Cause::Demand));
 }
 
 #[test]
 fn repairs_come_alone() {
     let mut schedule = Test::default();
-    schedule.want(BLOB, &[1000..1002], Cause::Repair, Some("a"));
-    schedule.want(BLOB, &[1002..1003], Cause::Demand, Some("b"));
+    schedule.want(BLOB, &[units(1000, 1002)], Cause::Repair, Some("a"));
+    schedule.want(BLOB, &[units(1002, 1003)], Cause::Demand, Some("b"));
     let repair = next(&mut schedule, &Urgency::ALL, 64).unwrap();
     assert_eq!(
-        (repair.units.clone(), repair.overwrites()),
-        (1000..1002, true)
+        (repair.units, repair.overwrites()),
+        (units(1000, 1002), true)
     );
     let demand = next(&mut schedule, &Urgency::ALL, 64).unwrap();
     assert_eq!(
-        (demand.units.clone(), demand.overwrites()),
-        (1002..1003, false)
+        (demand.units, demand.overwrites()),
+        (units(1002, 1003), false)
     );
 }
 
@@ -126,31 +139,31 @@ fn a_failure_is_repeated_while_something_waits() {
     let mut schedule = Test::default();
     let now = Instant::now();
     let later = now + Duration::from_secs(1);
-    schedule.want(BLOB, &[0..1], Cause::Demand, Some("guest"));
+    schedule.want(BLOB, &[units(0, 1)], Cause::Demand, Some("guest"));
     let failed = next(&mut schedule, &Urgency::ALL, 4).unwrap();
-    assert_eq!(failed.units, 0..4);
-    schedule.want(BLOB, &[1..2], Cause::Start, Some("opening"));
+    assert_eq!(failed.units, units(0, 4));
+    schedule.want(BLOB, &[units(1, 2)], Cause::Start, Some("opening"));
     assert!(schedule.failed(&failed, false, later).is_empty());
     assert_eq!(schedule.wake(now), Some(later));
     assert_eq!(next(&mut schedule, &Urgency::ALL, 4), None);
     assert_eq!(schedule.wake(later), None);
     let failed = next(&mut schedule, &Urgency::ALL, 4).unwrap();
-    assert_eq!(failed.units, 0..4);
+    assert_eq!(failed.units, units(0, 4));
     assert_eq!(schedule.failed(&failed, true, later), ["opening"]);
     schedule.wake(later);
     assert_eq!(
         next(&mut schedule, &Urgency::ALL, 1),
-        job(0..1, Cause::Demand)
+        job(units(0, 1), Cause::Demand)
     );
-    assert_eq!(schedule.arrived(BLOB, 0..1), ["guest"]);
+    assert_eq!(schedule.arrived(BLOB, units(0, 1)), ["guest"]);
     assert!(schedule.blobs.is_empty());
 }
 
 #[test]
 fn an_opening_learns_why_it_waited_in_vain() {
     let mut schedule = Test::default();
-    schedule.want(BLOB, &[0..1], Cause::Start, Some("opening"));
-    schedule.want(BLOB, &[0..1], Cause::Demand, Some("guest"));
+    schedule.want(BLOB, &[units(0, 1)], Cause::Start, Some("opening"));
+    schedule.want(BLOB, &[units(0, 1)], Cause::Demand, Some("guest"));
     let job = next(&mut schedule, &Urgency::ALL, 4).unwrap();
     let soon = Instant::now();
     assert!(schedule.failed(&job, false, soon).is_empty());
@@ -165,14 +178,14 @@ fn an_opening_learns_why_it_waited_in_vain() {
 fn hints_are_not_repeated_and_have_a_limit() {
     let mut schedule = Test::default();
     let now = Instant::now();
-    schedule.want(BLOB, &[0..4], Cause::ReadAhead, None);
+    schedule.want(BLOB, &[units(0, 4)], Cause::ReadAhead, None);
     let failed = next(&mut schedule, &Urgency::ALL, 4).unwrap();
     schedule.failed(&failed, false, now);
     schedule.wake(now);
     assert_eq!(next(&mut schedule, &Urgency::ALL, 4), None);
     for unit in 0..2 * MAX_HINTS as u64 {
         let unit = unit * 2;
-        schedule.want(BLOB, &[unit..unit + 1], Cause::ReadAhead, None);
+        schedule.want(BLOB, &[UnitRange::one(unit)], Cause::ReadAhead, None);
     }
     assert_eq!(
         schedule.queues[Urgency::ReadAhead as usize].len(),
@@ -184,20 +197,23 @@ fn hints_are_not_repeated_and_have_a_limit() {
 fn a_postponed_job_keeps_its_units() {
     let mut schedule = Test::default();
     let now = Instant::now();
-    schedule.want(BLOB, &[0..2], Cause::Background, Some("a"));
+    schedule.want(BLOB, &[units(0, 2)], Cause::Background, Some("a"));
     let job = next(&mut schedule, &Urgency::ALL, 4).unwrap();
     schedule.postpone(&job, now);
-    schedule.arrived(BLOB, 0..1);
+    schedule.arrived(BLOB, units(0, 1));
     schedule.wake(now);
-    assert_eq!(next(&mut schedule, &Urgency::ALL, 4).unwrap().units, 1..2);
-    assert_eq!(schedule.arrived(BLOB, 1..2), ["a"]);
+    assert_eq!(
+        next(&mut schedule, &Urgency::ALL, 4).unwrap().units,
+        units(1, 2)
+    );
+    assert_eq!(schedule.arrived(BLOB, units(1, 2)), ["a"]);
 }
 
 #[test]
 fn waiters_can_be_dropped_and_a_blob_abandoned() {
     let mut schedule = Test::default();
-    schedule.want(BLOB, &[0..2], Cause::Demand, Some("a"));
-    schedule.want(BLOB, &[0..2], Cause::Demand, Some("b"));
+    schedule.want(BLOB, &[units(0, 2)], Cause::Demand, Some("a"));
+    schedule.want(BLOB, &[units(0, 2)], Cause::Demand, Some("b"));
     schedule.forget(|name| *name == "a");
     assert_eq!(schedule.abandon(BLOB), ["b"]);
     assert_eq!(next(&mut schedule, &Urgency::ALL, 4), None);

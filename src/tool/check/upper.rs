@@ -91,15 +91,15 @@ fn read_all(
     let data = upper.map.iter().filter_map(|extent| extent.data());
     for step in data.flat_map(|data| data.steps(most)) {
         let bytes = step.bytes();
-        if upper.is_hole(bytes) {
+        if upper.is_hole(&bytes) {
             continue;
         }
         // At most the length of the buffer.
-        let part = &mut buffer[..bytes.len() as usize];
+        let part = &mut buffer[..step.len().bytes() as usize];
         if let Err(error) = upper.read(step.start(), part) {
-            findings.broken(Some(bytes.start()), &error)?;
+            findings.broken(Some(bytes.start), &error)?;
         }
-        progress.inc(bytes.len());
+        progress.inc(step.len().bytes());
     }
     Ok(())
 }
