@@ -11,11 +11,12 @@ use std::iter;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
-use rustix::process::{Resource, Rlimit, geteuid, getrlimit, setrlimit};
+use rustix::process::{Resource, geteuid, getrlimit};
 
 use memory::Usage;
 
 use super::accept::MAX_FRONT_ENDS;
+use crate::io::rlimit;
 use crate::io::sigbus::free_ranges;
 use crate::vhost::channel::MAX_DESCRIPTORS;
 use crate::vhost::closing::MAX_CLOSERS;
@@ -169,7 +170,8 @@ impl Room {
         }
         let descriptors = Descriptors::of(queues, writable);
         let most = descriptors.need(MAX_FRONT_ENDS as u64);
-        let (need, have) = (descriptors.need(LEAST_FRONT_ENDS), raise_descriptors(most));
+        let need = descriptors.need(LEAST_FRONT_ENDS);
+        let have = rlimit::raise(Resource::Nofile, most);
         if have < need {
             let limit = "RLIMIT_NOFILE (ulimit -n)";
             return Err(shortage("open files", limit, need, have));
@@ -241,21 +243,6 @@ fn open_descriptors() -> u64 {
     let last = copies.last().unwrap_or(&read);
     let all = u64::from(last.as_raw_fd().unsigned_abs()) + 1;
     all.saturating_sub(copies.len() as u64 + 2)
-}
-
-/// Raises the soft limit of open files up to `most`, if it is lower and the hard limit allows it; returns
-/// the soft limit.
-fn raise_descriptors(most: u64) -> u64 {
-    let limit = getrlimit(Resource::Nofile);
-    let Some(current) = limit.current.filter(|current| *current < most) else {
-        return limit.current.unwrap_or(u64::MAX);
-    };
-    let allowed = limit.maximum.map_or(most, |maximum| maximum.min(most));
-    let raised = Rlimit {
-        current: Some(allowed),
-        ..limit
-    };
-    setrlimit(Resource::Nofile, raised).map_or(current, |()| allowed)
 }
 
 /// Threads that the user of the process may still start.

@@ -214,7 +214,7 @@ impl Ring {
         }
         match self.ring.submit() {
             Ok(_) => Ok(()),
-            Err(error) if is_passing(&error) => Ok(()),
+            Err(error) if is_passing(&error) || is_full(&error) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -245,17 +245,23 @@ impl Ring {
     pub fn wait(&mut self) -> io::Result<()> {
         match self.ring.submit_and_wait(1) {
             Ok(_) => Ok(()),
-            Err(error) if is_passing(&error) => Ok(()),
+            Err(error) if is_passing(&error) || is_full(&error) => Ok(()),
             Err(error) => Err(error),
         }
     }
 }
 
-fn is_passing(error: &io::Error) -> bool {
+/// Whether the same call may succeed when it is repeated.
+pub(super) fn is_passing(error: &io::Error) -> bool {
     matches!(
-        error.raw_os_error(),
-        Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)
+        error.kind(),
+        io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
     )
+}
+
+/// Whether completions must be taken from the ring before it accepts more reads.
+fn is_full(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EBUSY)
 }
 
 impl AsFd for Ring {

@@ -12,7 +12,7 @@ use super::BlockBackend;
 use super::delivery::Delivery;
 use super::fetches::Fetches;
 use super::reading::{Budget, PendingPart, ReadId, Reading, Reads};
-use super::ring::{Completion, MAX_READS, Ring};
+use super::ring::{Completion, MAX_READS, Ring, is_passing};
 use crate::image::Error;
 use crate::io::scatter::Cursor;
 use crate::source::{Located, PresentRange};
@@ -364,11 +364,4 @@ impl<'a> Sources<'a> {
 #[cold]
 fn is_rejected(error: &Error, range: PresentRange<'_>) -> bool {
     matches!(error, Error::Block { .. }) && range.blob().reject(range.offset(), range.len())
-}
-
-fn is_passing(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
-    )
 }

@@ -27,6 +27,8 @@ use seccompiler::{
 };
 use thiserror::Error;
 
+use crate::io::directory::parent_of;
+
 /// The newest set of rights to take away; an older kernel takes those it knows.
 const NEWEST: ABI = ABI::V6;
 
@@ -247,10 +249,10 @@ fn close_paths(reach: &Reach) -> Result<bool, Error> {
     rules = rules.add_rule(PathBeneath::new(PathFd::new(&reach.cache)?, cache))?;
     let readable = AccessFs::ReadFile | AccessFs::ReadDir;
     for file in &reach.credentials {
-        rules = allow(rules, &directory(file), readable)?;
+        rules = allow(rules, parent_of(file), readable)?;
         // A link may lead elsewhere.
         if let Ok(target) = file.canonicalize() {
-            rules = allow(rules, &directory(&target), readable)?;
+            rules = allow(rules, parent_of(&target), readable)?;
         }
     }
     for path in RESOLVER_FILES {
@@ -270,13 +272,6 @@ fn allow(
         // A right that only directories have is left out for a file.
         Ok(opened) => Ok(rules.add_rule(PathBeneath::new(opened, rights))?),
         Err(_) => Ok(rules),
-    }
-}
-
-fn directory(file: &Path) -> PathBuf {
-    match file.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-        _ => PathBuf::from("."),
     }
 }
 

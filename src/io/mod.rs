@@ -1,4 +1,5 @@
-//! System helpers below every floor: bitmaps, boot id, child processes, directories, mappings, memory of requests, waiting, hints.
+//! System helpers that all modules may use: bitmaps, boot id, child processes, directories, mapped files,
+//! memory of requests, limits, polling, prefetch hints.
 
 pub mod bitmap;
 pub mod boot;
@@ -11,6 +12,7 @@ pub mod poller;
 pub mod prefetch;
 mod range_table;
 pub mod regular;
+pub mod rlimit;
 pub mod scatter;
 pub mod sigbus;
 pub mod vectored;

@@ -36,8 +36,10 @@ pub mod waker;
 
 use std::io;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::Resource;
 use thiserror::Error;
+
+use crate::io::rlimit;
 
 pub use blob::{Blob, BlobIdentity};
 pub use layer_ref::{LayerRef, RemoteBlob};
@@ -113,28 +115,12 @@ pub enum Error {
     },
 }
 
-/// Makes room for `count` more open files, as far as the hard limit allows, and returns how many
-/// there is room for, at most `count`: each layer of a stack is one, and the usual soft limit is
-/// 1024. Opening reports what did not fit.
+/// Raises the soft limit of open files to fit `count` more, as far as the hard limit allows. Returns how
+/// many more fit, at most `count`. Each layer of a stack is an open file, and the usual soft limit is
+/// 1024. Opening reports a layer that does not fit.
 pub fn make_room(count: usize) -> usize {
-    /// Files the rest of the process may have open, unless that is more than half of all.
+    /// Files that the rest of the process may have open, unless that is more than half of the limit.
     const OTHERS: u64 = 512;
-    let limit = getrlimit(Resource::Nofile);
-    let wanted = OTHERS + count as u64;
-    let room = |limit: u64| count.min(limit.saturating_sub(OTHERS.min(limit / 2)) as usize);
-    let Some(current) = limit.current.filter(|current| *current < wanted) else {
-        return count;
-    };
-    let raised = limit.maximum.map_or(wanted, |maximum| maximum.min(wanted));
-    let new = Rlimit {
-        current: Some(raised),
-        ..limit
-    };
-    match setrlimit(Resource::Nofile, new) {
-        Ok(()) => room(raised),
-        Err(error) => {
-            log::warn!("cannot raise the limit of open files to {raised}: {error}");
-            room(current)
-        }
-    }
+    let limit = rlimit::raise(Resource::Nofile, OTHERS.saturating_add(count as u64));
+    count.min(limit.saturating_sub(OTHERS.min(limit / 2)) as usize)
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
-use super::files::sync_name;
+use super::files::sync_names;
 use super::index_file::IndexFile;
 use super::{Error, Paths};
 use crate::format::lsmt::writable::{Kind, encode_data_header};
@@ -33,11 +33,6 @@ pub fn create(paths: &Paths, kind: Kind, header: &Header) -> Result<(), Error> {
 fn remove(path: &Path) {
     // The error of the creation is reported.
     let _ = fs::remove_file(path);
-}
-
-fn sync_names(paths: &Paths) -> Result<(), Error> {
-    sync_name(&paths.data)?;
-    sync_name(&paths.index)
 }
 
 fn write_data_file(file: &File, path: &Path, kind: Kind, header: &Header) -> Result<(), Error> {

@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::Error;
+use super::{Error, Paths};
 use crate::io::directory::{parent_of, sync_parent};
 
 /// The path with a dot and `suffix` appended.
@@ -33,4 +33,16 @@ pub(super) fn remove_file(path: &Path) -> Result<(), Error> {
 /// [`Error::File`] if its directory cannot be opened or synced.
 pub(super) fn sync_name(path: &Path) -> Result<(), Error> {
     sync_parent(path).map_err(Error::file("sync", parent_of(path)))
+}
+
+/// Makes the names of both files of a layer durable.
+///
+/// # Errors
+/// [`Error::File`] if a directory cannot be opened or synced.
+pub(super) fn sync_names(paths: &Paths) -> Result<(), Error> {
+    sync_name(&paths.data)?;
+    match parent_of(&paths.index) == parent_of(&paths.data) {
+        true => Ok(()),
+        false => sync_name(&paths.index),
+    }
 }

@@ -19,14 +19,13 @@ use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
 use super::extent_map::{Extent, ExtentMap, Place, mappings};
-use super::files::sync_name;
+use super::files::sync_names;
 use super::index_file::IndexFile;
 use super::journal;
 use super::layer::sparse_place;
 use super::{Error, Paths};
 use crate::format::lsmt::writable::{Kind, decode_data_header};
 use crate::format::lsmt::{FIRST_DATA, HEADER_LEN, Header, HeaderKind, Mapping};
-use crate::io::directory::parent_of;
 use crate::io::regular::{open_regular, open_to_read};
 use crate::units::{Sector, SectorRange};
 
@@ -107,6 +106,8 @@ pub fn load(paths: &Paths, access: Access, map: ExtentMap) -> Result<Loaded, Err
     loaded.replay_journal(journal, file_end);
     if access == Access::Write {
         check_places(&loaded)?;
+        // The process that created or replaced a file may have died before it synced the name, and what is
+        // flushed from now on must not be lost with a name.
         sync_names(paths)?;
     }
     Ok(loaded)
@@ -131,16 +132,6 @@ fn open_index(
             found: 0,
         }),
         found => Ok((index, found.is_none())),
-    }
-}
-
-/// Makes the names of both files durable: the process that created or replaced one may have died before it did. What
-/// is flushed to them from now on must not be lost with a name.
-fn sync_names(paths: &Paths) -> Result<(), Error> {
-    sync_name(&paths.data)?;
-    match parent_of(&paths.index) == parent_of(&paths.data) {
-        true => Ok(()),
-        false => sync_name(&paths.index),
     }
 }
 

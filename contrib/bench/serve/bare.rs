@@ -11,7 +11,7 @@ use ovbd_vhost::format::zfile::Algorithm;
 use ovbd_vhost::image::Image;
 use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::image::plan::Piece;
-use ovbd_vhost::units::ByteRange;
+use ovbd_vhost::units::SectorRange;
 use vm_memory::VolatileSlice;
 
 use crate::Result;
@@ -55,7 +55,7 @@ impl Bare {
                 number
             };
             let start = u64::from(all[at]) * BLOCK as u64;
-            let range = ByteRange::new(start, start + BLOCK as u64).sectors();
+            let range = SectorRange::of_bytes(&(start..start + BLOCK as u64));
             let (offset, len) = match image.at_own_size().pieces(range).next() {
                 Some(Piece::Compressed(piece)) if piece.count == 1 && piece.len == BLOCK as u64 => {
                     (piece.offset, piece.stored - CHECKSUM)

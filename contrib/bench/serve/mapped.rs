@@ -10,7 +10,7 @@ use ovbd_vhost::image::Image;
 use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::image::plan::Piece;
 use ovbd_vhost::io::mapped_file::{Access, MappedFile};
-use ovbd_vhost::units::ByteRange;
+use ovbd_vhost::units::SectorRange;
 use vm_memory::VolatileSlice;
 
 use crate::Result;
@@ -41,7 +41,7 @@ impl Mapped {
         let mut target = vec![0; BLOCK];
         for block in content.blocks() {
             let start = u64::from(*block) * BLOCK as u64;
-            let range = ByteRange::new(start, start + BLOCK as u64).sectors();
+            let range = SectorRange::of_bytes(&(start..start + BLOCK as u64));
             match image.at_own_size().pieces(range).next() {
                 Some(Piece::Plain { layer, offset, len }) if len == BLOCK as u64 => {
                     mapped.places.push((layer, usize::try_from(offset)?));

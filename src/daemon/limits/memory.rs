@@ -8,10 +8,11 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::thread;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, getrlimit};
 
 use super::Shortage;
 use crate::io::mapped_file::set_room;
+use crate::io::rlimit::raise;
 
 /// Stack that the main thread needs, which parses command line, configs and layers.
 const MAIN_STACK: u64 = 1 << 20;
@@ -68,7 +69,7 @@ impl Usage {
         let (total, data) = self.bytes();
         let more = u64::from(queues) * QUEUE_HEAP + threads * THREAD_BYTES + OTHER_HEAP;
         let need = data + more;
-        let have = raise(Resource::Data);
+        let have = raise(Resource::Data, u64::MAX);
         if have < need {
             let what = "bytes of private memory";
             return Err(shortage(
@@ -80,7 +81,7 @@ impl Usage {
             ));
         }
         let need = total + more + arenas(threads) * ARENA;
-        let have = raise(Resource::As);
+        let have = raise(Resource::As, u64::MAX);
         if have < need {
             let what = "bytes of address space";
             return Err(shortage(queues, what, "RLIMIT_AS (ulimit -v)", need, have));
@@ -113,22 +114,6 @@ fn arenas(threads: u64) -> u64 {
     threads.min(chosen.unwrap_or(8 * processors))
 }
 
-/// Raises the soft limit as far as the hard one allows; returns what is allowed then.
-fn raise(resource: Resource) -> u64 {
-    let Rlimit { current, maximum } = getrlimit(resource);
-    let Some(have) = current else {
-        return u64::MAX;
-    };
-    let raised = Rlimit {
-        current: maximum,
-        maximum,
-    };
-    match current == maximum || setrlimit(resource, raised).is_err() {
-        true => have,
-        false => maximum.unwrap_or(u64::MAX),
-    }
-}
-
 /// Raises the limit of the main thread's stack if it is too small. Call it first: a stack that overflows ends
 /// the process without a word.
 ///
@@ -140,7 +125,7 @@ pub fn check_stack() -> Result<(), Shortage> {
     if have >= MAIN_STACK {
         return Ok(());
     }
-    let have = raise(Resource::Stack);
+    let have = raise(Resource::Stack, u64::MAX);
     match have < MAIN_STACK {
         true => Err(Shortage::Stack {
             need: MAIN_STACK,
