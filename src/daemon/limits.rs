@@ -103,7 +103,7 @@ pub enum Shortage {
 
 /// Limits of the system, as far as they can be read outside of the sandbox only.
 #[derive(Debug)]
-pub struct Room {
+pub struct SystemLimits {
     /// Threads that may still be started, each with the name of its limit.
     threads: Vec<(u64, String)>,
     /// Mappings that may still be made. `None`: unknown.
@@ -111,7 +111,7 @@ pub struct Room {
     memory: Usage,
 }
 
-impl Room {
+impl SystemLimits {
     /// Reads what is left of each limit. A limit that cannot be read counts as unlimited.
     pub fn measure() -> Self {
         let mut threads: Vec<_> = user_threads().into_iter().collect();
@@ -320,12 +320,12 @@ mod tests {
         let threads = cgroup_threads(&membership, &root);
         assert_eq!(threads.len(), 1);
         assert_eq!(threads[0].0, 11);
-        let room = Room {
+        let limits = SystemLimits {
             threads,
             mappings: None,
             memory: Usage::open(),
         };
-        let error = room.check(4, false).unwrap_err().to_string();
+        let error = limits.check(4, false).unwrap_err().to_string();
         assert!(error.contains("4 queues need 41 more threads"), "{error}");
         assert!(error.contains("fs/a allows 11"), "{error}");
     }
@@ -357,13 +357,13 @@ mod tests {
 
     #[test]
     fn a_small_map_count_is_a_shortage_and_what_is_unknown_is_none() {
-        let room = |mappings| Room {
+        let limits = |mappings| SystemLimits {
             threads: Vec::new(),
             mappings,
             memory: Usage::open(),
         };
-        assert!(room(None).check(1, true).is_ok());
-        let error = room(Some(100)).check(1, true).unwrap_err().to_string();
+        assert!(limits(None).check(1, true).is_ok());
+        let error = limits(Some(100)).check(1, true).unwrap_err().to_string();
         assert!(error.contains("vm.max_map_count allows 100"), "{error}");
     }
 }

@@ -48,7 +48,7 @@ use crate::writable::Paths;
 use crate::writable::journal;
 use config::ImageSource;
 use device::{Device, WritableFiles};
-use limits::Room;
+use limits::SystemLimits;
 use listener::{Claim, Listener};
 use notify::Manager;
 use record::Recording;
@@ -175,14 +175,14 @@ fn start(
     // claim for a moment, the layer until it is open.
     let sockets = Sockets::claim(config, passed)?;
     let writable = upper.map(WritableFiles::find).transpose()?;
-    let room = Room::measure();
-    room.check_memory(config.queues(), writable.is_some())?;
+    let limits = SystemLimits::measure();
+    limits.check_memory(config.queues(), writable.is_some())?;
     let sandbox = enter(config, &sockets, writable.as_ref(), &rings)?;
     let recorder = recording.as_ref().map(Recording::recorder);
     let mut device = Device::load(config, sources, writable, rings, recorder)?;
     let (backend, front_ends) = (device.backend().clone(), device.front_ends().clone());
     device.start_serving();
-    let most_front_ends = room.check(config.queues(), device.is_writable())?;
+    let most_front_ends = limits.check(config.queues(), device.is_writable())?;
     starting.store(false, Ordering::Relaxed);
     let (socket, control) = sockets.listen()?;
     sandbox.map_or(Ok(()), Sandbox::tighten)?;

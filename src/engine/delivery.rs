@@ -7,7 +7,7 @@
 use super::BlockBackend;
 use super::drop_behind::DropBehind;
 use super::plan::ReadPart;
-use crate::image::plan::{CompressedRun, Piece};
+use crate::image::pieces::{CompressedRun, Piece};
 use crate::image::unpack::Unpacker;
 use crate::image::{Error, Image, MAX_STORED};
 use crate::io::scatter::Cursor;

@@ -1,7 +1,7 @@
 //! The parts of a read, in order: where in the writable layer or in the image its bytes lie.
 
 use crate::image::MAX_STORED;
-use crate::image::plan::{Piece, Pieces};
+use crate::image::pieces::{Piece, Pieces};
 use crate::units::{SectorRange, Sectors};
 use crate::writable::{Lookup, SpanContent, Volume};
 

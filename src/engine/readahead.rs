@@ -4,7 +4,7 @@
 //! order of the guest. Present bytes are read ahead by the kernel, absent ones by the fetcher. The
 //! worker waits for neither.
 
-use crate::image::plan::Piece;
+use crate::image::pieces::Piece;
 use crate::source::Located;
 use crate::units::{Sector, SectorRange, Sectors};
 use crate::writable::Volume;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::error::Error;
-use super::plan::{CompressedRun, Piece};
+use super::pieces::{CompressedRun, Piece};
 use super::probe::{Strict, probe};
 use crate::format::{tar, zfile};
 use crate::source::Blob;
@@ -187,7 +187,9 @@ impl Container {
                 offset: self.payload.offset + offset,
                 len,
             },
-            Some(zfile_map) => Piece::Compressed(self.packed(zfile_map, layer, offset, len)),
+            Some(zfile_map) => {
+                Piece::Compressed(self.compressed_run(zfile_map, layer, offset, len))
+            }
         }
     }
 
@@ -199,7 +201,13 @@ impl Container {
         }
     }
 
-    fn packed(&self, zfile_map: &ZFileMap, layer: u16, offset: u64, len: u64) -> CompressedRun {
+    fn compressed_run(
+        &self,
+        zfile_map: &ZFileMap,
+        layer: u16,
+        offset: u64,
+        len: u64,
+    ) -> CompressedRun {
         let ZFileMap { table, shift, .. } = zfile_map;
         let first = offset >> shift;
         let start = table.offset(first);

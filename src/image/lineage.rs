@@ -71,14 +71,14 @@ impl Placed {
     }
 }
 
-/// The place of a layer that is compared with what the layer says.
-struct Place<'p> {
+/// A layer with those below and above it, which are compared with what it says.
+struct LayerInStack<'p> {
     below: &'p [Placed],
     placed: &'p Placed,
     above: &'p [Placed],
 }
 
-impl<'p> Place<'p> {
+impl<'p> LayerInStack<'p> {
     fn all(layers: &'p [Placed]) -> impl Iterator<Item = Self> {
         (0..layers.len()).filter_map(|number| {
             let (below, rest) = layers.split_at_checked(number)?;
@@ -172,7 +172,7 @@ impl<'p> Place<'p> {
 
 /// Whether identities decide, so that those of all layers must be known.
 pub fn needs_identities(layers: &[Placed]) -> bool {
-    Place::all(layers).any(|place| place.by_stack().is_some())
+    LayerInStack::all(layers).any(|layer| layer.by_stack().is_some())
 }
 
 impl Lineage {
@@ -193,8 +193,8 @@ impl Lineage {
 
     fn misplaced_from(self, first: usize, layers: &[Placed]) -> impl Iterator<Item = Error> {
         let part = self == Self::CheckedPart;
-        let places = Place::all(layers).skip(first);
-        places.filter_map(move |place| place.error(part))
+        let layers = LayerInStack::all(layers).skip(first);
+        layers.filter_map(move |layer| layer.error(part))
     }
 
     /// Refuses a stack, bottom first, of which a layer from number `first` on lies upon another stack

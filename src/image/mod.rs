@@ -21,13 +21,13 @@ mod open_layers;
 mod padding;
 mod parallel;
 pub mod paths;
-pub mod plan;
+pub mod pieces;
 pub mod probe;
 pub mod reader;
-mod replay;
 mod search;
 pub mod segment;
 mod stack;
+mod trace_units;
 pub mod unpack;
 mod wait_for_seal;
 
@@ -37,7 +37,7 @@ use std::sync::{Arc, OnceLock};
 pub use container::{Container, MAX_STORED, ZFileMap};
 pub use error::{BlockError, Error};
 pub use lineage::Lineage;
-pub use plan::SizedImage;
+pub use pieces::SizedImage;
 pub use segment::MAX_LAYERS;
 pub use stack::OpenStack;
 
@@ -143,11 +143,11 @@ impl Image {
     /// Bytes that are read at once even if fewer are wanted: the largest compressed block of any
     /// layer, at least 4096.
     pub fn block_size(&self) -> u32 {
-        let packings = self
+        let zfile_maps = self
             .layers
             .iter()
             .filter_map(|layer| layer.container().zfile_map());
-        let sizes = packings.map(|zfile_map| zfile_map.header().format.block_size);
+        let sizes = zfile_maps.map(|zfile_map| zfile_map.header().format.block_size);
         sizes.max().unwrap_or(0).max(4096)
     }
 
@@ -240,7 +240,7 @@ impl Image {
         &self.index
     }
 
-    /// The container of the layer with this number, which comes from a [`plan::Piece`].
+    /// The container of the layer with this number, which comes from a [`pieces::Piece`].
     #[inline]
     pub fn container(&self, layer: u16) -> &Container {
         self.layers[usize::from(layer)].container()

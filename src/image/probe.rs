@@ -144,21 +144,21 @@ impl<J: Judge> Probe<'_, J> {
                 first
             }
         };
-        let header = self.settle(&first.unwrap_or(last), &last, at)?;
+        let header = self.reconcile(&first.unwrap_or(last), &last, at)?;
         let table = self.table(&header)?;
         Ok(Some(ZFileMap::new(header, table)))
     }
 
     /// What header and trailer say together; the trailer counts where they disagree.
-    fn settle(&mut self, first: &Header, last: &Header, at: u64) -> Result<Header, J::Stop> {
-        let settled = match zfile::settle(first, last, at) {
+    fn reconcile(&mut self, first: &Header, last: &Header, at: u64) -> Result<Header, J::Stop> {
+        let reconciled = match zfile::reconcile(first, last, at) {
             Err(error @ zfile::Error::Disagree(_)) => {
                 self.broken(0, error)?;
-                zfile::settle(last, last, at)
+                zfile::reconcile(last, last, at)
             }
-            settled => settled,
+            reconciled => reconciled,
         };
-        settled.map_err(|error| self.fatal(0, error))
+        reconciled.map_err(|error| self.fatal(0, error))
     }
 
     /// The block table. With a wrong checksum, its numbers may fit all the same.

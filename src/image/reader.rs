@@ -2,7 +2,7 @@
 
 use super::container::Container;
 use super::error::Error;
-use super::plan::{Piece, SizedImage};
+use super::pieces::{Piece, SizedImage};
 use super::unpack::Unpacker;
 use crate::io::scatter::{Cursor, Scatter};
 use crate::units::{SECTOR_SIZE, Sector, SectorRange, Sectors};
@@ -126,16 +126,15 @@ impl Reader {
                     at += part;
                 }
             }
-            Piece::Compressed(packed) => {
-                if self.unpacker.unpack_held(container, &packed, into) {
+            Piece::Compressed(run) => {
+                if self.unpacker.unpack_held(container, &run, into) {
                     return Ok(());
                 }
-                self.buffer.resize(packed.stored as usize, 0);
+                self.buffer.resize(run.stored as usize, 0);
                 container
                     .blob()
-                    .read_exact_at(&mut self.buffer, packed.offset)?;
-                self.unpacker
-                    .unpack(container, &packed, &self.buffer, into)?;
+                    .read_exact_at(&mut self.buffer, run.offset)?;
+                self.unpacker.unpack(container, &run, &self.buffer, into)?;
             }
         }
         Ok(())

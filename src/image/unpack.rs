@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::block_cache::{BlockCache, BlockId};
 use super::container::{Container, ZFileMap};
 use super::error::{BlockError, Error};
-use super::plan::CompressedRun;
+use super::pieces::CompressedRun;
 use crate::codec::Decoder;
 use crate::format::crc;
 use crate::format::zfile::CHECKSUM_LEN;

@@ -41,48 +41,48 @@ pub enum MapError {
     Map(#[source] std::io::Error),
     /// RLIMIT_AS leaves too little for the range.
     #[error(
-        "mapping of {len} bytes: RLIMIT_AS (ulimit -v) leaves {room} beside the needs of the queues; raise the \
-         limit"
+        "cannot map {len} bytes: RLIMIT_AS (ulimit -v) leaves {left} bytes of address space beside the needs \
+         of the queues; raise the limit"
     )]
-    Room {
+    AddressSpace {
         /// Length of the range in bytes.
         len: u64,
         /// Bytes of address space that are left.
-        room: u64,
+        left: u64,
     },
     /// Too many mappings are watched already.
     #[error("too many mappings: the table of ranges protected from SIGBUS is full")]
     Full,
 }
 
-/// Bytes of address space that mappings may still take.
-static ROOM: AtomicU64 = AtomicU64::new(u64::MAX);
+/// Bytes of address space that new mappings may take.
+static ADDRESS_SPACE_LEFT: AtomicU64 = AtomicU64::new(u64::MAX);
 
-/// Limits the mappings made from now on to `bytes` of address space, beside what those take that exist and
-/// go: RLIMIT_AS must leave memory for everything else.
-pub fn set_room(bytes: u64) {
-    ROOM.store(bytes, Ordering::Relaxed);
+/// Limits new mappings to `bytes` of address space in total, so that RLIMIT_AS leaves memory for everything
+/// else. A mapping that is dropped gives its bytes back.
+pub fn limit_address_space(bytes: u64) {
+    ADDRESS_SPACE_LEFT.store(bytes, Ordering::Relaxed);
 }
 
-/// Address space that a mapping takes; given back when dropped.
+/// Bytes of address space of one mapping, given back when dropped.
 #[derive(Debug)]
-struct Share(u64);
+struct AddressSpace(u64);
 
-impl Share {
+impl AddressSpace {
     fn take(len: u64) -> Result<Self, MapError> {
-        let taken = ROOM.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |room| {
-            room.checked_sub(len)
+        let taken = ADDRESS_SPACE_LEFT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+            left.checked_sub(len)
         });
         match taken {
             Ok(_) => Ok(Self(len)),
-            Err(room) => Err(MapError::Room { len, room }),
+            Err(left) => Err(MapError::AddressSpace { len, left }),
         }
     }
 }
 
-impl Drop for Share {
+impl Drop for AddressSpace {
     fn drop(&mut self) {
-        ROOM.fetch_add(self.0, Ordering::Relaxed);
+        ADDRESS_SPACE_LEFT.fetch_add(self.0, Ordering::Relaxed);
     }
 }
 
@@ -102,7 +102,7 @@ pub struct MappedFile {
     watch: Option<Watch>,
     start: NonNull<u8>,
     len: usize,
-    _share: Share,
+    _address_space: AddressSpace,
 }
 
 // SAFETY: the mapping belongs to the process, not to a thread, and it is only handed out as
@@ -129,7 +129,7 @@ impl MappedFile {
                 return Err(MapError::Short { needed, actual });
             }
         }
-        let share = Share::take(len)?;
+        let address_space = AddressSpace::take(len)?;
         let protection = match access {
             Access::Read => ProtFlags::READ,
             Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
@@ -146,7 +146,7 @@ impl MappedFile {
             watch: None,
             start,
             len: size,
-            _share: share,
+            _address_space: address_space,
         };
         // Guest memory does not belong into a core dump of the daemon. A kernel that refuses the advice
         // dumps it.

@@ -210,7 +210,7 @@ impl Client {
             None => registry_url(&key.0, &key.0.blob_path(&key.1)).ok()?,
         };
         let answer = peer.ask(&key.0, &key.1, &actual, target.is_some(), &wanted.range())?;
-        peer.settle(answer.and_then(|answer| body(wanted, answer)))
+        peer.body_of(answer.and_then(|answer| body(wanted, answer)))
     }
 
     /// A blob's answer: from where the registry redirected to last time, else by asking it. Once

@@ -126,8 +126,9 @@ impl Peer {
         Some(answer.map(|(answer, _)| answer))
     }
 
-    /// Counts a failure; gives the body of a good answer, which counts later.
-    pub(super) fn settle(&self, result: Result<BlobBody>) -> Option<BlobBody> {
+    /// Records a failed answer in the peer's health. Returns the body of a good one, which records its
+    /// outcome once it is read.
+    pub(super) fn body_of(&self, result: Result<BlobBody>) -> Option<BlobBody> {
         match result {
             Ok(body) => Some(body.of_peer(&self.health)),
             Err(error) => {

@@ -382,7 +382,7 @@ mod tests {
         lens.iter().map(piece).collect()
     }
 
-    fn sectors_of(piece: &Piece) -> std::ops::Range<usize> {
+    fn sectors_of(piece: &Piece) -> Range<usize> {
         piece.range.start().0 as usize..piece.range.end().0 as usize
     }
 

@@ -212,15 +212,15 @@ impl NewFile {
     /// # Errors
     /// [`Error::Write`].
     pub fn write_at(&mut self, bytes: &[u8], offset: u64) -> Result<(), Error> {
-        self.settle()?;
+        self.finish_appends()?;
         let written = self.file.write_all_at(bytes, offset);
         written.map_err(|source| self.failed(source))
     }
 
     /// Waits until all appended bytes are in the file.
-    fn settle(&mut self) -> Result<(), Error> {
-        let settled = self.appender.take().map_or(Ok(()), Appender::finish);
-        settled.map_err(|source| self.failed(source))
+    fn finish_appends(&mut self) -> Result<(), Error> {
+        let finished = self.appender.take().map_or(Ok(()), Appender::finish);
+        finished.map_err(|source| self.failed(source))
     }
 
     /// Reads bytes that were written.
@@ -228,7 +228,7 @@ impl NewFile {
     /// # Errors
     /// [`Error::Write`].
     pub fn read_at(&mut self, bytes: &mut [u8], offset: u64) -> Result<(), Error> {
-        self.settle()?;
+        self.finish_appends()?;
         let read = self.file.read_exact_at(bytes, offset);
         read.map_err(|source| self.failed(source))
     }
@@ -256,7 +256,7 @@ impl NewFile {
     /// # Errors
     /// [`Error::Write`].
     pub fn set_len(&mut self, len: u64) -> Result<(), Error> {
-        self.settle()?;
+        self.finish_appends()?;
         self.file.set_len(len).map_err(|source| self.failed(source))
     }
 
@@ -265,7 +265,7 @@ impl NewFile {
     /// # Errors
     /// [`Error::Write`].
     pub fn finish(mut self) -> Result<(), Error> {
-        self.settle()
+        self.finish_appends()
     }
 
     fn failed(&self, source: io::Error) -> Error {

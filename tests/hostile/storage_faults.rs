@@ -15,7 +15,7 @@ use common::queue::Layout;
 use common::recorder::Recorder;
 use ovbd_vhost::image::Image;
 use ovbd_vhost::image::config::Stack;
-use ovbd_vhost::image::plan::Piece;
+use ovbd_vhost::image::pieces::Piece;
 use ovbd_vhost::units::{Sector, SectorRange};
 
 /// Sectors of the disk.

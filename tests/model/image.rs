@@ -15,7 +15,7 @@ use common::session::{Session, Wanted, feature};
 use ovbd_vhost::format::lsmt::PADDING;
 use ovbd_vhost::format::zfile::Algorithm;
 use ovbd_vhost::image::config::Stack;
-use ovbd_vhost::image::plan::Piece;
+use ovbd_vhost::image::pieces::Piece;
 use ovbd_vhost::image::reader::Reader;
 use ovbd_vhost::image::segment::Segment;
 use ovbd_vhost::image::{Error, Image, MAX_LAYERS, MAX_STORED};

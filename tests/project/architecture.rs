@@ -265,11 +265,11 @@ fn the_rules_see_what_they_should() {
         "//! | 2 | [`engine`] | . |\n//! | 1 | [`image`](mod@image) | . |\n//! | 0 | [`units`] | . |",
     );
     assert_eq!(floors.len(), 3);
-    let breaches = floor_breaches("image/plan.rs", &code, &floors);
+    let breaches = floor_breaches("image/pieces.rs", &code, &floors);
     assert_eq!(breaches.len(), 1, "{breaches:?}");
     assert!(breaches[0].contains("crate::engine"), "{breaches:?}");
     let escapes = |name| !floor_breaches(name, "use super::super::engine;", &floors).is_empty();
-    assert!(escapes("image/mod.rs") && escapes("image/plan.rs") && !escapes("image/zfile/a.rs"));
+    assert!(escapes("image/mod.rs") && escapes("image/pieces.rs") && !escapes("image/zfile/a.rs"));
     let logging =
         "log::warn!()\n// log\nX.call_once(|| log::warn!());\n  ::log::error!()\nlimit::warn()";
     assert_eq!(unlimited_logging(logging), [1, 4]);

@@ -392,7 +392,7 @@ fn a_hole_hides_much_data_with_few_mappings() {
         open(&dir, &["a", "b"])
             .at_own_size()
             .pieces(SectorRange::new(Sector(0), Sector(1 << 31)))
-            .all(|piece| { matches!(piece, ovbd_vhost::image::plan::Piece::Zero { .. }) })
+            .all(|piece| { matches!(piece, ovbd_vhost::image::pieces::Piece::Zero { .. }) })
     );
 }
 

@@ -10,7 +10,7 @@ use ovbd_vhost::codec::Decoder;
 use ovbd_vhost::format::zfile::Algorithm;
 use ovbd_vhost::image::Image;
 use ovbd_vhost::image::config::Stack;
-use ovbd_vhost::image::plan::Piece;
+use ovbd_vhost::image::pieces::Piece;
 use ovbd_vhost::units::SectorRange;
 use vm_memory::VolatileSlice;
 
@@ -38,9 +38,9 @@ impl Bare {
     /// Takes blocks of the one-layer image at `path`, at random or in order, and checks each.
     pub fn load(path: &Path, content: &Content, random: bool) -> Result<Self> {
         let image = Image::open(&Stack::new([path]))?;
-        let packing = image.container(0).zfile_map();
+        let zfile_map = image.container(0).zfile_map();
         let mut bare = Self {
-            algorithm: packing.map(|packing| packing.header().format.algorithm),
+            algorithm: zfile_map.map(|zfile_map| zfile_map.header().format.algorithm),
             stored: Vec::new(),
             places: Vec::new(),
             random,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use common::content::Random;
 use ovbd_vhost::image::Image;
 use ovbd_vhost::image::config::Stack;
-use ovbd_vhost::image::plan::Piece;
+use ovbd_vhost::image::pieces::Piece;
 use ovbd_vhost::io::mapped_file::{Access, MappedFile};
 use ovbd_vhost::units::SectorRange;
 use vm_memory::VolatileSlice;

@@ -2,7 +2,7 @@
 //!
 //! An allocation that fails ends the process, so that the memory of all queues has to be there before the
 //! daemon is ready. How much memory a guest has is known when its front-end shares it: what is left of the
-//! address space bounds that ([`set_room`]).
+//! address space bounds that ([`limit_address_space`]).
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -11,7 +11,7 @@ use std::thread;
 use rustix::process::{Resource, getrlimit};
 
 use super::Shortage;
-use crate::io::mapped_file::set_room;
+use crate::io::mapped_file::limit_address_space;
 use crate::io::rlimit::raise;
 
 /// Stack that the main thread needs, which parses command line, configs and layers.
@@ -87,7 +87,7 @@ impl Usage {
             return Err(shortage(queues, what, "RLIMIT_AS (ulimit -v)", need, have));
         }
         if have < u64::MAX {
-            set_room(have - need);
+            limit_address_space(have - need);
         }
         Ok(())
     }

@@ -228,7 +228,7 @@ fn encode(format: &BlockFormat, extent: &Extent, flags: u64) -> [u8; HEADER_LEN]
 ///
 /// # Errors
 /// They contradict each other, or the numbers are impossible.
-pub fn settle(header: &Header, trailer: &Header, trailer_offset: u64) -> Result<Header, Error> {
+pub fn reconcile(header: &Header, trailer: &Header, trailer_offset: u64) -> Result<Header, Error> {
     if header.format != trailer.format {
         return Err(Error::Disagree("block format"));
     }
@@ -314,7 +314,7 @@ mod tests {
         let trailer = parse(&last, HeaderKind::Trailer);
         let end = extent.table_offset + 12;
         for first in [first, initial_header(&FORMAT)] {
-            let chosen = settle(&parse(&first, HeaderKind::Header), &trailer, end).unwrap();
+            let chosen = reconcile(&parse(&first, HeaderKind::Header), &trailer, end).unwrap();
             assert_eq!(
                 (chosen.format, chosen.extent, chosen.digest),
                 (FORMAT, extent, true)
@@ -366,7 +366,7 @@ mod tests {
                 parse(&first, HeaderKind::Header),
                 parse(&last, HeaderKind::Trailer),
             );
-            let chosen = settle(&first, &last, extent.table_offset + 8).unwrap();
+            let chosen = reconcile(&first, &last, extent.table_offset + 8).unwrap();
             assert!(!chosen.digest && chosen.extent == extent);
         }
     }
@@ -395,9 +395,9 @@ mod tests {
         let compressed = decode(32, &[0x36]).unwrap();
         let first = parse(&initial_header(&FORMAT), HeaderKind::Header);
         let end = 612 + 9 + 4;
-        assert!(settle(&first, &compressed, end).is_ok());
+        assert!(reconcile(&first, &compressed, end).is_ok());
         assert_eq!(
-            settle(&first, &compressed, end + 1),
+            reconcile(&first, &compressed, end + 1),
             Err(Error::CompressedTable)
         );
     }
@@ -410,7 +410,7 @@ mod tests {
             let mut extent = good;
             change(&mut extent);
             let last = parse(&trailer(&FORMAT, &extent), HeaderKind::Trailer);
-            settle(&first, &last, 612 + 9 + 4).unwrap_err()
+            reconcile(&first, &last, 612 + 9 + 4).unwrap_err()
         };
         let range = |error| matches!(error, Error::TableRange { .. });
         assert!(range(refused(&|extent| extent.table_offset = u64::MAX)));
@@ -430,7 +430,7 @@ mod tests {
             ..FORMAT
         };
         let last = parse(&trailer(&other, &good), HeaderKind::Trailer);
-        let error = settle(&first, &last, 612 + 9 + 4);
+        let error = reconcile(&first, &last, 612 + 9 + 4);
         assert_eq!(error, Err(Error::Disagree("block format")));
     }
 }

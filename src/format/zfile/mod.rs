@@ -1,7 +1,7 @@
 //! ZFile: a blob cut into blocks of one size, each compressed by itself.
 //!
 //! `header | dictionary | blocks | table of stored lengths | trailer`. Header and trailer are the
-//! same structure; [`settle`] decides which of them tells where the table is, and
+//! same structure; [`reconcile`] decides which of them tells where the table is, and
 //! [`TableReader`] makes the [`BlockTable`] of what is there.
 
 use thiserror::Error;
@@ -11,7 +11,7 @@ pub use super::HeaderKind;
 mod header;
 mod table;
 
-pub use header::{Header, final_header, initial_header, settle, trailer};
+pub use header::{Header, final_header, initial_header, reconcile, trailer};
 pub use table::{BlockTable, TableReader, encode_table};
 
 /// Bytes of the header, and of the trailer.

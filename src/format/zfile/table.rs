@@ -53,7 +53,7 @@ pub struct TableReader {
 }
 
 impl TableReader {
-    /// A reader of the table that `header`, from [`settle`], describes.
+    /// A reader of the table that `header`, from [`reconcile`], describes.
     pub fn new(header: &Header) -> Self {
         let mut reader = Self {
             format: header.format,

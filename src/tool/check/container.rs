@@ -12,9 +12,9 @@ use crate::image::unpack::verified;
 use crate::image::{self, BlockError, Container, ZFileMap};
 use crate::source::{self, Blob};
 
-/// Place of a byte of the layer in its file.
+/// FileOffset of a byte of the layer in its file.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Place {
+pub(super) struct FileOffset {
     /// Number of the compressed block, if any.
     pub(super) block: Option<u64>,
     /// Byte of the file: its own, or the start of its block.
@@ -81,16 +81,16 @@ pub(super) fn open(
     }
 }
 
-/// Place in the file of a byte inside the layer.
-pub(super) fn place(container: &Container, at: u64) -> Place {
+/// FileOffset in the file of a byte inside the layer.
+pub(super) fn place(container: &Container, at: u64) -> FileOffset {
     match container.zfile_map() {
-        None => Place {
+        None => FileOffset {
             block: None,
             offset: container.payload().offset + at,
         },
         Some(zfile_map) => {
             let block = at / u64::from(zfile_map.header().format.block_size);
-            Place {
+            FileOffset {
                 block: Some(block),
                 offset: container.block_offset(zfile_map, block),
             }

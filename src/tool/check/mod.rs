@@ -239,7 +239,7 @@ impl Findings<'_> {
     /// Reports damage at a place in the layer, and what it affects.
     fn broken_at(
         &mut self,
-        place: container::Place,
+        place: container::FileOffset,
         error: &dyn std::error::Error,
         consequence: &str,
     ) -> Result<(), Error> {
