@@ -39,28 +39,25 @@ impl Digest {
 
     /// The digits alone, without `sha256:`: a file name.
     pub fn hex(&self) -> String {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let digit = |value: u8| char::from(DIGITS[usize::from(value & 15)]);
-        let pairs = self.0.iter();
-        pairs
-            .flat_map(|byte| [digit(byte >> 4), digit(*byte)])
-            .collect()
+        let digit = |value: u8| char::from_digit(u32::from(value & 15), 16);
+        let digits = self
+            .0
+            .iter()
+            .flat_map(|byte| [digit(byte >> 4), digit(*byte)]);
+        digits.flatten().collect()
     }
 
     /// Parses the 64 digits that [`Digest::hex`] returns.
     pub fn from_hex(text: &str) -> Option<Self> {
-        let value = |digit: u8| match digit {
-            b'0'..=b'9' => Some(digit - b'0'),
-            b'a'..=b'f' => Some(digit - b'a' + 10),
-            _ => None,
+        let value = |digit: u8| {
+            let digit = Some(digit).filter(|digit| !digit.is_ascii_uppercase())?;
+            u8::try_from(char::from(digit).to_digit(16)?).ok()
         };
-        let digits = text.as_bytes();
+        let digits: &[u8; 64] = text.as_bytes().try_into().ok()?;
         let mut bytes = [0; 32];
-        if digits.len() != 2 * bytes.len() {
-            return None;
-        }
-        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-            *byte = value(pair[0])? << 4 | value(pair[1])?;
+        let (pairs, _) = digits.as_chunks::<2>();
+        for (byte, [high, low]) in bytes.iter_mut().zip(pairs) {
+            *byte = value(*high)? << 4 | value(*low)?;
         }
         Some(Self(bytes))
     }

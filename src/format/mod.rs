@@ -3,7 +3,11 @@
 //! A layer blob is, from the outside in, an optional [`tar`] member, an optional [`zfile`]
 //! (compressed blocks with a table of their lengths) and an [`lsmt`] layer: data, and an index that
 //! says which sectors of the disk they are. Everything here takes bytes that the caller has read and
-//! trusts none of them.
+//! trusts none of them: indexing and unchecked arithmetic are lints here.
+#![cfg_attr(
+    not(test),
+    warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 pub mod crc;
 pub mod digest;

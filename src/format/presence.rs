@@ -244,7 +244,9 @@ impl Identity {
 
     /// Bytes of the map file.
     pub const fn map_len(&self) -> u64 {
-        HEADER_LEN + 2 * self.bitmap_len()
+        self.bitmap_len()
+            .saturating_mul(2)
+            .saturating_add(HEADER_LEN)
     }
 
     /// Compares the length of a map file with the one it must have.
@@ -299,7 +301,8 @@ impl RawHeader {
     fn sum(&self) -> u32 {
         let mut fixed = *self;
         fixed.crc = 0.into();
-        crc::raw(crc::BLOCK_SEED, &fixed.as_bytes()[..STATE_OFFSET])
+        let bytes = fixed.as_bytes();
+        crc::raw(crc::BLOCK_SEED, bytes.get(..STATE_OFFSET).unwrap_or(bytes))
     }
 }
 

@@ -52,8 +52,8 @@ pub fn payload(head: &[u8]) -> Result<Option<Payload>, Error> {
     let Some(first) = head.get(..BLOCK).filter(|header| is_ustar(header)) else {
         return Ok(None);
     };
-    let len = octal(&first[SIZE], 0)?;
-    if first[TYPE_FLAG] != b'x' {
+    let len = octal(field(first, SIZE), 0)?;
+    if first.get(TYPE_FLAG) != Some(&b'x') {
         let offset = BLOCK as u64;
         return Ok(Some(Payload { offset, len }));
     }
@@ -67,9 +67,10 @@ pub fn payload(head: &[u8]) -> Result<Option<Payload>, Error> {
         .ok()
         .filter(|len| (1..=BLOCK).contains(len))
         .ok_or(Error::PaxLength(len))?;
-    let len = match pax_size(&head[BLOCK..BLOCK + records])? {
+    let records = field(head, BLOCK..BLOCK.saturating_add(records));
+    let len = match pax_size(records)? {
         Some(len) if len > 0 => len,
-        _ => octal(&second[SIZE], 2 * BLOCK)?,
+        _ => octal(field(second, SIZE), 2 * BLOCK)?,
     };
     let offset = PREFIX as u64;
     Ok(Some(Payload { offset, len }))
@@ -78,33 +79,39 @@ pub fn payload(head: &[u8]) -> Result<Option<Payload>, Error> {
 /// The headers to write before a payload of `len` bytes.
 pub fn prefix(len: u64) -> [u8; PREFIX] {
     let record = pax_record(len);
+    let mut records = [0; BLOCK];
+    put(&mut records, 0, &record);
+
+    let mut pax = [0; BLOCK];
+    put(&mut pax, 0, "overlaybd.pax");
+    put(&mut pax, SIZE.start, &format!("{:>11o} ", record.len()));
+    put(&mut pax, TYPE_FLAG, "x");
+    seal(&mut pax);
+
+    let mut member = [0; BLOCK];
+    put(&mut member, 0, MEMBER_NAME);
+    put(&mut member, 100, "100644 ");
+    put(&mut member, 108, "     0 ");
+    put(&mut member, 116, "     0 ");
+    put(&mut member, SIZE.start, "          0 ");
+    put(&mut member, 136, "          0 ");
+    put(&mut member, TYPE_FLAG, "0");
+    put(&mut member, 265, "root");
+    put(&mut member, 297, "root");
+    seal(&mut member);
+
     let mut out = [0; PREFIX];
-    out[BLOCK..BLOCK + record.len()].copy_from_slice(record.as_bytes());
-
-    let pax = &mut out[..BLOCK];
-    put(pax, 0, "overlaybd.pax");
-    put(pax, SIZE.start, &format!("{:>11o} ", record.len()));
-    pax[TYPE_FLAG] = b'x';
-    seal(pax);
-
-    let member = &mut out[2 * BLOCK..];
-    put(member, 0, MEMBER_NAME);
-    put(member, 100, "100644 ");
-    put(member, 108, "     0 ");
-    put(member, 116, "     0 ");
-    put(member, SIZE.start, "          0 ");
-    put(member, 136, "          0 ");
-    member[TYPE_FLAG] = b'0';
-    put(member, 265, "root");
-    put(member, 297, "root");
-    seal(member);
+    let (blocks, _) = out.as_chunks_mut::<BLOCK>();
+    for (to, from) in blocks.iter_mut().zip([pax, records, member]) {
+        *to = from;
+    }
     out
 }
 
-/// Zero bytes to write after a payload of `len` bytes: up to the next block, and two blocks.
+/// Number of zero bytes after a payload of `len` bytes: up to the next block, and two blocks.
 pub fn trailing(len: u64) -> u64 {
-    let block = BLOCK as u64;
-    (block - len % block) % block + 2 * block
+    const BLOCK_LEN: u64 = BLOCK as u64;
+    (len.wrapping_neg() % BLOCK_LEN).saturating_add(2 * BLOCK_LEN)
 }
 
 const SIZE: std::ops::Range<usize> = 124..136;
@@ -115,11 +122,11 @@ const MAGIC: usize = 257;
 /// Whether this block is a POSIX tar header: magic, version and either form of the checksum.
 fn is_ustar(header: &[u8]) -> bool {
     // GNU tar's own format has blanks where the version is, and is taken for a bare file.
-    if !header[MAGIC..].starts_with(b"ustar") || header[263..265] != *b"00" {
+    if field(header, 257..262) != b"ustar" || field(header, 263..265) != b"00" {
         return false;
     }
     let (unsigned, signed) = checksums(header);
-    octal(&header[CHECKSUM], 0)
+    octal(field(header, CHECKSUM), 0)
         .is_ok_and(|stored| stored == unsigned || i64::try_from(stored) == Ok(signed))
 }
 
@@ -129,45 +136,48 @@ fn checksums(header: &[u8]) -> (u64, i64) {
     let mut sums = (0, 0);
     for (at, byte) in header.iter().enumerate() {
         let byte = if CHECKSUM.contains(&at) { b' ' } else { *byte };
-        sums.0 += u64::from(byte);
-        sums.1 += i64::from(byte.cast_signed());
+        let (unsigned, signed) = sums;
+        sums = (
+            u64::saturating_add(unsigned, u64::from(byte)),
+            i64::saturating_add(signed, i64::from(byte.cast_signed())),
+        );
     }
     sums
 }
 
+/// A field of a header; empty if the header ends before it does.
+fn field(header: &[u8], bytes: std::ops::Range<usize>) -> &[u8] {
+    header.get(bytes).unwrap_or_default()
+}
+
 /// An octal field: blanks, digits, then blanks or NULs. An empty field is 0.
 fn octal(field: &[u8], header: usize) -> Result<u64, Error> {
-    let bad = Error::Size(header + SIZE.start);
     let digits = field
         .split(|byte| matches!(byte, 0 | b' '))
         .find(|part| !part.is_empty());
-    let mut value = 0u64;
-    for digit in digits.unwrap_or_default() {
-        if !(b'0'..=b'7').contains(digit) {
-            return Err(bad);
-        }
-        value = match value.checked_mul(8) {
-            Some(value) => value + u64::from(digit - b'0'),
-            None => return Err(bad),
-        };
-    }
-    Ok(value)
+    let mut digits = digits.unwrap_or_default().iter();
+    let value = digits.try_fold(0u64, |value, digit| {
+        let digit = char::from(*digit).to_digit(8)?;
+        value.checked_mul(8)?.checked_add(digit.into())
+    });
+    value.ok_or(Error::Size(header.saturating_add(SIZE.start)))
 }
 
 /// The value of the `size` record, if there is one.
 fn pax_size(records: &[u8]) -> Result<Option<u64>, Error> {
-    let mut at = 0;
+    let (mut rest, mut at) = (records, BLOCK);
     let mut size = None;
-    while at < records.len() && records[at] != 0 {
-        let bad = Error::PaxRecord(BLOCK + at);
-        let rest = &records[at..];
+    while rest.first().is_some_and(|byte| *byte != 0) {
+        let bad = Error::PaxRecord(at);
         let Some((len, record)) = split_record(rest) else {
             return Err(bad);
         };
         if let Some(value) = record.strip_prefix("size=") {
             size = Some(value.parse().map_err(|_| bad)?);
         }
-        at += len;
+        // A record has at least one byte, and lies in `rest`.
+        rest = rest.get(len..).unwrap_or_default();
+        at = at.saturating_add(len);
     }
     Ok(size)
 }
@@ -175,23 +185,24 @@ fn pax_size(records: &[u8]) -> Result<Option<u64>, Error> {
 /// Splits `"<length> key=value\n"` off the front: its whole length, and `key=value`.
 fn split_record(bytes: &[u8]) -> Option<(usize, &str)> {
     let blank = bytes.iter().position(|byte| *byte == b' ')?;
-    let len = std::str::from_utf8(&bytes[..blank]).ok()?.parse().ok()?;
-    let record = bytes.get(blank + 1..len)?.strip_suffix(b"\n")?;
+    let len = std::str::from_utf8(bytes.get(..blank)?).ok()?;
+    let len = len.parse().ok()?;
+    let record = bytes.get(blank.checked_add(1)?..len)?.strip_suffix(b"\n")?;
     Some((len, std::str::from_utf8(record).ok()?))
 }
 
 /// `"<length of the record itself> size=<len>\n"`.
 fn pax_record(len: u64) -> String {
     let body = format!(" size={len}\n");
-    let mut total = body.len() + 1;
-    while total != body.len() + total.to_string().len() {
-        total += 1;
-    }
+    let is_total = |total: &usize| *total == body.len().saturating_add(total.to_string().len());
+    let total = (body.len()..).find(is_total).unwrap_or_default();
     format!("{total}{body}")
 }
 
 fn put(header: &mut [u8], at: usize, text: &str) {
-    header[at..at + text.len()].copy_from_slice(text.as_bytes());
+    for (to, from) in header.iter_mut().skip(at).zip(text.bytes()) {
+        *to = from;
+    }
 }
 
 /// Adds magic, version and checksum.

@@ -132,7 +132,7 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<TracedRead>, Error> {
 
 /// A trace of these reads.
 pub fn encode(reads: &[TracedRead]) -> Vec<u8> {
-    let mut records = Vec::with_capacity(reads.len() * RECORD_LEN);
+    let mut records = Vec::with_capacity(reads.len().saturating_mul(RECORD_LEN));
     for read in reads {
         let record = Record {
             kind: b'R',

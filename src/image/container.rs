@@ -2,7 +2,12 @@
 //!
 //! `file -> tar member -> ZFile blocks -> layer bytes`, each step but the first optional and
 //! detected from content. A range of layer bytes becomes [`Piece`]s of the file.
+#![cfg_attr(
+    not(test),
+    warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -56,19 +61,26 @@ impl ZFileMap {
     fn blocks_before(&self, byte: u64) -> u64 {
         let (mut before, mut after) = (0, self.table.blocks());
         while before < after {
-            let middle = before + (after - before) / 2;
+            let middle = u64::midpoint(before, after);
             match self.table.offset(middle) < byte {
-                true => before = middle + 1,
+                true => before = middle.saturating_add(1),
                 false => after = middle,
             }
         }
         before
     }
 
+    /// Number of blocks that hold the first `bytes` bytes of the layer, at least one.
+    #[inline]
+    fn blocks_to(&self, bytes: u64) -> u64 {
+        (bytes.wrapping_sub(1) >> self.shift).wrapping_add(1)
+    }
+
     /// Uncompressed bytes of a block: fewer in the last one.
     #[inline]
     pub fn block_len(&self, block: u64) -> usize {
-        let rest = self.header.extent.original_size - (block << self.shift);
+        let start = block << self.shift;
+        let rest = self.header.extent.original_size.saturating_sub(start);
         rest.min(u64::from(self.header.format.block_size)) as usize
     }
 }
@@ -147,25 +159,25 @@ impl Container {
 
     /// Where the file holds the layer's bytes in `range`, which lies inside the layer and is not
     /// empty.
-    pub fn stored(&self, range: std::ops::Range<u64>) -> std::ops::Range<u64> {
+    pub fn stored(&self, range: Range<u64>) -> Range<u64> {
         match &self.zfile_map {
-            None => self.payload.offset + range.start..self.payload.offset + range.end,
+            None => self.file_offset(range.start)..self.file_offset(range.end),
             Some(map) => {
-                let last = (range.end - 1) >> map.shift;
                 let start = self.block_offset(map, range.start >> map.shift);
-                start..self.block_offset(map, last + 1)
+                let end = map.blocks_to(range.end);
+                start..self.block_offset(map, end)
             }
         }
     }
 
     /// The layer's bytes that the file holds, at least in part, in `range`; `None` if there are none.
-    pub fn held(&self, range: std::ops::Range<u64>) -> Option<std::ops::Range<u64>> {
+    pub fn held(&self, range: Range<u64>) -> Option<Range<u64>> {
         let start = range.start.saturating_sub(self.payload.offset);
         let end = range.end.checked_sub(self.payload.offset)?;
         let held = match &self.zfile_map {
             None => start..end.min(self.payload.len),
             Some(map) => {
-                let first = map.blocks_before(start + 1).saturating_sub(1);
+                let first = map.blocks_before(start.saturating_add(1)).saturating_sub(1);
                 (first << map.shift)..(map.blocks_before(end) << map.shift).min(self.len())
             }
         };
@@ -174,7 +186,15 @@ impl Container {
 
     /// Byte of the file at which a block starts.
     pub fn block_offset(&self, zfile_map: &ZFileMap, block: u64) -> u64 {
-        self.payload.offset + zfile_map.table.offset(block)
+        self.file_offset(zfile_map.table.offset(block))
+    }
+
+    /// Byte of the file at which byte `at` of the payload is.
+    ///
+    /// The sum wraps for a number that is beyond any file: reading there fails.
+    #[inline]
+    fn file_offset(&self, at: u64) -> u64 {
+        self.payload.offset.wrapping_add(at)
     }
 
     /// Finds the layer's bytes from `offset` on: as many of the next `len` as one piece can name, at least
@@ -184,7 +204,7 @@ impl Container {
         match &self.zfile_map {
             None => Piece::Plain {
                 layer,
-                offset: self.payload.offset + offset,
+                offset: self.file_offset(offset),
                 len,
             },
             Some(zfile_map) => {
@@ -211,13 +231,13 @@ impl Container {
         let ZFileMap { table, shift, .. } = zfile_map;
         let first = offset >> shift;
         let start = table.offset(first);
-        let stored = |end: u64| table.offset(end) - start;
-        let mut end = ((offset + len - 1) >> shift) + 1;
+        let stored = |end: u64| table.offset(end).saturating_sub(start);
+        let mut end = zfile_map.blocks_to(offset.wrapping_add(len));
         if stored(end) > MAX_STORED as u64 {
             // One block always fits; find the most that do.
-            let (mut fits, mut too_many) = (first + 1, end);
-            while fits + 1 < too_many {
-                let middle = fits + (too_many - fits) / 2;
+            let (mut fits, mut too_many) = (first.saturating_add(1), end);
+            while fits.saturating_add(1) < too_many {
+                let middle = u64::midpoint(fits, too_many);
                 if stored(middle) > MAX_STORED as u64 {
                     too_many = middle;
                 } else {
@@ -229,11 +249,11 @@ impl Container {
         CompressedRun {
             layer,
             first,
-            count: (end - first) as u32,
-            skip: (offset - (first << shift)) as u32,
-            offset: self.payload.offset + start,
+            count: end.wrapping_sub(first) as u32,
+            skip: offset.wrapping_sub(first << shift) as u32,
+            offset: self.file_offset(start),
             stored: stored(end) as u32,
-            len: len.min((end << shift) - offset),
+            len: len.min((end << shift).wrapping_sub(offset)),
         }
     }
 }

@@ -3,12 +3,17 @@
 //! A block device is a multiple of some unit long, and a layer copied to it ends earlier. A ZFile whose
 //! header was overwritten at the end says where that is. Other layers are found by their trailer, if
 //! only zeros follow it: what else follows could be an older layer's.
+#![cfg_attr(
+    not(test),
+    warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use super::error::Error;
 use crate::format::lsmt;
 use crate::format::tar::Payload;
 use crate::format::zfile::{self, HEADER_LEN, Header};
 use crate::source::Blob;
+use crate::units::Sector;
 
 /// Most zeros looked through, in bytes: volumes are made in units of 4 MiB, or a few times that.
 const MAX_PADDING: u64 = 64 << 20;
@@ -22,10 +27,12 @@ const CHUNK: u64 = 1 << 20;
 /// # Errors
 /// [`Error::Source`] if the blob cannot be read.
 pub fn zfile_trailer(blob: &Blob, payload: Payload, first: Option<&Header>) -> Result<u64, Error> {
-    let last = payload.len - HEADER_LEN as u64;
+    let last = payload.len.saturating_sub(HEADER_LEN as u64);
+    let read =
+        |at: u64, bytes: &mut [u8]| blob.read_exact_at(bytes, payload.offset.saturating_add(at));
     let is_trailer = |at: u64| -> Result<bool, Error> {
         let mut bytes = [0; HEADER_LEN];
-        blob.read_exact_at(&mut bytes, payload.offset + at)?;
+        read(at, &mut bytes)?;
         Ok(Header::decode(&bytes, zfile::HeaderKind::Trailer).is_ok())
     };
     // Old writers left random bits in the header, so that what it says must be found there.
@@ -36,7 +43,7 @@ pub fn zfile_trailer(blob: &Blob, payload: Payload, first: Option<&Header>) -> R
         return Ok(said);
     }
     let mut bytes = [0; HEADER_LEN];
-    blob.read_exact_at(&mut bytes, payload.offset + last)?;
+    read(last, &mut bytes)?;
     if Header::has_magic(&bytes) {
         return Ok(last);
     }
@@ -46,14 +53,14 @@ pub fn zfile_trailer(blob: &Blob, payload: Payload, first: Option<&Header>) -> R
     // The trailer has a byte that is not zero at its start, and its end is at most its length on.
     let from = end.saturating_sub(HEADER_LEN as u64).max(HEADER_LEN as u64);
     let mut window = vec![0; end.saturating_sub(from) as usize];
-    blob.read_exact_at(&mut window, payload.offset + from)?;
+    read(from, &mut window)?;
     let start = (0..window.len()).rev();
     let start = start.map(|at| window.get(at..).unwrap_or_default());
     let found = start
         .filter(|rest| Header::has_magic(rest))
         .map(<[u8]>::len);
     for len in found {
-        let at = end - len as u64;
+        let at = end.saturating_sub(len as u64);
         if at <= last && is_trailer(at)? {
             return Ok(at);
         }
@@ -70,7 +77,7 @@ pub fn layer_trailer(blob: &Blob, payload: Payload, last: u64) -> Result<u64, Er
     const LEN: usize = lsmt::HEADER_LEN;
     let read = |at: u64| -> Result<[u8; LEN], Error> {
         let mut bytes = [0; LEN];
-        blob.read_exact_at(&mut bytes, payload.offset + at)?;
+        blob.read_exact_at(&mut bytes, payload.offset.saturating_add(at))?;
         Ok(bytes)
     };
     if lsmt::Header::has_magic(&read(last)?) {
@@ -82,7 +89,7 @@ pub fn layer_trailer(blob: &Blob, payload: Payload, last: u64) -> Result<u64, Er
         return Ok(last);
     };
     // Layers are made of whole sectors, and only the first sector of a trailer is not zero.
-    let at = (end - 1) / 512 * 512;
+    let at = Sector::containing(end.saturating_sub(1)).byte();
     if at > last || at < LEN as u64 {
         return Ok(last);
     }
@@ -94,7 +101,7 @@ pub fn layer_trailer(blob: &Blob, payload: Payload, last: u64) -> Result<u64, Er
     let index_end = index_end.and_then(|len| len.checked_add(trailer.index_offset));
     let same = (first.uuid, first.parent_uuid, first.virtual_size)
         == (trailer.uuid, trailer.parent_uuid, trailer.virtual_size);
-    let adjoins = index_end.is_some_and(|end| end.next_multiple_of(512) == at);
+    let adjoins = index_end.is_some_and(|end| Sector::at_or_after(end).checked_byte() == Some(at));
     Ok(if same && adjoins { at } else { last })
 }
 
@@ -102,13 +109,13 @@ pub fn layer_trailer(blob: &Blob, payload: Payload, last: u64) -> Result<u64, Er
 fn end_of_data(blob: &Blob, payload: Payload) -> Result<Option<u64>, Error> {
     let stop = payload.len.saturating_sub(MAX_PADDING);
     let mut end = payload.len;
-    let mut chunk = vec![0; CHUNK.min(payload.len) as usize];
+    let mut chunk = Vec::new();
     while end > stop {
         let start = end.saturating_sub(CHUNK).max(stop);
-        let chunk = &mut chunk[..(end - start) as usize];
-        blob.read_exact_at(chunk, payload.offset + start)?;
+        chunk.resize(end.saturating_sub(start) as usize, 0);
+        blob.read_exact_at(&mut chunk, payload.offset.saturating_add(start))?;
         if let Some(at) = chunk.iter().rposition(|byte| *byte != 0) {
-            return Ok(Some(start + at as u64 + 1));
+            return Ok(Some(start.saturating_add(at as u64).saturating_add(1)));
         }
         end = start;
     }

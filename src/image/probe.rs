@@ -2,6 +2,10 @@
 //!
 //! Opening a layer stops at the first thing that is broken; checking one goes on as long as anything
 //! is left to go by. Both look through wrappers here, and differ in their [`Judge`].
+#![cfg_attr(
+    not(test),
+    warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use std::sync::Arc;
 
@@ -78,7 +82,8 @@ pub fn probe<J: Judge>(blob: Arc<Blob>, judge: &mut J) -> Result<Container, J::S
 fn find_payload<J: Judge>(blob: &Blob, judge: &mut J) -> Result<tar::Payload, J::Stop> {
     let mut head = [0; tar::PREFIX];
     let file_len = blob.len();
-    let head = &mut head[..file_len.min(tar::PREFIX as u64) as usize];
+    let head_len = file_len.min(tar::PREFIX as u64) as usize;
+    let head = head.get_mut(..head_len).unwrap_or_default();
     let read = blob.read_exact_at(head, 0);
     read.map_err(|error| judge.fatal(0, error.into()))?;
     let layer = || blob.layer().clone();
@@ -163,7 +168,7 @@ impl<J: Judge> Probe<'_, J> {
 
     /// The block table. With a wrong checksum, its numbers may fit all the same.
     fn table(&mut self, header: &Header) -> Result<zfile::BlockTable, J::Stop> {
-        let at = header.extent.table_offset;
+        let offset = self.file_offset(header.extent.table_offset);
         match self.read_table(header) {
             Err(
                 error @ Error::ZFile {
@@ -171,29 +176,28 @@ impl<J: Judge> Probe<'_, J> {
                     ..
                 },
             ) => {
-                self.judge.broken(self.payload.offset + at, error)?;
+                self.judge.broken(offset, error)?;
                 let mut unverified = *header;
                 unverified.digest = false;
                 self.read_table(&unverified)
             }
             table => table,
         }
-        .map_err(|error| self.judge.fatal(self.payload.offset + at, error))
+        .map_err(|error| self.judge.fatal(offset, error))
     }
 
     fn read_table(&self, header: &Header) -> Result<zfile::BlockTable, Error> {
         let failed = |source| self.error(header.extent.table_offset, source);
         let mut reader = zfile::TableReader::new(header);
-        // Both fit: the table was found to end before the trailer.
-        let mut at = self.payload.offset + header.extent.table_offset;
-        let mut left = header.extent.blocks * 4;
-        let mut chunk = vec![0; left.min(TABLE_CHUNK as u64) as usize];
-        while left > 0 {
-            let len = left.min(TABLE_CHUNK as u64);
-            let chunk = &mut chunk[..len as usize];
-            self.blob.read_exact_at(chunk, at)?;
-            reader.read(chunk).map_err(failed)?;
-            (at, left) = (at + len, left - len);
+        let start = self.file_offset(header.extent.table_offset);
+        let len = header.extent.blocks.saturating_mul(4);
+        let mut chunk = Vec::new();
+        for at in (0..len).step_by(TABLE_CHUNK) {
+            let left = len.saturating_sub(at).min(TABLE_CHUNK as u64);
+            chunk.resize(left as usize, 0);
+            self.blob
+                .read_exact_at(&mut chunk, start.saturating_add(at))?;
+            reader.read(&chunk).map_err(failed)?;
         }
         reader.finish().map_err(failed)
     }
@@ -201,7 +205,7 @@ impl<J: Judge> Probe<'_, J> {
     /// The structure at byte `at` of the payload, which has room for it.
     fn read(&mut self, at: u64) -> Result<[u8; HEADER_LEN], J::Stop> {
         let mut bytes = [0; HEADER_LEN];
-        let offset = self.payload.offset + at;
+        let offset = self.file_offset(at);
         let read = self.blob.read_exact_at(&mut bytes, offset);
         read.map_err(|error| self.judge.fatal(offset, error.into()))?;
         Ok(bytes)
@@ -215,8 +219,9 @@ impl<J: Judge> Probe<'_, J> {
         header: Header,
         part: HeaderKind,
     ) -> Result<Header, J::Stop> {
-        let offset = self.payload.offset + at;
-        if bytes[RESERVED].iter().any(|byte| *byte != 0) {
+        let offset = self.file_offset(at);
+        let reserved = bytes.get(RESERVED).unwrap_or_default();
+        if reserved.iter().any(|byte| *byte != 0) {
             let what = format!("{part} with reserved bytes in use, as old tools left it");
             self.judge.note(offset, what)?;
         }
@@ -227,20 +232,25 @@ impl<J: Judge> Probe<'_, J> {
         Ok(header)
     }
 
+    /// Byte of the file at which byte `at` of the payload is.
+    fn file_offset(&self, at: u64) -> u64 {
+        self.payload.offset.saturating_add(at)
+    }
+
     fn broken(&mut self, at: u64, source: zfile::Error) -> Result<(), J::Stop> {
-        let error = self.error(at, source);
-        self.judge.broken(self.payload.offset + at, error)
+        let (offset, error) = (self.file_offset(at), self.error(at, source));
+        self.judge.broken(offset, error)
     }
 
     fn fatal(&mut self, at: u64, source: zfile::Error) -> J::Stop {
-        let error = self.error(at, source);
-        self.judge.fatal(self.payload.offset + at, error)
+        let (offset, error) = (self.file_offset(at), self.error(at, source));
+        self.judge.fatal(offset, error)
     }
 
     fn error(&self, at: u64, source: zfile::Error) -> Error {
         Error::ZFile {
             layer: self.blob.layer().clone(),
-            offset: self.payload.offset + at,
+            offset: self.file_offset(at),
             source,
         }
     }

@@ -1,8 +1,4 @@
 //! The index of an LSMT layer: which sectors of the disk are where in the layer.
-#![cfg_attr(
-    not(test),
-    warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
-)]
 
 use super::{Error, HEADER_LEN, Header, MAX_ENTRIES, MAX_SECTORS};
 use crate::units::{Sector, SectorRange};

@@ -2,10 +2,6 @@
 //!
 //! The index of a sealed layer is sorted and free of overlaps; [`IndexReader`] turns its bytes into
 //! [`Mapping`]s and holds every entry to the rules, so that what comes out can be trusted.
-#![cfg_attr(
-    not(test),
-    warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
-)]
 
 use thiserror::Error;
 use uuid::Uuid;

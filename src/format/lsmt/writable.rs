@@ -2,10 +2,6 @@
 //!
 //! Both start with the header of a sealed layer, with other flags. Entries of the index file are in the order of
 //! arrival; where two overlap, the later one counts.
-#![cfg_attr(
-    not(test),
-    warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
-)]
 
 use super::{Error, FLAG_DATA, FLAG_HEADER, FLAG_SEALED, HEADER_LEN, Header, HeaderKind, Raw};
 use zerocopy::FromBytes;

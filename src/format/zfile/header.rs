@@ -156,7 +156,8 @@ fn check_digest(raw: &Raw, bytes: &[u8; HEADER_LEN], part: HeaderKind) -> Result
     }
     // Old writers left random bits in flags, digest and tail. Their tail gives them away; in a
     // file that has a digest the tail is zero, and damage to the tail alone changes no content.
-    if bytes[TAIL].iter().any(|byte| *byte != 0) {
+    let tail = bytes.get(TAIL).unwrap_or_default();
+    if tail.iter().any(|byte| *byte != 0) {
         return Ok(false);
     }
     Err(Error::Digest {
@@ -168,9 +169,11 @@ fn check_digest(raw: &Raw, bytes: &[u8; HEADER_LEN], part: HeaderKind) -> Result
 
 /// CRC of the whole structure with the digest field counted as zero.
 fn digest(bytes: &[u8; HEADER_LEN]) -> u32 {
-    let before = crc::raw(0, &bytes[..DIGEST.start]);
-    let zeros = crc::raw(before, &[0; 4]);
-    crc::raw(zeros, &bytes[DIGEST.end..])
+    let mut without = *bytes;
+    if let Some(field) = without.get_mut(DIGEST) {
+        field.fill(0);
+    }
+    crc::raw(0, &without)
 }
 
 /// The header to write first, before anything about the content is known.
@@ -194,7 +197,7 @@ pub fn trailer(format: &BlockFormat, extent: &Extent) -> [u8; HEADER_LEN] {
 }
 
 fn encode(format: &BlockFormat, extent: &Extent, flags: u64) -> [u8; HEADER_LEN] {
-    let raw = Raw {
+    let mut raw = Raw {
         magic: MAGIC,
         struct_len: STRUCT_LEN.into(),
         digest: 0.into(),
@@ -214,9 +217,11 @@ fn encode(format: &BlockFormat, extent: &Extent, flags: u64) -> [u8; HEADER_LEN]
         padding: [0; 7],
     };
     let mut bytes = [0; HEADER_LEN];
-    bytes[..size_of::<Raw>()].copy_from_slice(raw.as_bytes());
-    let digest = digest(&bytes);
-    bytes[DIGEST].copy_from_slice(&digest.to_le_bytes());
+    let written = raw.write_to_prefix(&mut bytes);
+    debug_assert!(written.is_ok(), "the structure fits the header");
+    raw.digest = digest(&bytes).into();
+    let written = raw.write_to_prefix(&mut bytes);
+    debug_assert!(written.is_ok(), "the structure fits the header");
     bytes
 }
 

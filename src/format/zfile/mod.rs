@@ -185,18 +185,18 @@ pub struct BlockFormat {
 impl BlockFormat {
     /// Byte at which the first block starts.
     pub fn first_block(&self) -> u64 {
-        HEADER_LEN as u64 + u64::from(self.dictionary_len)
+        u64::from(self.dictionary_len).saturating_add(HEADER_LEN as u64)
     }
 
     /// Least and most bytes a stored block may occupy, its checksum included. Honest codecs stay
     /// far below the upper bound: incompressible bytes grow by less than one in two hundred.
     fn stored_bounds(&self) -> (u32, u32) {
-        let checksum = if self.checksum {
-            CHECKSUM_LEN as u32
-        } else {
-            0
+        let checksum = match self.checksum {
+            true => CHECKSUM_LEN as u32,
+            false => 0,
         };
-        (checksum + 1, 2 * self.block_size)
+        let min = checksum.saturating_add(1);
+        (min, self.block_size.saturating_mul(2))
     }
 }
 

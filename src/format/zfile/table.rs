@@ -14,22 +14,26 @@ pub struct BlockTable {
     bases: Vec<u64>,
     /// Start of each block, and the end of the last, relative to the base of its group.
     relative: Vec<u32>,
+    /// End of the last block.
+    end: u64,
 }
 
 impl BlockTable {
     /// Number of blocks.
     pub fn blocks(&self) -> u64 {
-        self.relative.len() as u64 - 1
+        (self.relative.len() as u64).saturating_sub(1)
     }
 
-    /// Byte of the ZFile at which block `block` starts; for the number of blocks, where they end.
-    ///
-    /// # Panics
-    /// Beyond that: the caller has the number of a block that does not exist.
+    /// Byte of the ZFile at which block `block` starts; the end of the last block if there is no such
+    /// block.
     #[inline]
     pub fn offset(&self, block: u64) -> u64 {
         let block = block as usize;
-        self.bases[block >> GROUP_SHIFT] + u64::from(self.relative[block])
+        let base = self.bases.get(block >> GROUP_SHIFT);
+        match (base, self.relative.get(block)) {
+            (Some(base), Some(relative)) => base.wrapping_add(u64::from(*relative)),
+            _ => self.end,
+        }
     }
 
     /// Starts to bring the entry of a block into the processor's cache.
@@ -48,7 +52,6 @@ pub struct TableReader {
     extent: Extent,
     expected_crc: Option<u32>,
     crc: u32,
-    end: u64,
     table: BlockTable,
 }
 
@@ -60,10 +63,10 @@ impl TableReader {
             extent: header.extent,
             expected_crc: header.digest.then_some(header.extent.table_crc),
             crc: 0,
-            end: header.format.first_block(),
             table: BlockTable {
                 bases: Vec::new(),
                 relative: Vec::new(),
+                end: header.format.first_block(),
             },
         };
         reader.push_end();
@@ -90,8 +93,7 @@ impl TableReader {
                     max,
                 });
             }
-            // At most 10^9 blocks of 128 KiB: far from overflow.
-            self.end += u64::from(stored);
+            self.table.end = self.table.end.saturating_add(u64::from(stored));
             self.push_end();
         }
         Ok(())
@@ -123,9 +125,9 @@ impl TableReader {
                 original_size,
             });
         }
-        if self.end != table_offset {
+        if self.table.end != table_offset {
             return Err(Error::BlocksEnd {
-                end: self.end,
+                end: self.table.end,
                 offset: table_offset,
             });
         }
@@ -136,11 +138,11 @@ impl TableReader {
     fn push_end(&mut self) {
         let table = &mut self.table;
         if table.relative.len().is_multiple_of(GROUP) {
-            table.bases.push(self.end);
+            table.bases.push(table.end);
         }
         // A group spans at most 1024 blocks of 128 KiB, so its relative positions fit.
         let base = table.bases.last().copied().unwrap_or_default();
-        table.relative.push((self.end - base) as u32);
+        table.relative.push(table.end.saturating_sub(base) as u32);
     }
 }
 
