@@ -6,7 +6,7 @@
 
 use super::BlockBackend;
 use super::drop_behind::DropBehind;
-use super::plan::ReadPart;
+use super::read_plan::Subread;
 use crate::image::pieces::{CompressedRun, Piece};
 use crate::image::unpack::Unpacker;
 use crate::image::{Error, Image, MAX_STORED};
@@ -18,7 +18,7 @@ use crate::writable::Lookup;
 pub struct Delivery<'a> {
     image: &'a Image,
     unpacker: Unpacker,
-    /// Stored bytes of the part at hand, private while they are verified and decoded.
+    /// Stored bytes of the current subread, private while they are verified and decoded.
     buffer: Vec<u8>,
     /// Drops pages from the page cache once their bytes are served, if asked to.
     drop_behind: Option<DropBehind<'a>>,
@@ -35,16 +35,16 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// Locates the stored bytes of `part`, whose data files `lookup` names; `None` for zeros, which
+    /// Locates the stored bytes of `subread`, whose data files `lookup` names; `None` for zeros, which
     /// are not stored.
     #[inline]
-    pub fn locate<'t>(&self, part: &ReadPart, lookup: &'t Lookup) -> Option<Located<'t>>
+    pub fn locate<'t>(&self, subread: &Subread, lookup: &'t Lookup) -> Option<Located<'t>>
     where
         'a: 't,
     {
         let image: &'t Image = self.image;
-        let (blob, offset, len) = match part {
-            ReadPart::Lower(piece) => {
+        let (blob, offset, len) = match subread {
+            Subread::Image(piece) => {
                 let (layer, offset, len) = match piece {
                     Piece::Zero { .. } => return None,
                     Piece::Plain { layer, offset, len } => (*layer, *offset, *len as usize),
@@ -52,14 +52,14 @@ impl<'a> Delivery<'a> {
                 };
                 (image.container(layer).blob(), offset, len)
             }
-            ReadPart::Writable { file, offset, len } => {
+            Subread::Writable { file, offset, len } => {
                 (&**lookup.file(*file), *offset, *len as usize)
             }
         };
         Some(blob.locate(offset, len))
     }
 
-    /// Serves a part from the mapped blob, if all of it is known to be in memory; returns whether it
+    /// Serves a subread from the mapped blob, if all of it is known to be in memory; returns whether it
     /// did.
     ///
     /// # Errors
@@ -67,13 +67,13 @@ impl<'a> Delivery<'a> {
     #[inline]
     pub fn from_memory(
         &mut self,
-        part: &ReadPart,
+        subread: &Subread,
         range: PresentRange<'_>,
         mut cursor: Cursor<'_, '_>,
     ) -> Result<bool, Error> {
         let (blob, len) = (range.blob(), range.len());
-        let run = match part {
-            ReadPart::Lower(Piece::Compressed(run)) => Some(run),
+        let run = match subread {
+            Subread::Image(Piece::Compressed(run)) => Some(run),
             _ => None,
         };
         if let Some(run) = run
@@ -107,14 +107,14 @@ impl<'a> Delivery<'a> {
         Ok(true)
     }
 
-    /// Serves a part by a read, if the page cache holds all of it; returns whether it did. Never
+    /// Serves a subread by a read, if the page cache holds all of it; returns whether it did. Never
     /// waits for storage.
     ///
     /// # Errors
     /// The file ends first, or a block is damaged.
     pub fn from_page_cache(
         &mut self,
-        part: &ReadPart,
+        subread: &Subread,
         range: PresentRange<'_>,
         cursor: Cursor<'_, '_>,
     ) -> Result<bool, Error> {
@@ -122,53 +122,53 @@ impl<'a> Delivery<'a> {
         if !range.read_cached(bytes)? {
             return Ok(false);
         }
-        note(&mut self.drop_behind, self.image, part, range);
-        place(&mut self.unpacker, self.image, part, bytes, cursor)?;
+        note(&mut self.drop_behind, self.image, subread, range);
+        place(&mut self.unpacker, self.image, subread, bytes, cursor)?;
         Ok(true)
     }
 
-    /// Serves a part by a read that waits for storage.
+    /// Serves a subread by a read that waits for storage.
     ///
     /// # Errors
     /// The system fails to read, the file ends first, or a block is damaged.
     pub fn from_storage(
         &mut self,
-        part: &ReadPart,
+        subread: &Subread,
         range: PresentRange<'_>,
         cursor: Cursor<'_, '_>,
     ) -> Result<(), Error> {
         let bytes = &mut self.buffer[..range.len()];
         range.read_exact(bytes)?;
-        note(&mut self.drop_behind, self.image, part, range);
-        place(&mut self.unpacker, self.image, part, bytes, cursor)
+        note(&mut self.drop_behind, self.image, subread, range);
+        place(&mut self.unpacker, self.image, subread, bytes, cursor)
     }
 
-    /// Serves a part whose stored bytes `bytes` were read by other means.
+    /// Serves a subread whose stored bytes `bytes` were read by other means.
     ///
     /// # Errors
     /// [`Error::Block`] if a block is damaged.
     pub fn from_bytes(
         &mut self,
-        part: &ReadPart,
+        subread: &Subread,
         range: PresentRange<'_>,
         bytes: &[u8],
         cursor: Cursor<'_, '_>,
     ) -> Result<(), Error> {
-        note(&mut self.drop_behind, self.image, part, range);
-        place(&mut self.unpacker, self.image, part, bytes, cursor)
+        note(&mut self.drop_behind, self.image, subread, range);
+        place(&mut self.unpacker, self.image, subread, bytes, cursor)
     }
 }
 
-/// Notes that the bytes of a part were read and are in memory, or that they need not stay there.
+/// Notes that the bytes of a subread were read and are in memory, or that they need not stay there.
 /// The data file of a writable layer changes, and is left to the kernel.
 fn note<'a>(
     drop: &mut Option<DropBehind<'a>>,
     image: &'a Image,
-    part: &ReadPart,
+    subread: &Subread,
     range: PresentRange<'_>,
 ) {
-    let (ReadPart::Lower(Piece::Plain { layer, .. })
-    | ReadPart::Lower(Piece::Compressed(CompressedRun { layer, .. }))) = part
+    let (Subread::Image(Piece::Plain { layer, .. })
+    | Subread::Image(Piece::Compressed(CompressedRun { layer, .. }))) = subread
     else {
         return;
     };
@@ -181,16 +181,16 @@ fn note<'a>(
     }
 }
 
-/// Puts the stored bytes of a part where they belong.
+/// Puts the stored bytes of a subread where they belong.
 fn place(
     unpacker: &mut Unpacker,
     image: &Image,
-    part: &ReadPart,
+    subread: &Subread,
     bytes: &[u8],
     mut cursor: Cursor<'_, '_>,
 ) -> Result<(), Error> {
-    match part {
-        ReadPart::Lower(Piece::Compressed(run)) => {
+    match subread {
+        Subread::Image(Piece::Compressed(run)) => {
             unpacker.unpack(image.container(run.layer), run, bytes, &mut cursor)
         }
         _ => {

@@ -1,151 +1,146 @@
-//! Parts whose stored bytes are absent: asked for, and waited for while the worker goes on.
+//! Subreads of absent bytes: the fetcher is asked for them, and the worker goes on.
 //!
 //! They have a budget of their own beside the ring's, so that reads of absent bytes never take the
 //! room of reads of present ones.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::rc::Rc;
 use std::sync::Arc;
 
-use super::reading::PendingPart;
+use super::read_id::SubreadId;
+use super::subreads::SubreadState;
 use crate::image::Error;
 use crate::source::{AbsentRange, FetchError, FetchErrorKind, Fetched, Ticket, Waker};
 
-/// Parts that are fetched at a time, per worker.
+/// Most subreads of one worker that are fetched at a time.
 pub const MAX_FETCHES: usize = 64;
 
-/// How often a part is accepted that was fetched and is absent again.
-const MAX_ROUNDS: u32 = 8;
-
-/// A part that is being fetched.
-#[derive(Debug)]
-struct Fetch {
-    ticket: Ticket,
-    pending: PendingPart,
-    rounds: u32,
-}
-
-/// A fetch that has ended.
-#[derive(Debug)]
-pub struct EndedFetch {
-    /// The part that was fetched.
-    pub pending: PendingPart,
-    rounds: u32,
-    result: Result<(), FetchError>,
-}
+/// Most fetches of one subread in a row after which its bytes are still absent.
+const MAX_ATTEMPTS: u32 = 8;
 
 /// The fetches of one worker.
 #[derive(Debug)]
 pub struct Fetches {
     waker: Arc<Waker>,
-    slots: Vec<Option<Fetch>>,
-    count: usize,
-    /// The next ticket. A fetch that is given up may still end, so no ticket is used twice.
-    next: u64,
-    /// Outcomes taken from the waker and not handled yet.
-    outcomes: Vec<Fetched>,
+    /// One clone for each subread that is being fetched.
+    permits: Rc<()>,
+    /// Subreads that wait for a permit, oldest first.
+    queue: VecDeque<SubreadId>,
+    /// Number of fetches begun so far.
+    begun: u64,
+    /// Results taken from the waker and not handled yet.
+    results: Vec<Fetched>,
+}
+
+/// A subread that the fetcher was asked for. It holds one permit until it is dropped.
+#[derive(Debug)]
+pub struct Fetching {
+    ticket: Ticket,
+    attempt: u32,
+    _permit: Rc<()>,
+}
+
+impl Fetching {
+    /// Whether `ticket` is the ticket of this fetch, rather than that of one given up.
+    pub fn has_ticket(&self, ticket: Ticket) -> bool {
+        self.ticket == ticket
+    }
 }
 
 impl Fetches {
     /// No fetch.
     ///
     /// # Errors
+    ///
     /// The process has no descriptor left.
     pub fn new() -> io::Result<Self> {
         Ok(Self {
             waker: Waker::new()?,
-            slots: (0..MAX_FETCHES).map(|_| None).collect(),
-            count: 0,
-            next: 0,
-            outcomes: Vec::new(),
+            permits: Rc::new(()),
+            queue: VecDeque::new(),
+            begun: 0,
+            results: Vec::new(),
         })
     }
 
-    /// Readable when a fetch has ended.
+    /// Descriptor that is readable when a fetch has ended.
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.waker.as_fd()
     }
 
-    /// Fetches under way.
-    pub fn count(&self) -> usize {
-        self.count
+    /// Number of subreads that are being fetched.
+    pub fn under_way(&self) -> usize {
+        Rc::strong_count(&self.permits) - 1
     }
 
-    /// Whether one more fetch can be begun.
-    pub fn has_room(&self) -> bool {
-        self.count < MAX_FETCHES
+    /// Asks the fetcher for `range`, the bytes of subread `id`. Without a permit the subread is queued.
+    pub fn begin(&mut self, id: SubreadId, range: &AbsentRange<'_>) -> SubreadState {
+        if self.under_way() >= MAX_FETCHES {
+            self.queue.push_back(id);
+            return SubreadState::Queued;
+        }
+        self.request(id, range, 1)
     }
 
-    /// Begins to fetch `range` for `pending`; returns whether there was room.
-    pub fn begin(&mut self, range: &AbsentRange<'_>, pending: PendingPart) -> bool {
-        self.request(range, pending, 0)
-    }
-
-    /// Begins to fetch the part of `ended` again, whose bytes are still absent.
+    /// Asks again for the bytes of subread `id`, which are absent after a fetch with this result.
     ///
     /// # Errors
-    /// The fetch failed, or succeeded too often without effect.
-    pub fn again(&mut self, range: &AbsentRange<'_>, ended: EndedFetch) -> Result<(), Error> {
-        ended.result.map_err(|error| range.error(error))?;
-        let (pending, rounds) = (ended.pending, ended.rounds + 1);
-        // The ended fetch left room.
-        if rounds < MAX_ROUNDS && self.request(range, pending, rounds) {
-            return Ok(());
+    ///
+    /// The fetch failed, or was the last of [`MAX_ATTEMPTS`].
+    pub fn retry(
+        &mut self,
+        id: SubreadId,
+        range: &AbsentRange<'_>,
+        ended: &Fetching,
+        result: Result<(), FetchError>,
+    ) -> Result<SubreadState, Error> {
+        result.map_err(|error| range.error(error))?;
+        if ended.attempt < MAX_ATTEMPTS {
+            return Ok(self.request(id, range, ended.attempt + 1));
         }
-        let reason = format!("bytes are missing from the cache after {MAX_ROUNDS} fetches");
+        let reason = format!("bytes are missing from the cache after {MAX_ATTEMPTS} fetches");
         let error = FetchError::new(FetchErrorKind::Damaged, reason);
         Err(range.error(error).into())
     }
 
-    fn request(&mut self, range: &AbsentRange<'_>, pending: PendingPart, rounds: u32) -> bool {
-        let Some(slot) = self.slots.iter_mut().find(|slot| slot.is_none()) else {
-            return false;
-        };
-        let ticket = Ticket(self.next);
-        *slot = Some(Fetch {
-            ticket,
-            pending,
-            rounds,
-        });
-        self.next += 1;
-        self.count += 1;
+    fn request(&mut self, id: SubreadId, range: &AbsentRange<'_>, attempt: u32) -> SubreadState {
+        // A fetch that was given up may still end, so each has a ticket of its own.
+        let ticket = Ticket(self.begun << SubreadId::BITS | u64::from(id.to_bits()));
+        self.begun += 1;
         range.request(&self.waker, ticket);
-        true
+        SubreadState::Fetching(Fetching {
+            ticket,
+            attempt,
+            _permit: self.permits.clone(),
+        })
     }
 
-    /// Takes one fetch that has ended, if there is one.
-    pub fn ended(&mut self) -> Option<EndedFetch> {
-        if self.count == 0 {
+    /// Takes the result of one fetch that has ended. The fetch may have been given up.
+    pub fn next_result(&mut self) -> Option<(SubreadId, Fetched)> {
+        if self.under_way() == 0 {
             return None;
         }
-        loop {
-            if self.outcomes.is_empty() {
-                self.waker.take(&mut self.outcomes);
-            }
-            let Fetched { ticket, result } = self.outcomes.pop()?;
-            let named = |slot: &&mut Option<Fetch>| {
-                let fetch = slot.as_ref();
-                fetch.is_some_and(|fetch| fetch.ticket == ticket)
-            };
-            let fetch = self.slots.iter_mut().find(named).and_then(Option::take);
-            if let Some(Fetch {
-                pending, rounds, ..
-            }) = fetch
-            {
-                self.count -= 1;
-                return Some(EndedFetch {
-                    pending,
-                    rounds,
-                    result,
-                });
-            }
+        if self.results.is_empty() {
+            self.waker.take(&mut self.results);
+        }
+        let fetched = self.results.pop()?;
+        // The ticket's lower bits.
+        let id = SubreadId::from_bits(fetched.ticket.0 as u32);
+        Some((id, fetched))
+    }
+
+    /// Takes the oldest queued subread, if there is a permit for it.
+    pub fn next_queued(&mut self) -> Option<SubreadId> {
+        match self.under_way() < MAX_FETCHES {
+            true => self.queue.pop_front(),
+            false => None,
         }
     }
 
-    /// Gives up one fetch, if there is one; what comes of it is ignored.
-    pub fn give_up(&mut self) -> Option<PendingPart> {
-        let fetch = self.slots.iter_mut().find_map(Option::take)?;
-        self.count -= 1;
-        Some(fetch.pending)
+    /// Takes all queued subreads, to give them up.
+    pub fn take_queue(&mut self) -> VecDeque<SubreadId> {
+        std::mem::take(&mut self.queue)
     }
 }

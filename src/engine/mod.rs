@@ -1,54 +1,63 @@
-//! One worker per virtqueue: take chains, plan reads, serve them, answer.
+//! Queue workers: one thread per virtqueue takes requests, serves them, and answers them.
 //!
-//! A [`worker`] is a queue's thread and [`queue_worker`] its loop. It sleeps until a kick, then takes
-//! chains in batches and turns each into a [`request`]. The life of a read is in its types:
+//! A [`worker`] is the thread of a queue, and [`queue_worker`] is its loop. The loop sleeps until a
+//! kick, takes descriptor chains in batches, and makes a [`request`] of each. The state of a request
+//! is its type:
 //!
 //! ```text
-//! Request -> Planned ----------------------> Reading --------------> Finished -> used ring
-//!            plan, prefetch: what to read    pending in the ring,    answered, or left open
-//!            comes into the cache            or with the fetcher     in the in-flight region
+//! Request --> Planned ----> ActiveRead ----------------------> Finished --> used ring
+//!             read_plan,    each subread is served at once,
+//!             prefetch      or pending in one of three states:
 //!
-//! Request -> Write ------------------------> Offloaded ------------> Finished
-//!            into the page cache at once     flush, discard, zeroes
+//!                           Queued ---> Reading     by io_uring
+//!                             ^  '----> Fetching    by the fetcher
+//!                             '-- room is used up --'
+//!
+//! Request --> Write ------> Offloaded -----------------------> Finished --> used ring
+//!             page cache    flush, discard, write zeroes
 //! ```
 //!
-//! A read whose bytes are in memory is served and finished in one go. Bytes on storage are read by
-//! the [`ring`], and absent bytes are fetched, while the worker goes on; those reads finish later, in
-//! any order. Each way of waiting has its own budget, so that reads of absent bytes never hold up
-//! reads of present ones. Answers are published in batches.
+//! A subread is a run of bytes of one read that lies in one place: zeros, a range of a layer, or a
+//! range of a data file. Subreads of bytes in memory are served at once. For the others the worker
+//! does not wait: it serves further requests, and the read finishes when its last subread has. Reads
+//! finish in any order. io_uring and the fetcher have a budget each, so that reads of absent bytes
+//! never delay reads of present ones. Answers are published in batches.
 //!
-//! Who owns what, and how much of it:
+//! Each thing has one owner and a bound:
 //!
-//! | owner | owns | at most |
+//! | owner | owns | bound |
 //! |---|---|---|
-//! | [`queue_worker::QueueWorker`] | the queue, and every chain that was taken from it | the queue's size |
-//! | [`prefetch::Prefetch`] | planned reads | 4 a step between batches |
-//! | [`read::Reader`] | reads under way, in [`reading::Reads`] | 65536 pieces of guest memory |
-//! | [`sources::Sources`] | the parts of reads that are pending | 16 a read |
-//! | [`ring::Ring`] | buffers that the kernel fills | 64 reads |
-//! | [`fetches::Fetches`] | parts that the fetcher was asked for | 64 |
-//! | [`delivery::Delivery`] | decoders and two buffers | one of each |
-//! | [`offload::Offload`] | the thread that flushes, discards and zeroes | 64 requests |
-//! | [`pool::Pool`] | lists that requests use again | as many as were in use at a time |
+//! | [`queue_worker::QueueWorker`] | the virtqueue, and every chain taken from it | queue size |
+//! | [`prefetch::Prefetch`] | planned reads | 4 at each of its steps, between batches |
+//! | [`read_table::ReadTable`] | active reads, their pending subreads and the state of each | 65536 pieces of guest memory, 16 subreads a read |
+//! | [`storage::Storage`] | the ring, and the ids of subreads that wait for room in it | 64 reads in the ring |
+//! | [`ring::Ring`] | buffers that the kernel fills | one per read in the ring |
+//! | [`fetches::Fetches`] | the permits to fetch, and the ids of subreads that wait for one | 64 permits |
+//! | [`delivery::Delivery`] | decoders and buffers | one set |
+//! | [`offload::Offload`] | the thread that flushes, discards and writes zeroes | 64 requests |
+//! | [`pool::Pool`] | lists for reuse by later requests | as many as were in use at once |
 
 mod backend;
+pub mod data_path;
 pub mod delivery;
 pub mod drop_behind;
 pub mod fetches;
 pub mod offload;
-pub mod plan;
 pub mod polling;
 pub mod pool;
 pub mod prefetch;
 pub mod queue_worker;
 pub mod ratelimited_log;
-pub mod read;
+pub mod read_id;
+pub mod read_plan;
+pub mod read_table;
 pub mod readahead;
-pub mod reading;
+pub mod reads;
 pub mod request;
 pub mod ring;
 pub mod setup;
-pub mod sources;
+pub mod storage;
+pub mod subreads;
 pub mod worker;
 
 pub use backend::{BackendOptions, BlockBackend, Tuning};

@@ -7,8 +7,7 @@
 use std::collections::VecDeque;
 
 use super::delivery::Delivery;
-use super::plan::ReadPart;
-use super::reading::Planned;
+use super::read_table::Planned;
 use crate::io::prefetch;
 use crate::source::{Located, PresentRange};
 
@@ -62,13 +61,13 @@ impl<'a> Prefetch<'a> {
     }
 }
 
-/// The stored bytes of a read's first part, if it has some and they are present.
+/// The stored bytes of a read's first subread, if it has some and they are present.
 fn first_range<'t>(
     planned: &'t mut Planned<'_>,
     delivery: &'t Delivery<'_>,
 ) -> Option<PresentRange<'t>> {
-    let (part, _): (ReadPart, usize) = planned.plan.peek()?;
-    match delivery.locate(&part, planned.plan.lookup())? {
+    let (subread, _) = planned.subreads.peek()?;
+    match delivery.locate(&subread, planned.subreads.lookup())? {
         Located::Present(range) => Some(range),
         Located::Absent(_) => None,
     }

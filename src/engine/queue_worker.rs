@@ -5,7 +5,6 @@ mod write;
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
@@ -16,8 +15,8 @@ use super::polling::Polling;
 use super::pool::Pool;
 use super::prefetch::Prefetch;
 use super::ratelimited_log;
-use super::read::Reader;
 use super::readahead::Readahead;
+use super::reads::Reads;
 use super::request::{Finished, Outcome, Request};
 use super::setup::{ConnectionContext, Eventfds, QueueSetup, Stop};
 use crate::io::poller::{Poller, Trigger};
@@ -27,7 +26,7 @@ use crate::virtio::chain::{BadChain, Chain, ChainError};
 use crate::virtio::memory::Memory;
 use crate::virtio::queue::{Head, Queue, QueueError};
 use crate::virtio::request::Operation;
-use crate::virtio::status::{Status, StatusByte};
+use crate::virtio::status::Status;
 use write::OffloadedRequests;
 
 /// Reads that wait at each step before they are served, so that the next step finds in the cache
@@ -40,8 +39,8 @@ const AHEAD: usize = 4;
 const BATCH: u32 = 16;
 const BATCH_BYTES: usize = 256 << 10;
 
-/// Reads that wait for room in the ring at most; no more requests are taken then.
-const MAX_STALLED: usize = 64;
+/// Most subreads that wait for room in the ring. With as many, no more requests are taken.
+const MAX_QUEUED_FOR_RING: usize = 64;
 
 /// Requests that wait for the offload thread at most: each keeps the lists of its chain.
 const MAX_OFFLOADED: usize = 64;
@@ -102,7 +101,7 @@ pub struct QueueWorker<'a> {
     polling: Polling,
     readahead: Readahead,
     prefetch: Prefetch<'a>,
-    reader: Reader<'a>,
+    reads: Reads<'a>,
     /// Of a writable disk.
     offload: Option<OffloadedRequests<'a>>,
     /// Requests that were taken and not finished.
@@ -150,7 +149,7 @@ impl<'a> QueueWorker<'a> {
             polling: Polling::new(backend.tuning().poll),
             readahead: Readahead::new(backend.tuning().readahead),
             prefetch: Prefetch::default(),
-            reader: Reader::new(setup.index, backend, ring)?,
+            reads: Reads::new(setup.index, backend, ring)?,
             offload: offload.map(OffloadedRequests::new),
             under_way: 0,
             chains: Pool::default(),
@@ -164,15 +163,14 @@ impl<'a> QueueWorker<'a> {
     /// Serves the queue until asked to stop.
     pub fn serve(&mut self, stop: &Stop) -> Result<(), Broken> {
         let poller = Poller::new()?;
-        poller.watch(&stop.event, STOP, Trigger::Level)?;
+        poller.watch(stop.event(), STOP, Trigger::Level)?;
         if let Some(kick) = &self.eventfds.kick {
             poller.watch(kick.as_ref(), KICK, Trigger::Edge)?;
         }
-        let sources = self.reader.sources();
-        if let Some(ring) = sources.ring() {
+        if let Some(ring) = self.reads.ring() {
             poller.watch(&ring.as_fd(), STORAGE, Trigger::Level)?;
         }
-        poller.watch(&sources.fetches().descriptor(), FETCH, Trigger::Edge)?;
+        poller.watch(&self.reads.fetch_descriptor(), FETCH, Trigger::Edge)?;
         if let Some(offload) = &self.offload {
             poller.watch(offload.thread().event(), OFFLOAD, Trigger::Edge)?;
         }
@@ -180,7 +178,7 @@ impl<'a> QueueWorker<'a> {
         let timeout = if self.eventfds.kick.is_some() { -1 } else { 1 };
         // An earlier process may have died between an answer and its signal.
         self.eventfds.signal_call();
-        while !stop.asked.load(Ordering::Acquire) {
+        while !stop.is_asked() {
             self.queue.disable_kicks();
             if self.turn(stop)? {
                 continue;
@@ -190,7 +188,7 @@ impl<'a> QueueWorker<'a> {
                 continue;
             }
             // What io_uring has no room for is offered again soon.
-            let timeout = if self.reader.is_backlogged() {
+            let timeout = if self.reads.is_backlogged() {
                 1
             } else {
                 timeout
@@ -208,13 +206,13 @@ impl<'a> QueueWorker<'a> {
         }
         let end = Instant::now() + window;
         loop {
-            if self.queue.has_work()? || stop.asked.load(Ordering::Acquire) {
+            if self.queue.has_work()? || stop.is_asked() {
                 self.polling.found();
                 return Ok(true);
             }
             // Their results come soon; those of fetches may not, and the driver's next requests are
             // as likely as ever.
-            if self.reader.is_reading() || self.offloaded() > 0 {
+            if self.reads.is_reading() || self.offloaded() > 0 {
                 return Ok(false);
             }
             if Instant::now() >= end {
@@ -230,7 +228,7 @@ impl<'a> QueueWorker<'a> {
         let mut worked = false;
         // Bounded, so that a driver that never pauses does not keep finished reads waiting.
         for _ in 0..self.queue.size() {
-            if self.is_full() || stop.asked.load(Ordering::Relaxed) {
+            if self.is_full() || stop.is_asked() {
                 break;
             }
             let Some(head) = self.queue.pop()? else {
@@ -242,7 +240,7 @@ impl<'a> QueueWorker<'a> {
         }
         self.advance(0);
         self.publish()?;
-        self.reader.submit();
+        self.reads.submit();
         worked |= self.take_reads();
         worked |= self.take_offloaded();
         self.publish()?;
@@ -252,8 +250,8 @@ impl<'a> QueueWorker<'a> {
     /// Whether no more requests are taken until one has finished.
     fn is_full(&self) -> bool {
         self.under_way >= usize::from(self.queue.size())
-            || self.reader.stalled() >= MAX_STALLED
-            || self.reader.pieces() >= MAX_PIECES_HELD
+            || self.reads.queued_for_ring() >= MAX_QUEUED_FOR_RING
+            || self.reads.pieces() >= MAX_PIECES_HELD
             || self.offloaded() >= MAX_OFFLOADED
     }
 
@@ -308,7 +306,7 @@ impl<'a> QueueWorker<'a> {
         let capacity = self.backend.volume().sectors();
         match Operation::parse(request.chain(), self.backend.config(), capacity) {
             Ok(Operation::Read(range)) => {
-                let planned = self.reader.plan(request, range);
+                let planned = self.reads.plan(request, range);
                 self.prefetch.push(planned);
                 self.readahead.note(self.backend.volume(), range);
             }
@@ -329,8 +327,8 @@ impl<'a> QueueWorker<'a> {
     /// Serves planned reads, until `ahead` are left at each step before. Publishes answers that are
     /// enough for a batch.
     fn advance(&mut self, ahead: usize) {
-        while let Some(planned) = self.prefetch.next(ahead, self.reader.sources().delivery()) {
-            if let Some(finished) = self.reader.begin(planned) {
+        while let Some(planned) = self.prefetch.next(ahead, self.reads.delivery()) {
+            if let Some(finished) = self.reads.begin(planned) {
                 self.finish(finished);
             }
             self.check_faults();
@@ -341,14 +339,14 @@ impl<'a> QueueWorker<'a> {
 
     /// Takes what storage and the fetcher delivered; returns whether there was anything.
     fn take_reads(&mut self) -> bool {
-        let any = self.reader.take_completions();
+        let any = self.reads.take_results();
         self.take_finished();
         any
     }
 
     /// Answers the reads that have finished.
     fn take_finished(&mut self) {
-        while let Some(finished) = self.reader.finished() {
+        while let Some(finished) = self.reads.next_finished() {
             self.finish(finished);
         }
     }
@@ -372,52 +370,18 @@ impl<'a> QueueWorker<'a> {
         ratelimited_log::warn(format_args!("queue {index}: {what} failed: {reason}"));
     }
 
-    /// Answers a request, or leaves it to the next worker of the queue. Without an in-flight region
-    /// there is no such worker: then it fails.
+    /// Answers a request, or leaves it to the next worker of the queue.
     #[inline]
     fn finish(&mut self, finished: Finished<'a>) {
-        let Finished {
-            head,
-            status,
-            chain,
-            outcome,
-            touched,
-        } = finished;
         self.under_way -= 1;
-        match outcome {
-            Outcome::Answered(answer) => self.answer(head, status, &chain, answer, touched),
-            Outcome::Open => {
-                if let Err(head) = self.queue.leave(head) {
-                    self.answer(head, status, &chain, Status::IoError, touched);
-                }
-            }
+        let (len, chain) = finished.put(&mut self.queue);
+        if let Some(len) = len {
+            self.unpublished += 1;
+            self.unpublished_bytes += len as usize;
         }
         if chain.capacity() <= MAX_PIECES_KEPT {
             self.chains.give_back(chain);
         }
-    }
-
-    /// Writes the status of a chain and puts it into the used ring.
-    #[inline]
-    fn answer(
-        &mut self,
-        head: Head,
-        byte: StatusByte<'a>,
-        chain: &Chain<'a>,
-        status: Status,
-        touched: usize,
-    ) {
-        let log = self.memory.log();
-        if let Some(log) = log {
-            chain.mark_written(log, touched as u64);
-        }
-        byte.write(status, log);
-        let written = if status == Status::Ok { touched } else { 0 };
-        // The data is no longer than MAX_DATA.
-        let len = written as u32 + 1;
-        self.queue.finish(head, len);
-        self.unpublished += 1;
-        self.unpublished_bytes += len as usize;
     }
 
     /// Publishes answers once they are enough for a batch.
@@ -425,7 +389,7 @@ impl<'a> QueueWorker<'a> {
         let enough = self.unpublished >= BATCH || self.unpublished_bytes >= BATCH_BYTES;
         // The last call of a turn reports lost memory.
         if enough && self.publish().is_ok() {
-            self.reader.submit();
+            self.reads.submit();
         }
     }
 

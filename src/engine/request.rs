@@ -1,13 +1,12 @@
 //! A request from the available ring to the used ring: [`Request`], then [`Finished`].
 //!
-//! Neither is copied, and neither can be dropped unnoticed: each holds the [`Head`] that must go
-//! back to the queue.
+//! Both hold the [`Head`] that must go back to the virtqueue, so that no request is dropped unanswered.
 
 use crate::virtio::chain::Chain;
-use crate::virtio::queue::Head;
+use crate::virtio::queue::{Head, Queue};
 use crate::virtio::status::{Status, StatusByte};
 
-/// A chain that was taken and can be answered.
+/// A request that was taken from the available ring.
 #[derive(Debug)]
 pub struct Request<'a> {
     head: Head,
@@ -18,26 +17,20 @@ pub struct Request<'a> {
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It is answered with this status.
+    /// Answer it with this status.
     Answered(Status),
-    /// The queue stops before it is done. The next worker of the queue does it again.
+    /// The queue stops before the request is done. The next worker of the queue repeats it.
     Open,
 }
 
-/// A request of which nothing is under way any more.
+/// A request of which no work is under way any more.
 #[derive(Debug)]
 pub struct Finished<'a> {
-    /// Its chain in the rings.
-    pub head: Head,
-    /// The place of its status.
-    pub status: StatusByte<'a>,
-    /// Its memory.
-    pub chain: Box<Chain<'a>>,
-    /// How it ended.
-    pub outcome: Outcome,
+    request: Request<'a>,
+    outcome: Outcome,
     /// Bytes of its writable memory that may have been written, from the first one on; all of them
     /// were if the status is good.
-    pub touched: usize,
+    written: usize,
 }
 
 impl<'a> Request<'a> {
@@ -51,23 +44,57 @@ impl<'a> Request<'a> {
     }
 
     /// The guest memory of the request.
+    #[inline]
     pub fn chain(&self) -> &Chain<'a> {
         &self.chain
     }
 
-    /// Ends the request, of whose writable memory the first `touched` bytes may have been written.
-    pub fn finish(self, outcome: Outcome, touched: usize) -> Finished<'a> {
+    /// Ends the request. The first `written` bytes of its writable memory may have been written.
+    #[inline]
+    pub fn finish(self, outcome: Outcome, written: usize) -> Finished<'a> {
         Finished {
-            head: self.head,
-            status: self.status,
-            chain: self.chain,
+            request: self,
             outcome,
-            touched,
+            written,
         }
     }
 
     /// Ends a request that wrote nothing but its status.
     pub fn answer(self, status: Status) -> Finished<'a> {
         self.finish(Outcome::Answered(status), 0)
+    }
+}
+
+impl<'a> Finished<'a> {
+    /// Writes the status and puts the chain into the used ring, or leaves the chain to the next worker
+    /// of `queue`. Without an in-flight area the queue has no such worker: then the request fails.
+    /// Returns the bytes written, with the status, and the lists of the chain, for reuse.
+    #[inline]
+    pub fn put(self, queue: &mut Queue<'a>) -> (Option<u32>, Box<Chain<'a>>) {
+        let Request {
+            head,
+            status: byte,
+            chain,
+        } = self.request;
+        let (head, status) = match self.outcome {
+            Outcome::Answered(status) => (head, status),
+            Outcome::Open => match queue.leave(head) {
+                Ok(()) => return (None, chain),
+                Err(head) => (head, Status::IoError),
+            },
+        };
+        let log = queue.memory().log();
+        if let Some(log) = log {
+            chain.mark_written(log, self.written as u64);
+        }
+        byte.write(status, log);
+        let data = match status {
+            Status::Ok => self.written,
+            _ => 0,
+        };
+        // The data is no longer than MAX_DATA.
+        let len = data as u32 + 1;
+        queue.finish(head, len);
+        (Some(len), chain)
     }
 }

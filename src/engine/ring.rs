@@ -27,8 +27,8 @@ const SPARE: usize = 8;
 /// A finished read.
 #[derive(Debug)]
 pub struct Completion {
-    /// The number given at submission.
-    pub id: usize,
+    /// The tag given to [`Ring::read`].
+    pub tag: u32,
     /// Bytes read, which may be fewer than asked for, or the error.
     pub result: io::Result<usize>,
     /// The buffer, as long as the read asked for.
@@ -81,7 +81,7 @@ impl Rings {
         Some(Ring {
             ring: ManuallyDrop::new(ring),
             home: Some(self.clone()),
-            buffers: (0..MAX_READS).map(|_| None).collect(),
+            reads: (0..MAX_READS).map(|_| None).collect(),
             under_way: 0,
             spare: Vec::new(),
         })
@@ -103,13 +103,19 @@ fn read_only_ring() -> io::Result<IoUring> {
     Ok(ring)
 }
 
+/// A read under way.
+struct Read {
+    tag: u32,
+    buffer: Vec<u8>,
+}
+
 /// A worker's ring and the buffers it writes to.
 pub struct Ring {
     ring: ManuallyDrop<IoUring>,
     /// Where the ring goes when it is dropped; `None` once it is given up.
     home: Option<Rings>,
-    /// Buffers under way, by id.
-    buffers: Vec<Option<Vec<u8>>>,
+    /// Reads under way. Their slots are the kernel's `user_data`.
+    reads: Vec<Option<Read>>,
     under_way: usize,
     spare: Vec<Vec<u8>>,
 }
@@ -128,9 +134,9 @@ impl Ring {
         self.under_way
     }
 
-    /// A free id, unless [`MAX_READS`] are under way.
-    pub fn free_id(&self) -> Option<usize> {
-        self.buffers.iter().position(Option::is_none)
+    /// Whether one more read can be begun: fewer than [`MAX_READS`] are under way.
+    pub fn has_room(&self) -> bool {
+        self.under_way < MAX_READS
     }
 
     /// A buffer of `len` bytes, of any content.
@@ -147,39 +153,38 @@ impl Ring {
         }
     }
 
-    /// Prepares a read of `fd` at `offset` that fills `buffer` from byte `filled` on. `id` must be
-    /// free ([`Ring::free_id`]). It starts at the next [`Ring::submit`].
+    /// Prepares a read of `fd` at `offset` that fills `buffer` from byte `filled` on. The read starts at
+    /// the next [`Ring::submit`], and its completion has this `tag`.
     ///
     /// # Errors
-    /// The id is taken, or the submission queue is full until the next [`Ring::submit`].
+    ///
+    /// There is no room, or the submission queue is full until the next [`Ring::submit`].
     pub fn read(
         &mut self,
-        id: usize,
+        tag: u32,
         fd: BorrowedFd<'_>,
         offset: u64,
         buffer: Vec<u8>,
         filled: usize,
     ) -> io::Result<()> {
         let busy = || io::Error::from(io::ErrorKind::ResourceBusy);
-        let slot = self
-            .buffers
-            .get_mut(id)
-            .filter(|slot| slot.is_none())
-            .ok_or_else(busy)?;
-        let buffer = slot.insert(buffer);
-        let rest = &mut buffer[filled..];
+        let mut slots = (0u64..).zip(&mut self.reads);
+        let vacant = slots.find(|(_, slot)| slot.is_none());
+        let (number, slot) = vacant.ok_or_else(busy)?;
+        let read = slot.insert(Read { tag, buffer });
+        let rest = &mut read.buffer[filled..];
         let len = u32::try_from(rest.len()).unwrap_or(u32::MAX);
         let entry: squeue::Entry =
             opcode::Read::new(types::Fd(fd.as_raw_fd()), rest.as_mut_ptr(), len)
                 .offset(offset)
                 .build()
-                .user_data(id as u64);
+                .user_data(number);
         // SAFETY: the buffer lives in the table, unmoved and untouched, until its completion is
         // taken, and the file stays open as long as the image, which outlives the worker. The
         // heap bytes a `Vec` points to do not move with it.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         if pushed.is_err() {
-            self.buffers[id] = None;
+            *slot = None;
             return Err(busy());
         }
         self.under_way += 1;
@@ -198,7 +203,7 @@ impl Ring {
     }
 
     fn give_up(&mut self) {
-        self.buffers.drain(..).for_each(std::mem::forget);
+        self.reads.drain(..).for_each(std::mem::forget);
         self.under_way = 0;
         self.home = None;
     }
@@ -223,10 +228,10 @@ impl Ring {
     pub fn completed(&mut self) -> Option<Completion> {
         loop {
             let entry = self.ring.completion().next()?;
-            let Ok(id) = usize::try_from(entry.user_data()) else {
+            let Ok(slot) = usize::try_from(entry.user_data()) else {
                 continue;
             };
-            let Some(buffer) = self.buffers.get_mut(id).and_then(Option::take) else {
+            let Some(Read { tag, buffer }) = self.reads.get_mut(slot).and_then(Option::take) else {
                 continue;
             };
             self.under_way -= 1;
@@ -234,7 +239,11 @@ impl Ring {
                 read @ 0.. => Ok(read as usize),
                 errno => Err(io::Error::from_raw_os_error(-errno)),
             };
-            return Some(Completion { id, result, buffer });
+            return Some(Completion {
+                tag,
+                result,
+                buffer,
+            });
         }
     }
 
@@ -298,7 +307,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(b"123456789", 0).unwrap();
         let buffer = ring.buffer(9);
-        ring.read(0, file.as_fd(), 0, buffer, 0).unwrap();
+        ring.read(7, file.as_fd(), 0, buffer, 0).unwrap();
         loop {
             // A signal may end the wait early.
             ring.wait().unwrap();
@@ -314,6 +323,7 @@ mod tests {
         assert!(error.is_none(), "{error:?}");
         let mut ring = rings.take().unwrap();
         let completion = read(&mut ring);
+        assert_eq!(completion.tag, 7);
         assert_eq!(completion.result.unwrap(), 9);
         assert_eq!(completion.buffer, b"123456789");
         // SAFETY: the operation has no memory and no descriptor.
@@ -331,7 +341,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(b"123456789", 0).unwrap();
         let buffer = first.buffer(9);
-        first.read(0, file.as_fd(), 0, buffer, 0).unwrap();
+        first.read(7, file.as_fd(), 0, buffer, 0).unwrap();
         drop(first);
         assert_eq!(read(&mut rings.take().unwrap()).result.unwrap(), 9);
         second.abandon();

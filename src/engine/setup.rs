@@ -1,13 +1,13 @@
 //! What a queue worker is started with.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::BlockBackend;
 use crate::io::interrupt::PeerCall;
@@ -113,13 +113,54 @@ pub enum Next {
     Stop,
 }
 
-/// How a worker is asked to end.
+/// Request to a worker to end, from another thread.
 #[derive(Debug)]
 pub struct Stop {
-    /// Whether another worker follows. Set before `asked`.
-    pub restarts: AtomicBool,
-    /// Set before the event.
-    pub asked: AtomicBool,
+    restarts: AtomicBool,
+    asked: AtomicBool,
     /// Wakes a sleeping worker.
-    pub event: EventFd,
+    event: EventFd,
+}
+
+impl Stop {
+    /// A request that is not made yet.
+    ///
+    /// # Errors
+    ///
+    /// The process has no descriptor left.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            restarts: AtomicBool::new(false),
+            asked: AtomicBool::new(false),
+            event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+        })
+    }
+
+    /// Asks the worker to end, and wakes it.
+    pub fn ask(&self, next: Next) {
+        self.restarts
+            .store(next == Next::Restart, Ordering::Relaxed);
+        self.asked.store(true, Ordering::Release);
+        // The flag is set; a counter at its limit wakes as well.
+        let _ = self.event.write(1);
+    }
+
+    /// Whether the worker is asked to end.
+    #[inline]
+    pub fn is_asked(&self) -> bool {
+        self.asked.load(Ordering::Acquire)
+    }
+
+    /// What follows the end of the worker.
+    pub fn next(&self) -> Next {
+        match self.restarts.load(Ordering::Relaxed) {
+            true => Next::Restart,
+            false => Next::Stop,
+        }
+    }
+
+    /// Event that is readable once the worker is asked.
+    pub fn event(&self) -> &EventFd {
+        &self.event
+    }
 }

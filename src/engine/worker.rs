@@ -4,13 +4,11 @@ use std::io;
 use std::net::Shutdown;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::queue_worker::QueueWorker;
 use super::ratelimited_log;
@@ -81,12 +79,7 @@ impl Worker {
             // A counter at its limit shall not block the worker.
             rustix::io::ioctl_fionbio(eventfd, true).map_err(io::Error::from)?;
         }
-        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        let stop = Arc::new(Stop {
-            restarts: AtomicBool::new(false),
-            asked: AtomicBool::new(false),
-            event,
-        });
+        let stop = Arc::new(Stop::new()?);
         let writer = setup.eventfds.writer.clone();
         let (started, outcome) = sync_channel(1);
         let (_ended, ended) = sync_channel(0);
@@ -119,11 +112,7 @@ impl Worker {
 
     /// Asks the worker to drain and end, without waiting for it.
     pub fn begin_stop(&self, next: Next) {
-        let restarts = next == Next::Restart;
-        self.stop.restarts.store(restarts, Ordering::Relaxed);
-        self.stop.asked.store(true, Ordering::Release);
-        // The flag is set; a counter at its limit wakes as well.
-        let _ = self.stop.event.write(1);
+        self.stop.ask(next);
     }
 
     /// Drains and ends the worker; returns where the queue goes on. Waits for storage as long as it
@@ -159,11 +148,7 @@ fn run(setup: &QueueSetup, context: &ConnectionContext, stop: &Stop, reports: &R
         }
         setup.eventfds.signal_error();
     }
-    let next = match stop.restarts.load(Ordering::Relaxed) {
-        true => Next::Restart,
-        false => Next::Stop,
-    };
-    Resume::At(worker.drain(next))
+    Resume::At(worker.drain(stop.next()))
 }
 
 fn bind(index: u16, cpus: &[usize]) {

@@ -39,13 +39,13 @@ impl QueueWorker<'_> {
     /// Finishes the requests under way; gives up those that wait for the network after `deadline`.
     fn finish_all(&mut self, deadline: Instant) {
         self.advance(0);
-        self.reader.submit();
-        while self.reader.is_waiting() {
+        self.reads.submit();
+        while self.reads.is_active() {
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() && self.reader.is_fetching() {
-                self.reader.give_up_fetches();
+            if left.is_zero() && self.reads.is_fetching() {
+                self.reads.give_up_fetches();
             } else if !self.take_reads() {
-                self.reader.wait(left);
+                self.reads.wait(left);
             }
         }
         self.take_finished();

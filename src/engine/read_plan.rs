@@ -1,91 +1,92 @@
-//! The parts of a read, in order: where in the writable layer or in the image its bytes lie.
+//! Plan of a read: its subreads in order, each with the place where its bytes lie.
 
 use crate::image::MAX_STORED;
 use crate::image::pieces::{Piece, Pieces};
 use crate::units::{SectorRange, Sectors};
 use crate::writable::{Lookup, SpanContent, Volume};
 
-/// The source of the next bytes of a read.
+/// A run of bytes of one read that lies in one place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReadPart {
-    /// The image.
-    Lower(Piece),
-    /// The data file of a writable layer.
+pub enum Subread {
+    /// In the image.
+    Image(Piece),
+    /// In the data file of a writable layer.
     Writable {
-        /// Number of the file in the lookup of the plan.
+        /// Number of the file in the plan's lookup.
         file: u32,
-        /// Byte of the file.
+        /// First byte in the file.
         offset: u64,
         /// Number of bytes.
         len: u64,
     },
 }
 
-impl ReadPart {
-    /// Bytes of the read that the part makes up.
-    #[expect(clippy::len_without_is_empty, reason = "no part is empty")]
+impl Subread {
+    /// Bytes of the read that it fills.
+    #[expect(clippy::len_without_is_empty, reason = "no subread is empty")]
     pub fn len(&self) -> u64 {
         match self {
-            ReadPart::Lower(piece) => piece.len(),
-            ReadPart::Writable { len, .. } => *len,
+            Subread::Image(piece) => piece.len(),
+            Subread::Writable { len, .. } => *len,
         }
     }
 
-    /// The first bytes of the part, as many as fit one buffer. Compressed runs are bounded already,
-    /// and zeros need no buffer.
+    /// Its first bytes, as many as fit one buffer. Compressed runs are bounded already, and zeros need
+    /// no buffer.
     fn first(self) -> Self {
         const MOST: u64 = MAX_STORED as u64;
         match self {
-            ReadPart::Lower(Piece::Plain { layer, offset, len }) => {
+            Subread::Image(Piece::Plain { layer, offset, len }) => {
                 let len = len.min(MOST);
-                ReadPart::Lower(Piece::Plain { layer, offset, len })
+                Subread::Image(Piece::Plain { layer, offset, len })
             }
-            ReadPart::Writable { file, offset, len } => {
+            Subread::Writable { file, offset, len } => {
                 let len = len.min(MOST);
-                ReadPart::Writable { file, offset, len }
+                Subread::Writable { file, offset, len }
             }
             other => other,
         }
     }
 
-    /// The part without its first `taken` bytes.
+    /// Itself without its first `taken` bytes; `None` if nothing is left.
     fn rest(self, taken: u64) -> Option<Self> {
         let left = self.len().checked_sub(taken).filter(|left| *left > 0);
         match (self, left?) {
-            (ReadPart::Lower(Piece::Plain { layer, offset, .. }), len) => {
+            (Subread::Image(Piece::Plain { layer, offset, .. }), len) => {
                 let offset = offset + taken;
-                Some(ReadPart::Lower(Piece::Plain { layer, offset, len }))
+                Some(Subread::Image(Piece::Plain { layer, offset, len }))
             }
-            (ReadPart::Writable { file, offset, .. }, len) => {
+            (Subread::Writable { file, offset, .. }, len) => {
                 let offset = offset + taken;
-                Some(ReadPart::Writable { file, offset, len })
+                Some(Subread::Writable { file, offset, len })
             }
             _ => None,
         }
     }
 }
 
-/// The plan of one read. Its lists are kept and refilled when the plan is used again.
+/// Plan of one read. It is made piece by piece, as subreads are taken. Its lists keep their memory when
+/// it is used for the next read.
 #[derive(Debug)]
-pub struct Plan<'a> {
+pub struct ReadPlan<'a> {
     volume: &'a Volume,
-    /// Spans of the writable layers, as far as they are looked up. Held until the read is answered:
-    /// so long, the bytes stay what they are.
+    /// Spans of the writable layers looked up last. Held until the read is answered: until then the
+    /// bytes of their data files are not reused.
     lookup: Lookup,
-    /// What is left to plan of the image's next span.
+    /// Pieces of the current span of the image.
     pieces: Option<Pieces<'a>>,
-    /// The next span of the lookup.
+    /// Next span of the lookup.
     span: usize,
-    /// What is left to look up.
+    /// Sectors that are not planned yet.
     left: SectorRange,
-    /// Planned and not yet taken.
-    next: Option<ReadPart>,
-    /// Byte of the request's data that the next part fills.
+    /// Subread planned last, without the bytes that were taken.
+    next: Option<Subread>,
+    /// First byte of the request's data that the next subread fills.
     position: usize,
 }
 
-impl<'a> Plan<'a> {
-    /// A plan of nothing.
+impl<'a> ReadPlan<'a> {
+    /// Plan of no subread.
     pub fn new(volume: &'a Volume) -> Self {
         Self {
             volume,
@@ -98,7 +99,7 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Plans to read a range, which lies on the disk, and prefetches what planning needs.
+    /// Begins the plan of a range, which lies on the disk, and prefetches what planning needs.
     #[inline]
     pub fn begin(&mut self, range: SectorRange) {
         if self.volume.is_writable() {
@@ -113,18 +114,19 @@ impl<'a> Plan<'a> {
         (self.next, self.position) = (None, 0);
     }
 
-    /// The looked-up spans, which name the data files of [`ReadPart::Writable`].
+    /// The looked-up spans, which name the data files of [`Subread::Writable`].
+    #[inline]
     pub fn lookup(&self) -> &Lookup {
         &self.lookup
     }
 
-    /// The next part, without taking it, and the byte of the request's data that it fills first. Its
+    /// The next subread, without taking it, and the first byte of the request's data that it fills. Its
     /// stored bytes fit one buffer of [`MAX_STORED`].
     #[inline]
-    pub fn peek(&mut self) -> Option<(ReadPart, usize)> {
+    pub fn peek(&mut self) -> Option<(Subread, usize)> {
         if self.next.is_none() {
             self.next = match self.pieces.as_mut().and_then(Iterator::next) {
-                Some(piece) => Some(ReadPart::Lower(piece)),
+                Some(piece) => Some(Subread::Image(piece)),
                 None if self.left.is_empty() => None,
                 None => self.next_span(),
             };
@@ -132,39 +134,39 @@ impl<'a> Plan<'a> {
         Some((self.next?.first(), self.position))
     }
 
-    /// The next part from the spans of the lookup on, if there is one.
+    /// The next subread from the current span of the lookup on.
     #[inline(never)]
-    fn next_span(&mut self) -> Option<ReadPart> {
+    fn next_span(&mut self) -> Option<Subread> {
         while !self.left.is_empty() {
             let Some(span) = self.lookup.spans().get(self.span).copied() else {
                 self.volume.lookup(self.left, &mut self.lookup);
                 self.span = 0;
                 if self.lookup.is_empty() {
-                    return self.lower(self.left.len());
+                    return self.image_subread(self.left.len());
                 }
                 continue;
             };
             self.span += 1;
             if span.content == SpanContent::Lower {
-                return self.lower(span.sectors);
+                return self.image_subread(span.sectors);
             }
             let len = self.take_left(span.sectors).len().bytes();
             return Some(match span.content {
-                SpanContent::Data { file, offset } => ReadPart::Writable { file, offset, len },
-                _ => ReadPart::Lower(Piece::Zero { len }),
+                SpanContent::Data { file, offset } => Subread::Writable { file, offset, len },
+                _ => Subread::Image(Piece::Zero { len }),
             });
         }
         None
     }
 
-    /// The first part of the next `sectors` sectors, at least 1, which lie in the image.
-    fn lower(&mut self, sectors: Sectors) -> Option<ReadPart> {
+    /// The first subread of the next `sectors` sectors, at least 1, which lie in the image.
+    fn image_subread(&mut self, sectors: Sectors) -> Option<Subread> {
         let range = self.take_left(sectors);
         let pieces = self.volume.lower().pieces(range);
-        self.pieces.insert(pieces).next().map(ReadPart::Lower)
+        self.pieces.insert(pieces).next().map(Subread::Image)
     }
 
-    /// Takes the first `sectors` sectors of what is left to look up.
+    /// Takes the first `sectors` sectors of those that are not planned yet.
     fn take_left(&mut self, sectors: Sectors) -> SectorRange {
         let (start, end) = (self.left.start(), self.left.end());
         let middle = start + sectors;
@@ -172,21 +174,21 @@ impl<'a> Plan<'a> {
         SectorRange::new(start, middle)
     }
 
-    /// Takes `part`, which [`Plan::peek`] gave.
+    /// Takes `subread`, which [`ReadPlan::peek`] returned.
     #[inline]
-    pub fn take(&mut self, part: &ReadPart) {
+    pub fn take(&mut self, subread: &Subread) {
         // At most the request's data, which is a `usize`.
-        self.position += part.len() as usize;
-        self.next = self.next.and_then(|next| next.rest(part.len()));
+        self.position += subread.len() as usize;
+        self.next = self.next.and_then(|next| next.rest(subread.len()));
     }
 
-    /// Gives up on the parts that are not taken.
+    /// Drops the subreads that are not taken.
     pub fn abandon(&mut self) {
         (self.pieces, self.next) = (None, None);
         self.left = SectorRange::default();
     }
 
-    /// Lets go of the data files.
+    /// Releases the data files.
     #[inline]
     pub fn clear(&mut self) {
         self.lookup.clear();

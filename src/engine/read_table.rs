@@ -1,0 +1,167 @@
+//! Table of the active reads of one worker.
+
+use super::read_id::{ReadId, SubreadId};
+use super::request::{Finished, Outcome, Request};
+use super::subreads::{PendingSubread, SubreadState, Subreads};
+use crate::virtio::status::Status;
+
+/// A read that is planned, with nothing begun.
+#[derive(Debug)]
+pub struct Planned<'a> {
+    /// The request.
+    pub request: Request<'a>,
+    /// Its subreads.
+    pub subreads: Box<Subreads<'a>>,
+}
+
+/// How a read ends once none of its subreads is pending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// All subreads so far are good.
+    Good,
+    /// A subread failed.
+    Failed,
+    /// The queue stops before absent bytes are fetched.
+    GivenUp,
+}
+
+/// A read that was begun.
+#[derive(Debug)]
+pub struct ActiveRead<'a> {
+    request: Request<'a>,
+    subreads: Box<Subreads<'a>>,
+    verdict: Verdict,
+}
+
+impl<'a> ActiveRead<'a> {
+    /// The request.
+    #[inline]
+    pub fn request(&self) -> &Request<'a> {
+        &self.request
+    }
+
+    /// The subreads.
+    #[inline]
+    pub fn subreads(&self) -> &Subreads<'a> {
+        &self.subreads
+    }
+
+    /// The subreads, to change them.
+    #[inline]
+    pub fn subreads_mut(&mut self) -> &mut Subreads<'a> {
+        &mut self.subreads
+    }
+
+    /// Whether it can still succeed.
+    pub fn is_good(&self) -> bool {
+        self.verdict == Verdict::Good
+    }
+
+    /// Begins no more subreads: one failed.
+    pub fn fail(&mut self) {
+        self.verdict = Verdict::Failed;
+        self.subreads.abandon_plan();
+    }
+
+    /// Begins no more subreads: the queue stops.
+    pub fn give_up(&mut self) {
+        if self.is_good() {
+            self.verdict = Verdict::GivenUp;
+        }
+        self.subreads.abandon_plan();
+    }
+}
+
+/// The active reads of one worker, by id.
+#[derive(Debug, Default)]
+pub struct ReadTable<'a> {
+    slots: Vec<Option<ActiveRead<'a>>>,
+    free: Vec<ReadId>,
+    /// Pieces of guest memory that the reads hold.
+    pieces: usize,
+}
+
+impl<'a> ReadTable<'a> {
+    /// Enters a read.
+    #[inline]
+    pub fn insert(&mut self, planned: Planned<'a>) -> ReadId {
+        let Planned { request, subreads } = planned;
+        self.pieces += pieces(&request);
+        let read = Some(ActiveRead {
+            request,
+            subreads,
+            verdict: Verdict::Good,
+        });
+        match self.free.pop() {
+            Some(id) => {
+                self.slots[usize::from(id.0)] = read;
+                id
+            }
+            None => {
+                // As many reads as the queue has descriptors, at most 32768.
+                let id = ReadId(self.slots.len() as u16);
+                self.slots.push(read);
+                id
+            }
+        }
+    }
+
+    /// The read of this id, unless it has finished.
+    #[inline]
+    pub fn get_mut(&mut self, id: ReadId) -> Option<&mut ActiveRead<'a>> {
+        self.slots.get_mut(usize::from(id.0))?.as_mut()
+    }
+
+    /// The read of this subread, and the subread, if it is pending.
+    pub fn pending(&self, id: SubreadId) -> Option<(&ActiveRead<'a>, &PendingSubread)> {
+        let read = self.slots.get(usize::from(id.read().0))?.as_ref()?;
+        Some((read, read.subreads.pending(id.slot())?))
+    }
+
+    /// The ids of all subreads whose state is as `is` says.
+    pub fn subreads(
+        &self,
+        is: impl Fn(&SubreadState) -> bool + Copy,
+    ) -> impl Iterator<Item = SubreadId> {
+        let reads = (0u16..).zip(&self.slots);
+        reads.flat_map(move |(number, slot)| {
+            let slots = slot.iter().flat_map(move |read| read.subreads.slots(is));
+            slots.map(move |slot| SubreadId::new(ReadId(number), slot))
+        })
+    }
+
+    /// Removes a read of which no subread is pending. Its subreads can be used again.
+    #[inline]
+    pub fn finish(&mut self, id: ReadId) -> Option<(Finished<'a>, Box<Subreads<'a>>)> {
+        let slot = self.slots.get_mut(usize::from(id.0))?;
+        let read = slot.take_if(|read| !read.subreads.is_pending())?;
+        self.free.push(id);
+        let ActiveRead {
+            request,
+            subreads,
+            verdict,
+        } = read;
+        self.pieces -= pieces(&request);
+        let outcome = match verdict {
+            Verdict::Good => Outcome::Answered(Status::Ok),
+            Verdict::Failed => Outcome::Answered(Status::IoError),
+            Verdict::GivenUp => Outcome::Open,
+        };
+        let written = request.chain().writable().len();
+        Some((request.finish(outcome, written), subreads))
+    }
+
+    /// Whether no read is active.
+    pub fn is_empty(&self) -> bool {
+        self.free.len() == self.slots.len()
+    }
+
+    /// Pieces of guest memory that the reads hold.
+    pub fn pieces(&self) -> usize {
+        self.pieces
+    }
+}
+
+fn pieces(request: &Request<'_>) -> usize {
+    request.chain().writable().pieces().len()
+}
