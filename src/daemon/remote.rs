@@ -1,6 +1,6 @@
 //! Layers in registries: which fetcher brings them, and how long a disk waits for them.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::{Config, Error};
@@ -13,9 +13,6 @@ use crate::registry::reference::Reference;
 use crate::registry::service_config::ServiceConfig;
 use crate::source::RemoteBlob;
 use crate::source::client::Patience;
-
-/// Directory of our cache in the directory of upstream's, whose files have another format.
-const IN_UPSTREAMS_CACHE: &str = "ovbd";
 
 /// How layers in registries are reached.
 #[derive(Debug)]
@@ -37,8 +34,8 @@ impl Remote {
         let service = config.registry.service_config.as_deref();
         let service = service.map(ServiceConfig::load).transpose();
         let service = service.map_err(Error::ServiceConfig)?.unwrap_or_default();
-        let configured = service.cache_dir.map(|dir| dir.join(IN_UPSTREAMS_CACHE));
-        let cache: PathBuf = match config.cache.clone().or(configured) {
+        let configured = || service.our_cache();
+        let cache = match config.cache.clone().or_else(configured) {
             Some(cache) => cache,
             None => return Err(Error::NoCache { wanted: wanted() }),
         };

@@ -11,7 +11,7 @@ use crate::source::protocol::Cause;
 /// Running counts, shared by all threads.
 #[derive(Debug, Default)]
 pub struct Counters {
-    bytes: [AtomicU64; 6],
+    bytes: [AtomicU64; Cause::ALL.len()],
     requests: AtomicU64,
     failures: AtomicU64,
     refusals: AtomicU64,
@@ -24,7 +24,7 @@ pub struct Counters {
 pub struct CountersSnapshot {
     /// Bytes fetched because a layer was opened.
     pub start_bytes: u64,
-    /// Bytes fetched because a guest waited.
+    /// Bytes fetched because a guest or a tool waited.
     pub demand_bytes: u64,
     /// Bytes fetched again because they were damaged.
     pub repair_bytes: u64,
@@ -107,7 +107,7 @@ impl Counters {
         let bytes = |cause: Cause| load(&self.bytes[cause as usize]);
         CountersSnapshot {
             start_bytes: bytes(Cause::Start),
-            demand_bytes: bytes(Cause::Demand),
+            demand_bytes: bytes(Cause::Demand) + bytes(Cause::Read),
             repair_bytes: bytes(Cause::Repair),
             replay_bytes: bytes(Cause::Replay),
             read_ahead_bytes: bytes(Cause::ReadAhead),

@@ -383,7 +383,7 @@ impl Shared {
             return answer(waiter, Ok(()));
         }
         state.schedule.want(blob.id, &runs, cause, waiter);
-        if cause == Cause::Demand {
+        if matches!(cause, Cause::Demand | Cause::Read) {
             let ahead = lock(&blob.ahead).wanted(units, blob.identity.units());
             let runs = partial.map().absent(ahead);
             state.schedule.want(blob.id, &runs, Cause::ReadAhead, None);
@@ -399,6 +399,8 @@ impl Shared {
     /// Units that one request of this cause may have.
     pub(super) fn size(&self, blobs: &Blobs, blob: BlobId, cause: Cause) -> u64 {
         match Urgency::of(cause) {
+            // All that loading a layer needs, in one request.
+            Urgency::Demand if cause == Cause::Start => MAX_DEMAND,
             Urgency::Demand => {
                 let blob = blobs.get(blob);
                 let pace = blob.map(|blob| lock(&blob.pace).demand_units());

@@ -14,6 +14,7 @@ use thiserror::Error;
 use super::Download;
 use super::process::{Process, ProcessError};
 use crate::format::presence::UNIT;
+use crate::reason::reason;
 use crate::source::client::{Client, Patience};
 use crate::source::protocol::Cause;
 use crate::source::{
@@ -57,9 +58,34 @@ pub struct LocalLayers(Vec<Layer>);
 #[derive(Debug)]
 pub struct AttachedLayers {
     layers: Vec<Layer>,
-    /// The layer that holds the image's trace.
-    trace: Option<Arc<RemoteBlob>>,
+    /// Whether the last of the attached blobs is the layer that holds the image's trace.
+    has_trace: bool,
+    attached: AttachedBlobs,
+}
+
+/// Blobs of registries that the fetcher knows of.
+#[derive(Debug)]
+pub struct AttachedBlobs {
+    blobs: Vec<Arc<RemoteBlob>>,
     socket: OwnedFd,
+}
+
+/// Blobs of registries, and the connection that brings what they lack.
+#[derive(Debug)]
+pub struct OpenBlobs {
+    /// The result for each blob.
+    pub blobs: Vec<Result<OpenBlob, OpenError>>,
+    /// The connection.
+    pub client: Arc<Client>,
+}
+
+/// A blob of a registry, open.
+#[derive(Debug)]
+pub struct OpenBlob {
+    /// The blob.
+    pub blob: Blob,
+    /// Bytes that were local before opening it fetched any.
+    pub local_bytes: u64,
 }
 
 /// The layers of a stack, open, and the connection that brings what they lack.
@@ -101,13 +127,51 @@ impl LocalLayers {
         download: Option<Download>,
     ) -> Result<AttachedLayers, OpenError> {
         let layers = self.0;
-        let mut blobs = remotes(&layers);
-        blobs.extend(trace.clone());
-        let socket = process.attach(&blobs, download)?;
+        let has_trace = trace.is_some();
+        let blobs = remotes(&layers).into_iter().chain(trace).collect();
+        let attached = AttachedBlobs::attach(process, blobs, download)?;
         Ok(AttachedLayers {
             layers,
-            trace,
-            socket,
+            has_trace,
+            attached,
+        })
+    }
+}
+
+impl AttachedBlobs {
+    /// Lets the fetcher know of `blobs`, and downloads them in the background if that is asked for.
+    ///
+    /// # Errors
+    /// A [`ProcessError`]: the fetcher's keeper is gone, or the system refuses a socket.
+    pub fn attach(
+        process: &Process,
+        blobs: Vec<Arc<RemoteBlob>>,
+        download: Option<Download>,
+    ) -> Result<Self, ProcessError> {
+        let socket = process.attach(&blobs, download)?;
+        Ok(Self { blobs, socket })
+    }
+
+    /// Opens the blobs, as [`AttachedLayers::open`] does.
+    ///
+    /// # Errors
+    /// [`ProcessError::Start`]: the process has no descriptor or no thread left.
+    pub fn open(
+        self,
+        patience: Patience,
+        prepare: impl FnOnce() + Send + 'static,
+    ) -> Result<OpenBlobs, ProcessError> {
+        let client = Client::start_with(self.socket, patience, prepare);
+        let client = Arc::new(client.map_err(ProcessError::Start)?);
+        let mut opened = open_remotes(&client, &self.blobs).into_iter();
+        let opened = self.blobs.into_iter().map(|blob| {
+            let opened = opened.next().unwrap_or_else(|| Err(thread_ended()));
+            let layer = LayerRef::Remote(blob);
+            opened.map_err(|source| OpenError::Remote { layer, source })
+        });
+        Ok(OpenBlobs {
+            blobs: opened.collect(),
+            client,
         })
     }
 }
@@ -124,31 +188,26 @@ impl AttachedLayers {
         patience: Patience,
         prepare: impl FnOnce() + Send + 'static,
     ) -> Result<OpenLayers, OpenError> {
-        let client = Client::start_with(self.socket, patience, prepare);
-        let client = Arc::new(client.map_err(ProcessError::Start)?);
-        let mut blobs = remotes(&self.layers);
-        let trace = self.trace.map(|trace| (blobs.len(), trace));
-        blobs.extend(trace.as_ref().map(|(_, trace)| Arc::clone(trace)));
-        let mut opened = open_remotes(&client, &blobs);
-        let trace = trace.and_then(|(number, _)| opened.drain(number..).next());
+        let OpenBlobs { blobs, client } = self.attached.open(patience, prepare)?;
+        let mut opened = blobs;
+        let trace = self.has_trace.then(|| opened.pop()).flatten();
         let trace = trace.and_then(|trace| {
             trace
-                .inspect_err(|error| log::warn!("the trace of the image is not used: {error}"))
+                .inspect_err(|error| {
+                    log::warn!("the trace of the image is not used: {}", reason(error))
+                })
                 .ok()
         });
+        let trace = trace.map(|trace| trace.blob);
         let mut numbered = opened.into_iter();
         let blobs = self.layers.into_iter().map(|layer| match layer {
             Layer::Open(blob) => Ok(blob),
             Layer::Remote(blob) => {
-                let gone = || {
-                    FetchError::new(
-                        FetchErrorKind::System,
-                        "the thread that opens blobs ended unexpectedly",
-                    )
-                };
-                let opened = numbered.next().unwrap_or_else(|| Err(gone()));
-                let layer = LayerRef::Remote(blob);
-                opened.map_err(|source| OpenError::Remote { layer, source })
+                let opened = numbered.next().unwrap_or_else(|| {
+                    let (layer, source) = (LayerRef::Remote(blob), thread_ended());
+                    Err(OpenError::Remote { layer, source })
+                });
+                opened.map(|opened| opened.blob)
             }
         });
         let blobs = blobs.collect::<Result<_, _>>()?;
@@ -183,19 +242,25 @@ fn remotes(layers: &[Layer]) -> Vec<Arc<RemoteBlob>> {
     layers.iter().filter_map(remote).collect()
 }
 
+fn thread_ended() -> FetchError {
+    let reason = "the thread that opens blobs ended unexpectedly";
+    FetchError::new(FetchErrorKind::System, reason)
+}
+
 fn open_remote(
     client: &Arc<Client>,
     number: u32,
     blob: &Arc<RemoteBlob>,
-) -> Result<Blob, FetchError> {
+) -> Result<OpenBlob, FetchError> {
     let blob = cached::open(client, number, blob)?;
+    let local_bytes = blob.local_bytes();
     for bytes in needed_to_load(blob.len()) {
         let len = (bytes.end - bytes.start) as usize;
         if let Located::Absent(_) = blob.locate(bytes.start, len) {
             client.suggest(number, bytes, Cause::Start);
         }
     }
-    Ok(blob)
+    Ok(OpenBlob { blob, local_bytes })
 }
 
 /// What loading a layer of `len` bytes reads: the headers at its start; the index and the table of
@@ -216,7 +281,7 @@ fn needed_to_load(len: u64) -> impl Iterator<Item = Range<u64>> {
 fn open_remotes(
     client: &Arc<Client>,
     remotes: &[Arc<RemoteBlob>],
-) -> Vec<Result<Blob, FetchError>> {
+) -> Vec<Result<OpenBlob, FetchError>> {
     let mut opened = Vec::new();
     for (chunk, first) in remotes.chunks(AT_A_TIME).zip((0..).step_by(AT_A_TIME)) {
         thread::scope(|scope| {

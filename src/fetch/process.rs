@@ -271,11 +271,6 @@ pub fn run_if_asked() -> Option<ExitCode> {
     if let Ok(name) = CString::new(name.as_bytes()) {
         let _ = rustix::thread::set_name(&name);
     }
-    for signal in [SIGINT, SIGTERM] {
-        if let Err(error) = signal_hook::flag::register(signal, Arc::default()) {
-            log::warn!("cannot ignore signal {signal}: {error}");
-        }
-    }
     // The control socket or the question. Its number is free again then: nothing else reads
     // standard input.
     let control = io::stdin().as_fd().try_clone_to_owned();
@@ -333,8 +328,18 @@ pub(super) fn read<T: for<'de> Deserialize<'de>>(text: OwnedFd) -> Result<T, Pro
     Ok(serde_json::from_str(&text)?)
 }
 
+/// Survives what a terminal or a service manager sends to all processes of a service.
+fn ignore_signals() {
+    for signal in [SIGINT, SIGTERM] {
+        if let Err(error) = signal_hook::flag::register(signal, Arc::default()) {
+            log::warn!("cannot ignore signal {signal}: {error}");
+        }
+    }
+}
+
 /// Starts fetchers, one after the other died, until the owner closes the control socket.
 fn run_keeper(control: OwnedFd) -> Result<(), ProcessError> {
+    ignore_signals();
     let control = Link::new(control)?;
     let mut kept: Vec<Owned> = Vec::new();
     let mut pause = FIRST_PAUSE;
@@ -376,6 +381,7 @@ fn run_keeper(control: OwnedFd) -> Result<(), ProcessError> {
 
 /// Serves disk processes until the keeper closes the control socket.
 fn run_fetcher(control: OwnedFd) -> Result<(), ProcessError> {
+    ignore_signals();
     let control = Link::new(control)?;
     let mut messages = Vec::new();
     let mut turn = Turn::Open;

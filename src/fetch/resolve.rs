@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::process::{Signal, set_parent_process_death_signal};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -175,6 +176,8 @@ fn read_to_end(output: ChildStdout, deadline: Instant) -> io::Result<Vec<u8>> {
 
 /// Answers the question that is the standard input.
 pub(super) fn run(input: OwnedFd) -> Result<(), ProcessError> {
+    // An owner that ends without reading the answer is not waited for.
+    set_parent_process_death_signal(Some(Signal::KILL)).map_err(io::Error::from)?;
     let question: Question = read(input)?;
     let named = |layer: &Layer| (layer.digest().to_string(), layer.size());
     let answer = match find(&question) {

@@ -19,8 +19,8 @@ use crate::source::protocol::Cause;
 /// Queues by urgency: those that are waited for share the first.
 const QUEUES: usize = 4;
 
-/// How long those that open layers wait for a registry that fails.
-const START_PATIENCE: Duration = Duration::from_secs(45);
+/// How long a read waits for a registry that fails, if no guest depends on it.
+const PATIENCE: Duration = Duration::from_secs(45);
 
 /// Hints that may wait; more are dropped.
 const MAX_HINTS: usize = 4096;
@@ -48,7 +48,7 @@ impl Urgency {
 
     pub(super) const fn of(cause: Cause) -> Self {
         match cause {
-            Cause::Start | Cause::Demand | Cause::Repair => Self::Demand,
+            Cause::Start | Cause::Demand | Cause::Read | Cause::Repair => Self::Demand,
             Cause::Replay => Self::Replay,
             Cause::ReadAhead => Self::ReadAhead,
             Cause::Background => Self::Background,
@@ -90,7 +90,7 @@ enum Status {
 struct Waiter<W> {
     missing: BTreeSet<u64>,
     fails_fast: bool,
-    /// Fails with what is wrong then, before a client that opens a layer gives up without a reason.
+    /// Fails with what is wrong then, before its client gives up without a reason.
     until: Option<Instant>,
     name: W,
 }
@@ -164,16 +164,17 @@ impl<W> Schedule<W> {
             units.waiters.push(Waiter {
                 missing: runs.iter().flat_map(|run| run.numbers()).collect(),
                 // A fetch of whole blobs counts its attempts itself.
-                fails_fast: matches!(cause, Cause::Start | Cause::Background),
-                until: (cause == Cause::Start).then(|| Instant::now() + START_PATIENCE),
+                fails_fast: matches!(cause, Cause::Start | Cause::Read | Cause::Background),
+                until: matches!(cause, Cause::Start | Cause::Read)
+                    .then(|| Instant::now() + PATIENCE),
                 name,
             });
         }
     }
 
     /// Takes the most urgent job of those in `urgencies`. A job is grown over the wanted units
-    /// behind it, and for a guest's demand over absent ones, to `size(blob, cause)` units:
-    /// opening a layer asks for all that it needs.
+    /// behind it, and for a demand or a read over absent ones, to `size(blob, cause)` units: opening
+    /// a layer asks for all that it needs.
     pub(super) fn next(
         &mut self,
         urgencies: &[Urgency],
@@ -231,9 +232,9 @@ impl<W> Schedule<W> {
         done
     }
 
-    /// Notes that the rest of a job failed, and repeats what something waits for after `at`. Those
-    /// that open layers no longer wait after a definite failure, or if that is too late for them;
-    /// they are returned.
+    /// Notes that the rest of a job failed, and repeats what something waits for after `at`. Returns
+    /// the waiters that give up: those without a guest after a definite failure, and those for which
+    /// `at` is too late.
     pub(super) fn failed(&mut self, job: &Job, definite: bool, at: Instant) -> Vec<W> {
         let Some(units) = self.blobs.get_mut(&job.blob) else {
             return Vec::new();
@@ -304,6 +305,12 @@ impl<W> Schedule<W> {
         waiters.map(|waiter| waiter.name).collect()
     }
 
+    /// Whether something waits for units of the blob that no refusal ends.
+    pub(super) fn is_waited_for_long(&self, blob: BlobId) -> bool {
+        let units = self.blobs.get(&blob);
+        units.is_some_and(|units| units.waiters.iter().any(|waiter| !waiter.fails_fast))
+    }
+
     /// Number of waiters.
     pub(super) fn waiting(&self) -> usize {
         self.blobs.values().map(|units| units.waiters.len()).sum()
@@ -330,7 +337,7 @@ impl<W> Units<W> {
         let joins = |unit| match self.status.get(&unit) {
             Some(Status::Wanted(other)) => (*other == Cause::Repair) == (cause == Cause::Repair),
             Some(Status::InFlight) => false,
-            None => cause == Cause::Demand && absent(unit),
+            None => matches!(cause, Cause::Demand | Cause::Read) && absent(unit),
         };
         let is_gap = |unit| !self.status.contains_key(&unit) && !absent(unit);
         let gap = Urgency::of(cause).max_gap();

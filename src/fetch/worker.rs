@@ -313,10 +313,14 @@ fn fail(shared: &Shared, job: &Job, blob: &Blob, failure: &Failure) {
     shared.counters.add_failure(failure.definite);
     let digest = blob.identity.digest();
     log::debug!("blob {digest}, units {:?}: {failure}", job.units.numbers());
-    if failure.definite && blob.is_first_refusal() {
+    let mut state = shared.state();
+    let failed = state.schedule.failed(job, failure.definite, at);
+    let guest_waits = state.schedule.is_waited_for_long(job.blob);
+    drop(state);
+    // The others report the refusal themselves.
+    if failure.definite && guest_waits && blob.is_first_refusal() {
         log::warn!("cannot fetch blob {digest}: {failure}; uncached reads wait");
     }
-    let failed = shared.state().schedule.failed(job, failure.definite, at);
     for waiter in failed {
         waiter.answer(Err(failure));
     }

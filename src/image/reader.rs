@@ -131,10 +131,18 @@ impl Reader {
                     return Ok(());
                 }
                 self.buffer.resize(run.stored as usize, 0);
-                container
-                    .blob()
-                    .read_exact_at(&mut self.buffer, run.offset)?;
-                self.unpacker.unpack(container, &run, &self.buffer, into)?;
+                let (blob, start) = (container.blob(), *into);
+                loop {
+                    blob.read_exact_at(&mut self.buffer, run.offset)?;
+                    let unpacked = self.unpacker.unpack(container, &run, &self.buffer, into);
+                    match unpacked {
+                        // The cache is damaged: the bytes are fetched again.
+                        Err(Error::Block { .. }) if blob.reject(run.offset, self.buffer.len()) => {
+                            *into = start;
+                        }
+                        unpacked => break unpacked?,
+                    }
+                }
             }
         }
         Ok(())

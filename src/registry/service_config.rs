@@ -156,6 +156,12 @@ struct RawCertificate {
 }
 
 impl ServiceConfig {
+    /// Directory of our cache, if the file names upstream's: a directory in it, because upstream's files
+    /// have another format.
+    pub fn our_cache(&self) -> Option<PathBuf> {
+        self.cache_dir.as_ref().map(|dir| dir.join("ovbd"))
+    }
+
     /// Reads a file.
     ///
     /// # Errors

@@ -12,8 +12,8 @@ use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -47,7 +47,7 @@ pub const WAITS: [Duration; 8] = [
 pub struct Patience {
     /// While layers are opened.
     pub start: Duration,
-    /// For a guest's request; `None`: as long as it takes.
+    /// For a read of the open disk; `None`: as long as it takes.
     pub serving: Option<Duration>,
 }
 
@@ -100,12 +100,22 @@ struct Table {
     gone: bool,
 }
 
+/// What reads an open disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum User {
+    /// A guest, which an I/O error would damage.
+    Guest,
+    /// A program that reports errors.
+    Tool,
+}
+
 #[derive(Debug)]
 struct Shared {
     link: Link,
     table: Mutex<Table>,
     opened: Condvar,
-    serving: AtomicBool,
+    /// Unset while the layers are opened.
+    user: OnceLock<User>,
     patience: Patience,
     /// Fetches by the time they took, as [`WAITS`] divides it.
     waits: [AtomicU64; WAITS.len() + 1],
@@ -140,7 +150,7 @@ impl Client {
             link: Link::new(socket)?,
             table: Mutex::default(),
             opened: Condvar::new(),
-            serving: AtomicBool::new(false),
+            user: OnceLock::new(),
             patience,
             waits: Default::default(),
         });
@@ -156,15 +166,21 @@ impl Client {
 
     /// From now on a definite refusal no longer ends a wait: a guest depends on the bytes.
     pub fn start_serving(&self) {
-        self.shared.serving.store(true, Ordering::Relaxed);
+        let _ = self.shared.user.set(User::Guest);
+    }
+
+    /// The layers are open, and a tool reads them. The fetcher reads ahead from now on. A definite
+    /// refusal still ends a wait.
+    pub fn start_reading(&self) {
+        let _ = self.shared.user.set(User::Tool);
     }
 
     /// How long a reader without anything else to do should wait for bytes.
     pub fn patience(&self) -> Duration {
         let Patience { start, serving } = self.shared.patience;
-        match self.shared.is_serving() {
-            true => serving.unwrap_or(ENDLESS),
-            false => start,
+        match self.shared.user.get() {
+            Some(_) => serving.unwrap_or(ENDLESS),
+            None => start,
         }
     }
 
@@ -206,10 +222,11 @@ impl Client {
         ticket: Ticket,
         repair: Option<(Arc<Rejected>, UnitRange)>,
     ) {
-        let cause = match (&repair, self.shared.is_serving()) {
+        let cause = match (&repair, self.shared.user.get()) {
             (Some(_), _) => Cause::Repair,
-            (None, true) => Cause::Demand,
-            (None, false) => Cause::Start,
+            (None, Some(User::Guest)) => Cause::Demand,
+            (None, Some(User::Tool)) => Cause::Read,
+            (None, None) => Cause::Start,
         };
         let mut table = self.shared.table();
         let refused = match table.gone && !self.shared.is_serving() {
@@ -299,7 +316,7 @@ impl Shared {
     }
 
     fn is_serving(&self) -> bool {
-        self.serving.load(Ordering::Relaxed)
+        self.user.get() == Some(&User::Guest)
     }
 
     fn send(&self, request: &Request) {
@@ -461,6 +478,6 @@ fn opened(len: u64, complete: bool, files: Vec<OwnedFd>) -> Result<Opened, Fetch
 fn gone() -> FetchError {
     FetchError::new(
         FetchErrorKind::System,
-        "the fetcher and the keeper ended; restart the daemon",
+        "the fetcher and its keeper ended; start this program again",
     )
 }

@@ -62,6 +62,8 @@ pub enum Cause {
     Start,
     /// A guest's request waits for them.
     Demand,
+    /// A program without a guest waits for them: as a demand, but a definite refusal ends the wait.
+    Read,
     /// The bytes in the cache are damaged: they are fetched again and replaced, as a demand.
     Repair,
     /// A recorded trace says that they will be needed. Nothing waits.
@@ -73,9 +75,11 @@ pub enum Cause {
 }
 
 impl Cause {
-    const ALL: [Self; 6] = [
+    /// All causes.
+    pub const ALL: [Self; 7] = [
         Self::Start,
         Self::Demand,
+        Self::Read,
         Self::Repair,
         Self::Replay,
         Self::ReadAhead,
@@ -84,7 +88,7 @@ impl Cause {
 
     /// Whether a request with this cause is answered.
     pub const fn is_waited_for(self) -> bool {
-        matches!(self, Self::Start | Self::Demand | Self::Repair)
+        matches!(self, Self::Start | Self::Demand | Self::Read | Self::Repair)
     }
 }
 

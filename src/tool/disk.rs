@@ -8,13 +8,13 @@ use super::Error;
 use super::open_files::OpenFiles;
 use crate::format::lsmt::writable::Kind;
 use crate::format::lsmt::{Header, MAX_SECTORS};
+use crate::image::Image;
 use crate::image::config::Stack;
 use crate::image::layer::Layer;
 use crate::image::lineage::Placed;
 use crate::image::made_upon::MadeUpon;
 use crate::image::reader::Reader;
 use crate::image::segment;
-use crate::image::{self, Image};
 use crate::source::{Blob, LayerRef};
 use crate::units::{SECTOR_SIZE, Sector, SectorRange, Sectors};
 use crate::writable::Paths;
@@ -180,8 +180,7 @@ impl Disk {
         let lineage = files.lineage();
         let image = match (files.layers(), &upper) {
             ([], Some(_)) => Image::empty(lineage),
-            ([], None) => return Err(image::Error::NoLayers.into()),
-            _ => Image::load(files.stack(lineage)?)?,
+            _ => files.load()?,
         };
         if let Some(upper) = &upper {
             image.check_above(&[upper.placed()])?;

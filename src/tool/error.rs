@@ -5,8 +5,12 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use crate::fetch::open::OpenError;
+use crate::fetch::process::ProcessError;
+use crate::fetch::resolve::ResolveError;
 use crate::format::foreign::Foreign;
 use crate::format::lsmt::MAX_ENTRIES;
+use crate::source::FetchError;
 use crate::{codec, image, writable};
 
 /// A layer or a raw image cannot be read, made or checked.
@@ -18,6 +22,20 @@ pub enum Error {
     /// A stack of layers cannot be opened or read.
     #[error(transparent)]
     Image(#[from] image::Error),
+    /// The layers of an image in a registry cannot be found.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    /// Layers in a registry cannot be opened.
+    #[error(transparent)]
+    Layers(#[from] OpenError),
+    /// A layer cannot be checked, because its bytes cannot be fetched.
+    #[error("cannot check {what}")]
+    Unfetched {
+        /// The layer.
+        what: String,
+        /// The fetcher's reason.
+        source: FetchError,
+    },
     /// A writable layer cannot be opened, read or written.
     #[error(transparent)]
     Upper(#[from] writable::Error),
@@ -137,4 +155,10 @@ pub enum Error {
     /// No thread can be started, or a thread died.
     #[error("cannot run worker threads")]
     Threads(#[source] io::Error),
+}
+
+impl From<ProcessError> for Error {
+    fn from(error: ProcessError) -> Self {
+        OpenError::from(error).into()
+    }
 }

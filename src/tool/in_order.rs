@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::num::NonZero;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, Scope};
@@ -24,6 +25,15 @@ pub struct InOrder<J, D> {
     jobs: Sender<(J, SyncSender<D>)>,
     under_way: VecDeque<Receiver<D>>,
     most: usize,
+    /// Whether this value was dropped.
+    ended: Arc<AtomicBool>,
+}
+
+impl<J, D> Drop for InOrder<J, D> {
+    /// Drops the jobs that have not begun: each may wait for storage or a registry that fails.
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+    }
 }
 
 impl<J: Send, D: Send> InOrder<J, D> {
@@ -43,14 +53,18 @@ impl<J: Send, D: Send> InOrder<J, D> {
     {
         let (jobs, queue) = channel::<(J, SyncSender<D>)>();
         let queue = Arc::new(Mutex::new(queue));
+        let ended = Arc::new(AtomicBool::new(false));
         for number in 0..threads.get() {
-            let queue = Arc::clone(&queue);
+            let (queue, ended) = (Arc::clone(&queue), Arc::clone(&ended));
             let mut work = worker();
             let run = move || {
                 loop {
                     // The lock is released before the work starts.
                     let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     let Ok((job, done)) = next else { return };
+                    if ended.load(Ordering::Relaxed) {
+                        return;
+                    }
                     // If the caller failed, the result is not needed.
                     let _ = done.send(work(job));
                 }
@@ -66,6 +80,7 @@ impl<J: Send, D: Send> InOrder<J, D> {
             jobs,
             under_way: VecDeque::new(),
             most: threads.get() * JOBS_PER_THREAD + MORE_JOBS,
+            ended,
         })
     }
 
@@ -103,7 +118,33 @@ fn died() -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+
     use super::*;
+
+    #[test]
+    fn jobs_that_have_not_begun_are_dropped_with_the_pool() {
+        let (begun, ended) = (AtomicUsize::new(0), Mutex::new(()));
+        std::thread::scope(|scope| {
+            let holds_them_up = ended.lock().unwrap();
+            let wait = || {
+                |()| {
+                    begun.fetch_add(1, Ordering::SeqCst);
+                    drop(ended.lock());
+                }
+            };
+            let mut pool = InOrder::start(scope, NonZero::<usize>::MIN, wait).unwrap();
+            for _ in 0..5 {
+                assert!(pool.push(()).unwrap().is_none());
+            }
+            while begun.load(Ordering::SeqCst) == 0 {
+                std::thread::yield_now();
+            }
+            drop(pool);
+            drop(holds_them_up);
+        });
+        assert_eq!(begun.into_inner(), 1);
+    }
 
     #[test]
     fn results_come_in_order_and_few_are_kept() {

@@ -1,6 +1,6 @@
 //! `ovbd inspect`: describes the layers of a disk, as a table or as JSON.
 
-use std::fmt;
+use std::{fmt, iter};
 
 use indicatif::{BinaryBytes, HumanCount};
 use serde::Serialize;
@@ -73,8 +73,10 @@ pub struct LayerInfo {
     /// Name of the layer: a path, or the URL of a blob.
     #[serde(rename = "path")]
     pub layer: LayerRef,
-    /// Bytes of the file.
+    /// Bytes of the file or the blob.
     pub file_size: u64,
+    /// Bytes of them that were local when the layer was opened.
+    pub local_bytes: u64,
     /// Whether it is wrapped in a tar member.
     pub tar: bool,
     /// Compression; null: none.
@@ -147,8 +149,9 @@ struct Share {
     sectors: u64,
 }
 
-/// Describes all layers of a disk.
-pub fn inspect(disk: &Disk) -> Inspection {
+/// Describes all layers of a disk. `local_bytes` are the bytes of each that were local when it was
+/// opened; layers that snapshots added are local.
+pub fn inspect(disk: &Disk, local_bytes: &[u64]) -> Inspection {
     let size = disk.size();
     let layers = disk.image().map_or(&[][..], Image::layers);
     let mut shares = vec![Share::default(); layers.len()];
@@ -164,9 +167,11 @@ pub fn inspect(disk: &Disk) -> Inspection {
         share.sectors += piece.range.len().0;
         segments += 1;
     }
-    let layers = layers.iter().zip(&shares);
+    let local_bytes = local_bytes.iter().copied().map(Some);
+    let local_bytes = local_bytes.chain(iter::repeat(None));
+    let layers = layers.iter().zip(&shares).zip(local_bytes);
     let layers: Vec<_> = layers
-        .map(|(layer, share)| look_at(layer, share, size))
+        .map(|((layer, share), local_bytes)| look_at(layer, local_bytes, share, size))
         .collect();
     let upper = disk.upper();
     let upper = upper.map(|upper| look_at_upper(upper, &upper_share, size));
@@ -216,7 +221,7 @@ fn look_at_upper(upper: &Upper, share: &Share, size: u64) -> UpperInfo {
     }
 }
 
-fn look_at(layer: &Layer, share: &Share, size: u64) -> LayerInfo {
+fn look_at(layer: &Layer, local_bytes: Option<u64>, share: &Share, size: u64) -> LayerInfo {
     let container = layer.container();
     let compression = container.zfile_map().map(|zfile_map| {
         let (header, table) = (zfile_map.header(), zfile_map.table());
@@ -236,6 +241,7 @@ fn look_at(layer: &Layer, share: &Share, size: u64) -> LayerInfo {
     LayerInfo {
         layer: layer.layer_ref().clone(),
         file_size,
+        local_bytes: local_bytes.unwrap_or(file_size),
         tar: container.is_tar(),
         compression,
         layer_size: container.len(),
@@ -330,15 +336,15 @@ fn name(uuid: Option<Uuid>) -> String {
     uuid.map_or("-".to_owned(), |uuid| uuid.to_string())
 }
 
-const SIZE_COLUMNS: [&str; 11] = [
-    "#", "wrapper", "codec", "block", "checksum", "file", "layer", "ratio", "mappings", "share",
-    "path",
+const SIZE_COLUMNS: [&str; 12] = [
+    "#", "wrapper", "codec", "block", "checksum", "file", "local", "layer", "ratio", "mappings",
+    "share", "path",
 ];
 
 const NAME_COLUMNS: [&str; 5] = ["#", "uuid", "parent", "virtual size", "message"];
 
 impl LayerInfo {
-    fn sizes(&self, number: usize) -> [String; 11] {
+    fn sizes(&self, number: usize) -> [String; 12] {
         let wrapper = match (self.tar, self.compression.is_some()) {
             (true, true) => "tar, zfile",
             (true, false) => "tar",
@@ -361,6 +367,7 @@ impl LayerInfo {
             block,
             checksum,
             BinaryBytes(self.file_size).to_string(),
+            BinaryBytes(self.local_bytes).to_string(),
             BinaryBytes(self.layer_size).to_string(),
             format!("{:.2}", self.ratio),
             HumanCount(self.mappings as u64).to_string(),

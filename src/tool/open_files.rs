@@ -1,23 +1,48 @@
-//! The files of a disk, open and not yet read: what the tool needs of the system before it enters its
-//! sandbox.
+//! The open files of a disk, not yet read.
 //!
-//! The layers are opened before. The files of a writable layer are opened inside, in its directories
-//! only, because a list that snapshots keep there names them.
+//! Local layers are opened before the sandbox. The files of a writable layer are opened inside, in its
+//! directories only, because the snapshot manifest there names them.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::Error;
 use super::disk::Files;
-use crate::image::{self, Lineage, MAX_LAYERS, OpenStack};
+use crate::image::{self, Image, Lineage, MAX_LAYERS, OpenStack};
+use crate::source::client::Client;
 use crate::source::{self, Blob, LayerRef};
 use crate::writable::manifest::Pairs;
 use crate::writable::{Paths, journal};
 
-/// A layer, and its bytes if they could be opened.
-pub type OpenLayer = (LayerRef, Result<Arc<Blob>, source::Error>);
+/// A layer that was opened.
+#[derive(Debug)]
+pub struct OpenLayer {
+    /// Its path, or the URL of its blob.
+    pub name: LayerRef,
+    /// Its bytes, or why it cannot be opened.
+    pub blob: Result<Arc<Blob>, source::Error>,
+    /// Bytes that were local when it was opened.
+    pub local_bytes: u64,
+}
 
-/// The files of a disk, open and not yet read.
+impl OpenLayer {
+    fn open(name: LayerRef) -> Self {
+        let blob = name.open().map(Arc::new);
+        let local_bytes = blob.as_ref().map_or(0, |blob| blob.len());
+        Self {
+            name,
+            blob,
+            local_bytes,
+        }
+    }
+
+    /// Whether the layer is in a registry.
+    pub fn is_remote(&self) -> bool {
+        self.name.file().is_none()
+    }
+}
+
+/// The open files of a disk.
 #[derive(Debug)]
 pub struct OpenFiles {
     layers: Vec<OpenLayer>,
@@ -25,11 +50,14 @@ pub struct OpenFiles {
     /// A stack without layers, made before the sandbox, which hides the number of processors.
     bottom: OpenStack,
     upper: Option<Paths>,
+    /// The connection to the fetcher of layers in registries.
+    client: Option<Arc<Client>>,
 }
 
 impl Files {
-    /// Opens the layers. A layer that cannot be opened fails [`OpenFiles::stack`], and is a finding of
-    /// a check.
+    /// Opens the local layers. A layer that cannot be opened fails [`OpenFiles::load`], and is a finding
+    /// of a check. A layer in a registry is such a layer until
+    /// [`Registries::attach`](super::remote::Registries::attach).
     ///
     /// # Errors
     /// [`image::Error::TooManyLayers`] for a stack that no image can have.
@@ -42,22 +70,33 @@ impl Files {
         let _ = journal::boot_id();
         source::make_room(layers.len());
         Ok(OpenFiles {
-            layers: layers.iter().map(open).collect(),
+            layers: layers.iter().cloned().map(OpenLayer::open).collect(),
             lineage: self.stack.lineage(),
             bottom: OpenStack::empty(self.stack.lineage()),
             upper: self.upper.clone(),
+            client: None,
         })
     }
-}
-
-fn open(layer: &LayerRef) -> OpenLayer {
-    (layer.clone(), layer.open().map(Arc::new))
 }
 
 impl OpenFiles {
     /// The layers, bottom first.
     pub fn layers(&self) -> &[OpenLayer] {
         &self.layers
+    }
+
+    pub(super) fn layers_mut(&mut self) -> impl Iterator<Item = &mut OpenLayer> {
+        self.layers.iter_mut()
+    }
+
+    /// Whether a layer is in a registry.
+    pub fn is_remote(&self) -> bool {
+        self.layers.iter().any(OpenLayer::is_remote)
+    }
+
+    /// For each layer, the bytes that were local when it was opened.
+    pub fn local_bytes(&self) -> Vec<u64> {
+        self.layers.iter().map(|layer| layer.local_bytes).collect()
     }
 
     /// What to do about layers in a wrong order.
@@ -75,7 +114,7 @@ impl OpenFiles {
     /// The files of the writable layer as snapshots have left them.
     ///
     /// # Errors
-    /// The list of the snapshots cannot be read.
+    /// The snapshot manifest cannot be read.
     pub fn pairs(&self) -> Result<Option<Pairs>, Error> {
         let upper = self.upper.as_ref();
         Ok(upper.map(Pairs::follow).transpose()?)
@@ -84,7 +123,19 @@ impl OpenFiles {
     /// Opens the layers that snapshots have frozen, which lie above the others.
     pub fn add_frozen(&mut self, frozen: &[Paths]) {
         let frozen = frozen.iter().map(|pair| LayerRef::from(&pair.data));
-        self.layers.extend(frozen.map(|layer| open(&layer)));
+        self.layers.extend(frozen.map(OpenLayer::open));
+    }
+
+    /// Sets the connection that brings the bytes of layers in registries.
+    pub(super) fn read_through(&mut self, client: Arc<Client>) {
+        self.client = Some(client);
+    }
+
+    /// Tells the fetcher that layers are read from now on, not only opened.
+    pub fn start_reading(&self) {
+        if let Some(client) = &self.client {
+            client.start_reading();
+        }
     }
 
     /// The stack of all layers.
@@ -92,8 +143,24 @@ impl OpenFiles {
     /// # Errors
     /// A layer could not be opened, or there are too many.
     pub fn stack(self, lineage: Lineage) -> Result<OpenStack, image::Error> {
-        let blobs = self.layers.into_iter().map(|(_, blob)| blob);
+        let blobs = self.layers.into_iter().map(|layer| layer.blob);
         let stack = self.bottom.with_lineage(lineage);
         stack.below_open(blobs.collect::<Result<_, _>>()?)
+    }
+
+    /// Loads the image of all layers.
+    ///
+    /// # Errors
+    /// [`image::Error`]: there is no layer, or one cannot be opened or loaded.
+    pub fn load(self) -> Result<Image, image::Error> {
+        let (client, lineage) = (self.client.clone(), self.lineage);
+        if self.layers.is_empty() {
+            return Err(image::Error::NoLayers);
+        }
+        let image = Image::load(self.stack(lineage)?)?;
+        if let Some(client) = client {
+            client.start_reading();
+        }
+        Ok(image)
     }
 }

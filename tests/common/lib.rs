@@ -20,6 +20,7 @@
 //! | `recorder` | a file system in memory that records what is done to it, and fails or does not answer on demand |
 //! | `reference` | a small back-end over a byte vector, to test the front-end itself |
 //! | `registry_server` | a registry that does as a test says, down to the bytes on the wire |
+//! | `delay` | a link with a round trip and a rate, between a program and a server |
 //! | `nginx` | Debian's `nginx`, in front of a registry or as a store |
 //! | `registries` | real registries on this machine, and what they hold |
 //! | `certificates` | an authority, and certificates that it signs |
@@ -37,6 +38,7 @@ pub mod certificates;
 pub mod checks;
 pub mod content;
 pub mod daemon;
+pub mod delay;
 pub mod disk;
 pub mod golden;
 pub mod guest;

@@ -8,6 +8,7 @@ mod create;
 mod export;
 mod foreign;
 mod inspect;
+mod lazy;
 mod lineage;
 mod merge;
 mod pipes;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use ovbd_vhost::format::lsmt::writable::Kind;
-use ovbd_vhost::image::config::{ImageConfig, Stack};
+use ovbd_vhost::image::config::ImageConfig;
 use ovbd_vhost::tool::commit::Commit;
 use ovbd_vhost::tool::create::Create;
 use ovbd_vhost::tool::ctl::Ask;
@@ -16,7 +16,9 @@ use ovbd_vhost::units::parse_size;
 use ovbd_vhost::writable::Paths;
 use uuid::Uuid;
 
-use super::options::{FilesArgs, FormatArgs, ParentArgs, SandboxArgs, ThreadArgs, UpperArgs};
+use super::options::{
+    FilesArgs, FormatArgs, Opened, ParentArgs, SandboxArgs, ThreadArgs, UpperArgs,
+};
 use super::registry::{CacheCommand, PullArgs};
 use super::trace::TraceCommand;
 use super::values::pair;
@@ -283,12 +285,16 @@ impl CreateArgs {
         }
     }
 
-    /// The layers below the new one; `None`: there are none. Layers in a registry are pulled.
+    /// Opens the layers below the new one; `None`: there are none.
     ///
     /// # Errors
-    /// The image in a registry cannot be found or pulled.
-    pub fn parent(&self) -> Result<Option<Stack>, Box<dyn std::error::Error>> {
-        Ok(Some(self.parent.stack()?).filter(|parent| !parent.layers().is_empty()))
+    /// The image in a registry cannot be found; a layer or a fetcher cannot be used.
+    pub fn parent(&self) -> Result<Option<Opened>, Box<dyn std::error::Error>> {
+        let stack = self.parent.stack()?;
+        match stack.layers().is_empty() {
+            true => Ok(None),
+            false => self.parent.open(stack).map(Some),
+        }
     }
 
     pub fn task(&self) -> Result<Create, clap::Error> {
@@ -304,7 +310,11 @@ impl CreateArgs {
 }
 
 impl CreateUpperArgs {
-    pub fn task(self) -> Result<CreateUpper, Box<dyn std::error::Error>> {
+    /// The layer to create, and the layers below it.
+    ///
+    /// # Errors
+    /// The config or the image in a registry cannot be used, or something is not named.
+    pub fn task(self) -> Result<(CreateUpper, Opened), Box<dyn std::error::Error>> {
         let lineage = self.parent.lineage();
         let (stack, configured) = match self.config {
             Some(path) => {
@@ -318,7 +328,7 @@ impl CreateUpperArgs {
             return Err(missing("the config names no layers: add --size").into());
         }
         let paths = self.upper.or(configured);
-        Ok(CreateUpper {
+        let task = CreateUpper {
             paths: paths.ok_or_else(|| {
                 missing("the config names no `upper`: add the files as data=FILE,index=FILE")
             })?,
@@ -327,10 +337,10 @@ impl CreateUpperArgs {
                 KindArg::Sparse => Kind::Sparse,
                 KindArg::Hybrid => Kind::Hybrid,
             },
-            stack,
             size: self.size,
             uuid: self.uuid,
-        })
+        };
+        Ok((task, self.parent.open(stack)?))
     }
 }
 

@@ -12,8 +12,11 @@ use std::path::PathBuf;
 use std::process::exit;
 
 use ovbd_vhost::daemon;
-use ovbd_vhost::daemon::sandbox::{Reach, Sandbox};
+use ovbd_vhost::daemon::sandbox::{Reach, Sandbox, privileges};
 use ovbd_vhost::reason::reason;
+use ovbd_vhost::tool;
+use ovbd_vhost::tool::open_files::OpenFiles;
+use ovbd_vhost::tool::sources::Sources;
 use rustix::process::{
     Pid, Signal, WaitOptions, WaitStatus, getpid, getppid, set_parent_process_death_signal, waitpid,
 };
@@ -50,6 +53,20 @@ pub fn enter(
         ..Reach::default()
     };
     Ok(Some(Sandbox::enter(&reach)?))
+}
+
+/// Opens the layers in registries; the thread that receives their bytes is confined like the others.
+///
+/// # Errors
+/// [`tool::Error::Layers`].
+pub fn open(options: &SandboxArgs, sources: Sources) -> Result<OpenFiles, tool::Error> {
+    let is_on = options.is_on();
+    sources.open(move || {
+        // The sandbox took the other capabilities from all threads that start in it.
+        if is_on && let Err(error) = privileges::drop_rest() {
+            log::error!("cannot drop the privileges of a thread: {error}");
+        }
+    })
 }
 
 /// Gives up what only parsing needs.

@@ -30,8 +30,8 @@ use args::{
 use clap::Parser;
 use clap::error::ErrorKind;
 use confined::Writes;
+use options::Opened;
 use ovbd_vhost::fetch::process;
-use ovbd_vhost::image::Image;
 use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::io::child_status;
 use ovbd_vhost::reason::reason;
@@ -44,6 +44,7 @@ use ovbd_vhost::tool::export::{Output, Target, export};
 use ovbd_vhost::tool::inspect::inspect;
 use ovbd_vhost::tool::layer_writer::{UPSTREAM_ENTRIES, Written};
 use ovbd_vhost::tool::merge::merge;
+use ovbd_vhost::tool::open_files::OpenFiles;
 use ovbd_vhost::tool::output::{NewFile, Unnamed};
 use ovbd_vhost::tool::raw_image::RawImage;
 use ovbd_vhost::tool::seal::{Sealed, seal};
@@ -80,7 +81,10 @@ fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
         Command::Inspect(args) => run_inspect(args)?,
         Command::Check(args) => return run_check(args),
         Command::Export(args) => return run_export(args),
-        Command::Upper(UpperCommand::Create(args)) => upper::create(&args.task()?)?,
+        Command::Upper(UpperCommand::Create(args)) => {
+            let (task, below) = args.task()?;
+            upper::create(&task, below.sources.open(|| {})?)?;
+        }
         Command::Commit(args) => return run_commit(args),
         Command::Seal(args) => match seal(&args.upper.upper)? {
             Sealed::Now(mappings) => warn_of(mappings),
@@ -112,20 +116,16 @@ fn code_of(well: bool) -> ExitCode {
 }
 
 fn run_inspect(args: InspectArgs) -> Result<(), Box<dyn Error>> {
-    let named = args.files.files()?;
-    if named.is_remote() {
-        let parts = named.parts()?;
-        let text = match args.json {
-            true => serde_json::to_string_pretty(&parts)? + "\n",
-            false => parts.to_string(),
-        };
-        return Ok(print(&text)?);
-    }
-    let files = named.local()?.as_part().open()?;
-    let sandbox = confined::enter(&args.sandbox, &files.readable(), Writes::Nothing)?;
+    let Opened {
+        sources,
+        fetcher: _fetcher,
+    } = args.files.files()?.into_part().open()?;
+    let sandbox = confined::enter(&args.sandbox, &sources.readable(), Writes::Nothing)?;
+    let files = confined::open(&args.sandbox, sources)?;
+    let local_bytes = files.local_bytes();
     let disk = Disk::load(files)?;
     confined::tighten(sandbox)?;
-    let inspection = inspect(&disk);
+    let inspection = inspect(&disk, &local_bytes);
     let text = match args.json {
         true => serde_json::to_string_pretty(&inspection)? + "\n",
         false => inspection.to_string(),
@@ -137,9 +137,13 @@ fn run_check(args: CheckArgs) -> Result<ExitCode, Box<dyn Error>> {
     let threads = args.threads.count();
     let bar = progress::bar("checking");
     let mut tell = |finding: &Finding| bar.suspend(|| print(&format!("{finding}\n")));
-    let files = args.files.files()?.local()?.open()?;
+    let Opened {
+        sources,
+        fetcher: _fetcher,
+    } = args.files.files()?.open()?;
     // Checking is parsing, so there is no second stage.
-    let _sandbox = confined::enter(&args.sandbox, &files.readable(), Writes::Nothing)?;
+    let _sandbox = confined::enter(&args.sandbox, &sources.readable(), Writes::Nothing)?;
+    let files = confined::open(&args.sandbox, sources)?;
     let outcome = check(files, threads, &bar, &mut tell)?;
     print(&format!("{outcome}\n"))?;
     Ok(code_of(outcome.broken == 0))
@@ -151,11 +155,14 @@ fn run_export(args: ExportArgs) -> Result<ExitCode, Box<dyn Error>> {
         false => Output::Path(args.output),
     };
     let threads = args.threads.count();
-    let files = args.files.files()?.local()?.open()?;
+    let Opened {
+        sources,
+        fetcher: _fetcher,
+    } = args.files.files()?.open()?;
     let mut target = Target::open(&to)?;
     let exported = confined::in_child(|| {
-        let sandbox = confined::enter(&args.sandbox, &files.readable(), Writes::OpenFile)?;
-        let disk = Disk::load(files)?;
+        let sandbox = confined::enter(&args.sandbox, &sources.readable(), Writes::OpenFile)?;
+        let disk = Disk::load(confined::open(&args.sandbox, sources)?)?;
         confined::tighten(sandbox)?;
         Ok(export(
             &disk,
@@ -173,12 +180,15 @@ fn run_export(args: ExportArgs) -> Result<ExitCode, Box<dyn Error>> {
 fn run_create(args: CreateArgs) -> Result<ExitCode, Box<dyn Error>> {
     let task = args.task()?;
     let raw = RawImage::open(&args.input())?;
-    let parent = args.parent()?.map(|stack| stack.open_files());
-    let parent = parent.transpose()?;
+    let (parent, _fetcher) = match args.parent()? {
+        Some(Opened { sources, fetcher }) => (Some(sources), fetcher),
+        None => (None, None),
+    };
     let file = Unnamed::create(&args.to)?;
     write_layer(file, |content| {
         let sandbox = confined::enter(&args.sandbox, &[], Writes::OpenFile)?;
-        let parent = parent.map(Image::load).transpose()?;
+        let parent = parent.map(|sources| confined::open(&args.sandbox, sources));
+        let parent = parent.transpose()?.map(OpenFiles::load).transpose()?;
         confined::tighten(sandbox)?;
         let bar = progress::bar("creating");
         Ok(create(raw, parent.as_ref(), &task, content, &bar)?)
@@ -202,10 +212,13 @@ fn run_commit(args: CommitArgs) -> Result<ExitCode, Box<dyn Error>> {
 fn run_merge(args: MergeArgs) -> Result<ExitCode, Box<dyn Error>> {
     let task = args.task()?;
     let file = Unnamed::create(&args.output)?;
-    let files = args.files.files()?.local()?.as_part().open()?;
+    let Opened {
+        sources,
+        fetcher: _fetcher,
+    } = args.files.files()?.into_part().open()?;
     write_layer(file, |content| {
-        let sandbox = confined::enter(&args.sandbox, &files.readable(), Writes::OpenFile)?;
-        let disk = Disk::load(files)?;
+        let sandbox = confined::enter(&args.sandbox, &sources.readable(), Writes::OpenFile)?;
+        let disk = Disk::load(confined::open(&args.sandbox, sources)?)?;
         confined::tighten(sandbox)?;
         Ok(merge(&disk, &task, content, &progress::bar("merging"))?)
     })

@@ -4,21 +4,25 @@ use std::fmt::Display;
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::thread;
+use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, ValueEnum};
+use clap::{Args, CommandFactory, ValueEnum, value_parser};
+use ovbd_vhost::fetch::process::Control;
 use ovbd_vhost::format::zfile::{Algorithm, BLOCK_SIZES, BlockFormat};
 use ovbd_vhost::image::Lineage;
 use ovbd_vhost::image::config::{ImageConfig, Stack};
 use ovbd_vhost::registry::args::RegistryArgs;
 use ovbd_vhost::registry::reference::Reference;
+use ovbd_vhost::registry::service_config::ServiceConfig;
 use ovbd_vhost::tool::disk::Files;
-use ovbd_vhost::tool::local::{Parts, Registries, is_remote};
-use ovbd_vhost::tool::progress;
+use ovbd_vhost::tool::open_files::OpenFiles;
+use ovbd_vhost::tool::remote::Registries;
+use ovbd_vhost::tool::sources::Sources;
 use ovbd_vhost::writable::Paths;
 
 use super::args::Cli;
-use super::values::{block_size, message, pair, threads};
+use super::values::{block_size, message, names_registry, pair, threads};
 
 /// A writable layer.
 #[derive(Args)]
@@ -82,8 +86,19 @@ struct RemoteArgs {
     /// Cache directory of layers from registries; created if missing
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
+    /// Fail if a read has waited N seconds for a registry
+    #[arg(long, value_name = "N", default_value_t = 120, value_parser = value_parser!(u64).range(1..=31_536_000))]
+    fetch_deadline: u64,
     #[command(flatten)]
     registry: RegistryArgs,
+}
+
+/// The files of a disk before the sandbox.
+pub struct Opened {
+    /// The files.
+    pub sources: Sources,
+    /// The fetcher of layers in registries; it ends when this is dropped.
+    pub fetcher: Option<Control>,
 }
 
 /// The files of a disk, of which layers may be in a registry.
@@ -97,12 +112,33 @@ impl RemoteArgs {
     ///
     /// # Errors
     /// There is no cache.
-    fn registries(&self) -> Result<Registries, clap::Error> {
-        let Some(cache) = self.cache.clone() else {
+    fn registries(&self) -> Result<Registries, Box<dyn std::error::Error>> {
+        let configured = self.registry.service_config.as_deref();
+        let configured = configured.map(ServiceConfig::load).transpose()?;
+        let cache = self.cache.clone();
+        let Some(cache) = cache.or_else(|| configured?.our_cache()) else {
             let text = "layers are in a registry: name a cache directory with --cache";
-            return Err(Cli::command().error(ErrorKind::MissingRequiredArgument, text));
+            return Err(Cli::command()
+                .error(ErrorKind::MissingRequiredArgument, text)
+                .into());
         };
-        Ok(Registries::new(cache, self.registry.clone()))
+        let registry = self.registry.clone();
+        let deadline = Duration::from_secs(self.fetch_deadline);
+        Ok(Registries::new(cache, registry, deadline))
+    }
+
+    /// The layers at `paths`. A single path that names no file, but an image in a registry, is that
+    /// image.
+    fn stack(&self, paths: &[PathBuf]) -> Result<Stack, Box<dyn std::error::Error>> {
+        let has_cache = self.cache.is_some() || self.registry.service_config.is_some();
+        if let ([path], true) = (paths, has_cache)
+            && let Some(text) = path.to_str()
+            && names_registry(text)
+            && !path.exists()
+        {
+            return self.resolve(&text.parse()?);
+        }
+        Ok(Stack::new(paths))
     }
 
     /// The layers of an image in a registry.
@@ -110,37 +146,36 @@ impl RemoteArgs {
         Ok(self.registries()?.resolve(reference)?)
     }
 
-    /// The same stack of local files.
-    fn pull(&self, stack: Stack) -> Result<Stack, Box<dyn std::error::Error>> {
-        match is_remote(&stack) {
-            true => Ok(self.registries()?.pull(&stack, &progress::bar("pulling"))?),
-            false => Ok(stack),
+    /// Starts a fetcher, if layers are in registries.
+    fn attach(&self, files: OpenFiles) -> Result<Opened, Box<dyn std::error::Error>> {
+        if !files.is_remote() {
+            return Ok(Opened {
+                sources: Sources::local(files),
+                fetcher: None,
+            });
         }
+        let (sources, fetcher) = self.registries()?.attach(files)?;
+        Ok(Opened {
+            sources,
+            fetcher: Some(fetcher),
+        })
     }
 }
 
 impl NamedFiles {
-    /// Whether layers are in a registry.
-    pub fn is_remote(&self) -> bool {
-        is_remote(&self.files.stack)
+    /// The same files, which may be the upper part of an image.
+    #[must_use]
+    pub fn into_part(self) -> Self {
+        let files = self.files.as_part();
+        Self { files, ..self }
     }
 
-    /// What of each layer is local.
+    /// Opens what is local, and starts a fetcher if layers are in registries.
     ///
     /// # Errors
-    /// There is no cache, or it cannot be used.
-    pub fn parts(&self) -> Result<Parts, Box<dyn std::error::Error>> {
-        Ok(self.remote.registries()?.parts(&self.files.stack)?)
-    }
-
-    /// The files, with the blobs of registries in the cache.
-    ///
-    /// # Errors
-    /// A blob cannot be fetched or kept.
-    pub fn local(self) -> Result<Files, Box<dyn std::error::Error>> {
-        let Files { stack, upper } = self.files;
-        let stack = self.remote.pull(stack)?;
-        Ok(Files { stack, upper })
+    /// There is no cache, it cannot be used, or no fetcher can be started.
+    pub fn open(self) -> Result<Opened, Box<dyn std::error::Error>> {
+        self.remote.attach(self.files.open()?)
     }
 }
 
@@ -234,25 +269,27 @@ impl ForceArgs {
     }
 }
 
-/// The one of two ways to name layers that was used.
-fn either<'a>(list: &'a [PathBuf], single: &'a [PathBuf]) -> &'a [PathBuf] {
-    match single.is_empty() {
-        true => list,
-        false => single,
-    }
-}
-
 impl ParentArgs {
-    /// The stack below a new layer; it may have no layers. Layers in a registry are pulled.
+    /// The layers below a new one; there may be none.
     ///
     /// # Errors
-    /// The image in a registry cannot be found or pulled.
+    /// The image in a registry cannot be found.
     pub fn stack(&self) -> Result<Stack, Box<dyn std::error::Error>> {
-        let stack = match &self.parent_image {
-            None => Stack::new(either(&self.parent, &self.parent_layer)),
-            Some(reference) => self.remote.resolve(reference)?,
+        let stack = match (&self.parent_image, &self.parent[..]) {
+            (Some(reference), _) => self.remote.resolve(reference)?,
+            (None, []) => Stack::new(&self.parent_layer),
+            (None, paths) => self.remote.stack(paths)?,
         };
-        Ok(self.remote.pull(stack)?.with_lineage(self.lineage()))
+        Ok(stack.with_lineage(self.lineage()))
+    }
+
+    /// Opens the layers of `stack` as [`NamedFiles::open`] does.
+    ///
+    /// # Errors
+    /// Those of [`NamedFiles::open`].
+    pub fn open(&self, stack: Stack) -> Result<Opened, Box<dyn std::error::Error>> {
+        let files = Files { stack, upper: None };
+        self.remote.attach(files.open()?)
     }
 
     /// What to do about layers in a wrong order.
@@ -271,9 +308,10 @@ impl FilesArgs {
         let lineage = self.force.lineage();
         let remote = self.remote;
         let Some(path) = self.config else {
-            let stack = match &self.image {
-                None => Stack::new(either(&self.layers, &self.layer)),
-                Some(reference) => remote.resolve(reference)?,
+            let stack = match (&self.image, &self.layers[..]) {
+                (Some(reference), _) => remote.resolve(reference)?,
+                (None, []) => Stack::new(&self.layer),
+                (None, paths) => remote.stack(paths)?,
             };
             let files = Files {
                 stack: stack.with_lineage(lineage),

@@ -35,6 +35,14 @@ pub fn message(text: &str) -> Result<String, String> {
     }
 }
 
+/// Whether a text starts with the name of a registry, as a reference may and a path rarely does.
+pub fn names_registry(text: &str) -> bool {
+    let host = text.split_once('/').map(|(host, _)| host);
+    host.is_some_and(|host| {
+        host == "localhost" || (host.contains(['.', ':']) && !host.starts_with('.'))
+    })
+}
+
 /// Parses a number of threads.
 pub fn threads(text: &str) -> Result<NonZero<usize>, String> {
     let number = text

@@ -169,7 +169,7 @@ fn an_opening_learns_why_it_waited_in_vain() {
     assert!(schedule.failed(&job, false, soon).is_empty());
     schedule.wake(soon);
     let job = next(&mut schedule, &Urgency::ALL, 4).unwrap();
-    let late = Instant::now() + START_PATIENCE;
+    let late = Instant::now() + PATIENCE;
     assert_eq!(schedule.failed(&job, false, late), ["opening"]);
     assert_eq!(schedule.waiting(), 1);
 }

@@ -7,6 +7,7 @@ use vm_memory::VolatileSlice;
 use super::super::Error;
 use super::Findings;
 use crate::codec::Decoder;
+use crate::format::zfile::BlockFormat;
 use crate::image::probe::{Judge, probe};
 use crate::image::unpack::verified;
 use crate::image::{self, BlockError, Container, ZFileMap};
@@ -120,14 +121,23 @@ impl PieceReader {
         let stored_len = (table.offset(block + 1) - start) as usize;
         self.stored.resize(stored_len, 0);
         let at = container.block_offset(zfile_map, block);
-        container.blob().read_exact_at(&mut self.stored, at)?;
-        let bytes = verified(&self.stored, format.checksum)?;
-
         self.plain.resize(zfile_map.block_len(block), 0);
+        loop {
+            container.blob().read_exact_at(&mut self.stored, at)?;
+            match self.decode(format) {
+                Ok(()) => return Ok(&self.plain),
+                // The cache is damaged: the bytes are fetched again.
+                Err(_) if container.blob().reject(at, stored_len) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Verifies and decodes the stored block.
+    fn decode(&mut self, format: &BlockFormat) -> Result<(), BlockError> {
+        let bytes = verified(&self.stored, format.checksum)?;
         let into = VolatileSlice::from(&mut self.plain[..]);
-        let decoded = self.decoder.decode(format.algorithm, bytes, &into);
-        decoded.map_err(BlockError::from)?;
-        Ok(&self.plain)
+        Ok(self.decoder.decode(format.algorithm, bytes, &into)?)
     }
 
     /// Fills `into` with the layer's bytes from `offset` on, which lie inside the layer.

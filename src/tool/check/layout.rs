@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::super::Error;
 use super::super::layer_writer::UPSTREAM_ENTRIES;
 use super::Findings;
-use super::container::{PieceReader, Unreadable, place};
+use super::container::{PieceReader, place};
 use crate::format::lsmt::{
     ENTRY_LEN, HEADER_LEN, Header, HeaderKind, IndexReader, MAX_LENGTH, Mapping,
 };
@@ -103,7 +103,8 @@ impl Layout {
         let mut chunk = Vec::new();
         for at in (start..end).step_by(INDEX_CHUNK as usize) {
             chunk.resize((end - at).min(INDEX_CHUNK) as usize, 0);
-            if reader.read(container, at, &mut chunk).is_err() {
+            if let Err(error) = reader.read(container, at, &mut chunk) {
+                findings.end_if_unfetched(&error)?;
                 // The order of later entries cannot be judged without these.
                 break;
             }
@@ -227,7 +228,11 @@ fn structure(
     let mut bytes = [0; HEADER_LEN];
     match reader.read(container, at, &mut bytes) {
         Ok(()) => {}
-        Err(Unreadable::Source(_) | Unreadable::Block(_)) => return Ok(None),
+        // The check of all blocks reports the damage.
+        Err(error) => {
+            findings.end_if_unfetched(&error)?;
+            return Ok(None);
+        }
     }
     if bytes[RESERVED].iter().any(|byte| *byte != 0) {
         findings.note(None, format!("layer {part} with reserved bytes in use"))?;

@@ -2,7 +2,7 @@
 //!
 //! `container` (wrappers) and `layout` (header, trailer, index) take a layer apart, and continue
 //! after damage where possible. `blocks` then reads and decodes all of it on many threads. `upper`
-//! checks a writable layer. The caller gets each finding at once. In the end the stack is loaded as
+//! checks a writable layer; `digest`, the digest of a layer in a registry. The caller gets each finding at once. In the end the stack is loaded as
 //! the daemon does it, so that a checked stack is never refused there.
 
 use std::fmt;
@@ -10,18 +10,19 @@ use std::num::NonZero;
 use std::sync::Arc;
 
 use super::Error;
-use super::open_files::OpenFiles;
+use super::open_files::{OpenFiles, OpenLayer};
 use crate::image::layer::Layer;
 use crate::image::lineage::Placed;
 use crate::image::{self, Image, Lineage};
 use crate::reason::reason;
-use crate::source::{self, Blob, LayerRef};
+use crate::source::{Blob, FetchError, FetchErrorKind, LayerRef};
 use crate::writable::load::waits_for_seal;
 use crate::writable::manifest::Pairs;
 use indicatif::ProgressBar;
 
 mod blocks;
 mod container;
+mod digest;
 mod layout;
 mod upper;
 
@@ -106,13 +107,14 @@ pub fn check(
         writable.push((active, upper::State::Active));
     }
     let mut outcome = Outcome::default();
-    for (layer, blob) in files.layers() {
+    files.start_reading();
+    for layer in files.layers() {
         let mut findings = Findings {
-            layer: Some(layer.clone()),
+            layer: Some(layer.name.clone()),
             broken: 0,
             tell,
         };
-        outcome.blocks += check_layer(blob.as_ref(), threads, progress, &mut findings)?;
+        outcome.blocks += check_layer(layer, threads, progress, &mut findings)?;
         outcome.layers += 1;
         outcome.broken += findings.broken;
     }
@@ -164,12 +166,12 @@ fn check_stack(
 
 /// Checks one layer; returns the number of its blocks.
 fn check_layer(
-    blob: Result<&Arc<Blob>, &source::Error>,
+    layer: &OpenLayer,
     threads: NonZero<usize>,
     progress: &ProgressBar,
     findings: &mut Findings<'_>,
 ) -> Result<u64, Error> {
-    let opened = match blob {
+    let opened = match &layer.blob {
         Ok(blob) => container::open(blob.clone(), findings)?.map(|container| (blob, container)),
         Err(error) => {
             findings.broken(None, error)?;
@@ -180,6 +182,9 @@ fn check_layer(
         return Ok(0);
     };
     let loaded = loads(blob);
+    if let Err(error) = &loaded {
+        findings.end_if_unfetched(error)?;
+    }
     if let Err(error @ (image::Error::Unsealed { .. } | image::Error::InUse { .. })) = &loaded {
         // Its structures are not there yet.
         findings.broken(None, error)?;
@@ -187,6 +192,9 @@ fn check_layer(
     }
     let layout = layout::Layout::read(&container, findings)?;
     blocks::check(&container, &layout, threads, progress, findings)?;
+    if let LayerRef::Remote(remote) = &layer.name {
+        digest::check(blob, &remote.digest, findings)?;
+    }
     if let (0, Err(error)) = (findings.broken, &loaded) {
         findings.broken(None, error)?;
     }
@@ -231,7 +239,30 @@ struct Findings<'f> {
 }
 
 impl Findings<'_> {
-    fn broken(&mut self, offset: Option<u64>, error: &dyn std::error::Error) -> Result<(), Error> {
+    /// Ends the check with an error if this one is of a fetch: a registry that does not answer is no
+    /// damage, and each further read would wait for it, too.
+    fn end_if_unfetched(&self, error: &(dyn std::error::Error + 'static)) -> Result<(), Error> {
+        let mut cause = Some(error);
+        while let Some(error) = cause {
+            if let Some(source) = error.downcast_ref::<FetchError>()
+                && source.kind() != FetchErrorKind::Damaged
+            {
+                let stack = || "the stack".to_owned();
+                let what = self.layer.as_ref().map_or_else(stack, LayerRef::to_string);
+                let source = source.clone();
+                return Err(Error::Unfetched { what, source });
+            }
+            cause = error.source();
+        }
+        Ok(())
+    }
+
+    fn broken(
+        &mut self,
+        offset: Option<u64>,
+        error: &(dyn std::error::Error + 'static),
+    ) -> Result<(), Error> {
+        self.end_if_unfetched(error)?;
         self.broken += 1;
         self.add(false, offset, reason(error))
     }
@@ -240,9 +271,10 @@ impl Findings<'_> {
     fn broken_at(
         &mut self,
         place: container::FileOffset,
-        error: &dyn std::error::Error,
+        error: &(dyn std::error::Error + 'static),
         consequence: &str,
     ) -> Result<(), Error> {
+        self.end_if_unfetched(error)?;
         self.broken += 1;
         let block = place.block.map(|block| format!("block {block}: "));
         let what = block.unwrap_or_default() + &reason(error) + consequence;
