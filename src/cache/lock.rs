@@ -1,18 +1,16 @@
 //! The lock of a cache directory, held while names in it change.
 
 use std::fs::{File, TryLockError};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::layout::Layout;
 use super::{Cache, Error};
+use crate::io::file_lock::{self, lock_within};
 use crate::io::regular::open_regular;
 
 /// How long to wait for the lock. A process holds it while it renames files, never while it waits for a
 /// network.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-const PAUSE: Duration = Duration::from_millis(2);
 
 /// The lock, until dropped.
 #[derive(Debug)]
@@ -32,16 +30,12 @@ pub(super) fn lock(layout: &Layout) -> Result<Lock, Error> {
     let mut options = File::options();
     options.read(true).write(true).create(true).truncate(false);
     let file = open_regular(&path, options).map_err(Error::file("open", &path))?;
-    let start = Instant::now();
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(Lock { _file: file }),
-            Err(TryLockError::Error(error)) => return Err(Error::file("lock", &path)(error)),
-            Err(TryLockError::WouldBlock) if start.elapsed() < PATIENCE => thread::sleep(PAUSE),
-            Err(TryLockError::WouldBlock) => {
-                let seconds = PATIENCE.as_secs();
-                return Err(Error::Locked { path, seconds });
-            }
+    match lock_within(&file, file_lock::Lock::Exclusive, PATIENCE) {
+        Ok(()) => Ok(Lock { _file: file }),
+        Err(TryLockError::Error(error)) => Err(Error::file("lock", &path)(error)),
+        Err(TryLockError::WouldBlock) => {
+            let seconds = PATIENCE.as_secs();
+            Err(Error::Locked { path, seconds })
         }
     }
 }

@@ -8,8 +8,7 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -21,6 +20,7 @@ use crate::engine::{BackendOptions, BlockBackend};
 use crate::format::lsmt::HEADER_LEN;
 use crate::format::lsmt::writable::Kind;
 use crate::image::Image;
+use crate::io::file_lock::{Lock, lock_within};
 use crate::io::regular::open_directory;
 use crate::source::Blob;
 use crate::source::client::Client;
@@ -124,19 +124,13 @@ fn failed(what: &'static str, path: &Path, source: io::Error) -> Error {
 /// same time.
 fn lock(folder: &Path) -> Result<File, Error> {
     let opened = open_directory(folder).map_err(|source| failed("open", folder, source))?;
-    let start = Instant::now();
-    loop {
-        match opened.try_lock() {
-            Ok(()) => return Ok(opened),
-            Err(TryLockError::WouldBlock) if start.elapsed() < LOCK_LIMIT => {
-                thread::sleep(Duration::from_millis(2));
-            }
-            Err(TryLockError::WouldBlock) => {
-                let path = folder.to_owned();
-                return Err(Error::Writable(writable::Error::Busy { path }));
-            }
-            Err(TryLockError::Error(source)) => return Err(failed("lock", folder, source)),
+    match lock_within(&opened, Lock::Exclusive, LOCK_LIMIT) {
+        Ok(()) => Ok(opened),
+        Err(TryLockError::WouldBlock) => {
+            let path = folder.to_owned();
+            Err(Error::Writable(writable::Error::Busy { path }))
         }
+        Err(TryLockError::Error(source)) => Err(failed("lock", folder, source)),
     }
 }
 

@@ -11,22 +11,21 @@
 //! name, and appears at its path once it listens.
 
 use std::ffi::OsStr;
-use std::fs::{File, Metadata};
+use std::fs::{File, Metadata, TryLockError};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::fs::{FlockOperation, Mode, flock};
-use rustix::io::Errno;
+use rustix::fs::Mode;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::Error;
 use crate::io::directory::parent_of;
+use crate::io::file_lock::{Lock, lock_within};
 use crate::io::regular::open_directory;
 
 /// How long the directory may be locked by others: to look at a socket takes no time.
@@ -225,25 +224,19 @@ struct Locked<'a>(&'a File);
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
         // Closing the directory unlocks it as well.
-        let _ = flock(self.0, FlockOperation::Unlock);
+        let _ = self.0.unlock();
     }
 }
 
 fn lock(directory: &File) -> io::Result<Locked<'_>> {
-    let start = Instant::now();
-    loop {
-        match flock(directory, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(Locked(directory)),
-            Err(Errno::WOULDBLOCK) if start.elapsed() < LOCK_LIMIT => {
-                thread::sleep(Duration::from_millis(1));
-            }
-            Err(Errno::WOULDBLOCK) => {
-                return Err(io::Error::other(
-                    "another process keeps its directory locked",
-                ));
-            }
-            Err(errno) => return Err(errno.into()),
+    match lock_within(directory, Lock::Exclusive, LOCK_LIMIT) {
+        Ok(()) => Ok(Locked(directory)),
+        Err(TryLockError::WouldBlock) => {
+            let seconds = LOCK_LIMIT.as_secs();
+            let text = format!("another process kept its directory locked for {seconds} s");
+            Err(io::Error::new(io::ErrorKind::TimedOut, text))
         }
+        Err(TryLockError::Error(error)) => Err(error),
     }
 }
 
@@ -278,6 +271,7 @@ impl Drop for Bound {
 #[cfg(test)]
 mod tests {
     use std::sync::Barrier;
+    use std::thread;
 
     use super::*;
 

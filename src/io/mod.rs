@@ -5,6 +5,7 @@ pub mod bitmap;
 pub mod boot;
 pub mod child_status;
 pub mod directory;
+pub mod file_lock;
 pub mod file_system;
 pub mod interrupt;
 pub mod mapped_file;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use hyper::StatusCode;
 use serde_json::{Value, json};
@@ -28,6 +29,17 @@ pub enum Error {
     /// Another node serves the control socket.
     #[error("another process serves {}; stop it or choose another --control", .0.display())]
     ControlInUse(PathBuf),
+    /// Another process holds the lock of the control socket.
+    #[error(
+        "another process held {} for {} s; stop that process or choose another --control",
+        lock.display(), limit.as_secs()
+    )]
+    ControlLocked {
+        /// The lock file.
+        lock: PathBuf,
+        /// How long the node waited.
+        limit: Duration,
+    },
     /// A socket path is too long for the system.
     #[error("socket path {} has {} bytes; the limit is {limit}", path.display(), path.as_os_str().len())]
     LongPath {

@@ -74,7 +74,7 @@ async fn serve(config: Config) -> Result<(), Error> {
     let launcher = Launcher::new(&config.run_dir, &config.program)?;
     let allowed = AllowedDirs::open(&config.allow_dirs)?;
     let disks = Arc::new(Disks::new(state, launcher, allowed));
-    let listener = api::bind(&config.control)?;
+    let listener = api::bind(&config.control, api::BIND_LIMIT)?;
     disks.clone().recover().await?;
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Runtime)?;

@@ -3,11 +3,9 @@
 //! An entry is written under a temporary name, synced, renamed, and the directory is synced. A crash at any point leaves
 //! the old entry or the new one. A file that cannot be read spoils its own disk only.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-
-use rustix::fs::{FlockOperation, flock};
 
 use super::entry::{Entry, VERSION};
 use super::error::Error;
@@ -56,10 +54,10 @@ impl StateDir {
         let mut options = File::options();
         options.write(true).create(true).truncate(false);
         let file = open_regular(&lock, options).map_err(Error::file("open", &lock))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        match file.try_lock() {
             Ok(()) => Ok(Self { disks, _lock: file }),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::StateInUse(path.to_owned())),
-            Err(errno) => Err(Error::file("lock", &lock)(errno.into())),
+            Err(TryLockError::WouldBlock) => Err(Error::StateInUse(path.to_owned())),
+            Err(TryLockError::Error(error)) => Err(Error::file("lock", &lock)(error)),
         }
     }
 

@@ -12,8 +12,7 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
@@ -26,6 +25,7 @@ use super::layer::sparse_place;
 use super::{Error, Paths};
 use crate::format::lsmt::writable::{Kind, decode_data_header};
 use crate::format::lsmt::{FIRST_DATA, HEADER_LEN, Header, HeaderKind, Mapping};
+use crate::io::file_lock::{Lock, lock_within};
 use crate::io::regular::{open_regular, open_to_read};
 use crate::units::{Sector, SectorRange};
 
@@ -229,25 +229,16 @@ impl Loaded {
 /// Locks the data file: shared to read, exclusively to write. A process that was killed may hold its lock a moment
 /// longer.
 fn lock(data: &File, path: &Path, access: Access) -> Result<(), Error> {
-    let start = Instant::now();
-    loop {
-        let locked = match access {
-            Access::Read => data.try_lock_shared(),
-            Access::Write => data.try_lock(),
-        };
-        match locked {
-            Ok(()) => return Ok(()),
-            Err(TryLockError::WouldBlock) if start.elapsed() < LOCK_LIMIT => {
-                thread::sleep(Duration::from_millis(10));
-            }
-            Err(TryLockError::WouldBlock) => {
-                return Err(Error::Busy {
-                    path: path.to_owned(),
-                });
-            }
-            Err(TryLockError::Error(source)) => return Err(Error::file("lock", path)(source)),
-        }
-    }
+    let lock = match access {
+        Access::Read => Lock::Shared,
+        Access::Write => Lock::Exclusive,
+    };
+    lock_within(data, lock, LOCK_LIMIT).map_err(|error| match error {
+        TryLockError::WouldBlock => Error::Busy {
+            path: path.to_owned(),
+        },
+        TryLockError::Error(source) => Error::file("lock", path)(source),
+    })
 }
 
 /// Reads the header of a data file of `len` bytes.

@@ -15,28 +15,32 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rustix::fs::{FlockOperation, flock};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
 use super::disks::Disks;
 use super::error::Error;
 use super::metrics::Metrics;
+use crate::io::file_lock::{Lock, lock_within};
 use crate::io::regular::open_regular;
 use routes::{Caller, Context};
 
 /// Connections that are served at a time; more wait.
 const MAX_CONNECTIONS: usize = 64;
 
+/// How long another node may take to bind the control socket.
+pub const BIND_LIMIT: Duration = Duration::from_secs(10);
+
 /// How long the headers of a request may take to arrive.
 const HEADER_LIMIT: Duration = Duration::from_secs(10);
 
-/// Binds the control socket with mode 600. A socket that no process listens on is replaced; a lock beside it makes that
-/// one step among nodes.
+/// Binds the control socket with mode 600. A socket that no process listens on is replaced. The lock beside the socket
+/// makes this one step among nodes; another node may hold it for `limit`.
 ///
 /// # Errors
-/// [`Error::ControlInUse`] if a process listens there; [`Error::File`] for failures of the system.
-pub fn bind(path: &Path) -> Result<UnixListener, Error> {
+/// [`Error::ControlInUse`] if a process listens there; [`Error::ControlLocked`] if the lock stays held; [`Error::File`]
+/// for failures of the system.
+pub fn bind(path: &Path, limit: Duration) -> Result<UnixListener, Error> {
     if path.as_os_str().len() > super::launch::MAX_SOCKET_PATH {
         return Err(Error::LongPath {
             path: path.to_owned(),
@@ -47,8 +51,13 @@ pub fn bind(path: &Path) -> Result<UnixListener, Error> {
     let mut options = fs::File::options();
     options.write(true).create(true).truncate(false);
     let file = open_regular(&lock, options).map_err(Error::file("open", &lock))?;
-    flock(&file, FlockOperation::LockExclusive)
-        .map_err(|errno| Error::file("lock", &lock)(errno.into()))?;
+    match lock_within(&file, Lock::Exclusive, limit) {
+        Ok(()) => {}
+        Err(fs::TryLockError::WouldBlock) => {
+            return Err(Error::ControlLocked { lock, limit });
+        }
+        Err(fs::TryLockError::Error(error)) => return Err(Error::file("lock", &lock)(error)),
+    }
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
         return Err(Error::ControlInUse(path.to_owned()));
     }
@@ -105,5 +114,22 @@ async fn connection(stream: UnixStream, context: Arc<Context>) {
         .await;
     if let Err(error) = served {
         log::debug!("a client's connection ended: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_control_socket_whose_lock_stays_held_is_given_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control.sock");
+        let lock = fs::File::create(path.with_extension("lock")).unwrap();
+        lock.lock().unwrap();
+        let error = bind(&path, Duration::from_millis(5)).unwrap_err();
+        assert!(matches!(error, Error::ControlLocked { .. }), "{error:?}");
+        drop(lock);
+        bind(&path, BIND_LIMIT).unwrap();
     }
 }
