@@ -135,6 +135,12 @@ pub enum Error {
         /// Bytes it may have.
         most: usize,
     },
+    /// The text of a commit message ends like a record of the layers below.
+    #[error(
+        "the last line of the commit message has the form of a record of the layers below (\"made upon \
+         ..., ... bytes\"); change that line"
+    )]
+    MessageIsRecord,
     /// The upstream reader cannot read a block of this length.
     #[error(
         "{}: block {block} does not compress and would take {stored} bytes, which upstream's \

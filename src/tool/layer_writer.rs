@@ -50,11 +50,16 @@ pub struct LayerFormat {
     pub message: Vec<u8>,
 }
 
-/// The commit message with this text and a record of what the layer is made upon.
+/// Returns the commit message with the text of a user and a record of what the layer is made upon.
 ///
 /// # Errors
-/// [`Error::LongMessage`] if they do not fit.
+/// [`Error::MessageIsRecord`] if the text would be read as a record; [`Error::LongMessage`] if both do not fit.
 pub fn message(text: &str, record: Option<MadeUpon>) -> Result<Vec<u8>, Error> {
+    // The header's field is padded with zeros, which a reader drops.
+    let read = text.trim_end_matches('\0').as_bytes();
+    if MadeUpon::split(read).1.is_some() {
+        return Err(Error::MessageIsRecord);
+    }
     let text = text.as_bytes();
     let Some(record) = record else {
         return Ok(text.to_vec());
@@ -288,5 +293,31 @@ fn join(first: Mapping, second: Mapping) -> Option<Mapping> {
         Mapping::zeroed(first.offset(), length, first.moffset())
     } else {
         Mapping::data(first.offset(), length, first.moffset())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::identity::StackId;
+
+    #[test]
+    fn a_text_is_never_read_as_a_record() {
+        let record = MadeUpon {
+            stack: StackId::EMPTY,
+            size: 4096,
+        };
+        let line = record.message(b"").unwrap();
+        let line = String::from_utf8(line).unwrap();
+        for text in [line.clone(), format!("text\n{line}"), format!("{line}\0\0")] {
+            for record in [None, Some(record)] {
+                let refused = message(&text, record);
+                assert!(matches!(refused, Err(Error::MessageIsRecord)), "{text:?}");
+            }
+        }
+        for text in [format!("{line}\ntext"), format!("{line}\n")] {
+            let stored = message(&text, None).unwrap();
+            assert_eq!(MadeUpon::split(&stored), (text.as_bytes(), None));
+        }
     }
 }
