@@ -8,6 +8,7 @@
 
 use std::error::Error;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::exit;
 
@@ -89,14 +90,23 @@ pub fn in_child(work: impl FnOnce() -> Result<(), Box<dyn Error>>) -> io::Result
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => {
-            let result = die_with(parent).map_err(Into::into).and_then(|()| work());
-            if let Err(error) = &result {
-                say(&reason(&**error));
-            }
-            // Not by returning: what the parent still uses must not be dropped here.
-            exit(i32::from(result.is_err()))
+            let work = || die_with(parent).map_err(Into::into).and_then(|()| work());
+            // Neither by returning nor by unwinding: what the parent still uses must not be dropped here.
+            exit(exit_code_of(work))
         }
         child => wait_for(Pid::from_raw(child)),
+    }
+}
+
+/// Does `work`, reports its error, and returns the exit code. A panic has reported itself.
+fn exit_code_of(work: impl FnOnce() -> Result<(), Box<dyn Error>>) -> i32 {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(Ok(())) => 0,
+        Ok(Err(error)) => {
+            say(&reason(&*error));
+            1
+        }
+        Err(_) => 1,
     }
 }
 
@@ -121,5 +131,31 @@ fn wait_for(child: Option<Pid>) -> io::Result<bool> {
             let text = format!("signal {signal} killed the process that reads the layers");
             Err(io::Error::other(text))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// Removes a file when it is dropped, as an output that was not published does.
+    struct Output(PathBuf);
+
+    impl Drop for Output {
+        fn drop(&mut self) {
+            fs::remove_file(&self.0).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_panic_of_the_child_leaves_what_the_parent_uses() {
+        let folder = tempfile::tempdir().unwrap();
+        let output = Output(folder.path().join("output"));
+        fs::write(&output.0, "parent").unwrap();
+        let succeeded = in_child(|| panic!("a panic for the test")).unwrap();
+        assert!(!succeeded);
+        assert_eq!(fs::read_to_string(&output.0).unwrap(), "parent");
     }
 }
