@@ -18,8 +18,8 @@ use memory::Usage;
 use super::accept::MAX_FRONT_ENDS;
 use crate::io::rlimit;
 use crate::io::sigbus::free_ranges;
-use crate::vhost::channel::MAX_DESCRIPTORS;
-use crate::vhost::closing::MAX_CLOSERS;
+use crate::vhost::channel::MAX_HELD;
+use crate::vhost::closing::{MAX_CLOSERS, MAX_CLOSING};
 use crate::vhost::handler::MEMORY_SLOTS;
 
 /// Descriptors of a queue that its front-end sends: kick, call and error.
@@ -31,12 +31,13 @@ const WORKER_DESCRIPTORS: u64 = 3;
 
 /// Descriptors of a front-end beside those of its queues: the connection, both ends of the pipe that tells
 /// that its thread has ended, the socket for messages to it, a device state, the event of its log, and
-/// those of a message, which arrive in two steps at most.
-const FRONT_END_DESCRIPTORS: u64 = 8 + 2 * MAX_DESCRIPTORS as u64;
+/// those of a message.
+const FRONT_END_DESCRIPTORS: u64 = 8 + MAX_HELD as u64;
 
-/// Descriptors beside those of front-ends: connections that say nothing yet or wait for another to end, control
-/// connections, files that a flush or a snapshot replaces or adds.
-const OTHER_DESCRIPTORS: u64 = 96;
+/// Descriptors beside those of front-ends: connections that have sent nothing yet or wait for another to end,
+/// control connections, files that a flush or a snapshot replaces or adds, and files that are being closed after
+/// their front-end has left.
+const OTHER_DESCRIPTORS: u64 = 96 + MAX_CLOSING as u64;
 
 /// Front-ends that have to fit: the one that has the disk, and the next one.
 const LEAST_FRONT_ENDS: u64 = 2;
@@ -168,7 +169,7 @@ impl SystemLimits {
             let limit = "vm.max_map_count";
             return Err(shortage("more mappings of memory", limit, mappings, have));
         }
-        let descriptors = Descriptors::of(queues, writable);
+        let descriptors = Descriptors::of(open_descriptors(), queues, writable);
         let most = descriptors.need(MAX_FRONT_ENDS as u64);
         let need = descriptors.need(LEAST_FRONT_ENDS);
         let have = rlimit::raise(Resource::Nofile, most);
@@ -196,12 +197,12 @@ struct Descriptors {
 }
 
 impl Descriptors {
-    /// Counts the descriptors for `queues` queues, above those that are open.
-    fn of(queues: u16, writable: bool) -> Self {
+    /// Counts the descriptors for `queues` queues, above the `open` ones.
+    fn of(open: u64, queues: u16, writable: bool) -> Self {
         let worker = WORKER_DESCRIPTORS + u64::from(writable);
         let queues = u64::from(queues);
         Self {
-            shared: open_descriptors() + queues * worker + OTHER_DESCRIPTORS,
+            shared: open + queues * worker + OTHER_DESCRIPTORS,
             each: queues * SENT_DESCRIPTORS + FRONT_END_DESCRIPTORS,
         }
     }
@@ -341,6 +342,14 @@ mod tests {
             "{error}"
         );
         assert!(error.contains("1021 are free"), "{error}");
+    }
+
+    /// Front-ends that have left may each have passed files whose `close(2)` waits.
+    #[test]
+    fn files_that_are_being_closed_count() {
+        let descriptors = Descriptors::of(10, 4, true);
+        let least = 10 + 4 * 4 + (MAX_CLOSERS * MAX_HELD) as u64;
+        assert!(descriptors.shared > least, "{descriptors:?}");
     }
 
     #[test]

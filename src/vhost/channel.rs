@@ -32,6 +32,10 @@ const HEADER: usize = 12;
 /// Descriptors that may come with a message; the longest memory table has as many regions.
 pub const MAX_DESCRIPTORS: usize = 32;
 
+/// Most descriptors that are held for one message: a part of it may bring as many as the message may have before the
+/// message is refused.
+pub const MAX_HELD: usize = 2 * MAX_DESCRIPTORS;
+
 /// Protocol version in a header's flags.
 pub(super) const VERSION: u32 = 1;
 

@@ -1,18 +1,22 @@
 //! Closes descriptors that a front-end sent.
 //!
-//! To close one may wait: a socket may linger, which a signal ends, and a file system may ask its server,
+//! `close(2)` may wait: for a socket that lingers, which a signal ends, and for the server of a file system,
 //! which nothing ends. Files of such file systems are therefore closed by threads of their own.
 
 use std::fs::File;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use super::channel::MAX_HELD;
 use crate::io::file_system::may_wait;
 use crate::io::interrupt::PeerCall;
 
-/// Threads that close files at a time. When there are as many, the thread of the connection closes the file, and
-/// waits for it; the number of connections is limited as well.
+/// Most threads that close files at a time. When all of them are busy, the thread of the connection closes the file
+/// and waits for it; the number of connections is limited as well.
 pub const MAX_CLOSERS: usize = 8;
+
+/// Most descriptors that these threads hold: those of one message each.
+pub const MAX_CLOSING: usize = MAX_CLOSERS * MAX_HELD;
 
 static CLOSERS: AtomicUsize = AtomicUsize::new(0);
 
