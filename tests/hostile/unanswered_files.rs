@@ -1,9 +1,10 @@
 //! Files of a FUSE file system whose server does not answer, in place of guest memory, an in-flight area or a
 //! log. They are refused without a call that waits; to close one waits, and holds nothing up.
 
-use std::ffi::OsStr;
+use std::ffi::{CString, OsStr};
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -11,8 +12,11 @@ use common::disk::Disk;
 use common::raw::{NEED_REPLY, Raw};
 use fuser::{
     Config, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner,
-    MountOption, OpenFlags, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyOpen, Request,
+    MountOption, OpenFlags, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyOpen, Request, Session,
+    SessionACL,
 };
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use vhost::vhost_user::message::FrontendReq;
 
 const SIZE: u64 = 16 << 20;
@@ -102,8 +106,54 @@ fn files_whose_server_does_not_answer_hold_nothing_up() {
     config.mount_options = vec![MountOption::FSName("unanswered".into())];
     let session = fuser::spawn_mount(Server(unanswered.clone()), folder.path(), &config)
         .expect("a FUSE mount: it needs /dev/fuse, and root or fusermount3");
+    assert_refused(folder.path(), &unanswered);
+    drop(session);
+}
+
+/// FUSE on a block device (`fuseblk`) has the number of the device, as ext4 has.
+#[test]
+fn files_of_fuse_on_a_block_device_are_no_others() {
+    if !rustix::process::geteuid().is_root() {
+        let error = mount_on_device(Path::new("/tmp")).expect_err("a mount without root");
+        assert!(matches!(error, Errno::PERM | Errno::ACCESS), "{error}");
+        return;
+    }
+    let folder = tempfile::tempdir().expect("temporary directory");
+    let unanswered = Arc::new(Mutex::new(Unanswered::default()));
+    let server = mount_on_device(folder.path()).expect("a mount of type fuseblk");
+    let (server, acl) = (OwnedFd::from(server), SessionACL::All);
+    let session = Session::from_fd(Server(unanswered.clone()), server, acl, Config::default());
+    let session = session.and_then(Session::spawn).expect("a session");
+    assert_refused(folder.path(), &unanswered);
+    unmount(folder.path(), UnmountFlags::DETACH).expect("unmount");
+    drop(session);
+}
+
+/// Mounts FUSE on a block device, whose content is never used. Returns the server's end.
+fn mount_on_device(folder: &Path) -> Result<File, Errno> {
+    let server = File::options().read(true).write(true).open("/dev/fuse");
+    let server = server.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    let data = format!(
+        "fd={},rootmode=40000,user_id=0,group_id=0,blksize=512",
+        server.as_raw_fd()
+    );
+    let data = CString::new(data).expect("text without zeros");
+    // Others may use some of the devices.
+    let mut mounted = Err(Errno::NODEV);
+    for number in (0..8).rev() {
+        let device = format!("/dev/loop{number}");
+        mounted = mount(device, folder, "fuseblk", MountFlags::NODEV, &*data);
+        if mounted != Err(Errno::BUSY) {
+            break;
+        }
+    }
+    mounted.map(|()| server)
+}
+
+/// Checks that the daemon refuses a file of the file system on `folder` in each place, without a call that waits.
+fn assert_refused(folder: &Path, unanswered: &Mutex<Unanswered>) {
     let mut options = File::options();
-    let file = options.read(true).write(true).open(folder.path().join("f"));
+    let file = options.read(true).write(true).open(folder.join("f"));
     let file = file.expect("file");
     let fds = [file.as_raw_fd()];
 
@@ -133,6 +183,4 @@ fn files_whose_server_does_not_answer_hold_nothing_up() {
     unanswered.lock().expect("lock").answer();
     let status = disk.daemon.terminate();
     assert_eq!(status.code(), Some(0), "{}", disk.daemon.log());
-    drop(file);
-    drop(session);
 }
