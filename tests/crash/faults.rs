@@ -428,10 +428,12 @@ fn check(
     }
 }
 
-const FAILURES: [(usize, Failure); 3] = [
+const FAILURES: [(usize, Failure); 4] = [
     (1, Failure::Error(Errno::EIO)),
     (1, Failure::Short),
     (5, Failure::Error(Errno::ENOSPC)),
+    // For what is undone after the first failure.
+    (2, Failure::Error(Errno::EIO)),
 ];
 
 /// Every sequence of three operations with a fault at each step, then a few more without one; and a
@@ -451,11 +453,18 @@ fn every_short_sequence(kind: Kind) {
     });
     // Growing twice: after a failure it is done again.
     let growing = [0, 1, 2, 3].map(|letter| [letters(0)[letter], Operation::Grow, Operation::Grow]);
+    // What a snapshot records of a size that could neither be changed nor restored.
+    let growing =
+        growing
+            .into_iter()
+            .chain([[Operation::Grow, Operation::Snapshot, Operation::Restart]]);
     let recorder = Recorder::mount();
     let stack = Stack::new([] as [PathBuf; 0]);
     let mut random = Random::new(99);
-    for operations in sequences.chain(growing) {
-        for (steps, failure) in FAILURES {
+    let sequences = sequences.map(|sequence| (sequence, &FAILURES[..3]));
+    let growing = growing.map(|sequence| (sequence, &FAILURES[..]));
+    for (operations, failures) in sequences.chain(growing) {
+        for &(steps, failure) in failures {
             for after in 0.. {
                 let mut session = Session::begin(&recorder, &stack, kind);
                 session.apply(Operation::Write(1, 2));

@@ -12,32 +12,43 @@ impl WritableLayer {
     /// Makes the disk `size` bytes large, at least as large as it is, durably. The layer is the active one, and is
     /// not frozen meanwhile.
     ///
-    /// Killed at any moment, the next start finds the old size or the new one; doing it again does the rest.
+    /// Crash-safe: the next start after an interrupted run finds the old size or the new one; run it again to finish.
     ///
     /// # Errors
     /// As [`WritableLayer::flush`]; [`Error::Bytes`] and [`Error::File`] if a header cannot be written or made
-    /// durable. The layer then goes on with its old size.
+    /// durable. The layer then keeps its old size.
     pub(in super::super) fn grow(&self, size: u64) -> Result<(), Error> {
         // What a failed sync below would lose is durable before.
         self.flush()?;
-        let flusher = self.flush.lock();
+        let mut flusher = self.flush.lock();
         self.check()?;
-        let old = self.header();
         let new = Header {
             virtual_size: size,
-            ..(*old).clone()
+            ..(*self.header()).clone()
         };
-        let written = self.enlarge_file(size).and_then(|()| {
-            let written = self.write_headers(&flusher, &new);
-            written.inspect_err(|_| {
-                // The next start should find the size that is served; if not, it finds the new one.
-                let _ = self.write_headers(&flusher, &old);
-            })
-        });
-        written?;
+        self.enlarge_file(size)?;
+        flusher.files_may_have_other_size = true;
+        if let Err(error) = self.write_headers(&mut flusher, &new) {
+            // The next start should find the size that is served. If this fails, a snapshot tries again.
+            let _ = self.write_headers(&mut flusher, &self.header());
+            return Err(error);
+        }
         self.coverage.grow(Sector::at_or_after(size));
         self.header.store(Arc::new(new));
         Ok(())
+    }
+
+    /// Makes the files have the size of the disk, durably, unless they certainly have it. A growth that failed, and
+    /// could not be undone, may have left another size in them.
+    ///
+    /// # Errors
+    /// [`Error::Bytes`] and [`Error::File`] if a header cannot be written or made durable.
+    pub(in super::super) fn settle_size(&self) -> Result<(), Error> {
+        let mut flusher = self.flush.lock();
+        match flusher.files_may_have_other_size {
+            true => self.write_headers(&mut flusher, &self.header()),
+            false => Ok(()),
+        }
     }
 
     /// Makes the data file of a sparse layer as long as its disk is to be.
@@ -49,10 +60,12 @@ impl WritableLayer {
         Ok(())
     }
 
-    /// Writes the headers of both files, each durable before what comes next.
-    fn write_headers(&self, flusher: &Flusher, header: &Header) -> Result<(), Error> {
+    /// Writes the headers of both files, each durable before the next step.
+    fn write_headers(&self, flusher: &mut Flusher, header: &Header) -> Result<(), Error> {
         self.data.write_header(header, self.kind)?;
         self.sync_data()?;
-        flusher.index.set_header(header)
+        flusher.index.set_header(header)?;
+        flusher.files_may_have_other_size = false;
+        Ok(())
     }
 }

@@ -116,6 +116,8 @@ struct Flusher {
     retry_at: u64,
     /// Newest flush ticket covered by a successful flush.
     done: u64,
+    /// Whether the headers of the files may name another size than the disk has.
+    files_may_have_other_size: bool,
 }
 
 /// Whether a flush rewrites the index.

@@ -108,6 +108,7 @@ impl WritableLayer {
                     rewrite,
                     retry_at: 0,
                     done: 0,
+                    files_may_have_other_size: false,
                 },
             ),
             header: ArcSwap::from_pointee(header),

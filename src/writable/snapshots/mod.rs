@@ -128,6 +128,8 @@ impl Snapshots {
         let layers = self.volume.layers();
         let active = layers.first().ok_or(Error::ReadOnly)?;
         self.check_room()?;
+        // The snapshot's layer and the record of the one above it must name the same size.
+        active.settle_size()?;
         let number = self.free_number(manifest)?;
         let pair = Frozen {
             name: name.to_owned(),
