@@ -10,6 +10,7 @@
 //! looked up: how long it takes to tell which layer has the data.
 #![allow(clippy::print_stdout)] // its result
 
+use common::volume::BlockingIo as _;
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -150,7 +151,7 @@ fn disk(folder: &Path, blocks: u64) -> (Arc<Volume>, Snapshots) {
         index: folder.join("index"),
     };
     writable::create(&paths, Kind::Hybrid, &header).expect("an upper");
-    let opened = Snapshots::open(&Stack::new([lower]), &paths, Options::default());
+    let opened = common::volume::open(&Stack::new([lower]), &paths, Options::default());
     opened.expect("a disk")
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::layout::Layout;
 use super::{Cache, Error};
-use crate::io::file_lock::{self, lock_within};
+use crate::io::file_lock::{LockKind, lock_within};
 use crate::io::regular::open_regular;
 
 /// How long to wait for the lock. A process holds it while it renames files, never while it waits for a
@@ -30,7 +30,7 @@ pub(super) fn lock(layout: &Layout) -> Result<Lock, Error> {
     let mut options = File::options();
     options.read(true).write(true).create(true).truncate(false);
     let file = open_regular(&path, options).map_err(Error::file("open", &path))?;
-    match lock_within(&file, file_lock::Lock::Exclusive, PATIENCE) {
+    match lock_within(&file, LockKind::Exclusive, PATIENCE) {
         Ok(()) => Ok(Lock { _file: file }),
         Err(TryLockError::Error(error)) => Err(Error::file("lock", &path)(error)),
         Err(TryLockError::WouldBlock) => {

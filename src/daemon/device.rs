@@ -20,7 +20,7 @@ use crate::engine::{BackendOptions, BlockBackend};
 use crate::format::lsmt::HEADER_LEN;
 use crate::format::lsmt::writable::Kind;
 use crate::image::Image;
-use crate::io::file_lock::{Lock, lock_within};
+use crate::io::file_lock::{LockKind, lock_within};
 use crate::io::regular::open_directory;
 use crate::source::Blob;
 use crate::source::client::Client;
@@ -124,7 +124,7 @@ fn failed(what: &'static str, path: &Path, source: io::Error) -> Error {
 /// same time.
 fn lock(folder: &Path) -> Result<File, Error> {
     let opened = open_directory(folder).map_err(|source| failed("open", folder, source))?;
-    match lock_within(&opened, Lock::Exclusive, LOCK_LIMIT) {
+    match lock_within(&opened, LockKind::Exclusive, LOCK_LIMIT) {
         Ok(()) => Ok(opened),
         Err(TryLockError::WouldBlock) => {
             let path = folder.to_owned();
@@ -232,12 +232,12 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// [`writable::Error::ReadOnly`] without a writable layer, and those of [`Snapshots::grow`].
+    /// [`writable::Error::ReadOnly`] without a writable layer, and those of [`Snapshots::grow_disk`].
     pub fn grow(&self, size: u64) -> Result<(), writable::Error> {
         let snapshots = self.snapshots.as_ref().ok_or(writable::Error::ReadOnly)?;
         let volume = self.backend.volume();
         let old = volume.size();
-        snapshots.grow(size)?;
+        snapshots.grow_disk(size)?;
         if size != old {
             log::info!("the disk has grown from {old} to {size} bytes");
         }

@@ -25,7 +25,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::Error;
 use crate::io::directory::parent_of;
-use crate::io::file_lock::{Lock, lock_within};
+use crate::io::file_lock::{LockKind, lock_within};
 use crate::io::regular::open_directory;
 
 /// How long the directory may be locked by others: to look at a socket takes no time.
@@ -229,7 +229,7 @@ impl Drop for Locked<'_> {
 }
 
 fn lock(directory: &File) -> io::Result<Locked<'_>> {
-    match lock_within(directory, Lock::Exclusive, LOCK_LIMIT) {
+    match lock_within(directory, LockKind::Exclusive, LOCK_LIMIT) {
         Ok(()) => Ok(Locked(directory)),
         Err(TryLockError::WouldBlock) => {
             let seconds = LOCK_LIMIT.as_secs();

@@ -278,9 +278,8 @@ mod tests {
     use crate::format::lsmt::{HEADER_LEN, Header, HeaderKind};
     use crate::image::Image;
     use crate::image::config::Stack;
-    use crate::image::reader::Reader;
     use crate::units::Sector;
-    use crate::writable::{Options, Paths, WritableLayer, create};
+    use crate::writable::{Lookup, Options, Paths, SpanContent, WritableLayer, create};
 
     const SECTORS: u64 = 1 << 20;
 
@@ -337,15 +336,21 @@ mod tests {
             scatter.push(vm_memory::VolatileSlice::from(&mut data[..]));
             let written = backend
                 .volume()
-                .write(SectorRange::new(Sector(0), Sector(1)), scatter.cursor(0));
+                .write_now(SectorRange::new(Sector(0), Sector(1)), scatter.cursor(0));
             written.unwrap();
         };
         let read = || {
-            let mut found = [0; 512];
-            let read = backend
-                .volume()
-                .read(&mut Reader::new(), Sector(0), &mut found);
-            read.unwrap();
+            let (mut found, mut lookup) = ([0; 512], Lookup::default());
+            let first = SectorRange::new(Sector(0), Sector(1));
+            backend.volume().lookup(first, &mut lookup);
+            match lookup.spans().first().map(|span| span.content) {
+                Some(SpanContent::Zero) => {}
+                Some(SpanContent::Data { file, offset }) => {
+                    let file = lookup.file(file);
+                    file.read_exact_at(&mut found, offset).unwrap();
+                }
+                _ => panic!("the sector was written"),
+            }
             found
         };
         let (connection, mut theirs) = UnixStream::pair().unwrap();

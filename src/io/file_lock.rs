@@ -10,7 +10,7 @@ const PAUSE: Duration = Duration::from_millis(2);
 
 /// Which other locks a lock excludes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lock {
+pub enum LockKind {
     /// Exclusive ones.
     Shared,
     /// All.
@@ -23,12 +23,12 @@ pub enum Lock {
 /// # Errors
 /// [`TryLockError::WouldBlock`] if the file is still locked after `limit`; [`TryLockError::Error`] if the file cannot
 /// be locked at all.
-pub fn lock_within(file: &File, lock: Lock, limit: Duration) -> Result<(), TryLockError> {
+pub fn lock_within(file: &File, kind: LockKind, limit: Duration) -> Result<(), TryLockError> {
     let start = Instant::now();
     loop {
-        let locked = match lock {
-            Lock::Shared => file.try_lock_shared(),
-            Lock::Exclusive => file.try_lock(),
+        let locked = match kind {
+            LockKind::Shared => file.try_lock_shared(),
+            LockKind::Exclusive => file.try_lock(),
         };
         match locked {
             Err(TryLockError::WouldBlock) if start.elapsed() < limit => thread::sleep(PAUSE),
@@ -53,10 +53,10 @@ mod tests {
     #[test]
     fn a_lock_that_stays_held_is_given_up() {
         let (one, other) = open_twice();
-        lock_within(&one, Lock::Shared, LONG).unwrap();
-        lock_within(&other, Lock::Shared, LONG).unwrap();
+        lock_within(&one, LockKind::Shared, LONG).unwrap();
+        lock_within(&other, LockKind::Shared, LONG).unwrap();
         for limit in [Duration::ZERO, Duration::from_millis(5)] {
-            let refused = lock_within(&other, Lock::Exclusive, limit);
+            let refused = lock_within(&other, LockKind::Exclusive, limit);
             assert!(matches!(refused, Err(TryLockError::WouldBlock)));
         }
     }
@@ -64,8 +64,8 @@ mod tests {
     #[test]
     fn a_lock_is_taken_once_it_is_released() {
         let (one, other) = open_twice();
-        lock_within(&one, Lock::Exclusive, LONG).unwrap();
-        let waiting = thread::spawn(move || lock_within(&other, Lock::Exclusive, LONG));
+        lock_within(&one, LockKind::Exclusive, LONG).unwrap();
+        let waiting = thread::spawn(move || lock_within(&other, LockKind::Exclusive, LONG));
         drop(one);
         waiting.join().unwrap().unwrap();
     }

@@ -80,7 +80,7 @@ struct Status {
 
 /// What is needed to serve a disk, shared by all of them.
 #[derive(Debug)]
-pub struct Means {
+pub struct Services {
     /// Where entries are kept.
     pub state: StateDir,
     /// Starts processes.
@@ -210,53 +210,53 @@ impl Disk {
     ///
     /// # Errors
     /// What fails; then no process runs and no entry is left.
-    pub async fn create(&self, means: &Means) -> Result<(), Failure> {
+    pub async fn create(&self, services: &Services) -> Result<(), Failure> {
         let Some(entry) = self.entry() else {
             return Ok(());
         };
         let listener = bind(&entry.socket)?;
         let undo = |failure: Failure| {
-            means.launcher.clean(&entry.id, &entry.socket);
+            services.launcher.clean(&entry.id, &entry.socket);
             failure
         };
-        let process = means
+        let process = services
             .launcher
             .start(&entry, &listener)
             .await
             .map_err(undo)?;
-        let stored = self.serve_with(process, Some(listener), means);
+        let stored = self.serve_with(process, Some(listener), services);
         if let Err(error) = stored {
             self.stopping.store(true, Ordering::Relaxed);
             self.stop_process().await;
             return Err(undo(error.into()));
         }
-        means.events.add(&self.id, Kind::Added, None);
+        services.events.add(&self.id, Kind::Added, None);
         Ok(())
     }
 
     /// Takes over the process that a former node started, or starts one.
-    pub async fn recover(&self, means: &Means) {
+    pub async fn recover(&self, services: &Services) {
         let Some(entry) = self.entry() else { return };
         if let Some(process) = entry
             .process
             .as_ref()
-            .and_then(|found| means.launcher.find(found))
+            .and_then(|found| services.launcher.find(found))
         {
             *self.process() = Some(Arc::new(process));
             self.status().state = State::Listening;
-            means.events.add(&self.id, Kind::Found, None);
+            services.events.add(&self.id, Kind::Found, None);
             return;
         }
-        if let Err(failure) = self.start_again(means).await {
-            self.fail(means, failure.text);
+        if let Err(failure) = self.start_again(services).await {
+            self.fail(services, failure.text);
         }
     }
 
     /// Finds the process that a former node left when it was killed during the removal.
-    pub fn recover_removal(&self, means: &Means) {
+    pub fn recover_removal(&self, services: &Services) {
         let identity = self.entry().and_then(|entry| entry.process);
         *self.process() = identity
-            .and_then(|found| means.launcher.find(&found))
+            .and_then(|found| services.launcher.find(&found))
             .map(Arc::new);
     }
 
@@ -265,7 +265,7 @@ impl Disk {
         &self,
         process: Process,
         listener: Option<UnixListener>,
-        means: &Means,
+        services: &Services,
     ) -> Result<(), super::Error> {
         let mut entry = self.entry();
         if let Some(entry) = &mut entry {
@@ -277,7 +277,7 @@ impl Disk {
             *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = listener;
         }
         if let Some(entry) = entry {
-            means.state.store(&entry)?;
+            services.state.store(&entry)?;
             let mut status = self.status();
             (status.entry, status.state, status.error) = (Some(entry), State::Listening, None);
         }
@@ -285,7 +285,7 @@ impl Disk {
     }
 
     /// Starts a process on the listener of the former one, or on a new one.
-    async fn start_again(&self, means: &Means) -> Result<(), Failure> {
+    async fn start_again(&self, services: &Services) -> Result<(), Failure> {
         let Some(entry) = self.entry() else {
             return Ok(());
         };
@@ -298,10 +298,10 @@ impl Disk {
             Some(listener) => listener,
             None => bind(&entry.socket)?,
         };
-        let started = means.launcher.start(&entry, &listener).await;
+        let started = services.launcher.start(&entry, &listener).await;
         // Kept whatever happened: front-ends go on waiting in its backlog.
         *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = Some(listener);
-        if let Err(error) = self.serve_with(started?, None, means) {
+        if let Err(error) = self.serve_with(started?, None, services) {
             // Without an entry the next node would not find it.
             self.stop_process().await;
             return Err(error.into());
@@ -310,7 +310,7 @@ impl Disk {
     }
 
     /// Watches the process, and starts it again when it ends, until the disk is stopped or fails.
-    pub async fn watch(self: Arc<Self>, means: Arc<Means>) {
+    pub async fn watch(self: Arc<Self>, services: Arc<Services>) {
         let mut ends = VecDeque::new();
         loop {
             let Some(process) = self.process().clone() else {
@@ -322,7 +322,7 @@ impl Disk {
             }
             self.status().state = State::Starting;
             if !self.replacing.swap(false, Ordering::Relaxed) {
-                let reason = means.launcher.reason(&self.id);
+                let reason = services.launcher.reason(&self.id);
                 ends.push_back(Instant::now());
                 while ends.front().is_some_and(|end| end.elapsed() > CRASH_WINDOW) {
                     ends.pop_front();
@@ -333,7 +333,7 @@ impl Disk {
                     process.identity().pid
                 );
                 if ends.len() >= MAX_CRASHES {
-                    return self.fail(&means, reason);
+                    return self.fail(&services, reason);
                 }
                 let pause = FIRST_PAUSE * 2u32.pow(ends.len() as u32);
                 tokio::time::sleep(pause).await;
@@ -342,25 +342,25 @@ impl Disk {
             if self.stopping.load(Ordering::Relaxed) {
                 return;
             }
-            match self.start_again(&means).await {
+            match self.start_again(&services).await {
                 Ok(()) => {
                     self.restarts.fetch_add(1, Ordering::Relaxed);
-                    means.events.add(&self.id, Kind::Restarted, None);
+                    services.events.add(&self.id, Kind::Restarted, None);
                 }
-                Err(failure) => return self.fail(&means, failure.text),
+                Err(failure) => return self.fail(&services, failure.text),
             }
         }
     }
 
     /// Gives the disk up: closes its listener, keeps its entry.
-    fn fail(&self, means: &Means, reason: String) {
+    fn fail(&self, services: &Services, reason: String) {
         log::error!("disk {} failed: {reason}", self.id);
         *self.process() = None;
         *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let mut status = self.status();
         (status.state, status.error) = (State::Failed, Some(reason.clone()));
         drop(status);
-        means.events.add(&self.id, Kind::Failed, Some(reason));
+        services.events.add(&self.id, Kind::Failed, Some(reason));
     }
 
     /// Replaces the process by a new one: the old one drains first, and the watcher starts the next. A process that is
@@ -379,20 +379,20 @@ impl Disk {
     ///
     /// # Errors
     /// The state directory cannot be written; the disk stays, and the request can be repeated.
-    pub async fn remove(&self, means: &Means) -> Result<(), super::Error> {
+    pub async fn remove(&self, services: &Services) -> Result<(), super::Error> {
         let mut entry = self.entry();
         if let Some(entry) = &mut entry {
             entry.deleting = true;
-            means.state.store(entry)?;
+            services.state.store(entry)?;
         }
         self.stopping.store(true, Ordering::Relaxed);
         self.status().state = State::Deleting;
         self.stop_process().await;
         *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        let socket = entry.map_or_else(|| means.launcher.socket(&self.id), |entry| entry.socket);
-        means.launcher.clean(&self.id, &socket);
-        means.state.remove(&self.id)?;
-        means.events.add(&self.id, Kind::Removed, None);
+        let socket = entry.map_or_else(|| services.launcher.socket(&self.id), |entry| entry.socket);
+        services.launcher.clean(&self.id, &socket);
+        services.state.remove(&self.id)?;
+        services.events.add(&self.id, Kind::Removed, None);
         Ok(())
     }
 

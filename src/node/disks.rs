@@ -9,14 +9,14 @@ use tokio::sync::Semaphore;
 
 use super::allow::AllowedDirs;
 use super::clock;
-use super::disk::{Disk, Means, State};
+use super::disk::{Disk, Services, State};
 use super::entry::{Entry, VERSION};
 use super::error::{Code, Error, Failure};
 use super::events::{Events, Kind};
 use super::id::DiskId;
 use super::launch::Launcher;
 use super::spec::{Content, DiskSpec, Origin, Requested};
-use super::state_dir::{Loaded, StateDir};
+use super::state_dir::{StateDir, StoredEntry};
 use crate::tool::ctl::{self, Ask};
 
 /// Processes that are started at a time: more would only wait for the processors.
@@ -25,7 +25,7 @@ const PARALLEL_STARTS: usize = 8;
 /// All disks of the node.
 #[derive(Debug)]
 pub struct Disks {
-    means: Arc<Means>,
+    services: Arc<Services>,
     allowed: AllowedDirs,
     disks: Mutex<BTreeMap<DiskId, Arc<Disk>>>,
     starts: Semaphore,
@@ -35,9 +35,9 @@ pub struct Disks {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Put {
     /// A new disk.
-    Made,
+    Created,
     /// The same disk was there.
-    There,
+    Unchanged,
 }
 
 impl Disks {
@@ -45,7 +45,7 @@ impl Disks {
     pub fn new(state: StateDir, launcher: Launcher, allowed: AllowedDirs) -> Self {
         let events = Events::default();
         Self {
-            means: Arc::new(Means {
+            services: Arc::new(Services {
                 state,
                 launcher,
                 events,
@@ -61,16 +61,16 @@ impl Disks {
     /// # Errors
     /// [`Error::File`] if the directory cannot be read. A disk that cannot be served fails alone.
     pub async fn recover(self: Arc<Self>) -> Result<(), Error> {
-        let found = self.means.state.load()?;
-        let known: Vec<_> = found.iter().map(|loaded| loaded.id().clone()).collect();
-        self.means.launcher.end_strays(&known).await?;
-        for loaded in found {
-            match loaded {
-                Loaded::Damaged(id, reason) => {
+        let found = self.services.state.load()?;
+        let known: Vec<_> = found.iter().map(|stored| stored.id().clone()).collect();
+        self.services.launcher.end_strays(&known).await?;
+        for stored in found {
+            match stored {
+                StoredEntry::Damaged(id, reason) => {
                     log::error!("disk {id}: {reason}");
                     self.insert(Arc::new(Disk::damaged(id, reason)));
                 }
-                Loaded::Entry(entry) => {
+                StoredEntry::Valid(entry) => {
                     let disk = Arc::new(Disk::new(*entry));
                     self.insert(disk.clone());
                     tokio::spawn(self.clone().recover_one(disk));
@@ -83,8 +83,8 @@ impl Disks {
     async fn recover_one(self: Arc<Self>, disk: Arc<Disk>) {
         let operation = disk.operation().await;
         if disk.entry().is_some_and(|entry| entry.deleting) {
-            disk.recover_removal(&self.means);
-            match disk.remove(&self.means).await {
+            disk.recover_removal(&self.services);
+            match disk.remove(&self.services).await {
                 Ok(()) => drop(self.lock().remove(disk.id())),
                 Err(error) => {
                     log::error!("disk {}: cannot complete the removal: {error}", disk.id())
@@ -94,11 +94,11 @@ impl Disks {
         }
         // Closed never: the semaphore lives as long as the node.
         let _start = self.starts.acquire().await;
-        disk.recover(&self.means).await;
+        disk.recover(&self.services).await;
         drop(operation);
         self.learn_size(&disk).await;
         if disk.state() == State::Listening {
-            tokio::spawn(disk.watch(self.means.clone()));
+            tokio::spawn(disk.watch(self.services.clone()));
         }
     }
 
@@ -112,8 +112,8 @@ impl Disks {
         spec: DiskSpec,
     ) -> Result<(Put, Arc<Disk>), Failure> {
         let checked = spec.check(&self.allowed)?;
-        if let Some(found) = self.settled(id).await {
-            return there(found, &spec);
+        if let Some(found) = self.find_when_idle(id).await {
+            return compare(found, &spec);
         }
         let content = match checked.requested {
             Requested::Files(content) => content,
@@ -121,8 +121,8 @@ impl Disks {
         };
         let socket = checked
             .socket
-            .unwrap_or_else(|| self.means.launcher.socket(id));
-        self.means.launcher.check_paths(id, &socket)?;
+            .unwrap_or_else(|| self.services.launcher.socket(id));
+        self.services.launcher.check_paths(id, &socket)?;
         let disk = Arc::new(Disk::new(Entry {
             version: VERSION,
             id: id.clone(),
@@ -141,8 +141,8 @@ impl Disks {
             .is_some()
         {
             // Another request was faster: its outcome decides.
-            return match self.settled(id).await {
-                Some(found) => there(found, &spec),
+            return match self.find_when_idle(id).await {
+                Some(found) => compare(found, &spec),
                 None => Err(Failure::new(
                     Code::Conflict,
                     format!("disk {id} was created and removed by another request; retry"),
@@ -150,13 +150,13 @@ impl Disks {
             };
         }
         let start = self.starts.acquire().await;
-        let made = disk.create(&self.means).await;
+        let made = disk.create(&self.services).await;
         drop((start, operation));
         match made {
             Ok(()) => {
                 self.learn_size(&disk).await;
-                tokio::spawn(disk.clone().watch(self.means.clone()));
-                Ok((Put::Made, disk))
+                tokio::spawn(disk.clone().watch(self.services.clone()));
+                Ok((Put::Created, disk))
             }
             Err(failure) => {
                 self.lock().remove(id);
@@ -208,7 +208,7 @@ impl Disks {
         if !force && let Some(text) = self.in_use(&disk).await {
             return Err(Failure::new(Code::InUse, text));
         }
-        disk.remove(&self.means).await?;
+        disk.remove(&self.services).await?;
         self.lock().remove(id);
         Ok(())
     }
@@ -242,10 +242,10 @@ impl Disks {
         let disk = self.get(id)?;
         let operation = disk.operation().await;
         if disk.state() == State::Failed {
-            disk.recover(&self.means).await;
+            disk.recover(&self.services).await;
             drop(operation);
             if disk.state() == State::Listening {
-                tokio::spawn(disk.clone().watch(self.means.clone()));
+                tokio::spawn(disk.clone().watch(self.services.clone()));
             }
         } else {
             disk.restart().await;
@@ -270,7 +270,7 @@ impl Disks {
     pub async fn snapshot(&self, id: &DiskId, name: String, wait: bool) -> Result<Value, Failure> {
         let disk = self.get(id)?;
         let made = self.ask(id, Ask::Snapshot { name, wait }).await?;
-        self.means.events.add(disk.id(), Kind::Snapshot, None);
+        self.services.events.add(disk.id(), Kind::Snapshot, None);
         Ok(made)
     }
 
@@ -305,7 +305,7 @@ impl Disks {
 
     /// Asks the process of disk `id`.
     async fn ask(&self, id: &DiskId, ask: Ask) -> Result<Value, Failure> {
-        let control = self.means.launcher.control(id);
+        let control = self.services.launcher.control(id);
         let asked = tokio::task::spawn_blocking(move || ctl::ask(&control, &ask)).await;
         let answer = asked.map_err(|error| Failure::caused(Code::Internal, &error))?;
         answer.map_err(|error| {
@@ -334,7 +334,7 @@ impl Disks {
 
     /// What clients can wait for.
     pub fn events(&self) -> &Events {
-        &self.means.events
+        &self.services.events
     }
 
     /// Names of the disks that failed.
@@ -347,7 +347,7 @@ impl Disks {
     }
 
     /// The disk `id` once the operation under way on it has ended.
-    async fn settled(&self, id: &DiskId) -> Option<Arc<Disk>> {
+    async fn find_when_idle(&self, id: &DiskId) -> Option<Arc<Disk>> {
         drop(self.find(id)?.operation().await);
         self.find(id)
     }
@@ -370,9 +370,9 @@ fn not_found(id: &DiskId) -> Failure {
 }
 
 /// Answers a `PUT` of a name that is taken.
-fn there(found: Arc<Disk>, spec: &DiskSpec) -> Result<(Put, Arc<Disk>), Failure> {
+fn compare(found: Arc<Disk>, spec: &DiskSpec) -> Result<(Put, Arc<Disk>), Failure> {
     match found.entry() {
-        Some(entry) if entry.spec == *spec => Ok((Put::There, found)),
+        Some(entry) if entry.spec == *spec => Ok((Put::Unchanged, found)),
         _ => {
             let text = format!("disk {} exists with another specification", found.id());
             Err(Failure::new(Code::Conflict, text))

@@ -25,18 +25,18 @@ pub struct StateDir {
 
 /// What a file of the state directory holds.
 #[derive(Debug)]
-pub enum Loaded {
+pub enum StoredEntry {
     /// A valid entry.
-    Entry(Box<Entry>),
+    Valid(Box<Entry>),
     /// An entry that cannot be used, and why.
     Damaged(DiskId, String),
 }
 
-impl Loaded {
+impl StoredEntry {
     /// Name of the disk.
     pub fn id(&self) -> &DiskId {
         match self {
-            Self::Entry(entry) => &entry.id,
+            Self::Valid(entry) => &entry.id,
             Self::Damaged(id, _) => id,
         }
     }
@@ -65,7 +65,7 @@ impl StateDir {
     ///
     /// # Errors
     /// [`Error::File`] if the directory cannot be listed.
-    pub fn load(&self) -> Result<Vec<Loaded>, Error> {
+    pub fn load(&self) -> Result<Vec<StoredEntry>, Error> {
         let list = fs::read_dir(&self.disks).map_err(Error::file("list", &self.disks))?;
         let mut found = Vec::new();
         for file in list {
@@ -77,8 +77,8 @@ impl StateDir {
                 let _ = fs::remove_file(file.path());
             } else if let Some(Ok(id)) = name.strip_suffix(".json").map(str::parse::<DiskId>) {
                 found.push(match read(&file.path(), &id) {
-                    Ok(entry) => Loaded::Entry(Box::new(entry)),
-                    Err(reason) => Loaded::Damaged(id, reason),
+                    Ok(entry) => StoredEntry::Valid(Box::new(entry)),
+                    Err(reason) => StoredEntry::Damaged(id, reason),
                 });
             }
         }
@@ -204,8 +204,8 @@ mod tests {
         let (mut good, mut bad) = (Vec::new(), Vec::new());
         for loaded in state.load().unwrap() {
             match loaded {
-                Loaded::Entry(entry) => good.push(entry.id.to_string()),
-                Loaded::Damaged(id, _) => bad.push(id.to_string()),
+                StoredEntry::Valid(entry) => good.push(entry.id.to_string()),
+                StoredEntry::Damaged(id, _) => bad.push(id.to_string()),
             }
         }
         bad.sort();

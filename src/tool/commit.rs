@@ -8,8 +8,8 @@ use indicatif::ProgressBar;
 use uuid::Uuid;
 
 use super::Error;
-use super::disk::{Content, Disk, Upper};
 use super::layer_writer::{LayerFormat, LayerWriter, Written, message};
+use super::loaded_stack::{Content, LoadedStack, WritableLayerReader};
 use super::output::{self, NewFile};
 use crate::format::lsmt::{ENTRY_LEN, MAX_ENTRIES, MAX_LENGTH};
 use crate::format::zfile::BlockFormat;
@@ -55,16 +55,16 @@ pub fn commit(task: &Commit, file: NewFile, progress: &ProgressBar) -> Result<Wr
         true => ExtentMap::new(),
         false => ExtentMap::apart(),
     };
-    let upper = Upper::open(&task.upper, map)?;
+    let upper = WritableLayerReader::open(&task.upper, map)?;
     let format = LayerFormat {
         blocks: task.blocks,
         tar: task.tar,
-        uuid: task.uuid.unwrap_or(upper.header.uuid),
-        parent_uuid: task.parent_uuid.unwrap_or(upper.header.parent_uuid),
+        uuid: task.uuid.unwrap_or(upper.header().uuid),
+        parent_uuid: task.parent_uuid.unwrap_or(upper.header().parent_uuid),
         message: message(&task.message, upper.placed().made_upon)?,
     };
     write(
-        &Disk::of(None, Some(upper)),
+        &LoadedStack::of(None, Some(upper)),
         file,
         format,
         task.threads,
@@ -77,27 +77,28 @@ pub fn commit(task: &Commit, file: NewFile, progress: &ProgressBar) -> Result<Wr
 /// # Errors
 /// Those of [`commit`].
 pub fn write(
-    disk: &Disk,
+    stack: &LoadedStack,
     file: NewFile,
     format: LayerFormat,
     threads: NonZero<usize>,
     progress: &ProgressBar,
 ) -> Result<Written, Error> {
-    output::refuse_inputs(file.target(), disk.inputs())?;
+    output::refuse_inputs(file.target(), stack.inputs())?;
     // Finding this out later would cost the copying.
-    if runs(disk) > MAX_ENTRIES {
+    if least_mappings(stack) > MAX_ENTRIES {
         return Err(Error::TooManyMappings {
             path: file.target().to_owned(),
         });
     }
-    progress.set_length(disk.size());
+    progress.set_length(stack.size());
     let fetch = || {
         let mut reader = Reader::new();
-        move |from: u64, into: &mut [u8]| disk.read(&mut reader, Sector::containing(from), into)
+        move |from: u64, into: &mut [u8]| stack.read(&mut reader, Sector::containing(from), into)
     };
     thread::scope(|scope| {
-        let mut layer = LayerWriter::start(scope, threads, file, format, Some(disk.size()), fetch)?;
-        for piece in disk.all_pieces() {
+        let mut layer =
+            LayerWriter::start(scope, threads, file, format, Some(stack.size()), fetch)?;
+        for piece in stack.all_pieces() {
             let range = piece.range;
             match piece.content {
                 Content::Zeroed => {
@@ -105,21 +106,21 @@ pub fn write(
                         layer.zeroed(step.start(), step.len().0 as u16)?;
                     }
                 }
-                Content::Layer(_) | Content::Upper => {
+                Content::Layer(_) | Content::WritableLayer => {
                     layer.fetched(range.start(), range.len().0, range.start().byte())?;
                 }
             }
             progress.set_position(range.end().byte());
         }
-        layer.finish(disk.size())
+        layer.finish(stack.size())
     })
 }
 
 /// Number of runs of sectors with data, and of zeroed ones. A layer has at least one mapping for
 /// each, and more for long ones only.
-pub fn runs(disk: &Disk) -> u64 {
+pub fn least_mappings(stack: &LoadedStack) -> u64 {
     let (mut count, mut last) = (0, None);
-    for piece in disk.all_pieces() {
+    for piece in stack.all_pieces() {
         let zeroed = piece.content == Content::Zeroed;
         count += u64::from(last != Some((piece.range.start(), zeroed)));
         last = Some((piece.range.end(), zeroed));

@@ -16,7 +16,7 @@ use super::in_order::InOrder;
 use super::layer_writer::{LayerFormat, LayerWriter, Written, message};
 use super::name::hashed;
 use super::output::{self, NewFile};
-use super::raw_image::{Part, RawImage, Source};
+use super::raw_image::{RawImage, RawRange, Source};
 use super::unit::{CHUNK, UNIT, data_from, is_zero};
 use crate::format::zfile::BlockFormat;
 use crate::image::Image;
@@ -224,7 +224,7 @@ impl Sink {
         loop {
             let buffer = self.spare.pop().unwrap_or_default();
             match raw.next(buffer)? {
-                Some(Part::Data {
+                Some(RawRange::Data {
                     offset,
                     bytes,
                     unread,
@@ -233,7 +233,7 @@ impl Sink {
                     bytes,
                     unread,
                 })?,
-                Some(Part::Hole { offset, len }) => {
+                Some(RawRange::Hole { offset, len }) => {
                     if let Some(parent) = parent {
                         self.hide(parent, offset, offset + len)?;
                     }

@@ -13,8 +13,8 @@ use std::thread;
 use indicatif::ProgressBar;
 
 use super::Error;
-use super::disk::Disk;
 use super::in_order::InOrder;
+use super::loaded_stack::LoadedStack;
 use super::output::{self, Unnamed};
 use super::unit::{CHUNK, UNIT, is_zero};
 use crate::image::reader::Reader;
@@ -40,17 +40,17 @@ struct Chunk {
 /// # Errors
 /// [`Error::OutputIsInput`]; and if something cannot be read or written.
 pub fn export(
-    disk: &Disk,
+    stack: &LoadedStack,
     target: &mut Target,
     threads: NonZero<usize>,
     progress: &ProgressBar,
 ) -> Result<(), Error> {
-    target.refuse_inputs(disk)?;
-    progress.set_length(disk.size());
+    target.refuse_inputs(stack)?;
+    progress.set_length(stack.size());
     thread::scope(|scope| {
         let worker = || {
             let mut reader = Reader::new();
-            move |chunk| read(disk, &mut reader, chunk)
+            move |chunk| read(stack, &mut reader, chunk)
         };
         let mut jobs = InOrder::start(scope, threads, worker)?;
         let mut write = |done: Result<Chunk, Error>| {
@@ -60,9 +60,9 @@ pub fn export(
             Ok::<_, Error>(chunk.bytes)
         };
         let (mut at, mut spare) = (0, Vec::new());
-        while let Some(data) = disk.data_from(at, disk.size()) {
+        while let Some(data) = stack.data_from(at, stack.size()) {
             let offset = data / UNIT as u64 * UNIT as u64;
-            at = disk.size().min(offset + CHUNK as u64);
+            at = stack.size().min(offset + CHUNK as u64);
             let mut bytes = mem::take(&mut spare);
             bytes.resize((at - offset) as usize, 0);
             if let Some(done) = jobs.push(Chunk { offset, bytes })? {
@@ -74,15 +74,15 @@ pub fn export(
         }
         Ok::<_, Error>(())
     })?;
-    target.finish(disk.size())
+    target.finish(stack.size())
 }
 
 /// Fills a chunk with the content of the disk.
-fn read(disk: &Disk, reader: &mut Reader, mut chunk: Chunk) -> Result<Chunk, Error> {
+fn read(stack: &LoadedStack, reader: &mut Reader, mut chunk: Chunk) -> Result<Chunk, Error> {
     let len = chunk.bytes.len();
     let sector = SECTOR_SIZE as usize;
     chunk.bytes.resize(len.next_multiple_of(sector), 0);
-    disk.read(reader, Sector::containing(chunk.offset), &mut chunk.bytes)?;
+    stack.read(reader, Sector::containing(chunk.offset), &mut chunk.bytes)?;
     chunk.bytes.truncate(len);
     Ok(chunk)
 }
@@ -116,9 +116,9 @@ impl Target {
         Ok(Self(Kind::File(Unnamed::create(path)?)))
     }
 
-    fn refuse_inputs(&self, disk: &Disk) -> Result<(), Error> {
+    fn refuse_inputs(&self, stack: &LoadedStack) -> Result<(), Error> {
         match &self.0 {
-            Kind::File(file) => output::refuse_inputs(file.content().target(), disk.inputs()),
+            Kind::File(file) => output::refuse_inputs(file.content().target(), stack.inputs()),
             Kind::Stdout { .. } => Ok(()),
         }
     }

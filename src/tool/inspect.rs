@@ -6,7 +6,7 @@ use indicatif::{BinaryBytes, HumanCount};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::disk::{Content, Disk, Upper};
+use super::loaded_stack::{Content, LoadedStack, WritableLayerReader};
 use crate::format::lsmt::HEADER_LEN;
 use crate::image::Image;
 use crate::image::layer::Layer;
@@ -151,17 +151,17 @@ struct Share {
 
 /// Describes all layers of a disk. `local_bytes` are the bytes of each that were local when it was
 /// opened; layers that snapshots added are local.
-pub fn inspect(disk: &Disk, local_bytes: &[u64]) -> Inspection {
-    let size = disk.size();
-    let layers = disk.image().map_or(&[][..], Image::layers);
+pub fn inspect(stack: &LoadedStack, local_bytes: &[u64]) -> Inspection {
+    let size = stack.size();
+    let layers = stack.image().map_or(&[][..], Image::layers);
     let mut shares = vec![Share::default(); layers.len()];
     let (mut zeroed, mut upper_share) = (Share::default(), Share::default());
     let mut segments = 0;
-    for piece in disk.pieces() {
+    for piece in stack.pieces() {
         let share = match piece.content {
             Content::Zeroed => &mut zeroed,
             Content::Layer(number) => &mut shares[usize::from(number)],
-            Content::Upper => &mut upper_share,
+            Content::WritableLayer => &mut upper_share,
         };
         share.segments += 1;
         share.sectors += piece.range.len().0;
@@ -173,7 +173,7 @@ pub fn inspect(disk: &Disk, local_bytes: &[u64]) -> Inspection {
     let layers: Vec<_> = layers
         .map(|((layer, share), local_bytes)| look_at(layer, local_bytes, share, size))
         .collect();
-    let upper = disk.upper();
+    let upper = stack.upper();
     let upper = upper.map(|upper| look_at_upper(upper, &upper_share, size));
     let zeroed = bytes(&zeroed, size);
     let above = upper.as_ref().map_or(0, |upper| upper.share);
@@ -197,24 +197,24 @@ fn named(uuid: Uuid) -> Option<Uuid> {
     (!uuid.is_nil()).then_some(uuid)
 }
 
-fn look_at_upper(upper: &Upper, share: &Share, size: u64) -> UpperInfo {
-    let extents = upper.map.iter();
+fn look_at_upper(upper: &WritableLayerReader, share: &Share, size: u64) -> UpperInfo {
+    let extents = upper.map().iter();
     let data: Sectors = extents
         .filter_map(|extent| Some(extent.data()?.len()))
         .sum();
     UpperInfo {
-        data: upper.paths.data.display().to_string(),
-        index: upper.paths.index.display().to_string(),
-        kind: upper.kind.name(),
-        virtual_size: upper.header.virtual_size,
-        uuid: named(upper.header.uuid),
-        parent_uuid: named(upper.header.parent_uuid),
+        data: upper.paths().data.display().to_string(),
+        index: upper.paths().index.display().to_string(),
+        kind: upper.kind().name(),
+        virtual_size: upper.header().virtual_size,
+        uuid: named(upper.header().uuid),
+        parent_uuid: named(upper.header().parent_uuid),
         made_upon: upper.placed().made_upon.map(RecordInfo::from),
         file_size: upper.data_len(),
         data_size: data.bytes(),
-        extents: upper.map.len(),
-        index_entries: upper.index_entries,
-        journal: upper.journal,
+        extents: upper.map().len(),
+        index_entries: upper.index_entries(),
+        journal: upper.journal_len(),
         share_segments: share.segments,
         share: bytes(share, size),
         share_percent: percent(bytes(share, size), size),

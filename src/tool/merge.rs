@@ -7,8 +7,8 @@ use uuid::Uuid;
 
 use super::Error;
 use super::commit::write;
-use super::disk::Disk;
 use super::layer_writer::{LayerFormat, Written, message};
+use super::loaded_stack::LoadedStack;
 use super::name::hashed;
 use super::output::NewFile;
 use crate::format::zfile::BlockFormat;
@@ -37,14 +37,14 @@ pub struct Merge {
 /// An [`Error`].
 /// Something cannot be read or written; there is no output then.
 pub fn merge(
-    disk: &Disk,
+    stack: &LoadedStack,
     task: &Merge,
     file: NewFile,
     progress: &ProgressBar,
 ) -> Result<Written, Error> {
-    let layers = disk.image().map_or(&[][..], |image| image.layers()).iter();
+    let layers = stack.image().map_or(&[][..], |image| image.layers()).iter();
     let names = layers.map(|layer| (layer.uuid(), layer.parent_uuid()));
-    let upper = disk.upper().map(|upper| &upper.header);
+    let upper = stack.upper().map(|upper| upper.header());
     let names = names.chain(upper.map(|header| (header.uuid, header.parent_uuid)));
     let (names, parents): (Vec<_>, Vec<_>) = names.unzip();
     // Layers above the topmost one name it as their parent, and must find it.
@@ -59,7 +59,7 @@ pub fn merge(
         tar: task.tar,
         uuid,
         parent_uuid: parents.first().copied().unwrap_or_default(),
-        message: message(&task.message, disk.made_upon())?,
+        message: message(&task.message, stack.made_upon())?,
     };
-    write(disk, file, format, task.threads, progress)
+    write(stack, file, format, task.threads, progress)
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::Error;
-use super::disk::Files;
+use super::loaded_stack::StackFiles;
 use crate::image::{self, Image, Lineage, MAX_LAYERS, OpenStack};
 use crate::source::client::Client;
 use crate::source::{self, Blob, LayerRef};
@@ -54,7 +54,7 @@ pub struct OpenFiles {
     client: Option<Arc<Client>>,
 }
 
-impl Files {
+impl StackFiles {
     /// Opens the local layers. A layer that cannot be opened fails [`OpenFiles::load`], and is a finding
     /// of a check. A layer in a registry is such a layer until
     /// [`Registries::attach`](super::remote::Registries::attach).
@@ -117,7 +117,7 @@ impl OpenFiles {
     /// The snapshot manifest cannot be read.
     pub fn pairs(&self) -> Result<Option<Pairs>, Error> {
         let upper = self.upper.as_ref();
-        Ok(upper.map(Pairs::follow).transpose()?)
+        Ok(upper.map(Pairs::read).transpose()?)
     }
 
     /// Opens the layers that snapshots have frozen, which lie above the others.

@@ -36,16 +36,16 @@ pub enum Input {
     Path(PathBuf),
 }
 
-/// The next part of an image. All parts but the last are whole units.
+/// A range of an image: data or a hole. All ranges but the last are whole units.
 #[derive(Debug)]
-pub enum Part {
+pub enum RawRange {
     /// Bytes from this offset on.
     Data {
         /// Offset on the disk.
         offset: u64,
         /// The bytes.
         bytes: Vec<u8>,
-        /// Whether the user of the part must still read the bytes, with [`Source::read_at`].
+        /// Whether the user of the range must still read the bytes, with [`Source::read_at`].
         unread: bool,
     },
     /// A range of zeros that was not read.
@@ -71,7 +71,7 @@ pub struct RawImage {
     source: Arc<Source>,
     /// Length; `None` for a stream, which is known at its end only.
     len: Option<u64>,
-    /// Offset of the next part.
+    /// Offset of the next range.
     at: u64,
     /// End of the data around `at`; the next hole or data is searched from there.
     data_end: u64,
@@ -121,7 +121,7 @@ impl RawImage {
         &self.source.file
     }
 
-    /// The file, for parts that are not read yet.
+    /// The file, for ranges that are not read yet.
     pub fn source(&self) -> Arc<Source> {
         Arc::clone(&self.source)
     }
@@ -203,11 +203,11 @@ impl RawImage {
         }
     }
 
-    /// Returns the next part; data is read into `buffer`. `None`: the image ends.
+    /// Returns the next range; data is read into `buffer`. `None`: the image ends.
     ///
     /// # Errors
     /// [`Error::Read`]; [`Error::Empty`] if a stream has no bytes.
-    pub fn next(&mut self, mut buffer: Vec<u8>) -> Result<Option<Part>, Error> {
+    pub fn next(&mut self, mut buffer: Vec<u8>) -> Result<Option<RawRange>, Error> {
         let offset = self.at;
         let Some(len) = self.len else {
             match self.head.take() {
@@ -219,12 +219,12 @@ impl RawImage {
                 let name = self.source.name.clone();
                 return Err(Error::Empty { name });
             }
-            let part = Part::Data {
+            let range = RawRange::Data {
                 offset,
                 bytes: buffer,
                 unread: false,
             };
-            return Ok((self.at > offset).then_some(part));
+            return Ok((self.at > offset).then_some(range));
         };
         if offset >= len {
             return Ok(None);
@@ -236,7 +236,7 @@ impl RawImage {
             if start > offset {
                 self.at = start;
                 let len = start - offset;
-                return Ok(Some(Part::Hole { offset, len }));
+                return Ok(Some(RawRange::Hole { offset, len }));
             }
             let end = self.hole_from(offset, len).max(offset + 1);
             self.data_end = end.next_multiple_of(unit).min(len);
@@ -244,7 +244,7 @@ impl RawImage {
         let part = (self.data_end - offset).min(CHUNK as u64);
         buffer.resize(part as usize, 0);
         self.at += part;
-        Ok(Some(Part::Data {
+        Ok(Some(RawRange::Data {
             offset,
             bytes: buffer,
             unread: true,

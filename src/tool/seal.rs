@@ -2,9 +2,9 @@
 
 use super::Error;
 use crate::writable::extent_map::ExtentMap;
-use crate::writable::load::{Access, Loaded, load};
+use crate::writable::load::{Access, load};
 use crate::writable::manifest::Pairs;
-use crate::writable::{self, Paths, mappings, seal};
+use crate::writable::{self, Paths, seal};
 
 /// Result of sealing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,19 +23,7 @@ pub enum Sealed {
 /// and the disk continues in another layer.
 pub fn seal(paths: &Paths) -> Result<Sealed, Error> {
     let sealed = match load(paths, Access::Write, ExtentMap::new()) {
-        Ok(mut loaded) => {
-            loaded.repair_index(paths)?;
-            let Loaded {
-                data,
-                header,
-                kind,
-                map,
-                ..
-            } = loaded;
-            let mappings: Vec<_> = mappings(&map).collect();
-            seal::seal(&data, &paths.data, &header, kind, &mappings)?;
-            Sealed::Now(mappings.len())
-        }
+        Ok(loaded) => Sealed::Now(loaded.seal(paths)?),
         Err(writable::Error::Sealed { .. }) => Sealed::Before,
         Err(error) => return Err(error.into()),
     };

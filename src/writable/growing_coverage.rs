@@ -11,22 +11,22 @@ use crate::units::{Sector, SectorRange};
 /// Each has as many sectors as all before it, or more: a disk has few, however often it grows.
 #[derive(Debug)]
 pub(super) struct GrowingCoverage {
-    first: Part,
+    first: RangeCoverage,
 }
 
 #[derive(Debug)]
-struct Part {
+struct RangeCoverage {
     range: SectorRange,
     /// Of sectors counted from the start of `range`.
     coverage: Coverage,
-    next: OnceLock<Box<Part>>,
+    next: OnceLock<Box<RangeCoverage>>,
 }
 
 impl GrowingCoverage {
     /// No bits set, for a disk that ends at `end`.
     pub fn new(end: Sector) -> Self {
         Self {
-            first: Part::new(SectorRange::new(Sector(0), end)),
+            first: RangeCoverage::new(SectorRange::new(Sector(0), end)),
         }
     }
 
@@ -40,7 +40,8 @@ impl GrowingCoverage {
         if end > covered {
             let end = end.max(Sector(covered.0.saturating_mul(2)));
             let range = SectorRange::new(covered, end);
-            last.next.get_or_init(|| Box::new(Part::new(range)));
+            last.next
+                .get_or_init(|| Box::new(RangeCoverage::new(range)));
         }
     }
 
@@ -70,12 +71,12 @@ impl GrowingCoverage {
         })
     }
 
-    fn parts(&self) -> impl Iterator<Item = &Part> {
+    fn parts(&self) -> impl Iterator<Item = &RangeCoverage> {
         successors(Some(&self.first), |part| part.next.get().map(Box::as_ref))
     }
 }
 
-impl Part {
+impl RangeCoverage {
     fn new(range: SectorRange) -> Self {
         Self {
             range,

@@ -1,12 +1,14 @@
-//! Reads the files of a writable layer, whichever program wrote them.
+//! Reads the files of a writable layer that is not in use, whichever program wrote them.
 //!
-//! Where upstream would refuse to open, or assume something, this goes by what is certain: an index entry that points
-//! past the end of the data was never durable, so it does not count; and a sparse layer without an index holds what
-//! is not a hole of its file.
+//! Upstream refuses some of these files, or guesses. This module relies on two facts: an index entry that points past
+//! the end of the data file was never durable, so it is dropped; a sparse layer without an index consists of the data
+//! ranges of its file, so its holes replace the index.
 #![cfg_attr(
     not(test),
     warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
 )]
+
+mod resize;
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -20,14 +22,17 @@ use rustix::io::Errno;
 use super::extent_map::{Extent, ExtentMap, Place, mappings};
 use super::files::sync_names;
 use super::index_file::IndexFile;
-use super::journal;
+use super::journal::{self, IndexPosition, Journal};
 use super::layer::sparse_place;
+use super::seal;
 use super::{Error, Paths};
-use crate::format::lsmt::writable::{Kind, decode_data_header};
+use crate::format::lsmt::writable::{Kind, decode_data_header, encode_data_header};
 use crate::format::lsmt::{FIRST_DATA, HEADER_LEN, Header, HeaderKind, Mapping};
-use crate::io::file_lock::{Lock, lock_within};
+use crate::io::file_lock::{LockKind, lock_within};
 use crate::io::regular::{open_regular, open_to_read};
 use crate::units::{Sector, SectorRange};
+
+pub use resize::resize;
 
 /// How long to wait for another process that has the files open.
 const LOCK_LIMIT: Duration = Duration::from_millis(500);
@@ -35,16 +40,47 @@ const LOCK_LIMIT: Duration = Duration::from_millis(500);
 /// How the files are opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// To read them; other readers may too.
+    /// To read them, together with other readers.
     Read,
-    /// To write them; no other process may open them.
+    /// To write them, as the only process.
     Write,
+}
+
+/// How the index file describes the layer. Each state includes what the ones before it lack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum IndexState {
+    /// It agrees with the map.
+    Current,
+    /// It has torn entries, which are dropped.
+    Torn,
+    /// It misses mappings, or has entries without data, which become wrong once the data file grows.
+    Misleading,
+    /// It is empty; the holes of the data file replace it.
+    Holes,
 }
 
 /// The open files of a writable layer, and what they hold.
 #[derive(Debug)]
-pub struct Loaded {
-    /// The data file.
+pub struct LoadedLayer {
+    data: File,
+    index: IndexFile,
+    /// The header of the data file.
+    header: Header,
+    kind: Kind,
+    map: ExtentMap,
+    /// Mappings of the journal, which are part of the map. The index ends where the first of them is to be appended.
+    journal: Vec<Mapping>,
+    /// Number of the first of them.
+    next: u64,
+    index_state: IndexState,
+    /// Whether the journal has mappings without data, which become wrong once the data file grows.
+    journal_misleads: bool,
+}
+
+/// What a [`LoadedLayer`] consists of, for its next user.
+#[derive(Debug)]
+pub struct LayerParts {
+    /// The data file, locked.
     pub data: File,
     /// The index file.
     pub index: IndexFile,
@@ -52,19 +88,10 @@ pub struct Loaded {
     pub header: Header,
     /// How data is placed.
     pub kind: Kind,
-    /// The extents of the layer.
+    /// The extents.
     pub map: ExtentMap,
-    /// Mappings of the journal, which are part of the map. The index ends where the first of them is to be appended.
+    /// Mappings of the journal, which are part of the map.
     pub journal: Vec<Mapping>,
-    /// Number of the first of them.
-    pub next: u64,
-    /// Whether the index file is empty, and the holes of the data file replace it.
-    pub by_holes: bool,
-    /// Whether the index file does not agree with the map: it has no header, or entries without data.
-    pub index_is_stale: bool,
-    /// Whether index or journal become wrong once the data file grows, or the index is empty: it must be rewritten
-    /// before anything else is written.
-    pub index_misleads: bool,
 }
 
 /// Opens the files of a layer and reads its extents into `map`, an empty one.
@@ -73,7 +100,7 @@ pub struct Loaded {
 /// [`Error::Busy`] if another process has the files open; [`Error::TooShort`], [`Error::Format`], [`Error::Entry`],
 /// [`Error::TooManyEntries`], [`Error::NoPair`] and [`Error::Misplaced`] if they are not the files of a writable layer;
 /// [`Error::Sealed`]; [`Error::JournalVersion`]; [`Error::File`] and [`Error::Bytes`] if they cannot be read.
-pub fn load(paths: &Paths, access: Access, map: ExtentMap) -> Result<Loaded, Error> {
+pub fn load(paths: &Paths, access: Access, map: ExtentMap) -> Result<LoadedLayer, Error> {
     let path = &paths.data;
     let mut options = File::options();
     options.read(true).write(access == Access::Write);
@@ -84,8 +111,8 @@ pub fn load(paths: &Paths, access: Access, map: ExtentMap) -> Result<Loaded, Err
     if is_sealed(&data, len, &header) {
         return Err(Error::Sealed { path: path.clone() });
     }
-    let (index, by_holes) = open_index(paths, access, kind, &header)?;
-    let mut loaded = Loaded {
+    let (index, index_state) = open_index(paths, access, kind, &header)?;
+    let mut loaded = LoadedLayer {
         data,
         index,
         header,
@@ -93,11 +120,10 @@ pub fn load(paths: &Paths, access: Access, map: ExtentMap) -> Result<Loaded, Err
         map,
         journal: Vec::new(),
         next: 0,
-        by_holes,
-        index_is_stale: by_holes,
-        index_misleads: by_holes,
+        index_state,
+        journal_misleads: false,
     };
-    if by_holes {
+    if index_state == IndexState::Holes {
         loaded.map_holes(path, len)?;
     }
     let file_end = Sector::containing(len);
@@ -113,13 +139,13 @@ pub fn load(paths: &Paths, access: Access, map: ExtentMap) -> Result<Loaded, Err
     Ok(loaded)
 }
 
-/// Opens the index file of the layer with this header. Returns whether it is empty, and holes replace it.
+/// Opens the index file of the layer with this header.
 fn open_index(
     paths: &Paths,
     access: Access,
     kind: Kind,
     header: &Header,
-) -> Result<(IndexFile, bool), Error> {
+) -> Result<(IndexFile, IndexState), Error> {
     let (index, index_header) = IndexFile::open(&paths.index, access == Access::Write)?;
     match index_header {
         Some(found) if found.uuid != header.uuid => Err(Error::NoPair {
@@ -131,19 +157,112 @@ fn open_index(
             expected: "index file",
             found: 0,
         }),
-        found => Ok((index, found.is_none())),
+        None => Ok((index, IndexState::Holes)),
+        Some(_) => Ok((index, IndexState::Current)),
     }
 }
 
-impl Loaded {
-    /// Rewrites an index that misleads, durably, and empties the journal. To be done before the data file grows: what
-    /// is appended would become the data of a wrong entry.
+impl LoadedLayer {
+    /// Returns the header of the data file.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Returns how data is placed.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Returns the extents.
+    pub fn map(&self) -> &ExtentMap {
+        &self.map
+    }
+
+    /// Returns the index file.
+    pub fn index(&self) -> &IndexFile {
+        &self.index
+    }
+
+    /// Returns whether the index file disagrees with the map: it is empty, or has entries that do not count.
+    pub fn index_is_stale(&self) -> bool {
+        self.index_state > IndexState::Current
+    }
+
+    /// Returns whether the index must be rewritten before anything else is written: index or journal become wrong once
+    /// the data file grows, or the index is empty.
+    pub(super) fn must_rewrite_index(&self) -> bool {
+        self.journal_misleads || self.index_state >= IndexState::Misleading
+    }
+
+    /// Gives a layer whose header has no size the size `size`, in bytes.
     ///
     /// # Errors
-    /// [`Error::File`] and [`Error::Bytes`] if a file cannot be written or synced.
-    pub fn repair_index(&mut self, paths: &Paths) -> Result<(), Error> {
+    /// [`Error::Bytes`] if the header cannot be written.
+    pub(super) fn set_size(&mut self, paths: &Paths, size: u64) -> Result<(), Error> {
+        self.header.virtual_size = size;
+        self.write_data_header(paths)?;
+        self.distrust_index(IndexState::Misleading);
+        Ok(())
+    }
+
+    /// Continues a journal whose mappings may not be in the index; else starts a new one.
+    ///
+    /// # Errors
+    /// Those of [`Journal::start`].
+    pub(super) fn open_journal(&self, paths: &Paths) -> Result<Journal, Error> {
+        let (uuid, boot) = (self.header.uuid, journal::boot_id());
+        let entries = self.index.entries();
+        match self.journal.is_empty() {
+            true => Journal::start(&paths.index, uuid, boot, entries),
+            false => {
+                let position = IndexPosition {
+                    next: self.next,
+                    entries: Some(entries),
+                };
+                Journal::resume(&paths.index, uuid, boot, position)
+            }
+        }
+    }
+
+    /// Seals the data file, of a layer opened for writing. Returns the number of mappings.
+    ///
+    /// # Errors
+    /// As [`seal::seal`]; [`Error::File`] and [`Error::Bytes`] if a wrong index cannot be rewritten first.
+    pub fn seal(mut self, paths: &Paths) -> Result<usize, Error> {
+        self.repair_index(paths)?;
+        let mappings: Vec<_> = mappings(&self.map).collect();
+        seal::seal(&self.data, &paths.data, &self.header, self.kind, &mappings)?;
+        Ok(mappings.len())
+    }
+
+    /// Takes the layer apart.
+    pub fn into_parts(self) -> LayerParts {
+        LayerParts {
+            data: self.data,
+            index: self.index,
+            header: self.header,
+            kind: self.kind,
+            map: self.map,
+            journal: self.journal,
+        }
+    }
+
+    fn distrust_index(&mut self, state: IndexState) {
+        self.index_state = self.index_state.max(state);
+    }
+
+    /// Writes the header to the data file; it is not durable yet.
+    fn write_data_header(&self, paths: &Paths) -> Result<(), Error> {
+        let header = encode_data_header(&self.header, self.kind);
+        let written = self.data.write_all_at(&header, 0);
+        written.map_err(Error::bytes("write", &paths.data, 0))
+    }
+
+    /// Rewrites an index that misleads, durably, and empties the journal. Must come before the data file grows: a wrong
+    /// entry would get the appended bytes as its data.
+    fn repair_index(&mut self, paths: &Paths) -> Result<(), Error> {
         // Holes do not mislead.
-        if !self.index_misleads || self.by_holes {
+        if !self.must_rewrite_index() || self.index_state == IndexState::Holes {
             return Ok(());
         }
         let synced = self.data.sync_all();
@@ -151,7 +270,7 @@ impl Loaded {
         self.index.replace(&self.header, mappings(&self.map))?;
         journal::remove(&paths.index)?;
         self.journal.clear();
-        (self.index_is_stale, self.index_misleads) = (false, false);
+        (self.index_state, self.journal_misleads) = (IndexState::Current, false);
         Ok(())
     }
 
@@ -180,7 +299,7 @@ impl Loaded {
         };
         if entry > self.index.entries() {
             // Another program truncated the index.
-            (self.index_is_stale, self.index_misleads) = (true, true);
+            self.distrust_index(IndexState::Misleading);
         } else if !self.index.go_back(entry, &mappings)? {
             ::log::warn!(
                 "{}: another program changed the index since the journal was written; dropped {} mappings that \
@@ -208,9 +327,11 @@ impl Loaded {
                 paths.index.display(),
                 paths.data.display()
             );
-            self.index_is_stale = true;
+            self.distrust_index(match without_data {
+                0 => IndexState::Torn,
+                _ => IndexState::Misleading,
+            });
         }
-        self.index_misleads |= without_data > 0;
         Ok(())
     }
 
@@ -219,7 +340,7 @@ impl Loaded {
         let count = found.len();
         self.journal = found;
         self.journal.retain(|mapping| has_data(mapping, file_end));
-        self.index_misleads |= self.journal.len() < count;
+        self.journal_misleads = self.journal.len() < count;
         for mapping in &self.journal {
             enter(&mut self.map, *mapping);
         }
@@ -230,8 +351,8 @@ impl Loaded {
 /// longer.
 fn lock(data: &File, path: &Path, access: Access) -> Result<(), Error> {
     let lock = match access {
-        Access::Read => Lock::Shared,
-        Access::Write => Lock::Exclusive,
+        Access::Read => LockKind::Shared,
+        Access::Write => LockKind::Exclusive,
     };
     lock_within(data, lock, LOCK_LIMIT).map_err(|error| match error {
         TryLockError::WouldBlock => Error::Busy {
@@ -327,7 +448,7 @@ fn scan_holes(data: &File, len: u64, map: &mut ExtentMap) -> io::Result<()> {
 }
 
 /// Refuses a layer whose data cannot be overwritten in place.
-fn check_places(loaded: &Loaded) -> Result<(), Error> {
+fn check_places(loaded: &LoadedLayer) -> Result<(), Error> {
     let misplaced = |extent: &Extent, data: SectorRange| Error::Misplaced {
         path: loaded.index.path().to_owned(),
         offset: extent.start(),
@@ -369,6 +490,6 @@ mod tests {
         // As after a seal that was interrupted, behind a hole up to the end of the disk.
         data.write_all_at(&[1; 4096], 2 << 20).unwrap();
         let loaded = load(&paths, Access::Read, ExtentMap::new()).unwrap();
-        assert!(loaded.by_holes && loaded.map.is_empty());
+        assert!(loaded.index_state == IndexState::Holes && loaded.map.is_empty());
     }
 }

@@ -22,27 +22,45 @@ use crate::io::regular::{create_regular, open_directory, open_to_read};
 /// Most bytes of a manifest that are read.
 const MAX_MANIFEST: u64 = 16 << 20;
 
-/// The content of the manifest. Pair number 0 has the files that the disk was created with; other pairs have their
+/// Content of the manifest. Pair number 0 has the files that the disk was created with; other pairs have their
 /// number appended to the same names.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Manifest {
     /// Number of the active pair.
-    pub active: u64,
+    active: u64,
     /// The pairs below it, oldest first.
-    pub frozen: Vec<Frozen>,
+    frozen: Vec<FrozenPair>,
 }
 
 /// A frozen pair.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Frozen {
+pub(super) struct FrozenPair {
     /// Name of the snapshot that froze it.
-    pub name: String,
-    pub uuid: Uuid,
-    pub number: u64,
+    name: String,
+    /// Uuid of the layer.
+    uuid: Uuid,
+    number: u64,
+}
+
+impl FrozenPair {
+    /// Returns the name of the snapshot that froze the pair.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns the uuid of the layer.
+    pub fn uuid(&self) -> Uuid {
+        self.uuid
+    }
+
+    /// Returns the files, for the disk that was created with `first`.
+    pub fn paths(&self, first: &Paths) -> Paths {
+        numbered(first, self.number)
+    }
 }
 
 impl Manifest {
-    /// Reads a manifest. A missing file is that of a disk without snapshots.
+    /// Reads a manifest. A disk without snapshots has no such file.
     ///
     /// # Errors
     /// [`Error::File`] if it cannot be read, or is not a manifest.
@@ -59,52 +77,88 @@ impl Manifest {
         manifest.map_err(|error| Error::file("parse", path)(error.into()))
     }
 
-    /// The pairs of the disk that was created with `first`.
+    /// Returns the pairs of the disk that was created with `first`.
     pub fn pairs(&self, first: &Paths) -> Pairs {
         let frozen = self.frozen.iter();
         Pairs {
-            frozen: frozen.map(|pair| numbered(first, pair.number)).collect(),
-            active: numbered(first, self.active),
+            frozen: frozen.map(|pair| pair.paths(first)).collect(),
+            active: self.active_paths(first),
         }
     }
 
-    /// The pair that the snapshot of this name froze.
-    pub fn named(&self, name: &str) -> Option<&Frozen> {
-        self.frozen.iter().find(|known| known.name == name)
+    /// Returns the files of the active pair, for the disk that was created with `first`.
+    pub fn active_paths(&self, first: &Paths) -> Paths {
+        numbered(first, self.active)
     }
 
-    /// The manifest after a snapshot: `pair`, which was active, is frozen, and pair number `active` is active.
-    pub fn with_frozen(&self, pair: Frozen, active: u64) -> Self {
-        let mut frozen = self.frozen.clone();
-        frozen.push(pair);
-        Self { active, frozen }
+    /// Returns the frozen pairs, oldest first.
+    pub fn frozen(&self) -> &[FrozenPair] {
+        &self.frozen
+    }
+
+    /// Returns each frozen pair with those below it, both oldest first.
+    pub fn with_below(&self) -> impl Iterator<Item = (&FrozenPair, &[FrozenPair])> {
+        let counts = 1..=self.frozen.len();
+        counts.filter_map(|count| self.frozen.get(..count)?.split_last())
+    }
+
+    /// Returns the manifest after the snapshot `name`, and the pair that it freezes: the active one, of the layer
+    /// `uuid`. The next pair whose files do not exist is active then. `None` if no number is left.
+    pub fn after_snapshot(
+        &self,
+        name: &str,
+        uuid: Uuid,
+        first: &Paths,
+    ) -> Option<(Self, FrozenPair)> {
+        // Existing files may belong to a snapshot that was not completed.
+        let is_free = |number: &u64| {
+            let paths = numbered(first, *number);
+            !paths.data.exists() && !paths.index.exists()
+        };
+        let active = (self.active.checked_add(1)?..).find(is_free)?;
+        let pair = FrozenPair {
+            name: name.to_owned(),
+            uuid,
+            number: self.active,
+        };
+        let frozen = self.frozen.iter().chain([&pair]).cloned().collect();
+        Some((Self { active, frozen }, pair))
     }
 }
 
-/// The pairs of files that snapshots made of the pair that a disk was created with.
+/// The pairs of files of a disk with snapshots, as its manifest names them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pairs {
-    /// The frozen ones, oldest first: the layers right below the active one.
-    pub frozen: Vec<Paths>,
-    /// The active one.
-    pub active: Paths,
+    frozen: Vec<Paths>,
+    active: Paths,
 }
 
 impl Pairs {
-    /// Follows the manifest of the pair `first`. Without a manifest, `first` is the active pair.
+    /// Returns the frozen pairs, oldest first: the layers right below the active one.
+    pub fn frozen(&self) -> &[Paths] {
+        &self.frozen
+    }
+
+    /// Returns the active pair.
+    pub fn active(&self) -> &Paths {
+        &self.active
+    }
+
+    /// Reads the manifest of the disk that was created with the pair `first`. Without a manifest, `first` is the active
+    /// pair.
     ///
     /// # Errors
     /// [`Error::File`] if the manifest cannot be read.
-    pub fn follow(first: &Paths) -> Result<Self, Error> {
+    pub fn read(first: &Paths) -> Result<Self, Error> {
         Ok(Manifest::load(&manifest_path(first))?.pairs(first))
     }
 
-    /// Fails if a snapshot froze the pair `first`: what the disk holds now is not in it alone.
+    /// Fails if a snapshot froze the pair `first`: the present content of the disk is then not in that pair alone.
     ///
     /// # Errors
     /// [`Error::GoesOn`]; [`Error::File`] if the manifest cannot be read.
     pub fn refuse_frozen(first: &Paths) -> Result<(), Error> {
-        let active = Self::follow(first)?.active;
+        let active = Self::read(first)?.active;
         match active == *first {
             true => Ok(()),
             false => Err(Error::GoesOn {
@@ -116,13 +170,13 @@ impl Pairs {
     }
 }
 
-/// The path of the manifest of a disk that was created with `first`.
+/// Returns the path of the manifest of a disk that was created with `first`.
 pub(super) fn manifest_path(first: &Paths) -> PathBuf {
     with_suffix(&first.data, "snapshots")
 }
 
-/// The pair with this number.
-pub(super) fn numbered(first: &Paths, number: u64) -> Paths {
+/// Returns the files of the pair with this number.
+fn numbered(first: &Paths, number: u64) -> Paths {
     match number {
         0 => first.clone(),
         _ => Paths {
@@ -138,7 +192,7 @@ pub(super) struct NewManifest {
     new: PathBuf,
     directory: File,
     /// The old manifest. While it is open, the rename does not free it, which would take ten times as long as the
-    /// rename itself.
+    /// rename.
     _old: Option<File>,
 }
 

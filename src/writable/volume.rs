@@ -18,14 +18,13 @@ use arc_swap::ArcSwap;
 
 use super::create::check_size;
 use super::locks::{Rank, RankedMutex};
-use super::lookup::{Lookup, SpanContent};
+use super::lookup::Lookup;
 use super::retry::FlushRetries;
 use super::sealed::SealedLayers;
 use super::{Error, WritableLayer};
-use crate::image::reader::Reader;
 use crate::image::{Image, SizedImage};
 use crate::io::scatter::Cursor;
-use crate::units::{Sector, SectorRange, Sectors};
+use crate::units::{Sector, SectorRange};
 
 /// How long to wait for readers of replaced layers, in milliseconds.
 const MAX_WAIT: u32 = 1000;
@@ -135,14 +134,6 @@ impl Volume {
         into.end();
     }
 
-    /// Writes the next bytes of `data` to the sectors of `range`. May wait for flushes, and so for storage.
-    ///
-    /// # Errors
-    /// As [`WritableLayer::write`] and [`Volume::flush`]; [`Error::ReadOnly`].
-    pub fn write(&self, range: SectorRange, data: Cursor<'_, '_>) -> Result<(), Error> {
-        self.change_and_wait(|layer| layer.write(range, data))
-    }
-
     /// Writes the next bytes of `data` to the sectors of `range`. Never waits for storage.
     ///
     /// # Errors
@@ -155,7 +146,7 @@ impl Volume {
     /// Makes the sectors of `range`, at most [`MAX_STEP`](super::MAX_STEP), read as zeros, and frees their space.
     ///
     /// # Errors
-    /// As [`Volume::write`].
+    /// As [`Volume::write_now`] and [`Volume::flush`].
     pub fn discard(&self, range: SectorRange) -> Result<(), Error> {
         self.change_and_wait(|layer| layer.discard(range))
     }
@@ -164,7 +155,7 @@ impl Volume {
     /// their space.
     ///
     /// # Errors
-    /// As [`Volume::write`].
+    /// As [`Volume::write_now`] and [`Volume::flush`].
     pub fn write_zeroes(&self, range: SectorRange, unmap: bool) -> Result<(), Error> {
         self.change_and_wait(|layer| match unmap {
             true => layer.discard(range),
@@ -189,35 +180,6 @@ impl Volume {
             layer.flush()?;
             layer.check()
         })
-    }
-
-    /// Fills `into` with the bytes of the disk from sector `start` on. Waits for storage: for tools and tests.
-    ///
-    /// # Errors
-    /// The bytes cannot be read or unpacked.
-    pub fn read(&self, reader: &mut Reader, start: Sector, into: &mut [u8]) -> Result<(), Error> {
-        let mut lookup = Lookup::default();
-        let (mut at, mut rest) = (start, into);
-        while !rest.is_empty() {
-            let sectors = Sectors::whole_in(rest.len() as u64);
-            self.lookup(SectorRange::new(at, at + sectors), &mut lookup);
-            if lookup.is_empty() {
-                return Ok(reader.read(self.lower(), at, rest)?);
-            }
-            for span in lookup.spans() {
-                // At most the length of the slice.
-                let (part, later) = rest.split_at_mut(span.sectors.bytes() as usize);
-                match span.content {
-                    SpanContent::Lower => reader.read(self.lower(), at, part)?,
-                    SpanContent::Zero => part.fill(0),
-                    SpanContent::Data { file, offset } => {
-                        lookup.file(file).read_exact_at(part, offset)?;
-                    }
-                }
-                (at, rest) = (at + span.sectors, later);
-            }
-        }
-        Ok(())
     }
 
     /// Does `change` to the active layer; again if a snapshot froze it meanwhile.
@@ -279,7 +241,7 @@ impl Volume {
     /// Makes the disk `size` bytes large; no snapshot is taken meanwhile.
     ///
     /// # Errors
-    /// As [`Snapshots::grow`](super::Snapshots::grow).
+    /// As [`Snapshots::grow_disk`](super::Snapshots::grow_disk).
     pub(super) fn grow(&self, size: u64) -> Result<(), Error> {
         let above = self.above.as_ref().ok_or(Error::ReadOnly)?.load_full();
         let current = self.size();

@@ -27,6 +27,7 @@
 //! | `content` | bytes that tell where they belong, and a seeded generator |
 //! | `golden`, `layers` | the golden images of `tests/data`, and layers made to order |
 //! | `disk` | the daemon with the disk most tests read |
+//! | `volume` | a disk without a daemon |
 //! | `writable` | the daemon with that disk under a writable layer |
 //! | `checks` | what any read-only back-end must do, whichever it is |
 //!
@@ -58,6 +59,7 @@ pub mod remote;
 pub mod returning;
 pub mod ring;
 pub mod session;
+pub mod volume;
 pub mod writable;
 
 use std::time::Duration;

@@ -1,6 +1,7 @@
 //! The disk that the crash tests work on: a writable layer over a layer that holds [`BELOW`]
 //! everywhere.
 
+use common::volume::BlockingIo as _;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;

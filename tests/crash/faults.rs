@@ -144,7 +144,7 @@ struct Session<'a> {
 }
 
 fn open(folder: &Path, stack: &Stack) -> Result<(Arc<Volume>, Snapshots), Error> {
-    Snapshots::open(stack, &paths(folder), OPTIONS)
+    common::volume::open(stack, &paths(folder), OPTIONS)
 }
 
 /// Whether a sync of a data file failed.
@@ -285,7 +285,7 @@ impl<'a> Session<'a> {
                 volume.write_zeroes(common::sectors(start, sectors), false)
             }
             Operation::Flush => volume.flush(),
-            Operation::Grow => snapshots.grow((volume.sectors().0 + GROWTH) * 512),
+            Operation::Grow => snapshots.grow_disk((volume.sectors().0 + GROWTH) * 512),
             Operation::Seal => snapshots.seal(),
             Operation::Snapshot => {
                 let name = format!("snapshot {number}");

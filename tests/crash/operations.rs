@@ -11,12 +11,12 @@ use ovbd_vhost::format::lsmt::writable::Kind;
 use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::image::reader::Reader;
 use ovbd_vhost::io::scatter::Scatter;
-use ovbd_vhost::tool::disk::{Disk, Files};
+use ovbd_vhost::tool::loaded_stack::{LoadedStack, StackFiles};
 use ovbd_vhost::tool::seal::{Sealed, seal};
 use ovbd_vhost::units::Sector;
 use ovbd_vhost::writable::extent_map::ExtentMap;
 use ovbd_vhost::writable::load::{Access, load};
-use ovbd_vhost::writable::{Error, Options, Paths, Snapshots, WritableLayer, create, resize};
+use ovbd_vhost::writable::{Error, Options, Paths, WritableLayer, create, resize};
 use uuid::Uuid;
 use vm_memory::VolatileSlice;
 
@@ -70,18 +70,19 @@ fn content(folder: &Path) -> (Vec<u8>, bool) {
     };
     assert!(sealed || index.exists());
     let files = match sealed {
-        true => Files {
+        true => StackFiles {
             stack: Stack::new([data]),
             upper: None,
         },
-        false => Files {
+        false => StackFiles {
             stack: Stack::default(),
             upper: Some(paths),
         },
     };
-    let disk = Disk::load(files.open().unwrap()).unwrap();
-    let mut bytes = vec![0xEE; disk.size() as usize];
-    disk.read(&mut Reader::new(), Sector(0), &mut bytes)
+    let stack = LoadedStack::load(files.open().unwrap()).unwrap();
+    let mut bytes = vec![0xEE; stack.size() as usize];
+    stack
+        .read(&mut Reader::new(), Sector(0), &mut bytes)
         .unwrap();
     (bytes, sealed)
 }
@@ -163,9 +164,9 @@ fn resizing_cut_short() {
 fn growing_in_use_cut_short() {
     let grow = |folder: &Path| {
         let files = paths(folder);
-        let device = Snapshots::open(&Stack::default(), &files, Options::default());
+        let device = common::volume::open(&Stack::default(), &files, Options::default());
         let (volume, snapshots) = device.unwrap();
-        snapshots.grow(200 * 512).unwrap();
+        snapshots.grow_disk(200 * 512).unwrap();
         assert_eq!(volume.size(), 200 * 512);
     };
     for (kind, durable) in KINDS.map(|kind| [(kind, true), (kind, false)]).concat() {

@@ -1,6 +1,7 @@
 //! Writable layers as upstream's tools left them: what they hold, and that opening them to write
 //! keeps it.
 
+use common::volume::BlockingIo as _;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 

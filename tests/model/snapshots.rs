@@ -1,6 +1,7 @@
 //! Many snapshots in one life of a device: whatever was written, and whether what is frozen was
 //! sealed or not, each reader gets what was written last, at any moment.
 
+use common::volume::BlockingIo as _;
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,7 +50,7 @@ fn open(folder: &Path) -> (Arc<Volume>, Snapshots) {
         max_pending: 40,
         ..Options::default()
     };
-    Snapshots::open(&stack(folder), &paths, options).unwrap()
+    common::volume::open(&stack(folder), &paths, options).unwrap()
 }
 
 impl Disk {

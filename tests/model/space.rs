@@ -1,6 +1,7 @@
 //! How much storage a writable layer takes, whatever the guest does: at most a page for each sector
 //! that it holds.
 
+use common::volume::BlockingIo as _;
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
@@ -52,7 +53,7 @@ impl Disk {
         self.device = None;
         let paths = paths(self.folder.path());
         let stack = Stack::default();
-        self.device = Some(Snapshots::open(&stack, &paths, self.options).unwrap());
+        self.device = Some(common::volume::open(&stack, &paths, self.options).unwrap());
     }
 
     fn volume(&self) -> &Volume {

@@ -7,7 +7,7 @@ use ovbd_vhost::format::crc;
 use ovbd_vhost::format::lsmt::{Header, HeaderKind};
 use ovbd_vhost::format::zfile::{self, Algorithm, BlockFormat, Extent};
 use ovbd_vhost::tool;
-use ovbd_vhost::tool::disk::Files;
+use ovbd_vhost::tool::loaded_stack::StackFiles;
 use uuid::Uuid;
 
 use super::*;
@@ -340,7 +340,7 @@ fn an_index_that_is_refused_is_not_read() {
         .unwrap();
     let trailer = header.encode(HeaderKind::Trailer);
     file.write_all_at(&trailer, len - 4096).unwrap();
-    let files = Files {
+    let files = StackFiles {
         stack: Stack::new([path]),
         upper: None,
     };
@@ -406,7 +406,7 @@ fn broken_blocks_without_end_are_not_read() {
 
 /// Checks the file `layer`: what it came to, the bytes to be read, and what was found.
 fn checked(dir: &TempDir) -> (tool::check::Outcome, Option<u64>, Vec<String>) {
-    let files = Files {
+    let files = StackFiles {
         stack: Stack::new([dir.path().join("layer")]),
         upper: None,
     };

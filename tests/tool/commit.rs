@@ -6,7 +6,7 @@ use super::*;
 use ovbd_vhost::format::lsmt::Mapping;
 use ovbd_vhost::format::lsmt::writable::Kind;
 use ovbd_vhost::tool::commit;
-use ovbd_vhost::tool::disk::{Disk, Files, Upper};
+use ovbd_vhost::tool::loaded_stack::{LoadedStack, StackFiles, WritableLayerReader};
 use ovbd_vhost::writable::extent_map::ExtentMap;
 
 const PAIR: [&str; 4] = [
@@ -129,21 +129,32 @@ fn all_ways_to_a_layer_read_the_same() {
             let merge = ["merge", "lower", "--upper", UPPER, "-o", "merged"];
             succeed(&dir, &[&merge[..], args].concat(), b"");
             assert_reads(&dir, &["merged"], &disk);
-            let upper = Disk::of(None, Some(Upper::open(&paths, ExtentMap::apart()).unwrap()));
+            let upper = LoadedStack::of(
+                None,
+                Some(WritableLayerReader::open(&paths, ExtentMap::apart()).unwrap()),
+            );
             let Bare {
                 header,
                 trailer,
                 bytes,
                 mappings,
             } = bare(&dir.path().join("top"));
-            assert_eq!(commit::runs(&upper), runs(&mappings), "known before");
-            let files = Files {
+            assert_eq!(
+                commit::least_mappings(&upper),
+                runs(&mappings),
+                "known before"
+            );
+            let files = StackFiles {
                 stack: Stack::new([dir.path().join("lower")]),
                 upper: Some(paths.clone()),
             };
-            let whole = Disk::load(files.open().unwrap());
+            let whole = LoadedStack::load(files.open().unwrap());
             let merged = bare(&dir.path().join("merged")).mappings;
-            assert_eq!(commit::runs(&whole.unwrap()), runs(&merged), "known before");
+            assert_eq!(
+                commit::least_mappings(&whole.unwrap()),
+                runs(&merged),
+                "known before"
+            );
             assert_eq!(
                 (header.uuid, header.parent_uuid),
                 (trailer.uuid, trailer.parent_uuid)

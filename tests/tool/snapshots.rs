@@ -2,9 +2,10 @@
 
 use super::writable::*;
 use super::*;
+use common::volume::BlockingIo as _;
 use ovbd_vhost::format::lsmt::Header;
 use ovbd_vhost::io::scatter::Scatter;
-use ovbd_vhost::writable::{Options, Snapshots, Volume};
+use ovbd_vhost::writable::{Options, Volume};
 use uuid::Uuid;
 use vm_memory::VolatileSlice;
 
@@ -19,7 +20,7 @@ fn with_snapshots(dir: &TempDir, sealed: bool) -> Vec<u8> {
     };
     ovbd_vhost::writable::create(&paths, KINDS[2], &header).unwrap();
     let stack = Stack::new([dir.path().join("lower")]);
-    let (volume, snapshots) = Snapshots::open(&stack, &paths, Options::default()).unwrap();
+    let (volume, snapshots) = common::volume::open(&stack, &paths, Options::default()).unwrap();
     for number in 0..3_u64 {
         let start = number * 100;
         let mut bytes = tagged(150 * 512, number);
@@ -185,7 +186,7 @@ fn frozen_layers_that_are_left_out_are_missed() {
     let paths = paths(&dir);
     // Two snapshots before the disk is opened again, and one after.
     for names in [&["0", "1"][..], &["2"]] {
-        let (volume, snapshots) = Snapshots::open(&stack, &paths, Options::default()).unwrap();
+        let (volume, snapshots) = common::volume::open(&stack, &paths, Options::default()).unwrap();
         for name in names {
             put(&volume, 8, &mut tagged(4096, 2));
             snapshots.take(name).unwrap();
@@ -225,7 +226,7 @@ fn frozen_layers_that_are_left_out_are_missed() {
     let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&list).unwrap()).unwrap();
     json["frozen"].as_array_mut().unwrap().remove(0);
     fs::write(&list, json.to_string()).unwrap();
-    let error = Snapshots::open(&stack, &paths, Options::default()).unwrap_err();
+    let error = common::volume::open(&stack, &paths, Options::default()).unwrap_err();
     assert!(
         error.to_string().contains("was made for a stack"),
         "{error}"

@@ -1,5 +1,6 @@
 //! A guest writes to its disk: a second machine reads the same, and the file system is whole.
 
+use common::volume::BlockingIo as _;
 use std::collections::hash_map::RandomState;
 use std::fs;
 use std::hash::BuildHasher;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::image::reader::Reader;
 use ovbd_vhost::units::Sector;
-use ovbd_vhost::writable::{Options, Paths, Snapshots};
+use ovbd_vhost::writable::{Options, Paths};
 use tempfile::tempdir;
 
 use crate::assert_no_disk_errors;
@@ -65,7 +66,8 @@ fn assert_file_system(layer: &Path, folder: &Path) {
         data: folder.join("upper.data"),
         index: folder.join("upper.index"),
     };
-    let (volume, _) = Snapshots::open(&Stack::new([layer]), &first, Options::default()).unwrap();
+    let (volume, _) =
+        common::volume::open(&Stack::new([layer]), &first, Options::default()).unwrap();
     let mut content = vec![0; usize::try_from(volume.size()).unwrap()];
     volume
         .read(&mut Reader::new(), Sector(0), &mut content)

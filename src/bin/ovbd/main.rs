@@ -39,10 +39,10 @@ use ovbd_vhost::tool::check::{Finding, check};
 use ovbd_vhost::tool::commit::commit;
 use ovbd_vhost::tool::create::create;
 use ovbd_vhost::tool::ctl::ask;
-use ovbd_vhost::tool::disk::{Disk, Files};
 use ovbd_vhost::tool::export::{Output, Target, export};
 use ovbd_vhost::tool::inspect::inspect;
 use ovbd_vhost::tool::layer_writer::{UPSTREAM_ENTRIES, Written};
+use ovbd_vhost::tool::loaded_stack::{LoadedStack, StackFiles};
 use ovbd_vhost::tool::merge::merge;
 use ovbd_vhost::tool::open_files::OpenFiles;
 use ovbd_vhost::tool::output::{NewFile, Unnamed};
@@ -123,9 +123,9 @@ fn run_inspect(args: InspectArgs) -> Result<(), Box<dyn Error>> {
     let sandbox = confined::enter(&args.sandbox, &sources.readable(), Writes::Nothing)?;
     let files = confined::open(&args.sandbox, sources)?;
     let local_bytes = files.local_bytes();
-    let disk = Disk::load(files)?;
+    let stack = LoadedStack::load(files)?;
     confined::tighten(sandbox)?;
-    let inspection = inspect(&disk, &local_bytes);
+    let inspection = inspect(&stack, &local_bytes);
     let text = match args.json {
         true => serde_json::to_string_pretty(&inspection)? + "\n",
         false => inspection.to_string(),
@@ -162,10 +162,10 @@ fn run_export(args: ExportArgs) -> Result<ExitCode, Box<dyn Error>> {
     let mut target = Target::open(&to)?;
     let exported = confined::in_child(|| {
         let sandbox = confined::enter(&args.sandbox, &sources.readable(), Writes::OpenFile)?;
-        let disk = Disk::load(confined::open(&args.sandbox, sources)?)?;
+        let stack = LoadedStack::load(confined::open(&args.sandbox, sources)?)?;
         confined::tighten(sandbox)?;
         Ok(export(
-            &disk,
+            &stack,
             &mut target,
             threads,
             &progress::bar("exporting"),
@@ -197,7 +197,7 @@ fn run_create(args: CreateArgs) -> Result<ExitCode, Box<dyn Error>> {
 
 fn run_commit(args: CommitArgs) -> Result<ExitCode, Box<dyn Error>> {
     let task = args.task()?;
-    let files = Files {
+    let files = StackFiles {
         stack: Stack::default(),
         upper: Some(args.upper.upper.clone()),
     };
@@ -218,9 +218,9 @@ fn run_merge(args: MergeArgs) -> Result<ExitCode, Box<dyn Error>> {
     } = args.files.files()?.into_part().open()?;
     write_layer(file, |content| {
         let sandbox = confined::enter(&args.sandbox, &sources.readable(), Writes::OpenFile)?;
-        let disk = Disk::load(confined::open(&args.sandbox, sources)?)?;
+        let stack = LoadedStack::load(confined::open(&args.sandbox, sources)?)?;
         confined::tighten(sandbox)?;
-        Ok(merge(&disk, &task, content, &progress::bar("merging"))?)
+        Ok(merge(&stack, &task, content, &progress::bar("merging"))?)
     })
 }
 

@@ -15,7 +15,7 @@ use ovbd_vhost::image::config::{ImageConfig, Stack};
 use ovbd_vhost::registry::args::RegistryArgs;
 use ovbd_vhost::registry::reference::Reference;
 use ovbd_vhost::registry::service_config::ServiceConfig;
-use ovbd_vhost::tool::disk::Files;
+use ovbd_vhost::tool::loaded_stack::StackFiles;
 use ovbd_vhost::tool::open_files::OpenFiles;
 use ovbd_vhost::tool::remote::Registries;
 use ovbd_vhost::tool::sources::Sources;
@@ -103,7 +103,7 @@ pub struct Opened {
 
 /// The files of a disk, of which layers may be in a registry.
 pub struct NamedFiles {
-    files: Files,
+    files: StackFiles,
     remote: RemoteArgs,
 }
 
@@ -288,7 +288,7 @@ impl ParentArgs {
     /// # Errors
     /// Those of [`NamedFiles::open`].
     pub fn open(&self, stack: Stack) -> Result<Opened, Box<dyn std::error::Error>> {
-        let files = Files { stack, upper: None };
+        let files = StackFiles { stack, upper: None };
         self.remote.attach(files.open()?)
     }
 
@@ -313,7 +313,7 @@ impl FilesArgs {
                 (None, []) => Stack::new(&self.layer),
                 (None, paths) => remote.stack(paths)?,
             };
-            let files = Files {
+            let files = StackFiles {
                 stack: stack.with_lineage(lineage),
                 upper: self.upper,
             };
@@ -325,7 +325,7 @@ impl FilesArgs {
                 conflict("two writable layers: the config names an `upper`; omit --upper").into(),
             );
         }
-        let files = Files {
+        let files = StackFiles {
             stack: stack.with_lineage(lineage),
             upper: self.upper.or(upper),
         };

@@ -21,7 +21,7 @@ use tokio::sync::Semaphore;
 use super::disks::Disks;
 use super::error::Error;
 use super::metrics::Metrics;
-use crate::io::file_lock::{Lock, lock_within};
+use crate::io::file_lock::{LockKind, lock_within};
 use crate::io::regular::open_regular;
 use routes::{Caller, Context};
 
@@ -51,7 +51,7 @@ pub fn bind(path: &Path, limit: Duration) -> Result<UnixListener, Error> {
     let mut options = fs::File::options();
     options.write(true).create(true).truncate(false);
     let file = open_regular(&lock, options).map_err(Error::file("open", &lock))?;
-    match lock_within(&file, Lock::Exclusive, limit) {
+    match lock_within(&file, LockKind::Exclusive, limit) {
         Ok(()) => {}
         Err(fs::TryLockError::WouldBlock) => {
             return Err(Error::ControlLocked { lock, limit });

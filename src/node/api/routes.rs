@@ -218,8 +218,8 @@ async fn run(
         Action::PutDisk => {
             let (put, disk) = disks.put(&id()?, body::<DiskSpec>(request).await?).await?;
             let status = match put {
-                Put::Made => StatusCode::CREATED,
-                Put::There => StatusCode::OK,
+                Put::Created => StatusCode::CREATED,
+                Put::Unchanged => StatusCode::OK,
             };
             Ok(reply::json(status, &disk.view()))
         }

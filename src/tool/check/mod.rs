@@ -17,7 +17,6 @@ use crate::image::{self, Image, Lineage};
 use crate::reason::reason;
 use crate::source::{Blob, FetchError, FetchErrorKind, LayerRef};
 use crate::writable::load::waits_for_seal;
-use crate::writable::manifest::Pairs;
 use indicatif::ProgressBar;
 
 mod blocks;
@@ -94,7 +93,8 @@ pub fn check(
     tell: &mut dyn FnMut(&Finding) -> Result<(), Error>,
 ) -> Result<Outcome, Error> {
     let mut writable = Vec::new();
-    if let Some(Pairs { frozen, active }) = files.pairs()? {
+    if let Some(pairs) = files.pairs()? {
+        let frozen = pairs.frozen();
         // Those above a layer that waits to be sealed are sealed after it.
         let first = frozen.iter().position(waits_for_seal);
         let (sealed, waiting) = frozen.split_at(first.unwrap_or(frozen.len()));
@@ -104,7 +104,7 @@ pub fn check(
                 .iter()
                 .map(|pair| (pair.clone(), upper::State::Frozen)),
         );
-        writable.push((active, upper::State::Active));
+        writable.push((pairs.active().clone(), upper::State::Active));
     }
     let mut outcome = Outcome::default();
     files.start_reading();

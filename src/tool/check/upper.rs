@@ -3,7 +3,7 @@
 use indicatif::ProgressBar;
 
 use super::super::Error;
-use super::super::disk::Upper;
+use super::super::loaded_stack::WritableLayerReader;
 use super::super::unit::CHUNK;
 use super::Findings;
 use crate::format::lsmt::writable::Kind;
@@ -28,16 +28,16 @@ pub(super) fn check(
     progress: &ProgressBar,
     findings: &mut Findings<'_>,
 ) -> Result<Option<Placed>, Error> {
-    let upper = match Upper::open(paths, ExtentMap::new()) {
+    let upper = match WritableLayerReader::open(paths, ExtentMap::new()) {
         Ok(upper) => upper,
         Err(error) => {
             findings.broken(None, &error)?;
             return Ok(None);
         }
     };
-    if upper.index_is_stale {
-        let what = match upper.kind {
-            Kind::Sparse if upper.index_entries == 0 => {
+    if upper.index_is_stale() {
+        let what = match upper.kind() {
+            Kind::Sparse if upper.index_entries() == 0 => {
                 "no index; the content is derived from the holes of the data file, in file system \
                  blocks"
             }
@@ -47,16 +47,16 @@ pub(super) fn check(
         };
         findings.note(None, what.to_owned())?;
     }
-    if upper.journal > 0 {
-        let count = upper.journal;
+    if upper.journal_len() > 0 {
+        let count = upper.journal_len();
         let what = format!(
             "{count} mappings in the journal: the last daemon was killed; they are part of the layer"
         );
         findings.note(None, what)?;
     }
-    let size = upper.header.virtual_size;
+    let size = upper.header().virtual_size;
     let end = Sector::at_or_after(size);
-    let beyond = upper.map.iter().filter(|extent| extent.end() > end);
+    let beyond = upper.map().iter().filter(|extent| extent.end() > end);
     match beyond.count() {
         0 => {}
         _ if size == 0 => {}
@@ -80,7 +80,7 @@ pub(super) fn check(
 
 /// Reads all data that is in use. A writable layer has no checksums.
 fn read_all(
-    upper: &Upper,
+    upper: &WritableLayerReader,
     progress: &ProgressBar,
     findings: &mut Findings<'_>,
 ) -> Result<(), Error> {
@@ -88,7 +88,7 @@ fn read_all(
     progress.set_position(0);
     let mut buffer = vec![0; CHUNK];
     let most = Sectors::whole_in(CHUNK as u64);
-    let data = upper.map.iter().filter_map(|extent| extent.data());
+    let data = upper.map().iter().filter_map(|extent| extent.data());
     for step in data.flat_map(|data| data.steps(most)) {
         let bytes = step.bytes();
         if upper.is_hole(&bytes) {

@@ -43,7 +43,7 @@ impl WritableLayer {
     ///
     /// # Errors
     /// [`Error::Bytes`] and [`Error::File`] if a header cannot be written or made durable.
-    pub(in super::super) fn settle_size(&self) -> Result<(), Error> {
+    pub(in super::super) fn restore_size(&self) -> Result<(), Error> {
         let mut flusher = self.flush.lock();
         match flusher.files_may_have_other_size {
             true => self.write_headers(&mut flusher, &self.header()),

@@ -5,7 +5,7 @@
 //! and its mappings wait for the next flush like new ones.
 
 use std::fs::{File, Metadata};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use arc_swap::ArcSwap;
@@ -14,14 +14,14 @@ use super::super::allocator::{Allocator, PAGE};
 use super::super::data_file::DataFile;
 use super::super::extent_map::{Extent, ExtentMap};
 use super::super::growing_coverage::GrowingCoverage;
-use super::super::journal::{self, IndexPosition, Journal};
-use super::super::load::{Access, Loaded, load};
+use super::super::journal::Journal;
+use super::super::load::{Access, LayerParts, LoadedLayer, load};
 use super::super::locks::{Rank, RankedMutex, RankedRwLock};
 use super::super::reservation::Reservation;
 use super::super::{Error, Options, Paths, WritableLayer};
 use super::flush::is_long;
 use super::{Flusher, Pending, Placement, Rewrite};
-use crate::format::lsmt::writable::{Kind, encode_data_header};
+use crate::format::lsmt::writable::Kind;
 use crate::format::lsmt::{FIRST_DATA, MAX_ENTRIES, MAX_SECTORS};
 use crate::units::{Sector, SectorRange, Sectors};
 
@@ -33,26 +33,26 @@ impl WritableLayer {
     /// [`Error::JournalVersion`]; [`Error::File`] and [`Error::Bytes`] if a file cannot be written.
     pub fn open(paths: &Paths, options: &Options) -> Result<Self, Error> {
         let mut loaded = load(paths, Access::Write, ExtentMap::new())?;
-        if loaded.kind == Kind::Sparse && options.limit != u64::MAX {
+        if loaded.kind() == Kind::Sparse && options.limit != u64::MAX {
             return Err(Error::NoLimit {
                 path: paths.data.clone(),
             });
         }
         let disk_end = determine_size(paths, options, &mut loaded)?;
-        if loaded.map.mappings() > MAX_ENTRIES {
+        if loaded.map().mappings() > MAX_ENTRIES {
             return Err(Error::Fragmented {
                 path: paths.data.clone(),
                 most: MAX_ENTRIES,
             });
         }
         let rewrite = match &loaded {
-            loaded if loaded.index_misleads => Rewrite::Needed,
-            loaded if loaded.index_is_stale => Rewrite::Wanted,
-            loaded if is_long(&loaded.index, &loaded.map, options.index_slack) => Rewrite::Wanted,
+            loaded if loaded.must_rewrite_index() => Rewrite::Needed,
+            loaded if loaded.index_is_stale() => Rewrite::Wanted,
+            loaded if is_long(loaded.index(), loaded.map(), options.index_slack) => Rewrite::Wanted,
             _ => Rewrite::No,
         };
-        loaded.index.trim()?;
-        let journal = open_journal(paths, &loaded)?;
+        loaded.index().trim()?;
+        let journal = loaded.open_journal(paths)?;
         let layer = Self::build(paths, options, loaded, (disk_end, rewrite, journal))?;
         layer.catch_up(rewrite)?;
         Ok(layer)
@@ -61,18 +61,17 @@ impl WritableLayer {
     fn build(
         paths: &Paths,
         options: &Options,
-        loaded: Loaded,
+        loaded: LoadedLayer,
         (disk_end, rewrite, journal): (Sector, Rewrite, Journal),
     ) -> Result<Self, Error> {
-        let Loaded {
+        let LayerParts {
             data,
             index,
             header,
             kind,
             map,
             journal: pending,
-            ..
-        } = loaded;
+        } = loaded.into_parts();
         // A layer that was cut says what lies beyond its end, where the disk can grow to.
         let coverage = GrowingCoverage::new(disk_end.max(map.end()));
         map.iter().for_each(|extent| coverage.set(extent.range));
@@ -132,22 +131,6 @@ impl WritableLayer {
     }
 }
 
-/// Continues a journal whose mappings may not be in the index; else starts a new one.
-fn open_journal(paths: &Paths, loaded: &Loaded) -> Result<Journal, Error> {
-    let (uuid, boot) = (loaded.header.uuid, journal::boot_id());
-    let entries = loaded.index.entries();
-    match loaded.journal.is_empty() {
-        true => Journal::start(&paths.index, uuid, boot, entries),
-        false => {
-            let position = IndexPosition {
-                next: loaded.next,
-                entries: Some(entries),
-            };
-            Journal::resume(&paths.index, uuid, boot, position)
-        }
-    }
-}
-
 /// The allocator of a data file that holds the extents of `map`, and the end of the data in use. With `withhold`,
 /// nothing is free before the first flush.
 fn find_space(
@@ -176,17 +159,18 @@ fn find_space(
 }
 
 /// Returns the end of the disk. Gives a layer that has no size the default one.
-fn determine_size(paths: &Paths, options: &Options, loaded: &mut Loaded) -> Result<Sector, Error> {
-    if loaded.header.virtual_size == 0 {
-        loaded.header.virtual_size = options.default_size;
-        let header = encode_data_header(&loaded.header, loaded.kind);
-        let written = loaded.data.write_all_at(&header, 0);
-        written.map_err(Error::bytes("write", &paths.data, 0))?;
-        (loaded.index_is_stale, loaded.index_misleads) = (true, true);
+fn determine_size(
+    paths: &Paths,
+    options: &Options,
+    loaded: &mut LoadedLayer,
+) -> Result<Sector, Error> {
+    if loaded.header().virtual_size == 0 {
+        loaded.set_size(paths, options.default_size)?;
     }
-    match Sector::at_or_after(loaded.header.virtual_size) {
+    let size = loaded.header().virtual_size;
+    match Sector::at_or_after(size) {
         end @ Sector(1..=MAX_SECTORS) => Ok(end),
-        _ => Err(Error::Size(loaded.header.virtual_size)),
+        _ => Err(Error::Size(size)),
     }
 }
 

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use uuid::Uuid;
 
 use super::locks::RankedMutex;
-use super::manifest::{Frozen, Manifest, NewManifest, manifest_path, numbered};
+use super::manifest::{FrozenPair, Manifest, NewManifest, manifest_path};
 use super::seal::remove_index;
 use super::{Error, Options, Paths, Volume, WritableLayer, create};
 use crate::format::lsmt::{Header, MAX_ENTRIES};
@@ -74,21 +74,27 @@ impl Snapshots {
     /// The snapshots, oldest first.
     pub fn list(&self) -> Vec<Snapshot> {
         let manifest = self.manifest.lock();
-        let frozen = manifest.frozen.iter();
-        frozen.map(|pair| self.describe(&manifest, pair)).collect()
+        let pairs = manifest.with_below();
+        pairs
+            .map(|(pair, below)| self.describe(pair, below))
+            .collect()
     }
 
-    /// The snapshot that froze `pair`.
-    fn describe(&self, manifest: &Manifest, pair: &Frozen) -> Snapshot {
-        let paths = numbered(&self.first, pair.number);
-        let below = manifest.frozen.iter();
-        let below = below.take_while(|below| below.number != pair.number);
-        let frozen = below.map(|below| numbered(&self.first, below.number).data);
-        let frozen = frozen.chain([paths.data.clone()]).map(LayerRef::from);
-        let layer = self.frozen_layer(&paths);
+    /// The snapshot of this name.
+    fn find(&self, manifest: &Manifest, name: &str) -> Option<Snapshot> {
+        let mut pairs = manifest.with_below();
+        let (pair, below) = pairs.find(|(pair, _)| pair.name() == name)?;
+        Some(self.describe(pair, below))
+    }
+
+    /// The snapshot that froze `pair`, which is above the frozen pairs `below`.
+    fn describe(&self, pair: &FrozenPair, below: &[FrozenPair]) -> Snapshot {
+        let data_file = |pair: &FrozenPair| LayerRef::from(pair.paths(&self.first).data);
+        let frozen = below.iter().chain([pair]).map(data_file);
+        let layer = self.frozen_layer(&pair.paths(&self.first));
         Snapshot {
-            name: pair.name.clone(),
-            uuid: pair.uuid,
+            name: pair.name().to_owned(),
+            uuid: pair.uuid(),
             layers: self.lower.iter().cloned().chain(frozen).collect(),
             sealed: layer.is_none_or(|layer| layer.is_sealed()),
         }
@@ -112,13 +118,13 @@ impl Snapshots {
     /// [`Error::File`] and [`Error::Bytes`] if a file cannot be written. Before the manifest is replaced the disk
     /// is as before; after that, the snapshot exists.
     pub fn take(&self, name: &str) -> Result<Snapshot, Error> {
-        let is_known = self.manifest.lock().named(name).is_some();
+        let is_known = self.find(&self.manifest.lock(), name).is_some();
         if !is_known && (self.seal_failed.load(Ordering::Acquire) || self.much_is_unsealed()) {
             self.seal()?;
         }
         let mut manifest = self.manifest.lock();
-        match manifest.named(name) {
-            Some(pair) => Ok(self.describe(&manifest, pair)),
+        match self.find(&manifest, name) {
+            Some(snapshot) => Ok(snapshot),
             None => self.take_new(&mut manifest, name),
         }
     }
@@ -129,15 +135,11 @@ impl Snapshots {
         let active = layers.first().ok_or(Error::ReadOnly)?;
         self.check_room()?;
         // The snapshot's layer and the record of the one above it must name the same size.
-        active.settle_size()?;
-        let number = self.free_number(manifest)?;
-        let pair = Frozen {
-            name: name.to_owned(),
-            uuid: active.header().uuid,
-            number: manifest.active,
-        };
-        let next = manifest.with_frozen(pair.clone(), number);
+        active.restore_size()?;
+        let next = manifest.after_snapshot(name, active.header().uuid, &self.first);
+        let (next, pair) = next.ok_or(Error::TooTall)?;
         let durable = self.freeze(active, &next)?;
+        let snapshot = self.describe(&pair, manifest.frozen());
         *manifest = next;
         if durable.is_err() {
             self.manifest_may_revert.store(true, Ordering::Release);
@@ -145,17 +147,7 @@ impl Snapshots {
         // Writes may have arrived since the flush before the freeze.
         let flushed = durable.and_then(|()| active.flush());
         flushed.inspect_err(|_| self.seal_failed.store(true, Ordering::Release))?;
-        Ok(self.describe(manifest, &pair))
-    }
-
-    /// The number of the next pair of files.
-    fn free_number(&self, manifest: &Manifest) -> Result<u64, Error> {
-        // Existing files may belong to a snapshot that was not completed.
-        let is_free = |number: &u64| {
-            let paths = numbered(&self.first, *number);
-            !paths.data.exists() && !paths.index.exists()
-        };
-        (manifest.active + 1..).find(is_free).ok_or(Error::TooTall)
+        Ok(snapshot)
     }
 
     /// Creates the active pair of `manifest` and puts it above the layer `active`, which it freezes. The inner
@@ -165,7 +157,7 @@ impl Snapshots {
         active: &WritableLayer,
         manifest: &Manifest,
     ) -> Result<Result<(), Error>, Error> {
-        let paths = numbered(&self.first, manifest.active);
+        let paths = manifest.active_paths(&self.first);
         let below = active.header();
         let record = self.made_upon(manifest, below.virtual_size)?;
         let header = Header {
@@ -190,8 +182,8 @@ impl Snapshots {
         let image = self.volume.image();
         // The image has those that were sealed when the disk was opened.
         let sealed = image.layers().len().saturating_sub(self.lower.len());
-        let frozen = manifest.frozen.iter().skip(sealed);
-        let ids: Option<Vec<_>> = frozen.map(|pair| LayerId::named(pair.uuid)).collect();
+        let frozen = manifest.frozen().iter().skip(sealed);
+        let ids: Option<Vec<_>> = frozen.map(|pair| LayerId::named(pair.uuid())).collect();
         let Some(ids) = ids else { return Ok(None) };
         let stack = ids.into_iter().fold(image.stack_id()?, StackId::below);
         Ok(Some(MadeUpon { stack, size }))
@@ -212,7 +204,7 @@ impl Snapshots {
     /// # Errors
     /// [`Error::ReadOnly`], [`Error::Shrinks`], [`Error::Size`]; those of the storage, after which the disk has its old
     /// size, and the next start finds the old or the new one.
-    pub fn grow(&self, size: u64) -> Result<(), Error> {
+    pub fn grow_disk(&self, size: u64) -> Result<(), Error> {
         // A snapshot would put a layer of the old size above.
         let _manifest = self.manifest.lock();
         self.volume.grow(size)

@@ -17,22 +17,6 @@ use crate::writable::seal::remove_index;
 use crate::writable::{Error, Options, Paths, Volume, WritableLayer};
 
 impl Snapshots {
-    /// Opens the files of `stack`, which may be empty, and loads the disk above it.
-    ///
-    /// # Errors
-    /// Those of [`Stack::open_files`] and [`Snapshots::load`].
-    pub fn open(
-        stack: &Stack,
-        first: &Paths,
-        options: Options,
-    ) -> Result<(Arc<Volume>, Self), Error> {
-        let files = match stack.layers() {
-            [] => OpenStack::empty(stack.lineage()),
-            _ => stack.open_files()?,
-        };
-        Self::load(stack, files, first, options)
-    }
-
     /// Loads the disk that was created with the pair `first`, or what snapshots have put above that pair since.
     /// `stack` names the layers below, which are open as `files`; it may be empty. `options` tells how the writable
     /// layer is used; the size of the disk is found here.
@@ -79,7 +63,7 @@ impl Snapshots {
             sync_name(&manifest_path(first))?;
         }
         let pairs = manifest.pairs(first);
-        let frozen = FrozenLayers::complete(&pairs.frozen)?;
+        let frozen = FrozenLayers::complete(pairs.frozen())?;
         let files = files.below(&frozen.sealed)?;
         let image = match files.is_empty() {
             true => Image::empty(stack.lineage()),
@@ -89,7 +73,7 @@ impl Snapshots {
             default_size: image.at_own_size().sectors().bytes(),
             ..options
         };
-        let active = WritableLayer::open(&pairs.active, &options)?;
+        let active = WritableLayer::open(pairs.active(), &options)?;
         let above = frozen.unsealed.iter().chain([&active]);
         let above: Vec<_> = above.map(placed).collect();
         image.check_above(&above)?;

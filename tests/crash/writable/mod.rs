@@ -50,7 +50,7 @@ struct Step {
 }
 
 fn open(folder: &Path, stack: &Stack) -> (Arc<Volume>, Snapshots) {
-    Snapshots::open(stack, &paths(folder), OPTIONS).unwrap()
+    common::volume::open(stack, &paths(folder), OPTIONS).unwrap()
 }
 
 /// From now on there is no room for a longer index of any writable layer.

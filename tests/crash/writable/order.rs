@@ -35,7 +35,7 @@ fn what_is_appended_is_no_data() {
         for at in began..=log.len() {
             let folder = folder_after(&log[..at]);
             let data = self::paths(folder.path()).data;
-            let opened = Snapshots::open(&stack, &self::paths(folder.path()), OPTIONS);
+            let opened = common::volume::open(&stack, &self::paths(folder.path()), OPTIONS);
             let volume = match opened {
                 Err(Error::Sealed { .. }) => {
                     let data = data.clone().into();

@@ -5,6 +5,7 @@
 //! one with the length of the journal in records, the journal and the entries of the index.
 #![no_main]
 
+use common::volume::BlockingIo as _;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;

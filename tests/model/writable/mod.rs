@@ -5,6 +5,7 @@ mod limits;
 mod opening;
 mod snapshots;
 
+use common::volume::BlockingIo as _;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;

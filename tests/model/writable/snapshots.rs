@@ -1,6 +1,7 @@
 //! Snapshots against the model.
 
 use super::*;
+use common::volume::BlockingIo as _;
 
 /// Snapshots while threads write: each holds one moment, nothing written is lost, and others open
 /// them at once.
@@ -10,7 +11,7 @@ fn snapshots_hold_what_was_there_when_they_were_taken() {
         let mut disk = Disk::new(kind);
         disk.volume = None;
         let stack = Stack::new([disk.folder.path().join("lower.obd")]);
-        let device = || Snapshots::open(&stack, &disk.paths, Options::default()).unwrap();
+        let device = || common::volume::open(&stack, &disk.paths, Options::default()).unwrap();
         let mut model = disk.now.clone();
         let mut taken = Vec::new();
         for round in 0..3_u8 {
@@ -58,7 +59,8 @@ fn a_snapshot_that_cannot_be_taken_changes_nothing() {
     let mut disk = Disk::new(Kind::Hybrid);
     disk.volume = None;
     let stack = Stack::new([disk.folder.path().join("lower.obd")]);
-    let (volume, snapshots) = Snapshots::open(&stack, &disk.paths, Options::default()).unwrap();
+    let (volume, snapshots) =
+        common::volume::open(&stack, &disk.paths, Options::default()).unwrap();
     put(&volume, 3, &mut [7; 1024]).unwrap();
     // A folder where the list is to be.
     let list = disk.folder.path().join("upper.data.snapshots");
@@ -83,7 +85,8 @@ fn a_layer_that_is_not_sealed_yet_is_waited_for() {
         let mut disk = Disk::new(kind);
         disk.volume = None;
         let stack = Stack::new([disk.folder.path().join("lower.obd")]);
-        let (volume, snapshots) = Snapshots::open(&stack, &disk.paths, Options::default()).unwrap();
+        let (volume, snapshots) =
+            common::volume::open(&stack, &disk.paths, Options::default()).unwrap();
         let forged = LayerBuilder::new(SECTORS * 512).data(0, &[0xEE; 512]);
         let mut forged = forged.lsmt();
         let mut forge = || put(&volume, SECTORS - forged.len() as u64 / 512, &mut forged).unwrap();
@@ -112,7 +115,7 @@ fn a_layer_that_is_not_sealed_yet_is_waited_for() {
             matches!(&error, image::Error::Unsealed { layer } if layer == unsealed),
             "{error}"
         );
-        drop(Snapshots::open(&stack, &disk.paths, Options::default()).unwrap());
+        drop(common::volume::open(&stack, &disk.paths, Options::default()).unwrap());
         let image = Image::open(&Stack::new(&snapshot.layers)).unwrap();
         assert!(content(&Volume::read_only(image)) == now);
     }
@@ -126,7 +129,7 @@ fn a_snapshot_taken_while_the_next_process_waits() {
         let mut disk = Disk::new(Kind::Hybrid);
         disk.volume = None;
         let stack = Stack::new([disk.folder.path().join("lower.obd")]);
-        let open = || Snapshots::open(&stack, &disk.paths, Options::default());
+        let open = || common::volume::open(&stack, &disk.paths, Options::default());
         let (volume, snapshots) = open().unwrap();
         put(&volume, 3, &mut [7; 512]).unwrap();
         thread::scope(|scope| {
@@ -166,7 +169,7 @@ fn snapshots_are_sealed_in_order() {
     };
     create(&paths, Kind::Hybrid, &header()).unwrap();
     let stack = Stack::new([folder.join("lower.obd")]);
-    let (volume, snapshots) = Snapshots::open(&stack, &paths, Options::default()).unwrap();
+    let (volume, snapshots) = common::volume::open(&stack, &paths, Options::default()).unwrap();
     put(&volume, 0, &mut [1; 4096]).unwrap();
     volume.flush().unwrap();
     recorder.fail(Call::Write, "upper.data", Errno::ENOSPC);
@@ -197,7 +200,7 @@ fn snapshots_are_sealed_in_order() {
     let number = 3;
     drop((volume, snapshots));
     recorder.fail(Call::Write, &format!("upper.data.{number}"), Errno::ENOSPC);
-    let (volume, snapshots) = Snapshots::open(&stack, &paths, Options::default()).unwrap();
+    let (volume, snapshots) = common::volume::open(&stack, &paths, Options::default()).unwrap();
     assert!(content(&volume) == now);
     let four = snapshots.list().pop().unwrap();
     assert!(!four.sealed && snapshots.take("five").is_err());

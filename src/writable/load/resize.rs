@@ -1,15 +1,13 @@
 //! Resizing the disk of a writable layer that is not in use.
 
-use std::os::unix::fs::FileExt;
-
-use super::create::check_size;
-use super::extent_map::{Extent, ExtentMap, Place, mappings};
-use super::load::{Access, Loaded, load};
-use super::manifest::Pairs;
-use super::{Error, Paths, journal};
+use super::{Access, IndexState, LoadedLayer, load};
 use crate::format::lsmt::HEADER_LEN;
-use crate::format::lsmt::writable::{Kind, encode_data_header};
+use crate::format::lsmt::writable::Kind;
 use crate::units::{Sector, SectorRange, Sectors};
+use crate::writable::create::check_size;
+use crate::writable::extent_map::{Extent, ExtentMap, Place, mappings};
+use crate::writable::manifest::Pairs;
+use crate::writable::{Error, Paths, journal};
 
 /// Changes the size of the disk to `size` bytes; returns the old size. With `cut`, data beyond the new end is dropped;
 /// it reads as zeros should the disk grow again.
@@ -27,14 +25,15 @@ pub fn resize(paths: &Paths, size: u64, cut: bool) -> Result<u64, Error> {
     loaded.repair_index(paths)?;
     let old = std::mem::replace(&mut loaded.header.virtual_size, size);
     let has_dropped = drop_beyond(&mut loaded, paths, size, cut)?;
-    let file_len = size + HEADER_LEN as u64;
+    // `check_size` limits the size.
+    let file_len = size.saturating_add(HEADER_LEN as u64);
     if loaded.kind == Kind::Sparse && size > old {
         set_len(&loaded, paths, "enlarge", file_len)?;
     }
     sync(&loaded, paths)?;
     // Holes need no index, but a hole does not tell that dropped data is zeros.
-    let by_holes = loaded.by_holes && !has_dropped;
-    if has_dropped || (loaded.index_is_stale && !by_holes) {
+    let by_holes = loaded.index_state == IndexState::Holes && !has_dropped;
+    if has_dropped || (loaded.index_is_stale() && !by_holes) {
         let mappings = mappings(&loaded.map);
         loaded.index.replace(&loaded.header, mappings)?;
         journal::remove(&paths.index)?;
@@ -48,7 +47,12 @@ pub fn resize(paths: &Paths, size: u64, cut: bool) -> Result<u64, Error> {
 }
 
 /// Replaces data beyond the new end by zeros in the map. Returns whether there was any.
-fn drop_beyond(loaded: &mut Loaded, paths: &Paths, size: u64, cut: bool) -> Result<bool, Error> {
+fn drop_beyond(
+    loaded: &mut LoadedLayer,
+    paths: &Paths,
+    size: u64,
+    cut: bool,
+) -> Result<bool, Error> {
     let range = SectorRange::new(Sector::at_or_after(size), loaded.map.end());
     let data = loaded.map.within(range).filter_map(|extent| extent.data());
     let beyond: Sectors = data.map(SectorRange::len).sum();
@@ -68,10 +72,8 @@ fn drop_beyond(loaded: &mut Loaded, paths: &Paths, size: u64, cut: bool) -> Resu
 }
 
 /// Writes the header of the data file, and then that of the index file unless the holes replace it. Both are durable.
-fn write_headers(loaded: &Loaded, paths: &Paths, by_holes: bool) -> Result<(), Error> {
-    let header = encode_data_header(&loaded.header, loaded.kind);
-    let written = loaded.data.write_all_at(&header, 0);
-    written.map_err(Error::bytes("write", &paths.data, 0))?;
+fn write_headers(loaded: &LoadedLayer, paths: &Paths, by_holes: bool) -> Result<(), Error> {
+    loaded.write_data_header(paths)?;
     sync(loaded, paths)?;
     match by_holes {
         true => Ok(()),
@@ -79,12 +81,12 @@ fn write_headers(loaded: &Loaded, paths: &Paths, by_holes: bool) -> Result<(), E
     }
 }
 
-fn set_len(loaded: &Loaded, paths: &Paths, what: &'static str, len: u64) -> Result<(), Error> {
+fn set_len(loaded: &LoadedLayer, paths: &Paths, what: &'static str, len: u64) -> Result<(), Error> {
     let set = loaded.data.set_len(len);
     set.map_err(Error::file(what, &paths.data))
 }
 
-fn sync(loaded: &Loaded, paths: &Paths) -> Result<(), Error> {
+fn sync(loaded: &LoadedLayer, paths: &Paths) -> Result<(), Error> {
     let synced = loaded.data.sync_all();
     synced.map_err(Error::file("sync", &paths.data))
 }

@@ -1,4 +1,4 @@
-//! A disk as the tool reads it: layers, a writable layer above them, or both.
+//! A stack as the tool reads it: layers, a writable layer above them, or both.
 
 use std::fs::{self, Metadata};
 use std::iter;
@@ -19,22 +19,22 @@ use crate::source::{Blob, LayerRef};
 use crate::units::{SECTOR_SIZE, Sector, SectorRange, Sectors};
 use crate::writable::Paths;
 use crate::writable::extent_map::{ExtentMap, Place};
-use crate::writable::load::{Access, Loaded, load};
+use crate::writable::load::{Access, load};
 use crate::writable::manifest::Pairs;
 
 /// Size of the largest disk, in bytes.
 const MAX_SIZE: u64 = MAX_SECTORS * SECTOR_SIZE;
 
-/// Names of the files of a disk: layers, a writable layer, or both.
+/// Names of the files of a stack: layers, a writable layer, or both.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Files {
+pub struct StackFiles {
     /// The sealed layers; may be empty with a writable layer.
     pub stack: Stack,
     /// The writable layer. After snapshots: the pair of files that the disk started with.
     pub upper: Option<Paths>,
 }
 
-impl Files {
+impl StackFiles {
     /// The same files, which may be the upper part of an image.
     #[must_use]
     pub fn as_part(&self) -> Self {
@@ -46,70 +46,92 @@ impl Files {
     }
 }
 
-/// A loaded disk. Shared by all threads.
+/// Layers and the writable layer above them, loaded. All threads share it.
 #[derive(Debug)]
-pub struct Disk {
+pub struct LoadedStack {
     image: Option<Image>,
-    upper: Option<Upper>,
+    upper: Option<WritableLayerReader>,
+    /// Size of the disk.
     size: u64,
 }
 
-/// A writable layer, locked against writers.
+/// An open writable layer, locked against writers.
 #[derive(Debug)]
-pub struct Upper {
-    /// Its files.
-    pub paths: Paths,
-    /// Header of the data file.
-    pub header: Header,
-    /// Placement of data in the data file.
-    pub kind: Kind,
-    /// Extents with their places in the data file.
-    pub map: ExtentMap,
+pub struct WritableLayerReader {
+    paths: Paths,
+    header: Header,
+    kind: Kind,
+    map: ExtentMap,
     /// Number of mappings in the journal, which are part of the map.
-    pub journal: usize,
-    /// Number of entries in the index file.
-    pub index_entries: u64,
-    /// Whether index file and map differ.
-    pub index_is_stale: bool,
+    journal: usize,
+    index_entries: u64,
+    index_is_stale: bool,
     blob: Blob,
 }
 
-impl Upper {
+impl WritableLayerReader {
     /// Opens a writable layer and reads its map into `map`, which is empty.
     ///
     /// # Errors
-    /// [`writable::Error`](crate::writable::Error): it cannot be read, or another process writes to
-    /// it.
+    /// [`writable::Error`](crate::writable::Error) if a file cannot be read, or another process writes to the layer.
     pub fn open(paths: &Paths, map: ExtentMap) -> Result<Self, Error> {
-        let Loaded {
-            data,
-            index,
-            header,
-            kind,
-            map,
-            journal,
-            index_is_stale,
-            ..
-        } = load(paths, Access::Read, map)?;
-        let blob = Blob::changing(&paths.data, data).map_err(crate::writable::Error::from)?;
+        let loaded = load(paths, Access::Read, map)?;
+        let index_is_stale = loaded.index_is_stale();
+        let parts = loaded.into_parts();
+        let blob = Blob::changing(&paths.data, parts.data).map_err(crate::writable::Error::from)?;
         Ok(Self {
             paths: paths.clone(),
-            header,
-            kind,
-            map,
-            journal: journal.len(),
-            index_entries: index.entries(),
+            header: parts.header,
+            kind: parts.kind,
+            map: parts.map,
+            journal: parts.journal.len(),
+            index_entries: parts.index.entries(),
             index_is_stale,
             blob,
         })
     }
 
-    /// The data file as a layer.
+    /// Returns the paths of its files.
+    pub fn paths(&self) -> &Paths {
+        &self.paths
+    }
+
+    /// Returns the header of the data file.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Returns how data is placed in the data file.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Returns the extents with their places in the data file.
+    pub fn map(&self) -> &ExtentMap {
+        &self.map
+    }
+
+    /// Returns the number of mappings in the journal, which are part of the map.
+    pub fn journal_len(&self) -> usize {
+        self.journal
+    }
+
+    /// Returns the number of entries in the index file.
+    pub fn index_entries(&self) -> u64 {
+        self.index_entries
+    }
+
+    /// Returns whether index file and map differ.
+    pub fn index_is_stale(&self) -> bool {
+        self.index_is_stale
+    }
+
+    /// Returns the data file as a layer.
     pub fn layer_ref(&self) -> LayerRef {
         LayerRef::from(&self.paths.data)
     }
 
-    /// The layer as one of a stack.
+    /// Returns the layer as a member of a stack.
     pub fn placed(&self) -> Placed {
         Placed::new(self.layer_ref(), &self.header)
     }
@@ -161,10 +183,10 @@ pub enum Content {
     /// The layer with this number, counted from the bottom.
     Layer(u16),
     /// The writable layer.
-    Upper,
+    WritableLayer,
 }
 
-impl Disk {
+impl LoadedStack {
     /// Reads the layers and the writable layer, and follows the snapshots of the latter.
     ///
     /// # Errors
@@ -172,7 +194,7 @@ impl Disk {
     pub fn load(mut files: OpenFiles) -> Result<Self, Error> {
         let upper = match open_upper(&files)? {
             Some((pairs, upper)) => {
-                files.add_frozen(&pairs.frozen);
+                files.add_frozen(pairs.frozen());
                 Some(upper)
             }
             None => None,
@@ -190,7 +212,7 @@ impl Disk {
     }
 
     /// A disk of loaded layers and a writable layer.
-    pub fn of(image: Option<Image>, upper: Option<Upper>) -> Self {
+    pub fn of(image: Option<Image>, upper: Option<WritableLayerReader>) -> Self {
         let said = upper.as_ref().map_or(0, |upper| upper.header.virtual_size);
         let size = match said {
             0 => image.as_ref().map_or(0, Image::size),
@@ -217,7 +239,7 @@ impl Disk {
     }
 
     /// The writable layer.
-    pub fn upper(&self) -> Option<&Upper> {
+    pub fn upper(&self) -> Option<&WritableLayerReader> {
         self.upper.as_ref()
     }
 
@@ -317,7 +339,7 @@ impl Disk {
             range: extent.range,
             content: match extent.place {
                 Place::Zero => Content::Zeroed,
-                Place::Data(_) => Content::Upper,
+                Place::Data(_) => Content::WritableLayer,
             },
         });
         overlaid(unders, overs)
@@ -325,12 +347,12 @@ impl Disk {
 }
 
 /// Opens the active writable layer, and finds the pairs of files that snapshots froze.
-fn open_upper(files: &OpenFiles) -> Result<Option<(Pairs, Upper)>, Error> {
+fn open_upper(files: &OpenFiles) -> Result<Option<(Pairs, WritableLayerReader)>, Error> {
     loop {
         let Some(pairs) = files.pairs()? else {
             return Ok(None);
         };
-        let upper = Upper::open(&pairs.active, ExtentMap::new());
+        let upper = WritableLayerReader::open(pairs.active(), ExtentMap::new());
         // The process that held the lock may have taken a snapshot before it ended.
         if files.pairs()?.as_ref() == Some(&pairs) {
             return Ok(Some((pairs, upper?)));
@@ -392,7 +414,7 @@ mod tests {
             overs in prop::collection::vec((0..5u64, 1..9u64), 0..20),
         ) {
             let unders = pieces(&unders, Content::Layer(0));
-            let overs = pieces(&overs, Content::Upper);
+            let overs = pieces(&overs, Content::WritableLayer);
             let mut model = vec![None; 400];
             for piece in unders.iter().chain(&overs) {
                 model[sectors_of(piece)].fill(Some(piece.content));
