@@ -14,12 +14,11 @@ use rustix::net::{RecvFlags, recv};
 use sd_notify::NotifyState;
 
 use super::Error;
+use super::device::Device;
 use super::listener::Listener;
 use super::notify::Manager;
-use crate::engine::{BlockBackend, ratelimited_log};
+use crate::engine::ratelimited_log;
 use crate::io::poller::{Poller, Trigger};
-use crate::vhost::config_change::FrontEnds;
-use crate::vhost::ownership::Ownership;
 use crate::vhost::session::Session;
 
 /// Connections that wait to say something, and those that wait for another to end; the oldest goes when one more
@@ -66,24 +65,22 @@ impl Connection {
     /// Starts the thread of a connection. `poller` reports its end with `token`.
     fn start(
         stream: UnixStream,
-        backend: Arc<BlockBackend>,
-        front_ends: &FrontEnds,
-        ownership: Arc<Ownership>,
+        device: &Arc<Device>,
         poller: &Poller,
         token: u64,
     ) -> io::Result<Self> {
         stream.set_nonblocking(false)?;
-        let session = Session::new(stream, backend, front_ends);
+        let session = device.connect(stream);
         let (ended, end) = io::pipe()?;
         // Watched first: a thread whose end is not seen could not be stopped.
         poller.watch(&ended, token, Trigger::Level)?;
-        let theirs = session.clone();
+        let (theirs, device) = (session.clone(), device.clone());
         let thread = thread::Builder::new()
             .name("front-end".to_owned())
             .spawn(move || {
                 let _end = end;
                 // The session logs why it ended.
-                let _ = theirs.serve(&ownership);
+                let _ = theirs.serve(device.ownership());
             })?;
         Ok(Self {
             token,
@@ -117,14 +114,12 @@ impl Connection {
 /// written does not become durable.
 pub fn serve(
     listener: &Listener,
-    backend: &Arc<BlockBackend>,
-    front_ends: &FrontEnds,
+    device: &Arc<Device>,
     most: usize,
     signals: &UnixStream,
     manager: &Manager,
 ) -> Result<(), Error> {
-    let mut connections =
-        Connections::new(listener, backend, front_ends, most, signals).map_err(Error::Wait)?;
+    let mut connections = Connections::new(listener, device, most, signals).map_err(Error::Wait)?;
     connections.serve().map_err(Error::Wait)?;
     log::info!("received a stop signal");
     manager.tell(&NotifyState::Stopping);
@@ -135,22 +130,22 @@ pub fn serve(
         move || sessions.iter().for_each(|session| session.retire()),
         DRAIN_LIMIT,
     )?;
-    flush(backend, FLUSH_LIMIT)?;
+    flush(device, FLUSH_LIMIT)?;
     log::info!("stopped");
     Ok(())
 }
 
 /// Makes what was written durable, and waits at most `limit` for it. What is not stays in the page
 /// cache, and in the journal.
-fn flush(backend: &Arc<BlockBackend>, limit: Duration) -> Result<(), Error> {
-    if !backend.volume().is_writable() {
+fn flush(device: &Arc<Device>, limit: Duration) -> Result<(), Error> {
+    if !device.is_writable() {
         return Ok(());
     }
     let (done, flushed) = mpsc::channel();
-    let backend = backend.clone();
+    let device = device.clone();
     thread::Builder::new()
         .name("last-flush".to_owned())
-        .spawn(move || done.send(backend.volume().flush()))
+        .spawn(move || done.send(device.volume().flush()))
         .map_err(Error::Wait)?;
     match flushed.recv_timeout(limit) {
         Ok(flushed) => flushed.map_err(Error::Flush),
@@ -178,9 +173,7 @@ fn drain(stop: impl FnOnce() + Send + 'static, limit: Duration) -> Result<(), Er
 /// The connections of a listener.
 struct Connections<'a> {
     listener: &'a Listener,
-    backend: &'a Arc<BlockBackend>,
-    front_ends: &'a FrontEnds,
-    ownership: Arc<Ownership>,
+    device: &'a Arc<Device>,
     poller: Poller,
     /// Connections that may be served, with those that are told to end.
     most: usize,
@@ -196,8 +189,7 @@ struct Connections<'a> {
 impl<'a> Connections<'a> {
     fn new(
         listener: &'a Listener,
-        backend: &'a Arc<BlockBackend>,
-        front_ends: &'a FrontEnds,
+        device: &'a Arc<Device>,
         most: usize,
         signals: &UnixStream,
     ) -> io::Result<Self> {
@@ -206,9 +198,7 @@ impl<'a> Connections<'a> {
         poller.watch(signals, SIGNAL, Trigger::Level)?;
         Ok(Self {
             listener,
-            backend,
-            front_ends,
-            ownership: Arc::default(),
+            device,
             poller,
             most,
             next_token: 0,
@@ -294,15 +284,7 @@ impl<'a> Connections<'a> {
         while !self.waiting.is_empty() && self.make_room() {
             let stream = self.waiting.remove(0);
             let token = self.token();
-            let (backend, ownership) = (self.backend.clone(), self.ownership.clone());
-            match Connection::start(
-                stream,
-                backend,
-                self.front_ends,
-                ownership,
-                &self.poller,
-                token,
-            ) {
+            match Connection::start(stream, self.device, &self.poller, token) {
                 Ok(connection) => self.served.push(connection),
                 Err(error) => {
                     ratelimited_log::error(format_args!(
@@ -327,7 +309,7 @@ impl<'a> Connections<'a> {
         let leaving = self.served.iter().filter(|served| served.leaving).count();
         let staying = self.served.len() - leaving;
         if staying >= self.most.saturating_sub(1).max(2) && leaving < self.waiting.len() {
-            let ownership = &self.ownership;
+            let ownership = self.device.ownership();
             let idle =
                 |served: &&mut Connection| !served.leaving && !ownership.has(&served.session);
             if let Some(oldest) = self.served.iter_mut().find(idle) {

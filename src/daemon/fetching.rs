@@ -17,7 +17,7 @@ impl Device {
         let Some(client) = self.client() else {
             return Value::Null;
         };
-        let image = self.backend().volume().image();
+        let image = self.volume().image();
         let layers = image.layers().iter().map(|layer| {
             let blob = layer.container().blob();
             json!({

@@ -102,7 +102,7 @@ pub enum Shortage {
     },
 }
 
-/// Limits of the system, as far as they can be read outside of the sandbox only.
+/// What the limits of the system leave, as far as that can be read outside of the sandbox only.
 #[derive(Debug)]
 pub struct SystemLimits {
     /// Threads that may still be started, each with the name of its limit.

@@ -17,9 +17,10 @@ pub mod listener;
 pub mod notify;
 mod record;
 mod remote;
-mod replay;
 pub mod sandbox;
 mod sources;
+mod trace_source;
+mod writable_files;
 
 use std::fs::File;
 use std::io::Write;
@@ -35,7 +36,6 @@ pub use error::Error;
 
 use sd_notify::NotifyState;
 
-use crate::engine::BlockBackend;
 use crate::engine::ring::Rings;
 use crate::fetch::process::Control;
 use crate::format::download::Download;
@@ -43,19 +43,19 @@ use crate::image::config::{ImageConfig, Stack};
 use crate::io::regular::open_regular;
 use crate::reason::reason;
 use crate::registry::reference::Reference;
-use crate::vhost::config_change::FrontEnds;
 use crate::writable::Paths;
 use crate::writable::journal;
 use config::ImageSource;
-use device::{Device, WritableFiles};
+use device::Device;
 use limits::SystemLimits;
 use listener::{Claim, Listener};
 use notify::Manager;
 use record::Recording;
-use replay::Trace;
 use sandbox::privileges::{self, Identity};
 use sandbox::{Reach, Sandbox};
 use sources::Sources;
+use trace_source::TraceSource;
+use writable_files::WritableFiles;
 
 /// Permissions of the control socket: its owner's only.
 const CONTROL_MODE: u32 = 0o600;
@@ -91,11 +91,10 @@ pub fn run(config: Config) -> Result<(), Error> {
         result.report(started.as_ref().err())?;
     }
     let Started {
-        backend,
+        device,
         socket,
         control: _control, // removes its path at the end
         fetcher: _fetcher, // ends it at the end
-        front_ends,
         most_front_ends,
         recording,
         signals,
@@ -103,29 +102,22 @@ pub fn run(config: Config) -> Result<(), Error> {
     } = started?;
     manager.tell(&NotifyState::Ready);
     let path = config.socket.as_deref();
+    let volume = device.volume();
     log::info!(
         "serving {} layers, {} bytes, {} segments on {}",
-        backend.volume().image().layers().len(),
-        backend.volume().size(),
-        backend.volume().image().index().len(),
+        volume.image().layers().len(),
+        volume.size(),
+        volume.image().index().len(),
         path.map_or("the passed socket".into(), Path::to_string_lossy)
     );
-    let served = accept::serve(
-        &socket,
-        &backend,
-        &front_ends,
-        most_front_ends,
-        &signals,
-        &manager,
-    );
-    let recorded = recording.map_or(Ok(()), |recording| recording.finish(&backend));
+    let served = accept::serve(&socket, &device, most_front_ends, &signals, &manager);
+    let recorded = recording.map_or(Ok(()), |recording| recording.finish(volume.image()));
     served.and(recorded)
 }
 
 /// A disk that is ready to be served.
 struct Started {
-    backend: Arc<BlockBackend>,
-    front_ends: Arc<FrontEnds>,
+    device: Arc<Device>,
     socket: Listener,
     control: Option<Listener>,
     fetcher: Option<Control>,
@@ -180,23 +172,22 @@ fn start(
     let sandbox = enter(config, &sockets, writable.as_ref(), &rings)?;
     let recorder = recording.as_ref().map(Recording::recorder);
     let mut device = Device::load(config, sources, writable, rings, recorder)?;
-    let (backend, front_ends) = (device.backend().clone(), device.front_ends().clone());
     device.start_serving();
     let most_front_ends = limits.check(config.queues(), device.is_writable())?;
     starting.store(false, Ordering::Relaxed);
     let (socket, control) = sockets.listen()?;
     sandbox.map_or(Ok(()), Sandbox::tighten)?;
-    let trace = trace.or(device.take_trace().map(Trace::Layer));
+    let trace = trace.or(device.take_trace().map(TraceSource::Layer));
+    let device = Arc::new(device);
     // A replay would be recorded as reads.
     if let Some(trace) = trace.filter(|_| recording.is_none()) {
-        trace.start(Arc::clone(&backend));
+        trace.start(device.clone());
     }
     if let Some(control) = &control {
-        control::start(control, device).map_err(Error::Control)?;
+        control::start(control, &device).map_err(Error::Control)?;
     }
     Ok(Started {
-        backend,
-        front_ends,
+        device,
         socket,
         control,
         fetcher,
@@ -212,7 +203,7 @@ fn start(
 fn open_layers<'a>(
     config: &Config,
     wanted: Wanted<'a>,
-) -> Result<(Layers<'a>, Option<&'a Download>, Option<Trace>), Error> {
+) -> Result<(Layers<'a>, Option<&'a Download>, Option<TraceSource>), Error> {
     let (layers, download, trace) = match wanted {
         Wanted::Stack(stack, upper, download, trace) => {
             let layers = Layers::Open(Sources::open(config, &stack, upper)?);
@@ -220,7 +211,7 @@ fn open_layers<'a>(
         }
         Wanted::Image(reference) => (Layers::Named(reference), None, None),
     };
-    let trace = Trace::open(config.remote.prefetch.as_deref(), trace.as_deref())?;
+    let trace = TraceSource::open(config.remote.prefetch.as_deref(), trace.as_deref())?;
     Ok((layers, download, trace))
 }
 

@@ -1,4 +1,4 @@
-//! Recording of a prefetch trace: what the guest reads of the layers, from the start on.
+//! Recording of a prefetch trace: the ranges of the layers that the guest reads from the start on.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Error;
-use crate::engine::BlockBackend;
 use crate::format::trace;
+use crate::image::Image;
 use crate::io::regular::open_regular;
 use crate::source::recorder::Recorder;
 
-/// A trace that is being recorded, and the open file that gets it at the end.
+/// A trace that is being recorded, and the open file to which it is written at the end.
 #[derive(Debug)]
 pub struct Recording {
     path: PathBuf,
@@ -20,11 +20,11 @@ pub struct Recording {
 }
 
 impl Recording {
-    /// Creates the file, or empties it.
+    /// Creates the file, or empties an existing one.
     ///
     /// # Errors
     ///
-    /// [`Error::Record`] if the system refuses.
+    /// [`Error::Record`] if the file cannot be opened for writing.
     pub fn create(path: &Path) -> Result<Self, Error> {
         let mut options = File::options();
         options.write(true).create(true);
@@ -43,7 +43,7 @@ impl Recording {
         }
     }
 
-    /// Notes the reads.
+    /// Returns the recorder, which the layers report their reads to.
     pub fn recorder(&self) -> &Arc<Recorder> {
         &self.recorder
     }
@@ -53,8 +53,8 @@ impl Recording {
     /// # Errors
     ///
     /// [`Error::Record`] if the file cannot be written.
-    pub fn finish(mut self, backend: &BlockBackend) -> Result<(), Error> {
-        let reads = backend.volume().image().traced(&self.recorder.units());
+    pub fn finish(mut self, image: &Image) -> Result<(), Error> {
+        let reads = image.traced(&self.recorder.units());
         let written: io::Result<()> = self.file.write_all(&trace::encode(&reads));
         let path = self.path;
         written.map_err(|source| Error::Record { path, source })

@@ -48,7 +48,7 @@ impl Device {
     }
 
     fn describe(&self) -> Value {
-        let volume = self.backend().volume();
+        let volume = self.volume();
         let uppers = volume.layers();
         let upper = uppers.first().map(|upper| {
             json!({

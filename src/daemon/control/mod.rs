@@ -32,24 +32,24 @@ const PAUSE: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// No descriptor or thread is to be had.
-pub fn start(listener: &Listener, device: Device) -> io::Result<()> {
+pub fn start(listener: &Listener, device: &Arc<Device>) -> io::Result<()> {
     let socket = listener.socket().try_clone()?;
     socket.set_nonblocking(false)?;
-    let device = Arc::new(device);
+    let device = device.clone();
     let writable = device.is_writable();
     let sealer = writable
         .then(|| Sealer::start(device.clone()).map(Arc::new))
         .transpose()?;
-    let (back, turns) = sync_channel(MAX_CONNECTIONS);
-    (0..MAX_CONNECTIONS).for_each(|_| drop(Turn(back.clone())));
+    let (back, slots) = sync_channel(MAX_CONNECTIONS);
+    (0..MAX_CONNECTIONS).for_each(|_| drop(ConnectionSlot(back.clone())));
     let run = move || {
-        while turns.recv().is_ok() {
-            let turn = Turn(back.clone());
+        while slots.recv().is_ok() {
+            let slot = ConnectionSlot(back.clone());
             let (device, sealer) = (device.clone(), sealer.clone());
             let started = socket.accept().and_then(|(stream, _)| {
                 let run = move || {
                     serve(stream, &device, sealer.as_deref());
-                    drop(turn);
+                    drop(slot);
                 };
                 thread::Builder::new()
                     .name("control-client".into())
@@ -66,9 +66,9 @@ pub fn start(listener: &Listener, device: Device) -> io::Result<()> {
 }
 
 /// The right to serve a connection, which is given back at the end of it.
-struct Turn(SyncSender<()>);
+struct ConnectionSlot(SyncSender<()>);
 
-impl Drop for Turn {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         // There is room for all there are.
         let _ = self.0.try_send(());

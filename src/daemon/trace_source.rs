@@ -1,5 +1,5 @@
-//! Replay of a prefetch trace: what the image read at its start elsewhere is fetched before the guest
-//! asks for it.
+//! Source of a prefetch trace, and its replay: a trace lists what a guest read of the image during an earlier start,
+//! which is fetched before this guest reads it.
 
 use std::fs::File;
 use std::io::Read;
@@ -8,27 +8,29 @@ use std::sync::Arc;
 use std::thread;
 
 use super::Error;
-use crate::engine::BlockBackend;
+use super::device::Device;
 use crate::format::{tar, trace};
+use crate::image::Image;
 use crate::io::regular::open_regular;
 use crate::reason::reason;
 use crate::source::Blob;
 
-/// Where a trace is; it is not read yet.
+/// Where a trace is stored. It is open and not read yet.
 #[derive(Debug)]
-pub enum Trace {
+pub enum TraceSource {
     /// In a file.
     File(PathBuf, File),
     /// In a layer of its own, a tar file with one member.
     Layer(Blob),
 }
 
-impl Trace {
-    /// Opens the trace of the command line, or the one that the image config names, if it is there.
+impl TraceSource {
+    /// Opens the trace that the command line names, else the one that the image config names. A configured trace that
+    /// cannot be opened is logged and ignored.
     ///
     /// # Errors
     ///
-    /// [`Error::Trace`] if the one of the command line cannot be opened. Others are only advice.
+    /// [`Error::Trace`] if the trace of the command line cannot be opened.
     pub fn open(named: Option<&Path>, configured: Option<&Path>) -> Result<Option<Self>, Error> {
         let open = |path: &Path| {
             let mut options = File::options();
@@ -53,13 +55,13 @@ impl Trace {
         }
     }
 
-    /// Reads the trace and suggests what it has to the fetcher, in a thread of its own.
-    pub fn start(self, backend: Arc<BlockBackend>) {
+    /// Starts a thread that reads the trace and asks the fetcher for the ranges in it.
+    pub fn start(self, device: Arc<Device>) {
         let run = move || {
             let name = self.name();
-            match self.replay(&backend) {
+            match self.replay(device.volume().image()) {
                 Ok(bytes) => log::info!("prefetching {bytes} bytes by the trace {name}"),
-                Err(error) => log::warn!("the trace {name} is not replayed: {error}"),
+                Err(error) => log::warn!("cannot replay the trace {name}: {error}"),
             }
         };
         let started = thread::Builder::new().name("replay".into()).spawn(run);
@@ -75,13 +77,13 @@ impl Trace {
         }
     }
 
-    fn replay(&self, backend: &BlockBackend) -> Result<u64, String> {
+    fn replay(&self, image: &Image) -> Result<u64, String> {
         let reads = match self {
             Self::File(_, file) => trace::parse(&read(file)?),
             Self::Layer(blob) => trace::parse(member(&fetch(blob)?)?),
         };
         let reads = reads.map_err(|error| reason(&error))?;
-        Ok(backend.volume().image().replay(&reads))
+        Ok(image.replay(&reads))
     }
 }
 
@@ -92,10 +94,11 @@ fn read(file: &File) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// All bytes of a blob; waits for them.
+/// Reads all bytes of a blob; waits until they are fetched.
 fn fetch(blob: &Blob) -> Result<Vec<u8>, String> {
     if blob.len() > trace::MAX_LEN {
-        return Err(format!("{} bytes are too many for a trace", blob.len()));
+        let (len, most) = (blob.len(), trace::MAX_LEN);
+        return Err(format!("it has {len} bytes; the limit is {most}"));
     }
     let mut bytes = vec![0; blob.len() as usize];
     let read = blob.read_exact_at(&mut bytes, 0);
@@ -103,7 +106,7 @@ fn fetch(blob: &Blob) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// The member of a tar file.
+/// Returns the member of a tar file.
 fn member(bytes: &[u8]) -> Result<&[u8], String> {
     let payload = tar::payload(bytes).map_err(|error| reason(&error))?;
     let payload = payload.ok_or("expected a tar file")?;
