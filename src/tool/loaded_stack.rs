@@ -264,7 +264,7 @@ impl LoadedStack {
         let sectors = SectorRange::of_bytes(&(start..end));
         let within = self.upper.iter();
         let mut within = within.flat_map(|upper| upper.map.within(sectors));
-        let above = within.find(|extent| extent.place != Place::Zero);
+        let above = within.find(|extent| extent.place() != Place::Zero);
         let above = above.map(|extent| extent.start().byte().max(start));
         [below, above].into_iter().flatten().min()
     }
@@ -281,15 +281,16 @@ impl LoadedStack {
             let mut extents = upper.map.within(SectorRange::new(start, end)).peekable();
             while let Some(mut extent) = extents.next() {
                 // Extents that continue each other in the file are read at once.
-                while let Some(next) = extents.next_if(|next| extent.continues_with(next)) {
-                    extent.range = SectorRange::new(extent.start(), next.end());
+                while let Some(both) = extents.peek().and_then(|next| extent.joined(next)) {
+                    extent = both;
+                    extents.next();
                 }
                 // Parts of a slice's length.
                 let below = (extent.start() - at).bytes() as usize;
                 let (part, later) = rest.split_at_mut(below);
                 self.read_image(reader, at, part)?;
                 let (part, later) = later.split_at_mut(extent.len().bytes() as usize);
-                match extent.place {
+                match extent.place() {
                     Place::Zero => part.fill(0),
                     Place::Data(from) => upper.read(from, part)?,
                 }
@@ -336,8 +337,8 @@ impl LoadedStack {
         });
         let overs = self.upper.iter().flat_map(|upper| upper.map.iter());
         let overs = overs.map(|extent| Piece {
-            range: extent.range,
-            content: match extent.place {
+            range: extent.range(),
+            content: match extent.place() {
                 Place::Zero => Content::Zeroed,
                 Place::Data(_) => Content::WritableLayer,
             },

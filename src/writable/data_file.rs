@@ -170,7 +170,7 @@ impl DataFile {
     ///
     /// # Errors
     /// As [`DataFile::check_len`].
-    pub(super) fn check_len_apart(&self) -> Result<(), Error> {
+    pub(super) fn check_len_during_sync(&self) -> Result<(), Error> {
         self.expect_len(|| Ok(self.file.metadata()?.len()))
     }
 

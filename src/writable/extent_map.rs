@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use crate::format::lsmt::{FIRST_DATA, MAX_LENGTH, Mapping};
 use crate::units::{Sector, SectorRange, Sectors};
 
-/// Where the content of an extent is.
+/// Place of the content of an extent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// It reads as zeros, whatever lies below.
@@ -19,7 +19,7 @@ pub enum Place {
 }
 
 impl Place {
-    /// The place of the content `sectors` further on.
+    /// Returns the place of the content `sectors` further on.
     pub fn moved(self, sectors: Sectors) -> Self {
         match self {
             Place::Zero => Place::Zero,
@@ -31,29 +31,44 @@ impl Place {
 /// A run of sectors of the disk whose content is in one place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
-    /// The sectors of the disk, at least one.
-    pub range: SectorRange,
-    /// Where their content is.
-    pub place: Place,
+    /// At least one sector of the disk.
+    range: SectorRange,
+    place: Place,
 }
 
 impl Extent {
-    /// First sector of the disk.
+    /// Describes the sectors of `range`, at least one, whose content is at `place`.
+    pub fn new(range: SectorRange, place: Place) -> Self {
+        debug_assert!(!range.is_empty());
+        Self { range, place }
+    }
+
+    /// Returns the sectors of the disk.
+    pub fn range(&self) -> SectorRange {
+        self.range
+    }
+
+    /// Returns where their content is.
+    pub fn place(&self) -> Place {
+        self.place
+    }
+
+    /// Returns the first sector of the disk.
     pub fn start(&self) -> Sector {
         self.range.start()
     }
 
-    /// First sector after it.
+    /// Returns the first sector after the extent.
     pub fn end(&self) -> Sector {
         self.range.end()
     }
 
-    /// Number of sectors.
+    /// Returns the number of sectors.
     pub fn len(&self) -> Sectors {
         self.range.len()
     }
 
-    /// The sectors of the data file that hold it; `None` if it reads as zeros.
+    /// Returns the sectors of the data file that hold the content; `None` if it reads as zeros.
     pub fn data(&self) -> Option<SectorRange> {
         match self.place {
             Place::Zero => None,
@@ -61,7 +76,7 @@ impl Extent {
         }
     }
 
-    /// The part inside `range`, which it overlaps.
+    /// The part inside `range`, which the extent overlaps.
     fn clipped(self, range: SectorRange) -> Self {
         let clipped = self.range.intersection(range);
         Self {
@@ -82,9 +97,13 @@ impl Extent {
         })
     }
 
-    /// Whether `next` continues it, on the disk and in the data file.
-    pub fn continues_with(&self, next: &Extent) -> bool {
-        self.end() == next.start() && self.place.moved(self.len()) == next.place
+    /// Returns both extents as one, if `next` continues this one on the disk and in the data file.
+    pub fn joined(&self, next: &Extent) -> Option<Self> {
+        let continues = self.end() == next.start() && self.place.moved(self.len()) == next.place;
+        continues.then(|| Self {
+            range: SectorRange::new(self.start(), next.end()),
+            place: self.place,
+        })
     }
 }
 
@@ -173,16 +192,15 @@ impl ExtentMap {
         let mut joined = new;
         if !self.apart {
             let before = self.extents.range(..new.start()).next_back().map(extent);
-            if let Some(before) = before.filter(|before| before.continues_with(&new)) {
-                joined = Extent {
-                    range: SectorRange::new(before.start(), new.end()),
-                    place: before.place,
-                };
+            if let Some(both) = before.and_then(|before| before.joined(&new)) {
+                joined = both;
             }
             let after = self.extents.get_key_value(&new.end()).map(extent);
-            if let Some(after) = after.filter(|after| new.continues_with(after)) {
+            if let Some(after) = after
+                && let Some(both) = joined.joined(&after)
+            {
                 self.take(after);
-                joined.range = SectorRange::new(joined.start(), after.end());
+                joined = both;
             }
         }
         self.put(joined);
@@ -329,7 +347,7 @@ mod tests {
                     prop_assert_eq!(map.mappings(), expected);
                 }
                 let all: Vec<_> = map.iter().collect();
-                prop_assert!(all.windows(2).all(|pair| !pair[0].continues_with(&pair[1])));
+                prop_assert!(all.windows(2).all(|pair| pair[0].joined(&pair[1]).is_none()));
                 let window: Vec<_> = map.within(sectors(10, 20)).flat_map(|extent| {
                     let start = extent.start().0;
                     (0..extent.len().0)

@@ -419,7 +419,7 @@ fn enter(map: &mut ExtentMap, mapping: Mapping) {
         false => Place::Data(mapping.moffset()),
     };
     let range = mapping.range();
-    map.insert(Extent { range, place }, |_| ());
+    map.insert(Extent::new(range, place), |_| ());
 }
 
 /// Enters the first `len` bytes of a sparse file, except its holes, in whole blocks of its file system.
@@ -437,11 +437,8 @@ fn scan_holes(data: &File, len: u64, map: &mut ExtentMap) -> io::Result<()> {
             return Ok(()); // only a hole up to `len`
         }
         let on_disk = |sector: Sector| Sector(sector.saturating_since(FIRST_DATA).0);
-        let extent = Extent {
-            range: SectorRange::new(on_disk(found.start()), on_disk(found.end())),
-            place: Place::Data(found.start()),
-        };
-        map.insert(extent, |_| ());
+        let range = SectorRange::new(on_disk(found.start()), on_disk(found.end()));
+        map.insert(Extent::new(range, Place::Data(found.start())), |_| ());
         at = end;
     }
     Ok(())
@@ -458,7 +455,7 @@ fn check_places(loaded: &LoadedLayer) -> Result<(), Error> {
     let mut places: Vec<_> = loaded.map.iter().filter_map(with_data).collect();
     if loaded.kind == Kind::Sparse {
         let is_moved =
-            |(data, extent): &&(SectorRange, Extent)| *data != sparse_place(extent.range);
+            |(data, extent): &&(SectorRange, Extent)| *data != sparse_place(extent.range());
         let found = places.iter().find(is_moved);
         return found.map_or(Ok(()), |(data, extent)| Err(misplaced(extent, *data)));
     }

@@ -34,14 +34,13 @@ impl WritableLayer {
         let extents = placement.map.within(range);
         let mut at = range.start();
         let mut gaps = Vec::new();
-        for zeros in extents.filter(|extent| extent.place == Place::Zero) {
+        for zeros in extents.filter(|extent| extent.place() == Place::Zero) {
             gaps.push(SectorRange::new(at, zeros.start()));
             at = zeros.end();
         }
         gaps.push(SectorRange::new(at, range.end()));
         let gaps = gaps.into_iter().filter(|gap| !gap.is_empty());
-        let place = Place::Zero;
-        gaps.map(|range| Extent { range, place }).collect()
+        gaps.map(|range| Extent::new(range, Place::Zero)).collect()
     }
 
     /// Makes the sectors of `range`, at most [`MAX_STEP`], read as zeros; they keep their space.

@@ -40,7 +40,7 @@ impl WritableLayer {
     }
 
     fn flush_all(&self, flusher: &mut Flusher) -> Result<(), Error> {
-        self.data.check_len_apart()?;
+        self.data.check_len_during_sync()?;
         let Some(mut round) = self.begin_round(flusher)? else {
             return Ok(());
         };

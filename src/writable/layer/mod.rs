@@ -180,14 +180,14 @@ impl WritableLayer {
             if at < extent.start() {
                 into.push(SectorRange::new(at, extent.start()), SpanContent::Lower);
             }
-            let content = match extent.place {
+            let content = match extent.place() {
                 Place::Zero => SpanContent::Zero,
                 Place::Data(sector) => SpanContent::Data {
                     file: into.number_of(self.data.blob(), || placement.allocator.hold()),
                     offset: sector.byte(),
                 },
             };
-            into.push(extent.range, content);
+            into.push(extent.range(), content);
             at = extent.end();
         }
         if at < range.end() {

@@ -74,7 +74,7 @@ impl WritableLayer {
         } = loaded.into_parts();
         // A layer that was cut says what lies beyond its end, where the disk can grow to.
         let coverage = GrowingCoverage::new(disk_end.max(map.end()));
-        map.iter().for_each(|extent| coverage.set(extent.range));
+        map.iter().for_each(|extent| coverage.set(extent.range()));
         let withhold = !pending.is_empty() || rewrite != Rewrite::No;
         let (allocator, data_end) = find_space(paths, &data, &map, options.limit, withhold)?;
         Ok(Self {

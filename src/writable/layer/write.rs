@@ -28,10 +28,7 @@ struct Target {
 
 impl Target {
     fn extent(&self) -> Extent {
-        Extent {
-            range: self.range,
-            place: Place::Data(self.data.start()),
-        }
+        Extent::new(self.range, Place::Data(self.data.start()))
     }
 }
 
@@ -121,7 +118,7 @@ impl WritableLayer {
             let gap = SectorRange::new(at, extent.start());
             self.place(allocator, gap, &mut targets)?;
             targets.push(Target {
-                range: extent.range,
+                range: extent.range(),
                 data,
                 fresh: false,
             });
@@ -140,7 +137,7 @@ impl WritableLayer {
             data: extent.data()?,
             fresh: false,
         };
-        (extent.range == range).then(|| (vec![target], placement.allocator.hold()))
+        (extent.range() == range).then(|| (vec![target], placement.allocator.hold()))
     }
 
     /// Allocates space for a range. If there is not enough, gives back the space of all `targets`.
@@ -208,7 +205,7 @@ impl WritableLayer {
         let mut placement = self.placement.write();
         let Placement { map, allocator } = &mut *placement;
         for extent in extents {
-            self.coverage.set(extent.range);
+            self.coverage.set(extent.range());
             map.insert(*extent, |old| {
                 let Some(data) = old.data() else { return };
                 // A sparse layer has a place for every sector, used or not.
@@ -228,7 +225,7 @@ impl WritableLayer {
         if map.mappings() + 2 * mappings as u64 <= MAX_ENTRIES {
             return true;
         }
-        let growth: i64 = extents.iter().map(|new| map.growth(new.range)).sum();
+        let growth: i64 = extents.iter().map(|new| map.growth(new.range())).sum();
         growth <= 0 || map.mappings().saturating_add_signed(growth) <= MAX_ENTRIES
     }
 }

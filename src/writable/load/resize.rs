@@ -67,7 +67,7 @@ fn drop_beyond(
         });
     }
     let place = Place::Zero;
-    loaded.map.insert(Extent { range, place }, |_| ());
+    loaded.map.insert(Extent::new(range, place), |_| ());
     Ok(true)
 }
 
