@@ -1,8 +1,8 @@
-//! The front-ends of one listener.
+//! Accepts front-end connections of one disk and starts a thread for each.
 //!
-//! A connection first waits until it says something, so that a probe that connects and leaves costs
-//! no thread. Then each is served by a thread of its own; which one has the disk is settled between
-//! them ([`ownership`](crate::vhost::ownership)). This thread waits for none of them.
+//! A new connection gets its thread when its first bytes arrive, so that a probe that connects and leaves costs no
+//! thread. The threads decide among themselves which front-end has the disk
+//! ([`ownership`](crate::vhost::ownership)). The accepting thread waits for none of them.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -21,43 +21,43 @@ use crate::engine::ratelimited_log;
 use crate::io::poller::{Poller, Trigger};
 use crate::vhost::session::Session;
 
-/// Connections that wait to say something, and those that wait for another to end; the oldest goes when one more
-/// comes.
+/// Most connections without a message so far, and most connections that wait for a thread. The oldest is closed for
+/// a new one.
 const MAX_SILENT: usize = 16;
 
-/// Connections that are served at most, with one that is told to end: the oldest that does not have the disk
-/// goes when one more comes. The limits of the system may allow fewer.
+/// Most connections with a thread, including one that is ending. The oldest without the disk is closed for a new one.
+/// The limits of the system may allow fewer.
 pub const MAX_FRONT_ENDS: usize = 17;
 
-/// Pause between two interrupts of threads that do not end, in milliseconds.
+/// Pause between two interrupts of a thread that is to end, in milliseconds.
 const INTERRUPT_PERIOD: i32 = 20;
 
-/// How long queues may take to drain after a signal. Reads of local storage end well before, and
-/// service managers wait longer.
+/// How long queues may take to drain after a stop signal. Reads of local storage take far less, and service managers
+/// wait longer.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long the last flush may take: some seconds' worth of a slow disk.
+/// How long the final flush may take: several seconds on slow storage.
 const FLUSH_LIMIT: Duration = Duration::from_secs(30);
 
 const LISTENER: u64 = u64::MAX;
 const SIGNAL: u64 = u64::MAX - 1;
 
-/// A connection that said nothing yet.
+/// A connection without a message so far.
 struct Silent {
-    /// What the poller reports for it. Never used again: descriptors are, within one wait.
+    /// Token of the poller. Unlike a descriptor, it is never reused.
     token: u64,
     stream: UnixStream,
 }
 
 /// A connection being served.
 struct Connection {
-    /// What the poller reports when the thread ends.
+    /// Token that the poller reports when the thread ends.
     token: u64,
     session: Arc<Session>,
     thread: JoinHandle<()>,
-    /// Hung up when the thread ends; open for as long as that is waited for.
+    /// Read end of a pipe whose write end the thread closes when it ends.
     _ended: io::PipeReader,
-    /// It was told to end.
+    /// Whether it was told to end.
     leaving: bool,
 }
 
@@ -72,7 +72,7 @@ impl Connection {
         stream.set_nonblocking(false)?;
         let session = device.connect(stream);
         let (ended, end) = io::pipe()?;
-        // Watched first: a thread whose end is not seen could not be stopped.
+        // Watched first: without that, the end of the thread would go unnoticed.
         poller.watch(&ended, token, Trigger::Level)?;
         let (theirs, device) = (session.clone(), device.clone());
         let thread = thread::Builder::new()
@@ -91,12 +91,12 @@ impl Connection {
         })
     }
 
-    /// Whether it is to end.
+    /// Returns whether it is to end.
     fn is_leaving(&self) -> bool {
         self.leaving || self.session.is_retired()
     }
 
-    /// Reports what became of a thread that ended.
+    /// Joins a thread that ended, and logs a panic.
     fn reap(self) {
         if self.thread.join().is_err() {
             ratelimited_log::error(format_args!(
@@ -106,12 +106,13 @@ impl Connection {
     }
 }
 
-/// Serves front-ends, `most` at a time, until `signals` becomes readable.
+/// Serves front-ends, at most `most` at a time, until `signals` becomes readable. Then drains all queues and flushes
+/// the disk.
 ///
 /// # Errors
 ///
-/// Waiting for connections fails, a queue does not drain in time, or what was
-/// written does not become durable.
+/// [`Error::Wait`] if the daemon cannot wait for connections; [`Error::Drain`] if a queue does not drain in time;
+/// [`Error::Flush`] and [`Error::FlushLate`] if writes may not be durable.
 pub fn serve(
     listener: &Listener,
     device: &Arc<Device>,
@@ -135,8 +136,8 @@ pub fn serve(
     Ok(())
 }
 
-/// Makes what was written durable, and waits at most `limit` for it. What is not stays in the page
-/// cache, and in the journal.
+/// Makes all writes durable within `limit`. Writes that are not durable by then stay in the page cache and the
+/// journal.
 fn flush(device: &Arc<Device>, limit: Duration) -> Result<(), Error> {
     if !device.is_writable() {
         return Ok(());
@@ -155,7 +156,7 @@ fn flush(device: &Arc<Device>, limit: Duration) -> Result<(), Error> {
     }
 }
 
-/// Runs `stop`, which stops all queues, and waits for it at most until `limit`.
+/// Runs `stop`, which stops all queues, and waits at most `limit` for it.
 fn drain(stop: impl FnOnce() + Send + 'static, limit: Duration) -> Result<(), Error> {
     let (done, drained) = mpsc::channel();
     thread::Builder::new()
@@ -175,12 +176,12 @@ struct Connections<'a> {
     listener: &'a Listener,
     device: &'a Arc<Device>,
     poller: Poller,
-    /// Connections that may be served, with those that are told to end.
+    /// Most connections with a thread.
     most: usize,
     /// Token of the next connection or thread.
     next_token: u64,
     silent: Vec<Silent>,
-    /// Connections that say something, and wait for another to end. Oldest first.
+    /// Connections that wait for a thread, oldest first.
     waiting: Vec<UnixStream>,
     /// Oldest first.
     served: Vec<Connection>,
@@ -239,7 +240,7 @@ impl<'a> Connections<'a> {
                 ratelimited_log::warn(format_args!(
                     "cannot accept a front-end connection: {error}"
                 ));
-                // Out of descriptors, most likely: let some go rather than spin.
+                // Most likely, no descriptors are left: close some instead of spinning.
                 self.silent.clear();
                 thread::sleep(Duration::from_millis(10));
                 return;
@@ -257,7 +258,7 @@ impl<'a> Connections<'a> {
         }
     }
 
-    /// Serves the connection that said something, or forgets the one that ended.
+    /// Handles the token of a connection: its thread ended, or its first bytes arrived.
     fn go_on(&mut self, token: u64) {
         let ended = |connection: &Connection| connection.token == token;
         if let Some(at) = self.served.iter().position(ended) {
@@ -279,7 +280,7 @@ impl<'a> Connections<'a> {
         self.serve_waiting();
     }
 
-    /// Serves the connections that wait, as far as there is room.
+    /// Starts threads for the connections that wait, as far as the limit allows.
     fn serve_waiting(&mut self) {
         while !self.waiting.is_empty() && self.make_room() {
             let stream = self.waiting.remove(0);
@@ -295,16 +296,15 @@ impl<'a> Connections<'a> {
         }
     }
 
-    /// A token that was never used. Two are used for a connection, so they do not run out.
+    /// Returns a new token. A connection uses two of 2^64, so they do not run out.
     fn token(&mut self) -> u64 {
         let token = self.next_token;
         self.next_token += 1;
         token
     }
 
-    /// Hangs up on the oldest connection without the disk, if there are as many as may be; returns whether one
-    /// more may be served now. Two may be connected in any case: the next front-end comes before the one that
-    /// has the disk leaves.
+    /// Closes the oldest connection without the disk if the limit is reached. Returns whether one more connection may
+    /// have a thread now. Two always may: the next front-end connects before the one with the disk disconnects.
     fn make_room(&mut self) -> bool {
         let leaving = self.served.iter().filter(|served| served.leaving).count();
         let staying = self.served.len() - leaving;
@@ -321,7 +321,7 @@ impl<'a> Connections<'a> {
     }
 }
 
-/// Whether there is a first byte to read, rather than the end of the stream.
+/// Returns whether a first byte can be read, and not the end of the stream.
 fn says_something(stream: &UnixStream) -> bool {
     let mut byte = [0u8];
     matches!(

@@ -1,4 +1,4 @@
-//! A listening socket passed by the service manager (`sd_listen_fds(3)`).
+//! Socket activation: a listening socket that the service manager passes (`sd_listen_fds(3)`).
 //!
 //! The socket outlives the daemon: a front-end that connects while no daemon runs waits for the
 //! next one.
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketType};
 
-/// Why the socket that was passed cannot be used.
+/// The passed socket cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// `LISTEN_FDS` or `LISTEN_PID` is not a number, or names descriptors that are not open.
@@ -27,27 +27,27 @@ pub enum Error {
         descriptors: OsString,
         /// Value of `LISTEN_PID`.
         process: OsString,
-        /// What is wrong.
+        /// Why they cannot be used.
         source: io::Error,
     },
-    /// A disk has one socket.
+    /// The service manager passed several sockets; a disk has one.
     #[error("expected 1 socket, found {found}")]
     Count {
-        /// How many were passed.
+        /// Number of sockets.
         found: usize,
     },
-    /// Descriptor 3 is not such a socket.
+    /// Descriptor 3 is not a listening Unix stream socket.
     #[error("descriptor 3: expected a listening Unix stream socket, found something else")]
     NotAListener,
 }
 
-/// Returns whether the environment names a socket, for this process or another.
+/// Returns whether the environment names a passed socket, for this process or another.
 pub fn is_offered() -> bool {
     env::var_os("LISTEN_FDS").is_some() && env::var_os("LISTEN_PID").is_some()
 }
 
-/// Returns the socket passed to this process, if there is one. Call it before any file is opened, so
-/// that descriptor 3 is the one that was passed; a second call returns `None`.
+/// Takes the socket that was passed to this process, if there is one. Call it before any file is opened, so
+/// that descriptor 3 is the passed one. A second call returns `None`.
 ///
 /// # Errors
 ///

@@ -34,7 +34,7 @@ pub struct Config {
     pub sandbox: bool,
     /// Where the list of layers comes from.
     pub image: ImageSource,
-    /// How layers in registries are reached.
+    /// Access to layers in registries.
     pub remote: RemoteConfig,
     /// Whether a layer above another than its parent is refused.
     pub lineage: Lineage,
@@ -90,23 +90,23 @@ pub enum ImageSource {
     Reference(Reference),
 }
 
-/// How layers in registries are reached.
+/// Access to layers in registries.
 #[derive(Clone, Debug, Default)]
 pub struct RemoteConfig {
-    /// The cache directory, unless the service configuration names it.
+    /// Cache directory. `None`: the service configuration names it.
     pub cache: Option<PathBuf>,
-    /// The registries.
+    /// Credentials, certificates and mirrors of the registries.
     pub registry: RegistryArgs,
-    /// The prefetch trace to replay, in place of the image's own.
+    /// Prefetch trace to replay in place of the image's own.
     pub prefetch: Option<PathBuf>,
-    /// File that gets a trace of what the guest reads.
+    /// File to which a trace of the guest's reads is written.
     pub record: Option<PathBuf>,
-    /// How long a guest's read waits for bytes; `None`: until they come.
+    /// Longest time that a guest's read waits for absent bytes. `None`: no limit.
     pub deadline: Option<Duration>,
 }
 
 impl RemoteConfig {
-    /// How long bytes are waited for.
+    /// Returns how long to wait for absent bytes, at the start and while serving.
     pub fn patience(&self) -> Patience {
         Patience {
             serving: self.deadline,

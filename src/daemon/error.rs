@@ -9,7 +9,7 @@ use crate::fetch::resolve::ResolveError;
 use crate::registry::service_config;
 use crate::source::FetchError;
 
-/// The daemon cannot start, or did not end well.
+/// The daemon cannot start, or cannot end cleanly.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The layers cannot be opened.
@@ -24,7 +24,7 @@ pub enum Error {
     /// The layers in a registry cannot be opened.
     #[error("cannot open the image")]
     Layers(#[source] OpenError),
-    /// A layer is in a registry, and there is no cache.
+    /// A layer is in a registry, and no cache directory is named.
     #[error("{wanted} is in a registry: name a cache directory with --cache")]
     NoCache {
         /// The layer or image.
@@ -35,7 +35,7 @@ pub enum Error {
     CachePath {
         /// Its path.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
     /// The prefetch trace cannot be opened.
@@ -43,15 +43,15 @@ pub enum Error {
     Trace {
         /// Its path.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
-    /// The trace that is recorded cannot be written.
+    /// The recorded trace cannot be written.
     #[error("cannot write the trace {}", path.display())]
     Record {
         /// Its path.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
     /// The service configuration cannot be used.
@@ -166,7 +166,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Upstream's words for the same class of error, if a registry is the cause.
+    /// Returns upstream's words for the same class of error, if a registry is the cause.
     pub fn upstream_words(&self) -> Option<&'static str> {
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
         while let Some(error) = cause {

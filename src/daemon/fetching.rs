@@ -1,4 +1,4 @@
-//! What the control API says about layers in registries.
+//! The control API's figures about layers in registries.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::source::counts::NAMES;
 const PATIENCE: Duration = Duration::from_millis(500);
 
 impl Device {
-    /// What was fetched, and what of the layers is local; null for a disk without remote layers.
+    /// Returns the fetcher's counters and the local bytes of each layer; null for a disk without remote layers.
     pub(super) fn fetching(&self) -> Value {
         let Some(client) = self.client() else {
             return Value::Null;
@@ -38,7 +38,7 @@ impl Device {
     }
 }
 
-/// Number of fetches by the longest time they took, in milliseconds.
+/// Returns the number of fetches, by an upper bound of their duration in milliseconds.
 fn waits(client: &Client) -> Map<String, Value> {
     let limits = WAITS.iter().map(|limit| limit.as_millis().to_string());
     let names = limits.chain(["longer".to_owned()]);

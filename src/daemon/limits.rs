@@ -1,7 +1,7 @@
 //! Compares the limits of the system with the needs of all queues, before the daemon is ready.
 //!
-//! A shortage that is found when a queue starts leaves a guest without its disk. A shortage that is found
-//! before is one line for the administrator.
+//! A shortage found when a queue starts leaves a guest without its disk. A shortage found at the start of the daemon
+//! is one line for the administrator.
 
 mod memory;
 
@@ -113,7 +113,7 @@ pub struct SystemLimits {
 }
 
 impl SystemLimits {
-    /// Reads what is left of each limit. A limit that cannot be read counts as unlimited.
+    /// Reads the limits and the present use. A limit that cannot be read counts as unlimited.
     pub fn measure() -> Self {
         let mut threads: Vec<_> = user_threads().into_iter().collect();
         threads.extend(cgroup_threads(
@@ -131,8 +131,8 @@ impl SystemLimits {
         }
     }
 
-    /// Compares the limits of memory with what `queues` queues need. Call it before the layers are read,
-    /// too: an allocation that fails ends the process.
+    /// Compares the limits of memory with the needs of `queues` queues. Call it also before the layers are read:
+    /// a failed allocation ends the process.
     ///
     /// # Errors
     ///
@@ -141,8 +141,8 @@ impl SystemLimits {
         self.memory.check(queues, threads(queues, writable))
     }
 
-    /// Compares what is left with what `queues` queues need, and raises the soft limits as far as that
-    /// helps. Call it when all files are open. Returns how many front-ends may be connected.
+    /// Compares what is left with the needs of `queues` queues, and raises the soft limits as far as
+    /// needed. Call it when all files are open. Returns the number of front-ends that may be connected.
     ///
     /// # Errors
     ///
@@ -182,17 +182,17 @@ impl SystemLimits {
     }
 }
 
-/// Threads that `queues` queues need, and those beside them.
+/// Returns the number of threads for `queues` queues, and of all others.
 fn threads(queues: u16, writable: bool) -> u64 {
     u64::from(queues) * (1 + u64::from(writable)) + OTHER_THREADS
 }
 
-/// Descriptors that front-ends need. Each may have all queues; the queues of one of them run.
+/// Descriptors that front-ends need. Each front-end may have all queues; the queues of one front-end run.
 #[derive(Debug)]
 struct Descriptors {
-    /// Those beside the front-ends' own.
+    /// Number that does not depend on the number of front-ends.
     shared: u64,
-    /// Those of one front-end.
+    /// Number for one front-end.
     each: u64,
 }
 
@@ -207,12 +207,12 @@ impl Descriptors {
         }
     }
 
-    /// Number of descriptors for so many front-ends.
+    /// Returns the number of descriptors for `front_ends` front-ends.
     fn need(&self, front_ends: u64) -> u64 {
         self.shared + front_ends * self.each
     }
 
-    /// Number of front-ends for which `have` descriptors are enough.
+    /// Returns the number of front-ends for which `have` descriptors are enough.
     fn front_ends(&self, have: u64) -> usize {
         let fit = have.saturating_sub(self.shared) / self.each;
         usize::try_from(fit).map_or(MAX_FRONT_ENDS, |fit| fit.min(MAX_FRONT_ENDS))
@@ -228,13 +228,13 @@ fn check_ranges(have: usize) -> Result<(), Shortage> {
     }
 }
 
-/// Number of open descriptors. A new one gets the lowest number that is free, so that many new ones fill
-/// the gaps, and the last one tells how many there are.
+/// Returns the number of open descriptors. A new descriptor gets the lowest free number. So many new ones fill the
+/// gaps, and the number of the last one shows how many are open.
 fn open_descriptors() -> u64 {
     /// Gaps that are filled.
     const GAPS: usize = 128;
     let Ok((read, _write)) = io::pipe() else {
-        // A process with none left has as many as it may.
+        // No descriptor is left: the limit is reached.
         return u64::MAX / 2;
     };
     let copies: Vec<_> = iter::repeat_with(|| read.try_clone())

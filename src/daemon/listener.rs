@@ -1,14 +1,14 @@
-//! The socket front-ends connect to: bound here, or passed by the service manager.
+//! Listening Unix sockets: bound by the daemon, or passed by the service manager.
 //!
-//! A socket is bound in two steps: [`Claim::new`] looks at the path before the daemon enters its
-//! sandbox, in which no connection can be made, and [`Claim::listen`] binds the path once the image
-//! is open, so that a front-end never connects to a disk that is not there yet.
+//! A socket is bound in two steps. [`Claim::new`] examines the path before the daemon enters its
+//! sandbox, inside of which it cannot connect to a socket. [`Claim::listen`] binds the path once the image is
+//! open, so that no front-end connects before the disk can be served.
 //!
-//! To find a stale socket and to remove it must be one step: of two daemons at one path, one would
+//! Finding a stale socket and removing it must be one step: of two daemons at one path, one could
 //! otherwise remove the other's live socket. So each locks the directory during both steps.
 //!
-//! A socket that is bound refuses connections until it listens. It is therefore bound under another
-//! name, and appears at its path once it listens.
+//! A bound socket refuses connections until it listens. It is therefore bound under another
+//! name, and renamed to its path once it listens.
 
 use std::ffi::OsStr;
 use std::fs::{File, Metadata, TryLockError};
@@ -28,19 +28,19 @@ use crate::io::directory::parent_of;
 use crate::io::file_lock::{LockKind, lock_within};
 use crate::io::regular::open_directory;
 
-/// How long the directory may be locked by others: to look at a socket takes no time.
+/// How long another process may hold the lock of the directory; a daemon holds it for milliseconds.
 const LOCK_LIMIT: Duration = Duration::from_secs(5);
 
-/// Connections that wait to be accepted; the system may keep fewer.
+/// Most connections that wait to be accepted; the system may allow fewer.
 const BACKLOG: i32 = 128;
 
-/// Bytes in the path of a socket at most: the system's field for it, less the final zero.
+/// Most bytes in the path of a socket: the system's field for it, less the final zero.
 const MAX_PATH: usize = 107;
 
-/// A listening socket. Where it was bound here, its path goes away with it.
+/// A listening socket. If this process bound it, dropping it removes its path.
 #[derive(Debug)]
 pub struct Listener {
-    /// Dropped before the socket: while the socket listens, no other daemon replaces its path.
+    /// Dropped before the socket: while the socket listens, no other daemon replaces the path.
     _bound: Option<Bound>,
     socket: UnixListener,
 }
@@ -49,11 +49,11 @@ pub struct Listener {
 #[derive(Debug)]
 struct Bound {
     path: PathBuf,
-    /// Device and inode of the path, to remove no other process's socket.
+    /// Device and inode of the socket, so that no other process's socket is removed.
     identity: (u64, u64),
 }
 
-/// A path at which no daemon listens, and a socket to be bound to it.
+/// A path at which no daemon listens, and the socket to bind to it.
 #[derive(Debug)]
 pub struct Claim {
     path: PathBuf,
@@ -64,13 +64,12 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// Takes a socket to be bound to `path` with permissions `mode`. Removes a stale socket there.
+    /// Makes a socket to bind to `path` with permissions `mode`. Removes a stale socket at the path.
     ///
     /// # Errors
     ///
-    /// [`Error::SocketInUse`] if a running daemon answers at the path, [`Error::NotASocket`] if
-    /// something else is there, [`Error::SocketPath`] if the path is too long, [`Error::Socket`] if
-    /// the system refuses.
+    /// [`Error::SocketInUse`] if a process listens at the path; [`Error::NotASocket`] if the path is another kind of
+    /// file; [`Error::SocketPath`] if the path is too long; [`Error::Socket`] for errors of the system.
     pub fn new(path: &Path, mode: u32) -> Result<Claim, Error> {
         let len = path.as_os_str().len();
         if len > MAX_PATH {
@@ -102,7 +101,7 @@ impl Claim {
         })
     }
 
-    /// The directory of the path.
+    /// Returns the directory of the path.
     pub fn directory(&self) -> &Path {
         parent_of(&self.path)
     }
@@ -111,8 +110,8 @@ impl Claim {
     ///
     /// # Errors
     ///
-    /// [`Error::SocketInUse`] if another daemon has taken the path meanwhile, [`Error::Socket`] if
-    /// the system refuses.
+    /// [`Error::SocketInUse`] if another daemon has bound the path meanwhile; [`Error::Socket`] for errors of the
+    /// system.
     pub fn listen(self) -> Result<Listener, Error> {
         let failed = |source| Error::Socket {
             path: self.path.clone(),
@@ -131,7 +130,7 @@ impl Claim {
             Ok(identity(&meta))
         });
         let identity = listening.map_err(|error| {
-            // The next daemon replaces what cannot be removed.
+            // A leftover is replaced by the next daemon.
             let _ = std::fs::remove_file(&early);
             failed(error)
         })?;
@@ -146,8 +145,8 @@ impl Claim {
     }
 }
 
-/// Where a socket is bound before it listens: beside its path, and with a name of the same length,
-/// for the length is limited.
+/// Returns the path at which a socket is bound before it listens: in the same directory, with a name of the same
+/// length, because the length is limited.
 fn early_path(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().as_bytes().to_vec();
     if let Some(first) = name.first_mut() {
@@ -185,11 +184,11 @@ fn remove_stale(path: &Path) -> Result<(), Error> {
 }
 
 impl Listener {
-    /// Takes a socket over that listens already. If `named` is given, it must be the socket's path.
+    /// Takes over a passed socket, which listens already. `named`, if given, must be its path.
     ///
     /// # Errors
     ///
-    /// It has another path, or the system refuses.
+    /// [`Error::OtherSocket`] if it has another path; [`Error::Socket`] for errors of the system.
     pub fn passed(socket: UnixListener, named: Option<&Path>) -> Result<Listener, Error> {
         if let Some(path) = named {
             let at = |path: &Path| path.metadata().ok().as_ref().map(identity);
@@ -212,13 +211,13 @@ impl Listener {
         })
     }
 
-    /// The socket; accepting from it does not block.
+    /// Returns the socket; accepting does not block.
     pub fn socket(&self) -> &UnixListener {
         &self.socket
     }
 }
 
-/// The lock of a directory, which keeps other daemons from binding in it.
+/// The lock of a directory: no other daemon binds in it.
 struct Locked<'a>(&'a File);
 
 impl Drop for Locked<'_> {
@@ -244,8 +243,8 @@ fn identity(meta: &Metadata) -> (u64, u64) {
     (meta.dev(), meta.ino())
 }
 
-/// Binds with exactly the permissions asked for, from the first moment. Replaces a socket at `path`,
-/// which a daemon left behind that was killed there; the directory is locked.
+/// Binds a socket that has the permissions `mode` from the first moment. Replaces a socket that a killed daemon left
+/// at `path`; the directory is locked.
 fn bind(socket: &OwnedFd, path: &Path, mode: u32) -> io::Result<()> {
     let left = path.symlink_metadata();
     if left.is_ok_and(|left| left.file_type().is_socket()) {
@@ -262,7 +261,7 @@ impl Drop for Bound {
     fn drop(&mut self) {
         let ours = |meta: Metadata| identity(&meta) == self.identity;
         if self.path.symlink_metadata().is_ok_and(ours) {
-            // The next daemon replaces what cannot be removed.
+            // A leftover is replaced by the next daemon.
             let _ = std::fs::remove_file(&self.path);
         }
     }

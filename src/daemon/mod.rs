@@ -1,9 +1,9 @@
-//! The `ovbd-vhost` daemon: from command line to running disk.
+//! The `ovbd-vhost` daemon: serves one disk, from the parsed command line to the final flush.
 //!
-//! [`run`] opens the image and its writable layer (`device`), claims the socket ([`listener`]) or takes
-//! the one passed by the service manager ([`activation`]), enters the [`sandbox`], listens, reports
-//! that it is ready ([`notify`]), starts the control API ([`control`]) and serves one front-end after
-//! the other ([`accept`]) until a signal ends it.
+//! [`run`] opens the layers (`sources`) and finds the writable layer (`writable_files`). It claims the socket
+//! ([`listener`]) or takes the one that the service manager passed ([`activation`]), enters the [`sandbox`], and loads
+//! the disk (`device`). Then it listens, starts the control API ([`control`]), reports that it is ready ([`notify`]),
+//! and accepts front-ends ([`accept`]) until a signal ends it.
 
 pub mod accept;
 pub mod activation;
@@ -57,14 +57,14 @@ use sources::Sources;
 use trace_source::TraceSource;
 use writable_files::WritableFiles;
 
-/// Permissions of the control socket: its owner's only.
+/// Permissions of the control socket: access for its owner only.
 const CONTROL_MODE: u32 = 0o600;
 
 /// Serves one disk until SIGTERM or SIGINT; a second signal ends the process at once.
 ///
 /// # Errors
 ///
-/// [`Error`] says what could not be opened, bound or confined, or what did not end after a signal.
+/// [`Error`] if something cannot be opened, bound or confined, or does not end in time after a signal.
 pub fn run(config: Config) -> Result<(), Error> {
     let passed = activation::take()?;
     let (started, result) = match &config.image {
@@ -77,7 +77,7 @@ pub fn run(config: Config) -> Result<(), Error> {
         }
         ImageSource::Config(path) => {
             let image = ImageConfig::load(path).map_err(Error::ImageConfig)?;
-            // Created with the rights of the starter, and written from inside the sandbox.
+            // Created with the starter's rights, and written inside the sandbox.
             let result = image.result_file().map(ResultFile::create).transpose()?;
             let parts = image.stack_and_upper().map_err(Error::ImageConfig);
             let start = |(stack, upper)| {
@@ -115,22 +115,22 @@ pub fn run(config: Config) -> Result<(), Error> {
     served.and(recorded)
 }
 
-/// A disk that is ready to be served.
+/// A disk that is ready to serve, with its sockets.
 struct Started {
     device: Arc<Device>,
     socket: Listener,
     control: Option<Listener>,
     fetcher: Option<Control>,
-    /// Front-ends that may be connected.
+    /// Most front-ends that may be connected.
     most_front_ends: usize,
     recording: Option<Recording>,
     signals: UnixStream,
     manager: Manager,
 }
 
-/// What to serve.
+/// Image to serve.
 enum Wanted<'a> {
-    /// Layers, and what an image config names: the writable layer, the download and the trace.
+    /// Layers; and the writable layer, the background download and the trace that an image config names.
     Stack(Stack, Option<Paths>, Option<&'a Download>, Option<PathBuf>),
     /// An image in a registry.
     Image(&'a Reference),
@@ -142,7 +142,7 @@ enum Layers<'a> {
     Named(&'a Reference),
 }
 
-/// Opens the files, enters the sandbox, reads what the files hold, and listens.
+/// Opens the files, enters the sandbox, parses the files, and listens.
 fn start(
     config: &Config,
     wanted: Wanted<'_>,
@@ -163,8 +163,8 @@ fn start(
     let (sources, fetcher) = sources.connect(config, download)?;
     let upper = sources.upper();
     upper.map(WritableFiles::create_folder).transpose()?;
-    // A socket may lie in the directory of the writable layer. Each takes that directory's lock: the
-    // claim for a moment, the layer until it is open.
+    // A socket may lie in the directory of the writable layer. Both lock that directory: the
+    // claim for a moment, the writable files until the layer is open.
     let sockets = Sockets::claim(config, passed)?;
     let writable = upper.map(WritableFiles::find).transpose()?;
     let limits = SystemLimits::measure();
@@ -198,8 +198,8 @@ fn start(
     })
 }
 
-/// Opens the layers and the trace that are files, with the rights of the starter. Registries are
-/// asked later, as the daemon's user.
+/// Opens local layers and traces, with the rights of the starter. Registries are contacted later, as the daemon's
+/// user.
 fn open_layers<'a>(
     config: &Config,
     wanted: Wanted<'a>,
@@ -215,7 +215,7 @@ fn open_layers<'a>(
     Ok((layers, download, trace))
 }
 
-/// Becomes the user of the command line. Sockets and writable layers belong to that user.
+/// Switches to the user that the command line names. Sockets and writable layers belong to that user.
 fn change_user(config: &Config) -> Result<(), Error> {
     if config.sandbox {
         privileges::bound().map_err(sandbox::Error::Privileges)?;
@@ -226,14 +226,14 @@ fn change_user(config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
-/// Enters the sandbox, if there is to be one.
+/// Enters the sandbox, unless the command line disables it.
 fn enter(
     config: &Config,
     sockets: &Sockets,
     writable: Option<&WritableFiles>,
     rings: &Rings,
 ) -> Result<Option<Sandbox>, Error> {
-    // Read once, while it can be.
+    // Cached, because the sandbox allows no access to it.
     let _ = journal::boot_id();
     let (directories, links) = writable.map_or_else(Default::default, |writable| {
         (writable.paths().directories(), writable.paths().links())
@@ -250,7 +250,7 @@ fn enter(
     Ok(sandbox.transpose()?)
 }
 
-/// The sockets of a daemon whose image is not open yet.
+/// The sockets of a daemon that does not listen yet.
 struct Sockets {
     guest: GuestSocket,
     control: Option<Claim>,
@@ -262,7 +262,7 @@ enum GuestSocket {
 }
 
 impl Sockets {
-    /// Takes the sockets. They belong to the user the daemon is by now.
+    /// Claims the paths of the sockets, as the daemon's user.
     fn claim(config: &Config, passed: Option<UnixListener>) -> Result<Sockets, Error> {
         let control = config.control.as_ref();
         let control = control.map(|path| Claim::new(path, CONTROL_MODE));
@@ -287,7 +287,7 @@ impl Sockets {
         Ok((guest, control))
     }
 
-    /// Where sockets are bound, and removed at the end.
+    /// Returns the directories in which sockets are bound, and removed at the end.
     fn directories(&self) -> Vec<PathBuf> {
         let guest = match &self.guest {
             GuestSocket::Claimed(claim) => Some(claim),
@@ -298,34 +298,34 @@ impl Sockets {
     }
 }
 
-/// A stream that becomes readable when a signal asks the daemon to end. A second signal does not
-/// ask, nor does the first one while `starting` holds: a start may wait for a registry.
+/// Returns a stream that becomes readable at the first SIGTERM or SIGINT. A second signal ends the process at once; so
+/// does the first one while `starting` is set, because a start may wait for a registry.
 fn signals(starting: &Arc<AtomicBool>) -> Result<UnixStream, Error> {
     let pipe = || -> std::io::Result<UnixStream> {
         let (read, write) = UnixStream::pair()?;
         let asked = Arc::new(AtomicBool::new(false));
         for signal in [SIGTERM, SIGINT] {
             signal_hook::flag::register_conditional_shutdown(signal, 0, starting.clone())?;
-            // In this order: the first signal finds the flag down and raises it.
+            // In this order: the first signal finds the flag cleared, and sets it.
             signal_hook::flag::register_conditional_shutdown(signal, 1, asked.clone())?;
             signal_hook::flag::register(signal, asked.clone())?;
             signal_hook::low_level::pipe::register(signal, write.try_clone()?)?;
         }
-        // A file as long as we may make it is an error of the write, and not our end.
+        // A write beyond RLIMIT_FSIZE must fail with EFBIG, and not end the process.
         signal_hook::flag::register(libc::SIGXFSZ, Arc::default())?;
         Ok(read)
     };
     pipe().map_err(Error::Signals)
 }
 
-/// The file an image config wants to be told in.
+/// The `resultFile` of an image config.
 struct ResultFile {
     path: PathBuf,
     file: File,
 }
 
 impl ResultFile {
-    /// Creates the file, or empties it.
+    /// Creates the file, or empties an existing one.
     fn create(path: PathBuf) -> Result<Self, Error> {
         let mut options = File::options();
         options.write(true).create(true);
@@ -339,7 +339,7 @@ impl ResultFile {
         }
     }
 
-    /// Writes `success` or `failed:<reason>`. Scripts look for upstream's words in it.
+    /// Writes `success` or `failed:<reason>`. Scripts search the reason for upstream's words.
     fn report(mut self, failure: Option<&Error>) -> Result<(), Error> {
         let text = match failure {
             None => "success".to_owned(),

@@ -9,7 +9,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 use sd_notify::NotifyState;
 
-/// The service manager, if there is one. Connected early: the sandbox allows no new socket.
+/// The connection to the service manager, if there is one. Made early: the sandbox allows no new socket.
 #[derive(Debug)]
 pub struct Manager {
     socket: Option<UnixDatagram>,

@@ -1,4 +1,4 @@
-//! Layers in registries: which fetcher brings them, and how long a disk waits for them.
+//! Layers in registries: the configuration of the fetcher, and its start.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,11 +14,11 @@ use crate::registry::service_config::ServiceConfig;
 use crate::source::RemoteBlob;
 use crate::source::client::Patience;
 
-/// How layers in registries are reached.
+/// Access to layers in registries.
 #[derive(Debug)]
 pub struct Remote {
     fetcher: process::Config,
-    /// For images that say nothing about it.
+    /// Background download of images whose config does not mention it.
     download: Option<download::Download>,
 }
 
@@ -26,8 +26,8 @@ impl Remote {
     /// Reads the service configuration, if one is named.
     ///
     /// # Errors
-    /// [`Error::ServiceConfig`] if it cannot be used, [`Error::NoCache`] if neither it nor the command
-    /// line names a cache for `wanted`.
+    /// [`Error::ServiceConfig`] if it cannot be used; [`Error::NoCache`] if neither it nor the command
+    /// line names a cache directory for `wanted`.
     pub fn new(config: &Config, wanted: impl FnOnce() -> String) -> Result<Self, Error> {
         let sandbox = config.sandbox;
         let config = &config.remote;
@@ -70,9 +70,8 @@ impl Remote {
         Ok(image)
     }
 
-    /// Starts a fetcher and lets it know of the layers, and of the one that holds the image's trace. It
-    /// downloads them whole if the image says so,
-    /// or the service configuration for images that say nothing.
+    /// Starts a fetcher, and registers the layers and the layer of the image's trace with it. The fetcher downloads
+    /// whole layers in the background if `download` says so; without `download`, as the service configuration says.
     ///
     /// # Errors
     /// [`Error::Layers`].

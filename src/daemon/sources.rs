@@ -1,4 +1,4 @@
-//! The layers of a disk: opened by the starter, fetched by a fetcher, read inside the sandbox.
+//! The layers of a disk between start and sandbox: opened or attached to a fetcher, and not parsed yet.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::source::client::Client;
 use crate::source::{self, Blob, LayerRef, RemoteBlob};
 use crate::writable::Paths;
 
-/// The layers of a disk, not yet read, and where its writable layer is.
+/// The layers of a disk, not yet parsed, and the location of its writable layer.
 #[derive(Debug)]
 pub struct Sources {
     stack: Stack,
@@ -33,15 +33,15 @@ enum Files {
     Open(OpenStack),
     /// Some are in registries.
     Local(LocalLayers),
-    /// Some are in registries, and a fetcher knows of them.
+    /// Some are in registries, and registered with a fetcher.
     Attached(AttachedLayers),
 }
 
-/// The layers of a disk, open and not yet read.
+/// The layers of a disk, open and not yet parsed.
 pub(super) struct OpenSources {
     pub(super) stack: Stack,
     pub(super) files: OpenStack,
-    /// What brings the bytes of layers in registries.
+    /// Client of the fetcher, for layers in registries.
     pub(super) client: Option<Arc<Client>>,
     /// The layer in a registry that holds the image's trace.
     pub(super) trace: Option<Blob>,
@@ -74,7 +74,7 @@ impl Sources {
             }
             _ => Files::Open(stack.open_files().map_err(Error::Image)?),
         };
-        // The current directory is not to be found out inside the sandbox.
+        // Inside the sandbox the current directory cannot be read.
         let absolute = stack.layers().iter().map(|layer| {
             layer.absolute().map_err(|source| {
                 let layer = layer.clone();
@@ -90,7 +90,7 @@ impl Sources {
         })
     }
 
-    /// Where the writable layer is, if there is to be one.
+    /// Returns the location of the writable layer, if the disk has one.
     pub fn upper(&self) -> Option<&WritableSource> {
         self.upper.as_ref()
     }
@@ -111,8 +111,8 @@ impl Sources {
         })
     }
 
-    /// Starts a fetcher, if some layers are in registries, which ends when the returned control is
-    /// dropped. `download` is what the image says about its background download.
+    /// Starts a fetcher if some layers are in registries. It ends when the returned control is
+    /// dropped. `download` is the image config's setting of the background download.
     ///
     /// # Errors
     ///
@@ -146,7 +146,7 @@ impl Sources {
                 return Err(Error::NoCache { wanted });
             }
             Files::Attached(layers) => {
-                // The sandbox took the other capabilities from all threads that start in it.
+                // The sandbox dropped the other capabilities of all threads that start in it.
                 let drop_privileges = || {
                     if let Err(error) = privileges::drop_rest() {
                         log::error!("cannot drop the privileges of a thread: {error}");
@@ -172,7 +172,7 @@ impl Sources {
 }
 
 impl OpenSources {
-    /// Reads the layers, once before the disk does.
+    /// Parses the layers, before the disk parses them again.
     pub(super) fn image(&self) -> Result<Image, image::Error> {
         Image::load(self.files.clone())
     }

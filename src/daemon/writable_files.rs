@@ -16,15 +16,15 @@ use crate::io::file_lock::{LockKind, lock_within};
 use crate::io::regular::open_directory;
 use crate::writable::{self, Paths};
 
-/// How long another process may keep the directory of a writable layer locked: it opens a layer there.
+/// How long another process may hold the lock of the directory: until its layer is open.
 const LOCK_LIMIT: Duration = Duration::from_secs(10);
 
-/// The files of a writable layer, which need not be there yet, in a directory that is.
+/// The files of a writable layer, which may not exist yet, in an existing directory.
 #[derive(Debug)]
 pub struct WritableFiles {
     paths: Paths,
-    /// The locked directory of `--upper-auto`, in which the layer is created if missing. It is kept
-    /// until the layer is open, and with that locked itself.
+    /// The locked directory of `--upper-auto`, in which the layer is created if missing. The lock is held
+    /// until the layer is open, which has a lock of its own.
     automatic: Option<File>,
 }
 
@@ -43,11 +43,11 @@ impl WritableFiles {
         }
     }
 
-    /// Finds out where the files are, and locks the directory of `--upper-auto`, which is there.
+    /// Determines the paths of the files, and locks the directory of `--upper-auto`, which must exist.
     ///
     /// # Errors
     ///
-    /// [`Error::Writable`] if a directory is missing, or stays locked.
+    /// [`Error::Writable`] if a directory is missing, or another process holds its lock.
     pub fn find(source: &WritableSource) -> Result<Self, Error> {
         let (paths, automatic) = match source {
             WritableSource::Files(paths) => (paths.clone(), None),
@@ -72,16 +72,16 @@ impl WritableFiles {
         Ok(Self { paths, automatic })
     }
 
-    /// The paths of the files.
+    /// Returns the paths of the files.
     pub fn paths(&self) -> &Paths {
         &self.paths
     }
 
-    /// Creates the layer above `sources` if it is missing and its place is ours to choose.
+    /// Creates the layer above `sources` if it is missing, in a directory of `--upper-auto`.
     pub(super) fn create_if_missing(&self, sources: &OpenSources) -> Result<(), Error> {
         let Self { paths, automatic } = self;
-        // The index is created last, and goes when a snapshot seals the data. A header alone was left
-        // behind by a process that died in between: nothing was ever written behind it.
+        // The index file is created last, and removed when a snapshot seals the data file. A data file with a
+        // header only is the leftover of a process that died in between; it never had data.
         let len = paths.data.metadata().map(|data| data.len());
         let is_there =
             paths.index.exists() || len.as_ref().is_ok_and(|len| *len > HEADER_LEN as u64);
@@ -107,7 +107,7 @@ fn failed(what: &'static str, path: &Path, source: io::Error) -> Error {
     Error::Writable(writable::Error::File { what, path, source })
 }
 
-/// Locks a directory: a second daemon started by mistake must not create or open the layer in it at the
+/// Locks a directory: a second daemon, started by mistake, must not create or open the layer in it at the
 /// same time.
 fn lock(folder: &Path) -> Result<File, Error> {
     let opened = open_directory(folder).map_err(|source| failed("open", folder, source))?;

@@ -12,7 +12,7 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
 use super::error::{Code, Error, Failure};
 use crate::io::regular::open_directory;
 
-/// What a path of a request must be.
+/// Expected type of a path in a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expected {
     /// A regular file or a block device.
@@ -43,10 +43,10 @@ impl AllowedDirs {
         })
     }
 
-    /// The real path of `path`, if it lies below an allowed directory and is what is expected.
+    /// Returns the real path of `path`, if it lies below an allowed directory and has the expected type.
     ///
     /// # Errors
-    /// [`Code::BadRequest`] if it lies elsewhere, [`Code::NoLayer`] if it is missing or of another type.
+    /// [`Code::BadRequest`] if it lies elsewhere; [`Code::NoLayer`] if it is missing or has another type.
     pub fn resolve(&self, path: &Path, expected: Expected) -> Result<PathBuf, Failure> {
         if !path.is_absolute() || path.components().any(|part| part == Component::ParentDir) {
             let text = format!(
@@ -95,7 +95,7 @@ fn resolve_below(
     }
 }
 
-/// Opens `rest` below `root` without following links out of it, and returns where the file really is.
+/// Opens `rest` below `root` without following links out of it, and returns the real path of the file.
 fn real_path(
     root: &OwnedFd,
     rest: &Path,

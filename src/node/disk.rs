@@ -68,7 +68,7 @@ impl State {
     }
 }
 
-/// What can change about a disk.
+/// State of a disk that can change.
 #[derive(Debug)]
 struct Status {
     /// Absent for a disk whose entry is damaged.
@@ -78,14 +78,14 @@ struct Status {
     size: Option<u64>,
 }
 
-/// What is needed to serve a disk, shared by all of them.
+/// Services of the node that all disks share.
 #[derive(Debug)]
 pub struct Services {
     /// Where entries are kept.
     pub state: StateDir,
     /// Starts processes.
     pub launcher: Launcher,
-    /// Tells clients what happened.
+    /// Reports changes to clients.
     pub events: Events,
 }
 
@@ -93,14 +93,14 @@ pub struct Services {
 #[derive(Debug)]
 pub struct Disk {
     id: DiskId,
-    /// Held by the operation under way; never while a client only looks.
+    /// Held by the operation under way; reading the state does not take it.
     operation: AsyncMutex<()>,
     status: Mutex<Status>,
     process: Mutex<Option<Arc<Process>>>,
-    /// Absent after a restart of the node, until the process ends.
+    /// `None` after a restart of the node, until the process ends.
     listener: Mutex<Option<UnixListener>>,
     stopping: AtomicBool,
-    /// The end of the process that is to come is wanted.
+    /// Whether the node itself ends the process, to replace it.
     replacing: AtomicBool,
     restarts: AtomicU64,
 }
@@ -166,7 +166,7 @@ impl Disk {
         self.status().size
     }
 
-    /// Times its process was started again.
+    /// Returns how often its process was started again.
     pub fn restarts(&self) -> u64 {
         self.restarts.load(Ordering::Relaxed)
     }
@@ -176,7 +176,7 @@ impl Disk {
         self.operation.lock().await
     }
 
-    /// What clients see of it.
+    /// Returns the description for clients.
     pub fn view(&self) -> Value {
         let status = self.status();
         let process = self.process();
@@ -201,7 +201,7 @@ impl Disk {
         view
     }
 
-    /// Notes the size that its process told.
+    /// Records the size that its process reported.
     pub fn set_size(&self, size: Option<u64>) {
         self.status().size = size;
     }
@@ -209,7 +209,7 @@ impl Disk {
     /// Binds the socket, starts the process, and makes the entry durable.
     ///
     /// # Errors
-    /// What fails; then no process runs and no entry is left.
+    /// The failure of a step; then no process runs and no entry is left.
     pub async fn create(&self, services: &Services) -> Result<(), Failure> {
         let Some(entry) = self.entry() else {
             return Ok(());
@@ -252,7 +252,7 @@ impl Disk {
         }
     }
 
-    /// Finds the process that a former node left when it was killed during the removal.
+    /// Finds the process of a disk whose removal a killed node did not finish.
     pub fn recover_removal(&self, services: &Services) {
         let identity = self.entry().and_then(|entry| entry.process);
         *self.process() = identity
@@ -260,7 +260,7 @@ impl Disk {
             .map(Arc::new);
     }
 
-    /// Notes the process that serves the disk from now on, in the entry too.
+    /// Records the process that serves the disk from now on, also in the entry.
     fn serve_with(
         &self,
         process: Process,
@@ -299,7 +299,7 @@ impl Disk {
             None => bind(&entry.socket)?,
         };
         let started = services.launcher.start(&entry, &listener).await;
-        // Kept whatever happened: front-ends go on waiting in its backlog.
+        // Kept after a failure too: front-ends wait in its backlog.
         *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = Some(listener);
         if let Err(error) = self.serve_with(started?, None, services) {
             // Without an entry the next node would not find it.
@@ -352,7 +352,7 @@ impl Disk {
         }
     }
 
-    /// Gives the disk up: closes its listener, keeps its entry.
+    /// Marks the disk as failed: closes its listener, keeps its entry.
     fn fail(&self, services: &Services, reason: String) {
         log::error!("disk {} failed: {reason}", self.id);
         *self.process() = None;
@@ -363,8 +363,8 @@ impl Disk {
         services.events.add(&self.id, Kind::Failed, Some(reason));
     }
 
-    /// Replaces the process by a new one: the old one drains first, and the watcher starts the next. A process that is
-    /// being started is left alone.
+    /// Replaces the process by a new one: the old one drains first, and the watcher starts the next. Does nothing while
+    /// a process is being started.
     pub async fn restart(&self) {
         let process = self.process().clone();
         if let Some(process) = process

@@ -1,4 +1,4 @@
-//! The set of disks, and what requests do to it.
+//! The set of disks, and the operations of requests on it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -31,12 +31,12 @@ pub struct Disks {
     starts: Semaphore,
 }
 
-/// Whether a `PUT` made something.
+/// Result of a `PUT`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Put {
     /// A new disk.
     Created,
-    /// The same disk was there.
+    /// A disk of the same specification exists.
     Unchanged,
 }
 
@@ -92,7 +92,7 @@ impl Disks {
             }
             return;
         }
-        // Closed never: the semaphore lives as long as the node.
+        // Cannot fail: the semaphore is never closed.
         let _start = self.starts.acquire().await;
         disk.recover(&self.services).await;
         drop(operation);
@@ -102,10 +102,10 @@ impl Disks {
         }
     }
 
-    /// Makes the disk `id`, or finds that it is there.
+    /// Creates the disk `id`, unless it exists.
     ///
     /// # Errors
-    /// [`Code::Conflict`] if there is another disk of that name; what [`DiskSpec::check`] and the start report.
+    /// [`Code::Conflict`] if another disk has that name; those of [`DiskSpec::check`] and of the start.
     pub async fn put(
         self: &Arc<Self>,
         id: &DiskId,
@@ -140,7 +140,7 @@ impl Disks {
             .claim(&disk, checked.upper.as_ref(), &socket)?
             .is_some()
         {
-            // Another request was faster: its outcome decides.
+            // Another request was faster: its result decides.
             return match self.find_when_idle(id).await {
                 Some(found) => compare(found, &spec),
                 None => Err(Failure::new(
@@ -165,7 +165,7 @@ impl Disks {
         }
     }
 
-    /// Enters a new disk under its name. Returns the disk that has the name already.
+    /// Adds a new disk under its name. Returns the disk that has the name already.
     fn claim(
         &self,
         disk: &Arc<Disk>,
@@ -213,7 +213,7 @@ impl Disks {
         Ok(())
     }
 
-    /// Why the disk cannot be removed: a front-end is connected, or the process does not answer.
+    /// Returns why the disk cannot be removed: a front-end is connected, or the process does not answer.
     async fn in_use(&self, disk: &Disk) -> Option<String> {
         if disk.state() != State::Listening {
             return None;
@@ -332,12 +332,12 @@ impl Disks {
         self.lock().values().cloned().collect()
     }
 
-    /// What clients can wait for.
+    /// Returns the events that clients can wait for.
     pub fn events(&self) -> &Events {
         &self.services.events
     }
 
-    /// Names of the disks that failed.
+    /// Returns the names of the disks that failed.
     pub fn failed(&self) -> Value {
         let failed = self
             .all()

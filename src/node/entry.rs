@@ -1,4 +1,4 @@
-//! State entry of a disk: what the node must remember to find it again.
+//! State entry of a disk, by which the next node finds the disk again.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use super::id::DiskId;
 use super::process::Identity;
 use super::spec::{Content, DiskSpec};
 
-/// Version of the entry's form; an entry of a newer version is not touched.
+/// Version of the entry's format; an entry of another version is not changed.
 pub const VERSION: u32 = 1;
 
 /// One disk, as stored in `STATE/disks/ID.json`.
@@ -22,7 +22,7 @@ pub struct Entry {
     pub generation: u64,
     /// The request that made the disk.
     pub spec: DiskSpec,
-    /// What the disk shows, with forks resolved.
+    /// Content of the disk, with forks resolved.
     pub content: Content,
     /// Directory of the writable layer.
     pub upper: Option<PathBuf>,
@@ -32,6 +32,6 @@ pub struct Entry {
     pub process: Option<Identity>,
     /// Whether the disk is being removed; a node that finds it set removes it.
     pub deleting: bool,
-    /// Seconds since 1970 when the disk was made.
+    /// Time of the creation, in seconds since 1970.
     pub created: u64,
 }

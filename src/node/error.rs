@@ -1,4 +1,4 @@
-//! Why the node does not start, and why a request fails.
+//! Errors of the node's start, and failures of requests.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use hyper::StatusCode;
 use serde_json::{Value, json};
 
-/// The node cannot start or go on.
+/// The node cannot start or continue.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The runtime or its signal handlers cannot be set up.
@@ -20,7 +20,7 @@ pub enum Error {
         what: &'static str,
         /// The directory or file.
         path: PathBuf,
-        /// What the system reported.
+        /// Error of the system.
         source: io::Error,
     },
     /// Another node uses the state directory.
@@ -51,14 +51,14 @@ pub enum Error {
 }
 
 impl Error {
-    /// An error of `what`, done to `path`.
+    /// Makes the error of the operation `what` on `path`.
     pub fn file(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::File { what, path, source }
     }
 }
 
-/// Stable words for kinds of failure, with the status of their answer.
+/// Kind of a failure: a stable word and an HTTP status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
     /// The request is malformed or its values are invalid.
@@ -81,7 +81,7 @@ pub enum Code {
     NoSpace,
     /// The disk process did not answer in time.
     Timeout,
-    /// Anything else.
+    /// Any other error.
     Internal,
 }
 
@@ -120,14 +120,14 @@ impl Code {
     }
 }
 
-/// Why a request fails.
+/// Failure of a request.
 #[derive(Debug)]
 pub struct Failure {
     /// The kind.
     pub code: Code,
-    /// One sentence for people.
+    /// Description, one sentence.
     pub text: String,
-    /// What caused it, outermost first.
+    /// Causes, outermost first.
     pub causes: Vec<String>,
 }
 

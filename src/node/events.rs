@@ -10,10 +10,10 @@ use tokio::sync::Notify;
 use super::clock;
 use super::id::DiskId;
 
-/// Events that are kept.
+/// Number of events that are kept.
 const KEPT: usize = 4096;
 
-/// Something that happened to a disk.
+/// A change of a disk.
 #[derive(Clone, Debug, Serialize)]
 pub struct Event {
     /// Ascends by 1, from 1 at the node's start.
@@ -22,7 +22,7 @@ pub struct Event {
     pub time: u64,
     /// The disk.
     pub disk: DiskId,
-    /// What happened.
+    /// Kind of change.
     pub event: Kind,
     /// The reason, for failures and restarts.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -33,7 +33,7 @@ pub struct Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// The disk was made and listens.
+    /// The disk was created and listens.
     Added,
     /// The disk was found again by a new node.
     Found,
@@ -41,7 +41,7 @@ pub enum Kind {
     Restarted,
     /// Its process keeps ending; it is not started again.
     Failed,
-    /// A snapshot was made.
+    /// A snapshot was taken.
     Snapshot,
     /// The disk was removed.
     Removed,
@@ -50,9 +50,9 @@ pub enum Kind {
 /// Answer to a wait for events.
 #[derive(Clone, Debug, Serialize)]
 pub struct Batch {
-    /// Number to ask with next (`after`).
+    /// Value of `after` for the next request.
     pub next: u64,
-    /// Whether events after the number asked for are no longer kept.
+    /// Whether events after the requested number are no longer kept.
     pub lost: bool,
     /// The events, oldest first.
     pub events: Vec<Event>,
@@ -85,16 +85,16 @@ impl Events {
         self.added.notify_waiters();
     }
 
-    /// Events since the start.
+    /// Returns the number of events since the start.
     pub fn count(&self) -> u64 {
         self.lock().0
     }
 
-    /// Events with a number above `after`; waits up to `wait` for the first.
+    /// Returns the events with a number above `after`; waits at most `wait` for the first.
     pub async fn after(&self, after: u64, wait: Duration) -> Batch {
         let end = tokio::time::Instant::now() + wait;
         loop {
-            // Registered before the look, so that an event in between is not missed.
+            // Registered before the ring is read, so that an event in between is not missed.
             let added = self.added.notified();
             let batch = self.look(after);
             if !batch.events.is_empty() || tokio::time::timeout_at(end, added).await.is_err() {
@@ -112,7 +112,7 @@ impl Events {
             .filter(|event| event.number > after)
             .cloned()
             .collect();
-        // A number beyond the newest one is of a node before this one: begin anew.
+        // A number beyond the newest one comes from a former node: begin anew.
         Batch {
             next: ring.0,
             lost: after > ring.0 || after + 1 < first,

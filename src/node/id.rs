@@ -36,7 +36,7 @@ impl FromStr for DiskId {
         let valid = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
         match starts && text.len() <= MAX_LEN && text.bytes().all(valid) {
             true => Ok(Self(text.to_owned())),
-            // Never more of a hostile text than a name could have.
+            // Hostile text is quoted only up to the length of a name.
             false => Err(InvalidId(text.chars().take(MAX_LEN + 1).collect())),
         }
     }

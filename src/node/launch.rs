@@ -1,8 +1,8 @@
-//! Starting disk processes.
+//! Starts disk processes.
 //!
-//! The node binds the listening socket and passes it on (`sd_listen_fds(3)`), so that the path stays connectable while
-//! the process is replaced. `LISTEN_PID` must name the process itself, which is known only after the fork: the node
-//! starts itself with [`launch`], which sets the variable and executes `ovbd-vhost` in the same process.
+//! The node binds the listening socket and passes it to the process (`sd_listen_fds(3)`), so that front-ends can connect
+//! while the process is replaced. `LISTEN_PID` must name the process itself, whose number is known only after the fork.
+//! So the node starts its own program with [`launch`], which sets the variable and executes `ovbd-vhost`.
 
 use std::env;
 use std::ffi::OsString;
@@ -54,7 +54,7 @@ impl Launcher {
     /// Creates the run directory if it is missing.
     ///
     /// # Errors
-    /// [`Error::File`] if the directory or the program is not there.
+    /// [`Error::File`] if the directory cannot be created, or the program does not exist.
     pub fn new(run_dir: &Path, program: &Path) -> Result<Self, Error> {
         fs::create_dir_all(run_dir).map_err(Error::file("create", run_dir))?;
         let run_dir = fs::canonicalize(run_dir).map_err(Error::file("find", run_dir))?;
@@ -67,12 +67,12 @@ impl Launcher {
         })
     }
 
-    /// Default path of a disk's socket.
+    /// Returns the default path of a disk's socket.
     pub fn socket(&self, id: &DiskId) -> PathBuf {
         self.run_dir.join(format!("{id}.sock"))
     }
 
-    /// Path of the control socket of a disk's process.
+    /// Returns the path of the control socket of a disk's process.
     pub fn control(&self, id: &DiskId) -> PathBuf {
         self.run_dir.join(format!("{id}.control"))
     }
@@ -107,7 +107,7 @@ impl Launcher {
     /// [`Code::NoLayer`] with what the process reported, or [`Code::Timeout`] if it was not ready in time.
     pub async fn start(&self, entry: &Entry, listener: &UnixListener) -> Result<Process, Failure> {
         let notify = self.notify(&entry.id);
-        // A leftover of a node that was killed here.
+        // The leftover of a node that was killed meanwhile.
         let _ = fs::remove_file(&notify);
         let ready = UnixDatagram::bind(&notify).map_err(Error::file("bind", &notify))?;
         let started = self.spawn(entry, listener, &notify);

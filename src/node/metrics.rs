@@ -1,6 +1,6 @@
 //! `GET /metrics`: figures of the node and its disks as OpenMetrics text.
 //!
-//! Figures of disks are computed at each scrape from what the node knows; no disk process is asked.
+//! Figures of disks are computed at each scrape from the state of the node, without asking disk processes.
 
 use std::fmt;
 use std::sync::atomic::AtomicU64;
@@ -40,7 +40,7 @@ struct StateLabels {
     state: &'static str,
 }
 
-/// What the node counts itself.
+/// Counters of the node itself.
 #[derive(Debug, Default)]
 pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
@@ -52,10 +52,10 @@ impl Metrics {
         self.requests.get_or_create(labels).inc();
     }
 
-    /// All figures as text.
+    /// Returns all figures as text.
     ///
     /// # Errors
-    /// Never in practice; writing to a string cannot fail.
+    /// None in practice: writing to a string cannot fail.
     pub fn text(&self, disks: &Disks) -> Result<String, fmt::Error> {
         let mut registry = Registry::default();
         registry.register(

@@ -1,7 +1,7 @@
 //! A disk process: its identity, its end, and signals to it.
 //!
-//! A process is held by a pidfd, so that a number that the kernel gave to another process meanwhile is never signalled.
-//! Across restarts of the node a process is the same if its number, its start time and the boot id are the same.
+//! A process is held by a pidfd, so that no other process with a reused number is ever signalled.
+//! A process from before a restart of the node is identified by its number, its start time and the boot id.
 
 use std::fs;
 use std::io;
@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::watcher::Watcher;
 
-/// What tells a process from all others.
+/// Identity of a process, across restarts of the node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// Process number.
@@ -42,7 +42,7 @@ impl Identity {
 /// and parentheses.
 fn start_of(stat: &str) -> Option<u64> {
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
-    // Field 3: a process that ended stays until its parent has taken note.
+    // Field 3: a process that ended stays until its parent waits for it.
     let state = fields.next()?;
     match state {
         "Z" | "X" | "x" => None,
@@ -60,10 +60,10 @@ pub struct Process {
 }
 
 impl Process {
-    /// Holds the process `pid`: a child that was not waited for yet, or one that is known to run.
+    /// Holds the process `pid`: a child that was not waited for, or a process that is known to run.
     ///
     /// # Errors
-    /// What the system reports; the process ended at once, or there is no `/proc`.
+    /// Those of `pidfd_open(2)`; `NotFound` if the process has ended, or `/proc` is missing.
     pub fn of_pid(watcher: &Watcher, pid: i32) -> io::Result<Self> {
         let pidfd = open(pid)?;
         let identity = Identity::of(pid).ok_or(io::ErrorKind::NotFound)?;
@@ -87,14 +87,14 @@ impl Process {
         })
     }
 
-    /// What tells the process from all others.
+    /// Returns the identity of the process.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
 
     /// Waits until the process has ended.
     pub async fn ended(&self) {
-        // A watcher that is gone counts as the end: nothing else would end the wait.
+        // If the watcher has ended, this returns too: nothing else would end the wait.
         let _ = self.end.clone().wait_for(|ended| *ended).await;
     }
 

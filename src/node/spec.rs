@@ -1,4 +1,4 @@
-//! What a request asks a disk to be, and the checked form of it.
+//! Specification of a disk in a request, and its checked form.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ const MAX_LABEL_LEN: usize = 256;
 /// Most layers that a request names.
 const MAX_LAYERS: usize = 4094;
 
-/// Body of `PUT /disks/{id}`. Exactly one of `image`, `config`, `layers` and `from` says what the disk shows.
+/// Body of `PUT /disks/{id}`. Exactly one of `image`, `config`, `layers` and `from` names the content of the disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DiskSpec {
@@ -32,7 +32,7 @@ pub struct DiskSpec {
     /// A snapshot of another disk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<Origin>,
-    /// Writable layer above it; without one the disk is read-only.
+    /// Writable layer above the content; without one the disk is read-only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upper: Option<Upper>,
     /// Most bytes of data in the writable layer.
@@ -52,7 +52,7 @@ pub struct DiskSpec {
     pub num_queues: Option<u16>,
 }
 
-/// A snapshot of a disk of this node. It is made if the disk has none of that name.
+/// A snapshot of a disk of this node. It is taken if the disk has none of that name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Origin {
@@ -70,7 +70,7 @@ pub struct Upper {
     pub dir: PathBuf,
 }
 
-/// What the disk shows, in the form in which its process opens it.
+/// Content of a disk, as its process opens it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Content {
@@ -80,7 +80,7 @@ pub enum Content {
     Layers(Vec<PathBuf>),
 }
 
-/// What a request says the disk shows, before forks are resolved.
+/// Content of a disk as a request names it, before forks are resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Requested {
     /// Files of the host.
@@ -92,7 +92,7 @@ pub enum Requested {
 /// A request whose values are valid and whose paths are below the allowed directories.
 #[derive(Clone, Debug)]
 pub struct Checked {
-    /// What the disk shows.
+    /// Content of the disk.
     pub requested: Requested,
     /// Directory of the writable layer.
     pub upper: Option<PathBuf>,
@@ -104,7 +104,7 @@ impl DiskSpec {
     /// Checks the values and resolves the paths.
     ///
     /// # Errors
-    /// [`Code::BadRequest`] names the field; [`Code::NoLayer`] the file that is missing.
+    /// [`Code::BadRequest`] names the wrong field; [`Code::NoLayer`] names the missing file.
     pub fn check(&self, allowed: &AllowedDirs) -> Result<Checked, Failure> {
         let bad = |text: &str| Failure::new(Code::BadRequest, text);
         let named = [

@@ -1,7 +1,7 @@
 //! The state directory: one file per disk, replaced atomically.
 //!
-//! An entry is written under a temporary name, synced, renamed, and the directory is synced. A crash at any point leaves
-//! the old entry or the new one. A file that cannot be read spoils its own disk only.
+//! An entry is written under a temporary name, synced and renamed, and the directory is synced. A crash at any point
+//! leaves the old entry or the new one. A file that cannot be read affects its own disk only.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
@@ -23,12 +23,12 @@ pub struct StateDir {
     _lock: File,
 }
 
-/// What a file of the state directory holds.
+/// Content of a file of the state directory.
 #[derive(Debug)]
 pub enum StoredEntry {
     /// A valid entry.
     Valid(Box<Entry>),
-    /// An entry that cannot be used, and why.
+    /// An entry that cannot be used, and the reason.
     Damaged(DiskId, String),
 }
 

@@ -1,7 +1,7 @@
-//! A thread that waits for the ends of processes.
+//! A thread that waits for processes to end.
 //!
-//! A pidfd becomes readable when its process ends. One thread watches them all, also those of processes that a former
-//! node started, which this one cannot wait for as a parent.
+//! A pidfd becomes readable when its process ends. One thread watches all of them. Among them are processes that a
+//! former node started, which this node cannot wait for as a parent.
 
 use std::collections::HashMap;
 use std::io;
@@ -15,7 +15,7 @@ use crate::io::poller::{Poller, Trigger};
 
 type Waiting = Arc<Mutex<HashMap<u64, watch::Sender<bool>>>>;
 
-/// The thread, and those that wait for it.
+/// The thread, and the channels of those that wait for a process.
 #[derive(Debug)]
 pub struct Watcher {
     poller: Arc<Poller>,
@@ -37,17 +37,17 @@ impl Watcher {
         Ok(Self { poller, waiting })
     }
 
-    /// Becomes `true` when the process `pid` of `pidfd` ends.
+    /// Returns a channel that becomes `true` when the process `pid` of `pidfd` ends.
     ///
     /// # Errors
     /// What the system reports.
     pub fn watch(&self, pidfd: &OwnedFd, pid: i32) -> io::Result<watch::Receiver<bool>> {
         // Process numbers are positive.
         let token = pid.unsigned_abs().into();
-        // Locked first: an end that is reported at once finds the sender.
+        // Locked first, so that the thread finds the sender even if the process has ended.
         let mut waiting = self.lock();
         self.poller.watch(pidfd, token, Trigger::Edge)?;
-        // Another watch of the process, whose descriptor may be closed first, hears of the same end.
+        // Another watch of the same process, whose descriptor may be closed first, gets the same end.
         let sender = waiting
             .entry(token)
             .or_insert_with(|| watch::channel(false).0);

@@ -1,6 +1,6 @@
 //! Coverage of a writable layer: a bitmap of where on the disk it may have extents.
 //!
-//! A read tests it first. If no bit of its range is set, as in most of a disk, the read goes on to the layers
+//! A read tests it first. If no bit of its range is set, as in most of a disk, the read continues in the layers
 //! below without a lock, as on a read-only disk.
 
 use std::ops::Range;
@@ -23,7 +23,7 @@ pub struct Coverage {
 }
 
 impl Coverage {
-    /// No bits set, for a disk that ends at `end`.
+    /// Makes a bitmap without set bits for a disk that ends at `end`.
     pub fn new(end: Sector) -> Self {
         let mut shift = MIN_SHIFT;
         while end.0 >> shift >= MAX_BITS {
@@ -40,13 +40,13 @@ impl Coverage {
         self.bits.set(self.bits_of(range));
     }
 
-    /// Whether any bit of a range is set.
+    /// Returns whether any bit of a range is set.
     #[inline]
     pub fn any(&self, range: SectorRange) -> bool {
         self.bits.any(self.bits_of(range))
     }
 
-    /// The bits of a range; the last one may be of part of it.
+    /// The bits of a range; the sectors of the last one may reach beyond it.
     #[inline]
     fn bits_of(&self, range: SectorRange) -> Range<u64> {
         let last = (1 << self.shift) - 1;

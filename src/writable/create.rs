@@ -26,12 +26,12 @@ pub fn create(paths: &Paths, kind: Kind, header: &Header) -> Result<(), Error> {
     let created = write_data_file(&file, path, kind, header)
         .and_then(|()| create_index(&paths.index, &file, kind, header))
         .and_then(|()| sync_names(paths).inspect_err(|_| remove(&paths.index)));
-    // Half a layer would make the next attempt fail.
+    // One file without the other would make the next attempt fail.
     created.inspect_err(|_| remove(path))
 }
 
 fn remove(path: &Path) {
-    // The error of the creation is reported.
+    // Not reported: the error of the creation is.
     let _ = fs::remove_file(path);
 }
 
@@ -45,8 +45,8 @@ fn write_data_file(file: &File, path: &Path, kind: Kind, header: &Header) -> Res
     file.sync_all().map_err(Error::file("sync", path))
 }
 
-/// Creates the index file. That of a sparse layer is empty if the file system distinguishes holes from zeros: until
-/// the layer is opened here, tools that go by the holes may write to it too.
+/// Creates the index file. For a sparse layer it is empty if the file system distinguishes holes from zeros: until
+/// the daemon opens the layer, tools that use the holes may write to it too.
 fn create_index(path: &Path, data: &File, kind: Kind, header: &Header) -> Result<(), Error> {
     let first = SeekFrom::Data(HEADER_LEN as u64);
     if kind != Kind::Sparse || rustix::fs::seek(data, first) != Err(Errno::NXIO) {

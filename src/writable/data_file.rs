@@ -36,7 +36,7 @@ pub(super) struct DataFile {
 }
 
 impl DataFile {
-    /// A file whose data in use ends at `end`.
+    /// Wraps an open file whose data in use ends at `end`.
     ///
     /// # Errors
     /// [`Error::File`] if the process has no descriptors left.
@@ -52,20 +52,20 @@ impl DataFile {
         })
     }
 
-    /// The path it was opened by.
+    /// Returns the path by which it was opened.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The file as readers use it.
+    /// Returns the file as readers use it.
     pub(super) fn blob(&self) -> &Arc<Blob> {
         &self.blob
     }
 
-    /// Writes `pieces` of memory to `range`, which they fill. `fresh` tells that the write may extend the file.
+    /// Writes `pieces` of memory, as long as `range` in all, to `range`. `fresh`: the write may extend the file.
     ///
     /// # Errors
-    /// [`Error::Bytes`] if the system refuses the write.
+    /// [`Error::Bytes`] if the write fails.
     pub(super) fn write(
         &self,
         range: SectorRange,
@@ -91,7 +91,7 @@ impl DataFile {
     /// Fills sectors with zeros; they keep their storage.
     ///
     /// # Errors
-    /// [`Error::Bytes`] if the system refuses the write.
+    /// [`Error::Bytes`] if the write fails.
     pub(super) fn zero(&self, range: SectorRange) -> Result<(), Error> {
         let bytes = range.bytes();
         let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
@@ -122,7 +122,7 @@ impl DataFile {
         written.map_err(Error::bytes("write", &self.path, 0))
     }
 
-    /// Makes the file `len` bytes long, which is no less than what it holds.
+    /// Makes the file `len` bytes long; its content is not longer.
     ///
     /// # Errors
     /// [`Error::File`] if it cannot be that long.
@@ -140,7 +140,7 @@ impl DataFile {
         let _ = fallocate(&self.file, flags, bytes.start, range.len().bytes());
     }
 
-    /// Whether data was written since the last sync began.
+    /// Returns whether data was written since the last sync began.
     pub(super) fn is_dirty(&self) -> bool {
         self.dirty.load(Ordering::Acquire)
     }
@@ -148,7 +148,7 @@ impl DataFile {
     /// Makes all written data durable.
     ///
     /// # Errors
-    /// The sync fails: data may be lost.
+    /// That of `fdatasync(2)`; data may be lost then.
     pub(super) fn sync(&self) -> io::Result<()> {
         match self.dirty.swap(false, Ordering::AcqRel) {
             true => self.file.sync_data(),
@@ -156,7 +156,7 @@ impl DataFile {
         }
     }
 
-    /// Fails if the file is shorter than what was written to it: a write behind its end would turn the missing
+    /// Fails if another program truncated the file: a write behind its end would turn the missing
     /// data into zeros. On some file systems this waits for a running sync, as a write does.
     ///
     /// # Errors

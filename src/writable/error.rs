@@ -9,7 +9,7 @@ use super::Paths;
 use crate::format::lsmt::{self, HEADER_LEN};
 use crate::units::Sector;
 
-/// Why a writable layer cannot be opened, read or written.
+/// A writable layer cannot be opened, read or written.
 #[derive(Debug, Error)]
 pub enum Error {
     /// An operation on a file as a whole failed.
@@ -19,7 +19,7 @@ pub enum Error {
         what: &'static str,
         /// The file.
         path: PathBuf,
-        /// The system's error.
+        /// Error of the system.
         source: io::Error,
     },
     /// Bytes of a file cannot be read or written.
@@ -31,7 +31,7 @@ pub enum Error {
         path: PathBuf,
         /// First byte.
         offset: u64,
-        /// The system's error.
+        /// Error of the system.
         source: io::Error,
     },
     /// A file is not part of a writable layer.
@@ -86,11 +86,11 @@ pub enum Error {
         path: PathBuf,
         /// Most entries.
         most: u64,
-        /// Why it cannot be rewritten.
+        /// Error of the rewrite.
         source: Box<Error>,
     },
-    /// Two ranges of the disk share data, or data is not where this kind of layer places it: a write to one range
-    /// would change another.
+    /// Two ranges of the disk share data, or data is in another place than this kind of layer requires. A write to one
+    /// range would change another.
     #[error(
         "{}: data of {offset} of the disk is at {moffset} of the data file, which is shared or \
          misplaced; commit the layer and start a new one",
@@ -162,7 +162,7 @@ pub enum Error {
         /// Whether a flush will free space.
         will_free: bool,
     },
-    /// A limit for a sparse layer, which has a place for every sector from the start.
+    /// A limit for a sparse layer, which has a place for every sector.
     #[error("--upper-limit is not supported for the sparse layer {}; use a hybrid layer", path.display())]
     NoLimit {
         /// The data file.

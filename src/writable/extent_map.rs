@@ -1,8 +1,8 @@
-//! The extent map of a writable layer: which sectors of the disk it covers, and where their data is. Pure, no
+//! The extent map of a writable layer: which sectors of the disk it covers, and where their data is. Without
 //! I/O.
 //!
-//! Extents are sorted and do not overlap. Neighbours that continue each other on the disk and in the data file
-//! are joined, so that the map grows with the number of separate pieces, not with the number of writes.
+//! Extents are sorted and do not overlap. Neighbours that are adjacent on the disk and in the data file
+//! are joined, so that the map grows with the number of separate extents, not with the number of writes.
 
 use std::collections::BTreeMap;
 
@@ -114,17 +114,17 @@ pub struct ExtentMap {
     extents: BTreeMap<Sector, (Sector, Place)>,
     /// Number of index entries that describe the map.
     mappings: u64,
-    /// Whether neighbours stay apart, as they arrived.
+    /// Whether neighbours are not joined.
     apart: bool,
 }
 
 impl ExtentMap {
-    /// An empty map.
+    /// Makes an empty map.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// An empty map that does not join neighbours.
+    /// Makes an empty map that does not join neighbours.
     pub fn apart() -> Self {
         Self {
             apart: true,
@@ -132,22 +132,22 @@ impl ExtentMap {
         }
     }
 
-    /// Number of extents.
+    /// Returns the number of extents.
     pub fn len(&self) -> usize {
         self.extents.len()
     }
 
-    /// Number of index entries that describe the map.
+    /// Returns the number of index entries that describe the map.
     pub fn mappings(&self) -> u64 {
         self.mappings
     }
 
-    /// Whether no sector is covered.
+    /// Returns whether no sector is covered.
     pub fn is_empty(&self) -> bool {
         self.extents.is_empty()
     }
 
-    /// End of the last extent; the start of the disk if there is none.
+    /// Returns the end of the last extent; the start of the disk if there is none.
     pub fn end(&self) -> Sector {
         self.extents
             .values()
@@ -155,12 +155,12 @@ impl ExtentMap {
             .map_or(Sector(0), |(end, _)| *end)
     }
 
-    /// All extents, in order.
+    /// Returns all extents, in order.
     pub fn iter(&self) -> impl Iterator<Item = Extent> + '_ {
         self.extents.iter().map(extent)
     }
 
-    /// The parts of extents inside `range`, in order.
+    /// Returns the parts of extents inside `range`, in order.
     pub fn within(&self, range: SectorRange) -> impl Iterator<Item = Extent> + '_ {
         self.overlapping(range)
             .map(move |extent| extent.clipped(range))
@@ -174,7 +174,7 @@ impl ExtentMap {
         before.into_iter().chain(inside)
     }
 
-    /// Most index entries that the map gains if `range` is covered anew; negative if the new extent replaces
+    /// Returns the most index entries that the map gains if a new extent covers `range`; negative if it replaces
     /// several.
     pub fn growth(&self, range: SectorRange) -> i64 {
         let mut growth = mapping_count(range.len()) as i64;
@@ -240,12 +240,12 @@ impl ExtentMap {
     }
 }
 
-/// The index entries that describe a map.
+/// Returns the index entries that describe a map.
 pub fn mappings(map: &ExtentMap) -> impl Iterator<Item = Mapping> + '_ {
     map.iter().flat_map(Extent::mappings)
 }
 
-/// Number of index entries for an extent of `len` sectors.
+/// Returns the number of index entries for an extent of `len` sectors.
 pub fn mapping_count(len: Sectors) -> u64 {
     len.0.div_ceil(u64::from(MAX_LENGTH))
 }

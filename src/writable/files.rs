@@ -1,4 +1,4 @@
-//! What several modules do to the files of a writable layer.
+//! Operations on the files of a writable layer that several modules share.
 
 use std::ffi::OsString;
 use std::fs;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::{Error, Paths};
 use crate::io::directory::{parent_of, sync_parent};
 
-/// The path with a dot and `suffix` appended.
+/// Returns the path with a dot and `suffix` appended.
 pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(".");

@@ -1,4 +1,4 @@
-//! The coverage of a disk that can grow.
+//! Coverage of a disk that can grow.
 
 use std::iter::successors;
 use std::sync::OnceLock;
@@ -6,9 +6,9 @@ use std::sync::OnceLock;
 use super::coverage::Coverage;
 use crate::units::{Sector, SectorRange};
 
-/// A [`Coverage`] of the disk as it was opened, and more of them for what it grew by.
+/// A list of bitmaps: one for the disk as it was opened, and more for the sectors added since.
 ///
-/// Each has as many sectors as all before it, or more: a disk has few, however often it grows.
+/// Each covers at least as many sectors as all before it, so that the list stays short however often the disk grows.
 #[derive(Debug)]
 pub(super) struct GrowingCoverage {
     first: RangeCoverage,
@@ -17,20 +17,20 @@ pub(super) struct GrowingCoverage {
 #[derive(Debug)]
 struct RangeCoverage {
     range: SectorRange,
-    /// Of sectors counted from the start of `range`.
+    /// Its sectors are counted from the start of `range`.
     coverage: Coverage,
     next: OnceLock<Box<RangeCoverage>>,
 }
 
 impl GrowingCoverage {
-    /// No bits set, for a disk that ends at `end`.
+    /// Makes a coverage without set bits for a disk that ends at `end`.
     pub fn new(end: Sector) -> Self {
         Self {
             first: RangeCoverage::new(SectorRange::new(Sector(0), end)),
         }
     }
 
-    /// Covers a disk that grows, up to `end`. Called before the disk has its new size.
+    /// Covers the sectors up to `end`. Called before the disk has its new size.
     pub fn grow(&self, end: Sector) {
         let mut last = &self.first;
         while let Some(next) = last.next.get() {
@@ -54,7 +54,7 @@ impl GrowingCoverage {
         }
     }
 
-    /// Whether any bit of a range of the disk is set.
+    /// Returns whether any bit of a range of the disk is set.
     #[inline]
     pub fn any(&self, range: SectorRange) -> bool {
         match range.end() <= self.first.range.end() {

@@ -31,8 +31,8 @@ pub struct IndexFile {
     file: Arc<File>,
     /// Number of entries. The next one is written behind them.
     entries: u64,
-    /// Number of entries that are never cut off: those that [`IndexFile::go_back`] left behind may be durable, and are
-    /// written again.
+    /// Number of entries that are never cut off: entries behind the point of [`IndexFile::go_back`] may be durable, and
+    /// are written again.
     kept: u64,
     /// Whether the name of the file may not be durable yet.
     name_is_new: bool,
@@ -80,27 +80,27 @@ impl IndexFile {
         Ok((index, header))
     }
 
-    /// The path it was opened by.
+    /// Returns the path by which it was opened.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The file.
+    /// Returns the file.
     pub(super) fn file(&self) -> Arc<File> {
         self.file.clone()
     }
 
-    /// Byte after the last entry.
+    /// Returns the offset of the byte after the last entry.
     pub(super) fn end(&self) -> u64 {
         offset_of(self.entries)
     }
 
-    /// Number of entries.
+    /// Returns the number of entries.
     pub fn entries(&self) -> u64 {
         self.entries
     }
 
-    /// Whether another program cut off entries.
+    /// Returns whether another program cut off entries.
     ///
     /// # Errors
     /// [`Error::File`] if the length cannot be read.
@@ -108,8 +108,8 @@ impl IndexFile {
         Ok(self.len()? < self.end())
     }
 
-    /// Calls `each` with all mappings, oldest first. Returns the number of torn entries: those of zeros, which a power
-    /// loss leaves of entries on their way to storage. A partial entry at the end is ignored.
+    /// Calls `each` with all mappings, oldest first. Returns the number of torn entries: entries of zeros, which a power
+    /// loss leaves in place of entries that were being written. A partial entry at the end is ignored.
     ///
     /// # Errors
     /// [`Error::Bytes`] if the file cannot be read; [`Error::Entry`] if an entry breaks a rule.
@@ -145,9 +145,9 @@ impl IndexFile {
         Ok(raw)
     }
 
-    /// Goes back to entry number `entry` if all entries from there on are the first of `mappings`, which are then
-    /// appended again. An entry of zeros matches any mapping: it was not stored. Returns whether it went back; if not,
-    /// another program wrote the entries.
+    /// Makes `entry` the number of the next entry, if all entries from there on are the first of `mappings`, which are
+    /// then appended again. An entry of zeros matches any mapping, because it was not stored. Returns `false` if another
+    /// program wrote the entries.
     ///
     /// # Errors
     /// [`Error::Bytes`] if the file cannot be read.
@@ -195,7 +195,7 @@ impl IndexFile {
                 Ok(())
             }
             Err(error) => {
-                // If this fails too, the next entries overwrite these.
+                // If this fails too, later entries overwrite these.
                 let _ = self.trim();
                 Err(error)
             }
@@ -241,7 +241,7 @@ impl IndexFile {
             fs::rename(&new.path, &self.path).map_err(Error::file("replace", &self.path))
         });
         if let Err(error) = replaced {
-            // The new file may take the very space that is missing.
+            // The new file takes space that may be needed elsewhere.
             let _ = fs::remove_file(&new.path);
             return Err(error);
         }

@@ -8,16 +8,13 @@
     warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
 )]
 
+mod holes;
 mod resize;
 
 use std::fs::{File, TryLockError};
-use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
-
-use rustix::fs::SeekFrom;
-use rustix::io::Errno;
 
 use super::extent_map::{Extent, ExtentMap, Place, mappings};
 use super::files::sync_names;
@@ -274,18 +271,18 @@ impl LoadedLayer {
         Ok(())
     }
 
-    /// Enters what is not a hole of a sparse data file of `len` bytes.
+    /// Enters the data ranges of a sparse data file of `len` bytes.
     fn map_holes(&mut self, path: &Path, len: u64) -> Result<(), Error> {
-        // Bytes beyond the disk are not part of it; an interrupted seal leaves some.
+        // An interrupted seal leaves bytes beyond the disk.
         let disk = SectorRange::new(Sector(0), Sector::at_or_after(self.header.virtual_size));
         let end = FIRST_DATA.checked_add(disk.len());
         let end = end
             .and_then(Sector::checked_byte)
             .map_or(len, |end| end.min(len));
-        scan_holes(&self.data, end, &mut self.map).map_err(Error::file("scan", path))
+        holes::enter_data(&self.data, end, &mut self.map).map_err(Error::file("scan", path))
     }
 
-    /// Reads the journal, and cuts the index where the mappings of the journal begin. Returns the mappings that count.
+    /// Reads the journal, and makes the index end where the mappings of the journal begin. Returns the valid mappings.
     fn find_journal(&mut self, paths: &Paths) -> Result<Vec<Mapping>, Error> {
         let found = journal::read(&paths.index, self.header.uuid, journal::boot_id())?;
         let (numbers, mappings): (Vec<_>, Vec<_>) = found.mappings.iter().copied().unzip();
@@ -347,8 +344,8 @@ impl LoadedLayer {
     }
 }
 
-/// Locks the data file: shared to read, exclusively to write. A process that was killed may hold its lock a moment
-/// longer.
+/// Locks the data file: shared to read, exclusively to write. Waits, because a killed process holds its lock for a
+/// moment.
 fn lock(data: &File, path: &Path, access: Access) -> Result<(), Error> {
     let lock = match access {
         Access::Read => LockKind::Shared,
@@ -382,7 +379,7 @@ fn read_header(data: &File, path: &Path, len: u64) -> Result<(Header, Kind), Err
     })
 }
 
-/// Whether the pair of a frozen layer is still to be sealed: its index file exists, and its data file has no
+/// Returns whether the pair of a frozen layer is not sealed yet: its index file exists, and its data file has no
 /// trailer. `false` for files that cannot be read.
 pub fn waits_for_seal(paths: &Paths) -> bool {
     let unsealed = || {
@@ -394,8 +391,8 @@ pub fn waits_for_seal(paths: &Paths) -> bool {
     paths.index.exists() && unsealed().unwrap_or(false)
 }
 
-/// Whether the file ends with the trailer of this layer. The uuid distinguishes it from guest data that looks like a
-/// trailer.
+/// Returns whether the file ends with the trailer of this layer. The uuid distinguishes a trailer from guest data that
+/// looks like one.
 pub(super) fn is_sealed(data: &File, len: u64, header: &Header) -> bool {
     let mut bytes = [0; HEADER_LEN];
     let Some(at) = len.checked_sub(HEADER_LEN as u64) else {
@@ -422,29 +419,7 @@ fn enter(map: &mut ExtentMap, mapping: Mapping) {
     map.insert(Extent::new(range, place), |_| ());
 }
 
-/// Enters the first `len` bytes of a sparse file, except its holes, in whole blocks of its file system.
-fn scan_holes(data: &File, len: u64, map: &mut ExtentMap) -> io::Result<()> {
-    let first = HEADER_LEN as u64;
-    let mut at = first;
-    while at < len {
-        let start = match rustix::fs::seek(data, SeekFrom::Data(at)) {
-            Err(Errno::NXIO) => return Ok(()), // only a hole up to the end of the file
-            found => found?.max(first),
-        };
-        let end = rustix::fs::seek(data, SeekFrom::Hole(start))?.min(len);
-        let found = SectorRange::of_bytes(&(start..end));
-        if found.is_empty() {
-            return Ok(()); // only a hole up to `len`
-        }
-        let on_disk = |sector: Sector| Sector(sector.saturating_since(FIRST_DATA).0);
-        let range = SectorRange::new(on_disk(found.start()), on_disk(found.end()));
-        map.insert(Extent::new(range, Place::Data(found.start())), |_| ());
-        at = end;
-    }
-    Ok(())
-}
-
-/// Refuses a layer whose data cannot be overwritten in place.
+/// Fails if data of the layer cannot be overwritten in place.
 fn check_places(loaded: &LoadedLayer) -> Result<(), Error> {
     let misplaced = |extent: &Extent, data: SectorRange| Error::Misplaced {
         path: loaded.index.path().to_owned(),

@@ -10,8 +10,7 @@
 //! | 6 | [`Rank::Pending`] | the journal and the mappings that wait for a flush | journal writes |
 //! | 7 | [`Rank::Map`] | extent map and allocator | no |
 //!
-//! A thread takes a lock only if all locks that it holds have a lower rank. Debug builds assert that; release builds
-//! check nothing.
+//! A thread takes a lock only if all locks that it holds have a lower rank. Debug builds assert that.
 //!
 //! A poisoned lock is used like any other: each step leaves the guarded data consistent.
 

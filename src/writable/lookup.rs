@@ -1,4 +1,4 @@
-//! The result of a look-up: which parts of a range lie in writable layers, and which below them.
+//! Result of a look-up: the parts of a range that lie in writable layers, and those below.
 
 use std::sync::Arc;
 
@@ -37,8 +37,8 @@ pub enum SpanContent {
     },
 }
 
-/// The first spans of a range, in order; empty if all of it lies below. Sectors of data files that the spans name
-/// are not reused before the look-up is cleared or dropped.
+/// The first spans of a range, in order; empty if all of the range lies below. Sectors of data files that the spans
+/// name are not reused before the look-up is cleared or dropped.
 #[derive(Debug, Default)]
 pub struct Lookup {
     spans: Vec<Span>,
@@ -55,17 +55,17 @@ impl Lookup {
         self.sealed = None;
     }
 
-    /// Whether no part of the range lies in a writable layer.
+    /// Returns whether no part of the range lies in a writable layer.
     pub fn is_empty(&self) -> bool {
         self.spans.is_empty()
     }
 
-    /// The spans, which make up the range from its start on.
+    /// Returns the spans, which make up the range from its start on.
     pub fn spans(&self) -> &[Span] {
         &self.spans
     }
 
-    /// The data file with this number, which comes from a span.
+    /// Returns the data file with a number from a span.
     pub fn file(&self, number: u32) -> &Arc<Blob> {
         match number & SEALED {
             0 => &self.files[number as usize].0,
@@ -73,7 +73,7 @@ impl Lookup {
         }
     }
 
-    /// Begins another look-up. What earlier spans named stays held.
+    /// Begins another look-up. Sectors of earlier spans are still not reused.
     pub(super) fn begin(&mut self) {
         self.spans.clear();
     }
@@ -86,7 +86,7 @@ impl Lookup {
         }
     }
 
-    /// Whether no more spans fit.
+    /// Returns whether no more spans fit.
     pub(super) fn is_full(&self) -> bool {
         self.spans.len() >= MAX_SPANS
     }
@@ -97,8 +97,8 @@ impl Lookup {
         self.spans.push(Span { sectors, content });
     }
 
-    /// Number of the data file `blob` of a writable layer. `hold` is called for a new file only: the first hold
-    /// covers all sectors that are freed later.
+    /// Returns the number of the data file `blob` of a writable layer. `hold` is called for a new file only: the first
+    /// hold covers all sectors that are freed later.
     pub(super) fn number_of(&mut self, blob: &Arc<Blob>, hold: impl FnOnce() -> Hold) -> u32 {
         let known = self
             .files
@@ -112,8 +112,8 @@ impl Lookup {
         number as u32
     }
 
-    /// Number of a file of sealed layers. `files` are all of them, oldest first; earlier look-ups may have used
-    /// fewer.
+    /// Returns the number of a file of sealed layers. `files` are all of them, oldest first; earlier look-ups may have
+    /// used fewer.
     pub(super) fn number_of_sealed(&mut self, files: &Arc<[Arc<Blob>]>, place: u16) -> u32 {
         let known = self.sealed.as_ref().map_or(0, |known| known.len());
         if known < files.len() {
@@ -122,7 +122,7 @@ impl Lookup {
         SEALED | u32::from(place)
     }
 
-    /// Replaces the spans of `range` that lie below by what `spans` appends for each, as far as there is room.
+    /// Replaces the spans of `range` that lie below by the spans that `spans` appends for each, until the limit.
     pub(super) fn fill(
         &mut self,
         range: SectorRange,

@@ -1,20 +1,20 @@
 //! Writable layers above an image, and both together as one disk.
 //!
 //! A [`WritableLayer`] is a pair of files: a data file, and an index file of mappings. A write goes to the data file
-//! first: in place where the layer has data, else to free sectors. New mappings then enter the [`journal`] and the map in
-//! memory ([`extent_map`]), and the write is answered. [`WritableLayer::flush`] makes the data durable, then appends the
-//! mappings of the journal to the index ([`index_file`]), and makes that durable. So an index entry never points at data
-//! that a power loss can take away, and a process that dies loses no answered write.
+//! first: in place where the layer has data, else to free sectors. Its new mappings then enter the [`journal`] and the
+//! map in memory ([`extent_map`]), and the write is answered. [`WritableLayer::flush`] makes the data durable, then
+//! appends the mappings to the index ([`index_file`]) and makes the index durable. So an index entry never points at
+//! data that a power loss can destroy, and no answered write is lost when the process dies.
 //!
 //! ```text
 //! write -- data file -- map, journal -- answered ... flush: sync data -- append to index -- sync index
 //! ```
 //!
-//! A [`Volume`] is an image under its writable layers. A read asks it for a [`Lookup`]: which parts of a range lie in
-//! them. If none does, a bitmap ([`coverage`]) tells without a lock. The layers that snapshots sealed since the start
+//! A [`Volume`] is an image under its writable layers. [`Volume::lookup`] finds the parts of a range that lie in them.
+//! A bitmap ([`coverage`]) answers without a lock if there are none. The layers sealed since the start
 //! share one index, as those of the image do ([`sealed`]). [`Snapshots`] freezes and seals the layers of a volume.
 //!
-//! A change that needs a flush first is repeated as [`FlushRetries`] says. The order of locks is a table in [`locks`].
+//! A change that needs a flush first is repeated as [`FlushRetries`] allows. The order of locks is a table in [`locks`].
 
 pub mod allocator;
 pub mod coverage;

@@ -1,8 +1,8 @@
-//! Space in an index file for future entries.
+//! Reserved space in an index file for future entries.
 //!
-//! A flush writes the entries, which is too late to find the storage full: the write was answered. So each write
-//! reserves space behind the end of the file, whose length does not change. A full file system then fails the write and
-//! not the flush.
+//! A flush writes the entries of writes that were answered, which is too late to find the storage full. So each write
+//! reserves space behind the end of the file, without changing its length. On a full file system the write then fails,
+//! and not the flush.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -30,8 +30,8 @@ pub struct Reservation {
 }
 
 impl Reservation {
-    /// Reserves space for `waiting` entries of answered writes. If there is none, the next [`Reservation::take`] asks
-    /// for it again.
+    /// Reserves space for `waiting` entries of answered writes. If there is none, the next [`Reservation::take`] tries
+    /// again.
     pub fn new(index: &IndexFile, waiting: usize) -> Self {
         let mut reservation = Self {
             path: index.path().to_owned(),
@@ -70,7 +70,7 @@ impl Reservation {
         let len = end - self.taken;
         let flags = FallocateFlags::KEEP_SIZE;
         match retry_on_intr(|| fallocate(&self.file, flags, self.taken, len)) {
-            // In a file system without reservations, the flush finds out.
+            // Without support for reservations, a full file system fails the flush.
             Err(Errno::OPNOTSUPP) => Ok(()),
             reserved => reserved,
         }

@@ -1,9 +1,9 @@
-//! The policy for repeating a change after a flush. It is the only one: for a queue worker, which leaves the
-//! flush to its offload thread, and for a thread that may wait.
+//! Policy for repeating a change after a flush. Queue workers, which leave the flush to their offload thread, and
+//! threads that may wait both use it.
 
 use super::Error;
 
-/// Most flushes of one change for free space: other changes may take the space that they free.
+/// Most flushes of one change for lack of space: other changes may take the space that a flush frees.
 const MAX_FLUSHES: u32 = 3;
 
 /// The flushes of one change.
@@ -13,7 +13,7 @@ pub struct FlushRetries {
 }
 
 impl FlushRetries {
-    /// Whether to flush and repeat the change, which failed with `error`.
+    /// Returns whether to flush and repeat the change, which failed with `error`.
     pub fn allow(&mut self, error: &Error) -> bool {
         match error {
             // A flush always makes room for mappings.

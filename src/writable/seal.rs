@@ -1,5 +1,4 @@
-//! Sealing a writable layer in place: appends its index and a trailer to the data file, which is a read-only layer from
-//! then on.
+//! Seals a writable layer in place: appends its index and a trailer to the data file, which is then a read-only layer.
 //!
 //! Crash-safe: each step is durable before the next, and an interrupted run can be repeated. Until the trailer is
 //! durable the pair is a writable layer; from then on the index file and the journal are ignored.
@@ -37,7 +36,7 @@ pub fn seal(
             most: MAX_ENTRIES,
         });
     }
-    // Behind everything, even the remains of an interrupted seal: a reader may still use data that is no longer
+    // Behind all data and the leftovers of an interrupted seal: a reader may still use data that is no longer
     // mapped.
     let len = data.metadata().map_err(Error::file("examine", path))?.len();
     let index_offset = len.max(HEADER_LEN as u64).next_multiple_of(SECTOR_SIZE);
@@ -54,7 +53,7 @@ pub fn seal(
         mappings,
     )
     .inspect_err(|_| {
-        // The appended bytes may take the very space that is missing.
+        // The appended bytes take space that may be needed elsewhere.
         let _ = data.set_len(len);
     })
 }

@@ -1,7 +1,7 @@
 //! The sealed layers of a disk in use, folded into one: an index over their data files, as an image has.
 //!
-//! It replaces their maps, so that neither look-ups nor memory grow with the number of snapshots. It never changes: with
-//! more sealed layers, a new one is made. The sectors of their files are never reused, so a look-up holds nothing.
+//! The index replaces their maps, so that neither look-ups nor memory grow with the number of snapshots. It never
+//! changes: folding more layers makes a new one. Sectors of sealed files are never reused, so a look-up needs no hold.
 
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ impl SealedLayers {
     ) -> Result<Self, Error> {
         let mut files = below.map_or_else(Vec::new, |below| below.files.to_vec());
         let mut mappings = below.map_or(0, |below| below.mappings);
-        // Usually few, which are then merged with the many once.
+        // Usually few segments, merged once with the many below.
         let mut merged = Vec::new();
         for layer in layers {
             let segments = segments(layer, files.len())?;
@@ -50,7 +50,7 @@ impl SealedLayers {
         if let Some(below) = below {
             merged = segment::merge(below.index.iter(), &merged);
         }
-        // A layer may say what lies beyond the end, where the disk can grow to.
+        // A layer may have extents beyond the end of the disk, which can grow.
         let end = merged
             .last()
             .map_or(disk_end, |last| last.end().max(disk_end));
@@ -66,17 +66,17 @@ impl SealedLayers {
         })
     }
 
-    /// Number of layers.
+    /// Returns the number of layers.
     pub fn len(&self) -> usize {
         self.files.len()
     }
 
-    /// Number of mappings of all layers.
+    /// Returns the number of mappings of all layers.
     pub fn mappings(&self) -> u64 {
         self.mappings
     }
 
-    /// Whether they may have extents in `range`. Takes no lock.
+    /// Returns whether they may have extents in `range`. Takes no lock.
     #[inline]
     pub fn may_hold(&self, range: SectorRange) -> bool {
         self.coverage.any(range)

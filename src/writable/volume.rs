@@ -1,4 +1,4 @@
-//! An image under its writable layers: the disk that a guest sees.
+//! A disk: an image under its writable layers.
 //!
 //! Writes go to one layer, the *active* one. The layers below it are *frozen*: each was active until a snapshot put
 //! a new one above it. Sealed ones are *folded*: looked up together. The image itself never changes.
@@ -51,12 +51,12 @@ pub struct Volume {
     above: Option<ArcSwap<Above>>,
     /// Locked until the manifest that names the active layer is durable.
     manifest_sync: RankedMutex<()>,
-    /// In bytes. It only grows, and what is needed to use the sectors is there before they are.
+    /// In bytes. It only grows, after everything that the new sectors need is in place.
     size: AtomicU64,
 }
 
 impl Volume {
-    /// A read-only disk.
+    /// Makes a read-only disk.
     pub fn read_only(image: Image) -> Self {
         Self {
             size: image.size().into(),
@@ -66,7 +66,7 @@ impl Volume {
         }
     }
 
-    /// An image under writable layers: the active one first, then the frozen ones, newest first. The disk has
+    /// Puts writable layers above an image: the active one first, then the frozen ones, newest first. The disk has
     /// the size of the active one.
     pub fn writable(image: Image, layers: Vec<WritableLayer>) -> Self {
         let layers: Vec<_> = layers.into_iter().map(Arc::new).collect();
@@ -83,36 +83,35 @@ impl Volume {
         }
     }
 
-    /// The image below the writable layers.
+    /// Returns the image below the writable layers.
     pub fn image(&self) -> &Image {
         &self.image
     }
 
-    /// The layers below the writable ones, as a disk of the volume's size: so they will read when the
-    /// writable layers are read-only ones above them.
+    /// Returns the image with the size of the volume, as it reads below the writable layers.
     #[inline]
     pub fn lower(&self) -> SizedImage<'_> {
         self.image.sized(self.size())
     }
 
-    /// Whether the disk is writable.
+    /// Returns whether the disk is writable.
     pub fn is_writable(&self) -> bool {
         self.above.is_some()
     }
 
-    /// Size of the disk in bytes.
+    /// Returns the size of the disk in bytes.
     pub fn size(&self) -> u64 {
         self.size.load(Ordering::Acquire)
     }
 
-    /// End of the disk; the last sector may be partial.
+    /// Returns the end of the disk; the last sector may be partial.
     pub fn sectors(&self) -> Sector {
         Sector::at_or_after(self.size())
     }
 
-    /// Fills `into` with the spans that make up `range`, which lies on the disk; with the first of them if there
-    /// are many, and with none if all of them lie in the image. Takes no lock in the last case. What earlier
-    /// look-ups named stays held.
+    /// Fills `into` with the spans that make up `range`, which lies on the disk: only with the first ones if there
+    /// are many, and with none if all of the range lies in the image. Takes no lock in the last case. Sectors of earlier
+    /// look-ups are still not reused.
     #[inline]
     pub fn lookup(&self, range: SectorRange, into: &mut Lookup) {
         into.begin();
@@ -163,7 +162,7 @@ impl Volume {
         })
     }
 
-    /// Makes all writes answered so far durable. Waits for storage.
+    /// Makes all answered writes durable. Waits for storage.
     ///
     /// # Errors
     /// As [`WritableLayer::flush`].
@@ -172,7 +171,7 @@ impl Volume {
             return Ok(());
         };
         let now = above.load_full();
-        // Data in a layer that the manifest may not name at the next start is not durable.
+        // Until the manifest is durable, the next start may not find the active layer.
         drop(self.manifest_sync.lock());
         // Frozen layers first: they may hold writes answered before this flush.
         let mut unsealed = now.layers.iter().rev().filter(|layer| !layer.is_sealed());
@@ -182,7 +181,7 @@ impl Volume {
         })
     }
 
-    /// Does `change` to the active layer; again if a snapshot froze it meanwhile.
+    /// Applies `change` to the active layer; repeats it if a snapshot froze the layer meanwhile.
     fn change(&self, change: impl Fn(&WritableLayer) -> Result<(), Error>) -> Result<(), Error> {
         let above = self.above.as_ref().ok_or(Error::ReadOnly)?;
         loop {
@@ -194,7 +193,7 @@ impl Volume {
         }
     }
 
-    /// Does `change` to the active layer; again after each flush that may help it.
+    /// Applies `change` to the active layer; repeats it after each flush that may help.
     fn change_and_wait(
         &self,
         change: impl Fn(&WritableLayer) -> Result<(), Error>,
@@ -260,8 +259,7 @@ impl Volume {
     /// of their maps. Only one thread at a time may call this.
     ///
     /// # Errors
-    /// There are more layers than an index can number, or one has data that it cannot point at; then all is as
-    /// before.
+    /// Those of [`SealedLayers::above`]; then nothing has changed.
     pub(super) fn fold(&self, sealed: &[Arc<WritableLayer>]) -> Result<(), Error> {
         let above = self.above.as_ref().ok_or(Error::ReadOnly)?;
         if sealed.is_empty() {
@@ -278,7 +276,7 @@ impl Volume {
                 sealed: Some(folded.clone()),
             }
         });
-        // The last reader would have to free the old layers, which takes long.
+        // Otherwise the last reader would free the old layers, which takes long.
         for _ in 0..MAX_WAIT {
             if Arc::strong_count(&old) == 1 {
                 break;
@@ -288,13 +286,13 @@ impl Volume {
         Ok(())
     }
 
-    /// The writable layers that are not part of the folded ones, topmost first.
+    /// Returns the writable layers that are not folded, topmost first.
     pub fn layers(&self) -> Vec<Arc<WritableLayer>> {
         let above = self.above.as_ref().map(ArcSwap::load);
         above.map_or_else(Vec::new, |above| above.layers.clone())
     }
 
-    /// Number of layers between the image and the active one.
+    /// Returns the number of layers between the image and the active one.
     pub fn frozen(&self) -> usize {
         let above = self.above.as_ref().map(ArcSwap::load);
         above.map_or(0, |above| {
@@ -303,7 +301,7 @@ impl Volume {
         })
     }
 
-    /// Mappings of all layers above the image.
+    /// Returns the number of mappings of all layers above the image.
     pub(super) fn mappings(&self) -> u64 {
         let above = self.above.as_ref().map(ArcSwap::load_full);
         above.map_or(0, |above| {

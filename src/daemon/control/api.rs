@@ -1,4 +1,4 @@
-//! What can be asked of a device. `docs/control.md` describes it for users.
+//! The requests of the control API. `docs/control.md` describes them for users.
 
 use std::path::Path;
 
@@ -30,7 +30,7 @@ struct SnapshotRequest {
 }
 
 impl Device {
-    /// Does what a request asks for.
+    /// Executes a request.
     pub fn answer(&self, request: &Request) -> Response {
         match (request.method.as_str(), request.path.as_str()) {
             ("GET", "/api/v1/device") => found(self.describe()),
@@ -98,7 +98,10 @@ impl Device {
 
     fn snapshot(&self, body: &[u8]) -> Response {
         if !self.is_writable() {
-            return Response::error(409, "the disk is read-only: there is nothing to freeze");
+            return Response::error(
+                409,
+                "the disk is read-only: only a disk with a writable layer has snapshots",
+            );
         }
         let request: SnapshotRequest = match serde_json::from_slice(body) {
             Ok(request) => request,
@@ -136,7 +139,7 @@ impl Device {
     }
 }
 
-/// A snapshot in a list of them.
+/// Describes a snapshot in a list.
 fn summary(snapshot: &Snapshot) -> Value {
     json!({
         "name": snapshot.name,
@@ -146,7 +149,7 @@ fn summary(snapshot: &Snapshot) -> Value {
     })
 }
 
-/// A snapshot with all its layers.
+/// Describes a snapshot with all its layers.
 fn details(snapshot: &Snapshot) -> Value {
     json!({
         "name": snapshot.name,
@@ -156,7 +159,7 @@ fn details(snapshot: &Snapshot) -> Value {
     })
 }
 
-/// A path as JSON can carry it.
+/// Returns a path as JSON text; bytes that are not UTF-8 are replaced.
 fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }

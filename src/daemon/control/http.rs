@@ -1,5 +1,5 @@
-//! HTTP/1.1 as far as control needs it: one request on a connection, with a small body, and its
-//! answer in JSON. What a client may make us read is bounded, in bytes and in time.
+//! The subset of HTTP/1.1 that the control API uses: one request per connection, with a small body, and a response in
+//! JSON. Bytes and time that a client can take are limited.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-/// How long a client may take in all to say what it wants, and again to read the answer.
+/// How long a client may take in all to send its request, and again to read the response.
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// Most bytes of request line and headers.
@@ -20,54 +20,54 @@ const MAX_HEADERS: usize = 64;
 /// Most bytes of a body.
 const MAX_BODY: usize = 64 * 1024;
 
-/// Most bytes that are taken from a client after it was refused.
+/// Most bytes that are read from a client after its request was refused.
 const MAX_DRAINED: usize = 1024 * 1024;
 
-/// Bytes given to the system at a time, which waits for a reader at each. Few enough for one wait.
+/// Bytes sent with one system call, which must complete within the time limit.
 const PIECE: usize = 16 * 1024;
 
-/// What a client asks for.
+/// A request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// As `GET`.
+    /// Method, as `GET`.
     pub method: String,
-    /// As `/api/v1/device`, without what follows a `?`.
+    /// Path, as `/api/v1/device`, without the query.
     pub path: String,
-    /// The body, as long as the client said.
+    /// Body of the announced length.
     pub body: Vec<u8>,
 }
 
-/// An answer.
+/// A response.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Response {
-    /// As 200.
+    /// Status code, as 200.
     pub status: u16,
-    /// Its body.
+    /// Body.
     pub body: Value,
 }
 
-/// Why a request is not to be had.
+/// A request cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The connection failed, or the client took too long.
     #[error("the client disconnected, or took longer than {} s", LIMIT.as_secs())]
     Connection(#[from] io::Error),
-    /// It is no HTTP.
+    /// The bytes are not an HTTP/1.1 request.
     #[error("not an HTTP/1.1 request")]
     Syntax(#[from] httparse::Error),
-    /// More than a request may have.
+    /// Headers or body exceed their limit.
     #[error("the request has more than {MAX_HEAD} bytes of headers or {MAX_BODY} bytes of body")]
     TooLarge,
-    /// A body whose length is not told.
+    /// The request has a body without a length.
     #[error("the request has a body and no content-length")]
     Length,
 }
 
 impl Error {
-    /// Sends the answer to a client that may still listen.
+    /// Sends the response that reports the error.
     ///
     /// # Errors
-    /// It does not.
+    /// Those of the socket; the client disconnected, or does not read.
     pub fn send(&self, stream: &mut UnixStream) -> io::Result<()> {
         self.response().send(stream)?;
         match self {
@@ -88,7 +88,7 @@ impl Error {
 }
 
 impl Response {
-    /// An answer that says what is wrong.
+    /// A response that reports an error.
     pub fn error(status: u16, text: &str) -> Self {
         Self {
             status,
@@ -96,10 +96,10 @@ impl Response {
         }
     }
 
-    /// Sends the answer, after which the connection is of no more use.
+    /// Sends the response, which ends the connection.
     ///
     /// # Errors
-    /// The client went away, or does not read.
+    /// Those of the socket; the client disconnected, or does not read.
     pub fn send(&self, stream: &mut UnixStream) -> io::Result<()> {
         let reason = match self.status {
             200 => "OK",
@@ -124,7 +124,7 @@ impl Response {
     }
 }
 
-/// Sends all of it before `end`.
+/// Sends all bytes before `end`.
 fn send_all(stream: &mut UnixStream, bytes: &[u8], end: Instant) -> io::Result<()> {
     let mut rest = bytes;
     while !rest.is_empty() {
@@ -135,8 +135,8 @@ fn send_all(stream: &mut UnixStream, bytes: &[u8], end: Instant) -> io::Result<(
     Ok(())
 }
 
-/// Ends the answer, and takes what the client goes on to send. To close a connection with bytes
-/// unread would be an error to the client, who may then not read the answer.
+/// Ends the response, and reads what the client still sends. Closing a connection with unread bytes resets it, and the
+/// client may then lose the response.
 fn drain(stream: &mut UnixStream) -> io::Result<()> {
     stream.shutdown(Shutdown::Write)?;
     let end = Instant::now() + LIMIT;
@@ -150,7 +150,7 @@ fn drain(stream: &mut UnixStream) -> io::Result<()> {
     Ok(())
 }
 
-/// What is left of the time until `end`.
+/// Returns the time left until `end`.
 fn left(end: Instant) -> io::Result<Duration> {
     let left = end.saturating_duration_since(Instant::now());
     match left.is_zero() {
@@ -159,7 +159,7 @@ fn left(end: Instant) -> io::Result<Duration> {
     }
 }
 
-/// Receives what comes next, before `end`; 0 bytes if the client has said all.
+/// Receives the next bytes before `end`; 0 bytes at the end of the stream.
 fn receive(stream: &mut UnixStream, into: &mut [u8], end: Instant) -> io::Result<usize> {
     stream.set_read_timeout(Some(left(end)?))?;
     stream.read(into)
@@ -168,7 +168,7 @@ fn receive(stream: &mut UnixStream, into: &mut [u8], end: Instant) -> io::Result
 /// Reads the request of a connection.
 ///
 /// # Errors
-/// There is none, or it is too large, or too slow.
+/// As the variants of [`Error`] say.
 pub fn read(stream: &mut UnixStream) -> Result<Request, Error> {
     let end = Instant::now() + LIMIT;
     let mut bytes = Vec::new();
@@ -176,7 +176,7 @@ pub fn read(stream: &mut UnixStream) -> Result<Request, Error> {
         let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
         let mut request = httparse::Request::new(&mut headers);
         if let httparse::Status::Complete(head) = request.parse(&bytes)? {
-            // However much of it came at once.
+            // It may have arrived together with the body.
             if head > MAX_HEAD {
                 return Err(Error::TooLarge);
             }
@@ -196,7 +196,7 @@ pub fn read(stream: &mut UnixStream) -> Result<Request, Error> {
     }
 }
 
-/// The path of a request's target, which may be a whole URL (RFC 9112, 3.2.2).
+/// Returns the path of a request's target, which may be a whole URL (RFC 9112, 3.2.2).
 fn path_of(target: &str) -> &str {
     const SCHEME: &str = "http://";
     let scheme = target.get(..SCHEME.len());
@@ -233,7 +233,7 @@ fn body_len(headers: &[httparse::Header<'_>]) -> Result<usize, Error> {
     }
 }
 
-/// Appends what comes next to `bytes`.
+/// Appends the next bytes of the stream to `bytes`.
 fn receive_more(stream: &mut UnixStream, bytes: &mut Vec<u8>, end: Instant) -> io::Result<()> {
     let mut part = [0; 4096];
     match receive(stream, &mut part, end)? {

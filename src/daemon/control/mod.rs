@@ -1,9 +1,8 @@
-//! The control socket: HTTP with JSON, for the operator of the device.
+//! The control socket: HTTP with JSON, for the operator of the disk.
 //!
-//! One thread accepts connections, and starts another for each, which serves one request ([`http`])
-//! beside the queues and without them noticing; [`api`] says what can be asked. What takes long after
-//! an answer, one more does ([`sealer`]). Who may connect to the socket may ask: its permissions are
-//! the only lock.
+//! One thread accepts connections and starts a thread for each, which serves one request ([`http`], [`api`]) without
+//! stopping the queues. Another thread seals the layers that snapshots froze ([`sealer`]). The permissions of
+//! the socket are the only access control.
 
 pub mod api;
 pub mod http;
@@ -21,17 +20,16 @@ use crate::daemon::device::Device;
 use crate::engine::ratelimited_log;
 use sealer::Sealer;
 
-/// Connections served at a time: a client that is silent or slow takes one of them. Further
-/// connections wait until one ends.
+/// Most connections at a time; a silent or slow client takes one of them. Further connections wait.
 const MAX_CONNECTIONS: usize = 8;
 
-/// Pause after a connection could not be accepted.
+/// Pause after a connection cannot be accepted.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves control requests that come to `listener` until the process ends.
+/// Starts to serve control requests, until the process ends.
 ///
 /// # Errors
-/// No descriptor or thread is to be had.
+/// Those of the system: no descriptor or thread is left.
 pub fn start(listener: &Listener, device: &Arc<Device>) -> io::Result<()> {
     let socket = listener.socket().try_clone()?;
     socket.set_nonblocking(false)?;
@@ -65,22 +63,22 @@ pub fn start(listener: &Listener, device: &Arc<Device>) -> io::Result<()> {
     Ok(())
 }
 
-/// The right to serve a connection, which is given back at the end of it.
+/// The right to serve a connection, given back when dropped.
 struct ConnectionSlot(SyncSender<()>);
 
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        // There is room for all there are.
+        // The channel has space for all slots.
         let _ = self.0.try_send(());
     }
 }
 
 fn serve(mut stream: UnixStream, device: &Device, sealer: Option<&Sealer>) {
-    // Who does not listen need not know.
+    // A client that has disconnected needs no response.
     let _ = match http::read(&mut stream) {
         Ok(request) => {
             let response = device.answer(&request);
-            // If it was a snapshot, there is something to seal; else this finds nothing.
+            // After a snapshot there is a layer to seal; otherwise the sealer finds none.
             sealer.into_iter().for_each(Sealer::wake);
             let (method, path, status) = (&request.method, &request.path, response.status);
             match status {
@@ -91,7 +89,7 @@ fn serve(mut stream: UnixStream, device: &Device, sealer: Option<&Sealer>) {
             }
             response.send(&mut stream)
         }
-        // A probe that says nothing is no news.
+        // Not logged: a probe connects and sends nothing.
         Err(error) => error.send(&mut stream),
     };
 }

@@ -1,4 +1,4 @@
-//! The thread that seals what snapshots froze, while the guest goes on and more snapshots are taken.
+//! The thread that seals the layers that snapshots froze, while the disk is in use.
 
 use std::io;
 use std::sync::Arc;
@@ -9,33 +9,33 @@ use std::time::Duration;
 use crate::daemon::device::Device;
 use crate::reason::reason;
 
-/// Pause before a failed seal is tried again: the file system may have space by then.
+/// Pause before a failed seal is tried again; the file system may have space by then.
 const AGAIN: Duration = Duration::from_secs(30);
 
-/// Wakes the thread.
+/// Handle of the thread. The thread ends when it is dropped.
 #[derive(Debug)]
 pub struct Sealer {
     wake: SyncSender<()>,
 }
 
 impl Sealer {
-    /// Starts the thread, which ends with this value.
+    /// Starts the thread.
     ///
     /// # Errors
-    /// There is no thread to be had.
+    /// Those of the system: no thread can be started.
     pub fn start(device: Arc<Device>) -> io::Result<Self> {
         let (wake, asked) = sync_channel(1);
         let run = move || serve(&device, &asked);
         thread::Builder::new().name("seal".into()).spawn(run)?;
         let sealer = Self { wake };
-        // There may be what there was no room for at the start.
+        // At the start there may have been no space to seal a layer.
         sealer.wake();
         Ok(sealer)
     }
 
-    /// Lets all be sealed that is frozen by now.
+    /// Seals all layers that are frozen by now, in the background.
     pub fn wake(&self) {
-        // If it was asked already and has not begun, that will do.
+        // A full channel holds a request that has not begun; it covers this one.
         let _ = self.wake.try_send(());
     }
 }

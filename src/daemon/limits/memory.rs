@@ -1,8 +1,8 @@
 //! Limits of memory: RLIMIT_AS, RLIMIT_DATA and RLIMIT_STACK.
 //!
-//! An allocation that fails ends the process, so that the memory of all queues has to be there before the
-//! daemon is ready. How much memory a guest has is known when its front-end shares it: what is left of the
-//! address space bounds that ([`limit_address_space`]).
+//! A failed allocation ends the process, so the memory of all queues must be available before the
+//! daemon is ready. The size of guest memory is known only when a front-end shares it: the rest of the
+//! address space limits it ([`limit_address_space`]).
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -38,14 +38,14 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// Opens what tells the memory of the process.
+    /// Opens the kernel's figures about the memory of the process.
     pub fn open() -> Self {
         Self {
             statm: File::open("/proc/self/statm").ok(),
         }
     }
 
-    /// Bytes of address space, and of private writable memory.
+    /// Returns the bytes of address space, and of private writable memory.
     fn bytes(&self) -> (u64, u64) {
         let read = || -> Option<(u64, u64)> {
             let mut text = [0; 128];
@@ -59,8 +59,8 @@ impl Usage {
         read().unwrap_or_default()
     }
 
-    /// Compares the limits with the memory in use and what `queues` queues and `threads` threads add to it.
-    /// Raises the soft limits as far as allowed, and limits what front-ends may share.
+    /// Compares the limits with the memory in use and the needs of `queues` queues and `threads` threads.
+    /// Raises the soft limits as far as allowed, and limits the memory that front-ends may share.
     ///
     /// # Errors
     ///
@@ -103,7 +103,7 @@ fn shortage(queues: u16, what: &'static str, limit: &str, need: u64, have: u64) 
     }
 }
 
-/// Heaps that the C library reserves address space for.
+/// Returns the number of heaps that the C library reserves address space for.
 fn arenas(threads: u64) -> u64 {
     if !cfg!(target_env = "gnu") {
         return 0;
@@ -114,8 +114,8 @@ fn arenas(threads: u64) -> u64 {
     threads.min(chosen.unwrap_or(8 * processors))
 }
 
-/// Raises the limit of the main thread's stack if it is too small. Call it first: a stack that overflows ends
-/// the process without a word.
+/// Raises the limit of the main thread's stack if it is too small. Call it first: a stack overflow ends the process
+/// without a message.
 ///
 /// # Errors
 ///

@@ -1,8 +1,8 @@
-//! Forbids access to all paths and ports but the directories of sockets and writable layers.
+//! Landlock: forbids access to all paths and ports except the directories of sockets and writable layers.
 //!
-//! Landlock checks the object of an access and not the system call, so it also applies to operations of
-//! io_uring, which seccomp does not see. Open files stay usable.
-#![allow(unsafe_code)] // asking for the version of Landlock has no safe form
+//! Landlock checks the object of an access and not the system call. So it also applies to operations of
+//! io_uring, which seccomp cannot filter. Open files stay usable.
+#![allow(unsafe_code)] // the query of Landlock's version has no safe form
 
 use std::io;
 use std::path::Path;
@@ -18,8 +18,7 @@ use super::{Error, Reach, Support};
 /// Newest set of rights that are restricted; an older kernel restricts those it knows.
 const NEWEST: ABI = ABI::V10;
 
-/// Forbids access to files, the network, abstract sockets and other processes, except for what `reach`
-/// names.
+/// Forbids access to files, the network, abstract sockets and other processes, except for the paths in `reach`.
 ///
 /// The rules apply to the calling thread and the threads that it starts.
 ///
@@ -61,7 +60,7 @@ fn rule(path: &Path, rights: BitFlags<AccessFs>) -> Result<PathBeneath<PathFd>, 
     Ok(PathBeneath::new(PathFd::new(path)?, rights))
 }
 
-/// Returns whether Landlock is forbidden with EPERM, which a kernel does not do by itself.
+/// Returns whether a policy forbids Landlock with EPERM; the kernel itself never returns that.
 fn is_forbidden() -> bool {
     const LANDLOCK_CREATE_RULESET_VERSION: u32 = 1;
     let call = libc::SYS_landlock_create_ruleset;

@@ -2,8 +2,8 @@
 //!
 //! A program opens its files, enters the sandbox ([`Sandbox::enter`]), and only then parses what the
 //! files hold. Three mechanisms restrict it: [`privileges`] drops capabilities, [`landlock`] limits paths
-//! and ports, and [`seccomp`] limits system calls. When all is parsed, the program gives up what only
-//! parsing needs ([`Sandbox::tighten`]). `docs/security.md` describes what each mechanism is for, and what
+//! and ports, and [`seccomp`] limits system calls. After parsing, the program drops the rights that only
+//! parsing needs ([`Sandbox::tighten`]). `docs/security.md` describes the purpose of each mechanism, and what
 //! is left to an attacker.
 
 pub mod landlock;
@@ -42,7 +42,7 @@ pub enum Support {
     Full,
     /// The kernel does not support it, or not on this processor.
     Missing,
-    /// Something outside, such as a container's seccomp profile, forbids its use.
+    /// Another policy, such as a container's seccomp profile, forbids its use.
     Forbidden,
 }
 
@@ -79,7 +79,7 @@ impl Sandbox {
     /// Confines the process for good. Call it while the process has one thread: threads started
     /// later are confined too, one started earlier is so only in part.
     ///
-    /// What the kernel lacks is left out with one warning.
+    /// A mechanism that the kernel lacks is skipped with a warning.
     ///
     /// # Errors
     ///
@@ -111,7 +111,7 @@ impl Sandbox {
         Ok(Sandbox { needs })
     }
 
-    /// Drops what only opening and parsing need. Call it while the process has one thread.
+    /// Drops the rights that only opening and parsing need. Call it while the process has one thread.
     ///
     /// # Errors
     ///

@@ -1,6 +1,6 @@
 //! Users, groups and capabilities.
 //!
-//! All calls here change the calling thread only: make them while the process has no other.
+//! All functions here change the calling thread only. Call them while the process has one thread.
 
 use std::fs;
 use std::io;
@@ -16,7 +16,7 @@ pub struct Identity {
     gid: Gid,
 }
 
-/// Why the daemon cannot change its user.
+/// The daemon cannot change its user.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// A list of users or groups cannot be read.
@@ -24,7 +24,7 @@ pub enum IdentityError {
     List {
         /// The list.
         path: &'static str,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
     /// Neither a number nor a name in the list.
@@ -48,7 +48,7 @@ pub enum IdentityError {
         uid: u32,
         /// The group.
         gid: u32,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
 }
@@ -57,10 +57,10 @@ const PASSWD: &str = "/etc/passwd";
 const GROUP: &str = "/etc/group";
 
 impl Identity {
-    /// Finds `user` and `group`, each a name or a number; without a group, that of the user.
+    /// Finds `user` and `group`, each a name or a number. Without `group`: the group of the user.
     ///
     /// Names are looked up in `/etc/passwd` and `/etc/group` only: other user databases would load
-    /// their code into the daemon. Where these files are missing, numbers are taken as they are.
+    /// their code into the daemon. Without these files, numbers are used as they are.
     ///
     /// # Errors
     ///
@@ -116,14 +116,14 @@ fn read(path: &'static str) -> Result<String, IdentityError> {
     }
 }
 
-/// The numbers of a line: of a user and its group; or of a group, followed by no number.
+/// The numbers in a line of a list: of a user and its group, or of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Entry {
     first: u32,
     second: u32,
 }
 
-/// The line of a user or group, by name or number.
+/// Returns the line of a user or group, by name or number.
 fn entry_of(list: &str, wanted: &str) -> Option<Entry> {
     list.lines().find_map(|line| {
         let fields: Vec<_> = line.split(':').collect();
@@ -162,7 +162,7 @@ fn identifier(name: &str, entry: Option<Entry>, path: &'static str) -> Result<u3
 pub fn bound() -> io::Result<()> {
     let held = thread::capabilities(None)?.effective;
     if !held.contains(CapabilitySet::SETPCAP) {
-        // Nothing can be dropped from the set, and without new privileges nothing gained from it.
+        // The set cannot be changed, and `no_new_privs` keeps the process from gaining any of it.
         return Ok(());
     }
     for bit in 0..u64::BITS {

@@ -1,8 +1,8 @@
-//! Allows the system calls in tables, each with its reason, and no others.
+//! Seccomp: allows the system calls in the tables below, each with its reason, and no others.
 //!
-//! There are two filters, one for each [`Stage`]: opening and parsing, then serving. A call outside
-//! the table kills the process, because only foreign code makes one; a killed daemon is restarted,
-//! and its guest goes on. A few calls that libraries try and can do without fail with ENOSYS.
+//! There is a filter for each [`Stage`]: opening and parsing, then serving. A call outside
+//! the tables kills the process, because only injected code makes one. A killed daemon is restarted,
+//! and its guest continues. A few calls that libraries can do without fail with ENOSYS.
 
 use std::collections::BTreeMap;
 use std::env::consts::ARCH;
@@ -18,7 +18,7 @@ use super::{Error, Reach, Support};
 
 /// Calls that affect open files, memory and threads only.
 const ALLOWED: &[c_long] = &[
-    // A read: bytes in the page cache, bytes that are not, the driver's interrupt.
+    // A read: from the page cache, from storage, the driver's interrupt.
     libc::SYS_preadv2,
     libc::SYS_pread64,
     libc::SYS_read,      // a device state
@@ -38,18 +38,18 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_eventfd2,        // to stop a queue
     libc::SYS_clock_nanosleep, // when out of descriptors
     libc::SYS_nanosleep,
-    libc::SYS_restart_syscall, // a wait that SIGSTOP broke off
+    libc::SYS_restart_syscall, // a wait that SIGSTOP interrupted
     // A front-end: its connection, messages, descriptors and memory.
     libc::SYS_accept4,
-    libc::SYS_pipe2, // to see its thread end
+    libc::SYS_pipe2, // reports the end of its thread
     libc::SYS_recvfrom,
     libc::SYS_recvmsg,
     libc::SYS_sendmsg,
     libc::SYS_shutdown,
     libc::SYS_close,
-    libc::SYS_fstat, // sizes of what it shares
+    libc::SYS_fstat, // sizes of shared files
     libc::SYS_newfstatat,
-    libc::SYS_statx,        // and whether the socket's path is still ours
+    libc::SYS_statx,        // kind of file system; owner of the socket's path
     libc::SYS_memfd_create, // an in-flight area
     libc::SYS_ftruncate,
     // Memory.
@@ -67,19 +67,19 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_getpid,
     libc::SYS_exit,
     libc::SYS_exit_group,
-    // Signals: the request to end, and a file cut short under its mapping.
+    // Signals: the request to stop, and SIGBUS of a truncated file.
     libc::SYS_rt_sigaction,
     libc::SYS_rt_sigprocmask,
     libc::SYS_rt_sigreturn,
     libc::SYS_sigaltstack,
-    // Clocks that the kernel does not let a process read by itself; seeds of hash tables.
+    // Clocks without a vDSO; seeds of hash tables.
     libc::SYS_clock_gettime,
     libc::SYS_gettimeofday,
     libc::SYS_getrandom,
 ];
 
-/// To read through rings made before. Neither `io_uring_setup` nor `io_uring_register` is allowed
-/// in any stage: their arguments lie in memory, where no filter can check them.
+/// To read through rings that exist. Neither `io_uring_setup` nor `io_uring_register` is allowed
+/// in any stage: their arguments are in memory, where no filter can check them.
 const RINGS: &[c_long] = &[libc::SYS_io_uring_enter];
 
 /// To wait for a layer that another process seals, and to measure it.
@@ -93,8 +93,8 @@ const LISTENING: &[c_long] = &[
     libc::SYS_bind,
     libc::SYS_listen,
     libc::SYS_umask,
-    libc::SYS_flock, // one daemon at a time looks at the path
-    // It appears at its path once it listens.
+    libc::SYS_flock, // one daemon at a time examines the path
+    // The socket is renamed to its path once it listens.
     #[cfg(target_arch = "x86_64")]
     libc::SYS_rename,
     libc::SYS_renameat,
@@ -108,13 +108,13 @@ const REMOVING: &[c_long] = &[
     libc::SYS_unlinkat,
 ];
 
-/// To write to files that are open, and to make that last.
+/// To write to open files durably.
 const WRITING: &[c_long] = &[
     libc::SYS_pwritev, // a guest's data
     libc::SYS_pwrite64,
     libc::SYS_fallocate,       // discards
     libc::SYS_sync_file_range, // large writes
-    libc::SYS_lseek,           // how long it is
+    libc::SYS_lseek,           // length of the data file
     libc::SYS_fdatasync,
     libc::SYS_fsync,
 ];
@@ -135,9 +135,9 @@ const OPENING: &[c_long] = &[
     libc::SYS_linkat,
 ];
 
-/// Calls that libraries try and can do without. They fail with ENOSYS.
+/// Calls that libraries can do without. They fail with ENOSYS.
 const ABSENT: &[c_long] = &[
-    // Its flags lie in memory, where no filter can read them; C libraries fall back to `clone`.
+    // Its flags are in memory, where no filter can read them; C libraries fall back to `clone`.
     libc::SYS_clone3,
     // Old C libraries count processors by a file; a panic's backtrace looks for symbols.
     libc::SYS_openat,
@@ -152,7 +152,7 @@ const ABSENT: &[c_long] = &[
 /// Condition for an argument.
 enum Test {
     Is(c_int),
-    /// Exactly the `set` ones among the bits of `mask` are set.
+    /// Of the bits in `mask`, exactly those in `set` are set.
     Bits {
         mask: c_int,
         set: c_int,
@@ -160,7 +160,7 @@ enum Test {
     Null,
 }
 
-/// Flags that make a thread, and not a process.
+/// Flags of `clone` for a thread instead of a process.
 const THREAD: c_int = libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_THREAD;
 
 const NEW_NAMESPACES: c_int = libc::CLONE_NEWNS
@@ -184,7 +184,7 @@ fn conditional_for_progress() -> [(c_long, u8, Test); 2] {
 /// Calls allowed for one argument only, counted from 0, while the process opens and parses.
 fn conditional_while_opening() -> [(c_long, u8, Test); 2] {
     [
-        (libc::SYS_prlimit64, 0, Test::Is(0)), // more open files, of this process
+        (libc::SYS_prlimit64, 0, Test::Is(0)), // to raise the limit of open files, of this process
         (libc::SYS_prctl, 0, Test::Is(libc::PR_SET_NO_NEW_PRIVS)), // set already, to tighten
     ]
 }
@@ -214,7 +214,7 @@ fn conditional() -> [(c_long, u8, Test); 20] {
         (libc::SYS_getsockopt, 2, Is(libc::SO_DOMAIN)), // the kind of a socket that a front-end passes
         (libc::SYS_getsockopt, 2, Is(libc::SO_TYPE)),
         (libc::SYS_setsockopt, 2, Is(libc::SO_SNDTIMEO)), // a front-end that does not read
-        (libc::SYS_setsockopt, 2, Is(libc::SO_RCVTIMEO)), // a control client that does not speak
+        (libc::SYS_setsockopt, 2, Is(libc::SO_RCVTIMEO)), // a control client that sends nothing
         (libc::SYS_sendto, 4, Null), // to a connected peer: the pipe of a signal
         (libc::SYS_tgkill, 0, Is(process::id() as c_int)), // abort; a call that a front-end blocks
     ]
@@ -223,7 +223,7 @@ fn conditional() -> [(c_long, u8, Test); 20] {
 impl Test {
     fn rule(self, argument: u8) -> Result<SeccompRule, BackendError> {
         use SeccompCmpArgLen::{Dword, Qword};
-        // The kernel takes the low half of a register for an `int`: look no further.
+        // The kernel uses only the low half of a register for an `int`.
         let bits = |bits: c_int| u64::from(bits.cast_unsigned());
         let (width, test, value) = match self {
             Test::Is(value) => (Dword, SeccompCmpOp::Eq, bits(value)),
@@ -237,9 +237,9 @@ impl Test {
 /// Stage of a confined process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// Files are open, and are parsed next.
+    /// Files are open, and not parsed yet.
     Opening,
-    /// All is parsed; the socket of a daemon listens.
+    /// All files are parsed; the socket of a daemon listens.
     Serving,
 }
 

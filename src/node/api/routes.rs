@@ -1,4 +1,4 @@
-//! The routes, and what each does.
+//! The routes and their actions.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -27,10 +27,10 @@ const BODY_LIMIT: Duration = Duration::from_secs(10);
 /// Longest wait for events, in seconds.
 const MAX_WAIT: u64 = 60;
 
-/// What `openapi.yaml` is served from.
+/// Text of `openapi.yaml`.
 const OPENAPI: &str = include_str!("../../../docs/openapi.yaml");
 
-/// What a route does.
+/// Action of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Action {
     ListDisks,
@@ -72,12 +72,12 @@ pub fn table() -> impl Iterator<Item = (&'static str, &'static str)> {
         .map(|(method, pattern, _)| (*method, *pattern))
 }
 
-/// What routes work on.
+/// State that all routes share.
 #[derive(Debug)]
 pub struct Context {
     /// The disks.
     pub disks: Arc<Disks>,
-    /// What is counted.
+    /// Counters.
     pub metrics: Metrics,
 }
 
@@ -98,7 +98,7 @@ pub async fn answer(
 ) -> Result<Reply, Infallible> {
     let start = Instant::now();
     let method = match request.method() {
-        // The server leaves the body out.
+        // The server omits the body.
         &Method::HEAD => Method::GET,
         method => method.clone(),
     };
@@ -288,7 +288,7 @@ struct SnapshotRequest {
     wait: bool,
 }
 
-/// Reads a JSON body, whatever type the client gives it.
+/// Reads a JSON body; its declared type is ignored.
 async fn body<T: serde::de::DeserializeOwned>(request: Request<Incoming>) -> Result<T, Failure> {
     let limited = Limited::new(request.into_body(), MAX_BODY);
     let collected = tokio::time::timeout(BODY_LIMIT, limited.collect()).await;

@@ -1,8 +1,8 @@
-//! The allocator of a writable layer: which sectors of the data file are in use, and which are free. Pure, no
+//! The allocator of a writable layer: which sectors of the data file are in use, and which are free. Without
 //! I/O.
 //!
-//! Sectors that were replaced or discarded are not free at once. After a power loss the index may still point
-//! at them, until their replacement is durable; and a request that looked them up may still read or write
+//! Replaced or discarded sectors are not free at once. Until their replacement is durable, the index may point
+//! at them after a power loss; and a request that looked them up may still read or write
 //! them. So they pass through these states:
 //!
 //! | state | until |
@@ -12,9 +12,8 @@
 //! | *held* | the last request that may have looked them up drops its [`Hold`] |
 //! | free | |
 //!
-//! Free pages of the file are punched, so that they take no storage. A block of the file system is freed only
-//! when it is unused as a whole, however small the pieces are that were freed. So the file takes at most one page
-//! for each sector in use.
+//! Free pages of the file are punched, so that they take no storage. A page can be punched only when all of its
+//! sectors are free. So the file takes at most one page for each sector in use.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -68,8 +67,8 @@ pub struct Allocator {
 }
 
 impl Allocator {
-    /// The allocator of a file whose data starts at sector `first`. `used` is in use (sorted, without overlaps);
-    /// at most `limit` sectors may be.
+    /// Makes the allocator of a file whose data starts at sector `first`. `used` is in use (sorted, without overlaps);
+    /// at most `limit` sectors may be in use.
     pub fn new(first: Sector, used: impl IntoIterator<Item = SectorRange>, limit: Sectors) -> Self {
         let mut allocator = Self {
             end: first,
@@ -95,12 +94,12 @@ impl Allocator {
         allocator
     }
 
-    /// Sectors that are neither free nor beyond the end; the header of the file is among them.
+    /// Returns the number of sectors that are neither free nor beyond the end, including the header of the file.
     pub fn used(&self) -> Sectors {
         self.end - Sector(0) - self.free
     }
 
-    /// Keeps every sector that is in use now from being used again.
+    /// Keeps all sectors that are in use now from being allocated again, until the hold is dropped.
     pub fn hold(&self) -> Hold {
         Hold(self.hold.clone())
     }
@@ -220,12 +219,12 @@ impl Allocator {
         runs.map(|(start, end)| SectorRange::new(*start, *end))
     }
 
-    /// Assumes that everything free takes storage.
+    /// Marks all free sectors as not punched.
     pub fn suspect_all(&mut self) {
         self.unpunched = self.runs().collect();
     }
 
-    /// Marks everything free as freed: the durable index may still point at it until the next flush.
+    /// Marks all free sectors as freed: until the next flush, the durable index may point at them.
     pub fn withhold(&mut self) {
         let mut free: Vec<_> = self.runs().collect();
         self.freed.append(&mut free);
@@ -234,19 +233,19 @@ impl Allocator {
         self.free = Sectors(0);
     }
 
-    /// Whether a flush would free sectors, once the holds on them are dropped.
+    /// Returns whether a flush would free sectors, once the holds on them are dropped.
     pub fn has_freed(&self) -> bool {
         !self.freed.is_empty() || !self.flushing.is_empty()
     }
 
-    /// Whether freed sectors are not free yet: a flush, and the end of the requests that may have looked them up,
-    /// will free them.
+    /// Returns whether some freed sectors become free later: after a flush, or when requests that may have looked
+    /// them up end.
     pub fn will_free(&self) -> bool {
         let has_ranges = |held: &Held| !held.ranges.is_empty();
         self.has_freed() || !self.punching.is_zero() || self.held.iter().any(has_ranges)
     }
 
-    /// Takes out the free pages around what became free, to be punched. They count as used until
+    /// Takes out the free pages around the sectors that became free, to be punched. They count as used until
     /// [`Allocator::end_punch`].
     pub fn begin_punch(&mut self) -> Vec<SectorRange> {
         self.reclaim();

@@ -1,15 +1,15 @@
 //! The journal of a writable layer: mappings of answered writes that are not in the index yet.
 //!
 //! A mapping must not enter the index before its data is durable, which takes a flush. But an answered write must
-//! outlive the process: the guest goes on when a new process takes over. So mappings wait in a journal. It is valid for
-//! one boot of the kernel, because the page cache that keeps it keeps the data too. After a power loss only the index
-//! counts.
+//! outlive the process: the guest continues when a new process takes over. So mappings wait in a journal. It is valid
+//! for one boot of the kernel, because the page cache that holds it holds the data too. After a power loss only the
+//! index is valid.
 //!
 //! Mappings are numbered. There are two files: while a flush makes the mappings of one durable, new mappings go to the
 //! other. After a failed flush, one file may hold mappings that are in the index and mappings that are not. The
 //! [`IndexPosition`], a record of its own, tells them apart: the index holds all mappings before number `next`, and
 //! mapping `next` becomes entry `entries`. Each file begins with a position, and each successful flush adds one. If it
-//! cannot be added, an older position still tells the same: every later mapping has its place behind the previous one.
+//! cannot be added, an older position gives the same result: each later mapping becomes the next entry.
 //!
 //! Neither file is ever synced. `docs/format.md` has their layout.
 #![cfg_attr(
@@ -49,7 +49,7 @@ pub struct Journal {
     current: JournalFile,
     other: JournalFile,
     head: Head,
-    /// Bytes of the current file that count.
+    /// Bytes of the current file that are valid.
     end: u64,
     /// Number of the next mapping.
     next: u64,
@@ -88,7 +88,7 @@ impl JournalFile {
 
     /// Leaves only the head.
     fn empty(&self, head: &Head) -> Result<(), Error> {
-        // The records go first: under a new head they would count.
+        // The records are removed first: under a new head they would be valid.
         self.truncate(HEAD_LEN)?;
         self.write(head.as_bytes(), 0)
     }
@@ -105,13 +105,13 @@ impl JournalFile {
     }
 }
 
-/// The paths of the two files that belong to an index file.
+/// Returns the paths of the two journal files of an index file.
 pub fn paths(index: &Path) -> [PathBuf; 2] {
     ["journal0", "journal1"].map(|suffix| with_suffix(index, suffix))
 }
 
-/// Removes the files that exist. The file with the older records goes first: the newer records alone tell what both
-/// files tell; the older ones alone would take newer data back.
+/// Removes the files that exist. The file with the older records is removed first: the newer records alone give the
+/// same result as both files; the older ones alone would bring old data back.
 ///
 /// # Errors
 /// [`Error::File`] if a file cannot be read or removed.
@@ -144,8 +144,8 @@ fn open_existing(path: &Path) -> Result<Option<File>, Error> {
     }
 }
 
-/// The id of this boot of the kernel, as text. If the kernel does not tell, an id that no other process has, so that no
-/// journal outlives its process.
+/// Returns the id of this boot of the kernel, as text. Without one, returns a random id, so that no journal outlives its
+/// process.
 pub fn boot_id() -> [u8; 36] {
     static ID: OnceLock<Uuid> = OnceLock::new();
     let id = ID.get_or_init(|| match boot::boot_id() {
@@ -167,7 +167,7 @@ pub struct Found {
 }
 
 impl Found {
-    /// Number of the index entry that the first mapping is, or becomes. `None` if that is not known.
+    /// Returns the number of the index entry that the first mapping is, or becomes. `None`: unknown.
     pub fn first_entry(&self) -> Option<u64> {
         let (first, _) = self.mappings.first()?;
         let position = self.position?;
@@ -290,8 +290,8 @@ impl Journal {
         self.next
     }
 
-    /// Cuts off what a failed [`Journal::add`] wrote. Until then, it may count if the process dies, whatever was
-    /// changed since.
+    /// Cuts off the bytes that a failed [`Journal::add`] wrote. Until then, a later process may take them for valid
+    /// records.
     ///
     /// # Errors
     /// [`Error::File`] if the current file cannot be truncated.
@@ -303,7 +303,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Adds mappings. After an error none of them counts, once [`Journal::mend`] succeeds.
+    /// Adds mappings. After an error none of them is valid, once [`Journal::mend`] succeeds.
     ///
     /// # Errors
     /// [`Error::JournalFull`]; [`Error::Bytes`] if the current file cannot be written.
@@ -380,8 +380,8 @@ impl Journal {
     /// Notes that the index holds all mappings before number `next`, durably, and has `entries` entries.
     ///
     /// # Errors
-    /// The position cannot be added, or the other file not be emptied. Nothing is lost then; the journal takes more
-    /// space.
+    /// As [`Journal::add`], if the position cannot be added; [`Error::File`] if the other file cannot be emptied. Nothing
+    /// is lost then; the journal takes more space.
     pub fn end_flush(&mut self, next: u64, entries: u64) -> Result<(), Error> {
         self.position = IndexPosition {
             next,
@@ -395,17 +395,17 @@ impl Journal {
         noted
     }
 
-    /// Makes sure that no mapping counts any more.
+    /// Makes all mappings invalid.
     ///
     /// # Errors
-    /// Neither can that be noted, nor the files be emptied.
+    /// As [`Journal::add`], if neither a position can be added nor the files be emptied.
     pub fn discard(&mut self) -> Result<(), Error> {
         let position = IndexPosition {
             next: self.next,
             ..self.position
         };
         let noted = self.append(&[Record::position(position, self.next)]);
-        // The current file last: it tells that the other does not count.
+        // The current file last: its position makes the records of the other invalid.
         let emptied = self
             .other
             .truncate(0)

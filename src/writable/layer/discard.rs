@@ -12,7 +12,7 @@ use crate::units::{SectorRange, Sectors};
 pub const MAX_STEP: Sectors = Sectors(1 << 14);
 
 impl WritableLayer {
-    /// Makes the sectors of `range`, at most [`MAX_STEP`], read as zeros, and frees their space.
+    /// Discards the sectors of `range`, at most [`MAX_STEP`]: they read as zeros, and their space is freed.
     ///
     /// # Errors
     /// As [`WritableLayer::write`].
@@ -28,7 +28,7 @@ impl WritableLayer {
         Ok(())
     }
 
-    /// Zero extents for the parts of a range that are not such already.
+    /// Returns zero extents for the parts of a range that are not zero extents already.
     fn zeros_to_enter(&self, range: SectorRange) -> Vec<Extent> {
         let placement = self.placement.read();
         let extents = placement.map.within(range);
@@ -118,7 +118,7 @@ impl WritableLayer {
         }
     }
 
-    /// Whether the layer has data of a range.
+    /// Returns whether the layer has data of a range.
     fn has_data(&self, range: SectorRange) -> bool {
         let placement = self.placement.read();
         let mut extents = placement.map.within(range);

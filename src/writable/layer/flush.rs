@@ -1,4 +1,4 @@
-//! Flushing a writable layer: makes its data durable, then the mappings of that data.
+//! Flushes a writable layer: makes its data durable, then the mappings of that data.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -44,7 +44,7 @@ impl WritableLayer {
         let Some(mut round) = self.begin_round(flusher)? else {
             return Ok(());
         };
-        // May include mappings that arrive meanwhile; the next flush enters them again.
+        // Mappings that arrive meanwhile may be included; the next flush enters them again.
         let whole = (round.rewrite != Rewrite::No).then(|| self.copy_map());
         let flushed = self
             .sync_data()

@@ -1,4 +1,4 @@
-//! Freezing a writable layer, and refusing changes of one that is frozen or broken.
+//! Freezes a writable layer, and refuses changes of a frozen or broken one.
 
 use std::sync::RwLockReadGuard;
 use std::sync::atomic::Ordering;
@@ -8,11 +8,11 @@ use super::super::locks::Guard;
 use super::WritableLayer;
 
 impl WritableLayer {
-    /// Waits for running changes, and blocks new ones while `commit` puts another layer above this one. If that
+    /// Waits for running changes, and blocks new ones while `commit` puts another layer above this one. If `commit`
     /// succeeds, this layer is read-only from then on.
     ///
     /// # Errors
-    /// [`Error::Frozen`] if it is frozen already; those of `commit`, after which the layer is as before.
+    /// [`Error::Frozen`] if it is frozen already; those of `commit`, after which the layer is unchanged.
     pub(in super::super) fn freeze<T>(
         &self,
         commit: impl FnOnce() -> Result<T, Error>,

@@ -1,4 +1,4 @@
-//! A writable layer in use: what it holds. Each module below has one kind of change.
+//! A writable layer in use. Each module below has one kind of change.
 
 mod discard;
 mod flush;
@@ -78,9 +78,9 @@ pub struct WritableLayer {
     max_pending: usize,
     index_slack: u64,
     max_index_entries: u64,
-    /// The storage lost data, or the next start may not find the layer.
+    /// Whether changes and flushes fail: the storage lost data, or the next start may not find the layer.
     broken: AtomicBool,
-    /// Whether the data file is a read-only layer by now.
+    /// Whether the data file has been sealed.
     sealed: AtomicBool,
     /// Newest flush ticket.
     tickets: AtomicU64,
@@ -132,38 +132,38 @@ enum Rewrite {
 }
 
 impl WritableLayer {
-    /// The paths of its files.
+    /// Returns the paths of its files.
     pub fn paths(&self) -> &Paths {
         &self.paths
     }
 
-    /// The header of its data file.
+    /// Returns the header of its data file.
     pub fn header(&self) -> Arc<Header> {
         self.header.load_full()
     }
 
-    /// How the data is placed.
+    /// Returns how data is placed.
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// Bytes of data that count towards the limit.
+    /// Returns the bytes of data that count towards the limit.
     pub fn used(&self) -> u64 {
         let header = FIRST_DATA - Sector(0);
         (self.placement.read().allocator.used() - header).bytes()
     }
 
-    /// Number of index entries that describe its map.
+    /// Returns the number of index entries that describe its map.
     pub fn mappings(&self) -> u64 {
         self.placement.read().map.mappings()
     }
 
-    /// Number of extents of its map.
+    /// Returns the number of extents of its map.
     pub fn extents(&self) -> usize {
         self.placement.read().map.len()
     }
 
-    /// Whether it may have extents in `range`. Takes no lock.
+    /// Returns whether it may have extents in `range`. Takes no lock.
     #[inline]
     pub fn may_hold(&self, range: SectorRange) -> bool {
         self.coverage.any(range)
@@ -195,12 +195,12 @@ impl WritableLayer {
         }
     }
 
-    /// The data file as readers use it.
+    /// Returns the data file as readers use it.
     pub(super) fn blob(&self) -> &Arc<Blob> {
         self.data.blob()
     }
 
-    /// The index entries that describe its map.
+    /// Returns the index entries that describe its map.
     pub(super) fn index_entries(&self) -> Vec<Mapping> {
         mappings(&self.placement.read().map).collect()
     }

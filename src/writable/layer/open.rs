@@ -1,4 +1,4 @@
-//! Opening a writable layer to write to it.
+//! Opens a writable layer to write to it.
 //!
 //! Writes that an earlier process answered and did not flush are in the journal. Their mappings are appended to
 //! the index, durably, and the journal starts empty. If the storage has no space for that, the journal is continued,
@@ -72,7 +72,7 @@ impl WritableLayer {
             map,
             journal: pending,
         } = loaded.into_parts();
-        // A layer that was cut says what lies beyond its end, where the disk can grow to.
+        // A layer whose disk shrank may have extents beyond its end, where the disk can grow again.
         let coverage = GrowingCoverage::new(disk_end.max(map.end()));
         map.iter().for_each(|extent| coverage.set(extent.range()));
         let withhold = !pending.is_empty() || rewrite != Rewrite::No;
@@ -114,11 +114,11 @@ impl WritableLayer {
         })
     }
 
-    /// Makes writes of an earlier process durable, and the index agree with the map. Without space for that, it
-    /// waits for the next flush, unless the index misleads.
+    /// Makes writes of an earlier process durable, and the index agree with the map. Without space, the next flush does
+    /// that, unless the index must be rewritten first.
     fn catch_up(&self, rewrite: Rewrite) -> Result<(), Error> {
         match self.flush() {
-            // Storage without space for the data itself has lost it.
+            // A sync that finds no space for the data has lost it: the layer is broken then.
             Err(error) if error.is_full() && rewrite != Rewrite::Needed && !self.is_broken() => {
                 ::log::warn!(
                     "{error}: no space for the index; writes of an earlier run stay in the \

@@ -1,4 +1,4 @@
-//! Sealing a frozen layer that is open.
+//! Seals a frozen layer that is open.
 
 use std::sync::atomic::Ordering;
 
@@ -28,7 +28,7 @@ impl WritableLayer {
         }
     }
 
-    /// Whether it was sealed since it was opened.
+    /// Returns whether the layer was sealed since it was opened.
     pub fn is_sealed(&self) -> bool {
         self.sealed.load(Ordering::Acquire)
     }

@@ -1,4 +1,4 @@
-//! Writing: data first, then the mapping that makes it count.
+//! Writes to a layer: first the data, then the mapping that makes it visible.
 
 use super::super::Error;
 use super::super::allocator::{Allocator, Hold};
@@ -35,11 +35,11 @@ impl Target {
 impl WritableLayer {
     /// Writes the next bytes of `data` to the sectors of `range`. Never waits for storage.
     ///
-    /// When it returns, every read finds the new content, also in a later process. It is durable after the next
-    /// [`WritableLayer::flush`].
+    /// When it returns, every read finds the new content, even in a later process. The content is durable after the
+    /// next [`WritableLayer::flush`].
     ///
     /// # Errors
-    /// [`Error::PendingFull`] and [`Error::Full`], which a flush may cure
+    /// [`Error::PendingFull`] and [`Error::Full`], after which a flush may help
     /// ([`FlushRetries`](super::super::FlushRetries)); [`Error::Fragmented`], [`Error::Broken`],
     /// [`Error::Frozen`], and errors of the storage. After an error, each sector has its old or its new content.
     pub fn write(&self, range: SectorRange, data: Cursor<'_, '_>) -> Result<(), Error> {
@@ -70,7 +70,7 @@ impl WritableLayer {
 
     /// Gives back the space of extents that were not entered.
     fn give_back(&self, extents: &[Extent]) {
-        // Records of them that cannot be cut off may count at the next start: until then, their space stays
+        // Records of them that cannot be cut off may be valid at the next start: until then, their space stays
         // unused.
         if self.kind == Kind::Sparse || self.pending.lock().journal.mend().is_err() {
             return;
@@ -181,7 +181,7 @@ impl WritableLayer {
         let mut new: Vec<Mapping> = extents.iter().flat_map(|new| new.mappings()).collect();
         let mut pending = self.pending.lock();
         if new.is_empty() {
-            // A record of another change that failed would count over what this one did in place.
+            // A leftover record of a failed change would hide what this one wrote in place.
             return pending.journal.mend().map(|()| Vec::new());
         }
         // After storage lost data, no new mapping may outlive this process.

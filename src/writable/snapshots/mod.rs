@@ -1,15 +1,15 @@
 //! Snapshots of a disk in use.
 //!
 //! A snapshot freezes the active layer and puts an empty one above it, in files of its own beside the first pair.
-//! The manifest `DATA.snapshots` names the pairs below the active one. It is replaced by one rename while writes
-//! wait, and that rename is the snapshot: a crash before it leaves the old layer active, and a crash after it the
-//! new one. Flushes wait until the rename is durable. None of this depends on how much the layer holds.
+//! The manifest `DATA.snapshots` names the active pair and the frozen ones. It is replaced by one rename while writes
+//! wait, and that rename is the snapshot: after an earlier crash the old layer is active, after a later one the
+//! new layer. Flushes wait until the rename is durable. The duration does not depend on the amount of data.
 //!
-//! [`Snapshots::seal`] turns frozen layers into read-only ones, which any process can open. It writes an index,
-//! whose length depends on what the layer holds, while the guest goes on; an interrupted seal is completed at the
+//! [`Snapshots::seal`] turns frozen layers into read-only ones, which any process can open. It writes the index
+//! of each layer while the disk is in use; an interrupted seal is completed at the
 //! next start. The data file of a frozen layer is locked until it is sealed, so that a process that opens it as a
-//! layer waits. The disk then folds the layer into those sealed before, and keeps only their index and the open
-//! file.
+//! layer waits. The disk then folds the layer into those sealed before, and keeps only their common index and the open
+//! files.
 
 mod open;
 
@@ -30,7 +30,7 @@ use crate::image::segment::{MAX_LAYERS, MAX_MAPPINGS};
 use crate::source::LayerRef;
 
 /// Most writable layers of a disk that are not sealed: each has a map in memory and five open files, and every read
-/// looks in it.
+/// searches it.
 const MAX_UNSEALED: usize = 16;
 
 /// Most bytes of a snapshot's name.
@@ -71,7 +71,7 @@ pub struct Snapshots {
 }
 
 impl Snapshots {
-    /// The snapshots, oldest first.
+    /// Returns the snapshots, oldest first.
     pub fn list(&self) -> Vec<Snapshot> {
         let manifest = self.manifest.lock();
         let pairs = manifest.with_below();
@@ -107,16 +107,16 @@ impl Snapshots {
         frozen.find(|layer| layer.paths() == paths)
     }
 
-    /// Freezes what the disk holds now, durably, as a snapshot of this name, which is still to be sealed. Returns
+    /// Freezes the present content of the disk, durably, as a snapshot of this name, which is not sealed yet. Returns
     /// the existing snapshot if there is one of that name.
     ///
-    /// If the last [`Snapshots::seal`] failed, or much waits for it, it is repeated first: no snapshot is put on top
-    /// of one that may never be a layer, and what is not sealed takes memory.
+    /// If the last [`Snapshots::seal`] failed, or many layers are not sealed, seals them first: a snapshot needs
+    /// sealed layers below it, and each layer that is not sealed takes memory.
     ///
     /// # Errors
     /// [`Error::TooTall`] and [`Error::TooManyFiles`] at the limit of layers; those of [`Snapshots::seal`];
-    /// [`Error::File`] and [`Error::Bytes`] if a file cannot be written. Before the manifest is replaced the disk
-    /// is as before; after that, the snapshot exists.
+    /// [`Error::File`] and [`Error::Bytes`] if a file cannot be written. An error before the manifest is replaced leaves
+    /// the disk unchanged; after a later one, the snapshot exists.
     pub fn take(&self, name: &str) -> Result<Snapshot, Error> {
         let is_known = self.find(&self.manifest.lock(), name).is_some();
         if !is_known && (self.seal_failed.load(Ordering::Acquire) || self.much_is_unsealed()) {
@@ -129,7 +129,7 @@ impl Snapshots {
         }
     }
 
-    /// Takes a snapshot of a name that is not known.
+    /// Takes a snapshot of a new name.
     fn take_new(&self, manifest: &mut Manifest, name: &str) -> Result<Snapshot, Error> {
         let layers = self.volume.layers();
         let active = layers.first().ok_or(Error::ReadOnly)?;
@@ -170,7 +170,7 @@ impl Snapshots {
         };
         create(&paths, active.kind(), &header)?;
         self.put_above(&paths, manifest).inspect_err(|_| {
-            // Each attempt would leave another pair.
+            // Otherwise each attempt would leave another pair.
             let _ = remove_index(&paths);
             let _ = fs::remove_file(&paths.data);
         })
@@ -191,7 +191,7 @@ impl Snapshots {
 
     fn put_above(&self, paths: &Paths, manifest: &Manifest) -> Result<Result<(), Error>, Error> {
         let layer = WritableLayer::open(paths, &self.options)?;
-        // Everything slow comes before the rename, for which writes wait.
+        // Slow steps come before the rename, for which writes wait.
         self.volume.flush()?;
         let new = NewManifest::write(&manifest_path(&self.first), manifest)?;
         let volume = &self.volume;
@@ -205,13 +205,12 @@ impl Snapshots {
     /// [`Error::ReadOnly`], [`Error::Shrinks`], [`Error::Size`]; those of the storage, after which the disk has its old
     /// size, and the next start finds the old or the new one.
     pub fn grow_disk(&self, size: u64) -> Result<(), Error> {
-        // A snapshot would put a layer of the old size above.
+        // No snapshot may put a layer of the old size above meanwhile.
         let _manifest = self.manifest.lock();
         self.volume.grow(size)
     }
 
-    /// Seals the frozen layers, oldest first: a layer above one that is not sealed is of no use. Waits for a seal
-    /// that is running.
+    /// Seals the frozen layers, oldest first: a sealed layer needs sealed layers below it. Waits for a running seal.
     ///
     /// # Errors
     /// [`Error::ManifestMayRevert`]; those of [`WritableLayer::seal`] for the first layer that fails.
@@ -243,7 +242,7 @@ impl Snapshots {
         sealed.and(folded)
     }
 
-    /// Fails if this disk, or another on its layers, could not be opened with one more layer.
+    /// Fails if this disk, or another one above its layers, could not be opened with one more layer.
     fn check_room(&self) -> Result<(), Error> {
         let image = self.volume.image().layers();
         let mappings = image.iter().map(|layer| layer.trailer().index_entries);
@@ -259,7 +258,7 @@ impl Snapshots {
         }
     }
 
-    /// Whether the layers that are not sealed take as much memory as they may.
+    /// Returns whether the layers that are not sealed have reached their limit of number or memory.
     fn much_is_unsealed(&self) -> bool {
         let layers = self.volume.layers();
         let mappings: u64 = layers.iter().map(|layer| layer.mappings()).sum();

@@ -1,4 +1,4 @@
-//! Opening a disk as its snapshots left it.
+//! Opens a disk with its snapshots.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,9 +17,9 @@ use crate::writable::seal::remove_index;
 use crate::writable::{Error, Options, Paths, Volume, WritableLayer};
 
 impl Snapshots {
-    /// Loads the disk that was created with the pair `first`, or what snapshots have put above that pair since.
-    /// `stack` names the layers below, which are open as `files`; it may be empty. `options` tells how the writable
-    /// layer is used; the size of the disk is found here.
+    /// Loads the disk that was created with the pair `first`, with the pairs that snapshots have added since.
+    /// `stack` names the layers below, which are open as `files`; it may be empty. The default size in `options` is
+    /// replaced by that of the layers below.
     ///
     /// Opens files in the directories of `first` only, so that a process in its sandbox can call it; the paths
     /// must be absolute then.
@@ -42,7 +42,7 @@ impl Snapshots {
             let manifest = Manifest::load(&path)?;
             let spare = files.clone();
             let opened = Self::open_as(&first, &stack, files, options, &manifest);
-            // The process that had the files may have taken a snapshot while this one waited for them.
+            // The former process may have taken a snapshot while this one waited for its lock.
             if Manifest::load(&path)? == manifest {
                 return opened;
             }
@@ -59,7 +59,7 @@ impl Snapshots {
         manifest: &Manifest,
     ) -> Result<(Arc<Volume>, Self), Error> {
         if *manifest != Manifest::default() {
-            // Its name may not be durable yet, and what follows cannot be undone.
+            // Its name may not be durable yet, and the following steps cannot be undone.
             sync_name(&manifest_path(first))?;
         }
         let pairs = manifest.pairs(first);
@@ -97,7 +97,7 @@ impl Snapshots {
     }
 }
 
-/// A writable layer as one of a stack.
+/// Returns a writable layer as a member of a stack.
 fn placed(layer: &WritableLayer) -> Placed {
     Placed::new(LayerRef::from(&layer.paths().data), &layer.header())
 }
@@ -137,7 +137,7 @@ impl FrozenLayers {
     }
 }
 
-/// Seals a frozen layer that is not served, if that was not completed.
+/// Completes the seal of a frozen layer that is not in use.
 fn complete_seal(paths: &Paths) -> Result<(), Error> {
     if !paths.index.exists() {
         return Ok(());
@@ -148,7 +148,7 @@ fn complete_seal(paths: &Paths) -> Result<(), Error> {
     }
 }
 
-/// The stack with absolute paths.
+/// Returns the stack with absolute paths.
 fn absolute_stack(stack: &Stack) -> Result<Stack, Error> {
     let layers = stack.layers().iter().map(|layer| {
         let failed = |source| source::Error::Open {
