@@ -1,10 +1,10 @@
-//! The socket of one front-end: whole messages with their descriptors in, replies out.
+//! Socket of one front-end connection: receives whole messages with their descriptors, sends replies.
 //!
-//! The `vhost` crate's own request handler is not used for this. It reads a header and its
-//! descriptors without noticing that the kernel dropped some of them, and then waits for the rest of
-//! a message it has lost; it examines sockets with calls that the sandbox forbids; and it refuses
-//! whatever was not negotiated on this connection, which a front-end does not do again after a
-//! restart. Its types describe the messages here ([`Body`](super::message)).
+//! The request handler of the `vhost` crate is not used, for three reasons. It does not notice that the
+//! kernel dropped descriptors of a message, and then waits for the rest of a lost message. It examines
+//! sockets with system calls that the sandbox forbids. It refuses what was not negotiated on the same
+//! connection, and front-ends do not negotiate again after a restart of the daemon. The crate's types
+//! describe the messages ([`message`](super::message)).
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -26,45 +26,45 @@ use super::closing;
 use super::message::{Message, Reply};
 use crate::io::interrupt::PeerCall;
 
-/// Bytes of a message's header: request, flags and length of the body, 32 bits each.
+/// Length of a message header: request, flags and length of the body, 32 bits each.
 const HEADER: usize = 12;
 
-/// Descriptors that may come with a message; the longest memory table has as many regions.
+/// Most descriptors of a message: as many as the longest memory table has regions.
 pub const MAX_DESCRIPTORS: usize = 32;
 
-/// Most descriptors that are held for one message: a part of it may bring as many as the message may have before the
+/// Most descriptors held for one message: its last part may bring [`MAX_DESCRIPTORS`] more before the
 /// message is refused.
 pub const MAX_HELD: usize = 2 * MAX_DESCRIPTORS;
 
-/// Protocol version in a header's flags.
+/// Protocol version in the flags of a header.
 pub(super) const VERSION: u32 = 1;
 
-/// How long the rest of a message may take, and the front-end to read a reply.
+/// Time limit for the rest of a message to arrive, and for the front-end to read a reply.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// Why no more messages can be exchanged with a front-end.
+/// Error that ends the exchange of messages with a front-end.
 #[derive(Debug, thiserror::Error)]
 pub enum ChannelError {
-    /// The socket fails.
+    /// A system call on the socket fails.
     #[error("{doing} a message failed")]
     Socket {
-        /// What was being done.
+        /// Operation that failed.
         doing: &'static str,
-        /// What the system said.
+        /// Error of the system call.
         source: io::Error,
     },
-    /// The connection ended within a message.
+    /// The connection ends within a message.
     #[error("the connection ended within a message: expected {expected} bytes, found {found}")]
     Partial {
-        /// Bytes of the header or body.
+        /// Length of the header or body.
         expected: usize,
-        /// Bytes that came.
+        /// Bytes received.
         found: usize,
     },
-    /// The rest of a message, or room for a reply, did not come.
+    /// The front-end does not send the rest of a message, or does not read a reply, in time.
     #[error("{doing} a message took longer than {} s", DEADLINE.as_secs())]
     Late {
-        /// What was being done.
+        /// Operation that failed.
         doing: &'static str,
     },
     /// The kernel dropped descriptors of a message.
@@ -73,44 +73,44 @@ pub enum ChannelError {
          the daemon reached its limit of open files (RLIMIT_NOFILE)"
     )]
     Descriptors,
-    /// The header is not one of a request.
+    /// The header is not that of a request.
     #[error(
         "request {request} has flags {flags:#x} and {len} bytes: expected version {VERSION}, no reply, and at most {MAX_MSG_SIZE} bytes"
     )]
     Header {
-        /// The request's number.
+        /// Number of the request.
         request: u32,
-        /// Its flags.
+        /// Flags of the header.
         flags: u32,
-        /// Length of its body.
+        /// Length of the body.
         len: u32,
     },
 }
 
-/// The socket of one front-end.
+/// Socket of one front-end connection.
 #[derive(Debug)]
 pub struct Channel {
     stream: Arc<UnixStream>,
-    /// Calls that end with descriptors being closed, which can block: a socket may linger.
+    /// Wraps calls that close descriptors. Closing can block: a socket may linger.
     peer: Arc<PeerCall>,
 }
 
 impl Channel {
-    /// A channel over `stream`, which blocks.
+    /// Channel over `stream`, which is in blocking mode.
     ///
     /// # Errors
     ///
-    /// The stream's timeout for sending cannot be set.
+    /// `setsockopt(2)` of the send timeout fails.
     pub fn new(stream: Arc<UnixStream>, peer: Arc<PeerCall>) -> io::Result<Self> {
         stream.set_write_timeout(Some(DEADLINE))?;
         Ok(Self { stream, peer })
     }
 
-    /// The next message; `None` once the front-end has left.
+    /// Receives the next message; `None` once the front-end has disconnected.
     ///
     /// # Errors
     ///
-    /// As [`ChannelError`]: what comes next in the stream is not the start of a message.
+    /// Any [`ChannelError`]. The position of the next message in the stream is unknown afterwards.
     pub fn receive(&self) -> Result<Option<Message>, ChannelError> {
         let mut files = Vec::new();
         let received = self.receive_parts(&mut files);
@@ -156,7 +156,7 @@ impl Channel {
         Ok(Some((request, flags, body)))
     }
 
-    /// Fills `buffer`, of which the first `found` bytes are there.
+    /// Fills the rest of `buffer`, whose first `found` bytes are read already.
     fn read_rest(
         &self,
         buffer: &mut [u8],
@@ -176,7 +176,7 @@ impl Channel {
         Ok(())
     }
 
-    /// Reads what is there, and waits for something until the deadline.
+    /// Reads the bytes that have arrived; waits for the first one until the deadline.
     fn read(
         &self,
         buffer: &mut [u8],
@@ -196,7 +196,7 @@ impl Channel {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut parts = [IoSliceMut::new(buffer)];
-        // Descriptors the kernel drops are closed in the call.
+        // The call closes the descriptors that the kernel drops.
         let receive = || {
             recvmsg(
                 &self.stream,
@@ -215,31 +215,32 @@ impl Channel {
                 files.extend(descriptors);
             }
         }
-        // A message may come in many parts, each with descriptors.
+        // A message may arrive in several parts, each with descriptors.
         if received.flags.contains(ReturnFlags::CTRUNC) || files.len() > MAX_DESCRIPTORS {
             return Err(ChannelError::Descriptors);
         }
         Ok(received.bytes)
     }
 
-    /// Waits until there is something to read; returns whether there is by the deadline.
+    /// Waits until the socket is readable; returns false if it is not by the deadline.
     fn wait(&self, deadline: Instant) -> Result<bool, Errno> {
         let left = deadline.saturating_duration_since(Instant::now());
         let left = Timespec::try_from(left).map_err(|_| Errno::INVAL)?;
         let mut watched = [PollFd::new(&*self.stream, PollFlags::IN)];
         match poll(&mut watched, Some(&left)) {
             Ok(ready) => Ok(ready > 0),
-            // The caller reads, and waits if that finds nothing.
+            // The caller reads, and blocks there if nothing has arrived.
             Err(Errno::INTR) => Ok(true),
             Err(errno) => Err(errno),
         }
     }
 
-    /// Answers `request`.
+    /// Sends the reply to `request`.
     ///
     /// # Errors
     ///
-    /// The front-end has left, or does not read.
+    /// [`ChannelError::Socket`] if the front-end has disconnected, [`ChannelError::Late`] if it does not
+    /// read.
     pub fn send(&self, request: u32, reply: &Reply) -> Result<(), ChannelError> {
         const DOING: &str = "sending";
         let flags = VERSION | VhostUserHeaderFlag::REPLY.bits();
@@ -274,7 +275,7 @@ fn send_some(stream: &UnixStream, bytes: &[u8], file: Option<&File>) -> Result<u
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if file.is_some() {
-        // There is room for one.
+        // The space is for one descriptor.
         control.push(SendAncillaryMessage::ScmRights(&descriptors));
     }
     let parts = [IoSlice::new(bytes)];

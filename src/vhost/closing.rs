@@ -1,7 +1,7 @@
 //! Closes descriptors that a front-end sent.
 //!
-//! `close(2)` may wait: for a socket that lingers, which a signal ends, and for the server of a file system,
-//! which nothing ends. Files of such file systems are therefore closed by threads of their own.
+//! `close(2)` may block. A lingering socket blocks it until a signal; a file system may block it until its
+//! server answers, and no signal ends that. Files of such file systems are closed by threads of their own.
 
 use std::fs::File;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,8 +11,8 @@ use super::channel::MAX_HELD;
 use crate::io::file_system::may_wait;
 use crate::io::interrupt::PeerCall;
 
-/// Most threads that close files at a time. When all of them are busy, the thread of the connection closes the file
-/// and waits for it; the number of connections is limited as well.
+/// Most threads that close files at a time. With as many, the thread of the connection closes the file
+/// itself, and may block; the number of connections is limited as well.
 pub const MAX_CLOSERS: usize = 8;
 
 /// Most descriptors that these threads hold: those of one message each.
@@ -20,7 +20,7 @@ pub const MAX_CLOSING: usize = MAX_CLOSERS * MAX_HELD;
 
 static CLOSERS: AtomicUsize = AtomicUsize::new(0);
 
-/// Closes `files`. `peer` interrupts calls of the connection's thread.
+/// Closes `files`. `peer` interrupts blocked calls of the connection's thread.
 pub fn close(files: impl IntoIterator<Item = File>, peer: &PeerCall) {
     let waits = |file: &File| may_wait(file).unwrap_or(true);
     let (slow, quick): (Vec<_>, Vec<_>) = files.into_iter().partition(waits);
@@ -40,7 +40,7 @@ pub fn close(files: impl IntoIterator<Item = File>, peer: &PeerCall) {
         CLOSERS.fetch_sub(1, Ordering::Relaxed);
     });
     if started.is_err() {
-        // The files were closed with the closure.
+        // Dropping the closure has closed the files.
         CLOSERS.fetch_sub(1, Ordering::Relaxed);
     }
 }

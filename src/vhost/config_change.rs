@@ -1,9 +1,9 @@
-//! Telling front-ends that the disk has grown: VHOST_USER_BACKEND_CONFIG_CHANGE_MSG (vhost-user, "Back-end
+//! Notifies front-ends that the disk has grown: VHOST_USER_BACKEND_CONFIG_CHANGE_MSG (vhost-user, "Back-end
 //! message types") on the channel of SET_BACKEND_REQ_FD.
 //!
-//! The message names no value: the front-end reads the configuration space again. It is sent wherever the
-//! front-end may rely on another size than the present one, and asks for no reply, so that nothing is ever
-//! waited for. A front-end without the channel sees the new size when it reads the configuration space.
+//! The message carries no value: the front-end reads the configuration space again. It is sent to each
+//! front-end that may rely on an old size, and asks for no reply, so that the sender never waits. A
+//! front-end without the channel sees the new size when it reads the configuration space.
 
 use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -16,25 +16,26 @@ use super::channel::VERSION;
 use crate::engine::BlockBackend;
 use crate::units::Sector;
 
-/// What one front-end knows of the disk's size.
+/// Notifies one front-end, which may have read an old size of the disk.
 #[derive(Debug)]
-pub struct SizeKnowledge {
+pub struct SizeNotifier {
     backend: Arc<BlockBackend>,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// Where the front-end takes messages.
+    /// Socket on which the front-end receives messages.
     channel: Option<File>,
-    /// The capacity that it read last on this connection.
+    /// Capacity that the front-end read last on this connection.
     read: Option<Sector>,
-    /// Its queues were started, so it relies on a capacity, which it may have read on an earlier connection.
+    /// A queue was started. The front-end relies on a capacity then, and may have read it on an earlier
+    /// connection.
     serving: bool,
 }
 
-impl SizeKnowledge {
-    /// That of a front-end that has said nothing yet.
+impl SizeNotifier {
+    /// For a front-end that has read no size on this connection.
     pub fn new(backend: Arc<BlockBackend>) -> Arc<Self> {
         Arc::new(Self {
             backend,
@@ -42,7 +43,7 @@ impl SizeKnowledge {
         })
     }
 
-    /// The capacity, which the front-end reads.
+    /// Returns the capacity to the front-end, and remembers that the front-end knows it.
     pub fn read(&self) -> Sector {
         let mut state = self.lock();
         let capacity = self.backend.volume().sectors();
@@ -50,26 +51,26 @@ impl SizeKnowledge {
         capacity
     }
 
-    /// Takes the channel, a Unix socket; returns an earlier one, for the caller to close.
+    /// Sets the channel, a Unix socket; returns the earlier one, for the caller to close.
     pub fn set_channel(&self, channel: File) -> Option<File> {
         let earlier = self.lock().channel.replace(channel);
-        self.tell();
+        self.notify();
         earlier
     }
 
-    /// Gives the channel back, for the caller to close.
+    /// Removes the channel, for the caller to close.
     pub fn take_channel(&self) -> Option<File> {
         self.lock().channel.take()
     }
 
-    /// Notes that queues of the front-end start.
+    /// Records that queues of the front-end start.
     pub fn start(&self) {
         self.lock().serving = true;
-        self.tell();
+        self.notify();
     }
 
-    /// Tells the front-end if it may rely on another size than the present one.
-    fn tell(&self) {
+    /// Notifies the front-end if it may rely on an old size.
+    fn notify(&self) {
         let state = self.lock();
         let is_stale = match state.read {
             Some(read) => read != self.backend.volume().sectors(),
@@ -81,9 +82,9 @@ impl SizeKnowledge {
         let header = [u32::from(BackendReq::CONFIG_CHANGE_MSG), VERSION, 0].map(u32::to_le_bytes);
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         match send(channel, header.as_flattened(), flags) {
-            // Messages that it has not read yet fill the socket: each makes it read the new size.
+            // The socket is full of unread messages: each makes the front-end read the new size.
             Ok(_) | Err(Errno::AGAIN) => {}
-            Err(error) => log::debug!("cannot tell a front-end that the disk has grown: {error}"),
+            Err(error) => log::debug!("cannot notify a front-end that the disk has grown: {error}"),
         }
     }
 
@@ -92,28 +93,28 @@ impl SizeKnowledge {
     }
 }
 
-/// The front-ends that are connected.
+/// Connected front-ends, to notify them when the disk grows.
 #[derive(Debug, Default)]
-pub struct FrontEnds(Mutex<Vec<Weak<SizeKnowledge>>>);
+pub struct FrontEnds(Mutex<Vec<Weak<SizeNotifier>>>);
 
 impl FrontEnds {
-    /// Adds one that has connected.
-    pub fn add(&self, front_end: &Arc<SizeKnowledge>) {
+    /// Adds a front-end that has connected.
+    pub fn add(&self, front_end: &Arc<SizeNotifier>) {
         let mut connected = self.lock();
         connected.retain(|front_end| front_end.strong_count() > 0);
         connected.push(Arc::downgrade(front_end));
     }
 
-    /// Tells all of them that the disk has grown. Waits for none.
+    /// Notifies all of them that the disk has grown, without waiting.
     pub fn tell_size(&self) {
         let connected = self.lock();
         connected
             .iter()
             .filter_map(Weak::upgrade)
-            .for_each(|front_end| front_end.tell());
+            .for_each(|front_end| front_end.notify());
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Weak<SizeKnowledge>>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Weak<SizeNotifier>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

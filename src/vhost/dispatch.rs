@@ -1,5 +1,5 @@
-//! From a message to what it asks for. Layouts of bodies are in the vhost-user specification,
-//! "Payload"; the `vhost` crate has them as types that check themselves.
+//! Decodes messages and calls the handler. The layouts of bodies are in the vhost-user specification,
+//! "Message payload"; the `vhost` crate has types for them that check themselves.
 
 use vhost::vhost_user::message::{
     FrontendReq, VhostTransferStateDirection, VhostUserConfig, VhostUserInflight, VhostUserLog,
@@ -11,23 +11,23 @@ use vhost::vhost_user::message::{
 use super::channel::MAX_DESCRIPTORS;
 use super::error::Refusal;
 use super::handler::{Handler, MEMORY_SLOTS};
-use super::message::{Kind, Message, Reply, part, unchecked};
+use super::message::{FileKind, Message, Reply, parse, parse_unchecked};
 use super::vring::UserRings;
 use crate::engine::ratelimited_log;
 use crate::reason::reason;
 use crate::virtio::memory::RegionInfo;
 
-/// Bit of a vring's number: no descriptor comes along, the front-end polls.
+/// Bit in the number of a vring: the message has no descriptor.
 const NO_DESCRIPTOR: u64 = 0x100;
 
-/// In the reply to SET_DEVICE_STATE_FD: no descriptor comes along, and the transfer failed.
+/// Bits in the reply to SET_DEVICE_STATE_FD: the reply has no descriptor; the transfer failed.
 const STATE_NO_DESCRIPTOR: u64 = 0x100;
 const STATE_FAILED: u64 = 1;
 
-/// A request's own reply; without one, success is acknowledged to a front-end that asks for it.
+/// Reply that the request defines; `None` if it defines none, and success is acknowledged on demand.
 type Outcome = Result<Option<Reply>, Refusal>;
 
-/// Does what `message` asks for. Descriptors that were not used stay with it.
+/// Executes `message`. Unused descriptors stay in it.
 pub fn dispatch(handler: &mut Handler, message: &mut Message) -> Outcome {
     use FrontendReq as Request;
     let request = Request::try_from(message.request).map_err(|_| Refusal::Unknown)?;
@@ -43,7 +43,7 @@ pub fn dispatch(handler: &mut Handler, message: &mut Message) -> Outcome {
             | Request::ADD_MEM_REG
             | Request::SET_DEVICE_STATE_FD
             | Request::SET_BACKEND_REQ_FD
-            // Some front-ends send one, which is to be ignored.
+            // Some front-ends send a descriptor, which the specification says to ignore.
             | Request::REM_MEM_REG
     );
     if !takes_files {
@@ -73,7 +73,7 @@ pub fn dispatch(handler: &mut Handler, message: &mut Message) -> Outcome {
         Request::GET_CONFIG | Request::SET_CONFIG => config(handler, request, message),
         Request::GET_INFLIGHT_FD | Request::SET_INFLIGHT_FD => inflight(handler, request, message),
         Request::SET_LOG_BASE => log_base(handler, message),
-        // The event that the log changed; nothing here raises it.
+        // Eventfd of changes of the dirty log, which this back-end does not signal.
         Request::SET_LOG_FD => Ok(None),
         Request::SET_BACKEND_REQ_FD => backend_channel(handler, message),
         Request::SET_DEVICE_STATE_FD | Request::CHECK_DEVICE_STATE => {
@@ -125,7 +125,7 @@ fn memory(handler: &mut Handler, request: FrontendReq, message: &mut Message) ->
         let regions = memory_table(message)?;
         message.expect_files(regions.len())?;
         for file in &message.files {
-            Kind::Memory.check(file)?;
+            FileKind::Memory.check(file)?;
         }
         let files = message.files.drain(..);
         let regions = regions.into_iter().zip(files).collect();
@@ -134,13 +134,13 @@ fn memory(handler: &mut Handler, request: FrontendReq, message: &mut Message) ->
     let single: VhostUserSingleMemoryRegion = message.body()?;
     let info = region(&single);
     match request {
-        FrontendReq::ADD_MEM_REG => handler.add_memory(info, message.file(Kind::Memory)?)?,
+        FrontendReq::ADD_MEM_REG => handler.add_memory(info, message.file(FileKind::Memory)?)?,
         _ => handler.remove_memory(info)?,
     }
     Ok(None)
 }
 
-/// The regions of SET_MEM_TABLE.
+/// Regions of SET_MEM_TABLE.
 fn memory_table(message: &Message) -> Result<Vec<RegionInfo>, Refusal> {
     let (head, rest) = message.head_and_rest::<VhostUserMemory>()?;
     let count = head.num_regions as usize;
@@ -148,7 +148,7 @@ fn memory_table(message: &Message) -> Result<Vec<RegionInfo>, Refusal> {
         return Err(message.bad_body());
     }
     let regions = rest.chunks_exact(size_of::<VhostUserMemoryRegion>());
-    let regions = regions.map(|bytes| part(bytes).map(|one| region(&one)));
+    let regions = regions.map(|bytes| parse(bytes).map(|one| region(&one)));
     let regions: Option<Vec<_>> = regions.collect();
     regions.ok_or_else(|| message.bad_body())
 }
@@ -172,7 +172,7 @@ fn vring(handler: &mut Handler, request: FrontendReq, message: &Message) -> Outc
         Request::SET_VRING_BASE => handler.set_vring_base(index, num)?,
         Request::SET_VRING_ENABLE if num > 1 => return Err(message.bad_body()),
         Request::SET_VRING_ENABLE => {
-            handler.change_vring(index, |vring| vring.enabled = num == 1)?;
+            handler.change_vring(index, |vring| vring.set_enabled(num == 1))?;
         }
         // GET_VRING_BASE
         _ => {
@@ -187,7 +187,7 @@ fn vring(handler: &mut Handler, request: FrontendReq, message: &Message) -> Outc
 fn eventfd(handler: &mut Handler, request: FrontendReq, message: &mut Message) -> Outcome {
     let VhostUserU64 { value } = message.body()?;
     let file = match value & NO_DESCRIPTOR {
-        0 => Some(message.file(Kind::Eventfd)?.into()),
+        0 => Some(message.file(FileKind::Eventfd)?.into()),
         _ => {
             message.expect_files(0)?;
             None
@@ -195,9 +195,9 @@ fn eventfd(handler: &mut Handler, request: FrontendReq, message: &mut Message) -
     };
     let index = (value & 0xff) as u32;
     handler.change_eventfds(index, |vring| match request {
-        FrontendReq::SET_VRING_CALL => vring.eventfds.call = file,
-        FrontendReq::SET_VRING_ERR => vring.eventfds.error = file,
-        _ => (vring.eventfds.kick, vring.started) = (file, true),
+        FrontendReq::SET_VRING_CALL => vring.set_call(file),
+        FrontendReq::SET_VRING_ERR => vring.set_error(file),
+        _ => vring.set_kick(file),
     })?;
     Ok(None)
 }
@@ -213,12 +213,11 @@ fn config(handler: &mut Handler, request: FrontendReq, message: &Message) -> Out
     handler.set_config(head.offset, bytes).map(|()| None)
 }
 
-/// Answers GET_CONFIG. A range that the configuration space does not have is answered by no bytes of
-/// it.
+/// Answers GET_CONFIG. The reply has no bytes if the range is outside the configuration space.
 fn read_config(handler: &mut Handler, message: &Message) -> Outcome {
-    let parts = message.body.split_at_checked(size_of::<VhostUserConfig>());
-    let (head, rest) = parts.ok_or_else(|| message.bad_body())?;
-    let head: VhostUserConfig = unchecked(head).ok_or_else(|| message.bad_body())?;
+    let split = message.body.split_at_checked(size_of::<VhostUserConfig>());
+    let (head, rest) = split.ok_or_else(|| message.bad_body())?;
+    let head: VhostUserConfig = parse_unchecked(head).ok_or_else(|| message.bad_body())?;
     let (offset, size, flags) = (head.offset, head.size, head.flags);
     let bytes = match rest.len() == size as usize {
         true => handler.config(offset, size).unwrap_or_default(),
@@ -231,16 +230,16 @@ fn read_config(handler: &mut Handler, message: &Message) -> Outcome {
 fn inflight(handler: &mut Handler, request: FrontendReq, message: &mut Message) -> Outcome {
     if request == FrontendReq::SET_INFLIGHT_FD {
         let given = message.body()?;
-        let file = message.file(Kind::Memory)?;
+        let file = message.file(FileKind::Memory)?;
         return handler.set_inflight(&given, &file).map(|()| None);
     }
-    let asked = unchecked(&message.body).ok_or_else(|| message.bad_body())?;
-    // An area of no bytes, without a descriptor, is a failure: the front-end can go on without one.
-    let (given, file) = match handler.make_inflight(&asked) {
+    let asked = parse_unchecked(&message.body).ok_or_else(|| message.bad_body())?;
+    // A reply with length 0 and no descriptor means failure. The front-end continues without an area.
+    let (given, file) = match handler.create_inflight(&asked) {
         Ok((given, file)) => (given, Some(file)),
         Err(refusal) => {
             ratelimited_log::warn(format_args!(
-                "cannot make an in-flight area: {}",
+                "cannot create the in-flight area: {}",
                 reason(&refusal)
             ));
             let none = VhostUserInflight {
@@ -258,15 +257,15 @@ fn inflight(handler: &mut Handler, request: FrontendReq, message: &mut Message) 
 
 fn log_base(handler: &mut Handler, message: &mut Message) -> Outcome {
     let log: VhostUserLog = message.body()?;
-    let file = message.file(Kind::Memory)?;
+    let file = message.file(FileKind::Memory)?;
     handler.set_log(&log, &file)?;
     Ok(Some(Reply::bytes(message.body.clone())))
 }
 
 fn backend_channel(handler: &mut Handler, message: &mut Message) -> Outcome {
     message.no_body()?;
-    let channel = message.file(Kind::UnixStream)?;
-    // Closed with the message, where that may take long.
+    let channel = message.file(FileKind::UnixStream)?;
+    // The session closes it with the message, because close(2) may block.
     message.files.extend(handler.set_backend_channel(channel));
     Ok(None)
 }
@@ -276,22 +275,22 @@ fn device_state(handler: &mut Handler, request: FrontendReq, message: &mut Messa
         message.no_body()?;
         let checked = handler.check_state();
         let failed = u64::from(checked.is_err());
-        // Closed with the message, where that may take long.
+        // The session closes it with the message, because close(2) may block.
         message.files.extend(checked.ok().flatten());
         return Ok(Some(Reply::number(failed)));
     }
     let state: VhostUserTransferDeviceState = message.body()?;
-    let answer = match message.file(Kind::Stream) {
+    let answer = match message.file(FileKind::Stream) {
         Ok(stream) if state.direction == VhostTransferStateDirection::LOAD as u32 => {
             message.files.extend(handler.load_state(stream));
             STATE_NO_DESCRIPTOR
         }
         Ok(stream) => {
-            // Closed with the message.
+            // The session closes it with the message.
             message.files.push(stream);
             STATE_NO_DESCRIPTOR
         }
-        Err(Refusal::Kind { .. }) => STATE_NO_DESCRIPTOR | STATE_FAILED,
+        Err(Refusal::FileKind { .. }) => STATE_NO_DESCRIPTOR | STATE_FAILED,
         Err(refusal) => return Err(refusal),
     };
     Ok(Some(Reply::number(answer)))

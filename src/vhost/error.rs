@@ -1,4 +1,4 @@
-//! Why a message is refused, and why a connection ends.
+//! Errors of a front-end connection: those that refuse one message, and those that end the connection.
 
 use std::io;
 
@@ -9,21 +9,21 @@ use crate::virtio::inflight::{InflightError, Queues};
 use crate::virtio::memory::MemoryError;
 use crate::writable;
 
-/// Why a connection ends.
+/// Error that ends a connection.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Messages can no longer be exchanged.
+    /// No more messages can be exchanged.
     #[error(transparent)]
     Channel(#[from] ChannelError),
-    /// A message was refused, and the front-end did not ask for a reply that could say so.
+    /// A message was refused, and the front-end asked for no reply that could report it.
     #[error("request {request} was refused")]
     Refused {
-        /// The request's number.
+        /// Number of the request.
         request: u32,
-        /// Why.
+        /// Reason.
         source: Refusal,
     },
-    /// A newer front-end started a queue.
+    /// Another front-end started a queue.
     #[error("another front-end started a queue and has taken the disk over")]
     TakenOver,
     /// The connection cannot be set up.
@@ -31,134 +31,134 @@ pub enum Error {
     Setup(#[source] io::Error),
 }
 
-/// Why a message is refused. It has no effect then.
+/// Reason to refuse a message, which has no effect then.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
-    /// The daemon does not serve such requests.
+    /// The back-end does not support the request.
     #[error("request is not supported by a block device")]
     Unknown,
-    /// The body has the wrong length, or fields that make no sense.
-    #[error("body of request {request} has {len} bytes, which is not a valid length")]
+    /// The body has the wrong length, or a field with an invalid value.
+    #[error("body of request {request}: {len} bytes of a wrong length or with an invalid field")]
     Body {
-        /// The request's number.
+        /// Number of the request.
         request: u32,
-        /// The body's length.
+        /// Length of the body.
         len: usize,
     },
-    /// The wrong number of descriptors came along.
+    /// The message has the wrong number of descriptors.
     #[error("descriptors of request {request}: expected {expected}, found {found}")]
     Descriptors {
-        /// The request's number.
+        /// Number of the request.
         request: u32,
-        /// How many it has.
+        /// Number of descriptors that the request needs.
         expected: usize,
-        /// How many came.
+        /// Number of descriptors received.
         found: usize,
     },
-    /// A descriptor is of another kind than the request needs.
+    /// A descriptor is of the wrong type.
     #[error("descriptor: expected {expected}, found a file of mode {mode:#o}")]
-    Kind {
-        /// What it must be.
+    FileKind {
+        /// Type that the request needs.
         expected: &'static str,
-        /// The file's mode.
+        /// Mode of the file.
         mode: u32,
     },
-    /// A file to map is on a file system that may wait for another process.
+    /// A file to map is on a file system whose page faults may wait for another process.
     #[error(
         "descriptor: expected shared memory (memfd, /dev/shm, hugetlbfs) or a file on a block device, found \
          a file of a file system without one (FUSE, network, overlay, btrfs): give the VMM's memory backend \
          share=on with memfd, /dev/shm or hugetlbfs"
     )]
     FileSystem,
-    /// A descriptor cannot be examined.
+    /// `fstat(2)` or a similar call on a descriptor fails.
     #[error("cannot examine the descriptor")]
     Examine(#[source] io::Error),
-    /// Features that were not offered.
+    /// The front-end acknowledged features that were not offered.
     #[error("feature bits {unknown:#x} were not offered; offered are {offered:#x}")]
     Features {
-        /// The bits.
+        /// Bits that were not offered.
         unknown: u64,
-        /// What was offered.
+        /// Bits that were offered.
         offered: u64,
     },
-    /// A queue that the device does not have.
+    /// The device has no such queue.
     #[error("queue {index} does not exist; the disk has {count} queues")]
     Queue {
-        /// The queue's number.
+        /// Number of the queue.
         index: u32,
-        /// How many there are.
+        /// Number of queues.
         count: usize,
     },
-    /// A size that no queue can have.
+    /// No queue can have this size.
     #[error("queue size {size}: expected a power of two up to {max}")]
     QueueSize {
-        /// The size.
+        /// Requested size.
         size: u32,
-        /// The largest one.
+        /// Largest size.
         max: u16,
     },
-    /// A base that no ring can have.
+    /// No ring can have this base.
     #[error("base {base} of queue {index}: expected at most 65535")]
     Base {
-        /// The queue's number.
+        /// Number of the queue.
         index: u32,
-        /// The base.
+        /// Requested base.
         base: u32,
     },
-    /// Bytes outside the configuration space.
+    /// The range is outside the configuration space.
     #[error(
         "{size} bytes at offset {offset} of the configuration space; it has {CONFIG_SPACE} bytes"
     )]
     Config {
-        /// Where they start.
+        /// First byte of the range.
         offset: u32,
-        /// How many they are.
+        /// Length of the range.
         size: u32,
     },
-    /// An in-flight area for queues that the device cannot have.
+    /// The device has no queues of the number and size for which an in-flight area is requested.
     #[error(
         "in-flight area for {} queues of {} entries; expected 1 to {} queues of 1 to {}",
         queues.count, queues.size, device.count, device.size
     )]
     InflightSize {
-        /// Queues asked for.
+        /// Requested queues.
         queues: Queues,
-        /// Queues there are.
+        /// Queues of the device.
         device: Queues,
     },
     /// The in-flight area cannot be used.
     #[error("cannot use the in-flight area")]
     Inflight(#[from] InflightError),
-    /// Too many memory regions.
+    /// The front-end adds too many memory regions.
     #[error("more than {max} memory regions")]
     Slots {
-        /// How many there may be.
+        /// Largest number.
         max: usize,
     },
-    /// The guest's memory cannot be used.
+    /// The guest memory cannot be mapped.
     #[error("cannot change the guest memory")]
     Memory(#[from] MemoryError),
-    /// The dirty log cannot be used.
+    /// The dirty log cannot be mapped.
     #[error("cannot map the dirty log")]
     Log(#[source] MapError),
-    /// What was written cannot be made durable.
+    /// The flush that switches off the write cache fails.
     #[error("cannot switch off the write cache")]
     Flush(#[source] writable::Error),
-    /// A device state that this device did not save: its own is empty.
+    /// The device state to load is not one that this back-end saved: those are empty.
     #[error("device state has {len} bytes; expected 0")]
     DeviceState {
-        /// Bytes of it.
+        /// Length of the state.
         len: u64,
     },
-    /// A queue cannot be served.
+    /// A queue worker cannot start.
     #[error("cannot start queue {index}")]
     Start {
-        /// The queue's number.
+        /// Number of the queue.
         index: u16,
-        /// Why.
+        /// Reason.
         source: StartFailure,
     },
 }
 
-/// Bytes of configuration space a front-end may ask for.
+/// Length of the configuration space that a front-end may read.
 pub const CONFIG_SPACE: usize = 256;

@@ -1,11 +1,11 @@
-//! What each vhost-user message does.
+//! State of one front-end connection, and the effect of each vhost-user message on it.
 //!
-//! A change under running queues (memory, descriptors, features, logs) is always made in one way:
-//! stop and drain the workers it touches, change it, start them again. A region that was removed is
-//! thus no longer written to when its removal is answered.
+//! A change under running queues (memory, descriptors, features, logs) always takes three steps: drain
+//! and stop the workers concerned, change the state, start the workers. No worker thus writes to a
+//! memory region once its removal is acknowledged.
 //!
-//! A front-end may leave out what it said on an earlier connection, and send messages in any order.
-//! What it left out is taken to be as offered.
+//! A front-end may omit messages that it sent on an earlier connection, and send messages in any order.
+//! Omitted features count as acknowledged.
 
 mod config_space;
 
@@ -18,7 +18,7 @@ use vhost::vhost_user::message::{
     VhostUserInflight, VhostUserLog, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
 };
 
-use super::config_change::{FrontEnds, SizeKnowledge};
+use super::config_change::{FrontEnds, SizeNotifier};
 use super::error::Refusal;
 use super::vring::{UserRings, Vring};
 use crate::engine::BlockBackend;
@@ -29,14 +29,14 @@ use crate::virtio::dirty_log::DirtyLog;
 use crate::virtio::inflight::{InflightArea, Queues};
 use crate::virtio::memory::{Memory, RegionInfo};
 
-/// Memory regions a front-end may share; the limit QEMU's other back-ends have.
+/// Most memory regions of a front-end: the limit of QEMU's other back-ends.
 pub const MEMORY_SLOTS: usize = 509;
 
-/// Bits the transport itself takes in the feature mask.
+/// Feature bits of the vhost-user transport.
 const TRANSPORT: VhostUserVirtioFeatures =
     VhostUserVirtioFeatures::PROTOCOL_FEATURES.union(VhostUserVirtioFeatures::LOG_ALL);
 
-/// Protocol features of a block device.
+/// Protocol features that the back-end offers.
 const PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
     .union(VhostUserProtocolFeatures::LOG_SHMFD)
     .union(VhostUserProtocolFeatures::REPLY_ACK)
@@ -47,46 +47,46 @@ const PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
     .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
     .union(VhostUserProtocolFeatures::DEVICE_STATE);
 
-/// Whether a front-end has the disk.
+/// Whether a front-end owns the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Standing {
-    /// It has not started a queue yet.
+    /// It has started no queue yet.
     Waiting,
-    /// Its queues run.
+    /// It owns the disk, and its queues run.
     Serving,
-    /// Another front-end took over.
+    /// Another front-end has taken the disk over, or the connection ends.
     Retired,
 }
 
-/// One front-end's view of the device.
+/// State of one front-end connection.
 #[derive(Debug)]
 pub struct Handler {
     backend: Arc<BlockBackend>,
-    size: Arc<SizeKnowledge>,
+    size: Arc<SizeNotifier>,
     hangup: Arc<UnixStream>,
     standing: Standing,
     features: u64,
-    /// The write cache as this front-end's driver wants it, until the front-end has the disk.
+    /// Write cache mode that the driver requested before the front-end owned the disk.
     writeback: Option<bool>,
     memory: Memory,
     log: Option<Arc<DirtyLog>>,
     inflight: Option<Arc<InflightArea>>,
     vrings: Vec<Vring>,
-    /// A device state that the front-end loads.
+    /// Stream of a device state that the front-end loads.
     loading: Option<File>,
 }
 
 impl Handler {
-    /// The device before the first message. `hangup` is the connection, for a worker to end it when
-    /// the memory it serves is gone; `peer` interrupts calls of the connection's thread; `front_ends` are told
-    /// when the disk grows.
+    /// State before the first message. `hangup` is the connection, which a worker ends if its guest
+    /// memory is lost. `peer` interrupts blocked calls of the connection's thread. The front-end is added
+    /// to `front_ends`, which are notified when the disk grows.
     pub fn new(
         backend: Arc<BlockBackend>,
         front_ends: &FrontEnds,
         hangup: Arc<UnixStream>,
         peer: &Arc<PeerCall>,
     ) -> Self {
-        let size = SizeKnowledge::new(backend.clone());
+        let size = SizeNotifier::new(backend.clone());
         front_ends.add(&size);
         let vring = |_| Vring::new(peer.clone());
         let vrings = (0..backend.config().queues).map(vring).collect();
@@ -107,16 +107,17 @@ impl Handler {
         }
     }
 
-    /// Whether a queue is to start that may not before the front-end has the disk.
+    /// Whether a complete queue waits until the front-end owns the disk.
     pub fn wants_disk(&self) -> bool {
         self.standing == Standing::Waiting && self.vrings.iter().any(Vring::is_complete)
     }
 
-    /// Takes the disk, and starts the queues that are complete.
+    /// Makes the front-end the owner of the disk, and starts its complete queues.
     ///
     /// # Errors
     ///
-    /// [`Refusal::Start`] and [`Refusal::Flush`].
+    /// [`Refusal::Start`] if a queue worker cannot start, [`Refusal::Flush`] if the write cache cannot be
+    /// switched off.
     pub fn take_disk(&mut self) -> Result<(), Refusal> {
         if self.standing == Standing::Waiting {
             self.standing = Standing::Serving;
@@ -128,24 +129,24 @@ impl Handler {
         self.start()
     }
 
-    /// Stops and drains all queues for good.
+    /// Drains and stops all queues for good.
     pub fn retire(&mut self) {
         self.stop(Next::Stop);
         self.standing = Standing::Retired;
     }
 
-    /// The descriptors left to close, which may take long.
+    /// Descriptors that are left to close. `close(2)` may block.
     pub fn leftover(&mut self) -> impl Iterator<Item = File> + use<> {
         let left = [self.loading.take(), self.size.take_channel()];
         left.into_iter().flatten()
     }
 
-    /// Whether another front-end took over.
+    /// Whether another front-end has taken the disk over, or the connection ends.
     pub fn is_retired(&self) -> bool {
         self.standing == Standing::Retired
     }
 
-    /// Feature bits that the front-end acknowledged.
+    /// Acknowledged feature bits.
     pub fn features(&self) -> u64 {
         self.features
     }
@@ -155,8 +156,7 @@ impl Handler {
         self.vrings.iter_mut().for_each(|vring| vring.stop(next));
     }
 
-    /// Starts the queues that are complete, if this front-end has the disk; returns the first
-    /// failure of those that should start.
+    /// Starts the complete queues if the front-end owns the disk; returns the first failure.
     fn start(&mut self) -> Result<(), Refusal> {
         if self.standing != Standing::Serving {
             return Ok(());
@@ -177,7 +177,7 @@ impl Handler {
         result
     }
 
-    /// Changes what all queues share.
+    /// Changes state that all queues share.
     fn change(
         &mut self,
         change: impl FnOnce(&mut Self) -> Result<(), Refusal>,
@@ -187,7 +187,7 @@ impl Handler {
         changed.and(self.start())
     }
 
-    /// Changes one queue, which may not go on where it was.
+    /// Changes one queue, which may not continue where it stopped.
     pub fn change_vring(
         &mut self,
         index: u32,
@@ -219,30 +219,31 @@ impl Handler {
         vring.ok_or(Refusal::Queue { index, count })
     }
 
-    /// Stops the queues and forgets that they were started.
+    /// Stops the queues and resets them.
     pub fn reset_device(&mut self) {
         self.stop(Next::Stop);
         self.vrings.iter_mut().for_each(Vring::reset);
     }
 
-    /// The feature bits offered.
+    /// Offered feature bits.
     pub fn offered(&self) -> u64 {
         self.backend.config().features() | TRANSPORT.bits()
     }
 
-    /// Takes the feature bits that the driver and the front-end acknowledged.
+    /// Sets the feature bits that the driver and the front-end acknowledged.
     pub fn set_features(&mut self, features: u64) -> Result<(), Refusal> {
         let offered = self.offered();
         let unknown = features & !offered;
         if unknown != 0 {
             return Err(Refusal::Features { unknown, offered });
         }
-        // Without SET_VRING_ENABLE in the protocol a queue is enabled from the start.
+        // Without protocol features there is no SET_VRING_ENABLE: queues are enabled from the start.
         let always = features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0;
         self.change(|handler| {
             handler.features = features;
-            for vring in &mut handler.vrings {
-                vring.enabled |= always;
+            if always {
+                let vrings = handler.vrings.iter_mut();
+                vrings.for_each(|vring| vring.set_enabled(true));
             }
             match config::starts_write_through(features) {
                 true => handler.set_writeback(false),
@@ -251,13 +252,13 @@ impl Handler {
         })
     }
 
-    /// The protocol features offered.
+    /// Offered protocol features.
     pub fn protocol_features(&self) -> u64 {
         PROTOCOL.bits()
     }
 
-    /// Checks the protocol features that the front-end acknowledged. Nothing depends on them: what a
-    /// front-end does not know, it does not use.
+    /// Checks the protocol features that the front-end acknowledged. The back-end does not depend on
+    /// them: a front-end does not use what it does not know.
     pub fn set_protocol_features(&self, features: u64) -> Result<(), Refusal> {
         let offered = PROTOCOL.bits();
         let unknown = features & !offered;
@@ -267,12 +268,12 @@ impl Handler {
         Ok(())
     }
 
-    /// The number of queues.
+    /// Number of queues.
     pub fn queue_num(&self) -> usize {
         self.vrings.len()
     }
 
-    /// Replaces the guest's memory.
+    /// Replaces the guest memory.
     pub fn set_memory(&mut self, regions: Vec<(RegionInfo, File)>) -> Result<(), Refusal> {
         let mut memory = Memory::default();
         for (info, file) in regions {
@@ -284,7 +285,7 @@ impl Handler {
         })
     }
 
-    /// Adds to the guest's memory.
+    /// Adds a region to the guest memory.
     pub fn add_memory(&mut self, info: RegionInfo, file: File) -> Result<(), Refusal> {
         if self.memory.region_count() >= MEMORY_SLOTS {
             return Err(Refusal::Slots { max: MEMORY_SLOTS });
@@ -296,7 +297,7 @@ impl Handler {
         })
     }
 
-    /// Takes a region away from the guest's memory.
+    /// Removes a region from the guest memory.
     pub fn remove_memory(&mut self, info: RegionInfo) -> Result<(), Refusal> {
         let memory = self
             .memory
@@ -312,35 +313,34 @@ impl Handler {
         let max = self.backend.config().queue_size;
         match u16::try_from(size) {
             Ok(size) if size.is_power_of_two() && size <= max => {
-                self.change_vring(index, |vring| vring.size = size)
+                self.change_vring(index, |vring| vring.set_size(size))
             }
             _ => Err(Refusal::QueueSize { size, max }),
         }
     }
 
-    /// Sets where the parts of a queue lie.
+    /// Sets the ring addresses of a queue.
     pub fn set_vring_rings(&mut self, index: u32, rings: UserRings) -> Result<(), Refusal> {
-        self.change_vring(index, |vring| vring.rings = Some(rings))
+        self.change_vring(index, |vring| vring.set_rings(rings))
     }
 
-    /// Sets where a queue starts.
+    /// Sets the available index from which a queue starts.
     pub fn set_vring_base(&mut self, index: u32, base: u32) -> Result<(), Refusal> {
         let wrong = |_| Refusal::Base { index, base };
         let base = u16::try_from(base).map_err(wrong)?;
-        self.change_vring(index, |vring| vring.base = Some(base))
+        self.change_vring(index, |vring| vring.set_base(base))
     }
 
-    /// Stops a queue, and returns the available index to go on from.
+    /// Stops a queue, and returns the available index to continue from.
     pub fn stop_vring(&mut self, index: u32) -> Result<u16, Refusal> {
-        let vring = self.vring(index)?;
-        vring.stop(Next::Stop);
-        vring.started = false;
-        vring.eventfds.kick = None;
-        let (vring, area) = (&self.vrings[index as usize], self.inflight.as_deref());
-        Ok(vring.next_available(index as u16, &self.memory, area))
+        let count = self.vrings.len();
+        let mut vrings = (0u16..).zip(&mut self.vrings);
+        let found = vrings.find(|(number, _)| u32::from(*number) == index);
+        let (number, vring) = found.ok_or(Refusal::Queue { index, count })?;
+        Ok(vring.stop_at_base(number, &self.memory, self.inflight.as_deref()))
     }
 
-    /// The queues of the device, in their largest size.
+    /// Queues of the device, in their largest size.
     fn largest_queues(&self) -> Queues {
         Queues {
             count: self.backend.config().queues,
@@ -348,8 +348,8 @@ impl Handler {
         }
     }
 
-    /// Makes an in-flight area.
-    pub fn make_inflight(
+    /// Creates an in-flight area.
+    pub fn create_inflight(
         &self,
         asked: &VhostUserInflight,
     ) -> Result<(VhostUserInflight, File), Refusal> {
@@ -364,17 +364,17 @@ impl Handler {
         Ok((made, file))
     }
 
-    /// Takes the in-flight area that the front-end kept.
+    /// Sets the in-flight area, which the front-end kept.
     pub fn set_inflight(&mut self, given: &VhostUserInflight, file: &File) -> Result<(), Refusal> {
         let (asked, device) = (queues_of(given), self.largest_queues());
         let (offset, len) = (given.mmap_offset, given.mmap_size);
         let area = InflightArea::map(file, offset, len, asked, device)?;
         let through = area.writes_through();
-        // What stays open would be marked in the old area.
+        // A restart would leave open requests marked in the old area.
         self.stop(Next::Stop);
         self.change(|handler| {
             handler.inflight = Some(Arc::new(area));
-            // The driver told an earlier process, or this one before it knew the area.
+            // The driver switched the cache off in an earlier process, or before this area was set.
             match through || !handler.writeback() {
                 true => handler.set_writeback(false),
                 false => Ok(()),
@@ -382,7 +382,7 @@ impl Handler {
         })
     }
 
-    /// Takes the dirty log.
+    /// Sets the dirty log.
     pub fn set_log(&mut self, given: &VhostUserLog, file: &File) -> Result<(), Refusal> {
         let log = DirtyLog::map(file, given.mmap_offset, given.mmap_size).map_err(Refusal::Log)?;
         self.change(|handler| {
@@ -391,25 +391,24 @@ impl Handler {
         })
     }
 
-    /// Takes the channel on which the front-end is told when the disk grows; returns an earlier one.
+    /// Sets the channel on which the front-end is notified when the disk grows; returns the earlier one.
     pub fn set_backend_channel(&mut self, channel: File) -> Option<File> {
         self.size.set_channel(channel)
     }
 
-    /// Loads a device state from `stream`, which [`Handler::check_state`] examines; returns the
-    /// stream of an earlier one. To save the state is to close its stream: it is empty, for
-    /// everything is in the guest's memory and the layers.
+    /// Sets the stream from which a device state is loaded, for [`Handler::check_state`]; returns the
+    /// earlier one. The device state is empty, because guest memory and layers hold everything: to save
+    /// it, its stream is closed.
     pub fn load_state(&mut self, stream: File) -> Option<File> {
         self.loading.replace(stream)
     }
 
-    /// Returns the stream of the device state that was loaded, if it is empty, as it must be. The
-    /// caller closes it.
+    /// Checks that the device state to load is empty; returns its stream, for the caller to close.
     pub fn check_state(&mut self) -> Result<Option<File>, Refusal> {
         let Some(stream) = &self.loading else {
             return Ok(None);
         };
-        // To read could wait: the front-end shares the stream's flags.
+        // read(2) could block: the front-end shares the flags of the stream.
         let len = ioctl_fionread(stream).map_err(|errno| Refusal::Examine(errno.into()))?;
         match len {
             0 => Ok(self.loading.take()),

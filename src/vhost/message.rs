@@ -1,4 +1,4 @@
-//! One message: what its body and its descriptors may be.
+//! One vhost-user message: checks of its body and of its descriptors.
 #![cfg_attr(
     not(test),
     warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
@@ -17,88 +17,88 @@ use crate::io::file_system;
 /// A message as received.
 #[derive(Debug)]
 pub struct Message {
-    /// The request's number.
+    /// Number of the request.
     pub request: u32,
-    /// Whether the front-end waits for a reply that the request does not have by itself.
+    /// Whether the front-end waits for an acknowledgement (NEED_REPLY).
     pub wants_reply: bool,
-    /// Its body.
+    /// Body.
     pub body: Vec<u8>,
-    /// The descriptors that came with it.
+    /// Descriptors.
     pub files: Vec<File>,
 }
 
-/// What a request is answered with.
+/// Reply to a request.
 #[derive(Debug)]
 pub struct Reply {
-    /// The body.
+    /// Body.
     pub body: Vec<u8>,
-    /// A descriptor to go with it.
+    /// Descriptor to send with it.
     pub file: Option<File>,
 }
 
 impl Reply {
-    /// A reply of one number.
+    /// Reply of one number.
     pub fn number(value: u64) -> Self {
         Self::bytes(value.to_le_bytes().to_vec())
     }
 
-    /// A reply without a descriptor.
+    /// Reply without a descriptor.
     pub fn bytes(body: Vec<u8>) -> Self {
         Self { body, file: None }
     }
 }
 
-/// The kind of file that a descriptor must be.
+/// Type of file that a descriptor must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// A file that can be mapped: memory, in-flight area, log.
+pub enum FileKind {
+    /// A file that can be mapped: guest memory, in-flight area, dirty log.
     Memory,
-    /// An eventfd. The kernel does not tell kinds of anonymous inodes apart; none but an eventfd
-    /// lets a write wait.
+    /// An eventfd. `fstat(2)` does not distinguish it from other anonymous inodes; a write blocks on no
+    /// other one.
     Eventfd,
-    /// The end of a stream of bytes.
+    /// A stream of bytes.
     Stream,
-    /// A Unix stream socket. A message sent to one waits for nothing that its other holders do.
+    /// A Unix stream socket. With `MSG_DONTWAIT`, sending on it never blocks.
     UnixStream,
 }
 
-impl Kind {
+impl FileKind {
     fn name(self) -> &'static str {
         match self {
-            Kind::Memory => "a file that can be mapped",
-            Kind::Eventfd => "an eventfd",
-            Kind::Stream => "a pipe, socket or regular file",
-            Kind::UnixStream => "a Unix stream socket",
+            FileKind::Memory => "a file that can be mapped",
+            FileKind::Eventfd => "an eventfd",
+            FileKind::Stream => "a pipe, socket or regular file",
+            FileKind::UnixStream => "a Unix stream socket",
         }
     }
 
-    /// Checks that `file` is of this kind.
+    /// Checks that `file` is of this type.
     ///
     /// # Errors
     ///
-    /// [`Refusal::Kind`] if it is not; [`Refusal::FileSystem`] if it is to be mapped, and its file system may
-    /// wait for another process.
+    /// [`Refusal::FileKind`] if it is not; [`Refusal::FileSystem`] if it is to be mapped, and page faults of
+    /// its file system may wait for another process.
     pub fn check(self, file: &File) -> Result<(), Refusal> {
         let mode = file_system::mode(file).map_err(Refusal::Examine)?;
         let found = FileType::from_raw_mode(mode);
         let right = match self {
-            Kind::Memory => matches!(found, FileType::RegularFile | FileType::CharacterDevice),
+            FileKind::Memory => matches!(found, FileType::RegularFile | FileType::CharacterDevice),
             // An anonymous inode has permissions, and no type.
-            Kind::Eventfd => mode & libc::S_IFMT == 0,
-            Kind::Stream => matches!(
+            FileKind::Eventfd => mode & libc::S_IFMT == 0,
+            FileKind::Stream => matches!(
                 found,
                 FileType::Fifo | FileType::Socket | FileType::RegularFile
             ),
-            Kind::UnixStream => found == FileType::Socket && is_unix_stream(file),
+            FileKind::UnixStream => found == FileType::Socket && is_unix_stream(file),
         };
         match right {
             true => Ok(()),
-            false => Err(Refusal::Kind {
+            false => Err(Refusal::FileKind {
                 expected: self.name(),
                 mode,
             }),
         }?;
-        if self == Kind::Memory && file_system::may_wait(file).map_err(Refusal::Examine)? {
+        if self == FileKind::Memory && file_system::may_wait(file).map_err(Refusal::Examine)? {
             return Err(Refusal::FileSystem);
         }
         Ok(())
@@ -111,31 +111,31 @@ fn is_unix_stream(socket: &File) -> bool {
 }
 
 impl Message {
-    /// The body, which must be exactly one `T`.
+    /// Parses the body as one `T`.
     ///
     /// # Errors
     ///
     /// [`Refusal::Body`] if its length or content is wrong.
     pub fn body<T: VhostUserMsgValidator + Default>(&self) -> Result<T, Refusal> {
-        part(&self.body).ok_or_else(|| self.bad_body())
+        parse(&self.body).ok_or_else(|| self.bad_body())
     }
 
-    /// The body, which must be a `T` and then any number of bytes.
+    /// Parses the body as a `T` and any number of bytes behind it.
     ///
     /// # Errors
     ///
-    /// As [`Message::body`].
+    /// [`Refusal::Body`] if the body is too short for a `T`, or its content is wrong.
     pub fn head_and_rest<T: VhostUserMsgValidator + Default>(&self) -> Result<(T, &[u8]), Refusal> {
         let split = self.body.split_at_checked(size_of::<T>());
         let (head, rest) = split.ok_or_else(|| self.bad_body())?;
-        Ok((part(head).ok_or_else(|| self.bad_body())?, rest))
+        Ok((parse(head).ok_or_else(|| self.bad_body())?, rest))
     }
 
-    /// Checks that there is no body.
+    /// Checks that the body is empty.
     ///
     /// # Errors
     ///
-    /// As [`Message::body`].
+    /// [`Refusal::Body`] if it is not.
     pub fn no_body(&self) -> Result<(), Refusal> {
         match self.body.is_empty() {
             true => Ok(()),
@@ -143,7 +143,7 @@ impl Message {
         }
     }
 
-    /// The refusal of a body of a wrong length or content.
+    /// Refusal of a body of a wrong length or content.
     pub fn bad_body(&self) -> Refusal {
         Refusal::Body {
             request: self.request,
@@ -151,12 +151,13 @@ impl Message {
         }
     }
 
-    /// Takes the only descriptor of the message, which must be of `kind`.
+    /// Takes the only descriptor of the message, which must be of type `kind`.
     ///
     /// # Errors
     ///
-    /// [`Refusal::Descriptors`] or [`Refusal::Kind`]; the descriptors stay with the message.
-    pub fn file(&mut self, kind: Kind) -> Result<File, Refusal> {
+    /// [`Refusal::Descriptors`] if there is not exactly one, and those of [`FileKind::check`]; the
+    /// descriptors stay in the message.
+    pub fn file(&mut self, kind: FileKind) -> Result<File, Refusal> {
         self.expect_files(1)?;
         self.files.iter().try_for_each(|file| kind.check(file))?;
         self.files.pop().ok_or_else(|| self.wrong_files(1))
@@ -166,7 +167,7 @@ impl Message {
     ///
     /// # Errors
     ///
-    /// [`Refusal::Descriptors`].
+    /// [`Refusal::Descriptors`] if it is another.
     pub fn expect_files(&self, expected: usize) -> Result<(), Refusal> {
         match self.files.len() == expected {
             true => Ok(()),
@@ -183,13 +184,13 @@ impl Message {
     }
 }
 
-/// `bytes` as one `T`, if they are one.
-pub fn part<T: VhostUserMsgValidator + Default>(bytes: &[u8]) -> Option<T> {
-    unchecked(bytes).filter(T::is_valid)
+/// Parses `bytes` as one `T` with valid content.
+pub fn parse<T: VhostUserMsgValidator + Default>(bytes: &[u8]) -> Option<T> {
+    parse_unchecked(bytes).filter(T::is_valid)
 }
 
-/// `bytes` as one `T` of any content, if they have its length.
-pub fn unchecked<T: VhostUserMsgValidator + Default>(bytes: &[u8]) -> Option<T> {
+/// Parses `bytes` as one `T` with any content.
+pub fn parse_unchecked<T: VhostUserMsgValidator + Default>(bytes: &[u8]) -> Option<T> {
     let mut value = T::default();
     if bytes.len() != size_of::<T>() {
         return None;
@@ -229,7 +230,12 @@ mod tests {
                 [false, false, true, false],
             ),
         ];
-        let kinds = [Kind::Memory, Kind::Eventfd, Kind::Stream, Kind::UnixStream];
+        let kinds = [
+            FileKind::Memory,
+            FileKind::Eventfd,
+            FileKind::Stream,
+            FileKind::UnixStream,
+        ];
         for (descriptor, expected) in cases {
             let file = File::from(descriptor);
             let found = kinds.map(|kind| kind.check(&file).is_ok());

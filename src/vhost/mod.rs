@@ -1,10 +1,12 @@
-//! vhost-user: the messages of one front-end start and stop queues.
+//! vhost-user back-end: messages of front-ends start and stop queue workers.
 //!
-//! A [`session`] serves one connection: its [`channel`] reads messages, [`dispatch`] finds what each
-//! asks for, and the [`handler`] does it: it keeps what the front-end says of each queue ([`vring`])
-//! and runs a worker for each that is complete. Several front-ends may be connected; the one that
-//! starts a queue has the disk ([`ownership`]). Each is told when the disk grows ([`config_change`]). When a connection ends, its workers are stopped and
-//! drained, whatever the reason.
+//! A [`session`] serves one connection. Its [`channel`] receives messages, [`dispatch`] decodes each, and
+//! the [`handler`] executes it. The handler keeps the description of each queue ([`vring`]) and runs a
+//! queue worker for each complete one. When a connection ends, for whatever reason, its workers are
+//! drained and stopped.
+//!
+//! Several front-ends may be connected. The one that starts a queue owns the disk ([`ownership`]). All are
+//! notified when the disk grows ([`config_change`]).
 
 pub mod channel;
 pub mod closing;

@@ -1,29 +1,29 @@
-//! Which of several connected front-ends has the disk.
+//! Ownership of the disk by one of several connected front-ends.
 //!
-//! Any number of front-ends may look at the device. The disk goes to the one that starts a queue:
-//! the one that had it before is stopped, drained and hung up on first, so that no two work on the
-//! disk, or on the same guest memory, at a time. During a live migration both sides are connected;
-//! this way the side whose guest runs is served, whichever it is.
+//! Any number of front-ends may query the device. A front-end owns the disk from the moment it starts a
+//! queue. Before that, the queues of the previous owner are drained and stopped, and its connection is
+//! closed, so that no two front-ends use the disk or the same guest memory at a time. During a live
+//! migration source and destination are both connected: the one whose guest runs owns the disk.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::error::Error;
 use super::session::Session;
 
-/// The front-end that has the disk, if any.
+/// Owner of the disk, if there is one.
 #[derive(Debug, Default)]
 pub struct Ownership {
-    /// Held while the disk changes hands; no handler is locked when this is taken.
+    /// Held while the owner changes. It is locked before a handler, never after one.
     owner: Mutex<Option<Arc<Session>>>,
 }
 
 impl Ownership {
-    /// Gives the disk to `session`; another front-end that has it is hung up on. This takes as long
-    /// as its queues take to drain.
+    /// Makes `session` the owner. Drains the queues of the previous owner and closes its connection
+    /// first.
     ///
     /// # Errors
     ///
-    /// [`Error::TakenOver`] if `session` itself was hung up on meanwhile.
+    /// [`Error::TakenOver`] if another front-end has taken over from `session` meanwhile.
     pub fn give(&self, session: &Arc<Session>) -> Result<(), Error> {
         let mut owner = self.owner.lock().unwrap_or_else(PoisonError::into_inner);
         if session.is_retired() {
@@ -41,7 +41,7 @@ impl Ownership {
         Ok(())
     }
 
-    /// Whether `session` has the disk, or may be about to get it.
+    /// Whether `session` is the owner, or the owner is changing.
     pub fn has(&self, session: &Arc<Session>) -> bool {
         match self.owner.try_lock() {
             Ok(owner) => owner
@@ -51,7 +51,7 @@ impl Ownership {
         }
     }
 
-    /// Takes the disk back from `session`, whose queues are stopped; returns whether it had it.
+    /// Ends the ownership of `session`, whose queues are stopped; returns whether it was the owner.
     pub fn give_back(&self, session: &Arc<Session>) -> bool {
         let mut owner = self.owner.lock().unwrap_or_else(PoisonError::into_inner);
         let had = owner

@@ -1,4 +1,4 @@
-//! One connection: messages in, replies out, until it ends.
+//! Session of one front-end connection: executes messages and replies to them until the connection ends.
 
 use std::fmt;
 use std::net::Shutdown;
@@ -23,22 +23,22 @@ use crate::engine::{BlockBackend, ratelimited_log};
 use crate::io::interrupt::PeerCall;
 use crate::reason::reason;
 
-/// Pause between two attempts to stop the queues of a connection whose thread is busy.
+/// Pause between two attempts to lock the handler of a connection whose thread is busy.
 const RETRY: Duration = Duration::from_millis(5);
 
-/// A front-end's connection.
+/// Session of one front-end connection.
 #[derive(Debug)]
 pub struct Session {
     stream: Arc<UnixStream>,
     handler: Mutex<Handler>,
-    /// Calls of the connection's thread that the front-end can block.
+    /// Interrupts calls of the connection's thread that the front-end can block.
     peer: Arc<PeerCall>,
-    /// Another front-end took over, or the daemon ends.
+    /// Another front-end has taken the disk over, or the daemon ends.
     retired: AtomicBool,
     name: Name,
 }
 
-/// A front-end in the log.
+/// Name of a front-end in the log.
 #[derive(Debug)]
 struct Name(Option<UCred>);
 
@@ -54,7 +54,7 @@ impl fmt::Display for Name {
     }
 }
 
-/// What a connection did, for the log.
+/// Counts of messages, for the log.
 #[derive(Debug, Default)]
 struct Counts {
     messages: u64,
@@ -62,7 +62,7 @@ struct Counts {
 }
 
 impl Session {
-    /// A session over `stream`, which blocks, of one of the `front_ends`.
+    /// Session over `stream`, which is in blocking mode. Adds the front-end to `front_ends`.
     pub fn new(
         stream: UnixStream,
         backend: Arc<BlockBackend>,
@@ -80,19 +80,19 @@ impl Session {
         })
     }
 
-    /// Serves messages until the front-end leaves, breaks the protocol or is taken over from, then
-    /// stops its queues.
+    /// Serves messages until the front-end disconnects, breaks the protocol, or loses the disk to another.
+    /// Then stops its queues.
     ///
     /// # Errors
     ///
-    /// Why the connection ended, if the front-end did not end it.
+    /// The error that ended the connection; none if the front-end disconnected.
     pub fn serve(self: &Arc<Self>, ownership: &Ownership) -> Result<(), Error> {
         let mut counts = Counts::default();
         let result = self.serve_messages(ownership, &mut counts);
         self.hang_up();
         self.lock().retire();
-        // First the queues, then the hang-up: a front-end that sees it may take the used index for
-        // final. Other processes may hold the socket.
+        // After the queues have stopped: a front-end that sees the end of the stream may take the used
+        // index for final. close(2) would not end the stream, because other processes may hold the socket.
         let _ = self.stream.shutdown(Shutdown::Both);
         let had_disk = ownership.give_back(self);
         self.log_end(had_disk, &result, &counts);
@@ -120,7 +120,7 @@ impl Session {
         }
     }
 
-    /// Does what one message asks for, and answers it.
+    /// Executes one message, and replies to it.
     fn serve_message(
         self: &Arc<Self>,
         channel: &Channel,
@@ -141,7 +141,8 @@ impl Session {
             self.log_start(&handler);
         }
         drop(handler);
-        // Whatever was negotiated: the front-end waits, and may have negotiated on an earlier connection.
+        // Reply even if REPLY_ACK was not acknowledged: the front-end waits, and may have acknowledged it
+        // on an earlier connection.
         let replies = message.wants_reply;
         let request = message.request;
         match outcome {
@@ -162,14 +163,14 @@ impl Session {
         Ok(())
     }
 
-    /// Ends the connection: its thread reads the end of the stream. The front-end sees nothing until
-    /// the queues are drained.
+    /// Ends the connection: its thread reads the end of the stream. The front-end sees the end once the
+    /// queues are drained.
     pub fn hang_up(&self) {
-        // Already closed is as good.
+        // It fails if the stream is closed already.
         let _ = self.stream.shutdown(Shutdown::Read);
     }
 
-    /// Ends the connection, and stops and drains its queues; this does not wait for the front-end.
+    /// Ends the connection, and drains and stops its queues. Does not wait for the front-end.
     pub fn retire(&self) {
         self.retired.store(true, Ordering::Release);
         self.hang_up();
@@ -186,18 +187,18 @@ impl Session {
         let _ = self.stream.shutdown(Shutdown::Both);
     }
 
-    /// Whether another front-end took over, or the daemon ends.
+    /// Whether another front-end has taken the disk over, or the daemon ends.
     pub fn is_retired(&self) -> bool {
         self.retired.load(Ordering::Acquire)
     }
 
-    /// Breaks off a call of the connection's thread that the front-end blocks. Repeat it until the
-    /// thread has ended.
+    /// Interrupts a call of the connection's thread that the front-end blocks. The caller repeats this
+    /// until the thread has ended.
     pub fn interrupt(&self) {
         self.peer.interrupt();
     }
 
-    /// Logs that this front-end takes the disk from another.
+    /// Logs that this front-end takes the disk over from another.
     pub fn announce_takeover(&self, other: &Session) {
         let (name, other) = (&self.name, &other.name);
         ratelimited_log::info(format_args!(

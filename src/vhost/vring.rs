@@ -1,5 +1,7 @@
-//! One queue as the front-end describes it, message by message, and its worker while it runs.
+//! Vring: one virtqueue as the front-end describes it in its messages, and the queue worker that serves
+//! it.
 
+use std::fs::File;
 use std::sync::Arc;
 
 use super::error::Refusal;
@@ -12,7 +14,7 @@ use crate::virtio::inflight::InflightArea;
 use crate::virtio::memory::Memory;
 use crate::virtio::queue::{RingAddresses, start_index};
 
-/// Ring addresses as SET_VRING_ADDR gives them: in the front-end's own address space.
+/// Ring addresses of SET_VRING_ADDR, in the address space of the front-end.
 #[derive(Clone, Copy, Debug)]
 pub struct UserRings {
     /// Descriptor table.
@@ -21,7 +23,7 @@ pub struct UserRings {
     pub available: u64,
     /// Used ring.
     pub used: u64,
-    /// Guest address under which writes to the used ring are logged, if they are.
+    /// Guest address at which writes to the used ring are logged; `None` if they are not.
     pub used_log: Option<u64>,
 }
 
@@ -36,21 +38,19 @@ impl UserRings {
     }
 }
 
-/// A queue's state.
+/// One virtqueue of a front-end.
 #[derive(Debug)]
 pub struct Vring {
     /// Number of descriptors; 0 until set.
-    pub size: u16,
-    /// Where its parts lie.
-    pub rings: Option<UserRings>,
-    /// Available index to start from; without one the used ring tells.
-    pub base: Option<u16>,
-    /// Descriptors for kick, call and error.
-    pub eventfds: Eventfds,
+    size: u16,
+    rings: Option<UserRings>,
+    /// Available index to start from; `None` starts from the used ring.
+    base: Option<u16>,
+    eventfds: Eventfds,
     /// A kick descriptor came, and no GET_VRING_BASE since.
-    pub started: bool,
-    /// SET_VRING_ENABLE said so, or need not.
-    pub enabled: bool,
+    started: bool,
+    /// Set by SET_VRING_ENABLE, or by the features if the front-end need not send it.
+    enabled: bool,
     state: State,
 }
 
@@ -59,12 +59,12 @@ pub struct Vring {
 enum State {
     Stopped,
     Running(Worker),
-    /// It did not start, which was reported; a change may let it.
+    /// It did not start, which was reported. The next change of the vring may let it start.
     Failed,
 }
 
 impl Vring {
-    /// A queue that is not described yet. `writer` is the connection's thread.
+    /// A vring without any description. `writer` is the thread of the connection.
     pub fn new(writer: Arc<PeerCall>) -> Self {
         Self {
             size: 0,
@@ -80,18 +80,54 @@ impl Vring {
         }
     }
 
-    /// Whether the front-end said all that a worker needs.
+    /// Sets the number of descriptors, which is a power of two.
+    pub fn set_size(&mut self, size: u16) {
+        self.size = size;
+    }
+
+    /// Sets the addresses of the rings.
+    pub fn set_rings(&mut self, rings: UserRings) {
+        self.rings = Some(rings);
+    }
+
+    /// Sets the available index to start from.
+    pub fn set_base(&mut self, base: u16) {
+        self.base = Some(base);
+    }
+
+    /// Enables or disables the queue.
+    pub fn set_enabled(&mut self, enabled: bool) {
+        self.enabled = enabled;
+    }
+
+    /// Sets the descriptor on which the driver kicks, which starts the queue. Without one, the ring is
+    /// polled.
+    pub fn set_kick(&mut self, kick: Option<Arc<File>>) {
+        (self.eventfds.kick, self.started) = (kick, true);
+    }
+
+    /// Sets the descriptor on which the driver is interrupted.
+    pub fn set_call(&mut self, call: Option<Arc<File>>) {
+        self.eventfds.call = call;
+    }
+
+    /// Sets the descriptor on which a broken queue is reported.
+    pub fn set_error(&mut self, error: Option<Arc<File>>) {
+        self.eventfds.error = error;
+    }
+
+    /// Whether the description is complete, so that a worker can serve the queue.
     pub fn is_complete(&self) -> bool {
         self.started && self.enabled && self.size != 0 && self.rings.is_some()
     }
 
-    /// Starts a worker, if the front-end said all that one needs. A queue that it described wrongly
-    /// reports that on its error descriptor.
+    /// Starts a worker if the description is complete. A wrong description is reported on the error
+    /// descriptor.
     ///
     /// # Errors
     ///
-    /// [`Refusal::Start`] if threads, descriptors or memory are missing. This is also reported on the
-    /// error descriptor, for a front-end that asks for no reply.
+    /// [`Refusal::Start`] if the process has no thread, descriptor or memory left. This is also
+    /// reported on the error descriptor, for front-ends that ask for no reply.
     pub fn start(&mut self, index: u16, context: &ConnectionContext) -> Result<(), Refusal> {
         let (Some(rings), State::Stopped) = (self.rings, &self.state) else {
             return Ok(());
@@ -136,7 +172,7 @@ impl Vring {
         self.state = State::Failed;
     }
 
-    /// Drains and ends the worker, if one runs; the queue can go on later where it stopped.
+    /// Drains and ends the worker, if one runs. The next start continues from where it stopped.
     pub fn stop(&mut self, next: Next) {
         if let State::Running(worker) = std::mem::replace(&mut self.state, State::Stopped) {
             match worker.stop(next) {
@@ -147,9 +183,17 @@ impl Vring {
         }
     }
 
-    /// The available index to go on from, of a queue that does not run. If the front-end gave none, it is
-    /// the one from which the queue would start; 0 without rings.
-    pub fn next_available(&self, index: u16, memory: &Memory, area: Option<&InflightArea>) -> u16 {
+    /// Stops the queue until the next kick descriptor, and returns the available index to continue from.
+    /// If the front-end set no base, this is the index from which the queue would start; 0 without
+    /// rings.
+    pub fn stop_at_base(
+        &mut self,
+        index: u16,
+        memory: &Memory,
+        area: Option<&InflightArea>,
+    ) -> u16 {
+        self.stop(Next::Stop);
+        (self.eventfds.kick, self.started) = (None, false);
         let from_rings = || {
             let rings = self.rings?.translate(memory)?;
             let inflight = area.and_then(|area| area.queue(index, self.size));
@@ -158,14 +202,14 @@ impl Vring {
         self.base.or_else(from_rings).unwrap_or(0)
     }
 
-    /// Asks the worker to end, without waiting: many can drain at the same time.
+    /// Asks the worker to end, without waiting, so that several can drain at the same time.
     pub fn begin_stop(&self, next: Next) {
         if let State::Running(worker) = &self.state {
             worker.begin_stop(next);
         }
     }
 
-    /// Forgets that the queue was started, as a reset of the device does.
+    /// Resets the queue to where it was before its start.
     pub fn reset(&mut self) {
         (self.started, self.enabled, self.base) = (false, false, None);
     }

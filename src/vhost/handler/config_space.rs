@@ -1,4 +1,4 @@
-//! The configuration space as a front-end reads and writes it.
+//! Reads and writes of the configuration space by a front-end.
 
 use super::{Handler, Standing};
 use crate::vhost::error::{CONFIG_SPACE, Refusal};
@@ -8,7 +8,7 @@ use crate::virtio::config;
 const MMIO_CONFIG_OFFSET: u32 = 0x100;
 
 impl Handler {
-    /// `size` bytes of the configuration space at `offset`.
+    /// Returns `size` bytes of the configuration space at `offset`.
     pub fn config(&self, offset: u32, size: u32) -> Result<Vec<u8>, Refusal> {
         let start = config_offset(offset) as usize;
         let capacity = match (start, size) {
@@ -28,8 +28,8 @@ impl Handler {
             .ok_or(Refusal::Config { offset, size })
     }
 
-    /// Takes what the driver wrote to the configuration space. The front-end passes on every write;
-    /// those to fields other than `writeback` are ignored.
+    /// Writes to the configuration space. The front-end forwards every write of the driver; those to
+    /// fields other than `writeback` are ignored.
     pub fn set_config(&mut self, offset: u32, bytes: &[u8]) -> Result<(), Refusal> {
         let writable = self.backend.config().writable;
         let at = config::WRITEBACK_AT.checked_sub(config_offset(offset));
@@ -39,8 +39,8 @@ impl Handler {
         }
     }
 
-    /// Sets whether writes may be answered before they are durable, as the driver wants it: now, or
-    /// once the front-end has the disk.
+    /// Sets whether writes may be answered before they are durable: now, or once the front-end owns the
+    /// disk.
     pub(super) fn set_writeback(&mut self, writeback: bool) -> Result<(), Refusal> {
         log::debug!("the driver sets writeback to {writeback}");
         if let Some(area) = &self.inflight {
@@ -63,7 +63,7 @@ impl Handler {
     }
 }
 
-/// The offset in `struct virtio_blk_config` that a front-end means.
+/// Offset in `struct virtio_blk_config` for an offset that a front-end sent.
 fn config_offset(offset: u32) -> u32 {
     offset.checked_sub(MMIO_CONFIG_OFFSET).unwrap_or(offset)
 }
