@@ -87,7 +87,9 @@ impl<'a> Reads<'a> {
     #[inline]
     fn advance(&mut self, id: ReadId) -> Option<Finished<'a>> {
         let read = self.table.get_mut(id)?;
-        if let Err(error) = self.path.advance(id, read) {
+        // A look-up in lost image tables may have found a wrong place.
+        let advanced = self.path.advance(id, read);
+        if let Err(error) = advanced.and_then(|()| self.volume.image().check_tables()) {
             self.fail(id, &error);
         }
         let (finished, mut subreads) = self.table.finish(id)?;

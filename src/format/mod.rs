@@ -15,6 +15,7 @@ pub mod download;
 pub mod foreign;
 pub mod lsmt;
 pub mod presence;
+pub mod tables;
 pub mod tar;
 pub mod trace;
 pub mod zfile;

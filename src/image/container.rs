@@ -233,7 +233,8 @@ impl Container {
         let start = table.offset(first);
         let stored = |end: u64| table.offset(end).saturating_sub(start);
         let mut end = zfile_map.blocks_to(offset.wrapping_add(len));
-        if stored(end) > MAX_STORED as u64 {
+        let mut bytes = stored(end);
+        if bytes > MAX_STORED as u64 {
             // One block always fits; find the most that do.
             let (mut fits, mut too_many) = (first.saturating_add(1), end);
             while fits.saturating_add(1) < too_many {
@@ -245,6 +246,8 @@ impl Container {
                 }
             }
             end = fits;
+            // Too few for a block whose damaged table says more: unpacking it fails.
+            bytes = stored(end).min(MAX_STORED as u64);
         }
         CompressedRun {
             layer,
@@ -252,7 +255,7 @@ impl Container {
             count: end.wrapping_sub(first) as u32,
             skip: offset.wrapping_sub(first << shift) as u32,
             offset: self.file_offset(start),
-            stored: stored(end) as u32,
+            stored: bytes as u32,
             len: len.min((end << shift).wrapping_sub(offset)),
         }
     }

@@ -195,6 +195,12 @@ pub enum Error {
     /// No layer says how large the disk is.
     #[error("all layers have virtual size 0; expected at least one above 0")]
     NoSize,
+    /// The mapped image tables are no longer what they were.
+    #[error(
+        "the image tables in the cache were truncated, or their storage failed: restart the daemon to \
+         make them anew"
+    )]
+    TablesLost,
     /// A read that does not lie on the disk.
     #[error("read of {len} bytes at {start} is past the end of the disk, which has {sectors}")]
     Beyond {

@@ -5,12 +5,16 @@
 //! children. There are no pointers. A segment takes eight bytes of key, seven of value, and half a
 //! byte of inner nodes, so that the inner nodes above a million segments stay in a core's cache, and a
 //! look-up reads memory twice: once for the keys, once for the value.
+//!
+//! The arrays are on the heap, or in a mapped file of image tables (`tables.rs`). A mapped array may
+//! hold anything: each number that is used as a position is checked.
 
 use super::search::{Node, Search, Tree, WIDTH};
 use super::segment::{Segment, VALUE_BYTES};
+use crate::io::section::Section;
 use crate::units::Sector;
 
-/// Key of the unused slots of the last node; greater than that of any segment.
+/// Key of the unused slots of the last node; not less than that of any segment. They have no value.
 const FILLER: u64 = u64::MAX;
 
 /// Bytes after the last value: values are read as whole words and masked.
@@ -21,11 +25,9 @@ const SLACK: usize = size_of::<u64>() - VALUE_BYTES;
 pub struct Index {
     tree: Tree,
     /// [`VALUE_BYTES`] of each segment, then [`SLACK`] zeros.
-    values: Vec<u8>,
+    values: Section<u8>,
     search: Search,
     len: usize,
-    /// First sector after the last segment.
-    end: Sector,
 }
 
 impl Index {
@@ -33,11 +35,29 @@ impl Index {
     pub fn new(sorted: &[Segment]) -> Self {
         Self {
             tree: build(sorted.iter().map(|segment| segment.key).collect()),
-            values: pack(sorted),
+            values: pack(sorted).into(),
             search: Search::best(),
             len: sorted.len(),
-            end: sorted.last().map_or(Sector(0), |last| last.end()),
         }
+    }
+
+    /// Returns the index of `len` segments with the arrays of [`Index::sections`]; `None` if the arrays
+    /// have other lengths.
+    pub fn from_sections(nodes: Section<Node>, values: Section<u8>, len: usize) -> Option<Self> {
+        let (levels, count) = levels(len);
+        let values_len = len.checked_mul(VALUE_BYTES)?.checked_add(SLACK)?;
+        let fits = nodes.len() == count && values.len() == values_len;
+        fits.then(|| Self {
+            tree: Tree { nodes, levels },
+            values,
+            search: Search::best(),
+            len,
+        })
+    }
+
+    /// Nodes of the search tree, and values of the segments with the slack.
+    pub fn sections(&self) -> (&[Node], &[u8]) {
+        (&self.tree.nodes, &self.values)
     }
 
     /// Number of segments.
@@ -54,11 +74,10 @@ impl Index {
     /// the end of the hole around it.
     #[inline]
     pub fn find(&self, sector: Sector) -> Option<Segment> {
-        if sector >= self.end {
-            return None;
-        }
         let target = Segment::key_for(sector);
-        self.get(self.search.below(&self.tree, target)?)
+        let found = self.get(self.search.below(&self.tree, target)?)?;
+        // Damaged keys may lead to any segment. One that ends before `sector` would make no progress.
+        (found.end() > sector).then_some(found)
     }
 
     /// Returns the segment with this number.
@@ -77,25 +96,39 @@ impl Index {
     }
 }
 
+/// Index of the first node of each level above `len` segments, root first, and the number of nodes.
+fn levels(len: usize) -> (Vec<usize>, usize) {
+    let mut sizes = Vec::new();
+    let mut size = len;
+    while size > 1 || (size == 1 && sizes.is_empty()) {
+        size = size.div_ceil(WIDTH);
+        sizes.push(size);
+    }
+    let mut nodes = 0;
+    let mut starts = Vec::new();
+    for size in sizes.iter().rev() {
+        starts.push(nodes);
+        nodes += size;
+    }
+    (starts, nodes)
+}
+
 /// Builds the tree above the keys, from the bottom up.
 fn build(mut keys: Vec<u64>) -> Tree {
+    let (starts, count) = levels(keys.len());
     let mut levels: Vec<Vec<Node>> = Vec::new();
-    while !keys.is_empty() {
+    for _ in &starts {
         let parts = keys.chunks(WIDTH);
         let above = parts.clone().filter_map(|part| part.last().copied());
         levels.push(parts.map(node).collect());
         keys = above.collect();
-        if keys.len() == 1 {
-            break;
-        }
     }
-    let mut tree = Tree::default();
-    tree.nodes.reserve_exact(levels.iter().map(Vec::len).sum());
-    for level in levels.iter().rev() {
-        tree.levels.push(tree.nodes.len());
-        tree.nodes.extend(level);
+    let mut nodes = Vec::with_capacity(count);
+    nodes.extend(levels.into_iter().rev().flatten());
+    Tree {
+        nodes: nodes.into(),
+        levels: starts,
     }
-    tree
 }
 
 fn node(keys: &[u64]) -> Node {
@@ -115,6 +148,8 @@ fn pack(sorted: &[Segment]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use zerocopy::IntoBytes;
+
     use super::*;
     use crate::format::lsmt::Mapping;
     use crate::units::Sectors;
@@ -159,6 +194,46 @@ mod tests {
         let index = Index::new(&sample(100_000));
         let bytes = size_of_val(&*index.tree.nodes) + index.values.len();
         assert!(bytes < 16 * index.len(), "{bytes}");
+    }
+
+    #[test]
+    fn an_index_is_made_of_its_sections() {
+        for count in [0, 1, 16, 17, 257, 5000] {
+            let index = Index::new(&sample(count));
+            let (nodes, values) = index.sections();
+            let (nodes, values) = (|| nodes.to_vec().into(), || values.to_vec().into());
+            let same = Index::from_sections(nodes(), values(), index.len()).unwrap();
+            assert!(same.iter().eq(index.iter()));
+            assert!(Index::from_sections(nodes(), values(), index.len() + 1).is_none());
+            assert!(Index::from_sections(nodes(), values(), usize::MAX).is_none());
+        }
+    }
+
+    #[test]
+    fn damaged_sections_find_no_segment_before_the_sector() {
+        let index = Index::new(&sample(5000));
+        let (nodes, values) = index.sections();
+        for byte in [0, 0xff, 0x5a] {
+            let mut damaged = nodes.to_vec();
+            damaged.as_mut_bytes()[2048..].fill(byte);
+            let mut index =
+                Index::from_sections(damaged.into(), vec![byte; values.len()].into(), 5000)
+                    .unwrap();
+            for search in Search::ALL
+                .into_iter()
+                .filter(|search| search.is_supported())
+            {
+                index.search = search;
+                for sector in (0..20_000).map(Sector) {
+                    let found = index.find(sector);
+                    assert!(
+                        found.is_none_or(
+                            |found| found.end() > sector && found.start() <= found.end()
+                        )
+                    );
+                }
+            }
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::container::Container;
+use super::container::{Container, ZFileMap};
 use super::error::Error;
 use super::open_layers;
 use super::probe::{last_trailer, layer_trailer};
@@ -12,6 +12,8 @@ use super::reader::Reader;
 use super::wait_for_seal;
 use crate::format::crc;
 use crate::format::lsmt::{self, ENTRY_LEN, HEADER_LEN, Header, HeaderKind, IndexReader, Mapping};
+use crate::format::tables::LayerRecord;
+use crate::format::zfile::BlockTable;
 use crate::source::{Blob, BlobIdentity, LayerRef};
 
 /// Bytes of an index read at a time.
@@ -74,6 +76,46 @@ impl Layer {
         })?;
         blob.unlock()?;
         Ok((Self { name, shared }, mappings))
+    }
+
+    /// A layer of which all is known that loading it would read, and the block table of its ZFile.
+    /// Reads nothing of the blob, and is not shared with other stacks.
+    pub(super) fn known(blob: Arc<Blob>, record: LayerRecord, table: Option<BlockTable>) -> Self {
+        let name = blob.layer().clone();
+        if let Some((at, byte)) = record.last_byte {
+            blob.map_ending_in(at, byte);
+        }
+        let map = record.zfile.zip(table);
+        let map = map.map(|(header, table)| ZFileMap::new(header, table));
+        let shared = SharedLayer {
+            container: Container::new(blob, record.payload, map),
+            trailer: record.trailer,
+            trailer_at: record.trailer_at,
+            mappings: usize::try_from(record.mappings).unwrap_or(usize::MAX),
+            index_crc: record.index_crc,
+            identity: None,
+        };
+        Self {
+            name,
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// What [`Layer::known`] takes, but for the block table. `sampled` is the hash of the samples of the
+    /// layer's data, if it was computed.
+    pub(super) fn record(&self, sampled: Option<u64>) -> LayerRecord {
+        let container = self.container();
+        LayerRecord {
+            blob_len: container.blob().len(),
+            last_byte: container.blob().last_byte(),
+            payload: container.payload(),
+            zfile: container.zfile_map().map(|map| *map.header()),
+            trailer: self.trailer().clone(),
+            trailer_at: self.shared.trailer_at,
+            mappings: self.mappings() as u64,
+            index_crc: self.index_crc(),
+            sampled,
+        }
     }
 
     /// Blob of the layer, with its wrappers.

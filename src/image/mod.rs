@@ -27,6 +27,7 @@ pub mod reader;
 mod search;
 pub mod segment;
 mod stack;
+pub mod tables;
 mod trace_units;
 pub mod unpack;
 mod wait_for_seal;
@@ -51,9 +52,13 @@ use lineage::{Placed, needs_identities};
 use made_upon::MadeUpon;
 use parallel::Workers;
 use segment::{MAX_MAPPINGS, Segment};
+use tables::{MappedTables, Stored};
 
 use crate::format::lsmt::{self, Header};
 use crate::source::Blob;
+
+/// A byte beyond the end of every blob.
+const BEYOND: u64 = 1 << 62;
 
 /// Fewer segments than this are merged faster than threads are started.
 const PARALLEL_FROM: usize = 1 << 16;
@@ -67,6 +72,8 @@ pub struct Image {
     workers: Workers,
     /// Read when a layer's place depends on them.
     ids: OnceLock<Vec<LayerId>>,
+    /// The mapped file that holds the index or block tables.
+    tables: Option<MappedTables>,
 }
 
 impl Image {
@@ -94,20 +101,50 @@ impl Image {
     /// # Errors
     /// Those of [`Layer::load`] for any layer; [`Error::TooManyMappings`], [`Error::NoSize`].
     pub fn load_in_any_order(stack: OpenStack) -> Result<Self, Error> {
-        let (workers, lineage) = (stack.workers, stack.lineage);
-        let (layers, lists) = load(stack)?;
-        let index = Index::new(&merge_all(workers, lists));
-        let image = Self {
-            layers,
-            index,
-            lineage,
-            workers,
-            ids: OnceLock::new(),
+        let stored = stack.tables.as_ref().and_then(|tables| {
+            let stored = tables.load(&stack.blobs);
+            stored.inspect_err(tables::refused).ok()
+        });
+        let image = match stored {
+            Some(stored) if stored.layers.len() == stack.blobs.len() => Self {
+                layers: stored.layers,
+                index: stored.index,
+                lineage: stack.lineage,
+                workers: stack.workers,
+                ids: stored.ids.map(OnceLock::from).unwrap_or_default(),
+                tables: Some(stored.tables),
+            },
+            stored => Self::merged(stack, stored)?,
         };
         if image.size() == 0 {
             return Err(Error::NoSize);
         }
         Ok(image)
+    }
+
+    /// Loads the layers above those that are `stored`, and merges all.
+    fn merged(mut stack: OpenStack, stored: Option<Stored>) -> Result<Self, Error> {
+        let (workers, lineage) = (stack.workers, stack.lineage);
+        let (mut layers, mut lists, mut tables) = (Vec::new(), Vec::new(), None);
+        if let Some(stored) = stored {
+            layers = stored.layers;
+            lists.push(stored.index.iter().collect());
+            tables = Some(stored.tables);
+        }
+        let above = stack.blobs.split_off(layers.len());
+        let mappings = lists.iter().map(Vec::len).sum::<usize>() as u64;
+        for (layer, segments) in load(workers, above, layers.len(), mappings)? {
+            layers.push(layer);
+            lists.push(segments);
+        }
+        Ok(Self {
+            layers,
+            index: Index::new(&merge_all(workers, lists)),
+            lineage,
+            workers,
+            ids: OnceLock::new(),
+            tables,
+        })
     }
 
     /// An image without layers, for a writable layer that is the first of its image. It declares no
@@ -119,6 +156,7 @@ impl Image {
             lineage,
             workers: Workers::ONE,
             ids: OnceLock::new(),
+            tables: None,
         }
     }
 
@@ -240,6 +278,41 @@ impl Image {
         &self.index
     }
 
+    /// Whether index and block tables are what was opened. What was looked up in them before this
+    /// call was right if it returns no error.
+    ///
+    /// # Errors
+    /// [`Error::TablesLost`] if their file was truncated, or its storage failed.
+    #[inline]
+    pub fn check_tables(&self) -> Result<(), Error> {
+        match &self.tables {
+            Some(tables) if tables.is_lost() => Err(Error::TablesLost),
+            _ => Ok(()),
+        }
+    }
+
+    /// Finds the bytes of the layer with number `layer` from `offset` on: [`Container::piece`]. A number
+    /// that no layer has, as damaged tables may say, gives a piece that no blob has.
+    #[inline]
+    fn piece(&self, layer: u16, offset: u64, len: u64) -> pieces::Piece {
+        match self.layers.get(usize::from(layer)) {
+            Some(found) => found.container().piece(layer, offset, len),
+            None => pieces::Piece::Plain {
+                layer: 0,
+                offset: BEYOND,
+                len,
+            },
+        }
+    }
+
+    /// Prefetches what [`Image::piece`] needs.
+    #[inline]
+    fn prefetch_table(&self, layer: u16, offset: u64) {
+        if let Some(layer) = self.layers.get(usize::from(layer)) {
+            layer.container().prefetch_table(offset);
+        }
+    }
+
     /// The container of the layer with this number, which comes from a [`pieces::Piece`].
     #[inline]
     pub fn container(&self, layer: u16) -> &Container {
@@ -257,11 +330,18 @@ impl Image {
     }
 }
 
-/// Loads all layers, on several threads: the layers, and the segments of each.
-fn load(stack: OpenStack) -> Result<(Vec<Layer>, Vec<Vec<Segment>>), Error> {
-    let total = AtomicU64::new(0);
-    let jobs = stack.blobs.into_iter().zip(0..).collect();
-    let loaded = parallel::each(stack.workers, jobs, |(blob, number): (Arc<Blob>, u16)| {
+/// Loads layers on several threads: the layers, and the segments of each. `below` layers with `mappings`
+/// mappings lie below them.
+fn load(
+    workers: Workers,
+    blobs: Vec<Arc<Blob>>,
+    below: usize,
+    mappings: u64,
+) -> Result<Vec<(Layer, Vec<Segment>)>, Error> {
+    let total = AtomicU64::new(mappings);
+    // A stack has at most `MAX_LAYERS` layers.
+    let jobs = blobs.into_iter().zip(below as u16..).collect();
+    let loaded = parallel::each(workers, jobs, |(blob, number): (Arc<Blob>, u16)| {
         if total.load(Ordering::Relaxed) > MAX_MAPPINGS {
             return Err(Error::TooManyMappings);
         }
@@ -277,16 +357,11 @@ fn load(stack: OpenStack) -> Result<(Vec<Layer>, Vec<Vec<Segment>>), Error> {
                 moffset: mapping.moffset(),
             })
         };
-        let segments = mappings
-            .into_iter()
-            .map(segment)
-            .collect::<Result<Vec<_>, _>>()?;
+        let segments = mappings.into_iter().map(segment);
+        let segments = segments.collect::<Result<Vec<_>, _>>()?;
         Ok((layer, segments))
     });
-    loaded
-        .into_iter()
-        .collect::<Result<Vec<_>, _>>()
-        .map(|pairs| pairs.into_iter().unzip())
+    loaded.into_iter().collect()
 }
 
 /// Merges neighbours, then the results, and so on: each segment takes part in as many merges as

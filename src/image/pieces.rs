@@ -138,7 +138,7 @@ impl<'i> Pieces<'i> {
             && segment.start() <= sector
         {
             let offset = (moffset + (sector - segment.start())).byte();
-            self.image.container(layer).prefetch_table(offset);
+            self.image.prefetch_table(layer, offset);
         }
     }
 
@@ -175,8 +175,7 @@ impl Iterator for Pieces<'_> {
                     SegmentContent::Zeroed => self.zeros(end),
                     SegmentContent::Data { layer, moffset } => {
                         let offset = (moffset + (sector - segment.start())).byte();
-                        let container = self.image.container(layer);
-                        container.piece(layer, offset, end - self.at)
+                        self.image.piece(layer, offset, end - self.at)
                     }
                 };
                 if self.at + piece.len() < end {

@@ -57,7 +57,7 @@ impl Reader {
                 }
             }
         }
-        Ok(())
+        image.check_tables()
     }
 
     /// Fills `into`, a whole number of sectors, with the disk's content from `start` on.

@@ -5,20 +5,24 @@
 //! built.
 #![allow(unsafe_code)] // Functions with target features are called after the features were detected.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::io::section::Section;
+
 /// Keys of a node.
 pub const WIDTH: usize = 16;
 
 /// Sorted keys: those of segments on the last level, the last key of each child above it. Unused
 /// slots hold `u64::MAX`.
-#[derive(Clone, Copy, Debug)]
-#[repr(align(64))]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable)]
+#[repr(C, align(64))]
 pub struct Node(pub [u64; WIDTH]);
 
 /// A static search tree: child `c` of node `n` of a level is node `16n + c` of the next.
 #[derive(Debug, Default)]
 pub struct Tree {
     /// All nodes, level by level, root first.
-    pub nodes: Vec<Node>,
+    pub nodes: Section<Node>,
     /// Index in `nodes` of the first node of each level.
     pub levels: Vec<usize>,
 }

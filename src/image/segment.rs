@@ -70,10 +70,10 @@ impl Segment {
         sector.0 << LENGTH_BITS
     }
 
-    /// First sector.
+    /// First sector. A damaged segment that is longer than the disk before its end starts at 0.
     #[inline]
     pub fn start(self) -> Sector {
-        self.end() - self.length()
+        Sector(self.end().0.saturating_sub(self.length().0))
     }
 
     /// First sector after it.

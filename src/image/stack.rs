@@ -14,6 +14,8 @@ use super::error::Error;
 use super::lineage::Lineage;
 use super::parallel::Workers;
 use super::segment::MAX_LAYERS;
+use super::tables::{self, TablesFile};
+use crate::format::tables::LayerIdentity;
 use crate::source::recorder::Recorder;
 use crate::source::{self, Blob, LayerRef};
 
@@ -23,6 +25,8 @@ pub struct OpenStack {
     pub(super) blobs: Vec<Arc<Blob>>,
     pub(super) workers: Workers,
     pub(super) lineage: Lineage,
+    /// What is known of the lowest layers, so that they need not be read.
+    pub(super) tables: Option<Arc<TablesFile>>,
 }
 
 impl OpenStack {
@@ -38,6 +42,7 @@ impl OpenStack {
                 blobs: blobs.into_iter().map(Arc::new).collect(),
                 workers: Workers::available(),
                 lineage: Lineage::default(),
+                tables: None,
             }),
         }
     }
@@ -61,6 +66,7 @@ impl Stack {
             blobs: blobs.collect::<Result<_, _>>()?,
             workers: Workers::available(),
             lineage: self.lineage(),
+            tables: None,
         })
     }
 }
@@ -69,6 +75,19 @@ impl OpenStack {
     /// Sets the lineage rules of the stack.
     pub fn with_lineage(self, lineage: Lineage) -> Self {
         Self { lineage, ..self }
+    }
+
+    /// Sets the tables of these layers. If they are not those of the layers, the layers are read.
+    pub fn with_tables(self, tables: Option<Arc<TablesFile>>) -> Self {
+        Self { tables, ..self }
+    }
+
+    /// The identities of the layers, as [`tables::identities`] returns them.
+    ///
+    /// # Errors
+    /// [`source::Error::Open`] if a file cannot be examined.
+    pub fn identities(&self) -> Result<Option<Vec<LayerIdentity>>, source::Error> {
+        tables::identities(self.blobs.iter().map(|blob| &**blob))
     }
 
     /// Adds `recorder`, which records the reads of all layers. Call it before the stack is cloned: a
@@ -95,6 +114,7 @@ impl OpenStack {
             blobs: Vec::new(),
             workers: Workers::available(),
             lineage,
+            tables: None,
         }
     }
 

@@ -79,14 +79,22 @@ impl Unpacker {
         let Some(zfile_map) = container.zfile_map() else {
             return Ok(());
         };
+        let failed = |block, source| Error::Block {
+            layer: container.blob().layer().clone(),
+            block,
+            offset: container.block_offset(zfile_map, block),
+            source,
+        };
         let mut rest = stored;
         let mut skip = piece.skip as usize;
         let mut wanted = piece.len as usize;
         for block in piece.first..piece.first + u64::from(piece.count) {
             let len = zfile_map.block_len(block);
-            let part = wanted.min(len - skip);
+            let part = wanted.min(len.saturating_sub(skip));
             let shared = self.cache.is_some() && piece.count == 1;
             let result = match take_block(zfile_map, block, &mut rest) {
+                // Only damaged tables want bytes that no block has.
+                Ok(_) if part == 0 => Err(BlockError::Missing),
                 Ok(bytes) if part == len && !shared => self.whole(zfile_map, bytes, len, into),
                 Ok(bytes) => {
                     let id = (container.id(), block);
@@ -95,16 +103,14 @@ impl Unpacker {
                 }
                 Err(error) => Err(error),
             };
-            result.map_err(|source| Error::Block {
-                layer: container.blob().layer().clone(),
-                block,
-                offset: container.block_offset(zfile_map, block),
-                source,
-            })?;
+            result.map_err(|source| failed(block, source))?;
             wanted -= part;
             skip = 0;
         }
-        Ok(())
+        match wanted {
+            0 => Ok(()),
+            _ => Err(failed(piece.first, BlockError::Missing)),
+        }
     }
 
     /// Decodes a block that is wanted whole, in place if its destination is in one piece.
@@ -156,8 +162,10 @@ fn take_block<'s>(
     rest: &mut &'s [u8],
 ) -> Result<&'s [u8], BlockError> {
     let table = zfile_map.table();
-    let len = (table.offset(block + 1) - table.offset(block)) as usize;
-    let (stored, after) = rest.split_at_checked(len).ok_or(BlockError::Missing)?;
+    let len = table.offset(block + 1).checked_sub(table.offset(block));
+    let len = len.and_then(|len| usize::try_from(len).ok());
+    let split = len.and_then(|len| rest.split_at_checked(len));
+    let (stored, after) = split.ok_or(BlockError::Missing)?;
     *rest = after;
     verified(stored, zfile_map.header().format.checksum)
 }

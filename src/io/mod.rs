@@ -15,5 +15,6 @@ mod range_table;
 pub mod regular;
 pub mod rlimit;
 pub mod scatter;
+pub mod section;
 pub mod sigbus;
 pub mod vectored;

@@ -14,10 +14,11 @@ use rustix::io::Errno;
 
 use super::range::{AbsentRange, Located, PresentRange};
 use super::recorder::{Recorded, Recorder, Recording};
-use super::resident_map::{self, ResidentMap};
+use super::resident_map::{self, ResidentMap, ResidentMapError};
 use super::waker::Presence;
 use super::{Error, LayerRef};
 use crate::format::digest::Digest;
+use crate::format::tables::LayerIdentity;
 
 /// A layer's bytes as stored: a local file, or a cached one whose bytes may be absent.
 #[derive(Debug)]
@@ -52,6 +53,22 @@ enum Content {
     },
     /// The digest of a cached blob, whose file changes while it is filled.
     Digest(Digest),
+}
+
+impl BlobIdentity {
+    /// The identity that outlives the process: that of a cached blob is its digest.
+    pub fn stored(&self) -> LayerIdentity {
+        match self.content {
+            Content::Digest(digest) => LayerIdentity::Blob(digest),
+            Content::Unchanged { modified, changed } => LayerIdentity::File {
+                device: self.device,
+                inode: self.inode,
+                len: self.len,
+                modified,
+                changed,
+            },
+        }
+    }
 }
 
 impl Blob {
@@ -264,19 +281,37 @@ impl Blob {
         }
         let mut tail = vec![0; self.len.min(resident_map::TAIL) as usize];
         let start = self.len - tail.len() as u64;
-        let mapped = self
-            .read_exact_at(&mut tail, start)
-            .map_err(|error| error.to_string())
-            .and_then(|()| {
-                ResidentMap::new(&self.file, self.len, &tail).map_err(|error| error.to_string())
-            });
-        match mapped {
-            Ok(map) => _ = self.resident_map.set(map),
-            Err(error) => log::info!(
-                "{}: cannot map the file, reads use system calls: {error}",
-                self.layer
-            ),
+        match self.read_exact_at(&mut tail, start) {
+            Ok(()) => self.keep_map(ResidentMap::new(&self.file, self.len, &tail)),
+            Err(error) => self.not_mapped(&error),
         }
+    }
+
+    /// Maps the file as [`Blob::map`] does, and reads nothing of it: the last byte that is not zero is
+    /// known, and where it is. While that byte is absent, the file counts as lost and is read.
+    pub fn map_ending_in(&self, at: u64, byte: u8) {
+        if self.resident_map.get().is_none() {
+            self.keep_map(ResidentMap::ending_in(&self.file, self.len, at, byte));
+        }
+    }
+
+    /// The last byte that is not zero, and where it is, if the file is mapped.
+    pub fn last_byte(&self) -> Option<(u64, u8)> {
+        self.resident_map().map(ResidentMap::last_byte)
+    }
+
+    fn keep_map(&self, map: Result<ResidentMap, ResidentMapError>) {
+        match map {
+            Ok(map) => _ = self.resident_map.set(map),
+            Err(error) => self.not_mapped(&error),
+        }
+    }
+
+    fn not_mapped(&self, error: &dyn std::error::Error) {
+        log::info!(
+            "{}: cannot map the file, reads use system calls: {error}",
+            self.layer
+        );
     }
 
     /// The mapped file.

@@ -62,17 +62,37 @@ impl ResidentMap {
     /// [`ResidentMapError::Map`] if they cannot be mapped, [`ResidentMapError::Zeros`] if `tail` has
     /// only zeros.
     pub fn new(file: &File, len: u64, tail: &[u8]) -> Result<ResidentMap, ResidentMapError> {
-        if len > MAX_LEN {
-            return Err(MapError::Range { offset: 0, len }.into());
-        }
+        let (at, byte) = last_byte(len, tail)?;
+        Self::ending_in(file, len, at, byte)
+    }
+
+    /// Maps the first `len` bytes of `file`, at most 64 GiB, whose last byte that is not zero is `byte`
+    /// at offset `at`.
+    ///
+    /// # Errors
+    /// [`ResidentMapError::Map`] if they cannot be mapped.
+    pub fn ending_in(
+        file: &File,
+        len: u64,
+        at: u64,
+        byte: u8,
+    ) -> Result<ResidentMap, ResidentMapError> {
+        let absurd = MapError::Range { offset: 0, len };
+        let at = usize::try_from(at)
+            .ok()
+            .filter(|_| len <= MAX_LEN && at < len);
+        let at = at.ok_or(absurd)?;
         let mapping = MappedFile::new(file, 0, len, Access::Read)?;
-        let known = AtomicBitmap::new(len.div_ceil(PAGE));
-        let last = last_byte(len, tail)?;
         Ok(ResidentMap {
             mapping,
-            known,
-            last,
+            known: AtomicBitmap::new(len.div_ceil(PAGE)),
+            last: (at, byte),
         })
+    }
+
+    /// The last byte that is not zero, and where it is.
+    pub fn last_byte(&self) -> (u64, u8) {
+        (self.last.0 as u64, self.last.1)
     }
 
     /// The pages of a range, which count as one page at least.
@@ -135,12 +155,11 @@ impl ResidentMap {
 }
 
 /// The last byte that is not zero of a file of `len` bytes that ends in `tail`, and where it is.
-fn last_byte(len: u64, tail: &[u8]) -> Result<(usize, u8), ResidentMapError> {
+fn last_byte(len: u64, tail: &[u8]) -> Result<(u64, u8), ResidentMapError> {
     let nonzero = tail.iter().rposition(|byte| *byte != 0);
     let at = nonzero.ok_or(ResidentMapError::Zeros)?;
     let start = len.saturating_sub(tail.len() as u64);
-    let start = usize::try_from(start).map_err(|_| MapError::Range { offset: 0, len })?;
-    Ok((start + at, tail[at]))
+    Ok((start + at as u64, tail[at]))
 }
 
 /// Page faults of this thread that waited for storage: more of them than before means that pages

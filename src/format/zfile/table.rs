@@ -3,6 +3,7 @@
 use super::{BlockFormat, Error, Extent, Header};
 use crate::format::crc;
 use crate::io::prefetch;
+use crate::io::section::Section;
 
 /// Blocks that share one full position in a [`BlockTable`].
 const GROUP: usize = 1 << GROUP_SHIFT;
@@ -11,14 +12,35 @@ const GROUP_SHIFT: u32 = 10;
 /// Where each block is: 4 bytes per block, and 8 for every 1024.
 #[derive(Debug)]
 pub struct BlockTable {
-    bases: Vec<u64>,
+    bases: Section<u64>,
     /// Start of each block, and the end of the last, relative to the base of its group.
-    relative: Vec<u32>,
+    relative: Section<u32>,
     /// End of the last block.
     end: u64,
 }
 
 impl BlockTable {
+    /// The table with these base positions and relative ones, as [`BlockTable::sections`] returns
+    /// them, of blocks that end at byte `end`; `None` if their numbers do not fit each other.
+    pub fn from_sections(bases: Section<u64>, relative: Section<u32>, end: u64) -> Option<Self> {
+        let fits = !relative.is_empty() && bases.len() == Self::bases(relative.len());
+        fits.then_some(Self {
+            bases,
+            relative,
+            end,
+        })
+    }
+
+    /// Number of base positions for so many relative ones.
+    pub const fn bases(relative: usize) -> usize {
+        relative.div_ceil(GROUP)
+    }
+
+    /// The base positions, and the relative ones.
+    pub fn sections(&self) -> (&[u64], &[u32]) {
+        (&self.bases, &self.relative)
+    }
+
     /// Number of blocks.
     pub fn blocks(&self) -> u64 {
         (self.relative.len() as u64).saturating_sub(1)
@@ -26,6 +48,9 @@ impl BlockTable {
 
     /// Byte of the ZFile at which block `block` starts; the end of the last block if there is no such
     /// block.
+    ///
+    /// A table that was read from a layer was checked. A mapped one may hold any number: check what is
+    /// computed with it.
     #[inline]
     pub fn offset(&self, block: u64) -> u64 {
         let block = block as usize;
@@ -52,7 +77,10 @@ pub struct TableReader {
     extent: Extent,
     expected_crc: Option<u32>,
     crc: u32,
-    table: BlockTable,
+    end: u64,
+    bases: Vec<u64>,
+    /// As in [`BlockTable`].
+    relative: Vec<u32>,
 }
 
 impl TableReader {
@@ -63,11 +91,9 @@ impl TableReader {
             extent: header.extent,
             expected_crc: header.digest.then_some(header.extent.table_crc),
             crc: 0,
-            table: BlockTable {
-                bases: Vec::new(),
-                relative: Vec::new(),
-                end: header.format.first_block(),
-            },
+            end: header.format.first_block(),
+            bases: Vec::new(),
+            relative: Vec::new(),
         };
         reader.push_end();
         reader
@@ -81,11 +107,11 @@ impl TableReader {
         self.crc = crc::raw(self.crc, bytes);
         let (min, max) = self.format.stored_bounds();
         let (entries, _) = bytes.as_chunks::<4>();
-        self.table.relative.reserve(entries.len());
+        self.relative.reserve(entries.len());
         for entry in entries {
             let stored = u32::from_le_bytes(*entry);
             if !(min..=max).contains(&stored) {
-                let block = self.table.blocks();
+                let block = self.blocks();
                 return Err(Error::StoredLength {
                     block,
                     stored,
@@ -93,7 +119,7 @@ impl TableReader {
                     max,
                 });
             }
-            self.table.end = self.table.end.saturating_add(u64::from(stored));
+            self.end = self.end.saturating_add(u64::from(stored));
             self.push_end();
         }
         Ok(())
@@ -103,7 +129,7 @@ impl TableReader {
     ///
     /// # Errors
     /// The table's checksum is wrong, entries are missing, or the blocks do not end at the table.
-    pub fn finish(mut self) -> Result<BlockTable, Error> {
+    pub fn finish(self) -> Result<BlockTable, Error> {
         if let Some(expected) = self.expected_crc.filter(|crc| *crc != self.crc) {
             return Err(Error::TableChecksum {
                 found: self.crc,
@@ -116,33 +142,40 @@ impl TableReader {
             table_offset,
             ..
         } = self.extent;
-        if self.table.blocks() != blocks {
+        if self.blocks() != blocks {
             let block_size = self.format.block_size;
-            let blocks = self.table.blocks();
+            let blocks = self.blocks();
             return Err(Error::BlockCount {
                 blocks,
                 block_size,
                 original_size,
             });
         }
-        if self.table.end != table_offset {
+        if self.end != table_offset {
             return Err(Error::BlocksEnd {
-                end: self.table.end,
+                end: self.end,
                 offset: table_offset,
             });
         }
-        self.table.relative.shrink_to_fit();
-        Ok(self.table)
+        Ok(BlockTable {
+            bases: self.bases.into(),
+            relative: self.relative.into(),
+            end: self.end,
+        })
+    }
+
+    /// Number of blocks read.
+    fn blocks(&self) -> u64 {
+        (self.relative.len() as u64).saturating_sub(1)
     }
 
     fn push_end(&mut self) {
-        let table = &mut self.table;
-        if table.relative.len().is_multiple_of(GROUP) {
-            table.bases.push(table.end);
+        if self.relative.len().is_multiple_of(GROUP) {
+            self.bases.push(self.end);
         }
         // A group spans at most 1024 blocks of 128 KiB, so its relative positions fit.
-        let base = table.bases.last().copied().unwrap_or_default();
-        table.relative.push(table.end.saturating_sub(base) as u32);
+        let base = self.bases.last().copied().unwrap_or_default();
+        self.relative.push(self.end.saturating_sub(base) as u32);
     }
 }
 
@@ -188,6 +221,17 @@ mod tests {
             at += u64::from(*len);
         }
         assert_eq!(table.offset(2500), header.extent.table_offset);
+        for beyond in [2501, 3072, u64::MAX] {
+            assert_eq!(table.offset(beyond), table.offset(2500));
+        }
+        let (bases, relative) = table.sections();
+        let sections = |bases: &[u64], relative: &[u32]| {
+            BlockTable::from_sections(bases.to_vec().into(), relative.to_vec().into(), 7)
+        };
+        let same = sections(bases, relative).unwrap();
+        assert!((0..=2500).all(|block| same.offset(block) == table.offset(block)));
+        assert!(sections(&bases[1..], relative).is_none());
+        assert!(sections(&[], &[]).is_none());
     }
 
     #[test]
