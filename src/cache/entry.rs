@@ -200,7 +200,7 @@ impl Cache {
     }
 }
 
-fn open(path: &Path, write: bool) -> Result<Option<File>, Error> {
+pub(super) fn open(path: &Path, write: bool) -> Result<Option<File>, Error> {
     let mut options = File::options();
     options.read(true).write(write);
     match open_regular(path, options) {

@@ -7,7 +7,7 @@
 //!   blobs/sha256/HEX                complete and verified, 0444
 //!   partial/sha256/HEX-LEN.data     sparse; length of the blob
 //!   partial/sha256/HEX-LEN.map      its presence map
-//!   tables/                         image tables
+//!   tables/HEX                      image tables; HEX of the stack's key
 //!   manifests/HEX                   manifests of images
 //!   refs/HEX                        which one a reference named last; HEX of the reference's digest
 //!   trash/                          renamed here, about to be unlinked
@@ -208,6 +208,10 @@ impl Layout {
 
     pub(super) fn tables(&self) -> PathBuf {
         self.root.join("tables")
+    }
+
+    pub(super) fn table(&self, key: &Digest) -> PathBuf {
+        self.tables().join(key.hex())
     }
 
     pub(super) fn manifest(&self, digest: &Digest) -> PathBuf {

@@ -71,14 +71,14 @@ impl Cache {
         Ok(items)
     }
 
-    /// Removes what the cache has of a blob, unless it is in use.
+    /// Removes what the cache has of a blob, or the tables with this key, unless it is in use.
     ///
     /// # Errors
     /// [`Error::File`] and [`Error::Locked`] if the system fails.
     pub fn remove(&self, digest: &Digest) -> Result<Removal, Error> {
         let lock = self.lock()?;
         let mut outcome = Removal::Absent;
-        let mut paths = vec![self.layout.blob(digest)];
+        let mut paths = vec![self.layout.blob(digest), self.layout.table(digest)];
         for (entry, _) in entries(&self.layout.partials())? {
             let identity = partial_named(&entry.file_name().to_string_lossy());
             if identity.is_some_and(|identity| identity.digest() == *digest) {

@@ -33,6 +33,7 @@ mod manifests;
 mod partial;
 mod publish;
 mod range_lock;
+mod tables;
 #[cfg(test)]
 mod tests;
 
@@ -42,6 +43,7 @@ pub use evict::{Evicted, Limits};
 pub use list::{Item, Removal};
 pub use partial::{Claim, Partial};
 pub use publish::Outcome;
+pub use tables::{Tables, TablesItem};
 
 use std::path::Path;
 

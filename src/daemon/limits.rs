@@ -42,9 +42,9 @@ const OTHER_DESCRIPTORS: u64 = 96 + MAX_CLOSING as u64;
 /// Front-ends that have to fit: the one that has the disk, and the next one.
 const LEAST_FRONT_ENDS: u64 = 2;
 
-/// Threads beside those of queues: one for each front-end, those that close files, control connections, and
-/// the last flush.
-const OTHER_THREADS: u64 = (MAX_FRONT_ENDS + MAX_CLOSERS) as u64 + 12;
+/// Threads beside those of queues: one for each front-end, those that close files, control connections, the
+/// last flush, and the one that writes image tables.
+const OTHER_THREADS: u64 = (MAX_FRONT_ENDS + MAX_CLOSERS) as u64 + 13;
 
 /// Mappings of a thread: stack, guard page, signal stack and its guard.
 const THREAD_MAPPINGS: u64 = 4;
@@ -327,7 +327,7 @@ mod tests {
             memory: Usage::open(),
         };
         let error = limits.check(4, false).unwrap_err().to_string();
-        assert!(error.contains("4 queues need 41 more threads"), "{error}");
+        assert!(error.contains("4 queues need 42 more threads"), "{error}");
         assert!(error.contains("fs/a allows 11"), "{error}");
     }
 

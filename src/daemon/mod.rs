@@ -19,6 +19,7 @@ mod record;
 mod remote;
 pub mod sandbox;
 mod sources;
+mod tables;
 mod trace_source;
 mod writable_files;
 
@@ -54,6 +55,7 @@ use record::Recording;
 use sandbox::privileges::{self, Identity};
 use sandbox::{Reach, Sandbox};
 use sources::Sources;
+use tables::Tables;
 use trace_source::TraceSource;
 use writable_files::WritableFiles;
 
@@ -161,6 +163,8 @@ fn start(
         Layers::Named(reference) => Sources::resolve(config, reference)?,
     };
     let (sources, fetcher) = sources.connect(config, download)?;
+    let tables = Tables::find(config, &sources);
+    let sources = sources.with_tables(tables.found());
     let upper = sources.upper();
     upper.map(WritableFiles::create_folder).transpose()?;
     // A socket may lie in the directory of the writable layer. Both lock that directory: the
@@ -169,7 +173,8 @@ fn start(
     let writable = upper.map(WritableFiles::find).transpose()?;
     let limits = SystemLimits::measure();
     limits.check_memory(config.queues(), writable.is_some())?;
-    let sandbox = enter(config, &sockets, writable.as_ref(), &rings)?;
+    let writes = writable.is_some() || tables.are_wanted();
+    let sandbox = enter(config, &sockets, writable.as_ref(), writes, &rings)?;
     let recorder = recording.as_ref().map(Recording::recorder);
     let mut device = Device::load(config, sources, writable, rings, recorder)?;
     device.start_serving();
@@ -179,6 +184,7 @@ fn start(
     sandbox.map_or(Ok(()), Sandbox::tighten)?;
     let trace = trace.or(device.take_trace().map(TraceSource::Layer));
     let device = Arc::new(device);
+    tables.write(Arc::clone(&device));
     // A replay would be recorded as reads.
     if let Some(trace) = trace.filter(|_| recording.is_none()) {
         trace.start(device.clone());
@@ -226,11 +232,13 @@ fn change_user(config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
-/// Enters the sandbox, unless the command line disables it.
+/// Enters the sandbox, unless the command line disables it. `writes` says whether open files are written
+/// to.
 fn enter(
     config: &Config,
     sockets: &Sockets,
     writable: Option<&WritableFiles>,
+    writes: bool,
     rings: &Rings,
 ) -> Result<Option<Sandbox>, Error> {
     // Cached, because the sandbox allows no access to it.
@@ -242,7 +250,7 @@ fn enter(
         sockets: &sockets.directories(),
         directories: &directories,
         files: &links,
-        write: writable.is_some(),
+        write: writes,
         rings: rings.made() > 0,
         ..Reach::default()
     };

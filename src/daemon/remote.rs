@@ -54,6 +54,11 @@ impl Remote {
         })
     }
 
+    /// The cache directory.
+    pub fn cache(&self) -> &Path {
+        &self.fetcher.cache
+    }
+
     /// Finds the layers of an image.
     ///
     /// # Errors

@@ -1,15 +1,18 @@
 //! The layers of a disk between start and sandbox: opened or attached to a fetcher, and not parsed yet.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::config::WritableSource;
 use super::remote::Remote;
 use super::sandbox::privileges;
 use super::{Config, Error};
-use crate::fetch::open::{AttachedLayers, LocalLayers, OpenLayers};
+use crate::fetch::open::{AttachedLayers, LocalLayers, Needs, OpenLayers};
 use crate::fetch::process::Control;
 use crate::format::download::Download;
+use crate::format::tables::LayerIdentity;
 use crate::image::config::Stack;
+use crate::image::tables::TablesFile;
 use crate::image::{self, Image, MAX_LAYERS, OpenStack};
 use crate::registry::reference::Reference;
 use crate::source::client::Client;
@@ -24,6 +27,10 @@ pub struct Sources {
     upper: Option<WritableSource>,
     /// The layer in a registry that holds the image's trace.
     trace: Option<Arc<RemoteBlob>>,
+    /// The cache directory.
+    cache: Option<PathBuf>,
+    /// What is known of the layers.
+    tables: Option<Arc<TablesFile>>,
 }
 
 /// The bytes of the layers.
@@ -87,12 +94,37 @@ impl Sources {
             files,
             upper,
             trace: None,
+            cache: config.remote.cache.clone(),
+            tables: None,
         })
     }
 
     /// Returns the location of the writable layer, if the disk has one.
     pub fn upper(&self) -> Option<&WritableSource> {
         self.upper.as_ref()
+    }
+
+    /// The cache directory, if one is named.
+    pub(super) fn cache(&self) -> Option<&Path> {
+        self.cache.as_deref()
+    }
+
+    /// The identities of the layers, bottom first; `None` if one of them has none.
+    ///
+    /// # Errors
+    ///
+    /// [`source::Error::Open`] if a file cannot be examined.
+    pub(super) fn identities(&self) -> Result<Option<Vec<LayerIdentity>>, source::Error> {
+        match &self.files {
+            Files::Open(files) => files.identities(),
+            Files::Local(_) => Ok(None),
+            Files::Attached(layers) => layers.identities(),
+        }
+    }
+
+    /// Sets what is known of the layers, so that they need not be read.
+    pub(super) fn with_tables(self, tables: Option<Arc<TablesFile>>) -> Self {
+        Self { tables, ..self }
     }
 
     /// Finds the layers of an image in a registry.
@@ -133,12 +165,27 @@ impl Sources {
         let remote = Remote::new(config, wanted)?;
         let (layers, control) = remote.attach(layers, self.trace.clone(), download)?;
         let files = Files::Attached(layers);
-        Ok((Self { files, ..self }, Some(control)))
+        let cache = Some(remote.cache().to_owned());
+        let sources = Self {
+            files,
+            cache,
+            ..self
+        };
+        Ok((sources, Some(control)))
     }
 
     /// Opens the layers that are in registries.
     pub(super) fn open_remotes(self, config: &Config) -> Result<OpenSources, Error> {
-        let Self { stack, files, .. } = self;
+        let Self {
+            stack,
+            files,
+            tables,
+            ..
+        } = self;
+        let needs = match tables {
+            Some(_) => Needs::Nothing,
+            None => Needs::Structures,
+        };
         let (files, client, trace) = match files {
             Files::Open(files) => (files, None, None),
             Files::Local(_) => {
@@ -152,7 +199,7 @@ impl Sources {
                         log::error!("cannot drop the privileges of a thread: {error}");
                     }
                 };
-                let opened = layers.open(config.remote.patience(), drop_privileges);
+                let opened = layers.open(config.remote.patience(), needs, drop_privileges);
                 let OpenLayers {
                     blobs,
                     trace,
@@ -164,7 +211,7 @@ impl Sources {
         };
         Ok(OpenSources {
             stack,
-            files,
+            files: files.with_tables(tables),
             client,
             trace,
         })

@@ -14,6 +14,7 @@ use thiserror::Error;
 use super::Download;
 use super::process::{Process, ProcessError};
 use crate::format::presence::UNIT;
+use crate::format::tables::LayerIdentity;
 use crate::reason::reason;
 use crate::source::client::{Client, Patience};
 use crate::source::protocol::Cause;
@@ -48,6 +49,15 @@ pub enum OpenError {
 enum Layer {
     Open(Blob),
     Remote(Arc<RemoteBlob>),
+}
+
+/// What is read of a layer when it is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    /// Its headers, its index and its block table. They are fetched at once.
+    Structures,
+    /// Nothing: image tables hold all of it.
+    Nothing,
 }
 
 /// The layers of a stack, of which the local ones are open.
@@ -159,11 +169,12 @@ impl AttachedBlobs {
     pub fn open(
         self,
         patience: Patience,
+        needs: Needs,
         prepare: impl FnOnce() + Send + 'static,
     ) -> Result<OpenBlobs, ProcessError> {
         let client = Client::start_with(self.socket, patience, prepare);
         let client = Arc::new(client.map_err(ProcessError::Start)?);
-        let mut opened = open_remotes(&client, &self.blobs).into_iter();
+        let mut opened = open_remotes(&client, &self.blobs, needs).into_iter();
         let opened = self.blobs.into_iter().map(|blob| {
             let opened = opened.next().unwrap_or_else(|| Err(thread_ended()));
             let layer = LayerRef::Remote(blob);
@@ -177,18 +188,31 @@ impl AttachedBlobs {
 }
 
 impl AttachedLayers {
+    /// The identities of the layers, bottom first; `None` if one of them has none.
+    ///
+    /// # Errors
+    /// [`source::Error::Open`] if a file cannot be examined.
+    pub fn identities(&self) -> Result<Option<Vec<LayerIdentity>>, source::Error> {
+        let identities = self.layers.iter().map(|layer| match layer {
+            Layer::Open(blob) => Ok(blob.identity()?.map(|identity| identity.stored())),
+            Layer::Remote(blob) => Ok(Some(LayerIdentity::Blob(blob.digest))),
+        });
+        identities.collect()
+    }
+
     /// Opens the blobs of registries. Waits for the fetcher, at most as long as `patience` says for
-    /// a start; reads no byte of any layer. The thread that receives bytes from then on calls
-    /// `prepare` first.
+    /// a start; reads no byte of any layer, and has those fetched that it `needs`. The thread that
+    /// receives bytes from then on calls `prepare` first.
     ///
     /// # Errors
     /// An [`OpenError`] that names the layer.
     pub fn open(
         self,
         patience: Patience,
+        needs: Needs,
         prepare: impl FnOnce() + Send + 'static,
     ) -> Result<OpenLayers, OpenError> {
-        let OpenBlobs { blobs, client } = self.attached.open(patience, prepare)?;
+        let OpenBlobs { blobs, client } = self.attached.open(patience, needs, prepare)?;
         let mut opened = blobs;
         let trace = self.has_trace.then(|| opened.pop()).flatten();
         let trace = trace.and_then(|trace| {
@@ -230,7 +254,7 @@ pub fn open_layers(
     download: Option<Download>,
 ) -> Result<OpenLayers, OpenError> {
     let attached = LocalLayers::open(layers)?.attach(process, None, download)?;
-    attached.open(patience, || {})
+    attached.open(patience, Needs::Structures, || {})
 }
 
 /// The blobs of registries. Their places in this list are their numbers.
@@ -251,9 +275,13 @@ fn open_remote(
     client: &Arc<Client>,
     number: u32,
     blob: &Arc<RemoteBlob>,
+    needs: Needs,
 ) -> Result<OpenBlob, FetchError> {
     let blob = cached::open(client, number, blob)?;
     let local_bytes = blob.local_bytes();
+    if needs == Needs::Nothing {
+        return Ok(OpenBlob { blob, local_bytes });
+    }
     for bytes in needed_to_load(blob.len()) {
         let len = (bytes.end - bytes.start) as usize;
         if let Located::Absent(_) = blob.locate(bytes.start, len) {
@@ -281,6 +309,7 @@ fn needed_to_load(len: u64) -> impl Iterator<Item = Range<u64>> {
 fn open_remotes(
     client: &Arc<Client>,
     remotes: &[Arc<RemoteBlob>],
+    needs: Needs,
 ) -> Vec<Result<OpenBlob, FetchError>> {
     let mut opened = Vec::new();
     for (chunk, first) in remotes.chunks(AT_A_TIME).zip((0..).step_by(AT_A_TIME)) {
@@ -288,7 +317,7 @@ fn open_remotes(
             let threads: Vec<_> = chunk
                 .iter()
                 .zip(first..)
-                .map(|(blob, number)| scope.spawn(move || open_remote(client, number, blob)))
+                .map(|(blob, number)| scope.spawn(move || open_remote(client, number, blob, needs)))
                 .collect();
             opened.extend(threads.into_iter().filter_map(|thread| thread.join().ok()));
         });

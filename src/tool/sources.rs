@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Error;
 use super::open_files::OpenFiles;
-use crate::fetch::open::{AttachedBlobs, OpenBlobs};
+use crate::fetch::open::{AttachedBlobs, Needs, OpenBlobs};
 use crate::source::client::Patience;
 
 /// The files of a disk, of which those in registries are not open yet.
@@ -44,7 +44,7 @@ impl Sources {
             return Ok(self.files);
         };
         let mut files = self.files;
-        let OpenBlobs { blobs, client } = attached.open(patience, prepare)?;
+        let OpenBlobs { blobs, client } = attached.open(patience, Needs::Structures, prepare)?;
         let remote = files.layers_mut().filter(|layer| layer.is_remote());
         for (layer, opened) in remote.zip(blobs) {
             let opened = opened?;

@@ -5,3 +5,4 @@ mod golden;
 mod recovery;
 mod requests;
 mod session;
+mod tables;
