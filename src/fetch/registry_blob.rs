@@ -73,9 +73,8 @@ impl<R: Read> Read for Classed<R> {
     }
 }
 
-/// What an error of the client means for a fetch.
-pub(super) fn failure(error: &Error) -> Failure {
-    let kind = match error {
+fn kind_of(error: &Error) -> FetchErrorKind {
+    match error {
         Error::Denied { .. } | Error::Credentials { .. } | Error::Token { .. } => {
             FetchErrorKind::Unauthorized
         }
@@ -83,8 +82,23 @@ pub(super) fn failure(error: &Error) -> Failure {
         Error::Timeout { .. } => FetchErrorKind::Timeout,
         Error::Mismatch { .. } => FetchErrorKind::Damaged,
         Error::Setup { .. } => FetchErrorKind::System,
-        _ => FetchErrorKind::Unreachable,
-    };
+        Error::Busy { .. } => FetchErrorKind::Busy,
+        Error::Status { .. }
+        | Error::Unexpected { .. }
+        | Error::Redirect { .. }
+        | Error::Manifest { .. }
+        | Error::WithoutRanges { .. } => FetchErrorKind::Unexpected,
+        Error::Tls { .. }
+        | Error::Resolve { .. }
+        | Error::Proxy { .. }
+        | Error::Connection { .. } => FetchErrorKind::Unreachable,
+        Error::Resting { source, .. } => kind_of(source),
+    }
+}
+
+/// What an error of the client means for a fetch.
+pub(super) fn failure(error: &Error) -> Failure {
+    let kind = kind_of(error);
     let mut failure = match error.class() {
         Class::Definite => Failure::definite(kind, reason(error)),
         Class::Passing { retry_after } => Failure {

@@ -123,10 +123,10 @@ impl Read for BlobBody {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let result = self.next(buffer);
         if let Some(peer) = &self.peer {
-            match result {
+            match &result {
                 Ok(_) if self.left == 0 => peer.succeeded(),
                 Ok(_) => {}
-                Err(_) => peer.failed(),
+                Err(error) => peer.failed(error.clone()),
             }
         }
         result.map_err(io::Error::from)

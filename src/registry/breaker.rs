@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::error::Error;
+
 /// When and for how long a server is spared.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Policy {
@@ -37,6 +39,17 @@ pub(super) struct Breakers {
 struct Record {
     failures: u32,
     next: Instant,
+    /// The last failure.
+    error: Error,
+}
+
+/// A server is not asked now.
+#[derive(Debug)]
+pub(super) struct Spared {
+    /// Time until the next attempt.
+    pub(super) retry_after: Duration,
+    /// Its last failure.
+    pub(super) error: Error,
 }
 
 impl Breakers {
@@ -48,8 +61,8 @@ impl Breakers {
     /// Lets a request pass.
     ///
     /// # Errors
-    /// The time until the next attempt: the server is spared.
-    pub(super) fn admit(&self, host: &str, now: Instant) -> Result<(), Duration> {
+    /// [`Spared`]: the server failed too often, and the next attempt is not due yet.
+    pub(super) fn admit(&self, host: &str, now: Instant) -> Result<(), Spared> {
         let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(record) = records
             .get_mut(host)
@@ -58,7 +71,10 @@ impl Breakers {
             return Ok(());
         };
         if now < record.next {
-            return Err(record.next - now);
+            return Err(Spared {
+                retry_after: record.next - now,
+                error: record.error.clone(),
+            });
         }
         // This request is the attempt; the others wait for what it finds.
         record.next = now + self.policy.pause(record.failures);
@@ -74,7 +90,7 @@ impl Breakers {
     }
 
     /// Records a failure; `true` if from now on the server is spared.
-    pub(super) fn failed(&self, host: &str, now: Instant) -> bool {
+    pub(super) fn failed(&self, host: &str, now: Instant, error: Error) -> bool {
         let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
         if records.len() >= MAX_HOSTS && !records.contains_key(host) {
             records.clear();
@@ -82,7 +98,9 @@ impl Breakers {
         let record = records.entry(host.to_owned()).or_insert(Record {
             failures: 0,
             next: now,
+            error: error.clone(),
         });
+        record.error = error;
         record.failures = record.failures.saturating_add(1);
         if record.failures >= self.policy.limit {
             record.next = now + self.policy.pause(record.failures);
@@ -102,32 +120,54 @@ impl Policy {
 mod tests {
     use super::*;
 
+    fn error(number: usize) -> Error {
+        Error::Timeout {
+            host: "h".parse().unwrap(),
+            phase: number.to_string(),
+        }
+    }
+
+    /// Time until the next attempt, if the server is spared.
+    fn pause(breakers: &Breakers, host: &str, now: Instant) -> Option<Duration> {
+        breakers
+            .admit(host, now)
+            .err()
+            .map(|spared| spared.retry_after)
+    }
+
     #[test]
     fn a_failing_server_is_asked_now_and_then() {
         let breakers = Breakers::new(SERVERS);
         let start = Instant::now();
         for failure in 1..=SERVERS.limit {
-            assert_eq!(breakers.admit("h", start), Ok(()));
-            assert_eq!(breakers.failed("h", start), failure == SERVERS.limit);
+            assert_eq!(pause(&breakers, "h", start), None);
+            let is_last = failure == SERVERS.limit;
+            assert_eq!(
+                breakers.failed("h", start, error(failure as usize)),
+                is_last
+            );
         }
-        assert_eq!(breakers.admit("h", start), Err(SERVERS.first_pause));
-        assert_eq!(breakers.admit("other", start), Ok(()));
+        let spared = breakers.admit("h", start).unwrap_err();
+        assert_eq!(spared.retry_after, SERVERS.first_pause);
+        let last = error(SERVERS.limit as usize).to_string();
+        assert_eq!(spared.error.to_string(), last);
+        assert_eq!(pause(&breakers, "other", start), None);
 
         let later = start + SERVERS.first_pause;
-        assert_eq!(breakers.admit("h", later), Ok(()), "one attempt");
+        assert_eq!(pause(&breakers, "h", later), None, "one attempt");
         assert!(breakers.admit("h", later).is_err(), "and no other");
-        assert!(!breakers.failed("h", later));
-        assert_eq!(breakers.admit("h", later), Err(2 * SERVERS.first_pause));
+        assert!(!breakers.failed("h", later, error(0)));
+        assert_eq!(pause(&breakers, "h", later), Some(2 * SERVERS.first_pause));
 
         let mut now = later;
         for _ in 0..100 {
             now += SERVERS.max_pause;
-            assert_eq!(breakers.admit("h", now), Ok(()));
-            breakers.failed("h", now);
-            assert!(breakers.admit("h", now).unwrap_err() <= SERVERS.max_pause);
+            assert_eq!(pause(&breakers, "h", now), None);
+            breakers.failed("h", now, error(0));
+            assert!(pause(&breakers, "h", now) <= Some(SERVERS.max_pause));
         }
         assert!(breakers.succeeded("h"));
-        assert_eq!(breakers.admit("h", now), Ok(()));
+        assert_eq!(pause(&breakers, "h", now), None);
         assert!(!breakers.succeeded("h"));
     }
 
@@ -135,7 +175,7 @@ mod tests {
     fn the_memory_is_bounded() {
         let breakers = Breakers::new(SERVERS);
         for number in 0..3 * MAX_HOSTS {
-            breakers.failed(&number.to_string(), Instant::now());
+            breakers.failed(&number.to_string(), Instant::now(), error(number));
         }
         assert!(breakers.records.lock().unwrap().len() <= MAX_HOSTS);
     }

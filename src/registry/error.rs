@@ -179,6 +179,8 @@ pub enum Error {
         host: Host,
         /// Time until the next attempt.
         retry_after: Duration,
+        /// Its last failure.
+        source: Box<Error>,
     },
     /// A credential service or the configuration cannot be used.
     #[error("{what}")]
@@ -248,8 +250,8 @@ impl Error {
             Error::Tls { .. }
             | Error::Resolve { .. }
             | Error::Proxy { .. }
-            | Error::Connection { .. }
-            | Error::Resting { .. } => "Connection failed",
+            | Error::Connection { .. } => "Connection failed",
+            Error::Resting { source, .. } => source.upstream_words(),
             Error::Timeout { .. } => "Get meta timedout",
             Error::Busy { .. } => "Too many requests",
             Error::Mismatch { .. }

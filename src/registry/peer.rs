@@ -137,7 +137,7 @@ impl Peer {
                 if matches!(error, Error::NotFound { .. }) {
                     self.health.succeeded();
                 } else {
-                    self.health.failed();
+                    self.health.failed(error);
                 }
                 None
             }
@@ -168,8 +168,8 @@ impl Health {
     }
 
     /// Records a failure.
-    pub(super) fn failed(&self) {
-        if self.breakers.failed(&self.name, Instant::now()) {
+    pub(super) fn failed(&self, error: Error) {
+        if self.breakers.failed(&self.name, Instant::now(), error) {
             log::warn!(
                 "mirror {} failed repeatedly; using the registry instead",
                 self.name

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::auth::{Logins, denied};
-use super::breaker::{Breakers, SERVERS};
+use super::breaker::{Breakers, SERVERS, Spared};
 use super::detail;
 use super::error::{Error, Result};
 use super::http::{Answer, Ask, Http, Named};
@@ -135,28 +135,47 @@ impl Requests {
         named: Named,
     ) -> Result<Answer> {
         let host = url.host();
-        let spared = |retry_after| Error::Resting {
+        let resting = |spared: Spared| Error::Resting {
             host: host.clone(),
-            retry_after,
+            retry_after: spared.retry_after,
+            source: Box::new(spared.error),
         };
         self.breakers
             .admit(host.as_str(), Instant::now())
-            .map_err(spared)?;
+            .map_err(resting)?;
         let result = self.http.send(ask, url, headers, named);
         self.statuses
             .count(result.as_ref().ok().map(Answer::status));
-        let failed = match &result {
-            Ok(answer) => answer.status() >= 500 || matches!(answer.status(), 408 | 425 | 429),
-            Err(error) => error.is_outage(),
-        };
-        if failed {
-            if self.breakers.failed(host.as_str(), Instant::now()) {
+        if let Some(error) = outage(url, &result) {
+            if self.breakers.failed(host.as_str(), Instant::now(), error) {
                 log::warn!("{host} stopped answering; probing it at intervals");
             }
         } else if self.breakers.succeeded(host.as_str()) {
             log::info!("{host} answers again");
         }
         result
+    }
+}
+
+/// The error of a request that shows that its server is overloaded or does not work.
+fn outage(url: &Url, result: &Result<Answer>) -> Option<Error> {
+    let host = url.host().clone();
+    match result {
+        Err(error) => error.is_outage().then(|| error.clone()),
+        Ok(answer) => match answer.status() {
+            status @ (429 | 503) => Some(Error::Busy {
+                host,
+                status,
+                retry_after: None,
+            }),
+            status if status >= 500 || matches!(status, 408 | 425) => Some(Error::Status {
+                host,
+                what: url.without_query(),
+                status,
+                detail: String::new(),
+            }),
+            _ => None,
+        },
     }
 }
 
