@@ -161,7 +161,18 @@ impl Cache {
         Ok(None)
     }
 
+    /// Makes an empty entry, or nothing.
     fn create(&self, identity: Identity) -> Result<Partial, Error> {
+        let created = self.create_files(identity);
+        if created.is_err() {
+            // No later opening must take half an entry for a damaged one.
+            layout::remove(&self.layout.map(&identity))?;
+            layout::remove(&self.layout.data(&identity))?;
+        }
+        created
+    }
+
+    fn create_files(&self, identity: Identity) -> Result<Partial, Error> {
         let data_path = self.layout.data(&identity);
         let data = create(&data_path)?;
         data.set_len(identity.len())

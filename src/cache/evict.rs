@@ -67,6 +67,14 @@ impl Cache {
         self.free(excess)
     }
 
+    /// Whether the cache is over a limit.
+    ///
+    /// # Errors
+    /// [`Error::File`] if a directory cannot be read.
+    pub fn is_over(&self, limits: Limits) -> Result<bool, Error> {
+        self.excess(limits).map(|excess| excess > 0)
+    }
+
     /// Removes files that are not in use until `wanted` bytes of storage are free again.
     ///
     /// # Errors

@@ -16,6 +16,7 @@
 //! the way of one that has it right.
 
 use std::fs::{self, DirBuilder, File, Metadata};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -132,7 +133,9 @@ impl Layout {
 
     /// Makes an empty directory a cache. The version file appears whole and last.
     fn initialize(&self, version: &Path) -> Result<(), Error> {
-        let probe = self.root.join(format!("probe-{}", std::process::id()));
+        // Of processes in different namespaces, each may have the same number.
+        let random = RandomState::new().hash_one(std::process::id());
+        let probe = self.root.join(format!("probe-{random:016x}"));
         // Left over where another process does the same at this moment, or was killed doing it.
         let others = fs::read_dir(&self.root).map_err(Error::file("list", &self.root))?;
         let foreign = |name: &str| name != "version" && !name.starts_with("probe-");

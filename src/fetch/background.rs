@@ -108,6 +108,7 @@ impl Running {
             block_size: self.download.block_size,
             rate: Some(self.download.rate),
             patience: None,
+            within_limits: true,
         };
         for attempt in 1..=self.download.attempts.max(1) {
             let mut go_on = |_| match self.is_over() {

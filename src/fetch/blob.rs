@@ -63,13 +63,14 @@ impl Blob {
         identity: Identity,
         entry: Entry,
         origin: Arc<dyn Origin>,
+        pace: Pace,
     ) -> Self {
         Self {
             id,
             identity,
             entry,
             origins: Mutex::new(vec![origin]),
-            pace: Mutex::default(),
+            pace: Mutex::new(pace),
             ahead: Mutex::default(),
             failures: AtomicU32::new(0),
             refused: AtomicBool::new(false),

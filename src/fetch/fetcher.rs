@@ -13,6 +13,7 @@ use super::background::Download;
 use super::blob::{Blob, BlobId, Offer, lock};
 use super::counters::{Counters, CountersSnapshot};
 use super::origin::Failure;
+use super::pace::Pace;
 use super::schedule::{Schedule, Urgency};
 use super::{keeper, session, worker};
 use crate::cache::{self, Cache, Entry, Limits};
@@ -42,6 +43,9 @@ pub struct Options {
     pub other_threads: usize,
     /// How large the cache may grow.
     pub limits: Limits,
+    /// Bytes that a reader's first request asks for, before round trip and rate are known; `None`: the
+    /// default.
+    pub first_request: Option<u64>,
 }
 
 impl Default for Options {
@@ -50,6 +54,7 @@ impl Default for Options {
             demand_threads: 16,
             other_threads: 8,
             limits: Limits::default(),
+            first_request: None,
         }
     }
 }
@@ -106,10 +111,11 @@ impl Blobs {
         self.by_id.get(&id)?.upgrade()
     }
 
-    fn add(&mut self, identity: Identity, entry: Entry, offer: &Offer) -> Arc<Blob> {
+    fn add(&mut self, identity: Identity, entry: Entry, offer: &Offer, pace: Pace) -> Arc<Blob> {
         let id = BlobId(self.next_id);
         self.next_id += 1;
-        let blob = Arc::new(Blob::new(id, identity, entry, Arc::clone(&offer.origin)));
+        let origin = Arc::clone(&offer.origin);
+        let blob = Arc::new(Blob::new(id, identity, entry, origin, pace));
         self.by_id.retain(|_, blob| blob.strong_count() > 0);
         self.by_id.insert(id, Arc::downgrade(&blob));
         let by_id = &self.by_id;
@@ -143,6 +149,8 @@ pub(super) struct Shared {
     pub(super) suspects: Mutex<Vec<Digest>>,
     /// Whether the last store found no space.
     pub(super) is_full: AtomicBool,
+    /// Whether the cache is over a limit, although what is not in use was evicted.
+    pub(super) is_over: AtomicBool,
 }
 
 /// Fetches blobs into a cache, until dropped.
@@ -173,6 +181,7 @@ impl Fetcher {
             stopping: AtomicBool::new(false),
             suspects: Mutex::default(),
             is_full: AtomicBool::new(false),
+            is_over: AtomicBool::new(false),
         });
         let mut fetcher = Self {
             shared,
@@ -308,13 +317,23 @@ impl Shared {
             blob.add_origin(&offer.origin);
             return Ok(blob);
         }
-        let entry = self.cache.entry(identity).map_err(|error| match error {
+        let entry = match self.cache.entry(identity) {
+            Err(error) if error.is_full() => {
+                // What another process may free as well is tried once.
+                let _ = self.cache.free(worker::MAKE_ROOM);
+                self.cache.entry(identity)
+            }
+            entry => entry,
+        };
+        let entry = entry.map_err(|error| match error {
             cache::Error::Length { .. } => {
                 Failure::definite(FetchErrorKind::Damaged, error.to_string())
             }
             error => system(&error),
         })?;
-        let blob = self.state().blobs.add(identity, entry, offer);
+        let first = self.options.first_request;
+        let pace = first.map_or_else(Pace::default, Pace::starting_with);
+        let blob = self.state().blobs.add(identity, entry, offer, pace);
         Ok(blob)
     }
 

@@ -5,6 +5,7 @@ mod tests;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,6 +18,8 @@ use super::origin::Failure;
 use crate::cache::{self, Outcome, Partial};
 use crate::format::digest::Digest;
 use crate::format::presence::{UNIT, UnitRange};
+use crate::reason::reason;
+use crate::source::FetchErrorKind;
 use crate::source::presence::Bitmap;
 use crate::source::protocol::Cause;
 
@@ -34,6 +37,21 @@ pub struct FillOptions {
     pub rate: Option<u64>,
     /// Give up if no byte comes for so long; `None`: never.
     pub patience: Option<Duration>,
+    /// Whether to pause while the cache is over its limits.
+    pub within_limits: bool,
+}
+
+impl FillOptions {
+    /// As fast as the link is, for a client that waits for the whole blob.
+    pub fn at_once() -> Self {
+        Self {
+            parallel: 4,
+            block_size: 8 << 20,
+            rate: None,
+            patience: Some(Duration::from_secs(120)),
+            within_limits: false,
+        }
+    }
 }
 
 /// A whole blob could not be fetched.
@@ -74,6 +92,18 @@ pub enum FillError {
     /// The fetcher stops, or the caller does.
     #[error("download stopped")]
     Stopped,
+}
+
+impl From<FillError> for Failure {
+    fn from(error: FillError) -> Self {
+        let kind = match &error {
+            FillError::Fetch { source, .. } => return source.clone(),
+            FillError::Cache { .. } | FillError::Stopped => FetchErrorKind::System,
+            FillError::Mismatch { .. } => FetchErrorKind::Damaged,
+            FillError::Stalled { .. } => FetchErrorKind::Timeout,
+        };
+        Self::definite(kind, reason(&error))
+    }
 }
 
 impl Fetcher {
@@ -227,6 +257,9 @@ impl Filling<'_> {
             };
             // Demand goes first: on a link that is full, a download would only delay it.
             if self.shared.state().schedule.has_demand() {
+                return;
+            }
+            if options.within_limits && self.shared.is_over.load(Ordering::Relaxed) {
                 return;
             }
             let units = UnitRange::new(run.start(), run.end().min(run.start() + block));

@@ -1,6 +1,7 @@
 //! Keeps the cache: makes units durable, verifies full blobs, evicts.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,7 @@ const EVICT_EVERY: Duration = Duration::from_secs(30);
 
 /// Runs until the fetcher stops; then makes durable what is there.
 pub(super) fn run(shared: &Shared) {
+    evict(shared);
     let mut evicted = Instant::now();
     while !shared.is_stopping() {
         thread::sleep(TICK);
@@ -108,5 +110,17 @@ fn evict(shared: &Shared) {
         }
         Ok(_) => {}
         Err(error) => log::warn!("{}", reason(&error)),
+    }
+    let is_over = shared.cache.is_over(shared.options.limits);
+    let is_over = is_over.is_ok_and(|is_over| is_over);
+    let root = shared.cache.root().display();
+    match (shared.is_over.swap(is_over, Ordering::Relaxed), is_over) {
+        (false, true) => log::warn!(
+            "the cache at {root} is over its limit, and all of it is in use: downloads pause"
+        ),
+        (true, false) => {
+            log::info!("the cache at {root} is within its limit again: downloads go on");
+        }
+        (false, false) | (true, true) => {}
     }
 }

@@ -16,15 +16,32 @@ const START: u64 = 256 << 10;
 const WEIGHT: f64 = 0.25;
 
 /// What is known of the way to one origin.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
+    /// Bytes to ask for as long as nothing is known.
+    start: u64,
     /// Seconds to the first byte.
     delay: Option<f64>,
     /// Bytes a second after it.
     rate: Option<f64>,
 }
 
+impl Default for Pace {
+    fn default() -> Self {
+        Self::starting_with(START)
+    }
+}
+
 impl Pace {
+    /// Asks for so many bytes at first.
+    pub(super) fn starting_with(start: u64) -> Self {
+        Self {
+            start: start.clamp(MIN, MAX),
+            delay: None,
+            rate: None,
+        }
+    }
+
     /// Takes the measurements of one answer.
     pub(super) fn observe(&mut self, first_byte: Duration, bytes: u64, transfer: Duration) {
         let mix = |old: Option<f64>, new: f64| old.map_or(new, |old| old + WEIGHT * (new - old));
@@ -40,7 +57,7 @@ impl Pace {
     pub(super) fn demand_units(&self) -> u64 {
         let bytes = match (self.delay, self.rate) {
             (Some(delay), Some(rate)) => ((delay * rate) as u64).clamp(MIN, MAX),
-            _ => START,
+            _ => self.start,
         };
         bytes.next_power_of_two().min(MAX) / UNIT
     }
@@ -68,6 +85,9 @@ mod tests {
     #[test]
     fn the_size_follows_round_trip_and_rate() {
         assert_eq!(Pace::default().demand_units(), 4);
+        assert_eq!(Pace::starting_with(4096).demand_units(), 1);
+        assert_eq!(Pace::starting_with(1 << 19).demand_units(), 8);
+        assert_eq!(Pace::starting_with(64 << 20).demand_units(), 16);
         assert_eq!(settled(0.1, 1e9), 2);
         assert_eq!(settled(1.0, 125e6), 2);
         assert_eq!(settled(20.0, 125e6), 16);

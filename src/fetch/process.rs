@@ -396,13 +396,7 @@ fn run_fetcher(control: OwnedFd) -> Result<(), ProcessError> {
     let access = config.open()?;
     access.confine()?;
     let client = Arc::new(access.client);
-    let options = Options {
-        limits: Limits {
-            bytes: access.service.cache_size.unwrap_or(u64::MAX),
-            ..Limits::default()
-        },
-        ..Options::default()
-    };
+    let options = options(&access.service);
     let statuses = Arc::clone(client.statuses());
     let fetcher = Fetcher::start(access.cache, options, statuses)?;
     let mut waiting: Vec<_> = messages.collect();
@@ -423,6 +417,22 @@ fn run_fetcher(control: OwnedFd) -> Result<(), ProcessError> {
     }
     fetcher.leave();
     Ok(())
+}
+
+/// Options of a fetcher as the service configuration has them.
+fn options(service: &ServiceConfig) -> Options {
+    let default = Options::default();
+    let concurrency = service.prefetch_concurrency.map(|count| count as usize);
+    Options {
+        limits: Limits {
+            bytes: service.cache_size.unwrap_or(u64::MAX),
+            ..Limits::default()
+        },
+        // The threads of a replay are those of all that nothing waits for.
+        other_threads: concurrency.unwrap_or(default.other_threads),
+        first_request: service.refill_size,
+        ..default
+    }
 }
 
 fn attach(fetcher: &Fetcher, client: &Arc<Client>, owned: Owned) -> Result<(), ProcessError> {

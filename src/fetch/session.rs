@@ -1,6 +1,7 @@
 //! The fetcher's side of the connection to one disk process.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use super::blob::{Blob, Offer};
 use super::fetcher::{Shared, Waiter};
+use super::fill::FillOptions;
 use super::keeper;
 use super::origin::Failure;
 use crate::cache::Entry;
@@ -22,6 +24,9 @@ const TICK: Duration = Duration::from_millis(200);
 /// Fetches of one disk process that may wait at a time.
 const MAX_OUTSTANDING: usize = 4096;
 
+/// Blobs of one disk process that are fetched whole at a time.
+const MAX_FILLING: usize = 16;
+
 struct Session {
     shared: Arc<Shared>,
     link: Arc<Link>,
@@ -29,6 +34,8 @@ struct Session {
     /// The offered blobs that are open.
     blobs: Vec<Option<Arc<Blob>>>,
     outstanding: Arc<AtomicUsize>,
+    /// Blobs that are fetched whole at this moment.
+    filling: Arc<AtomicUsize>,
 }
 
 /// Starts a thread that serves a disk process until either side ends the connection.
@@ -43,6 +50,7 @@ pub(super) fn start(
         blobs: offers.iter().map(|_| None).collect(),
         offers,
         outstanding: Arc::default(),
+        filling: Arc::default(),
     };
     thread::Builder::new()
         .name("fetch-session".to_owned())
@@ -68,6 +76,8 @@ impl Session {
             Waiter::Local { .. } => false,
         };
         self.shared.state().schedule.forget(is_mine);
+        // Threads that fetch whole blobs for it end.
+        self.link.end();
         // The keeper no longer sees those that no other connection has open.
         for blob in self.blobs.iter().flatten() {
             keeper::sync(blob, 1);
@@ -99,6 +109,7 @@ impl Session {
                     (_, None) => {}
                 }
             }
+            Ok(Request::Fill { ticket, blob }) => self.fill(ticket, blob),
             Ok(Request::Count) => {
                 let reply = Reply::Counts(self.shared.counts());
                 self.link.send(reply.encode(), Vec::new());
@@ -140,6 +151,38 @@ impl Session {
         let blob = self.shared.open(offer)?;
         self.blobs[at] = Some(Arc::clone(&blob));
         Ok(blob)
+    }
+
+    /// Fetches and verifies all of a blob, on a thread of its own.
+    fn fill(&mut self, ticket: u64, number: u32) {
+        let waiter = self.waiter(ticket);
+        let refused = |reason: String| Failure::definite(FetchErrorKind::System, reason);
+        let Some(offer) = self.offers.get(number as usize).cloned() else {
+            return waiter.answer(Err(&refused(format!("request for blob {number}"))));
+        };
+        if self.filling.fetch_add(1, Ordering::Relaxed) >= MAX_FILLING {
+            self.filling.fetch_sub(1, Ordering::Relaxed);
+            let reason = format!("more than {MAX_FILLING} blobs are fetched whole at once");
+            return waiter.answer(Err(&refused(reason)));
+        }
+        let (shared, link) = (Arc::clone(&self.shared), Arc::clone(&self.link));
+        let filling = Arc::clone(&self.filling);
+        let run = move || {
+            let mut go_on = |_| match shared.is_stopping() || link.has_ended() {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            };
+            let filled = shared.fill(&offer, FillOptions::at_once(), &mut go_on);
+            filling.fetch_sub(1, Ordering::Relaxed);
+            let filled = filled.map_err(Failure::from);
+            waiter.answer(filled.as_ref().copied());
+        };
+        let thread = thread::Builder::new().name("fetch-fill".to_owned());
+        if let Err(error) = thread.spawn(run) {
+            // Its waiter is gone with it; the client has a deadline.
+            log::error!("cannot start a thread to fetch a blob: {error}");
+            self.link.end();
+        }
     }
 
     fn open(&mut self, number: u32) {

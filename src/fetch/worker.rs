@@ -23,7 +23,7 @@ const IDLE: Duration = Duration::from_secs(60);
 const ELSEWHERE: Duration = Duration::from_millis(20);
 
 /// Bytes of storage that are freed when a store finds no space.
-const MAKE_ROOM: u64 = 64 << 20;
+pub(super) const MAKE_ROOM: u64 = 64 << 20;
 
 /// Why a job did not end.
 enum Interrupted {

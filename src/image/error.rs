@@ -213,6 +213,23 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether the bytes of a layer do not follow the rules of its format.
+    pub(super) const fn breaks_format(&self) -> bool {
+        matches!(
+            self,
+            Self::Foreign { .. }
+                | Self::Tar { .. }
+                | Self::TarPayload { .. }
+                | Self::ZFile { .. }
+                | Self::TooShort { .. }
+                | Self::Lsmt { .. }
+                | Self::Unsealed { .. }
+                | Self::Block { .. }
+        )
+    }
+}
+
 /// What is wrong with a compressed block.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum BlockError {

@@ -57,6 +57,16 @@ impl Layer {
     /// [`Error::Source`] if the blob cannot be read, [`Error::Unsealed`] and [`Error::InUse`] for a
     /// writable layer; the others name the rule of the formats that the blob breaks.
     pub fn load(blob: Arc<Blob>) -> Result<(Self, Vec<Mapping>), Error> {
+        let mut loaded = Self::load_once(Arc::clone(&blob));
+        // A cache may hold wrong bytes, and headers have no checksum that names them.
+        while loaded.as_ref().is_err_and(Error::breaks_format) && blob.distrust() {
+            loaded = Self::load_once(Arc::clone(&blob));
+        }
+        blob.trust();
+        loaded
+    }
+
+    fn load_once(blob: Arc<Blob>) -> Result<(Self, Vec<Mapping>), Error> {
         let name = blob.layer().clone();
         let Some(uuid) = wait_for_seal::wait(&blob)? else {
             let (shared, mappings) = SharedLayer::find_or_load(blob, None)?;

@@ -259,6 +259,21 @@ impl Blob {
         range.read_exact(buffer)
     }
 
+    /// Reports that bytes of the blob are wrong, as its headers or its index show. Returns whether what
+    /// is read from now on will be fetched again, until [`Blob::trust`].
+    pub fn distrust(&self) -> bool {
+        self.presence
+            .as_ref()
+            .is_some_and(|presence| presence.distrust())
+    }
+
+    /// Takes the bytes for right that were not read since [`Blob::distrust`].
+    pub fn trust(&self) {
+        if let Some(presence) = &self.presence {
+            presence.trust();
+        }
+    }
+
     /// Reports that the bytes of a range are not those of the blob, as a checksum shows. Returns
     /// whether they will be fetched again: then the range is absent until that is done.
     ///

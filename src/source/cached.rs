@@ -6,12 +6,14 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use super::blob::Blob;
-use super::client::{Client, Opened};
+use super::client::Client;
 use super::layer_ref::{LayerRef, RemoteBlob};
+use super::opened::Opened;
 use super::presence::{Bitmap, PresenceMap};
 use super::protocol::Cause;
 use super::waker::{FetchError, FetchErrorKind, Presence, Ticket, Waker};
@@ -19,7 +21,8 @@ use crate::format::presence::{Identity, UNIT, UnitRange};
 use crate::io::bitmap::AtomicBitmap;
 use crate::io::mapped_file::Access;
 
-/// How often a damaged unit is fetched again before a request for it fails.
+/// How often a damaged unit is fetched again before a request for it fails, and all that opening a
+/// layer reads.
 const MAX_REPAIRS: u8 = 3;
 
 /// Units whose bytes this process found to be damaged.
@@ -29,6 +32,8 @@ pub(super) struct Rejected {
     bits: OnceLock<AtomicBitmap>,
     /// How often each unit was rejected.
     counts: Mutex<HashMap<u64, u8>>,
+    /// How often all units were rejected at once.
+    distrusted: AtomicU8,
 }
 
 impl Rejected {
@@ -52,6 +57,17 @@ impl Rejected {
         }
         let bits = self.bits.get_or_init(|| AtomicBitmap::new(all));
         bits.set(units.numbers());
+        true
+    }
+
+    /// Rejects all units, a few times.
+    fn add_all(&self, all: u64) -> bool {
+        if self.distrusted.fetch_add(1, Ordering::Relaxed) >= MAX_REPAIRS {
+            self.distrusted.store(MAX_REPAIRS, Ordering::Relaxed);
+            return false;
+        }
+        let bits = self.bits.get_or_init(|| AtomicBitmap::new(all));
+        bits.set(0..all);
         true
     }
 
@@ -111,6 +127,20 @@ impl Presence for CachedPresence {
             false => log::error!("blob {digest} is still damaged at byte {offset}"),
         }
         rejected
+    }
+
+    fn distrust(&self) -> bool {
+        let rejected = self.rejected.add_all(self.map.identity().units());
+        let digest = self.map.identity().digest();
+        match rejected {
+            true => log::warn!("blob {digest} is damaged; fetching again what opening it reads"),
+            false => log::error!("blob {digest} is still damaged"),
+        }
+        rejected
+    }
+
+    fn trust(&self) {
+        self.rejected.replaced(self.map.identity().all_units());
     }
 
     fn local_bytes(&self) -> u64 {

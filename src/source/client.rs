@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use super::cached::Rejected;
 use super::counts::Counts;
 use super::link::{Link, Message, Turn};
+use super::opened::Opened;
 use super::protocol::{Cause, MAX_FETCH, Reply, Request, Subject};
 use super::waker::{FetchError, FetchErrorKind, Ticket, Waker};
 use crate::format::presence::UnitRange;
@@ -61,16 +62,8 @@ impl Default for Patience {
     }
 }
 
-/// Descriptors of a blob that the fetcher opened.
-#[derive(Debug)]
-pub struct Opened {
-    /// Bytes of the blob.
-    pub len: u64,
-    /// Its data file.
-    pub data: OwnedFd,
-    /// Its presence map; `None` if all of it is there.
-    pub map: Option<OwnedFd>,
-}
+/// Units that are fetched because they were damaged, and where that is noted.
+pub(super) type Repair = (Arc<Rejected>, UnitRange);
 
 /// A fetch that was not answered.
 #[derive(Debug)]
@@ -79,8 +72,7 @@ struct Pending {
     waker: Arc<Waker>,
     ticket: Ticket,
     deadline: Instant,
-    /// The units that are fetched because they were damaged, and where that is noted.
-    repair: Option<(Arc<Rejected>, UnitRange)>,
+    repair: Option<Repair>,
     started: Instant,
 }
 
@@ -107,6 +99,29 @@ enum User {
     Guest,
     /// A program that reports errors.
     Tool,
+}
+
+impl Table {
+    /// Adds a request, which has the next number as its ticket.
+    fn add(
+        &mut self,
+        request: Request,
+        waker: &Arc<Waker>,
+        ticket: Ticket,
+        patience: Duration,
+        repair: Option<Repair>,
+    ) {
+        let pending = Pending {
+            request,
+            waker: Arc::clone(waker),
+            ticket,
+            deadline: Instant::now() + patience,
+            repair,
+            started: Instant::now(),
+        };
+        self.fetches.insert(self.next, pending);
+        self.next += 1;
+    }
 }
 
 #[derive(Debug)]
@@ -220,7 +235,7 @@ impl Client {
         bytes: Range<u64>,
         waker: &Arc<Waker>,
         ticket: Ticket,
-        repair: Option<(Arc<Rejected>, UnitRange)>,
+        repair: Option<Repair>,
     ) {
         let cause = match (&repair, self.shared.user.get()) {
             (Some(_), _) => Cause::Repair,
@@ -241,27 +256,40 @@ impl Client {
             drop(table);
             return waker.finish(ticket, Err(error));
         }
-        let number = table.next;
-        table.next += 1;
         let request = Request::Fetch {
-            ticket: number,
+            ticket: table.next,
             blob,
             offset: bytes.start,
             len: bytes.end - bytes.start,
             cause,
         };
-        let pending = Pending {
-            request,
-            waker: Arc::clone(waker),
-            ticket,
-            deadline: Instant::now() + self.patience(),
-            repair,
-            started: Instant::now(),
-        };
-        table.fetches.insert(number, pending);
+        table.add(request, waker, ticket, self.patience(), repair);
         if !table.gone {
             self.shared.send(&request);
         }
+    }
+
+    /// Lets the fetcher fetch all of a blob and compare it with its digest, and waits for that: as
+    /// long as bytes come. Open the blob afterwards.
+    ///
+    /// # Errors
+    /// A [`FetchError`] with the fetcher's reason.
+    pub fn fill(&self, blob: u32) -> Result<(), FetchError> {
+        let waker = Waker::new();
+        let waker =
+            waker.map_err(|error| FetchError::new(FetchErrorKind::System, error.to_string()))?;
+        let mut table = self.shared.table();
+        if table.gone {
+            return Err(gone());
+        }
+        let request = Request::Fill {
+            ticket: table.next,
+            blob,
+        };
+        table.add(request, &waker, Ticket(0), ENDLESS, None);
+        self.shared.send(&request);
+        drop(table);
+        waker.wait()
     }
 
     /// Suggests to fetch bytes that will be wanted soon. Never waits, and is not answered.
@@ -337,7 +365,7 @@ impl Shared {
                 blob,
                 len,
                 complete,
-            } => self.opened(blob, opened(len, complete, message.files)),
+            } => self.opened(blob, Opened::new(len, complete, message.files)),
             Reply::Ready { ticket } => self.finish(ticket, Ok(())),
             Reply::Counts(counts) => {
                 self.table().counts = Some(counts);
@@ -459,20 +487,6 @@ fn receive(shared: &Weak<Shared>) {
         drop(shared);
         thread::sleep(TICK);
     }
-}
-
-fn opened(len: u64, complete: bool, files: Vec<OwnedFd>) -> Result<Opened, FetchError> {
-    let mut files = files.into_iter();
-    let opened = match (files.next(), files.next(), complete) {
-        (Some(data), None, true) => Some((data, None)),
-        (Some(data), Some(map), false) => Some((data, Some(map))),
-        _ => None,
-    };
-    let (data, map) = opened.ok_or_else(|| {
-        let reason = "the fetcher sent other descriptors than it announced";
-        FetchError::new(FetchErrorKind::System, reason)
-    })?;
-    Ok(Opened { len, data, map })
 }
 
 fn gone() -> FetchError {

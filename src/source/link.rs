@@ -103,6 +103,11 @@ impl Link {
         self.wake();
     }
 
+    /// Whether this side has ended the connection.
+    pub fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
     /// Waits for at most `timeout`, sends what is queued, and gives received packets to `each`.
     ///
     /// # Errors

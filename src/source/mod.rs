@@ -27,6 +27,7 @@ pub mod client;
 pub mod counts;
 mod layer_ref;
 pub mod link;
+mod opened;
 pub mod presence;
 pub mod protocol;
 pub mod range;

@@ -7,6 +7,8 @@
 //!      | <------- Opened { blob, len, complete }    with the data file, and the map if not complete
 //!      | Fetch { ticket, blob, range, cause } -->
 //!      | <---------- Ready { ticket } | Failed { subject, kind, reason }
+//!      | Fill { ticket, blob } ---------------->   all of the blob, verified
+//!      | <---------- Ready { ticket } | Failed { subject, kind, reason }
 //!      | Count ------------------------------->
 //!      | <--------------------------- Counts
 //! ```
@@ -113,6 +115,13 @@ pub enum Request {
         /// Why they are wanted.
         cause: Cause,
     },
+    /// All of a blob, compared with its digest.
+    Fill {
+        /// Name of the request in the answer.
+        ticket: u64,
+        /// Number of the blob.
+        blob: u32,
+    },
     /// What the fetcher did so far.
     Count,
 }
@@ -161,6 +170,7 @@ pub enum Reply {
 const OPEN: u32 = 1;
 const FETCH: u32 = 2;
 const COUNT: u32 = 3;
+const FILL: u32 = 4;
 const HELLO: u32 = 16;
 const OPENED: u32 = 17;
 const READY: u32 = 18;
@@ -251,6 +261,11 @@ impl Request {
                 detail: (cause as u32).into(),
                 ..Raw::new(FETCH)
             },
+            Self::Fill { ticket, blob } => Raw {
+                blob: blob.into(),
+                ticket: ticket.into(),
+                ..Raw::new(FILL)
+            },
             Self::Count => Raw::new(COUNT),
         }
     }
@@ -279,6 +294,10 @@ impl Request {
                     cause: cause.ok_or_else(|| raw.wrong("cause", detail.into()))?,
                 }
             }
+            FILL => Self::Fill {
+                ticket: raw.ticket.get(),
+                blob,
+            },
             COUNT => Self::Count,
             other => return Err(Error::Kind(other)),
         };
@@ -287,10 +306,12 @@ impl Request {
     }
 }
 
-const FAILURES: [FetchErrorKind; 6] = [
+const FAILURES: [FetchErrorKind; 8] = [
     FetchErrorKind::Unauthorized,
     FetchErrorKind::NotFound,
     FetchErrorKind::Unreachable,
+    FetchErrorKind::Busy,
+    FetchErrorKind::Unexpected,
     FetchErrorKind::Timeout,
     FetchErrorKind::Damaged,
     FetchErrorKind::System,

@@ -126,6 +126,17 @@ impl Presence for Recorded {
         inner.is_some_and(|inner| inner.reject(offset, len))
     }
 
+    fn distrust(&self) -> bool {
+        let inner = self.recording.unrecorded.as_ref();
+        inner.is_some_and(|inner| inner.distrust())
+    }
+
+    fn trust(&self) {
+        if let Some(inner) = &self.recording.unrecorded {
+            inner.trust();
+        }
+    }
+
     fn patience(&self) -> Duration {
         let inner = self.recording.unrecorded.as_ref();
         inner.map_or(Duration::ZERO, |inner| inner.patience())

@@ -6,7 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 /// What is known of a blob that is fetched while it is in use. All ranges lie in the blob and are
@@ -31,6 +32,15 @@ pub trait Presence: Debug + Send + Sync {
     /// Marks a range absent whose bytes are damaged, to be fetched again in place. Returns false,
     /// and leaves the range present, if it was fetched again too often already.
     fn reject(&self, offset: u64, len: u64) -> bool;
+
+    /// Marks all bytes absent because some of them, unknown which, are damaged: each range is fetched
+    /// again when it is asked for. Returns false, and changes nothing, if that was done too often.
+    fn distrust(&self) -> bool {
+        false
+    }
+
+    /// Ends [`Presence::distrust`]: the bytes that were not asked for meanwhile are present again.
+    fn trust(&self) {}
 
     /// Bytes that are local, as far as they are counted.
     fn local_bytes(&self) -> u64 {
@@ -82,8 +92,12 @@ pub enum FetchErrorKind {
     Unauthorized,
     /// The registry does not have the blob.
     NotFound,
-    /// The registry cannot be reached, or answers with errors.
+    /// The registry cannot be reached.
     Unreachable,
+    /// The registry asks for patience.
+    Busy,
+    /// The registry's answer is none that serves the request.
+    Unexpected,
     /// Neither bytes nor an error came before the deadline.
     Timeout,
     /// The registry's bytes are not those of the blob.
@@ -100,7 +114,8 @@ impl FetchErrorKind {
             Self::NotFound => "No such file or directory",
             Self::Unreachable => "Connection failed",
             Self::Timeout => "Get meta timedout",
-            Self::Damaged => "Unexpected response",
+            Self::Busy => "Too many requests",
+            Self::Unexpected | Self::Damaged => "Unexpected response",
             Self::System => "Input/output error",
         }
     }
@@ -141,6 +156,26 @@ impl Waker {
         // Resets the counter; fails if that is zero.
         let _ = rustix::io::read(&self.event, &mut [0; 8]);
         into.append(&mut finished);
+    }
+
+    /// Waits for an outcome.
+    ///
+    /// # Errors
+    /// The outcome's own; [`FetchErrorKind::System`] if the system refuses to wait.
+    pub fn wait(&self) -> Result<(), FetchError> {
+        let mut finished = Vec::new();
+        loop {
+            self.take(&mut finished);
+            if let Some(outcome) = finished.pop() {
+                return outcome.result;
+            }
+            match poll(&mut [PollFd::new(self, PollFlags::IN)], None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => {
+                    return Err(FetchError::new(FetchErrorKind::System, errno.to_string()));
+                }
+            }
+        }
     }
 }
 

@@ -167,6 +167,7 @@ fn fill_all(fetcher: &Fetcher, offers: &[Offer], bar: &ProgressBar) -> Result<()
         block_size: BLOCK_SIZE,
         rate: None,
         patience: Some(PATIENCE),
+        within_limits: false,
     };
     let next = AtomicUsize::new(0);
     let error = Mutex::new(None);

@@ -18,6 +18,7 @@ fn fill(setup: &Setup) -> Result<(), FillError> {
         block_size: 1 << 20,
         rate: None,
         patience: Some(DEADLINE),
+        within_limits: false,
     };
     setup
         .fetcher
