@@ -16,7 +16,20 @@ use super::{PATIENCE, programs};
 
 /// A command line of the daemon that nothing was added to yet.
 pub fn command() -> Command {
-    let mut command = Command::new(programs::path("ovbd-vhost"));
+    command_after(&[])
+}
+
+/// The same, run by another program whose last argument is the daemon.
+fn command_after(prefix: &[OsString]) -> Command {
+    let daemon = programs::path("ovbd-vhost");
+    let mut command = match prefix.split_first() {
+        None => Command::new(daemon),
+        Some((program, arguments)) => {
+            let mut command = Command::new(program);
+            command.args(arguments).arg(daemon);
+            command
+        }
+    };
     command
         .stdin(Stdio::null())
         // One heap: how much of it is kept does not depend on which threads met.
@@ -35,8 +48,16 @@ fn everywhere() -> Vec<String> {
 
 /// Runs the daemon to its end, which it is expected to come to by itself.
 pub fn run<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Output {
-    let mut child = command()
-        .args(arguments)
+    run_command(command().args(arguments))
+}
+
+/// The same in a mount namespace of its own: see [`Daemon::in_namespace`].
+pub fn run_in_namespace(setup: &str, arguments: &[&str]) -> Output {
+    run_command(command_after(&in_namespace(setup)).args(arguments))
+}
+
+fn run_command(command: &mut Command) -> Output {
+    let mut child = command
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -56,7 +77,19 @@ pub fn run<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Output {
 pub struct Daemon {
     child: Child,
     directory: TempDir,
+    prefix: Vec<OsString>,
     arguments: Vec<OsString>,
+}
+
+/// The program that runs the daemon in a mount namespace of its own, after a shell script.
+fn in_namespace(setup: &str) -> Vec<OsString> {
+    let namespace = match rustix::process::geteuid().is_root() {
+        true => "-m",
+        false => "-Urm",
+    };
+    let script = format!("set -e; {setup}; exec \"$@\"");
+    let prefix = ["unshare", namespace, "sh", "-c", &script, "sh"];
+    prefix.map(OsString::from).to_vec()
 }
 
 impl Daemon {
@@ -73,24 +106,36 @@ impl Daemon {
             arguments.push(layer.as_ref().into());
         }
         arguments.extend(options.iter().map(OsString::from));
+        Self::start(Vec::new(), arguments)
+    }
+
+    /// Serves what the options say, in a mount namespace of its own: the shell script `setup` may
+    /// change what is mounted there.
+    pub fn in_namespace(setup: &str, options: &[&str]) -> Self {
+        let arguments = options.iter().map(OsString::from).collect();
+        Self::start(in_namespace(setup), arguments)
+    }
+
+    fn start(prefix: Vec<OsString>, arguments: Vec<OsString>) -> Self {
         let directory = tempfile::tempdir().expect("temporary directory");
-        let child = Self::spawn(directory.path(), &arguments);
+        let child = Self::spawn(directory.path(), &prefix, &arguments);
         let mut daemon = Self {
             child,
             directory,
+            prefix,
             arguments,
         };
         daemon.wait_until_listening();
         daemon
     }
 
-    fn spawn(directory: &Path, arguments: &[OsString]) -> Child {
+    fn spawn(directory: &Path, prefix: &[OsString], arguments: &[OsString]) -> Child {
         let log = File::options()
             .create(true)
             .append(true)
             .open(directory.join("stderr"))
             .expect("log file");
-        command()
+        command_after(prefix)
             .arg("--socket")
             .arg(directory.join("ovbd.sock"))
             .args(arguments)
@@ -181,7 +226,7 @@ impl Daemon {
 
     /// Starts it anew on the same socket, after [`Daemon::kill`] or [`Daemon::terminate`].
     pub fn restart(&mut self) {
-        self.child = Self::spawn(self.directory.path(), &self.arguments);
+        self.child = Self::spawn(self.directory.path(), &self.prefix, &self.arguments);
         self.wait_until_listening();
     }
 

@@ -22,6 +22,7 @@
 //! | `registry_server` | a registry that does as a test says, down to the bytes on the wire |
 //! | `delay` | a link with a round trip and a rate, between a program and a server |
 //! | `nginx` | Debian's `nginx`, in front of a registry or as a store |
+//! | `object_store` | an object store with signed URLs, for a real registry to redirect to |
 //! | `registries` | real registries on this machine, and what they hold |
 //! | `certificates` | an authority, and certificates that it signs |
 //! | `content` | bytes that tell where they belong, and a seeded generator |
@@ -48,6 +49,7 @@ pub mod load;
 pub mod memory;
 pub mod mixed;
 pub mod nginx;
+pub mod object_store;
 pub mod programs;
 pub mod queue;
 pub mod raw;

@@ -17,6 +17,7 @@ use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::object_store::{BUCKET, ObjectStore};
 use crate::registry_server::{Received, Server, answer, until};
 
 /// What a registry serves, as files on disk in its own layout.
@@ -32,6 +33,11 @@ impl Default for Storage {
 }
 
 impl Storage {
+    /// The directory that the registry's paths are in.
+    pub fn root(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// Adds a blob to a repository.
     pub fn blob(&self, repository: &str, bytes: &[u8]) -> Digest {
         let digest = Digest::of(bytes);
@@ -144,6 +150,17 @@ impl DockerRegistry {
         DockerRegistry::start(storage, "")
     }
 
+    /// Redirects to signed URLs of an object store that has what `storage` holds.
+    pub fn with_store(storage: Storage, store: &ObjectStore) -> DockerRegistry {
+        let files = format!(
+            "s3:\n    accesskey: test\n    secretkey: test\n    region: us-east-1\n    \
+             regionendpoint: http://{}\n    bucket: {BUCKET}\n    secure: false\n    v4auth: true\n  \
+             maintenance:\n    uploadpurging:\n      enabled: false",
+            store.host()
+        );
+        DockerRegistry::launch(storage, &files, "")
+    }
+
     /// Serves what another registry has, fetching it when it is asked for.
     pub fn proxy(origin: &str) -> DockerRegistry {
         let proxy = format!("proxy:\n  remoteurl: {origin}\n");
@@ -162,12 +179,17 @@ impl DockerRegistry {
     }
 
     fn start(storage: Storage, more: &str) -> DockerRegistry {
+        let root = storage.root().display();
+        let files = format!("filesystem:\n    rootdirectory: {root}");
+        DockerRegistry::launch(storage, &files, more)
+    }
+
+    fn launch(storage: Storage, files: &str, more: &str) -> DockerRegistry {
         let folder = tempfile::tempdir().expect("a folder");
         let host = free_address();
         let config = format!(
             "version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\nstorage:\n  \
-             filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {host}\n{more}",
-            storage.folder.path().display()
+             {files}\nhttp:\n  addr: {host}\n  secret: test\n{more}"
         );
         let path = folder.path().join("config.yml");
         fs::write(&path, config).expect("a config");

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Output;
 use std::sync::Arc;
 
 use ovbd_vhost::format::digest::Digest;
@@ -9,8 +10,9 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::content::tagged;
-use crate::daemon::Daemon;
+use crate::daemon::{self, Daemon};
 use crate::layers::{LayerBuilder, Pack, wrap_tar, zfile};
+use crate::registry_server::{Received, Reply, Server, answer, serve};
 
 /// Repository of all layers.
 pub const REPOSITORY: &str = "team/app";
@@ -42,6 +44,55 @@ impl Layers {
             blobs: vec![blob(bottom), blob(top)],
             content: Arc::new(content),
         }
+    }
+
+    /// An image of `count` layers, each of which covers `piece` bytes of the disk that no other
+    /// covers. The bytes of the blobs are nearly as many.
+    pub fn side_by_side(count: usize, piece: usize) -> Layers {
+        let content = tagged(count * piece, 3);
+        let blob = |(number, bytes): (usize, &[u8])| {
+            let start = number * piece / 512;
+            let uuids = (number as u128 + 1, number as u128);
+            let layer = LayerBuilder::new(content.len() as u64).uuids(uuids.0, uuids.1);
+            let layer = layer.data(start as u64, bytes);
+            wrap_tar(&zfile(&layer.lsmt(), Pack::default()))
+        };
+        Layers {
+            blobs: content.chunks(piece).enumerate().map(blob).collect(),
+            content: Arc::new(content),
+        }
+    }
+
+    /// An image of one layer that is stored uncompressed, without any checksum.
+    pub fn plain(mib: usize) -> Layers {
+        let content = tagged(mib << 20, 4);
+        let layer = LayerBuilder::new(content.len() as u64).uuids(1, 0);
+        Layers {
+            blobs: vec![layer.data(0, &content).lsmt()],
+            content: Arc::new(content),
+        }
+    }
+
+    /// A registry that has the blobs.
+    pub fn registry(&self) -> Server {
+        self.registry_that(serve)
+    }
+
+    /// A registry that gives this reply to a request for a blob.
+    pub fn registry_that(
+        &self,
+        reply: impl Fn(&Received, &[u8]) -> Reply + Send + Sync + 'static,
+    ) -> Server {
+        let named = |blob: &Vec<u8>| (Digest::of(blob).to_string(), blob.clone());
+        let blobs: Vec<_> = self.blobs.iter().map(named).collect();
+        Server::start(move |request| {
+            let path = request.target.split('?').next().unwrap_or_default();
+            let mut found = blobs.iter().filter(|(digest, _)| path.ends_with(digest));
+            match found.next() {
+                Some((_, blob)) => reply(request, blob),
+                None => answer(404, &[], b""),
+            }
+        })
     }
 
     /// The entries of an image config for these layers.
@@ -95,12 +146,25 @@ impl Place {
     /// Serves the config.
     pub fn serve(&self, more: &[&str]) -> Daemon {
         let options = self.options();
-        let options: Vec<_> = options
-            .iter()
-            .map(String::as_str)
-            .chain(more.iter().copied())
-            .collect();
-        Daemon::with::<&str>(&[], &options)
+        let all = options.iter().map(String::as_str);
+        let all: Vec<_> = all.chain(more.iter().copied()).collect();
+        Daemon::with::<&str>(&[], &all)
+    }
+
+    /// Serves the config in a mount namespace of its own: see [`Daemon::in_namespace`].
+    pub fn serve_in_namespace(&self, setup: &str, more: &[&str]) -> Daemon {
+        let options = self.options();
+        let all = options.iter().map(String::as_str);
+        let all: Vec<_> = all.chain(more.iter().copied()).collect();
+        Daemon::in_namespace(setup, &all)
+    }
+
+    /// Starts the daemon with the config where it must not come to serving.
+    pub fn run(&self, more: &[&str]) -> Output {
+        let mut options = self.options();
+        options.extend(["--socket".to_owned(), self.path("s").display().to_string()]);
+        options.extend(more.iter().map(|option| (*option).to_owned()));
+        daemon::run(options)
     }
 
     /// Moves the cache away. A fetcher that still runs keeps it.

@@ -1,6 +1,137 @@
 //! The daemon with layers in registries: guest bytes, requests, refusals, outages, kills.
 
+mod answers;
+mod background;
+mod counting;
+mod damage;
+mod eviction;
+mod links;
+mod network;
 mod opening;
 mod outages;
 mod prefetch;
 mod refusals;
+mod sharing;
+mod storage;
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+
+use common::blk;
+use common::content::difference;
+use common::daemon::Daemon;
+use common::load::{Load, Shape};
+use common::memory::Memory;
+use common::registry_server::Server;
+use common::remote::Place;
+use common::returning::Returning;
+use common::ring::{Addresses, Ring};
+use common::session::{Session, feature};
+use serde_json::Value;
+
+/// Shape of all requests of a [`Reader`].
+const SHAPE: Shape = Shape {
+    depth: 32,
+    len: 16384,
+    segments: 3,
+    indirect: true,
+};
+
+const SIZE: u16 = 64;
+
+/// A unit of a presence map, and a piece of [`common::remote::Layers::new`].
+const UNIT: usize = 64 << 10;
+
+/// A guest with many reads open at once.
+struct Reader {
+    load: Load,
+    front_end: Returning,
+    session: Session,
+}
+
+/// A ring in guest memory, and reads that fill it.
+fn load(memory: &Memory) -> Load {
+    let event_idx = Returning::wanted().features & feature::EVENT_IDX != 0;
+    let at = Addresses::alloc(memory, SIZE, [0; 3]);
+    let ring = Ring::new(memory, at, SIZE, event_idx);
+    Load::new(ring, memory, 0, SHAPE)
+}
+
+impl Reader {
+    fn connect(daemon: &Daemon) -> Reader {
+        let memory = Memory::typical();
+        let load = load(&memory);
+        let mut front_end = Returning::new(memory, vec![load.ring.vring.clone()]);
+        let session = front_end.connect(daemon.connect());
+        Reader {
+            load,
+            front_end,
+            session,
+        }
+    }
+
+    /// Connects again, to a daemon that may be another one.
+    fn reconnect(&mut self, daemon: &Daemon) {
+        self.session = self.front_end.connect(daemon.connect());
+    }
+
+    /// Asks for 16 KiB at each of these bytes of the disk: at most 32 places.
+    fn ask(&mut self, starts: impl IntoIterator<Item = usize>) {
+        for (slot, start) in (0..).zip(starts) {
+            self.load.submit(slot, start as u64 / 512);
+        }
+        self.load.ring.publish();
+    }
+
+    /// Waits for all answers and compares them with the disk's content.
+    fn check(&mut self, content: &[u8]) {
+        let mut found = vec![0; SHAPE.len as usize];
+        self.load.run(
+            || None,
+            |done| {
+                assert_eq!(done.status, blk::OK, "sector {}", done.sector);
+                done.data.copy_to(&mut found);
+                let start = done.sector as usize * 512;
+                let wrong = difference(&found, &content[start..start + found.len()]);
+                assert_eq!(wrong, None, "sector {}", done.sector);
+            },
+        );
+    }
+
+    /// Reads all of the disk, from its end, in requests that no read-ahead foresees.
+    fn check_all(&mut self, content: &[u8]) {
+        let starts = (0..content.len()).step_by(SHAPE.len as usize).rev();
+        for start in starts {
+            self.ask([start]);
+            self.check(content);
+        }
+    }
+}
+
+/// What the control socket says about the fetcher and the layers.
+fn fetching(place: &Place) -> Value {
+    let mut stream = UnixStream::connect(place.path("control")).expect("the control socket");
+    let request = b"GET /api/v1/device HTTP/1.1\r\nHost: x\r\n\r\n";
+    stream.write_all(request).expect("a request");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("an answer");
+    let (_, body) = text.split_once("\r\n\r\n").expect("a body");
+    let device: Value = serde_json::from_str(body).expect("JSON");
+    device["fetch"].clone()
+}
+
+/// How often each unit of a blob was asked for, whole or in part.
+fn asked_units(server: &Server, blob: &[u8]) -> Vec<usize> {
+    let digest = ovbd_vhost::format::digest::Digest::of(blob).to_string();
+    let mut counts = vec![0; blob.len().div_ceil(UNIT)];
+    for request in server.received() {
+        if !request.target.contains(&digest) {
+            continue;
+        }
+        let (first, last) = request.range().unwrap_or((0, blob.len() - 1));
+        for count in &mut counts[first / UNIT..=last.min(blob.len() - 1) / UNIT] {
+            *count += 1;
+        }
+    }
+    counts
+}

@@ -61,7 +61,7 @@ fn a_config_mixes_remote_and_local_layers() {
 fn the_second_start_makes_no_request() {
     let layers = Layers::new(2);
     let place = Place::default();
-    let server = server(&layers);
+    let server = layers.registry();
     place.config("http", &server.host(), &layers.lowers(), json!({}));
     let daemon = place.serve(&[]);
     // Two ranges of each layer.
@@ -143,19 +143,6 @@ fn an_image_is_served_by_its_reference() {
     }
 }
 
-/// A server of the layers.
-fn server(layers: &Layers) -> Server {
-    let blobs = layers.blobs.clone();
-    Server::start(move |request| {
-        let path = request.target.split('?').next().unwrap_or_default();
-        let named = |blob: &&Vec<u8>| path.ends_with(&Digest::of(blob).to_string());
-        match blobs.iter().find(named) {
-            Some(blob) => serve(request, blob),
-            None => answer(404, &[], b""),
-        }
-    })
-}
-
 fn until_complete(place: &Place) {
     until("both blobs are complete", || {
         let blobs = fs::read_dir(place.path("cache/blobs/sha256")).map(Iterator::count);
@@ -169,7 +156,7 @@ fn layers_are_downloaded_in_the_background() {
     let download = json!({"enable": true, "delay": 0, "delayExtra": 0, "maxMBps": 0});
     for in_config in [true, false] {
         let (layers, place) = (Layers::new(2), Place::default());
-        let server = server(&layers);
+        let server = layers.registry();
         let more = json!({"download": download.clone()});
         let none = json!({});
         let (config, service) = if in_config {
@@ -191,7 +178,7 @@ fn layers_are_downloaded_in_the_background() {
 #[test]
 fn a_mirror_serves_the_layers_it_has() {
     let (layers, place) = (Layers::new(1), Place::default());
-    let origin = server(&layers);
+    let origin = layers.registry();
     let bottom = layers.blobs[0].clone();
     let mirror = Server::start(move |request| {
         let wanted = format!("{}?", Digest::of(&bottom));

@@ -9,44 +9,21 @@ use common::checks;
 use common::content::Random;
 use common::daemon::Daemon;
 use common::guest::{Guest, Options};
-use common::load::{Load, Shape};
-use common::memory::Memory;
 use common::registries::{DockerRegistry, Storage};
 use common::registry_server::{Reply, Server, answer, serve, until};
 use common::remote::{Layers, Place, REPOSITORY};
-use common::returning::Returning;
-use common::ring::{Addresses, Ring};
-use common::session::feature;
-use ovbd_vhost::format::digest::Digest;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
-const SHAPE: Shape = Shape {
-    depth: 32,
-    len: 16384,
-    segments: 3,
-    indirect: true,
-};
-const SIZE: u16 = 64;
+use super::{Reader, SHAPE, UNIT};
 
 /// A registry that serves the layers while `serves` says so.
 fn switchable(layers: &Layers, serves: &Arc<AtomicBool>, otherwise: Reply) -> Server {
-    let (blobs, serves) = (layers.blobs.clone(), Arc::clone(serves));
-    Server::start(move |request| {
-        let named = |blob: &&Vec<u8>| request.target.ends_with(&Digest::of(blob).to_string());
-        match blobs.iter().find(named) {
-            Some(blob) if serves.load(Ordering::SeqCst) => serve(request, blob),
-            Some(_) => otherwise.clone(),
-            None => answer(404, &[], b""),
-        }
+    let serves = Arc::clone(serves);
+    layers.registry_that(move |request, blob| match serves.load(Ordering::SeqCst) {
+        true => serve(request, blob),
+        false => otherwise.clone(),
     })
-}
-
-/// A front-end with one queue, and its load.
-fn front_end(serves_region: &Memory) -> (Ring, Addresses) {
-    let event_idx = Returning::wanted().features & feature::EVENT_IDX != 0;
-    let at = Addresses::alloc(serves_region, SIZE, [0; 3]);
-    (Ring::new(serves_region, at, SIZE, event_idx), at)
 }
 
 /// Reads at random while `disturb` is called; it leaves a daemon that listens.
@@ -56,12 +33,11 @@ fn under_load(
     rounds: u64,
     mut disturb: impl FnMut(&mut Daemon, u64),
 ) {
-    let memory = Memory::typical();
-    let (ring, _) = front_end(&memory);
-    let mut load = Load::new(ring, &memory, 0, SHAPE);
-    let vrings = vec![load.ring.vring.clone()];
-    let mut front_end = Returning::new(memory, vrings);
-    let mut session = front_end.connect(daemon.connect());
+    let Reader {
+        mut load,
+        mut front_end,
+        mut session,
+    } = Reader::connect(daemon);
     let done = Arc::new(AtomicBool::new(false));
     let (stop, content) = (Arc::clone(&done), Arc::clone(content));
     let reader = thread::spawn(move || {
@@ -210,46 +186,43 @@ fn a_deadline_fails_reads_and_nothing_else() {
     });
 }
 
-/// Stopping a queue and ending the daemon wait a few seconds for the network, not more, and the
-/// next daemon answers what was left.
+/// A guest whose reads all wait is stopped, disconnected, and its daemon ended: none of it waits for
+/// the network. The next daemon answers all reads.
 #[test]
 fn a_stop_does_not_wait_for_the_network() {
-    let layers = Layers::new(4);
+    let layers = Layers::new(8);
     let place = Place::default();
     let serves = Arc::new(AtomicBool::new(true));
     let server = switchable(&layers, &serves, Reply::Stall(Vec::new()));
     place.config("http", &server.host(), &layers.lowers(), json!({}));
     let mut daemon = place.serve(&[]);
+    let mut reader = Reader::connect(&daemon);
+    reader.ask([0]);
+    reader.check(&layers.content);
     serves.store(false, Ordering::SeqCst);
     let before = server.count();
+    reader.ask((1..31).map(|read| read * 4 * UNIT));
+    until("many requests stall", || server.count() >= before + 8);
+    // What is present overtakes what waits.
+    reader.load.submit(31, 0);
+    reader.load.ring.publish();
+    until("a read of present bytes", || {
+        reader.load.ring.vring.used_index() == 2
+    });
+    let done = reader.load.take().expect("an answer");
+    assert_eq!((done.status, done.sector), (common::blk::OK, 0));
 
-    let memory = Memory::typical();
-    let (ring, _) = front_end(&memory);
-    let mut load = Load::new(ring, &memory, 0, SHAPE);
-    let mut front_end = Returning::new(memory, vec![load.ring.vring.clone()]);
-    let session = front_end.connect(daemon.connect());
-    let middle = layers.content.len() as u64 / 1024;
-    load.submit(0, middle);
-    load.ring.publish();
-    until("a request stalls", || server.count() > before);
-    session.stop_queue(0).expect("the queue stops");
-    assert!(load.take().is_none(), "the read is not answered");
-    drop(session);
-    let session = front_end.connect(daemon.connect());
+    reader.session.stop_queue(0).expect("the queue stops");
+    reader.reconnect(&daemon);
+    // The connection ends without a word.
+    reader.reconnect(&daemon);
     assert_eq!(daemon.terminate().code(), Some(0));
-    assert!(load.take().is_none(), "the read is not answered");
-    drop(session);
+    assert!(reader.load.take().is_none(), "no read is answered");
 
     serves.store(true, Ordering::SeqCst);
     daemon.restart();
-    let _session = front_end.connect(daemon.connect());
-    until("the read is answered", || load.ring.vring.used_index() == 1);
-    let done = load.take().expect("an answer");
-    let mut found = vec![0; SHAPE.len as usize];
-    done.data.copy_to(&mut found);
-    assert_eq!(done.status, common::blk::OK);
-    let start = done.sector as usize * 512;
-    assert!(found == layers.content[start..start + found.len()]);
+    reader.reconnect(&daemon);
+    reader.check(&layers.content);
 }
 
 /// SIGTERM ends a start that waits for a registry.

@@ -1,44 +1,20 @@
 //! What a trace brings in, and what the control socket says about it.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::daemon::Daemon;
 use common::guest::{Guest, Options};
 use common::layers::wrap_tar;
 use common::registries::{DockerRegistry, Storage};
-use common::registry_server::{Server, answer, serve, until};
+use common::registry_server::{answer, serve, until};
 use common::remote::{Layers, Place, REPOSITORY};
-use ovbd_vhost::format::digest::Digest;
 use ovbd_vhost::format::trace::{self, TracedRead};
 use serde_json::{Value, json};
 
+use super::fetching;
+
 const PIECE: usize = 64 << 10;
-
-fn registry(layers: &Layers) -> Server {
-    let blobs = layers.blobs.clone();
-    Server::start(move |request| {
-        let named = |blob: &&Vec<u8>| request.target.ends_with(&Digest::of(blob).to_string());
-        match blobs.iter().find(named) {
-            Some(blob) => serve(request, blob),
-            None => answer(404, &[], b""),
-        }
-    })
-}
-
-/// What the control socket says about the device's layers.
-fn fetching(place: &Place) -> Value {
-    let mut stream = UnixStream::connect(place.path("control")).expect("the control socket");
-    let request = b"GET /api/v1/device HTTP/1.1\r\nHost: x\r\n\r\n";
-    stream.write_all(request).expect("a request");
-    let mut text = String::new();
-    stream.read_to_string(&mut text).expect("an answer");
-    let (_, body) = text.split_once("\r\n\r\n").expect("a body");
-    let device: Value = serde_json::from_str(body).expect("JSON");
-    device["fetch"].clone()
-}
 
 /// A trace of all of the bottom layer.
 fn whole_bottom() -> Vec<u8> {
@@ -92,7 +68,7 @@ fn check_local<R>(layers: &Layers, place: &Place, server: R, daemon: &Daemon) {
 #[test]
 fn a_trace_of_the_command_line_is_fetched_before_the_guest_reads() {
     let (layers, place) = (Layers::new(4), Place::default());
-    let server = registry(&layers);
+    let server = layers.registry();
     write_trace(&place);
     place.config("http", &server.host(), &layers.lowers(), json!({}));
     let trace = place.path("trace-layer/trace").display().to_string();
@@ -102,7 +78,7 @@ fn a_trace_of_the_command_line_is_fetched_before_the_guest_reads() {
 #[test]
 fn the_trace_layer_of_a_config_is_no_layer_of_the_disk() {
     let (layers, place) = (Layers::new(4), Place::default());
-    let server = registry(&layers);
+    let server = layers.registry();
     write_trace(&place);
     let mut lowers = layers.lowers();
     lowers.push(json!({"dir": place.path("trace-layer")}));
@@ -140,7 +116,7 @@ fn the_trace_layer_of_an_image_is_replayed() {
 #[test]
 fn a_recorded_trace_leaves_nothing_to_wait_for() {
     let (layers, place) = (Layers::new(4), Place::default());
-    let server = registry(&layers);
+    let server = layers.registry();
     place.config("http", &server.host(), &layers.lowers(), json!({}));
     let (trace, control) = (place.path("recorded"), place.path("control"));
     let (trace, control) = (trace.display().to_string(), control.display().to_string());
@@ -182,7 +158,7 @@ fn a_recorded_trace_leaves_nothing_to_wait_for() {
 #[test]
 fn a_trace_that_is_none_is_only_a_line_in_the_log() {
     let (layers, place) = (Layers::new(1), Place::default());
-    let server = registry(&layers);
+    let server = layers.registry();
     fs::write(place.path("list"), "/usr/bin/redis\n/etc/passwd\n").expect("a file");
     let more = json!({"recordTracePath": place.path("list")});
     place.config("http", &server.host(), &layers.lowers(), more);
@@ -198,15 +174,13 @@ fn a_trace_that_is_none_is_only_a_line_in_the_log() {
 fn the_control_socket_counts_what_is_fetched() {
     let (layers, place) = (Layers::new(2), Place::default());
     let fails = AtomicBool::new(true);
-    let blobs = layers.blobs.clone();
-    let server = Server::start(move |request| {
-        let named = |blob: &&Vec<u8>| request.target.ends_with(&Digest::of(blob).to_string());
-        match blobs.iter().find(named) {
-            Some(_) if fails.swap(false, Ordering::SeqCst) => answer(503, &[], b""),
-            Some(blob) => serve(request, blob),
-            None => answer(404, &[], b""),
-        }
-    });
+    let server =
+        layers.registry_that(
+            move |request, blob| match fails.swap(false, Ordering::SeqCst) {
+                true => answer(503, &[], b""),
+                false => serve(request, blob),
+            },
+        );
     place.config("http", &server.host(), &layers.lowers(), json!({}));
     let control = place.path("control").display().to_string();
     let daemon = place.serve(&["--control", &control]);

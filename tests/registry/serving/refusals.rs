@@ -8,7 +8,6 @@ use common::daemon;
 use common::registries::free_address;
 use common::registry_server::{Reply, Server, answer, serve};
 use common::remote::{Layers, Place};
-use ovbd_vhost::format::digest::Digest;
 use serde_json::json;
 
 fn assert_refused(output: &Output, words: &str) {
@@ -33,13 +32,7 @@ fn check_server(scheme: &str, server: &Server, words: &str, upstreams: &str) {
     let place = Place::default();
     place.config(scheme, &server.host(), &layers.lowers(), json!({}));
     let start = Instant::now();
-    let output = daemon::run(
-        [
-            place.options(),
-            vec!["--socket".to_owned(), place.path("s").display().to_string()],
-        ]
-        .concat(),
-    );
+    let output = place.run(&[]);
     assert_refused(&output, words);
     let result = place.result();
     assert!(
@@ -72,15 +65,9 @@ fn refusals_end_the_start_at_once() {
 fn a_blob_of_another_length_is_refused() {
     let layers = Layers::new(1);
     let place = Place::default();
-    let blobs = layers.blobs.clone();
-    let server = Server::start(move |request| {
-        let named = |blob: &&Vec<u8>| request.target.ends_with(&Digest::of(blob).to_string());
-        let blob = blobs.iter().find(named).expect("a blob");
-        serve(request, &[blob.as_slice(), b"more"].concat())
-    });
+    let server = layers.registry_that(|request, blob| serve(request, &[blob, b"more"].concat()));
     place.config("http", &server.host(), &layers.lowers(), json!({}));
-    let socket = place.path("s").display().to_string();
-    let output = daemon::run([place.options(), vec!["--socket".to_owned(), socket]].concat());
+    let output = place.run(&[]);
     assert_refused(&output, "expected");
     assert!(
         place.result().starts_with("failed:Unexpected response"),

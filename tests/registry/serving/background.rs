@@ -1,0 +1,116 @@
+//! Whole layers, downloaded while a guest reads them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use common::registry_server::{serve, until};
+use common::remote::{Layers, Place};
+use ovbd_vhost::format::digest::Digest;
+use serde_json::{Value, json};
+
+use super::{Reader, asked_units};
+
+fn download(delay: u64, rate: u64, attempts: u64, block_size: u64) -> Value {
+    json!({"download": {
+        "enable": true, "delay": delay, "delayExtra": 0, "maxMBps": rate, "tryCnt": attempts,
+        "blockSize": block_size,
+    }})
+}
+
+fn are_complete(layers: &Layers, place: &Place) -> bool {
+    let path = |blob: &Vec<u8>| {
+        place
+            .path("cache/blobs/sha256")
+            .join(Digest::of(blob).hex())
+    };
+    layers.blobs.iter().all(|blob| path(blob).exists())
+}
+
+/// A guest reads before, while and after its blobs are completed and renamed; each unit comes once.
+#[test]
+fn readers_go_on_while_blobs_are_completed() {
+    let layers = Layers::new(16);
+    let place = Place::default();
+    let server = layers.registry();
+    place.config(
+        "http",
+        &server.host(),
+        &layers.lowers(),
+        download(0, 0, 1, 1 << 20),
+    );
+    let daemon = place.serve(&[]);
+    let mut reader = Reader::connect(&daemon);
+    let mut rounds = 0;
+    while !are_complete(&layers, &place) || rounds < 3 {
+        reader.check_all(&layers.content);
+        rounds += 1;
+    }
+    reader.check_all(&layers.content);
+    for blob in &layers.blobs {
+        let counts = asked_units(&server, blob);
+        // A gap of one unit between two that are asked for is asked for as well.
+        assert!(
+            counts.iter().all(|count| (1..=2).contains(count)),
+            "{counts:?}"
+        );
+        let twice = counts.iter().filter(|count| **count == 2).count();
+        assert!(
+            twice * 4 < counts.len(),
+            "{twice} units of {}",
+            counts.len()
+        );
+    }
+}
+
+#[test]
+fn a_download_keeps_to_its_delay_and_rate() {
+    let layers = Layers::new(4);
+    let place = Place::default();
+    let server = layers.registry();
+    place.config(
+        "http",
+        &server.host(),
+        &layers.lowers(),
+        download(1, 2, 1, 1 << 20),
+    );
+    let start = Instant::now();
+    let daemon = place.serve(&[]);
+    let opened = server.count();
+    until("the first block", || server.count() > opened);
+    assert!(start.elapsed() >= Duration::from_secs(1), "the delay");
+    until("both blobs are complete", || are_complete(&layers, &place));
+    // Of 6 MiB, a block of each blob comes at once.
+    assert!(
+        start.elapsed() >= Duration::from_millis(1000 + 1500),
+        "{:?}",
+        start.elapsed()
+    );
+    Reader::connect(&daemon).check_all(&layers.content);
+}
+
+/// Each attempt fetches a blob with a wrong digest twice; after the last one it is left alone.
+#[test]
+fn a_download_is_tried_as_often_as_configured() {
+    let layers = Layers::plain(2);
+    let place = Place::default();
+    let wrong = Arc::new(AtomicBool::new(true));
+    let is_wrong = Arc::clone(&wrong);
+    let server = layers.registry_that(move |request, blob| {
+        let mut blob = blob.to_vec();
+        blob[1 << 20] ^= u8::from(is_wrong.load(Ordering::SeqCst));
+        serve(request, &blob)
+    });
+    place.config(
+        "http",
+        &server.host(),
+        &layers.lowers(),
+        download(0, 0, 2, 1 << 20),
+    );
+    let daemon = place.serve(&[]);
+    until("the last attempt", || daemon.log().contains("attempt 2"));
+    std::thread::sleep(Duration::from_millis(500));
+    let counts = asked_units(&server, &layers.blobs[0]);
+    assert_eq!(counts[16], 4, "{counts:?}");
+    assert!(!are_complete(&layers, &place));
+}

@@ -1,0 +1,138 @@
+//! How many requests an opening takes, and how many of them side by side.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use common::layers::{LayerBuilder, wrap_tar};
+use common::registry_server::{Reply, Server, serve, until};
+use common::remote::{Layers, Place};
+use serde_json::json;
+
+use super::{Reader, UNIT, asked_units};
+
+const MIB: usize = 1 << 20;
+
+/// Two ranges of a layer, or a small one whole, whatever their number; none the second time.
+#[test]
+fn an_opening_takes_two_ranges_a_layer_and_a_second_one_none() {
+    for (count, piece, each) in [
+        (1, 2 * MIB, 2),
+        (8, 2 * MIB, 2),
+        (32, 5 * MIB / 4, 2),
+        (255, UNIT, 1),
+    ] {
+        let layers = Layers::side_by_side(count, piece);
+        let place = Place::default();
+        let server = layers.registry();
+        place.config("http", &server.host(), &layers.lowers(), json!({}));
+        let daemon = place.serve(&[]);
+        assert_eq!(server.count(), count * each, "{count} layers");
+        drop(daemon);
+        let daemon = place.serve(&[]);
+        assert_eq!(server.count(), count * each, "{count} layers again");
+        let mut reader = Reader::connect(&daemon);
+        reader.ask((0..32).map(|read| read * layers.content.len() / 32 / 512 * 512));
+        reader.check(&layers.content);
+        for blob in &layers.blobs {
+            let counts = asked_units(&server, blob);
+            assert!(counts.iter().all(|count| *count <= 1), "{counts:?}");
+        }
+    }
+}
+
+/// A number of requests that are answered once all of them are there.
+#[derive(Default)]
+struct Wave {
+    arrived: Mutex<usize>,
+    all: Condvar,
+}
+
+/// The ranges of all layers are asked for side by side: after the first answer, which tells how the
+/// registry wants to be talked to, all others are on their way before the next one comes.
+#[test]
+fn all_layers_are_opened_in_one_wave() {
+    const LAYERS: usize = 8;
+    let layers = Layers::side_by_side(LAYERS, 2 * MIB);
+    let place = Place::default();
+    let wave = Wave::default();
+    let was_whole = Arc::new(AtomicBool::new(true));
+    let result = Arc::clone(&was_whole);
+    let server = layers.registry_that(move |request, blob| {
+        let mut arrived = wave.arrived.lock().expect("a number");
+        *arrived += 1;
+        if *arrived > 1 {
+            wave.all.notify_all();
+            let short = |arrived: &mut usize| *arrived < 2 * LAYERS;
+            let waited = wave
+                .all
+                .wait_timeout_while(arrived, Duration::from_secs(20), short);
+            let is_whole = !waited.expect("a number").1.timed_out();
+            result.fetch_and(is_whole, Ordering::SeqCst);
+        }
+        serve(request, blob)
+    });
+    place.config("http", &server.host(), &layers.lowers(), json!({}));
+    let daemon = place.serve(&[]);
+    assert_eq!(server.count(), 2 * LAYERS);
+    assert!(
+        was_whole.load(Ordering::SeqCst),
+        "the requests came one after the other"
+    );
+    let mut reader = Reader::connect(&daemon);
+    reader.ask([0]);
+    reader.check(&layers.content);
+}
+
+/// The index of many small mappings is longer than the end of the layer that is asked for at once.
+#[test]
+fn an_index_that_is_longer_than_guessed_takes_one_wave_more() {
+    let mut layers = Layers::plain(8);
+    let mut layer = LayerBuilder::new(layers.content.len() as u64).uuids(1, 0);
+    for (sector, bytes) in layers.content.chunks(512).enumerate() {
+        layer = layer.data(sector as u64, bytes);
+    }
+    layers.blobs = vec![wrap_tar(&layer.lsmt())];
+    let place = Place::default();
+    let server = layers.registry();
+    place.config("http", &server.host(), &layers.lowers(), json!({}));
+    let daemon = place.serve(&[]);
+    let opened = server.count();
+    assert!((3..=4).contains(&opened), "{opened} requests");
+    Reader::connect(&daemon).check_all(&layers.content);
+    let counts = asked_units(&server, &layers.blobs[0]);
+    assert!(counts.iter().all(|count| *count == 1), "{counts:?}");
+}
+
+/// A cache with holes is enough to start from while the registry is away.
+#[test]
+fn a_cache_with_holes_starts_without_the_registry() {
+    let layers = Layers::new(4);
+    let place = Place::default();
+    let away = Arc::new(AtomicBool::new(false));
+    let is_away = Arc::clone(&away);
+    let server: Server =
+        layers.registry_that(move |request, blob| match is_away.load(Ordering::SeqCst) {
+            true => Reply::Reset(Vec::new()),
+            false => serve(request, blob),
+        });
+    place.config("http", &server.host(), &layers.lowers(), json!({}));
+    let daemon = place.serve(&[]);
+    let mut reader = Reader::connect(&daemon);
+    reader.ask([0, 2 * MIB]);
+    reader.check(&layers.content);
+    drop((reader, daemon));
+    away.store(true, Ordering::SeqCst);
+    let before = server.count();
+    let daemon = place.serve(&[]);
+    let mut reader = Reader::connect(&daemon);
+    reader.ask([0, 2 * MIB]);
+    reader.check(&layers.content);
+    assert_eq!(server.count(), before, "all of it is there");
+    reader.ask([MIB + UNIT, 3 * MIB + UNIT]);
+    until("a request fails", || server.count() > before);
+    assert!(reader.load.take().is_none());
+    away.store(false, Ordering::SeqCst);
+    reader.check(&layers.content);
+    reader.check_all(&layers.content);
+}

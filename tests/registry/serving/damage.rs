@@ -1,0 +1,164 @@
+//! Wrong bytes: noticed, fetched again, and never served.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use common::blk;
+use common::guest::{Guest, Options};
+use common::registry_server::{Received, Reply, serve, until};
+use common::remote::{Layers, Place};
+use ovbd_vhost::format::digest::Digest;
+use serde_json::json;
+
+use super::{UNIT, asked_units};
+
+/// Serves a blob with one bit wrong, in the middle, as often as `times` says.
+fn flipped(request: &Received, blob: &[u8], at: usize, times: &AtomicUsize) -> Reply {
+    let (first, last) = request.range().unwrap_or((0, blob.len() - 1));
+    let touches = (first..=last).contains(&at);
+    let again = |left: usize| left.checked_sub(1);
+    let wrong = touches
+        && times
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, again)
+            .is_ok();
+    if !wrong {
+        return serve(request, blob);
+    }
+    let mut wrong = blob.to_vec();
+    wrong[at] ^= 4;
+    serve(request, &wrong)
+}
+
+/// Reads the disk from its end in 16 KiB, and returns how many reads failed.
+fn failures(guest: &mut Guest, content: &[u8]) -> usize {
+    const LEN: usize = 16 << 10;
+    let mut failed = 0;
+    for start in (0..content.len()).step_by(LEN).rev() {
+        let answer = guest.request(0, blk::IN, start as u64 / 512, LEN as u32);
+        match answer.status {
+            blk::OK => assert!(answer.data == content[start..start + LEN], "at {start}"),
+            status => {
+                assert_eq!(status, blk::IOERR);
+                failed += 1;
+            }
+        }
+    }
+    failed
+}
+
+#[test]
+fn a_bit_that_is_wrong_once_is_fetched_again() {
+    let layers = Layers::new(4);
+    let place = Place::default();
+    let times = AtomicUsize::new(1);
+    let at = layers.blobs[1].len() / 2;
+    let len = layers.blobs[1].len();
+    let server = layers.registry_that(move |request, blob| match blob.len() == len {
+        true => flipped(request, blob, at, &times),
+        false => serve(request, blob),
+    });
+    place.config("http", &server.host(), &layers.lowers(), json!({}));
+    let daemon = place.serve(&[]);
+    let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
+    assert_eq!(failures(&mut guest, &layers.content), 0);
+    let counts = asked_units(&server, &layers.blobs[1]);
+    let twice: Vec<_> = (0..counts.len()).filter(|unit| counts[*unit] > 1).collect();
+    assert!(
+        twice.contains(&(at / UNIT)) && twice.len() <= 2,
+        "{counts:?}"
+    );
+    assert!(daemon.log().contains("is damaged"), "{}", daemon.log());
+}
+
+/// A block that is always wrong fails the reads of it, and no others.
+#[test]
+fn a_bit_that_is_always_wrong_fails_the_reads_of_it() {
+    let layers = Layers::new(4);
+    let place = Place::default();
+    let at = layers.blobs[1].len() / 2;
+    let len = layers.blobs[1].len();
+    let server = layers.registry_that(move |request, blob| match blob.len() == len {
+        true => flipped(request, blob, at, &AtomicUsize::new(1)),
+        false => serve(request, blob),
+    });
+    place.config("http", &server.host(), &layers.lowers(), json!({}));
+    let daemon = place.serve(&[]);
+    let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
+    let failed = failures(&mut guest, &layers.content);
+    assert!((1..=2).contains(&failed), "{failed} reads");
+    let counts = asked_units(&server, &layers.blobs[1]);
+    // Once, and three times more for each read that fails.
+    let most = 1 + 3 * failed;
+    assert!((4..=most).contains(&counts[at / UNIT]), "{counts:?}");
+    // All others are there: the blob is whole, and found to be wrong.
+    until("the log says so", || daemon.log().contains("removed it"));
+    assert!(
+        !place
+            .path("cache/blobs/sha256")
+            .join(Digest::of(&layers.blobs[1]).hex())
+            .exists()
+    );
+}
+
+#[test]
+fn what_only_a_mirror_has_wrong_comes_from_the_registry() {
+    let layers = Layers::new(4);
+    let place = Place::default();
+    let origin = layers.registry();
+    let at = layers.blobs[1].len() / 2;
+    let len = layers.blobs[1].len();
+    let mirror = layers.registry_that(move |request, blob| match blob.len() == len {
+        true => flipped(request, blob, at, &AtomicUsize::new(1)),
+        false => serve(request, blob),
+    });
+    place.config("http", &origin.host(), &layers.lowers(), json!({}));
+    let option = format!("{}={}", origin.host(), mirror.url(""));
+    let daemon = place.serve(&["--mirror", &option]);
+    let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
+    assert_eq!(failures(&mut guest, &layers.content), 0);
+    let counts = asked_units(&origin, &layers.blobs[1]);
+    let asked: usize = counts.iter().sum();
+    assert!(counts[at / UNIT] == 1 && asked <= 2, "{counts:?}");
+}
+
+/// Without checksums only the digest of the whole tells: the blob is never published.
+#[test]
+fn a_blob_without_checksums_is_not_published_with_another_digest() {
+    let layers = Layers::plain(2);
+    let place = Place::default();
+    let at = 1 << 20;
+    let times = Arc::new(AtomicUsize::new(1));
+    let left = Arc::clone(&times);
+    let server = layers.registry_that(move |request, blob| flipped(request, blob, at, &left));
+    let download = json!({"enable": true, "delay": 0, "delayExtra": 0, "maxMBps": 0});
+    let more = json!({"download": download});
+    place.config("http", &server.host(), &layers.lowers(), more);
+    let daemon = place.serve(&[]);
+    let name = Digest::of(&layers.blobs[0]).hex();
+    let published = place.path("cache/blobs/sha256").join(&name);
+    until("the second download is right", || published.exists());
+    assert_eq!(times.load(Ordering::SeqCst), 0);
+    assert!(std::fs::read(published).expect("a blob") == layers.blobs[0]);
+    drop(daemon);
+    drop(server);
+    let daemon = place.serve(&[]);
+    let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
+    assert_eq!(failures(&mut guest, &layers.content), 0);
+}
+
+#[test]
+fn a_config_without_sizes_asks_the_registry() {
+    let layers = Layers::new(2);
+    let place = Place::default();
+    let server = layers.registry();
+    let mut lowers = layers.lowers();
+    for lower in &mut lowers {
+        lower.as_object_mut().expect("a layer").remove("size");
+    }
+    place.config("http", &server.host(), &lowers, json!({}));
+    let daemon = place.serve(&[]);
+    // The length, and two ranges, of each layer.
+    assert_eq!(server.count(), 6);
+    let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
+    assert_eq!(failures(&mut guest, &layers.content), 0);
+}

@@ -1,0 +1,153 @@
+//! Names that do not resolve, addresses that do not answer, a registry that is away.
+
+use std::fs;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use common::registries::{DockerRegistry, Storage, free_address};
+use common::registry_server::{Reply, Server, answer, serve, until};
+use common::remote::{Layers, Place, REPOSITORY};
+use rustix::net::{AddressFamily, SocketType, bind, listen, socket};
+use serde_json::json;
+
+use super::Reader;
+
+const NAME: &str = "registry.test";
+
+/// A place in which the names of hosts come from a file of the test alone.
+fn with_names(names: &str) -> (Place, String) {
+    let place = Place::default();
+    fs::write(place.path("hosts"), names).expect("names");
+    // Nothing listens there: a name that the file lacks cannot be looked up now.
+    let server = "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n";
+    fs::write(place.path("resolv.conf"), server).expect("a configuration");
+    let mounts = ["hosts", "resolv.conf"].map(|name| {
+        let path = place.path(name);
+        format!("mount --bind {} /etc/{name}", path.display())
+    });
+    (place, mounts.join("; "))
+}
+
+/// Whether a daemon may fetch from `port` of [`NAME`].
+fn serve_by_name(place: &Place, setup: &str, layers: &Layers, server: &Server) -> Reader {
+    let port = server.host().replace("127.0.0.1", NAME);
+    place.config("http", &port, &layers.lowers(), json!({}));
+    let daemon = place.serve_in_namespace(setup, &[]);
+    let mut reader = Reader::connect(&daemon);
+    reader.check_all(&layers.content);
+    reader
+}
+
+#[test]
+fn a_name_that_resolves_again_ends_the_wait() {
+    let (place, setup) = with_names(&format!("127.0.0.1 {NAME}\n"));
+    let layers = Layers::new(4);
+    let away = Arc::new(AtomicBool::new(false));
+    let is_away = Arc::clone(&away);
+    let server = layers.registry_that(move |request, blob| match is_away.load(Ordering::SeqCst) {
+        true => Reply::Close(Vec::new()),
+        false => serve(request, blob),
+    });
+    let host = server.host().replace("127.0.0.1", NAME);
+    place.config("http", &host, &layers.lowers(), json!({}));
+    let daemon = place.serve_in_namespace(&setup, &["--insecure-registry", &host]);
+    let mut reader = Reader::connect(&daemon);
+    reader.ask([0]);
+    reader.check(&layers.content);
+
+    // In place: the file is mounted.
+    fs::write(place.path("hosts"), "").expect("names");
+    away.store(true, Ordering::SeqCst);
+    let before = server.count();
+    reader.ask([3 << 20, 1 << 20]);
+    until("a request fails", || server.count() > before);
+    std::thread::sleep(Duration::from_secs(1));
+    let failed = server.count();
+    away.store(false, Ordering::SeqCst);
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(reader.load.take().is_none(), "no name, no bytes");
+    assert_eq!(server.count(), failed, "no connection without a name");
+    fs::write(place.path("hosts"), format!("127.0.0.1 {NAME}\n")).expect("names");
+    reader.check(&layers.content);
+    reader.check_all(&layers.content);
+}
+
+/// A name with an IPv6 address that swallows connections, and an IPv4 address that answers.
+#[test]
+fn an_address_that_swallows_connections_is_passed_by() {
+    let (place, setup) = with_names(&format!("::1 {NAME}\n127.0.0.1 {NAME}\n"));
+    let layers = Layers::new(1);
+    let server = layers.registry();
+    let address = server.host().replace("127.0.0.1", "[::1]");
+    let address: std::net::SocketAddrV6 = address.parse().expect("an address");
+    let hole = socket(AddressFamily::INET6, SocketType::STREAM, None).expect("a socket");
+    bind(&hole, &address).expect("an address");
+    listen(&hole, 0).expect("a queue");
+    // The queue holds one connection; the next one is not answered.
+    let _first = TcpStream::connect(address).expect("a connection");
+    let short = Duration::from_millis(300);
+    assert!(TcpStream::connect_timeout(&address.into(), short).is_err());
+    serve_by_name(&place, &setup, &layers, &server);
+    assert!(server.count() > 2);
+}
+
+/// The registry is away for a moment and for half a minute, while the guest goes on.
+#[test]
+fn a_guest_goes_on_when_the_registry_comes_back() {
+    let layers = Layers::new(8);
+    let place = Place::default();
+    let storage = Storage::default();
+    for blob in &layers.blobs {
+        storage.blob(REPOSITORY, blob);
+    }
+    let mut registry = DockerRegistry::open(storage);
+    place.config("http", registry.host(), &layers.lowers(), json!({}));
+    let daemon = place.serve(&[]);
+    let mut reader = Reader::connect(&daemon);
+    for (outage, seconds) in [(0, 1), (1, 30)] {
+        registry.stop();
+        let start = outage * (4 << 20);
+        reader.ask((0..32).map(|read| start + read * (128 << 10)));
+        std::thread::sleep(Duration::from_secs(seconds));
+        registry.restart();
+        reader.check(&layers.content);
+    }
+    reader.check_all(&layers.content);
+    let log = daemon.log();
+    let count = |words: &str| log.matches(words).count();
+    assert_eq!(count("stopped answering"), count("answers again"), "{log}");
+    assert!((1..=2).contains(&count("stopped answering")), "{log}");
+}
+
+/// What keeps a start from a registry that does not serve: upstream's words for each.
+#[test]
+fn a_start_without_an_answer_ends_with_the_reason() {
+    let layers = Layers::new(1);
+    let silent = Server::start(|_| Reply::Stall(Vec::new()));
+    let busy = Server::start(|_| answer(503, &[("Retry-After", "1")], b""));
+    let garbage = Server::start(|_| Reply::Close(b"garbage\r\n\r\n".to_vec()));
+    let empty = Server::start(|_| answer(204, &[], b""));
+    let cases = [
+        (free_address(), "Connection failed"),
+        (silent.host(), "Get meta timedout"),
+        (busy.host(), "Too many requests"),
+        (garbage.host(), "Unexpected response"),
+        (empty.host(), "Unexpected response"),
+        ("no-such-host.invalid".to_owned(), "Connection failed"),
+    ];
+    std::thread::scope(|scope| {
+        for (host, words) in &cases {
+            let layers = &layers;
+            scope.spawn(move || {
+                let place = Place::default();
+                place.config("http", host, &layers.lowers(), json!({}));
+                let output = place.run(&[]);
+                assert_eq!(output.status.code(), Some(1), "{host}");
+                let (result, expected) = (place.result(), format!("failed:{words}"));
+                assert!(result.starts_with(&expected), "{host}: {result}");
+            });
+        }
+    });
+}
