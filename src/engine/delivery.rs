@@ -1,8 +1,8 @@
-//! Puts the stored bytes of parts into guest memory: copies plain ones, decodes compressed ones.
+//! Delivers the stored bytes of subreads to guest memory: copies plain bytes, decodes compressed ones.
 //!
-//! Bytes known to be in memory are copied once, from the mapped blob: plain ones into the guest,
-//! compressed ones into a buffer of the worker, so that what is verified is what is decoded, and
-//! from there decoded into the guest. Other bytes come from a read.
+//! Bytes known to be in memory are copied once from the mapping of their blob. Plain bytes are copied into
+//! guest memory. Compressed bytes are copied into a buffer of the worker, so that the bytes that are verified
+//! are those that are decoded, and decoded from there into guest memory. Other bytes are read first.
 
 use super::BlockBackend;
 use super::drop_behind::DropBehind;
@@ -14,18 +14,18 @@ use crate::io::scatter::Cursor;
 use crate::source::{Located, PresentRange};
 use crate::writable::Lookup;
 
-/// What one worker decodes with.
+/// Decoders and buffers of one worker.
 pub struct Delivery<'a> {
     image: &'a Image,
     unpacker: Unpacker,
     /// Stored bytes of the current subread, private while they are verified and decoded.
     buffer: Vec<u8>,
-    /// Drops pages from the page cache once their bytes are served, if asked to.
+    /// Drops bytes from the page cache once they are served, if enabled.
     drop_behind: Option<DropBehind<'a>>,
 }
 
 impl<'a> Delivery<'a> {
-    /// Buffers and decoders for `disk`.
+    /// Decoders and buffers for `backend`.
     pub fn new(backend: &'a BlockBackend) -> Self {
         Self {
             image: backend.volume().image(),
@@ -35,8 +35,8 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// Locates the stored bytes of `subread`, whose data files `lookup` names; `None` for zeros, which
-    /// are not stored.
+    /// Locates the stored bytes of `subread`, whose data files `lookup` names. `None` for zeros, which are
+    /// not stored.
     #[inline]
     pub fn locate<'t>(&self, subread: &Subread, lookup: &'t Lookup) -> Option<Located<'t>>
     where
@@ -59,10 +59,11 @@ impl<'a> Delivery<'a> {
         Some(blob.locate(offset, len))
     }
 
-    /// Serves a subread from the mapped blob, if all of it is known to be in memory; returns whether it
-    /// did.
+    /// Serves a subread from the mapping of its blob, if all its bytes are known to be in memory; returns
+    /// whether it did.
     ///
     /// # Errors
+    ///
     /// [`Error::Block`] if a block is damaged.
     #[inline]
     pub fn from_memory(
@@ -98,7 +99,7 @@ impl<'a> Delivery<'a> {
         };
         let bytes = &mut self.buffer[..len];
         mapped.copy_to(bytes);
-        // The file was cut under its mapping: these are not its bytes, so they must be read.
+        // The file was truncated under its mapping: the bytes must be read instead.
         if blob.is_lost() {
             return Ok(false);
         }
@@ -107,11 +108,12 @@ impl<'a> Delivery<'a> {
         Ok(true)
     }
 
-    /// Serves a subread by a read, if the page cache holds all of it; returns whether it did. Never
-    /// waits for storage.
+    /// Serves a subread from the page cache, if all its bytes are there; returns whether it did. Does not
+    /// wait for storage.
     ///
     /// # Errors
-    /// The file ends first, or a block is damaged.
+    ///
+    /// [`Error::Source`] if the file ends first, [`Error::Block`] if a block is damaged.
     pub fn from_page_cache(
         &mut self,
         subread: &Subread,
@@ -122,15 +124,16 @@ impl<'a> Delivery<'a> {
         if !range.read_cached(bytes)? {
             return Ok(false);
         }
-        note(&mut self.drop_behind, self.image, subread, range);
-        place(&mut self.unpacker, self.image, subread, bytes, cursor)?;
+        mark_read(&mut self.drop_behind, self.image, subread, range);
+        deliver(&mut self.unpacker, self.image, subread, bytes, cursor)?;
         Ok(true)
     }
 
-    /// Serves a subread by a read that waits for storage.
+    /// Serves a subread by `pread`, which waits for storage.
     ///
     /// # Errors
-    /// The system fails to read, the file ends first, or a block is damaged.
+    ///
+    /// [`Error::Source`] if the read fails or the file ends first, [`Error::Block`] if a block is damaged.
     pub fn from_storage(
         &mut self,
         subread: &Subread,
@@ -139,13 +142,14 @@ impl<'a> Delivery<'a> {
     ) -> Result<(), Error> {
         let bytes = &mut self.buffer[..range.len()];
         range.read_exact(bytes)?;
-        note(&mut self.drop_behind, self.image, subread, range);
-        place(&mut self.unpacker, self.image, subread, bytes, cursor)
+        mark_read(&mut self.drop_behind, self.image, subread, range);
+        deliver(&mut self.unpacker, self.image, subread, bytes, cursor)
     }
 
-    /// Serves a subread whose stored bytes `bytes` were read by other means.
+    /// Serves a subread from its stored bytes `bytes`, which the ring has read.
     ///
     /// # Errors
+    ///
     /// [`Error::Block`] if a block is damaged.
     pub fn from_bytes(
         &mut self,
@@ -154,14 +158,14 @@ impl<'a> Delivery<'a> {
         bytes: &[u8],
         cursor: Cursor<'_, '_>,
     ) -> Result<(), Error> {
-        note(&mut self.drop_behind, self.image, subread, range);
-        place(&mut self.unpacker, self.image, subread, bytes, cursor)
+        mark_read(&mut self.drop_behind, self.image, subread, range);
+        deliver(&mut self.unpacker, self.image, subread, bytes, cursor)
     }
 }
 
-/// Notes that the bytes of a subread were read and are in memory, or that they need not stay there.
-/// The data file of a writable layer changes, and is left to the kernel.
-fn note<'a>(
+/// Marks the bytes of a subread, which were read, as in memory, or drops them from there. Data files of
+/// writable layers are left to the kernel, because they change.
+fn mark_read<'a>(
     drop: &mut Option<DropBehind<'a>>,
     image: &'a Image,
     subread: &Subread,
@@ -181,8 +185,8 @@ fn note<'a>(
     }
 }
 
-/// Puts the stored bytes of a subread where they belong.
-fn place(
+/// Copies or decodes the stored bytes of a subread into guest memory.
+fn deliver(
     unpacker: &mut Unpacker,
     image: &Image,
     subread: &Subread,

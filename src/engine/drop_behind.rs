@@ -1,12 +1,12 @@
-//! Drops bytes that were read from the page cache, region by region.
+//! Drops bytes that were read from the page cache, in large regions.
 //!
-//! File systems cache in folios of many pages and drop them only as a whole, so dropping the bytes of
-//! one small read drops nothing. A region is dropped when the reader moves on to another. Dropping
-//! reads nothing: absent bytes stay absent.
+//! File systems cache folios of many pages and drop a folio only as a whole, so dropping the bytes of one
+//! small read drops nothing. A region is thus dropped once a worker reads another one. Dropping reads
+//! nothing: absent bytes stay absent.
 
 use crate::source::Blob;
 
-/// Bytes of a region. Folios have 2 MiB at most where pages have 4 KiB.
+/// Length of a region. Folios have at most 2 MiB where pages have 4 KiB.
 const REGION: u64 = 4 << 20;
 
 /// The region that one worker read last.
@@ -16,7 +16,7 @@ pub struct DropBehind<'a> {
 }
 
 impl<'a> DropBehind<'a> {
-    /// Notes a read, and drops the region of the read before if this one ends in another.
+    /// Records a read. If it ends in another region than the read before, drops that one's region.
     pub fn read(&mut self, blob: &'a Blob, offset: u64, len: u64) {
         let region = offset.saturating_add(len).saturating_sub(1) / REGION;
         match self.last {

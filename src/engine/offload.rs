@@ -1,9 +1,9 @@
-//! Requests that a queue worker must not wait for: one thread per queue of a writable disk flushes,
-//! discards and zeroes.
+//! Offload thread: flushes, discards and writes zeroes, so that the queue worker need not wait. Each queue of
+//! a writable disk has one.
 //!
-//! Jobs go in through one channel and results come out through another; an eventfd wakes the worker.
-//! The thread takes all waiting jobs together: it discards and zeroes in turn, and one flush serves
-//! all jobs that need one, because whatever they cover was written before.
+//! Jobs go in through one channel, results come out through another, and an eventfd wakes the worker. The
+//! thread takes all waiting jobs together. It discards and writes zeroes one by one; then one flush serves all
+//! jobs that need one, because it covers every write before it.
 
 use std::cell::Cell;
 use std::io;
@@ -28,30 +28,30 @@ use crate::virtio::discard::DiscardRange;
 use crate::virtio::status::Status;
 use crate::writable::{Error, MAX_STEP, Volume};
 
-/// Names a job to the worker that handed it in.
+/// Id of a job, chosen by the worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct JobId(pub u16);
 
-/// The work for one request.
+/// Work for one request.
 #[derive(Debug, Default)]
 pub struct Job {
-    /// Ranges to change first, and the change.
+    /// Change, and the ranges to apply it to, before the flush.
     pub change: Option<(Change, Vec<DiscardRange>)>,
-    /// Whether the change, and all writes before it, must become durable.
+    /// Whether to flush: to make the change and all writes before it durable.
     pub flush: bool,
 }
 
-/// A change of ranges.
+/// Change of ranges of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// Their data is discarded.
+    /// Discard their data.
     Discard,
-    /// They read as zeros.
+    /// Make them read as zeros.
     Zero,
 }
 
 impl Change {
-    /// For the log.
+    /// Name in the log.
     fn name(self) -> &'static str {
         match self {
             Change::Discard => "a discard",
@@ -59,7 +59,7 @@ impl Change {
         }
     }
 
-    /// Changes one step of a range.
+    /// Applies the change to one step of a range.
     fn apply(self, volume: &Volume, step: SectorRange, unmap: bool) -> Result<(), Error> {
         match self {
             Change::Discard => volume.discard(step),
@@ -68,25 +68,26 @@ impl Change {
     }
 }
 
-/// How a job ended: with the status of its request, or `None` if its ranges are not all changed
-/// because the connection is over.
+/// Result of a job: the status of its request, or `None` if some ranges are not changed because the queue
+/// stops.
 pub type JobResult = (JobId, Option<Status>);
 
-/// Does jobs, on the thread.
+/// Performs jobs on the thread.
 struct Performer {
     backend: Arc<BlockBackend>,
     queue: u16,
-    /// The front-end's connection.
+    /// Connection of the front-end.
     connection: Arc<UnixStream>,
-    /// When it was first found to be over, and for how long after that steps are begun.
+    /// Time at which the end of the connection was first seen.
     over: Cell<Option<Instant>>,
+    /// How long after that time steps are still begun.
     grace: Duration,
-    /// Set once the worker takes no more results.
+    /// Set when the worker is dropped and takes no more results.
     abandoned: Arc<AtomicBool>,
 }
 
 impl Performer {
-    /// Runs `attempt`; an error or a panic fails the request, not the thread.
+    /// Runs `attempt`. An error or a panic fails the request, not the thread.
     fn attempt(&self, what: &str, attempt: impl FnOnce(&Volume) -> Result<(), Error>) -> Status {
         let attempt = AssertUnwindSafe(|| attempt(self.backend.volume()));
         let reason = match panic::catch_unwind(attempt) {
@@ -99,7 +100,7 @@ impl Performer {
         Status::IoError
     }
 
-    /// Changes ranges step by step; `None` if time ran out first.
+    /// Applies a change to ranges, step by step; `None` if time runs out first.
     fn change(&self, change: Change, ranges: &[DiscardRange]) -> Option<Status> {
         let steps = ranges.iter().flat_map(|discard| {
             let steps = discard.range.steps(MAX_STEP);
@@ -117,12 +118,12 @@ impl Performer {
         Some(Status::Ok)
     }
 
-    /// Whether the queue is stopping, and was given long enough.
+    /// Whether the queue stops and its grace period is over.
     fn is_late(&self) -> bool {
         if self.abandoned.load(Ordering::Relaxed) {
             return true;
         }
-        // RDHUP is reported while messages are still unread.
+        // POLLRDHUP is reported even while messages are unread.
         let mut watched = [PollFd::new(&*self.connection, PollFlags::RDHUP)];
         let looked = poll(&mut watched, Some(&Timespec::default()));
         if !matches!(looked, Ok(1..)) {
@@ -133,7 +134,7 @@ impl Performer {
         since.elapsed() >= self.grace
     }
 
-    /// Does all jobs of `batch`, and calls `done` with the result of each.
+    /// Performs all jobs of `batch`, and calls `done` with the result of each.
     fn perform(&self, batch: Vec<(JobId, Job)>, mut done: impl FnMut(JobResult)) {
         let mut flushing = Vec::new();
         for (id, job) in batch {
@@ -156,13 +157,13 @@ impl Performer {
     }
 }
 
-/// The thread beside one worker.
+/// Offload thread of one worker.
 #[derive(Debug)]
 pub struct Offload {
-    /// `None` once the thread shall end.
+    /// Dropped to end the thread.
     jobs: Option<Sender<(JobId, Job)>>,
     results: Receiver<JobResult>,
-    /// Written at each result.
+    /// Signalled at each result.
     event: Arc<EventFd>,
     under_way: usize,
     abandoned: Arc<AtomicBool>,
@@ -173,7 +174,8 @@ impl Offload {
     /// Starts the thread of queue `queue`, for the front-end at the other end of `connection`.
     ///
     /// # Errors
-    /// The system has no thread or descriptor left.
+    ///
+    /// No thread or descriptor is left.
     pub fn start(
         queue: u16,
         backend: Arc<BlockBackend>,
@@ -198,9 +200,9 @@ impl Offload {
                 while let Ok(first) = waiting.recv() {
                     let batch = [first].into_iter().chain(waiting.try_iter()).collect();
                     performer.perform(batch, |result| {
-                        // The worker takes every result before it ends.
+                        // It fails only if the worker was dropped.
                         let _ = sender.send(result);
-                        // A counter at its limit wakes as well.
+                        // It fails if the counter is at its limit, which wakes the worker too.
                         let _ = wake.write(1);
                     });
                 }
@@ -215,24 +217,24 @@ impl Offload {
         })
     }
 
-    /// Written at each result.
+    /// Eventfd that is signalled at each result.
     pub fn event(&self) -> &EventFd {
         &self.event
     }
 
-    /// Jobs without a result yet.
+    /// Number of jobs without a result.
     pub fn under_way(&self) -> usize {
         self.under_way
     }
 
-    /// Hands a job in.
+    /// Begins a job.
     pub fn begin(&mut self, id: JobId, job: Job) {
         let sent = self.jobs.as_ref().map(|jobs| jobs.send((id, job)));
         debug_assert!(matches!(sent, Some(Ok(()))), "the thread outlives its jobs");
         self.under_way += 1;
     }
 
-    /// The next result, if there is one.
+    /// Takes the next result, if there is one.
     pub fn result(&mut self) -> Option<JobResult> {
         if self.under_way == 0 {
             return None;
@@ -242,7 +244,7 @@ impl Offload {
         Some(result)
     }
 
-    /// Waits for the next result; there is none when no job is under way.
+    /// Waits for the next result; `None` if no job is under way.
     pub fn wait(&mut self) -> Option<JobResult> {
         if self.under_way == 0 {
             return None;
@@ -258,7 +260,7 @@ impl Drop for Offload {
         self.abandoned.store(true, Ordering::Relaxed);
         drop(mem::take(&mut self.jobs));
         if let Some(thread) = self.thread.take() {
-            // The thread catches panics.
+            // It cannot fail: the thread catches panics.
             let _ = thread.join();
         }
     }
@@ -283,7 +285,7 @@ mod tests {
 
     const SECTORS: u64 = 1 << 20;
 
-    /// An empty disk that can be written to.
+    /// An empty writable disk.
     fn backend(folder: &Path) -> Arc<BlockBackend> {
         let header = Header {
             index_offset: HEADER_LEN as u64,
@@ -325,7 +327,7 @@ mod tests {
         }
     }
 
-    /// A queue stops in time once its connection is over, however much is left to discard.
+    /// A queue stops in time once its connection has ended, however much is left to discard.
     #[test]
     fn what_is_not_done_when_time_is_up_is_left() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,11 +1,11 @@
 //! Busy-polling of the available ring before a worker sleeps.
 //!
-//! A sleep costs the guest a kick and the worker a wake-up; polling costs processor time. The window
-//! adapts: it is full after work came within it, and is halved each time none did.
+//! A sleep costs the guest a kick and the worker a wake-up; polling costs processor time. The polling window
+//! adapts: it is reset to its longest when a request comes within it, and halved when none does.
 
 use std::time::{Duration, Instant};
 
-/// A shorter window is set to zero.
+/// Shortest window that is not set to zero.
 const LEAST: Duration = Duration::from_micros(1);
 
 /// The polling window of one worker.
@@ -16,7 +16,7 @@ pub struct Polling {
 }
 
 impl Polling {
-    /// Polls for at most `longest`; zero: never.
+    /// Polls for at most `longest`; zero disables polling.
     pub fn new(longest: Duration) -> Self {
         Self {
             longest,
@@ -24,17 +24,17 @@ impl Polling {
         }
     }
 
-    /// How long to poll now.
+    /// Time to poll now.
     pub fn window(&self) -> Duration {
         self.window
     }
 
-    /// Work came within the window.
+    /// Records that a request came within the window.
     pub fn found(&mut self) {
         self.window = self.longest;
     }
 
-    /// Nothing came within the window.
+    /// Records that no request came within the window.
     pub fn missed(&mut self) {
         self.window /= 2;
         if self.window < LEAST {
@@ -42,7 +42,7 @@ impl Polling {
         }
     }
 
-    /// Sleeps by calling `sleep`; a short sleep opens the window again.
+    /// Calls `sleep`, which sleeps. A sleep shorter than the longest window resets the window.
     pub fn sleep<T>(&mut self, sleep: impl FnOnce() -> T) -> T {
         if self.longest.is_zero() {
             return sleep();

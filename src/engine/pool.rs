@@ -1,6 +1,6 @@
-//! Lists that requests use again, so that serving one allocates nothing.
+//! Pool of lists that requests reuse, so that serving a request allocates nothing.
 
-/// Boxes without an owner.
+/// Spare boxes.
 #[derive(Debug)]
 pub struct Pool<T> {
     spare: Vec<Box<T>>,
@@ -13,13 +13,13 @@ impl<T> Default for Pool<T> {
 }
 
 impl<T> Pool<T> {
-    /// A spare box, or a new one.
+    /// Takes a spare box, or makes a new one.
     #[inline]
     pub fn take(&mut self, new: impl FnOnce() -> T) -> Box<T> {
         self.spare.pop().unwrap_or_else(|| Box::new(new()))
     }
 
-    /// Takes a box back.
+    /// Puts a box back.
     #[inline]
     pub fn give_back(&mut self, used: Box<T>) {
         self.spare.push(used);

@@ -1,8 +1,8 @@
-//! Planned reads on their way to be served, while the processor fetches what serving them needs.
+//! Prefetches into the processor's cache for planned reads.
 //!
-//! A read is planned, then its pages are looked for, then its first bytes are brought into the
-//! cache; at each step a few reads wait for the memory to answer. All steps share one queue, in
-//! which nothing moves.
+//! A planned read passes two steps before it is served: prefetch of the bits that tell which pages are in
+//! memory, and prefetch of its first bytes. A few reads wait after each step, so that memory has time to
+//! answer. All reads are in one queue; a step is a position in it.
 
 use std::collections::VecDeque;
 
@@ -11,16 +11,16 @@ use super::read_table::Planned;
 use crate::io::prefetch;
 use crate::source::{Located, PresentRange};
 
-/// Cache lines of a request's memory that are fetched ahead: the hardware follows from there.
+/// Cache lines of a request's memory to prefetch. The hardware prefetcher continues from there.
 const TARGET_LINES: usize = 4;
 
-/// Reads that are planned and not served yet, oldest first.
+/// Planned reads, oldest first.
 #[derive(Debug, Default)]
 pub struct Prefetch<'a> {
     reads: VecDeque<Planned<'a>>,
-    /// Reads at the front whose pages are on their way.
+    /// Number of reads at the front that have passed the first step.
     pages: usize,
-    /// Reads at the front, among those, whose first bytes are on their way.
+    /// Number of reads at the front that have passed the second step.
     bytes: usize,
 }
 
@@ -31,8 +31,8 @@ impl<'a> Prefetch<'a> {
         self.reads.push_back(planned);
     }
 
-    /// Takes reads from step to step, until no more than `ahead` wait at each; returns the oldest one
-    /// if more than that are ready.
+    /// Advances reads until at most `ahead` wait before each step; then takes the oldest one, if more than
+    /// `ahead` have passed both.
     #[inline]
     pub fn next(&mut self, ahead: usize, delivery: &Delivery<'a>) -> Option<Planned<'a>> {
         while self.reads.len() - self.pages > ahead {
@@ -61,7 +61,7 @@ impl<'a> Prefetch<'a> {
     }
 }
 
-/// The stored bytes of a read's first subread, if it has some and they are present.
+/// Stored bytes of the first subread, if it has some and they are present.
 fn first_range<'t>(
     planned: &'t mut Planned<'_>,
     delivery: &'t Delivery<'_>,

@@ -1,4 +1,4 @@
-//! The loop of one queue: take chains, plan reads, serve them, answer.
+//! Loop of a queue worker: takes chains, plans reads, serves them, and answers.
 
 mod drain;
 mod write;
@@ -29,55 +29,53 @@ use crate::virtio::request::Operation;
 use crate::virtio::status::Status;
 use write::OffloadedRequests;
 
-/// Reads that wait at each step before they are served, so that the next step finds in the cache
-/// what it looks at.
+/// Reads that wait after each step of the prefetch, so that the processor's cache has what the next step
+/// reads.
 const AHEAD: usize = 4;
 
-/// Answers that are published together at most, and their bytes, while more requests wait: a driver
-/// with many small requests is interrupted less often, and one with a few large ones can prepare the
-/// next.
+/// Most answers published together while more requests wait, so that many small requests cause few
+/// interrupts; and most bytes of them, so that a driver with large requests can prepare the next ones.
 const BATCH: u32 = 16;
 const BATCH_BYTES: usize = 256 << 10;
 
 /// Most subreads that wait for room in the ring. With as many, no more requests are taken.
 const MAX_QUEUED_FOR_RING: usize = 64;
 
-/// Requests that wait for the offload thread at most: each keeps the lists of its chain.
+/// Most offloaded requests: each keeps the lists of its chain.
 const MAX_OFFLOADED: usize = 64;
 
-/// Pieces of guest memory that the reads under way hold at most: bounds the memory for reads that
-/// wait for absent bytes. A queue of 1024 reads of 32 pages each fits.
+/// Most pieces of guest memory of active reads: bounds the memory of reads that wait for absent bytes. A queue
+/// of 1024 reads of 32 pages each fits.
 const MAX_PIECES_HELD: usize = 1 << 16;
 
-/// Pieces of guest memory up to which the lists of a chain are kept for the next one: longer ones
-/// are rare.
+/// Most pieces of guest memory in the lists of a chain that are kept for reuse: longer ones are rare.
 const MAX_PIECES_KEPT: usize = 512;
 
-/// Requests between two looks at the count of page faults that waited for storage.
+/// Requests between two checks of the count of major page faults.
 const FAULT_CHECK: u32 = 64;
 
-/// Page faults among them that waited for storage, from which on no page counts as being in memory
-/// any more. Learning it again takes a system call per page, which a rare fault is not worth.
+/// Major page faults between two checks after which no page counts as in memory any more. Fewer are ignored:
+/// finding out again which pages are in memory takes a system call per page.
 const FAULTS_TO_FORGET: u64 = 4;
 
-/// Why a worker ends without being asked to.
+/// Error that ends a worker.
 #[derive(Debug, thiserror::Error)]
 pub enum Broken {
-    /// The driver broke the virtqueue's rules.
+    /// The driver broke a rule of the virtqueue.
     #[error(transparent)]
     Queue(#[from] QueueError),
-    /// A chain is bad, and the place of its status is not to be found or not shared.
+    /// A chain breaks a rule, and its status byte was not found or is not shared.
     #[error("cannot write the status of the chain at descriptor {head}: {error}")]
     Chain {
         /// Head descriptor of the chain.
         head: u16,
-        /// What is wrong with it.
+        /// Rule that it breaks.
         error: ChainError,
     },
-    /// Guest memory, or another area that the front-end shares, is lost.
+    /// The front-end truncated guest memory, the in-flight area or the dirty log.
     #[error("the front-end truncated the memory that it shares")]
     MemoryLost,
-    /// The system refuses to wait for events.
+    /// A call of epoll fails.
     #[error("cannot wait for events")]
     Wait(#[from] io::Error),
 }
@@ -88,23 +86,23 @@ const STORAGE: u64 = 2;
 const OFFLOAD: u64 = 3;
 const FETCH: u64 = 4;
 
-/// A queue that is being served.
+/// Worker of a running queue.
 pub struct QueueWorker<'a> {
     queue: Queue<'a>,
     index: u16,
     backend: &'a BlockBackend,
     context: &'a ConnectionContext,
     memory: &'a Memory,
-    /// Feature bits that the driver acknowledged.
+    /// Acknowledged feature bits.
     features: u64,
     eventfds: &'a Eventfds,
     polling: Polling,
     readahead: Readahead,
     prefetch: Prefetch<'a>,
     reads: Reads<'a>,
-    /// Of a writable disk.
+    /// `None` for a read-only disk.
     offload: Option<OffloadedRequests<'a>>,
-    /// Requests that were taken and not finished.
+    /// Number of requests that were taken and not finished.
     under_way: usize,
     chains: Pool<Chain<'a>>,
     unpublished: u32,
@@ -114,10 +112,11 @@ pub struct QueueWorker<'a> {
 }
 
 impl<'a> QueueWorker<'a> {
-    /// A worker for a queue that is started.
+    /// Worker for the running queue `queue`.
     ///
     /// # Errors
-    /// The system has no descriptor left, or no thread, which a writable disk needs.
+    ///
+    /// No descriptor is left, or no thread, which a writable disk needs.
     pub fn new(
         queue: Queue<'a>,
         setup: &'a QueueSetup,
@@ -160,7 +159,11 @@ impl<'a> QueueWorker<'a> {
         })
     }
 
-    /// Serves the queue until asked to stop.
+    /// Serves the queue until `stop` is asked.
+    ///
+    /// # Errors
+    ///
+    /// [`Broken`] if the queue cannot be served any further.
     pub fn serve(&mut self, stop: &Stop) -> Result<(), Broken> {
         let poller = Poller::new()?;
         poller.watch(stop.event(), STOP, Trigger::Level)?;
@@ -187,7 +190,7 @@ impl<'a> QueueWorker<'a> {
             if !self.is_full() && (self.poll_ring(stop)? || self.queue.enable_kicks()?) {
                 continue;
             }
-            // What io_uring has no room for is offered again soon.
+            // Reads for which the kernel had no room are submitted again soon.
             let timeout = if self.reads.is_backlogged() {
                 1
             } else {
@@ -198,7 +201,7 @@ impl<'a> QueueWorker<'a> {
         Ok(())
     }
 
-    /// Looks at the ring for a while before sleeping; returns whether there is work.
+    /// Polls the available ring before a sleep; returns whether there is work.
     fn poll_ring(&mut self, stop: &Stop) -> Result<bool, Broken> {
         let window = self.polling.window();
         if window.is_zero() {
@@ -210,8 +213,7 @@ impl<'a> QueueWorker<'a> {
                 self.polling.found();
                 return Ok(true);
             }
-            // Their results come soon; those of fetches may not, and the driver's next requests are
-            // as likely as ever.
+            // Results of storage and of the offload thread come soon, by an event.
             if self.reads.is_reading() || self.offloaded() > 0 {
                 return Ok(false);
             }
@@ -223,10 +225,11 @@ impl<'a> QueueWorker<'a> {
         }
     }
 
-    /// Takes what is in the ring and what storage delivered; returns whether there was anything.
+    /// Takes the available chains and the results of storage, fetcher and offload thread; returns whether there
+    /// were any.
     fn turn(&mut self, stop: &Stop) -> Result<bool, Broken> {
         let mut worked = false;
-        // Bounded, so that a driver that never pauses does not keep finished reads waiting.
+        // Bounded, so that a driver that never pauses does not delay finished reads.
         for _ in 0..self.queue.size() {
             if self.is_full() || stop.is_asked() {
                 break;
@@ -235,7 +238,7 @@ impl<'a> QueueWorker<'a> {
                 break;
             };
             worked = true;
-            self.accept(head)?;
+            self.begin_chain(head)?;
             self.advance(AHEAD);
         }
         self.advance(0);
@@ -247,7 +250,7 @@ impl<'a> QueueWorker<'a> {
         Ok(worked)
     }
 
-    /// Whether no more requests are taken until one has finished.
+    /// Whether no more requests are taken until one finishes.
     fn is_full(&self) -> bool {
         self.under_way >= usize::from(self.queue.size())
             || self.reads.queued_for_ring() >= MAX_QUEUED_FOR_RING
@@ -255,11 +258,12 @@ impl<'a> QueueWorker<'a> {
             || self.offloaded() >= MAX_OFFLOADED
     }
 
-    /// Takes one chain: answers its request, or begins it.
+    /// Walks a chain, and answers or begins its request.
     ///
     /// # Errors
-    /// The chain cannot be answered.
-    fn accept(&mut self, head: Head) -> Result<(), Broken> {
+    ///
+    /// [`Broken::Chain`] if the chain cannot be answered.
+    fn begin_chain(&mut self, head: Head) -> Result<(), Broken> {
         let mut chain = self.chains.take(Chain::default);
         let table = self.queue.descriptors();
         let indirect = self.features & 1 << VIRTIO_RING_F_INDIRECT_DESC != 0;
@@ -273,11 +277,12 @@ impl<'a> QueueWorker<'a> {
         }
     }
 
-    /// Answers a chain that cannot be served.
+    /// Answers a chain that breaks a rule.
     ///
     /// # Errors
-    /// There is no place for the answer. Without one, the driver would find the status that the
-    /// request before left in the same memory.
+    ///
+    /// [`Broken::Chain`] if its status byte was not found. An answer without a status would leave the driver
+    /// with the status of an earlier request in the same memory.
     #[cold]
     fn refuse(
         &mut self,
@@ -308,7 +313,7 @@ impl<'a> QueueWorker<'a> {
             Ok(Operation::Read(range)) => {
                 let planned = self.reads.plan(request, range);
                 self.prefetch.push(planned);
-                self.readahead.note(self.backend.volume(), range);
+                self.readahead.record(self.backend.volume(), range);
             }
             Ok(Operation::GetId) => {
                 let data = request.chain().writable();
@@ -324,8 +329,7 @@ impl<'a> QueueWorker<'a> {
         }
     }
 
-    /// Serves planned reads, until `ahead` are left at each step before. Publishes answers that are
-    /// enough for a batch.
+    /// Serves planned reads until `ahead` are left after each step of the prefetch. Publishes full batches.
     fn advance(&mut self, ahead: usize) {
         while let Some(planned) = self.prefetch.next(ahead, self.reads.delivery()) {
             if let Some(finished) = self.reads.begin(planned) {
@@ -337,7 +341,7 @@ impl<'a> QueueWorker<'a> {
         self.publish_batch();
     }
 
-    /// Takes what storage and the fetcher delivered; returns whether there was anything.
+    /// Takes the results of storage and fetcher; returns whether there were any.
     fn take_reads(&mut self) -> bool {
         let any = self.reads.take_results();
         self.take_finished();
@@ -351,7 +355,7 @@ impl<'a> QueueWorker<'a> {
         }
     }
 
-    /// Looks now and then whether pages were evicted.
+    /// Checks now and then whether pages of blobs were evicted.
     fn check_faults(&mut self) {
         self.until_fault_check -= 1;
         if self.until_fault_check == 0 {
@@ -384,16 +388,20 @@ impl<'a> QueueWorker<'a> {
         }
     }
 
-    /// Publishes answers once they are enough for a batch.
+    /// Publishes the answers if they are a full batch.
     fn publish_batch(&mut self) {
         let enough = self.unpublished >= BATCH || self.unpublished_bytes >= BATCH_BYTES;
-        // The last call of a turn reports lost memory.
+        // An error is found again, and reported, at the end of the turn.
         if enough && self.publish().is_ok() {
             self.reads.submit();
         }
     }
 
-    /// Makes answers visible, and interrupts the driver if it asks for that.
+    /// Makes the answers visible, and interrupts the driver if it wants that.
+    ///
+    /// # Errors
+    ///
+    /// [`Broken::MemoryLost`].
     fn publish(&mut self) -> Result<(), Broken> {
         if self.context.is_lost() {
             return Err(Broken::MemoryLost);

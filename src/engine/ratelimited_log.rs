@@ -1,7 +1,7 @@
-//! Logging that neither a guest nor a front-end can flood.
+//! Rate-limited log for lines that a guest or a front-end can cause.
 //!
-//! What they do wrong is logged, the first lines at once; after that one a second, all queues and
-//! connections of the process together, with the number of those left out.
+//! The first lines are logged at once, later ones at one per second, over all queues and connections of the
+//! process. A line after a pause says how many were left out.
 
 use std::fmt::Arguments;
 use std::sync::{Mutex, PoisonError};
@@ -9,26 +9,26 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 
-/// Lines that are logged at once after a quiet time.
+/// Lines logged at once after a quiet period.
 const BURST: u32 = 32;
 
-/// Module named in the log, in place of this one.
+/// Target named in the log instead of this module.
 const TARGET: &str = env!("CARGO_CRATE_NAME");
 
-/// Time after which there is room for one more.
+/// Time after which one more line is admitted.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// Of errors and warnings.
+/// Limit of errors and warnings.
 static PROBLEMS: Mutex<Limit> = Mutex::new(Limit::NEW);
 
-/// Of news, which leave no problem out.
-static NEWS: Mutex<Limit> = Mutex::new(Limit::NEW);
+/// Limit of informational lines, which never use up that of problems.
+static INFO: Mutex<Limit> = Mutex::new(Limit::NEW);
 
-/// Room for lines, and what did not fit.
+/// Token bucket of lines, and the count of those left out.
 #[derive(Debug)]
 struct Limit {
     room: u32,
-    /// When the room was last counted.
+    /// Time at which `room` was updated last.
     since: Option<Instant>,
     left_out: u64,
 }
@@ -40,7 +40,7 @@ impl Limit {
         left_out: 0,
     };
 
-    /// Whether there is room for a line now: how many were left out before it.
+    /// Admits a line, and returns how many were left out before it; `None` if it is left out too.
     fn admit(&mut self, now: Instant) -> Option<u64> {
         let since = *self.since.get_or_insert(now);
         let periods = now.saturating_duration_since(since).as_secs() / PERIOD.as_secs();
@@ -60,25 +60,25 @@ impl Limit {
     }
 }
 
-/// Logs what a front-end does, if there is room.
+/// Logs an action of a front-end, within the limit.
 pub fn info(message: Arguments<'_>) {
-    say(Level::Info, message);
+    log(Level::Info, message);
 }
 
-/// Logs a warning about a guest or a front-end, if there is room.
+/// Logs a warning about a guest or a front-end, within the limit.
 pub fn warn(message: Arguments<'_>) {
-    say(Level::Warn, message);
+    log(Level::Warn, message);
 }
 
-/// Logs an error about a guest or a front-end, if there is room.
+/// Logs an error about a guest or a front-end, within the limit.
 pub fn error(message: Arguments<'_>) {
-    say(Level::Error, message);
+    log(Level::Error, message);
 }
 
-fn say(level: Level, message: Arguments<'_>) {
+fn log(level: Level, message: Arguments<'_>) {
     let limit = match level {
         Level::Error | Level::Warn => &PROBLEMS,
-        _ => &NEWS,
+        _ => &INFO,
     };
     let admitted = limit
         .lock()

@@ -1,31 +1,31 @@
-//! Reads ahead for a queue that reads in order.
+//! Readahead for sequential reads of one queue.
 //!
-//! The kernel's own readahead sees the compressed file through many readers at once; this one sees the
-//! order of the guest. Present bytes are read ahead by the kernel, absent ones by the fetcher. The
-//! worker waits for neither.
+//! The kernel's readahead sees the accesses of all queues to a compressed file; this one sees the order in
+//! which the guest reads. Present bytes are read ahead by the kernel, absent ones by the fetcher. The worker
+//! waits for neither.
 
 use crate::image::pieces::Piece;
 use crate::source::Located;
 use crate::units::{Sector, SectorRange, Sectors};
 use crate::writable::Volume;
 
-/// Requests in a row, each starting where the one before ended, that make a sequence.
+/// Number of consecutive requests, each starting where the last one ended, that make a sequence.
 const SEQUENCE: u32 = 3;
 
 /// The sequence of reads of one queue.
 #[derive(Debug)]
 pub struct Readahead {
-    /// Sectors to keep ahead of the reader; zero: none.
+    /// Sectors to keep ahead of the guest; zero disables readahead.
     window: Sectors,
-    /// The end of the read before.
+    /// End of the last read.
     next: Sector,
     in_row: u32,
-    /// The end of what was read ahead.
+    /// End of what was read ahead.
     asked: Sector,
 }
 
 impl Readahead {
-    /// Keeps `bytes` bytes of the disk ahead; zero: none.
+    /// Keeps `bytes` bytes of the disk ahead of the guest; zero disables readahead.
     pub fn new(bytes: u64) -> Self {
         Self {
             window: Sectors::whole_in(bytes),
@@ -35,8 +35,8 @@ impl Readahead {
         }
     }
 
-    /// Notes a read of a range, which lies on the disk, and reads ahead if it continues a sequence.
-    pub fn note(&mut self, volume: &Volume, range: SectorRange) {
+    /// Records a read of a range, which lies on the disk, and reads ahead if it continues a sequence.
+    pub fn record(&mut self, volume: &Volume, range: SectorRange) {
         if self.window.is_zero() {
             return;
         }
@@ -47,7 +47,7 @@ impl Readahead {
             (self.in_row, self.asked) = (1, end);
         }
         self.next = end;
-        // Half a window at a time, so that one system call covers many requests.
+        // At least half a window at a time, so that one system call covers many requests.
         let low = self.asked < end + Sectors(self.window.0 / 2);
         if self.in_row < SEQUENCE || !low {
             return;

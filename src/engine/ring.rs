@@ -1,13 +1,11 @@
-//! Asynchronous reads: one io_uring per queue worker.
+//! Asynchronous reads by io_uring, with one ring per queue worker.
 //!
-//! Rings are made before the daemon enters its sandbox ([`Rings`]), because the parameters of
-//! `io_uring_setup(2)` lie in memory, where no seccomp filter can check them: code that runs in the
-//! daemon could otherwise make a ring without restrictions. A worker takes a ring when it starts and
-//! gives it back when it ends.
+//! Rings are made before the daemon enters its sandbox ([`Rings`]). The parameters of `io_uring_setup(2)` lie in
+//! memory, where a seccomp filter cannot check them, so that an attacker in the daemon could otherwise make a
+//! ring without restrictions. A worker takes a ring when it starts and returns it when it ends.
 //!
-//! The table of a [`Ring`] owns every buffer the kernel may write to, from submission until the
-//! completion is taken; a buffer can thus not be freed or seen while a read is under way. Dropping
-//! the [`Ring`] waits for the reads that are left.
+//! A [`Ring`] owns every buffer that the kernel may write to, from submission until the completion is taken. No
+//! buffer can be freed or read while its read is under way. Dropping a [`Ring`] waits for its reads.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -18,10 +16,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use io_uring::register::Restriction;
 use io_uring::{IoUring, opcode, squeue, types};
 
-/// Reads under way at a time, per worker.
+/// Most reads under way in a ring.
 pub const MAX_READS: usize = 64;
 
-/// Buffers kept for reuse.
+/// Most buffers kept for reuse.
 const SPARE: usize = 8;
 
 /// A finished read.
@@ -29,13 +27,13 @@ const SPARE: usize = 8;
 pub struct Completion {
     /// The tag given to [`Ring::read`].
     pub tag: u32,
-    /// Bytes read, which may be fewer than asked for, or the error.
+    /// Number of bytes read, which may be fewer than requested, or the error.
     pub result: io::Result<usize>,
-    /// The buffer, as long as the read asked for.
+    /// Buffer of the read, in its whole length.
     pub buffer: Vec<u8>,
 }
 
-/// Rings that no worker uses at the moment. Clones share them.
+/// Rings that no worker uses. Clones share them.
 #[derive(Clone, Default)]
 pub struct Rings {
     made: usize,
@@ -51,9 +49,8 @@ impl std::fmt::Debug for Rings {
 }
 
 impl Rings {
-    /// Makes `count` rings, each restricted to reads. Where the kernel refuses one, there are those
-    /// made before, and the error. Kernels before 5.10, and containers that forbid io_uring, refuse
-    /// the first.
+    /// Makes `count` rings, each restricted to reads. If the kernel refuses one, returns those made before and
+    /// the error. Kernels before 5.10 and containers that forbid io_uring refuse the first one.
     pub fn make(count: usize) -> (Rings, Option<io::Error>) {
         let mut free = Vec::new();
         let error = (0..count).find_map(|_| match read_only_ring() {
@@ -75,7 +72,7 @@ impl Rings {
         self.made
     }
 
-    /// Takes a free ring, if there is one. It comes back when the [`Ring`] is dropped.
+    /// Takes a free ring, if there is one. Dropping the [`Ring`] returns it.
     pub fn take(&self) -> Option<Ring> {
         let ring = self.free().pop()?;
         Some(Ring {
@@ -92,7 +89,7 @@ impl Rings {
     }
 }
 
-/// Makes a ring that takes no operation but reads, and no registration.
+/// Makes a ring that accepts only reads, and no registration.
 fn read_only_ring() -> io::Result<IoUring> {
     let ring = IoUring::builder()
         .setup_r_disabled()
@@ -109,12 +106,12 @@ struct Read {
     buffer: Vec<u8>,
 }
 
-/// A worker's ring and the buffers it writes to.
+/// Ring of a worker, and the buffers that it writes to.
 pub struct Ring {
     ring: ManuallyDrop<IoUring>,
-    /// Where the ring goes when it is dropped; `None` once it is given up.
+    /// Where the ring is returned when it is dropped; `None` once it is abandoned.
     home: Option<Rings>,
-    /// Reads under way. Their slots are the kernel's `user_data`.
+    /// Reads under way, by the `user_data` of their entries.
     reads: Vec<Option<Read>>,
     under_way: usize,
     spare: Vec<Vec<u8>>,
@@ -129,7 +126,7 @@ impl std::fmt::Debug for Ring {
 }
 
 impl Ring {
-    /// Reads under way.
+    /// Number of reads under way.
     pub fn under_way(&self) -> usize {
         self.under_way
     }
@@ -139,7 +136,7 @@ impl Ring {
         self.under_way < MAX_READS
     }
 
-    /// A buffer of `len` bytes, of any content.
+    /// Takes a buffer of `len` bytes, with any content.
     pub fn buffer(&mut self, len: usize) -> Vec<u8> {
         let mut buffer = self.spare.pop().unwrap_or_default();
         buffer.resize(len, 0);
@@ -191,28 +188,29 @@ impl Ring {
         Ok(())
     }
 
-    /// Whether reads were prepared that the kernel has not taken yet.
+    /// Whether the kernel has not taken all prepared reads yet.
     pub fn is_backlogged(&mut self) -> bool {
         !self.ring.submission().is_empty()
     }
 
-    /// Drops the ring without waiting for its reads. The kernel may still write to their buffers, so
-    /// these are never freed.
+    /// Drops the ring without waiting for its reads. The kernel may still write to their buffers, which are
+    /// never freed.
     pub fn abandon(mut self) {
-        self.give_up();
+        self.leak_buffers();
     }
 
-    fn give_up(&mut self) {
+    fn leak_buffers(&mut self) {
         self.reads.drain(..).for_each(std::mem::forget);
         self.under_way = 0;
         self.home = None;
     }
 
-    /// Starts the reads that were prepared. Those that the kernel has no room for at the moment stay
-    /// prepared ([`Ring::is_backlogged`]).
+    /// Submits the prepared reads. Those for which the kernel has no room stay prepared
+    /// ([`Ring::is_backlogged`]).
     ///
     /// # Errors
-    /// The kernel refuses for another reason.
+    ///
+    /// `io_uring_enter(2)` fails for another reason.
     pub fn submit(&mut self) -> io::Result<()> {
         if self.ring.submission().is_empty() {
             return Ok(());
@@ -224,7 +222,7 @@ impl Ring {
         }
     }
 
-    /// Takes one finished read, if there is one.
+    /// Takes the completion of one read, if there is one.
     pub fn completed(&mut self) -> Option<Completion> {
         loop {
             let entry = self.ring.completion().next()?;
@@ -250,7 +248,8 @@ impl Ring {
     /// Waits for at least one read to finish.
     ///
     /// # Errors
-    /// The kernel refuses to wait.
+    ///
+    /// `io_uring_enter(2)` fails.
     pub fn wait(&mut self) -> io::Result<()> {
         match self.ring.submit_and_wait(1) {
             Ok(_) => Ok(()),
@@ -285,8 +284,8 @@ impl Drop for Ring {
     fn drop(&mut self) {
         while self.under_way > 0 {
             if self.completed().is_none() && self.wait().is_err() {
-                // The kernel may still write to the buffers: leak them rather than free them.
-                self.give_up();
+                // The kernel may still write to the buffers.
+                self.leak_buffers();
             }
         }
         // SAFETY: `self` is being dropped, so that nothing uses the field after this.

@@ -1,4 +1,4 @@
-//! What a queue worker is started with.
+//! Parameters of a queue worker.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -16,28 +16,27 @@ use crate::virtio::inflight::InflightArea;
 use crate::virtio::memory::Memory;
 use crate::virtio::queue::RingAddresses;
 
-/// How long a queue that stops goes on with requests that may take long: discards of many ranges,
-/// and reads of bytes that must be fetched. The next front-end is served when the queues have
-/// stopped.
+/// Time that a stopping queue spends on requests that may take long: discards of many ranges, and reads of
+/// absent bytes. The next front-end waits until the queues have stopped.
 pub const GRACE: Duration = Duration::from_secs(5);
 
-/// What all queue workers of a front-end connection share.
+/// State that all queue workers of a front-end connection share.
 #[derive(Clone, Debug)]
 pub struct ConnectionContext {
     /// The disk's block back-end.
     pub backend: Arc<BlockBackend>,
-    /// The guest's memory.
+    /// Guest memory.
     pub memory: Arc<Memory>,
-    /// Where requests under way are noted, if the front-end keeps such notes.
+    /// In-flight area, if the front-end set one.
     pub inflight: Option<Arc<InflightArea>>,
-    /// Feature bits the front-end acknowledged.
+    /// Acknowledged feature bits.
     pub features: u64,
-    /// The front-end's connection, ended when its memory is gone.
+    /// Connection of the front-end, which a worker ends if memory is lost.
     pub hangup: Arc<UnixStream>,
 }
 
 impl ConnectionContext {
-    /// Whether the front-end cut a file short that is mapped: guest memory, in-flight area or log.
+    /// Whether the front-end truncated a mapped file: guest memory, in-flight area or dirty log.
     pub fn is_lost(&self) -> bool {
         self.memory.is_lost()
             || self.inflight.as_ref().is_some_and(|area| area.is_lost())
@@ -45,22 +44,22 @@ impl ConnectionContext {
     }
 }
 
-/// The eventfds of a queue, which the front-end sent.
+/// Eventfds of a queue, which the front-end sent.
 #[derive(Clone, Debug, Default)]
 pub struct Eventfds {
-    /// Written by the driver: there are requests. Without one, the ring is polled.
+    /// Signalled by the driver when there are requests. Without one, the ring is polled.
     pub kick: Option<Arc<File>>,
-    /// Written by the device: there are answers.
+    /// Signalled by the device when there are answers.
     pub call: Option<Arc<File>>,
-    /// Written by the device: the queue is broken.
+    /// Signalled by the device when the queue is broken.
     pub error: Option<Arc<File>>,
-    /// The thread that writes them. A write blocks if the front-end fills the counter and clears
-    /// `O_NONBLOCK`, which it shares.
+    /// Interrupts the thread that signals them. A write blocks if the front-end fills the counter and clears
+    /// the shared flag `O_NONBLOCK`.
     pub writer: Arc<PeerCall>,
 }
 
 impl Eventfds {
-    /// The same eventfds, to be written by another thread.
+    /// The same eventfds, for another thread to signal.
     pub fn for_another_thread(&self) -> Self {
         Self {
             writer: Arc::default(),
@@ -68,12 +67,12 @@ impl Eventfds {
         }
     }
 
-    /// Tells the driver that there are answers.
+    /// Signals the driver that there are answers.
     pub fn signal_call(&self) {
         self.signal(self.call.as_deref());
     }
 
-    /// Tells the front-end that the queue is broken.
+    /// Signals the front-end that the queue is broken.
     pub fn signal_error(&self) {
         self.signal(self.error.as_deref());
     }
@@ -81,35 +80,35 @@ impl Eventfds {
     fn signal(&self, eventfd: Option<&File>) {
         if let Some(mut eventfd) = eventfd {
             let one = 1u64.to_le_bytes();
-            // A counter at its limit is a signal that was not taken yet; an interrupted write is one
-            // that blocks.
+            // The write fails if the counter is at its limit, which is an earlier signal not read yet, or if
+            // it blocked and was interrupted.
             let _ = self.writer.run(|| eventfd.write(&one));
         }
     }
 }
 
-/// What one worker needs besides its context.
+/// Parameters of one queue worker.
 #[derive(Debug)]
 pub struct QueueSetup {
-    /// The queue's number.
+    /// Number of the queue.
     pub index: u16,
-    /// Its number of descriptors.
+    /// Number of descriptors.
     pub size: u16,
-    /// Where it lies.
+    /// Addresses of the rings.
     pub rings: RingAddresses,
-    /// Where it starts; without it, where the used ring says.
+    /// Available index to start from; `None` starts from the used index.
     pub base: Option<u16>,
-    /// Its descriptors.
+    /// Eventfds.
     pub eventfds: Eventfds,
 }
 
 /// What follows the end of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Another worker of the queue starts at once, and goes on with what is open in the in-flight
-    /// region.
+    /// Another worker of the queue starts at once, and takes over the requests left open in the in-flight
+    /// area.
     Restart,
-    /// The queue stops.
+    /// The queue stays stopped.
     Stop,
 }
 
@@ -141,7 +140,7 @@ impl Stop {
         self.restarts
             .store(next == Next::Restart, Ordering::Relaxed);
         self.asked.store(true, Ordering::Release);
-        // The flag is set; a counter at its limit wakes as well.
+        // It fails if the counter is at its limit, which wakes the worker too.
         let _ = self.event.write(1);
     }
 

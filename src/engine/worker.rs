@@ -1,4 +1,4 @@
-//! A queue worker's thread: how it starts and how it is stopped.
+//! Thread of a queue worker: starts and stops it.
 
 use std::io;
 use std::net::Shutdown;
@@ -17,66 +17,66 @@ use crate::io::interrupt::PeerCall;
 use crate::reason::reason;
 use crate::virtio::queue::{Queue, StartError};
 
-/// Where a queue goes on when it starts again.
+/// Available index from which a queue continues when it starts again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resume {
-    /// At this available index.
+    /// This index.
     At(u16),
-    /// Where it was to start: it never did.
+    /// The index from which the worker should have started: it did not start.
     AsBefore,
-    /// Where the used ring says: the worker broke down.
+    /// The used index: the worker panicked.
     AtUsedIndex,
 }
 
-/// Pause between two interrupts of a worker that does not end.
+/// Time between two interrupts of a worker that does not end.
 const INTERRUPT_PERIOD: Duration = Duration::from_millis(10);
 
-/// Why a queue worker does not start.
+/// Error of starting a queue worker.
 #[derive(Debug, thiserror::Error)]
 pub enum StartFailure {
-    /// The front-end described the queue wrongly.
+    /// The description of the queue is wrong.
     #[error(transparent)]
     Queue(#[from] StartError),
-    /// No thread, descriptor or memory is left.
+    /// The process has no thread, descriptor or memory left.
     #[error("cannot start the threads of the queue")]
     Resources(#[from] io::Error),
 }
 
-/// A running worker.
+/// A running queue worker.
 #[derive(Debug)]
 pub struct Worker {
     thread: JoinHandle<Resume>,
     stop: Arc<Stop>,
-    /// Writes to eventfds, which the front-end may block.
+    /// Interrupts writes to eventfds, which the front-end can block.
     writer: Arc<PeerCall>,
     /// Disconnected when the thread ends.
     ended: Receiver<Never>,
 }
 
-/// A value that does not exist.
+/// Type without a value.
 #[derive(Debug)]
 enum Never {}
 
-/// The worker's ends of the channels to the thread that started it.
+/// Channels of the worker to the thread that starts it.
 struct Reports {
     started: SyncSender<Result<(), StartFailure>>,
-    /// Dropped at the end.
+    /// Dropped when the worker ends.
     _ended: SyncSender<Never>,
 }
 
 impl Worker {
-    /// Starts serving a queue, and waits until it is served.
+    /// Starts a worker, and waits until it serves its queue.
     ///
     /// # Errors
     ///
-    /// [`StartFailure::Resources`] if a thread or descriptor is missing, [`StartFailure::Queue`] if
-    /// the queue is unusable as the front-end describes it.
+    /// [`StartFailure::Resources`] if no thread, descriptor or memory is left, [`StartFailure::Queue`] if the
+    /// description of the queue is wrong.
     pub fn start(setup: QueueSetup, context: ConnectionContext) -> Result<Worker, StartFailure> {
         for eventfd in [&setup.eventfds.call, &setup.eventfds.error]
             .into_iter()
             .flatten()
         {
-            // A counter at its limit shall not block the worker.
+            // A counter at its limit must not block the worker.
             rustix::io::ioctl_fionbio(eventfd, true).map_err(io::Error::from)?;
         }
         let stop = Arc::new(Stop::new()?);
@@ -90,7 +90,7 @@ impl Worker {
             .spawn(move || {
                 let run = AssertUnwindSafe(|| run(&setup, &context, &theirs, &reports));
                 panic::catch_unwind(run).unwrap_or_else(|_| {
-                    // A defect of the daemon. The front-end shall see it, not wait for ever.
+                    // A defect of the daemon. Report it, so that the front-end does not wait for ever.
                     let index = setup.index;
                     ratelimited_log::error(format_args!("the worker of queue {index} panicked"));
                     setup.eventfds.signal_error();
@@ -100,7 +100,7 @@ impl Worker {
             })?;
         match outcome.recv() {
             Ok(Err(failure)) => Err(failure),
-            // A worker that panicked before it reported has ended the connection.
+            // Without a report, the worker has panicked and ended the connection.
             Ok(Ok(())) | Err(_) => Ok(Worker {
                 thread,
                 stop,
@@ -115,8 +115,8 @@ impl Worker {
         self.stop.ask(next);
     }
 
-    /// Drains and ends the worker; returns where the queue goes on. Waits for storage as long as it
-    /// takes, for the network a few seconds, and not for the front-end.
+    /// Drains and ends the worker; returns where the queue continues. Waits for storage without limit, up to
+    /// [`GRACE`](super::setup::GRACE) for the fetcher, and not for the front-end.
     pub fn stop(self, next: Next) -> Resume {
         self.begin_stop(next);
         while let Err(RecvTimeoutError::Timeout) = self.ended.recv_timeout(INTERRUPT_PERIOD) {
@@ -141,9 +141,9 @@ fn run(setup: &QueueSetup, context: &ConnectionContext, stop: &Stop, reports: &R
     let _ = reports.started.send(Ok(()));
     if let Err(broken) = worker.serve(stop) {
         ratelimited_log::error(format_args!("queue {index} stopped: {}", reason(&broken)));
-        // Rings that are gone read as zeros, which may break a rule first.
+        // Lost rings read as zeros, which may break a rule of the virtqueue first.
         if context.is_lost() {
-            // Already closed is as good.
+            // It fails if the connection is closed already.
             let _ = context.hangup.shutdown(Shutdown::Both);
         }
         setup.eventfds.signal_error();

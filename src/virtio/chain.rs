@@ -1,10 +1,9 @@
-//! Descriptor chains (virtio 1.2, sections 2.7.5 and 2.7.6): from the number of a head descriptor
-//! to the guest memory of the chain, as one readable and one writable list, and its status byte.
+//! Descriptor chains (virtio 1.2, sections 2.7.5 and 2.7.6). A walk collects the guest memory of a chain in
+//! one readable and one writable list, and finds its status byte.
 //!
-//! Each descriptor is read once and checked. A chain that breaks a rule is followed to its end all
-//! the same, for its structure only: the driver must find an error in the status byte, not what the
-//! request before left there. The walk ends after as many descriptors as the table has, so a loop
-//! ends in an error.
+//! Each descriptor is read once and checked. The walk of a chain that breaks a rule continues to its end,
+//! to find the status byte: the driver must find an error there, not the status of an earlier request. A
+//! walk visits at most as many descriptors as the table has, so that a loop is an error.
 #![cfg_attr(
     not(test),
     warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
@@ -19,65 +18,65 @@ use super::memory::Memory;
 use super::status::StatusByte;
 use crate::io::scatter::Scatter;
 
-/// Most descriptors in a chain that is served, direct and indirect together. The specification
-/// stops at the queue's size; Linux drivers go a little beyond it with indirect tables.
+/// Most descriptors of a chain that is served, direct and indirect together. The specification allows
+/// the queue's size; Linux drivers exceed it slightly with indirect tables.
 pub const MAX_CHAIN: usize = 1024;
 
-/// Most pieces of memory of a chain that is served: a descriptor that crosses memory regions has
-/// several.
+/// Most pieces of guest memory of a chain that is served. A descriptor that crosses memory regions has
+/// several pieces.
 pub const MAX_PIECES: usize = 2 * MAX_CHAIN;
 
-/// Most descriptors of a table that a chain can reach: `next` has 16 bits.
+/// Most descriptors of a table that `next`, which has 16 bits, can name.
 const MAX_TABLE: usize = 1 << 16;
 
 const DESCRIPTOR: usize = size_of::<Descriptor>();
 
-/// What is wrong with a chain.
+/// Rule that a chain breaks.
 #[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ChainError {
     /// `next` names a descriptor outside the table.
     #[error("descriptor {next} is outside its table of {table}")]
     Next {
-        /// The number found.
+        /// Number found.
         next: u16,
-        /// Entries in the table.
+        /// Number of entries of the table.
         table: usize,
     },
-    /// The chain does not end.
+    /// The chain has no end.
     #[error("the chain is a loop")]
     Loop,
-    /// More descriptors than are served.
+    /// The chain has too many descriptors.
     #[error("the chain has more than {MAX_CHAIN} descriptors")]
     TooLong,
-    /// More pieces of memory than are served.
+    /// The chain has too many pieces of memory.
     #[error("the chain has more than {MAX_PIECES} pieces of memory")]
     TooManyPieces,
-    /// A descriptor names memory that the front-end does not share.
+    /// A descriptor names guest memory that the front-end does not share.
     #[error(
         "{len} bytes at guest address {addr:#x} are not in the shared memory: all guest memory must be shared (share=on)"
     )]
     Memory {
         /// Guest address.
         addr: u64,
-        /// Bytes.
+        /// Length in bytes.
         len: u32,
     },
-    /// The length of an indirect table is zero or no multiple of 16.
+    /// The length of an indirect table is zero or not a multiple of 16.
     #[error("indirect table at guest address {addr:#x} has {len} bytes, expected a multiple of 16")]
     Table {
         /// Guest address.
         addr: u64,
-        /// Bytes.
+        /// Length in bytes.
         len: u32,
     },
-    /// An indirect table inside an indirect table, or before the end of its chain, or without the
-    /// feature.
+    /// An indirect descriptor lies in an indirect table, is not the last one of its table, or comes without
+    /// the feature.
     #[error("indirect descriptor where none is allowed")]
     Indirect,
-    /// A readable descriptor after a writable one.
+    /// A readable descriptor follows a writable one.
     #[error("readable descriptor after a writable one")]
     Order,
-    /// No byte is writable.
+    /// The chain has no writable byte.
     #[error("the chain has no writable byte for a status")]
     NoStatus,
 }
@@ -85,9 +84,9 @@ pub enum ChainError {
 /// A chain that cannot be served.
 #[derive(Clone, Copy, Debug)]
 pub struct BadChain<'m> {
-    /// The first rule that the chain breaks.
+    /// First rule that the chain breaks.
     pub error: ChainError,
-    /// Where the driver expects the status, if the chain's structure tells it.
+    /// Status byte of the chain, if the walk found it.
     pub status: Option<StatusByte<'m>>,
 }
 
@@ -100,45 +99,45 @@ impl From<ChainError> for BadChain<'_> {
     }
 }
 
-/// The memory of one chain without its status byte. Kept and refilled by its owner, so that a walk
-/// allocates nothing.
+/// Guest memory of one chain without its status byte. Its lists keep their memory when it is used for the
+/// next chain, so that a walk allocates nothing.
 #[derive(Debug, Default)]
 pub struct Chain<'m> {
     readable: Scatter<'m>,
     writable: Scatter<'m>,
-    /// Guest ranges of the writable descriptors, while writes are logged.
+    /// Guest ranges of the writable descriptors, if writes are logged.
     ranges: Vec<(GuestAddress, u32)>,
-    /// Descriptors met so far.
+    /// Number of descriptors so far.
     count: usize,
-    /// The last descriptor with a byte, if it is writable: it ends in the status.
+    /// Range of the last descriptor that is not empty, if it is writable: it ends in the status byte.
     last: Option<(GuestAddress, u32)>,
-    /// The first rule broken. From then on no memory is collected.
+    /// First rule that the chain breaks. No more memory is collected then.
     error: Option<ChainError>,
 }
 
 impl<'m> Chain<'m> {
-    /// The bytes that the driver wrote for the device, in order.
+    /// Memory that the device may read, in order.
     pub fn readable(&self) -> &Scatter<'m> {
         &self.readable
     }
 
-    /// The bytes that the device may write, in order; the status byte is not among them.
+    /// Memory that the device may write, in order, without the status byte.
     pub fn writable(&self) -> &Scatter<'m> {
         &self.writable
     }
 
-    /// Pieces of memory that fit into the lists without another allocation.
+    /// Number of pieces that the lists can hold without another allocation.
     pub fn capacity(&self) -> usize {
         let (readable, writable) = (self.readable.capacity(), self.writable.capacity());
         readable.saturating_add(writable)
     }
 
-    /// Collects the chain that starts at descriptor `head` of `table`, and takes its status byte
-    /// off the writable memory. `indirect` tells whether the driver may use indirect tables.
+    /// Walks the chain that starts at descriptor `head` of `table`, and returns its status byte.
+    /// `indirect`: whether the driver may use indirect tables.
     ///
     /// # Errors
-    /// The chain breaks a rule of the specification, passes a limit, or names memory that is not
-    /// shared.
+    ///
+    /// [`BadChain`] if the chain breaks a rule, exceeds a limit, or names memory that is not shared.
     pub fn walk(
         &mut self,
         memory: &'m Memory,
@@ -156,7 +155,7 @@ impl<'m> Chain<'m> {
         }
     }
 
-    /// Records in `log` that the first `data` writable bytes were written.
+    /// Marks the first `data` writable bytes as written in `log`.
     pub fn mark_written(&self, log: &DirtyLog, data: u64) {
         let mut left = data;
         for (addr, len) in &self.ranges {
@@ -173,7 +172,7 @@ impl<'m> Chain<'m> {
         (self.count, self.last, self.error) = (0, None, None);
     }
 
-    /// Follows the chain into its indirect table.
+    /// Walks the indirect table of the chain.
     fn walk_indirect(
         &mut self,
         memory: &'m Memory,
@@ -198,7 +197,7 @@ impl<'m> Chain<'m> {
         }
     }
 
-    /// Follows `next` within one table; returns an indirect descriptor that ends the walk.
+    /// Walks one table; returns the indirect descriptor that ends it, if there is one.
     fn walk_table(
         &mut self,
         memory: &'m Memory,
@@ -208,7 +207,7 @@ impl<'m> Chain<'m> {
         let entries = table.len() / DESCRIPTOR;
         let mut index = head;
         for _ in 0..entries.min(MAX_TABLE) {
-            // One read of all sixteen bytes: no field can change between check and use.
+            // One read of all sixteen bytes, so that no field changes between check and use.
             let descriptor: Descriptor = table
                 .read_obj(usize::from(index).saturating_mul(DESCRIPTOR))
                 .map_err(|_| ChainError::Next {
@@ -227,7 +226,7 @@ impl<'m> Chain<'m> {
         Err(ChainError::Loop)
     }
 
-    /// Adds the memory of `descriptor`, unless the chain is bad already.
+    /// Adds the memory of `descriptor`, unless the chain broke a rule before.
     fn add(&mut self, memory: &'m Memory, descriptor: &Descriptor) {
         let (addr, len) = (descriptor.addr(), descriptor.len());
         if len > 0 {
@@ -264,7 +263,7 @@ impl<'m> Chain<'m> {
         Ok(())
     }
 
-    /// Takes the last byte off the writable memory of a good chain.
+    /// Splits the status byte off the writable memory of a good chain.
     fn split_status(&mut self) -> Option<StatusByte<'m>> {
         let last = self.writable.pieces().last()?;
         let byte = last.subslice(last.len().checked_sub(1)?, 1).ok()?;
@@ -273,7 +272,7 @@ impl<'m> Chain<'m> {
         Some(StatusByte::new(byte, address))
     }
 
-    /// A chain whose end was found, but that breaks a rule.
+    /// A chain that breaks a rule, after a walk to its end.
     #[cold]
     fn bad(&self, memory: &'m Memory, error: ChainError) -> BadChain<'m> {
         let status = self.status_address().and_then(|address| {
@@ -283,7 +282,7 @@ impl<'m> Chain<'m> {
         BadChain { error, status }
     }
 
-    /// The chain's last byte, if it is writable.
+    /// Guest address of the last byte of the chain, if it is writable.
     fn status_address(&self) -> Option<GuestAddress> {
         let (addr, len) = self.last?;
         let offset = u64::from(len.checked_sub(1)?);

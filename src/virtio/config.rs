@@ -1,5 +1,4 @@
-//! The feature bits and configuration space that the device offers (virtio 1.2, sections 5.2.3 and
-//! 5.2.4).
+//! Feature bits and configuration space of the device (virtio 1.2, sections 5.2.3 and 5.2.4).
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
@@ -12,50 +11,50 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use super::discard::{MAX_RANGE_SECTORS, MAX_RANGES};
 use crate::units::{SECTOR_SIZE, Sector};
 
-/// Descriptors of a chain beside its data: header and status.
+/// Descriptors of a chain that hold no data: header and status.
 const OVERHEAD: u16 = 2;
 
-/// Most data segments of a request. The longest chain then fits a queue of 128, the smallest default
-/// of the front-ends.
+/// Most data segments of a request: the longest chain fits a queue of 128, the smallest default of the
+/// front-ends.
 const SEG_MAX: u16 = 126;
 
-/// log2 of the 512-byte blocks in the 4096 bytes that are the natural unit of an image.
+/// log2 of the number of 512-byte sectors in a physical block of 4096 bytes.
 const PHYSICAL_BLOCK_EXP: u8 = 3;
 
-/// Bytes of the configuration space up to and with the fields of virtio 1.2.
+/// Length of the configuration space with the fields of virtio 1.2.
 const CONFIG_LEN: usize = 60;
 
-/// Byte of the configuration space that a driver may write: with 1, writes are durable once flushed;
-/// with 0, once answered.
+/// Offset of `writeback`, the only field that a driver may write. 1: writes are durable once flushed;
+/// 0: once answered.
 pub const WRITEBACK_AT: u32 = 32;
 
-/// What stays the same of a block device as the guest sees it. Its capacity is the size of the disk, which
-/// can grow.
+/// Fixed properties of the virtio-blk device. Its capacity is not among them: it is the size of the disk,
+/// which can grow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceConfig {
     /// Number of queues, at least 1.
     pub queues: u16,
     /// Largest size of a queue.
     pub queue_size: u16,
-    /// Optimal size of a read in bytes: the largest block that is decompressed as a whole.
+    /// Optimal size of a read in bytes: the largest compressed block.
     pub optimal_io: u32,
-    /// Whether the disk can be written to.
+    /// Whether the disk is writable.
     pub writable: bool,
 }
 
-/// Whether writes must be durable before they are answered (virtio 1.2, section 5.2.6.2).
-/// `writeback` is the present value of that field.
+/// Whether writes must be durable before they are answered (virtio 1.2, section 5.2.6.2), given the
+/// acknowledged features and the value of the field `writeback`.
 pub fn writes_through(acknowledged: u64, writeback: bool) -> bool {
     let has = |bit: u32| acknowledged & 1 << bit != 0;
     if has(VIRTIO_BLK_F_CONFIG_WCE) {
         !writeback
     } else {
-        // Without FLUSH, the driver cannot make them durable later.
+        // Without FLUSH, the driver cannot make writes durable later.
         !has(VIRTIO_BLK_F_FLUSH)
     }
 }
 
-/// Whether a driver that acknowledged these features starts with `writeback` 0: it can switch the
+/// Whether `writeback` starts as 0 for a driver that acknowledged these features: it can switch the write
 /// cache off, but not flush it (virtio 1.2, section 5.2.5.2).
 pub fn starts_write_through(acknowledged: u64) -> bool {
     let bits = acknowledged & (1 << VIRTIO_BLK_F_CONFIG_WCE | 1 << VIRTIO_BLK_F_FLUSH);
@@ -63,8 +62,8 @@ pub fn starts_write_through(acknowledged: u64) -> bool {
 }
 
 impl DeviceConfig {
-    /// The feature bits of the device. They must be the same in all versions of the daemon: a front-end
-    /// that reconnects does not negotiate again.
+    /// Feature bits that the device offers. They must not change between versions of the daemon: a
+    /// front-end that reconnects does not negotiate again.
     pub fn features(&self) -> u64 {
         const ALWAYS: [u32; 7] = [
             VIRTIO_F_VERSION_1,
@@ -91,8 +90,8 @@ impl DeviceConfig {
         bits.fold(0, |bits, bit| bits | 1 << bit)
     }
 
-    /// `struct virtio_blk_config` of a disk of so many sectors: the offered fields, zeros elsewhere. Only a
-    /// writable disk has `writeback`.
+    /// Returns `struct virtio_blk_config` of a disk of `capacity` sectors. Fields of features that are not
+    /// offered are zero; only a writable disk offers `writeback`.
     pub fn space(&self, capacity: Sector, writeback: bool) -> [u8; CONFIG_LEN] {
         let seg_max = SEG_MAX.min(self.queue_size.saturating_sub(OVERHEAD)).max(1);
         let optimal = (u64::from(self.optimal_io) / SECTOR_SIZE) as u32;
@@ -108,8 +107,8 @@ impl DeviceConfig {
         ];
         let writable: [(usize, &[u8]); 7] = [
             (WRITEBACK_AT as usize, &[u8::from(writeback)]),
-            // Discards: most sectors and ranges, alignment in sectors; the same without it for
-            // zeros, which may unmap.
+            // DISCARD: most sectors, most ranges, alignment. WRITE_ZEROES: most sectors, most ranges,
+            // may unmap.
             (36, &MAX_RANGE_SECTORS.to_le_bytes()),
             (40, &MAX_RANGES.to_le_bytes()),
             (44, &u32::from(minimal).to_le_bytes()),

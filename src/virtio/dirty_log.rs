@@ -1,5 +1,5 @@
-//! The dirty-page log of a live migration (vhost-user, "Migration"): one bit per 4096-byte page of
-//! guest address space, in memory shared with the front-end, set for every page that the device writes.
+//! Dirty-page log of a live migration (vhost-user, "Migration"): one bit per 4096-byte page of the guest
+//! address space, in memory that the front-end shares. The device sets the bit of each page it writes.
 
 use std::fs::File;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -8,10 +8,10 @@ use vm_memory::{GuestAddress, VolatileMemory};
 
 use crate::io::mapped_file::{Access, MapError, MappedFile};
 
-/// Bytes of guest memory one bit stands for (VHOST_LOG_PAGE).
+/// Bytes of guest memory per bit (VHOST_LOG_PAGE).
 const LOG_PAGE: u64 = 4096;
 
-/// A mapped log area.
+/// A mapped dirty log.
 #[derive(Debug)]
 pub struct DirtyLog {
     mapping: MappedFile,
@@ -21,20 +21,21 @@ impl DirtyLog {
     /// Maps `len` bytes at `offset` of the file that the front-end sent with SET_LOG_BASE.
     ///
     /// # Errors
-    /// The file does not hold the range, or cannot be mapped.
+    ///
+    /// [`MapError`] if the file does not contain the range, or cannot be mapped.
     pub fn map(file: &File, offset: u64, len: u64) -> Result<Self, MapError> {
         Ok(Self {
             mapping: MappedFile::new(file, offset, len, Access::ReadWrite)?,
         })
     }
 
-    /// Whether the front-end cut the file short: marks are lost since then.
+    /// Whether the front-end truncated the file: later marks are lost.
     pub fn is_lost(&self) -> bool {
         self.mapping.is_lost()
     }
 
-    /// Records that `[addr, addr + len)` was written. Pages beyond the log are not recorded: the
-    /// front-end sized it for all the memory that it migrates.
+    /// Marks `[addr, addr + len)` as written. Pages beyond the log are not marked: the front-end sizes the
+    /// log for all memory that it migrates.
     pub fn mark(&self, addr: GuestAddress, len: u64) {
         let Some(last) = len.checked_sub(1) else {
             return;
@@ -49,7 +50,7 @@ impl DirtyLog {
             let Ok(bits) = cell.get_atomic_ref::<AtomicU8>(0) else {
                 return;
             };
-            // The data is visible no later than its mark.
+            // The data must be visible no later than its mark.
             bits.fetch_or(1 << (page % 8), Ordering::Release);
         }
     }

@@ -1,5 +1,5 @@
-//! The data of DISCARD and WRITE_ZEROES (virtio 1.2, section 5.2.6): a list of ranges, 16 bytes
-//! each, `{sector: u64, num_sectors: u32, flags: u32}`, little-endian.
+//! Data of DISCARD and WRITE_ZEROES (virtio 1.2, section 5.2.6): a list of ranges of 16 bytes each,
+//! `{sector: u64, num_sectors: u32, flags: u32}`, little-endian.
 #![cfg_attr(
     not(test),
     warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
@@ -19,22 +19,23 @@ pub const MAX_RANGE_SECTORS: u32 = 4 << 20;
 
 const RANGE: usize = 16;
 
-/// Sectors of the disk to discard or to zero.
+/// A range to discard or to zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiscardRange {
-    /// The sectors, at most [`MAX_RANGE_SECTORS`], all on the disk.
+    /// Its sectors. [`parse`] returns only ranges of at most [`MAX_RANGE_SECTORS`], all on the disk.
     pub range: SectorRange,
-    /// Whether their storage may be freed. Always false in a DISCARD, which may free it in any case.
+    /// Whether WRITE_ZEROES may free their storage. False for DISCARD, which always may.
     pub unmap: bool,
 }
 
-/// Reads the ranges in the `len` bytes at `data`, each byte once. `capacity` is the size of the disk;
-/// `may_unmap` tells whether a range may have the flag.
+/// Parses the ranges in the `len` bytes at `data`, and reads each byte once. `capacity` is the size of the
+/// disk; `may_unmap` allows the flag UNMAP.
 ///
 /// # Errors
-/// The status to answer with (5.2.6.2). I/O error: the list is empty, longer than offered, or no whole
-/// number of ranges; or a range is too long or passes the end of the disk. Unsupported: a flag is
-/// unknown, or not allowed for this request.
+///
+/// The status to answer with (5.2.6.2). [`Status::IoError`] if the list is empty, too long, or not a whole
+/// number of ranges, or if a range is too long or exceeds the disk. [`Status::Unsupported`] if a flag is
+/// unknown or not allowed for the request.
 #[inline(never)]
 pub fn parse(
     mut data: Cursor<'_, '_>,

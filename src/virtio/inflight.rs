@@ -1,15 +1,14 @@
-//! The in-flight area of split virtqueues (vhost-user, "Inflight I/O tracking"): marks of the
-//! requests that were taken and not answered, in memory that the front-end keeps while the daemon is
-//! gone.
+//! In-flight area of split virtqueues (vhost-user, "Inflight I/O tracking"): marks of the requests that were
+//! taken and not answered, in memory that the front-end keeps across a restart of the daemon.
 //!
-//! Layout, little-endian: a header of 16 bytes `{features: u64, version: u16, desc_num: u16,
-//! last_batch_head: u16, used_idx: u16}`, then `desc_num` entries of 16 bytes `{inflight: u8,
-//! padding: [u8; 5], next: u16, counter: u64}`; each queue's part is padded to 64 bytes.
+//! The area has one region for each queue. Layout of a region, little-endian: a header of 16 bytes
+//! `{features: u64, version: u16, desc_num: u16, last_batch_head: u16, used_idx: u16}`, then `desc_num`
+//! entries of 16 bytes `{inflight: u8, padding: [u8; 5], next: u16, counter: u64}`, padded to 64 bytes.
 //!
-//! The order of the stores is the protocol: an entry is marked before its request is looked at,
-//! and cleared only after the used index that covers it is visible. After a crash between the two,
-//! the difference of the ring's used index and the noted one tells how many entries, linked by
-//! `next` from `last_batch_head`, were answered and only wait for their mark to be cleared.
+//! The order of the stores is the protocol. An entry is marked before its request is read, and cleared after
+//! the used index that covers it is visible. After a crash between the two, some answered requests are still
+//! marked. Their number is the difference between the used index of the ring and the recorded one; they are
+//! linked by `next`, starting at `last_batch_head`.
 
 use std::fs::File;
 use std::iter;
@@ -24,8 +23,8 @@ const ENTRY: usize = 16;
 const ALIGN: usize = 64;
 const VERSION: u16 = 1;
 
-/// Bit of `features` in the first queue's part, all of which the protocol leaves at zero: the driver
-/// has switched the write cache off, and flushes no more. The next process must know.
+/// Bit of `features` in the region of the first queue; the protocol leaves all its bits zero. It is set while
+/// the driver has the write cache off and sends no flushes. The next process must know.
 const WRITES_THROUGH: u64 = 1 << 63;
 
 const FEATURES_AT: usize = 0;
@@ -38,45 +37,45 @@ const INFLIGHT_AT: usize = 0;
 const NEXT_AT: usize = 6;
 const COUNTER_AT: usize = 8;
 
-/// Bytes one queue's part takes.
+/// Length of the region of a queue.
 fn queue_bytes(queue_size: u16) -> usize {
     (HEADER + ENTRY * usize::from(queue_size)).next_multiple_of(ALIGN)
 }
 
-/// Queues of one size.
+/// Number and size of queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Queues {
-    /// How many there are.
+    /// Number of queues.
     pub count: u16,
-    /// Entries of each.
+    /// Number of descriptors of each.
     pub size: u16,
 }
 
 impl Queues {
-    /// Bytes that the parts of all queues take.
+    /// Length of the regions of all queues.
     fn bytes(self) -> usize {
         queue_bytes(self.size) * usize::from(self.count)
     }
 
-    /// Where the part of queue `index`, which has `size` entries, starts; `None` if these queues do
-    /// not include it.
-    fn part(self, index: u16, size: u16) -> Option<usize> {
+    /// Offset of the region of queue `index`, which has `size` descriptors; `None` if these queues do not
+    /// include it.
+    fn region(self, index: u16, size: u16) -> Option<usize> {
         let included = index < self.count && size <= self.size;
         included.then(|| usize::from(index) * queue_bytes(self.size))
     }
 }
 
-/// An in-flight area cannot be used.
+/// Error of creating or mapping an in-flight area.
 #[derive(Debug, thiserror::Error)]
 pub enum InflightError {
     /// The area is too small for its queues.
     #[error("in-flight area of {actual} bytes: {} queues of {} entries need {needed}", queues.count, queues.size)]
     Short {
-        /// Bytes there are.
+        /// Length of the area.
         actual: u64,
-        /// Bytes needed.
+        /// Length needed.
         needed: u64,
-        /// The queues it is for.
+        /// Queues that the area is for.
         queues: Queues,
     },
     /// The file cannot be created.
@@ -85,38 +84,39 @@ pub enum InflightError {
     /// The file cannot be mapped.
     #[error("cannot map the in-flight area")]
     Map(#[from] MapError),
-    /// The area was written for another layout.
+    /// The region of a queue has another layout.
     #[error("in-flight area has version {version}, expected {VERSION}")]
     Version {
-        /// Version found.
+        /// Version of the layout.
         version: u16,
     },
 }
 
-/// The mapped area of all queues of a device.
+/// The mapped in-flight area of a device.
 ///
-/// A front-end asks for an area before the driver has chosen its queues: with virtio-mmio the driver
-/// may take longer queues than were asked for, and some front-ends count only the queues that are
-/// ready. So the area has a second section behind the one that was asked for, with a part for each
-/// queue of the device in its largest size. Its pages take no memory until a queue uses them. A
-/// front-end keeps the area as a whole, and the same device finds its second section again.
+/// A front-end requests an area before the driver has chosen its queues. With virtio-mmio the driver may
+/// choose longer queues than requested, and some front-ends count only the queues that are ready. The area
+/// thus has a second section behind the requested one, with a region for each queue of the device in its
+/// largest size. Its pages use no memory until a queue uses them. The front-end keeps the area as a whole, and
+/// the same device finds its second section again.
 #[derive(Debug)]
 pub struct InflightArea {
     mapping: MappedFile,
-    /// The queues that were asked for.
+    /// Requested queues.
     asked: Queues,
-    /// All queues of the device, if the area has the second section.
+    /// Queues of the device, if the area has the second section.
     device: Option<Queues>,
-    /// A queue without a part was reported.
+    /// A queue without a region was reported.
     reported: AtomicBool,
 }
 
 impl InflightArea {
-    /// Creates the file of an area that was `asked` for, for a `device`; returns it and its length.
+    /// Creates the file of an area for the queues `asked` for and those of the `device`; returns it and its
+    /// length.
     ///
     /// # Errors
     ///
-    /// [`InflightError::Create`].
+    /// [`InflightError::Create`] if `memfd_create(2)`, `ftruncate(2)` or the seals fail.
     pub fn create(asked: Queues, device: Queues) -> Result<(File, u64), InflightError> {
         let len = (asked.bytes() + device.bytes()) as u64;
         let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::ALLOW_SEALING;
@@ -124,7 +124,7 @@ impl InflightArea {
             .map_err(|errno| InflightError::Create(errno.into()))?;
         let file = File::from(fd);
         file.set_len(len).map_err(InflightError::Create)?;
-        // No process may cut the file short while another has it mapped.
+        // No process may truncate the file while another one has it mapped.
         let seals = rustix::fs::SealFlags::SHRINK | rustix::fs::SealFlags::GROW;
         rustix::fs::fcntl_add_seals(&file, seals)
             .map_err(|errno| InflightError::Create(errno.into()))?;
@@ -161,82 +161,81 @@ impl InflightArea {
         })
     }
 
-    /// Whether the front-end cut the file short: the marks are lost then.
+    /// Whether the front-end truncated the file: the marks are lost then.
     pub fn is_lost(&self) -> bool {
         self.mapping.is_lost()
     }
 
-    /// Whether it is noted that the driver has switched the write cache off.
+    /// Whether the area records that the driver has switched the write cache off.
     pub fn writes_through(&self) -> bool {
         let features = self.features();
         features.is_some_and(|(_, features)| features & WRITES_THROUGH != 0)
     }
 
-    /// Notes whether the driver has switched the write cache off.
-    pub fn note_writes_through(&self, through: bool) {
-        let Some((place, features)) = self.features() else {
+    /// Records whether the driver has switched the write cache off.
+    pub fn record_writes_through(&self, through: bool) {
+        let Some((header, features)) = self.features() else {
             return;
         };
         if (features & WRITES_THROUGH != 0) != through {
             let features = (features ^ WRITES_THROUGH).to_le();
-            let stored = place.store(features, FEATURES_AT, Ordering::Release);
+            let stored = header.store(features, FEATURES_AT, Ordering::Release);
             debug_assert!(stored.is_ok());
         }
     }
 
-    /// The first queue's `features`, if there is a queue, and where they are.
+    /// Header of the first region, if there is one, and its `features`.
     fn features(&self) -> Option<(VolatileSlice<'_>, u64)> {
-        let place = self.mapping.slice(0, HEADER)?;
-        let features = place.load(FEATURES_AT, Ordering::Acquire).unwrap_or(0);
-        Some((place, u64::from_le(features)))
+        let header = self.mapping.slice(0, HEADER)?;
+        let features = header.load(FEATURES_AT, Ordering::Acquire).unwrap_or(0);
+        Some((header, u64::from_le(features)))
     }
 
-    /// The part of queue `index`, which has `size` entries; `None` if the area has none for it.
+    /// Region of queue `index`, which has `size` descriptors; `None` if the area has none for it.
     pub fn queue(&self, index: u16, size: u16) -> Option<InflightQueue<'_>> {
-        let behind = || Some(self.asked.bytes() + self.device?.part(index, size)?);
-        let start = self.asked.part(index, size).or_else(behind)?;
-        let part = self.mapping.slice(start, queue_bytes(size))?;
+        let behind = || Some(self.asked.bytes() + self.device?.region(index, size)?);
+        let start = self.asked.region(index, size).or_else(behind)?;
+        let region = self.mapping.slice(start, queue_bytes(size))?;
         Some(InflightQueue {
-            part,
+            region,
             size,
             counter: 0,
         })
     }
 
-    /// Whether this is the first call: of queues that have no part one is enough to report.
+    /// Whether this is the first call: one queue without a region is reported, not all.
     pub fn report_once(&self) -> bool {
         !self.reported.swap(true, Ordering::Relaxed)
     }
 }
 
-/// The marks of one queue.
+/// Region of one queue.
 #[derive(Debug)]
 pub struct InflightQueue<'m> {
-    part: VolatileSlice<'m>,
+    region: VolatileSlice<'m>,
     size: u16,
     counter: u64,
 }
 
-// Every offset below lies inside the part: its length follows from `size`, and heads are below
-// `size`. The loads and stores thus cannot fail, and a front-end that writes nonsense here can only
-// spoil its own recovery.
+// Every offset below lies in the region: its length follows from `size`, and heads are below `size`. The loads
+// and stores thus cannot fail. A front-end that writes invalid values damages only its own recovery.
 impl InflightQueue<'_> {
     fn entry(head: u16) -> usize {
         HEADER + ENTRY * usize::from(head)
     }
 
     fn load_u16(&self, at: usize) -> u16 {
-        u16::from_le(self.part.load(at, Ordering::Relaxed).unwrap_or(0))
+        u16::from_le(self.region.load(at, Ordering::Relaxed).unwrap_or(0))
     }
 
     fn store_u16(&self, at: usize, value: u16) {
-        let stored = self.part.store(value.to_le(), at, Ordering::Release);
+        let stored = self.region.store(value.to_le(), at, Ordering::Release);
         debug_assert!(stored.is_ok());
     }
 
     fn is_marked(&self, head: u16) -> bool {
         let mark: u8 = self
-            .part
+            .region
             .load(Self::entry(head) + INFLIGHT_AT, Ordering::Relaxed)
             .unwrap_or(0);
         mark != 0
@@ -244,18 +243,18 @@ impl InflightQueue<'_> {
 
     fn set_mark(&self, head: u16, mark: u8) {
         let stored = self
-            .part
+            .region
             .store(mark, Self::entry(head) + INFLIGHT_AT, Ordering::Release);
         debug_assert!(stored.is_ok());
     }
 
-    /// Takes over what an earlier process left, given the ring's used index: returns the heads
-    /// taken and not answered, oldest first. In a fresh part, and in one of a queue of another size,
-    /// which the driver has reset, there is nothing to take over: `None`.
+    /// Recovers the open requests of an earlier process, given the used index of the ring: returns the heads
+    /// that were taken and not answered, oldest first. `None` for a new region, and for one of a queue of
+    /// another size, which the driver has reset since.
     ///
     /// # Errors
     ///
-    /// [`InflightError::Version`].
+    /// [`InflightError::Version`] if the region has another layout.
     pub fn recover(&mut self, used_idx: u16) -> Result<Option<Vec<u16>>, InflightError> {
         let version = self.load_u16(VERSION_AT);
         if version != 0 && version != VERSION {
@@ -274,7 +273,7 @@ impl InflightQueue<'_> {
 
         let counter = |head| -> u64 {
             u64::from_le(
-                self.part
+                self.region
                     .load(Self::entry(head) + COUNTER_AT, Ordering::Relaxed)
                     .unwrap_or(0),
             )
@@ -290,13 +289,12 @@ impl InflightQueue<'_> {
         Ok(Some(open.into_iter().map(|(_, head)| head).collect()))
     }
 
-    /// Whether an earlier process used the part for a queue of this size.
+    /// Whether an earlier process used the region for a queue of this size.
     fn is_in_use(&self) -> bool {
         self.load_u16(VERSION_AT) != 0 && self.load_u16(DESC_NUM_AT) == self.size
     }
 
-    /// Heads that were answered, given the ring's used index. The process may have died before it
-    /// cleared their marks.
+    /// Heads that were answered and may still be marked, given the used index of the ring.
     fn answered(&self, used_idx: u16) -> impl Iterator<Item = u16> {
         let count = used_idx
             .wrapping_sub(self.load_u16(USED_IDX_AT))
@@ -308,7 +306,7 @@ impl InflightQueue<'_> {
         heads.take(count.into())
     }
 
-    /// The number of requests that were taken and not answered, given the ring's used index. Changes
+    /// Counts the requests that were taken and not answered, given the used index of the ring. Changes
     /// nothing.
     pub fn open(&self, used_idx: u16) -> u16 {
         if !self.is_in_use() {
@@ -320,22 +318,24 @@ impl InflightQueue<'_> {
         open.into_iter().map(u16::from).sum()
     }
 
-    /// Marks the request at `head` as taken. Returns whether it was not: a driver that
-    /// offers a chain twice breaks the virtqueue's rules.
+    /// Marks the request at `head` as taken; returns false if it is marked already. A driver that offers a
+    /// chain twice breaks the rules of the virtqueue.
     #[must_use]
     pub fn mark(&mut self, head: u16) -> bool {
         if self.is_marked(head) {
             return false;
         }
         let at = Self::entry(head) + COUNTER_AT;
-        let stored = self.part.store(self.counter.to_le(), at, Ordering::Relaxed);
+        let stored = self
+            .region
+            .store(self.counter.to_le(), at, Ordering::Relaxed);
         debug_assert!(stored.is_ok());
         self.counter = self.counter.wrapping_add(1);
         self.set_mark(head, 1);
         true
     }
 
-    /// Links `head` into the batch that the next used index will cover.
+    /// Links `head` into the batch that the next used index covers.
     pub fn link(&self, head: u16) {
         self.store_u16(
             Self::entry(head) + NEXT_AT,
@@ -344,7 +344,7 @@ impl InflightQueue<'_> {
         self.store_u16(LAST_BATCH_HEAD_AT, head);
     }
 
-    /// Clears the marks of a batch, once the ring's `used_idx` that covers it is visible.
+    /// Clears the marks of a batch, after the used index `used_idx` that covers it is visible.
     pub fn clear(&self, batch: &[u16], used_idx: u16) {
         for head in batch {
             self.set_mark(*head, 0);
@@ -413,7 +413,7 @@ mod tests {
         queue.link(2);
         assert_eq!((queue.open(7), queue.open(8)), (4, 3), "2 is answered at 8");
         assert_eq!(queue.open(8), 3, "nothing changed");
-        assert_eq!(area.queue(0, 8).unwrap().open(8), 0, "a fresh part");
+        assert_eq!(area.queue(0, 8).unwrap().open(8), 0, "a fresh region");
         queue.clear(&[2], 8);
         assert_eq!(queue.open(8), 3);
         let mut next = area.queue(1, 8).unwrap();
@@ -467,11 +467,11 @@ mod tests {
     }
 
     #[test]
-    fn a_write_cache_that_is_off_is_noted_beside_the_requests() {
+    fn a_write_cache_that_is_off_is_recorded_beside_the_requests() {
         let (file, area) = area();
         let len = file.metadata().unwrap().len();
         assert!(!area.writes_through());
-        area.note_writes_through(true);
+        area.record_writes_through(true);
         let mut queue = area.queue(0, 8).unwrap();
         assert!(
             queue.recover(3).unwrap().is_none(),
@@ -479,7 +479,7 @@ mod tests {
         );
         let later = InflightArea::map(&file, 0, len, ASKED, DEVICE).unwrap();
         assert!(later.writes_through());
-        later.note_writes_through(false);
+        later.record_writes_through(false);
         assert!(!area.writes_through());
     }
 }

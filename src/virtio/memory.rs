@@ -1,7 +1,7 @@
-//! Guest memory: the regions that the front-end shares, found by guest address.
+//! Guest memory: the regions that the front-end shares, by guest address.
 //!
-//! A [`Memory`] never changes: adding or removing a region makes a new one, and the old one keeps its
-//! mappings as long as it is in use. The file descriptors are closed once mapped.
+//! A [`Memory`] is immutable. Adding or removing a region returns a new one; the old one keeps its mappings
+//! while it is in use. Files are closed once mapped.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -11,57 +11,57 @@ use vm_memory::{GuestAddress, VolatileSlice};
 use super::dirty_log::DirtyLog;
 use crate::io::mapped_file::{Access, MapError, MappedFile};
 
-/// Why a region cannot be part of guest memory.
+/// Error of adding or removing a memory region.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
-    /// Its end is past the last address.
+    /// The region exceeds the address space.
     #[error(
         "memory region at guest address {guest:#x}, {len} bytes, passes the end of the address space"
     )]
     Overflow {
         /// Guest address of the region.
         guest: u64,
-        /// Its length in bytes.
+        /// Length of the region in bytes.
         len: u64,
     },
-    /// It overlaps another region.
+    /// The region overlaps another one.
     #[error("memory region at guest address {guest:#x}, {len} bytes, overlaps another")]
     Overlap {
         /// Guest address of the region.
         guest: u64,
-        /// Its length in bytes.
+        /// Length of the region in bytes.
         len: u64,
     },
-    /// Its file cannot be mapped.
+    /// The file of the region cannot be mapped.
     #[error("cannot map the memory region at guest address {guest:#x}, {len} bytes")]
     Map {
         /// Guest address of the region.
         guest: u64,
-        /// Its length in bytes.
+        /// Length of the region in bytes.
         len: u64,
-        /// Why it cannot be mapped.
+        /// Reason.
         source: MapError,
     },
-    /// A region to remove does not exist.
+    /// The region to remove does not exist.
     #[error("no memory region of {len} bytes at guest address {guest:#x} to remove")]
     Unknown {
         /// Guest address of the region.
         guest: u64,
-        /// Its length in bytes.
+        /// Length of the region in bytes.
         len: u64,
     },
 }
 
-/// A region as a front-end describes it (vhost-user, "Memory region description").
+/// Memory region as the front-end describes it (vhost-user, "Memory region description").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RegionInfo {
     /// Guest physical address of the first byte.
     pub guest: u64,
     /// Length in bytes.
     pub len: u64,
-    /// Address of the first byte in the address space of the front-end, as ring addresses use it.
+    /// Address of the first byte in the address space of the front-end, which ring addresses refer to.
     pub user: u64,
-    /// Byte of its file at which the region starts.
+    /// Offset of the first byte in the file.
     pub file_offset: u64,
 }
 
@@ -90,7 +90,7 @@ impl Region {
         })
     }
 
-    /// The part of `[addr, addr + len)` that lies in this region, from `addr` on.
+    /// First bytes of `[addr, addr + len)`, as many as lie in this region.
     fn slice(&self, addr: u64, len: usize) -> Option<VolatileSlice<'_>> {
         let offset = usize::try_from(addr.checked_sub(self.info.guest)?).ok()?;
         let left = self.mapping.len().checked_sub(offset)?;
@@ -98,7 +98,7 @@ impl Region {
     }
 }
 
-/// All regions of a guest, sorted by address, and the log of writes to them.
+/// Memory regions of a guest, sorted by guest address, and the dirty log of writes to them.
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
     regions: Vec<Region>,
@@ -106,10 +106,11 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// This memory with one more region; the file is closed once mapped.
+    /// Returns this memory with one more region.
     ///
     /// # Errors
-    /// The region passes the last address, overlaps another, or cannot be mapped.
+    ///
+    /// [`MemoryError::Overflow`], [`MemoryError::Overlap`] or [`MemoryError::Map`].
     pub fn with_region(&self, info: RegionInfo, file: File) -> Result<Memory, MemoryError> {
         let mut memory = self.clone();
         let at = memory
@@ -133,9 +134,10 @@ impl Memory {
         Ok(memory)
     }
 
-    /// This memory without the region of that guest address, length and front-end address.
+    /// Returns this memory without the region of this guest address, length and front-end address.
     ///
     /// # Errors
+    ///
     /// [`MemoryError::Unknown`] if there is no such region.
     pub fn without_region(&self, guest: u64, len: u64, user: u64) -> Result<Memory, MemoryError> {
         let mut memory = self.clone();
@@ -151,7 +153,7 @@ impl Memory {
         }
     }
 
-    /// This memory with its writes recorded in `log`; without one, they are not recorded.
+    /// Returns this memory with writes marked in `log`, if there is one.
     pub fn with_log(&self, log: Option<Arc<DirtyLog>>) -> Memory {
         Memory {
             regions: self.regions.clone(),
@@ -159,17 +161,17 @@ impl Memory {
         }
     }
 
-    /// Whether the front-end cut a file short: bytes read since then are not the guest's.
+    /// Whether the front-end truncated a file: bytes read since then may not be the guest's.
     pub fn is_lost(&self) -> bool {
         self.regions.iter().any(|region| region.mapping.is_lost())
     }
 
-    /// The number of regions.
+    /// Number of regions.
     pub fn region_count(&self) -> usize {
         self.regions.len()
     }
 
-    /// The guest address of the front-end's address `user`.
+    /// Guest address of address `user` of the front-end.
     pub fn user_to_guest(&self, user: u64) -> Option<GuestAddress> {
         self.regions.iter().find_map(|region| {
             let offset = user.checked_sub(region.info.user)?;
@@ -177,7 +179,7 @@ impl Memory {
         })
     }
 
-    /// The longest piece of `[addr, addr + len)` from `addr` on that lies in one region.
+    /// First bytes of `[addr, addr + len)`, as many as lie in one region.
     fn piece(&self, addr: u64, len: usize) -> Option<VolatileSlice<'_>> {
         let after = self
             .regions
@@ -186,13 +188,13 @@ impl Memory {
         (!piece.is_empty()).then_some(piece)
     }
 
-    /// `len` bytes at `addr`, if they lie in one region.
+    /// The `len` bytes at `addr`, if they lie in one region.
     pub fn slice(&self, addr: GuestAddress, len: usize) -> Option<VolatileSlice<'_>> {
         self.piece(addr.0, len).filter(|piece| piece.len() == len)
     }
 
-    /// Calls `each` with the pieces of `[addr, addr + len)`, which may cross into a neighbouring
-    /// region. Returns whether all of it is guest memory; if not, some pieces may have been seen.
+    /// Calls `each` with the pieces of `[addr, addr + len)`, one for each region. Returns whether all of it
+    /// is guest memory; if not, `each` may have been called with some pieces.
     #[must_use]
     pub fn slices<'m>(
         &'m self,
@@ -215,7 +217,7 @@ impl Memory {
         true
     }
 
-    /// The log of writes, while a migration runs.
+    /// Dirty log, while a migration runs.
     pub fn log(&self) -> Option<&DirtyLog> {
         self.log.as_deref()
     }

@@ -1,10 +1,12 @@
-//! The device's side of virtio-blk: guest memory, virtqueues, descriptor chains, block requests.
+//! Device side of virtio-blk: guest memory, virtqueues, descriptor chains, block requests.
 //!
-//! [`queue`] takes the head of a chain from the available ring, [`chain`] walks the descriptors into
-//! lists of guest [`memory`], and [`request`] reads the header; [`discard`] reads the ranges of a
-//! DISCARD. The answer is a [`status`] byte and an entry of the used ring. [`config`] is what the
-//! device offers. Two records are kept for the front-end: [`inflight`] of the chains that were taken
-//! and not answered, and [`dirty_log`] of the pages that were written.
+//! [`queue`] takes the head of a chain from the available ring. [`chain`] walks its descriptors and
+//! collects lists of guest [`memory`]. [`request`] parses the header, [`discard`] the ranges of DISCARD and
+//! WRITE_ZEROES. An answer is a [`status`] byte and an entry of the used ring. [`config`] holds the feature
+//! bits and the configuration space.
+//!
+//! Two records lie in memory that the front-end shares: [`inflight`] marks the chains that were taken and
+//! not answered, [`dirty_log`] the pages that were written.
 
 pub mod chain;
 pub mod config;

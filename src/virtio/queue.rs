@@ -1,13 +1,12 @@
-//! A running split virtqueue (virtio 1.2, section 2.7), the device's side.
+//! Device side of a running split virtqueue (virtio 1.2, section 2.7).
 //!
-//! [`Queue::pop`] takes the next available chain and marks it in the in-flight region;
-//! [`Queue::finish`] puts its answer into the used ring; [`Queue::publish`] makes a batch of
-//! answers visible, clears their marks and returns whether the driver wants an interrupt. A chain
-//! is not taken without its mark, and a [`Head`] that was taken is not dropped without an answer.
+//! [`Queue::pop`] takes the next available chain and marks it in the in-flight area. [`Queue::finish`] puts
+//! its answer into the used ring. [`Queue::publish`] makes a batch of answers visible, clears their marks, and
+//! returns whether to interrupt the driver. No chain is taken without its mark, and no [`Head`] is dropped
+//! without an answer.
 //!
-//! The guest writes the rings while the device reads them: each field is read once, indexes are
-//! checked against the queue's size, and a driver that breaks the rules stops this queue
-//! ([`QueueError`]).
+//! The guest may write the rings while the device reads them. Each field is read once, and indexes are checked
+//! against the queue's size. A driver that breaks the rules stops its queue ([`QueueError`]).
 
 use std::sync::atomic::{Ordering, fence};
 
@@ -18,16 +17,16 @@ use vm_memory::{Bytes, GuestAddress, VolatileSlice};
 use super::inflight::InflightQueue;
 use super::memory::Memory;
 
-/// Largest queue a split virtqueue can have.
+/// Largest size of a split virtqueue.
 pub const MAX_QUEUE_SIZE: u16 = 32768;
 
 const DESCRIPTOR: usize = size_of::<Descriptor>();
 const USED_ELEM: usize = 8;
-/// `flags` and `idx` come before the entries of both rings.
+/// Length of `flags` and `idx`, which precede the entries of both rings.
 const RING_HEADER: usize = 4;
 const IDX_AT: usize = 2;
 
-/// Why a queue cannot start, or stops.
+/// Error that stops a queue or prevents its start.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum QueueError {
     /// The size is not a power of two up to 32768.
@@ -38,44 +37,44 @@ pub enum QueueError {
         "{ring} at guest address {addr:#x} is misaligned, or not in the shared memory: all guest memory must be shared (share=on)"
     )]
     Ring {
-        /// Which part of the queue.
+        /// Name of the ring.
         ring: &'static str,
-        /// Its guest address.
+        /// Guest address of the ring.
         addr: u64,
     },
-    /// The driver's index is further ahead than the queue's size.
+    /// The available index is ahead by more than the queue's size.
     #[error("available index is {available}, expected at most the queue's size past {next}")]
     AvailableIndex {
-        /// The driver's index.
+        /// Available index.
         available: u16,
-        /// The next index to serve.
+        /// Index of the next chain to take.
         next: u16,
     },
-    /// The driver offered a descriptor that is not in the table.
+    /// The available ring names a descriptor that is not in the table.
     #[error("available ring names descriptor {head}; the table has {size}")]
     Head {
-        /// The descriptor's number.
+        /// Number of the descriptor.
         head: u16,
-        /// The queue's size.
+        /// Size of the queue.
         size: u16,
     },
-    /// The driver offered a chain that is still being processed.
+    /// The available ring names a chain that is not answered yet.
     #[error("available ring names descriptor {head}, which is in flight")]
     InFlight {
-        /// The descriptor's number.
+        /// Number of the descriptor.
         head: u16,
     },
 }
 
-/// A chain taken from the available ring, named by its head descriptor. It goes back to the queue
-/// exactly once: [`Queue::finish`], [`Queue::leave`] or [`Queue::put_back`]. Dropping it fails a
-/// debug assertion: the driver would wait for ever.
+/// A chain taken from the available ring, by its head descriptor. It goes back to the queue exactly once, by
+/// [`Queue::finish`], [`Queue::leave`] or [`Queue::put_back`]. Dropping it fails a debug assertion: the driver
+/// would wait for ever.
 #[derive(Debug)]
 #[must_use]
 pub struct Head(u16);
 
 impl Head {
-    /// The number of the head descriptor, below the queue's size.
+    /// Number of the head descriptor, below the queue's size.
     pub fn number(&self) -> u16 {
         self.0
     }
@@ -97,7 +96,7 @@ impl Drop for Head {
     }
 }
 
-/// Guest addresses of the three parts of a queue.
+/// Guest addresses of the three areas of a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingAddresses {
     /// Descriptor table.
@@ -106,12 +105,12 @@ pub struct RingAddresses {
     pub available: GuestAddress,
     /// Used ring (device area).
     pub used: GuestAddress,
-    /// Guest address under which writes to the used ring are logged, if they are.
+    /// Guest address at which writes to the used ring are logged; `None` if they are not.
     pub used_log: Option<GuestAddress>,
 }
 
-/// The available index from which [`Queue::start`] starts without a base, or `None` if the used ring is
-/// not in guest memory. Changes nothing: another process may serve the queue.
+/// Available index from which [`Queue::start`] starts without a base; `None` if the used ring is not in guest
+/// memory. Changes nothing: another process may serve the queue.
 pub fn start_index(
     memory: &Memory,
     used: GuestAddress,
@@ -122,7 +121,7 @@ pub fn start_index(
     Some(used_idx.wrapping_add(open))
 }
 
-/// A virtqueue that is started.
+/// A running virtqueue.
 #[derive(Debug)]
 pub struct Queue<'m> {
     memory: &'m Memory,
@@ -133,12 +132,12 @@ pub struct Queue<'m> {
     used_log: Option<GuestAddress>,
     event_idx: bool,
     next_available: u16,
-    /// The driver's index as last read: chains before it are taken without reading it again.
+    /// Available index read last. Chains before it are taken without reading it again.
     seen_available: u16,
     next_used: u16,
     published_used: u16,
     inflight: Option<InflightQueue<'m>>,
-    /// Heads that an earlier worker took and did not answer, newest first.
+    /// Heads that an earlier worker took and left open, newest first.
     resubmit: Vec<u16>,
     /// Heads finished since the last [`Queue::publish`].
     batch: Vec<u16>,
@@ -147,8 +146,12 @@ pub struct Queue<'m> {
 impl<'m> Queue<'m> {
     /// Starts a queue at available index `base`; without one, at the used index.
     ///
-    /// With an in-flight region that was in use before, its open requests come first, and the start
-    /// follows from them in place of `base`.
+    /// If its in-flight region was in use before, the open requests in it are taken first, and the start
+    /// follows from them instead of `base`.
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError::Size`], [`QueueError::Ring`], and those of [`InflightQueue::recover`].
     pub fn start(
         memory: &'m Memory,
         size: u16,
@@ -160,24 +163,24 @@ impl<'m> Queue<'m> {
         if !size.is_power_of_two() || size > MAX_QUEUE_SIZE {
             return Err(QueueError::Size(size).into());
         }
-        let part = |ring: &'static str, addr: GuestAddress, len: usize, align: usize| {
+        let area = |ring: &'static str, addr: GuestAddress, len: usize, align: usize| {
             memory
                 .slice(addr, len)
-                .filter(|part| part.ptr_guard().as_ptr().addr().is_multiple_of(align))
+                .filter(|area| area.ptr_guard().as_ptr().addr().is_multiple_of(align))
                 .ok_or(QueueError::Ring { ring, addr: addr.0 })
         };
         let entries = usize::from(size);
-        // Both rings end in the other side's event index.
+        // Both rings end with the event index of the other side.
         let available_len = RING_HEADER + 2 * entries + 2;
         let used_len = RING_HEADER + USED_ELEM * entries + 2;
-        let descriptors = part(
+        let descriptors = area(
             "descriptor table",
             rings.descriptors,
             DESCRIPTOR * entries,
             16,
         )?;
-        let available = part("available ring", rings.available, available_len, 2)?;
-        let used = part("used ring", rings.used, used_len, 4)?;
+        let available = area("available ring", rings.available, available_len, 2)?;
+        let used = area("used ring", rings.used, used_len, 4)?;
 
         let used_idx = load_u16(&used, IDX_AT);
         let mut resubmit = Vec::new();
@@ -185,8 +188,8 @@ impl<'m> Queue<'m> {
         if let Some(inflight) = &mut inflight
             && let Some(open) = inflight.recover(used_idx)?
         {
-            // Each chain that was taken is answered or open; the base of a front-end may lie past
-            // chains that were not taken.
+            // Each chain that was taken is answered or open. The base of a front-end may be past chains that
+            // were not taken.
             next_available = used_idx.wrapping_add(open.len() as u16);
             resubmit = open;
             resubmit.reverse();
@@ -209,32 +212,32 @@ impl<'m> Queue<'m> {
         })
     }
 
-    /// The number of descriptors.
+    /// Number of descriptors.
     pub fn size(&self) -> u16 {
         self.size
     }
 
-    /// The descriptor table.
+    /// Descriptor table.
     pub fn descriptors(&self) -> VolatileSlice<'m> {
         self.descriptors
     }
 
-    /// Whether chains are marked in an in-flight region while they are processed.
+    /// Whether taken chains are marked in an in-flight area.
     pub fn is_tracked(&self) -> bool {
         self.inflight.is_some()
     }
 
-    /// The memory the queue lies in.
+    /// Guest memory of the queue.
     pub fn memory(&self) -> &'m Memory {
         self.memory
     }
 
-    /// The index to go on from, when the queue starts again.
+    /// Available index to continue from when the queue starts again.
     pub fn next_available(&self) -> u16 {
         self.next_available
     }
 
-    /// Takes the next chain that an earlier worker took and did not answer.
+    /// Takes the next chain that an earlier worker took and left open.
     pub fn pop_open(&mut self) -> Option<Head> {
         self.resubmit.pop().map(Head)
     }
@@ -242,12 +245,13 @@ impl<'m> Queue<'m> {
     /// Takes the next chain.
     ///
     /// # Errors
-    /// The driver broke the rules of the available ring.
+    ///
+    /// [`QueueError`] if the driver broke a rule of the available ring.
     pub fn pop(&mut self) -> Result<Option<Head>, QueueError> {
         if let Some(head) = self.pop_open() {
             return Ok(Some(head));
         }
-        if self.next_available == self.seen_available && !self.look()? {
+        if self.next_available == self.seen_available && !self.read_available()? {
             return Ok(None);
         }
         let slot = usize::from(self.next_available % self.size);
@@ -267,21 +271,21 @@ impl<'m> Queue<'m> {
         Ok(Some(Head(head)))
     }
 
-    /// Gives back the chain taken last, which cannot be answered: a queue that starts again takes
-    /// it again.
+    /// Returns the chain taken last, which cannot be answered. A queue that starts again takes it again.
     pub fn put_back(&mut self, head: Head) {
         head.release();
-        // A tracked chain is still marked, and the mark is what a queue starts from.
+        // With an in-flight area the chain is still marked, and the next start takes it from there.
         if self.inflight.is_none() {
             self.next_available = self.next_available.wrapping_sub(1);
         }
     }
 
-    /// Leaves a chain unanswered and marked in the in-flight region: a queue that starts again
-    /// takes it again.
+    /// Leaves a chain open: unanswered, and marked in the in-flight area. A queue that starts again takes it
+    /// again.
     ///
     /// # Errors
-    /// The head itself, if there is no in-flight region: then the chain needs an answer.
+    ///
+    /// Returns the head if there is no in-flight area: the chain needs an answer.
     pub fn leave(&mut self, head: Head) -> Result<(), Head> {
         match self.inflight {
             Some(_) => {
@@ -293,16 +297,20 @@ impl<'m> Queue<'m> {
     }
 
     /// Whether there is a chain to take.
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError::AvailableIndex`].
     pub fn has_work(&mut self) -> Result<bool, QueueError> {
         Ok(!self.resubmit.is_empty()
             || self.next_available != self.seen_available
-            || self.look()?)
+            || self.read_available()?)
     }
 
-    /// Reads the driver's index; returns whether there is a chain to take.
-    fn look(&mut self) -> Result<bool, QueueError> {
+    /// Reads the available index; returns whether there is a chain to take.
+    fn read_available(&mut self) -> Result<bool, QueueError> {
         let available = load_u16(&self.available, IDX_AT);
-        // Entries are read after the index that covers them.
+        // The entries must be read after the index that covers them.
         fence(Ordering::Acquire);
         if available.wrapping_sub(self.next_available) > self.size {
             return Err(QueueError::AvailableIndex {
@@ -314,8 +322,8 @@ impl<'m> Queue<'m> {
         Ok(available != self.next_available)
     }
 
-    /// Answers the chain at `head`, of which `len` bytes were written. The driver sees it after
-    /// [`Queue::publish`].
+    /// Puts the chain at `head`, of which `len` bytes were written, into the used ring. The driver sees it
+    /// after [`Queue::publish`].
     pub fn finish(&mut self, head: Head, len: u32) {
         let head = head.release();
         let at = RING_HEADER + USED_ELEM * usize::from(self.next_used % self.size);
@@ -356,17 +364,21 @@ impl<'m> Queue<'m> {
         }
     }
 
-    /// Asks the driver not to kick: the worker is reading the ring.
+    /// Asks the driver not to kick while the worker reads the ring.
     pub fn disable_kicks(&mut self) {
-        // With event indexes, an event index that lies behind is enough.
+        // With event indexes, the driver kicks only when it passes the event index, which stays behind.
         if !self.event_idx {
             store_u16(&self.used, 0, VRING_USED_F_NO_NOTIFY as u16);
             self.log_used(0, RING_HEADER);
         }
     }
 
-    /// Asks the driver to kick at the next chain; returns whether one came meanwhile. The caller
-    /// sleeps only if none did.
+    /// Asks the driver to kick at the next chain; returns whether a chain came meanwhile. The caller may
+    /// sleep only if none did.
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError::AvailableIndex`].
     pub fn enable_kicks(&mut self) -> Result<bool, QueueError> {
         if self.event_idx {
             let at = RING_HEADER + USED_ELEM * usize::from(self.size);
@@ -387,19 +399,19 @@ impl<'m> Queue<'m> {
     }
 }
 
-/// Why a queue does not start.
+/// Error of [`Queue::start`].
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The rings are unusable.
+    /// The size or a ring is invalid.
     #[error(transparent)]
     Queue(#[from] QueueError),
-    /// The in-flight region is unusable.
+    /// The in-flight region has another layout.
     #[error(transparent)]
     Inflight(#[from] super::inflight::InflightError),
 }
 
-// The rings' offsets follow from the queue's size, against which the slices were cut, and their
-// alignment was checked at the start: these cannot fail.
+// These cannot fail: the slices have the length that the queue's size needs, and the start checked their
+// alignment.
 
 fn load_u16(ring: &VolatileSlice<'_>, at: usize) -> u16 {
     u16::from_le(ring.load(at, Ordering::Relaxed).unwrap_or(0))

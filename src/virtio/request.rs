@@ -1,7 +1,7 @@
-//! Block requests (virtio 1.2, section 5.2.6): the operation that a chain asks for.
+//! Block requests (virtio 1.2, section 5.2.6): parses the operation of a chain.
 //!
-//! The framing is free: the header is the first 16 bytes of the readable memory and the status the
-//! last byte of the writable memory, however the driver splits them into descriptors.
+//! The header is the first 16 bytes of the readable memory, and the status is the last byte of the writable
+//! memory. The driver may split both into descriptors in any way (2.7.4).
 #![cfg_attr(
     not(test),
     warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
@@ -18,40 +18,41 @@ use super::discard::{self, DiscardRange};
 use super::status::Status;
 use crate::units::{SECTOR_SIZE, Sector, SectorRange, Sectors};
 
-/// Bytes of a request's header: type, reserved, sector.
+/// Length of a request header: type, reserved, sector.
 pub const HEADER: usize = 16;
 
-/// Bytes of a device's serial (VIRTIO_BLK_ID_BYTES).
+/// Length of a serial number (VIRTIO_BLK_ID_BYTES).
 pub const SERIAL_LEN: usize = VIRTIO_BLK_ID_BYTES as usize;
 
-/// Most data of one request, in bytes: bounds the work that one request can cause.
-/// The largest a Linux guest sends by default is 1.25 MiB.
+/// Most data of one request in bytes, which bounds the work that one request can cause. Linux guests send
+/// at most 1.25 MiB by default.
 pub const MAX_DATA: usize = 64 << 20;
 
-/// What a request asks for.
+/// Operation of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operation {
     /// Fill [`Chain::writable`] with these sectors of the disk.
     Read(SectorRange),
     /// Write [`Chain::readable`], from byte [`HEADER`] on, to these sectors of the disk.
     Write(SectorRange),
-    /// Give the device's serial.
+    /// Return the serial number.
     GetId,
-    /// Make writes durable.
+    /// Make all answered writes durable.
     Flush,
-    /// Forget what these ranges hold.
+    /// Discard the data of these ranges.
     Discard(Vec<DiscardRange>),
     /// Make these ranges read as zeros.
     WriteZeroes(Vec<DiscardRange>),
 }
 
 impl Operation {
-    /// Reads the header of `chain`, a request to a disk of `capacity` sectors.
+    /// Parses the request in `chain`, for a disk of `capacity` sectors.
     ///
     /// # Errors
-    /// The status to answer with: an I/O error for a request that is malformed, passes the end of
-    /// the disk, is no whole number of sectors, or writes to a read-only disk; unsupported for a
-    /// request that the device does not offer (5.2.6.2).
+    ///
+    /// The status to answer with (5.2.6.2). [`Status::IoError`] if the request is malformed, exceeds the
+    /// disk, is not a whole number of sectors, or writes to a read-only disk. [`Status::Unsupported`] if the
+    /// device does not offer the operation.
     pub fn parse(
         chain: &Chain<'_>,
         config: &DeviceConfig,
@@ -66,7 +67,7 @@ impl Operation {
         cursor.read(&mut header);
         let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = header;
         let sector = Sector(u64::from_le_bytes(sector));
-        // Data in memory of the other direction would be neither read nor written.
+        // Memory of the other direction must be empty: it would be neither read nor written.
         let transfer = |len: usize, other_direction: usize| {
             let whole = (len as u64).is_multiple_of(SECTOR_SIZE);
             if !whole || len > MAX_DATA || other_direction != 0 {

@@ -1,4 +1,4 @@
-//! The end of a queue: requests that were taken are finished, no more are taken.
+//! Drains a queue that stops: finishes the requests that were taken, and takes no more.
 
 use std::time::{Duration, Instant};
 
@@ -7,12 +7,12 @@ use crate::engine::ratelimited_log;
 use crate::engine::setup::{GRACE, Next};
 
 impl QueueWorker<'_> {
-    /// Finishes the requests that were taken, by this process or one before it; returns the available
-    /// index to go on from.
+    /// Finishes the requests that were taken, by this process or an earlier one; returns the available index
+    /// to continue from.
     ///
-    /// Storage is waited for, and the network for a few seconds: reads whose bytes are still absent
-    /// then stay open in the in-flight region, or fail if there is none. If the queue restarts, they
-    /// are left to its next worker at once.
+    /// Waits for storage, and up to [`GRACE`] for the fetcher. Reads whose bytes are still absent then stay
+    /// open in the in-flight area, or fail if there is none. If the queue restarts, its next worker takes them
+    /// over at once.
     pub fn drain(&mut self, next: Next) -> u16 {
         let grace = match next {
             Next::Restart if self.queue.is_tracked() => Duration::ZERO,
@@ -20,8 +20,8 @@ impl QueueWorker<'_> {
         };
         let deadline = Instant::now() + grace;
         while let Some(head) = self.queue.pop_open() {
-            if let Err(broken) = self.accept(head) {
-                // It stays marked in the in-flight region.
+            if let Err(broken) = self.begin_chain(head) {
+                // The chain stays marked in the in-flight area.
                 let index = self.index;
                 ratelimited_log::error(format_args!("queue {index}: {broken}"));
             }
@@ -30,13 +30,13 @@ impl QueueWorker<'_> {
             }
         }
         self.finish_all(deadline);
-        // It fails if memory is lost, which the front-end did itself: it takes no answers.
+        // It fails if the front-end truncated its memory: there is no ring to answer in then.
         let _ = self.publish();
         debug_assert_eq!(self.under_way, 0, "a request was taken and not answered");
         self.queue.next_available()
     }
 
-    /// Finishes the requests under way; gives up those that wait for the network after `deadline`.
+    /// Finishes the requests under way; gives up those that wait for the fetcher after `deadline`.
     fn finish_all(&mut self, deadline: Instant) {
         self.advance(0);
         self.reads.submit();

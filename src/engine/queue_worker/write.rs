@@ -1,8 +1,8 @@
-//! Requests that change the disk, and those that make changes durable.
+//! Requests that change the disk or make changes durable.
 //!
-//! A write goes from guest memory into the page cache at once. Everything else is left to the
-//! offload thread, whose results are taken as finished reads are. The compiler is told to keep all
-//! this out of the loop that serves reads.
+//! A write goes from guest memory into the page cache at once. Everything else is offloaded to the offload
+//! thread, whose results the loop takes as it takes finished reads. The functions are not inlined, to keep
+//! the loop small for reads.
 
 use super::QueueWorker;
 use crate::engine::offload::{Change, Job, JobId, JobResult, Offload};
@@ -14,7 +14,7 @@ use crate::virtio::request::HEADER;
 use crate::virtio::status::Status;
 use crate::writable::FlushRetries;
 
-/// A write that is not done yet.
+/// A write that has not succeeded yet.
 #[derive(Debug)]
 struct Write<'a> {
     request: Request<'a>,
@@ -22,16 +22,16 @@ struct Write<'a> {
     retries: FlushRetries,
 }
 
-/// What the offload thread works for.
+/// Request that waits for a job of the offload thread.
 #[derive(Debug)]
 enum Offloaded<'a> {
-    /// A request whose answer is the job's result.
+    /// The job's result is the answer.
     Whole(Request<'a>),
-    /// A write that is done again after the flush.
+    /// The job is a flush, after which the write is repeated.
     Retry(Write<'a>),
 }
 
-/// The offload thread of a writable disk, and the requests it works for.
+/// Offload thread of a writable disk, and the requests that wait for its jobs, by job id.
 #[derive(Debug)]
 pub struct OffloadedRequests<'a> {
     thread: Offload,
@@ -39,7 +39,7 @@ pub struct OffloadedRequests<'a> {
 }
 
 impl<'a> OffloadedRequests<'a> {
-    /// No request yet.
+    /// No offloaded request.
     pub fn new(thread: Offload) -> Self {
         Self {
             thread,
@@ -74,7 +74,7 @@ impl<'a> QueueWorker<'a> {
         writes_through(self.features, self.backend.writeback())
     }
 
-    /// Writes the request's data to a range of the disk.
+    /// Writes the data of a request to a range of the disk.
     #[inline(never)]
     pub(super) fn write(&mut self, request: Request<'a>, range: SectorRange) {
         self.try_write(Write {
@@ -84,14 +84,13 @@ impl<'a> QueueWorker<'a> {
         });
     }
 
-    /// Does a write. If it needs a flush first, the offload thread flushes, and the write is repeated.
+    /// Tries a write. If it needs a flush first, the flush is offloaded, and the write repeated after it.
     fn try_write(&mut self, mut write: Write<'a>) {
         if self.context.is_lost() {
-            // The zeros that replace lost memory are not the guest's data. The answer is never
-            // published.
+            // Lost memory reads as zeros, which are not the guest's data. The answer is not published.
             return self.finish(write.request.answer(Status::IoError));
         }
-        // Read before the write: a driver that switches meanwhile is promised neither.
+        // Read before the write: if the driver switches the mode during it, either mode is right.
         let through = self.writes_through();
         let data = write.request.chain().readable().cursor(HEADER);
         let written = self.backend.volume().write_now(write.range, data);
@@ -108,13 +107,13 @@ impl<'a> QueueWorker<'a> {
         }
     }
 
-    /// Answers the request once all writes so far are durable.
+    /// Answers a request once all earlier writes are durable.
     #[inline(never)]
     pub(super) fn flush(&mut self, request: Request<'a>) {
         self.offload(Offloaded::Whole(request), FLUSH);
     }
 
-    /// Answers the request once `ranges` are changed.
+    /// Answers a request once `ranges` are changed.
     #[inline(never)]
     pub(super) fn change(
         &mut self,
@@ -132,7 +131,7 @@ impl<'a> QueueWorker<'a> {
         self.offload(Offloaded::Whole(request), job);
     }
 
-    /// Leaves the rest of a request to the offload thread.
+    /// Offloads a job, for which a request waits.
     fn offload(&mut self, offloaded: Offloaded<'a>, job: Job) {
         if let Some(offload) = &mut self.offload {
             return offload.begin(offloaded, job);
@@ -148,13 +147,13 @@ impl<'a> QueueWorker<'a> {
         }
     }
 
-    /// Requests that are left to the offload thread.
+    /// Number of offloaded requests.
     pub(super) fn offloaded(&self) -> usize {
         let offload = self.offload.as_ref();
         offload.map_or(0, |offload| offload.thread.under_way())
     }
 
-    /// Takes what the offload thread has done; returns whether there was anything.
+    /// Takes the results of the offload thread; returns whether there were any.
     pub(super) fn take_offloaded(&mut self) -> bool {
         let mut any = false;
         while let Some(result) = self.offload.as_mut().and_then(|own| own.thread.result()) {
@@ -164,14 +163,14 @@ impl<'a> QueueWorker<'a> {
         any
     }
 
-    /// Waits for all that is left to the offload thread.
+    /// Waits for all offloaded requests.
     pub(super) fn wait_offloaded(&mut self) {
         while let Some(result) = self.offload.as_mut().and_then(|own| own.thread.wait()) {
             self.end_job(result);
         }
     }
 
-    /// Answers a request whose job has ended, or does its write again.
+    /// Answers the request of a job that has ended, or repeats its write.
     fn end_job(&mut self, (id, result): JobResult) {
         let Some(offloaded) = self.offload.as_mut().and_then(|own| own.take(id)) else {
             return;

@@ -44,7 +44,7 @@ impl Handler {
     pub(super) fn set_writeback(&mut self, writeback: bool) -> Result<(), Refusal> {
         log::debug!("the driver sets writeback to {writeback}");
         if let Some(area) = &self.inflight {
-            area.note_writes_through(!writeback);
+            area.record_writes_through(!writeback);
         }
         if self.standing == Standing::Serving {
             return self.apply_writeback(writeback);
