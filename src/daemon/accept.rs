@@ -106,7 +106,7 @@ impl Connection {
     }
 }
 
-/// Serves front-ends, at most `most` at a time, until `signals` becomes readable. Then drains all queues and flushes
+/// Serves front-ends of `device` until `signals` becomes readable. Then drains all queues and flushes
 /// the disk.
 ///
 /// # Errors
@@ -116,11 +116,10 @@ impl Connection {
 pub fn serve(
     listener: &Listener,
     device: &Arc<Device>,
-    most: usize,
     signals: &UnixStream,
     manager: &Manager,
 ) -> Result<(), Error> {
-    let mut connections = Connections::new(listener, device, most, signals).map_err(Error::Wait)?;
+    let mut connections = Connections::new(listener, device, signals).map_err(Error::Wait)?;
     connections.serve().map_err(Error::Wait)?;
     log::info!("received a stop signal");
     manager.tell(&NotifyState::Stopping);
@@ -176,8 +175,6 @@ struct Connections<'a> {
     listener: &'a Listener,
     device: &'a Arc<Device>,
     poller: Poller,
-    /// Most connections with a thread.
-    most: usize,
     /// Token of the next connection or thread.
     next_token: u64,
     silent: Vec<Silent>,
@@ -191,7 +188,6 @@ impl<'a> Connections<'a> {
     fn new(
         listener: &'a Listener,
         device: &'a Arc<Device>,
-        most: usize,
         signals: &UnixStream,
     ) -> io::Result<Self> {
         let poller = Poller::new()?;
@@ -201,7 +197,6 @@ impl<'a> Connections<'a> {
             listener,
             device,
             poller,
-            most,
             next_token: 0,
             silent: Vec::new(),
             waiting: Vec::new(),
@@ -308,7 +303,9 @@ impl<'a> Connections<'a> {
     fn make_room(&mut self) -> bool {
         let leaving = self.served.iter().filter(|served| served.leaving).count();
         let staying = self.served.len() - leaving;
-        if staying >= self.most.saturating_sub(1).max(2) && leaving < self.waiting.len() {
+        if staying >= self.device.max_front_ends().saturating_sub(1).max(2)
+            && leaving < self.waiting.len()
+        {
             let ownership = self.device.ownership();
             let idle =
                 |served: &&mut Connection| !served.leaving && !ownership.has(&served.session);
@@ -317,7 +314,7 @@ impl<'a> Connections<'a> {
                 oldest.session.hang_up();
             }
         }
-        self.served.len() < self.most
+        self.served.len() < self.device.max_front_ends()
     }
 }
 

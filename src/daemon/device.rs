@@ -7,6 +7,7 @@
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use super::limits::SystemLimits;
 use super::sources::Sources;
 use super::writable_files::WritableFiles;
 use super::{Config, Error};
@@ -22,8 +23,18 @@ use crate::vhost::session::Session;
 use crate::virtio::request::SERIAL_LEN;
 use crate::writable::{self, Options, Snapshot, Snapshots, Volume};
 
-/// A disk: its layers and its writable layer, the virtio-blk device that its queue workers serve, and the front-ends
-/// that use it. The acceptor of front-ends, the control API and the sealer share it.
+/// What is opened before the sandbox is entered, for [`Device::load`].
+pub(super) struct DeviceParts<'a> {
+    pub(super) sources: Sources,
+    pub(super) writable: Option<WritableFiles>,
+    /// Rings of the queue workers.
+    pub(super) rings: Rings,
+    /// The layers report their reads to it.
+    pub(super) recorder: Option<&'a Arc<Recorder>>,
+}
+
+/// A disk: its layers and its writable layer, the virtio-blk device that its queue workers serve, the front-ends
+/// that use it, and their limit. The acceptor of front-ends, the control API and the sealer share it.
 #[derive(Debug)]
 pub struct Device {
     backend: Arc<BlockBackend>,
@@ -37,28 +48,27 @@ pub struct Device {
     front_ends: FrontEnds,
     /// Which of them has the disk.
     ownership: Ownership,
+    max_front_ends: usize,
 }
 
 impl Device {
     /// Reads the layers and the writable layer. Opens files in the directories of the writable layer
-    /// only. Waits for registries, a minute at most. The layers report their reads to `recorder`.
+    /// only. Waits for registries, a minute at most.
     ///
     /// # Errors
     ///
     /// [`Error::Layers`], [`Error::Image`] and [`Error::Writable`] if one of them cannot be read or breaks a rule of its
-    /// format.
-    pub fn load(
+    /// format; [`Error::Limits`] if `limits` are too small for the queues.
+    pub(super) fn load(
         config: &Config,
-        sources: Sources,
-        writable: Option<WritableFiles>,
-        rings: Rings,
-        recorder: Option<&Arc<Recorder>>,
+        parts: DeviceParts<'_>,
+        limits: &SystemLimits,
     ) -> Result<Self, Error> {
-        let mut sources = sources.open_remotes(config)?;
-        if let Some(recorder) = recorder {
+        let mut sources = parts.sources.open_remotes(config)?;
+        if let Some(recorder) = parts.recorder {
             sources.files = sources.files.recorded(recorder);
         }
-        let (volume, snapshots) = match writable {
+        let (volume, snapshots) = match parts.writable {
             None => {
                 let image = Image::load(sources.files).map_err(Error::Image)?;
                 (Arc::new(Volume::read_only(image)), None)
@@ -74,7 +84,7 @@ impl Device {
                 (volume, Some(snapshots))
             }
         };
-        // What snapshots have put above the layers since is no part of the serial.
+        // Layers that snapshots added are not part of the serial.
         let serial = volume.image().serial(sources.stack.layers().len());
         let options = BackendOptions {
             queues: config.queues(),
@@ -83,13 +93,16 @@ impl Device {
             block_cache: config.block_cache,
             tuning: config.tuning.clone(),
         };
+        // All files are open now.
+        let max_front_ends = limits.check(config.queues(), snapshots.is_some())?;
         Ok(Self {
-            backend: Arc::new(BlockBackend::new(volume, options, rings)),
+            backend: Arc::new(BlockBackend::new(volume, options, parts.rings)),
             snapshots,
             client: sources.client,
             trace: sources.trace,
             front_ends: FrontEnds::default(),
             ownership: Ownership::default(),
+            max_front_ends,
         })
     }
 
@@ -118,6 +131,11 @@ impl Device {
     /// Makes a session for a front-end that connected. `stream` blocks.
     pub(super) fn connect(&self, stream: UnixStream) -> Arc<Session> {
         Session::new(stream, self.backend.clone(), &self.front_ends)
+    }
+
+    /// Returns how many front-ends may be connected.
+    pub(super) fn max_front_ends(&self) -> usize {
+        self.max_front_ends
     }
 
     /// Returns which front-end has the disk.

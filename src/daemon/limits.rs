@@ -29,8 +29,8 @@ const SENT_DESCRIPTORS: u64 = 3;
 /// writable layer there is one more: the event of its background thread.
 const WORKER_DESCRIPTORS: u64 = 3;
 
-/// Descriptors of a front-end beside those of its queues: the connection, both ends of the pipe that tells
-/// that its thread has ended, the socket for messages to it, a device state, the event of its log, and
+/// Descriptors of a front-end beside those of its queues: the connection, both ends of the pipe that reports
+/// the end of its thread, the socket for messages to it, a device state, the event of its log, and
 /// those of a message.
 const FRONT_END_DESCRIPTORS: u64 = 8 + MAX_HELD as u64;
 
@@ -248,7 +248,7 @@ fn open_descriptors() -> u64 {
 
 /// Threads that the user of the process may still start.
 fn user_threads() -> Option<(u64, String)> {
-    /// From here on, counting all processes of the host would cost more than it tells.
+    /// At this limit and above, counting all processes of the host is not worth its time.
     const PLENTY: u64 = 8192;
     // The kernel does not count those of root.
     let most = getrlimit(Resource::Nproc).current?;

@@ -47,7 +47,7 @@ use crate::registry::reference::Reference;
 use crate::writable::Paths;
 use crate::writable::journal;
 use config::ImageSource;
-use device::Device;
+use device::{Device, DeviceParts};
 use limits::SystemLimits;
 use listener::{Claim, Listener};
 use notify::Manager;
@@ -97,7 +97,6 @@ pub fn run(config: Config) -> Result<(), Error> {
         socket,
         control: _control, // removes its path at the end
         fetcher: _fetcher, // ends it at the end
-        most_front_ends,
         recording,
         signals,
         manager,
@@ -112,7 +111,7 @@ pub fn run(config: Config) -> Result<(), Error> {
         volume.image().index().len(),
         path.map_or("the passed socket".into(), Path::to_string_lossy)
     );
-    let served = accept::serve(&socket, &device, most_front_ends, &signals, &manager);
+    let served = accept::serve(&socket, &device, &signals, &manager);
     let recorded = recording.map_or(Ok(()), |recording| recording.finish(volume.image()));
     served.and(recorded)
 }
@@ -123,8 +122,6 @@ struct Started {
     socket: Listener,
     control: Option<Listener>,
     fetcher: Option<Control>,
-    /// Most front-ends that may be connected.
-    most_front_ends: usize,
     recording: Option<Recording>,
     signals: UnixStream,
     manager: Manager,
@@ -176,9 +173,14 @@ fn start(
     let writes = writable.is_some() || tables.are_wanted();
     let sandbox = enter(config, &sockets, writable.as_ref(), writes, &rings)?;
     let recorder = recording.as_ref().map(Recording::recorder);
-    let mut device = Device::load(config, sources, writable, rings, recorder)?;
+    let parts = DeviceParts {
+        sources,
+        writable,
+        rings,
+        recorder,
+    };
+    let mut device = Device::load(config, parts, &limits)?;
     device.start_serving();
-    let most_front_ends = limits.check(config.queues(), device.is_writable())?;
     starting.store(false, Ordering::Relaxed);
     let (socket, control) = sockets.listen()?;
     sandbox.map_or(Ok(()), Sandbox::tighten)?;
@@ -197,7 +199,6 @@ fn start(
         socket,
         control,
         fetcher,
-        most_front_ends,
         recording,
         signals,
         manager,

@@ -146,22 +146,22 @@ impl Disk {
         }
     }
 
-    /// Its name.
+    /// Returns its name.
     pub fn id(&self) -> &DiskId {
         &self.id
     }
 
-    /// Its state.
+    /// Returns its state.
     pub fn state(&self) -> State {
         self.status().state
     }
 
-    /// Its entry, unless that is damaged.
+    /// Returns its entry, unless that is damaged.
     pub fn entry(&self) -> Option<Entry> {
         self.status().entry.clone()
     }
 
-    /// Size in bytes, once its process has told it.
+    /// Returns the size in bytes, once its process has reported it.
     pub fn size(&self) -> Option<u64> {
         self.status().size
     }

@@ -73,7 +73,7 @@ impl Process {
     /// Finds the process of `identity`, if it still runs.
     pub fn find(watcher: &Watcher, identity: &Identity) -> Option<Self> {
         let pidfd = open(identity.pid).ok()?;
-        // Compared after the descriptor is open: from then on the number stays what it is.
+        // Compared after the descriptor is open: from then on the number is not reused.
         let found = Identity::of(identity.pid).filter(|found| found == identity)?;
         Self::hold(watcher, pidfd, found).ok()
     }

@@ -108,10 +108,10 @@ impl StateDir {
         })
     }
 
-    /// Removes the entry of `id`; that it is gone is durable.
+    /// Removes the entry of `id`, durably.
     ///
     /// # Errors
-    /// [`Error::File`]; a missing entry is none.
+    /// [`Error::File`], also if the directory cannot be synced. A missing entry is not an error.
     pub fn remove(&self, id: &DiskId) -> Result<(), Error> {
         let path = self.path(id);
         match fs::remove_file(&path) {

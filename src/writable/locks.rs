@@ -1,6 +1,6 @@
 //! The locks of a writable disk, and the order in which a thread takes them.
 //!
-//! | rank | lock | what it guards | held while waiting for storage |
+//! | rank | lock | guards | held while waiting for storage |
 //! |---|---|---|---|
 //! | 1 | [`Rank::Seal`] | one seal of frozen layers at a time | yes |
 //! | 2 | [`Rank::Manifest`] | the manifest, in memory and as a file | yes |

@@ -136,7 +136,7 @@ impl Volume {
     /// Writes the next bytes of `data` to the sectors of `range`. Never waits for storage.
     ///
     /// # Errors
-    /// As [`WritableLayer::write`]: [`FlushRetries`] tells whether to repeat it after a flush;
+    /// As [`WritableLayer::write`]: [`FlushRetries`] decides whether to repeat it after a flush;
     /// [`Error::ReadOnly`].
     pub fn write_now(&self, range: SectorRange, data: Cursor<'_, '_>) -> Result<(), Error> {
         self.change(|layer| layer.write(range, data))

@@ -252,7 +252,7 @@ async fn run(
     }
 }
 
-/// The disks with the label `KEY=VALUE` that the query names, or all.
+/// Returns the disks with the label `KEY=VALUE` of the query, or all.
 fn list_disks(disks: &Disks, query: &str) -> Value {
     let label = value(query, "label").map(decode);
     let chosen = disks.all().into_iter().filter(|disk| {
@@ -264,7 +264,7 @@ fn list_disks(disks: &Disks, query: &str) -> Value {
     json!({ "disks": chosen.map(|disk| disk.view()).collect::<Vec<_>>() })
 }
 
-/// The events after number `after` of the query; waits for one as many seconds as `wait` says.
+/// Returns the events after number `after` of the query; waits for the first one for `wait` seconds.
 async fn events(disks: &Disks, query: &str) -> Result<Value, Failure> {
     let number = |name| value(query, name).map(str::parse::<u64>).transpose();
     let bad = |_| {

@@ -23,7 +23,7 @@ use crate::units::{Sector, SectorRange, Sectors};
 /// Sectors in a page: the 4096 bytes that the page cache and file systems work in.
 pub(super) const PAGE: Sectors = Sectors(8);
 
-/// Length below which a file is never too long, whatever it holds: 64 MiB.
+/// Length up to which a file is never too long for its data: 64 MiB.
 const LONG: Sectors = Sectors(1 << 17);
 
 /// Free runs of about the right length that are examined for alignment.
@@ -105,7 +105,7 @@ impl Allocator {
     }
 
     /// Allocates `len` sectors: a free run if there is one, else behind the end; `None` at the limit. In a file
-    /// that is long for what it holds, the result may be shorter: whole pages inside the file.
+    /// that is much longer than its data, the result may be shorter: whole pages inside the file.
     pub fn take(&mut self, len: Sectors) -> Option<SectorRange> {
         // Whole pages are allocated on page boundaries, so that overwriting them never reads the old ones.
         let is_paged = len.0.is_multiple_of(PAGE.0);
@@ -157,7 +157,7 @@ impl Allocator {
         taken
     }
 
-    /// The longest free run and the whole pages in it, if the file is long for what it holds.
+    /// The longest free run and the whole pages in it, if the file is much longer than its data.
     fn pages_inside(&self) -> Option<(SectorRange, SectorRange)> {
         if self.end.0 <= LONG.0.saturating_add(self.used().0.saturating_mul(4)) {
             return None;

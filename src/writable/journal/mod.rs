@@ -7,7 +7,7 @@
 //!
 //! Mappings are numbered. There are two files: while a flush makes the mappings of one durable, new mappings go to the
 //! other. After a failed flush, one file may hold mappings that are in the index and mappings that are not. The
-//! [`IndexPosition`], a record of its own, tells them apart: the index holds all mappings before number `next`, and
+//! [`IndexPosition`], a record of its own, separates them: the index holds all mappings before number `next`, and
 //! mapping `next` becomes entry `entries`. Each file begins with a position, and each successful flush adds one. If it
 //! cannot be added, an older position gives the same result: each later mapping becomes the next entry.
 //!
@@ -193,7 +193,7 @@ pub fn read(index: &Path, uuid: Uuid, boot: [u8; 36]) -> Result<Found, Error> {
     Ok(found(&parts))
 }
 
-/// What the contents of the files, the older one first, tell together.
+/// Combines the contents of the files, the older one first.
 fn found(parts: &[Contents]) -> Found {
     let positions = parts.iter().flat_map(|part| &part.positions);
     // A file may have begun with a copy of a position before a newer one was added to the other. If two differ in the
@@ -259,7 +259,7 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Continues the journal that [`read`] returned, as if a flush of it had failed. `position` tells which entry of
+    /// Continues the journal that [`read`] returned, as if a flush of it had failed. `position` names the entry of
     /// the index its first mapping becomes.
     ///
     /// # Errors

@@ -31,7 +31,7 @@ pub fn resize(paths: &Paths, size: u64, cut: bool) -> Result<u64, Error> {
         set_len(&loaded, paths, "enlarge", file_len)?;
     }
     sync(&loaded, paths)?;
-    // Holes need no index, but a hole does not tell that dropped data is zeros.
+    // Holes need no index, but a hole does not make dropped data read as zeros.
     let by_holes = loaded.index_state == IndexState::Holes && !has_dropped;
     if has_dropped || (loaded.index_is_stale() && !by_holes) {
         let mappings = mappings(&loaded.map);
