@@ -1,12 +1,11 @@
-//! LZ4 and zstd blocks in and out, the latter straight into memory a guest may touch.
+//! Encodes and decodes LZ4 and zstd blocks. Decodes into guest memory.
 //!
-//! A [`Decoder`] writes through raw pointers, never through a `&mut [u8]`: the target may be guest
-//! memory, which changes while we write. Both decoders read back what they wrote: matches copy from
-//! earlier output, and zstd may keep a block's literals there until it needs them. What they find
-//! there they copy and never use as a length or a position, so a guest that scribbles over its own
-//! buffer spoils its own data and nothing else. Positions and lengths come from the stored bytes
-//! alone, which must be private memory.
-#![allow(unsafe_code)] // The codecs' C interfaces take raw pointers.
+//! A [`Decoder`] writes through raw pointers, never through a `&mut [u8]`: the target may be guest memory,
+//! which the guest may change at any time. Both decoders read back their output: matches copy earlier
+//! output, and zstd may keep literals of a block there. They only copy these bytes, and never use them as
+//! a length or a position. A guest that changes its buffer during a read therefore damages only its own
+//! data. Lengths and positions come from the stored bytes, which must be private memory.
+#![allow(unsafe_code)] // The C interfaces of the codecs take raw pointers.
 
 use std::ffi::c_int;
 
@@ -16,13 +15,13 @@ use zstd_safe::{CCtx, DCtx, WriteBuf};
 
 use crate::format::zfile::Algorithm;
 
-/// Level of zstd compression; the one upstream's tools use.
+/// Level of zstd compression, the same as in upstream's tools.
 const ZSTD_LEVEL: i32 = 3;
 
 /// Why a block could not be decoded or encoded.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum Error {
-    /// The stored bytes are no valid LZ4 block of at most the expected length.
+    /// The stored bytes are not a valid LZ4 block of at most the expected length.
     #[error("not a valid LZ4 block of {expected} bytes")]
     Lz4 {
         /// Bytes expected.
@@ -31,7 +30,7 @@ pub enum Error {
     /// The zstd library refused the stored bytes.
     #[error("zstd: {0}")]
     Zstd(&'static str),
-    /// The block is valid, but holds fewer bytes than it must.
+    /// The block is valid, but decodes to fewer bytes than expected.
     #[error("block decodes to {found} bytes; expected {expected}")]
     Length {
         /// Bytes expected.
@@ -39,33 +38,28 @@ pub enum Error {
         /// Bytes found.
         found: usize,
     },
-    /// A block too large for the codec's interface.
+    /// The block is too large for the interface of the codec.
     #[error("a block of {0} bytes is too large")]
     TooLarge(usize),
-    /// The codec could not get the memory it works with.
+    /// The codec cannot allocate its working memory.
     #[error("out of memory for the {0} codec")]
     Memory(Algorithm),
 }
 
-/// Decodes blocks; keeps the working memory between them.
+/// Decodes blocks, and reuses the working memory of the codecs.
 #[derive(Default)]
 pub struct Decoder {
-    /// Made when the first zstd block comes: it is some 100 KiB.
+    /// Created for the first zstd block; takes about 100 KiB.
     zstd: Option<DCtx<'static>>,
 }
 
 impl Decoder {
-    /// A decoder for both algorithms.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Decodes the block `stored` into `into`, which it must fill exactly.
-    ///
-    /// On failure `into` may be partly written.
+    /// Decodes the block `stored` into `into`, which the block must fill exactly. After an error, `into`
+    /// may be partly written.
     ///
     /// # Errors
-    /// The block is damaged, or holds more or fewer bytes than `into`.
+    /// [`Error::Lz4`] or [`Error::Zstd`] for a damaged or too long block, [`Error::Length`] for a shorter
+    /// one, [`Error::Memory`] without working memory.
     pub fn decode(
         &mut self,
         algorithm: Algorithm,
@@ -105,9 +99,9 @@ impl Decoder {
 fn decode_lz4(stored: &[u8], into: &VolatileSlice) -> Result<usize, Error> {
     let expected = into.len();
     let guard = into.ptr_guard_mut();
-    // SAFETY: the source is a valid slice of the given length, and the guard keeps `into` mapped
-    // and writable for its length; LZ4_decompress_safe reads and writes only within these bounds,
-    // for any stored bytes and any change of the target's content meanwhile (see the module).
+    // SAFETY: the source is a valid slice of the given length, and the guard keeps `into` mapped and
+    // writable for its length. LZ4_decompress_safe stays within these bounds for any stored bytes and any
+    // concurrent change of the target (see the module).
     let found = unsafe {
         lz4_sys::LZ4_decompress_safe(
             stored.as_ptr().cast(),
@@ -119,14 +113,14 @@ fn decode_lz4(stored: &[u8], into: &VolatileSlice) -> Result<usize, Error> {
     usize::try_from(found).map_err(|_| Error::Lz4 { expected })
 }
 
-/// A target for zstd that is no Rust slice.
+/// Target of a zstd decompression, as a raw pointer.
 struct Region {
     start: *mut u8,
     len: usize,
 }
 
-// SAFETY: `start` is valid for writes of `len` bytes, which `decode_zstd` sees to by holding the
-// guard of the slice longer than the region; `as_slice` shows none of the bytes.
+// SAFETY: `start` is valid for writes of `len` bytes: `decode_zstd` holds the guard of the slice longer
+// than the region. `as_slice` exposes no bytes.
 unsafe impl WriteBuf for Region {
     fn as_slice(&self) -> &[u8] {
         &[]
@@ -140,18 +134,18 @@ unsafe impl WriteBuf for Region {
         self.start
     }
 
-    // SAFETY: the trait asks nothing of its callers: how much is filled is not kept.
+    // SAFETY: has no precondition: the number of filled bytes is not kept.
     unsafe fn filled_until(&mut self, _n: usize) {}
 }
 
-/// Encodes blocks; keeps the working memory between them.
+/// Encodes blocks, and reuses the working memory of the codecs.
 #[derive(Default)]
 pub struct Encoder {
     zstd: Option<CCtx<'static>>,
 }
 
 impl Encoder {
-    /// An encoder for both algorithms.
+    /// Creates an encoder for both algorithms.
     pub fn new() -> Self {
         Self::default()
     }
@@ -159,7 +153,7 @@ impl Encoder {
     /// Appends `plain`, encoded as one block, to `stored`.
     ///
     /// # Errors
-    /// The block is too large, or there is no memory.
+    /// [`Error::TooLarge`] for a block beyond the codec's limit, [`Error::Memory`] without working memory.
     pub fn encode(
         &mut self,
         algorithm: Algorithm,
@@ -192,10 +186,10 @@ impl Encoder {
 
 fn encode_lz4(plain: &[u8], stored: &mut Vec<u8>) -> Result<(), Error> {
     let start = stored.len();
-    // The worst case of incompressible bytes, by which LZ4 cannot run out of space.
-    let room = plain.len() + plain.len() / 255 + 16;
-    let (plain_len, room_len) = (c_len(plain.len())?, c_len(room)?);
-    stored.reserve(room);
+    // LZ4's bound for incompressible bytes, with which it never runs out of space.
+    let bound = plain.len() + plain.len() / 255 + 16;
+    let (plain_len, bound_len) = (c_len(plain.len())?, c_len(bound)?);
+    stored.reserve(bound);
     let target = stored.spare_capacity_mut();
     // SAFETY: both pointers are valid for the lengths given, `target` for writes.
     let len = unsafe {
@@ -203,14 +197,14 @@ fn encode_lz4(plain: &[u8], stored: &mut Vec<u8>) -> Result<(), Error> {
             plain.as_ptr().cast(),
             target.as_mut_ptr().cast(),
             plain_len,
-            room_len,
+            bound_len,
         )
     };
-    let len = usize::try_from(len).unwrap_or_default().min(room);
+    let len = usize::try_from(len).unwrap_or_default().min(bound);
     if len == 0 {
         return Err(Error::TooLarge(plain.len()));
     }
-    // SAFETY: there is room for `room` more bytes, and LZ4 has written the first `len` of them.
+    // SAFETY: `bound` more bytes are reserved, and LZ4 has written the first `len` of them.
     unsafe { stored.set_len(start + len) };
     Ok(())
 }
@@ -249,7 +243,7 @@ mod tests {
     fn decode(algorithm: Algorithm, stored: &[u8], len: usize) -> Result<Vec<u8>, Error> {
         let mut buffer = vec![0xEE; len + 128];
         let into = VolatileSlice::from(&mut buffer[64..64 + len]);
-        let result = Decoder::new().decode(algorithm, stored, &into);
+        let result = Decoder::default().decode(algorithm, stored, &into);
         assert!(buffer[..64].iter().all(|byte| *byte == 0xEE));
         assert!(buffer[64 + len..].iter().all(|byte| *byte == 0xEE));
         result.map(|()| buffer[64..64 + len].to_vec())

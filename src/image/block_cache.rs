@@ -1,16 +1,15 @@
 //! Cache of decoded blocks, shared by all queues of a disk.
 //!
-//! A guest that reads 4 KiB of a 64 KiB block pays for decoding all of it; and machines that boot
-//! from one image at the same time decode the same blocks. The cache is bounded by bytes, shared by
-//! all queues, and sharded, so that a hit takes a shared lock on one shard for as long as a
-//! reference is counted. It holds single blocks: long reads go past it.
+//! A read of 4 KiB from a 64 KiB block decodes the whole block. The cache saves decoding a block again. It
+//! is bounded by bytes and sharded: a hit takes a shared lock on one shard while it clones a reference.
+//! Only reads of a single block use it.
 
 use std::sync::Arc;
 
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
-/// Which block: container and number in it.
+/// Identifies a block: id of its container, and number of the block.
 pub type BlockId = (u64, u64);
 
 /// A bounded cache of decoded blocks.
@@ -29,7 +28,7 @@ impl Weighter<BlockId, Arc<[u8]>> for ByBytes {
 }
 
 impl BlockCache {
-    /// A cache of at most `bytes` bytes of decoded blocks, whose usual length is `block_size`.
+    /// Creates a cache of at most `bytes` bytes of decoded blocks, most of which have `block_size` bytes.
     pub fn new(bytes: u64, block_size: u32) -> Self {
         let items = usize::try_from(bytes / u64::from(block_size.max(1))).unwrap_or(usize::MAX);
         Self {
@@ -37,12 +36,12 @@ impl BlockCache {
         }
     }
 
-    /// The decoded block, if it is kept.
+    /// Returns a decoded block, if the cache has it.
     pub fn get(&self, id: BlockId) -> Option<Arc<[u8]>> {
         self.blocks.get(&id)
     }
 
-    /// Keeps a decoded block; others go if there is no room.
+    /// Inserts a decoded block, and evicts others if the cache is full.
     pub fn insert(&self, id: BlockId, block: Arc<[u8]>) {
         self.blocks.insert(id, block);
     }

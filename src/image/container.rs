@@ -1,7 +1,7 @@
-//! One blob seen through its wrappers: the bytes of an LSMT layer, wherever they lie.
+//! A blob and its wrappers: maps bytes of an LSMT layer to bytes of the file.
 //!
-//! `file -> tar member -> ZFile blocks -> layer bytes`, each step but the first optional and
-//! detected from content. A range of layer bytes becomes [`Piece`]s of the file.
+//! `file -> tar member -> ZFile blocks -> layer bytes`; tar and ZFile are optional, and detected from
+//! the content. A range of layer bytes maps to [`Piece`]s of the file.
 #![cfg_attr(
     not(test),
     warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
@@ -17,11 +17,11 @@ use super::probe::{Strict, probe};
 use crate::format::{tar, zfile};
 use crate::source::Blob;
 
-/// Most stored bytes of one [`CompressedRun`] piece, so that one read into a buffer of this size serves
-/// it. Any single block is smaller.
+/// Most stored bytes of one [`CompressedRun`], so that a buffer of this size is enough for it. Every block
+/// is smaller.
 pub const MAX_STORED: usize = 256 * 1024;
 
-/// A layer's file and where in it the layer's bytes are.
+/// The file of a layer, and where in it the bytes of the layer are.
 #[derive(Debug)]
 pub struct Container {
     blob: Arc<Blob>,
@@ -30,7 +30,7 @@ pub struct Container {
     id: u64,
 }
 
-/// How a ZFile holds the layer's bytes.
+/// Map of a ZFile: header and block table.
 #[derive(Debug)]
 pub struct ZFileMap {
     header: zfile::Header,
@@ -76,7 +76,7 @@ impl ZFileMap {
         (bytes.wrapping_sub(1) >> self.shift).wrapping_add(1)
     }
 
-    /// Uncompressed bytes of a block: fewer in the last one.
+    /// Number of uncompressed bytes of a block; the last block may have fewer than the block size.
     #[inline]
     pub fn block_len(&self, block: u64) -> usize {
         let start = block << self.shift;
@@ -86,17 +86,18 @@ impl ZFileMap {
 }
 
 impl Container {
-    /// Reads the wrappers of a blob, and verifies their checksums. Opens no file.
+    /// Parses the wrappers of a blob and verifies their checksums. Opens no file.
     ///
     /// # Errors
-    /// [`Error::Source`] if the blob cannot be read; the others name the wrapper that is broken.
+    /// [`Error::Source`] if the blob cannot be read; [`Error::Foreign`], [`Error::Tar`],
+    /// [`Error::TarPayload`] and [`Error::ZFile`] for a damaged wrapper or another kind of file.
     pub fn load(blob: Arc<Blob>) -> Result<Self, Error> {
         let container = probe(blob, &mut Strict)?;
         container.blob.map();
         Ok(container)
     }
 
-    /// A blob whose wrappers are known.
+    /// Creates the container of a blob whose wrappers were parsed.
     pub(super) fn new(blob: Arc<Blob>, payload: tar::Payload, zfile_map: Option<ZFileMap>) -> Self {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         Self {
@@ -107,12 +108,12 @@ impl Container {
         }
     }
 
-    /// The file.
+    /// The blob.
     pub fn blob(&self) -> &Blob {
         &self.blob
     }
 
-    /// Where the tar wrapper's payload is; the whole file without one.
+    /// Payload of the tar wrapper; without one, the whole file.
     pub fn payload(&self) -> tar::Payload {
         self.payload
     }
@@ -122,12 +123,16 @@ impl Container {
         self.payload.offset != 0
     }
 
-    /// The ZFile that holds the layer's bytes, if they are compressed.
+    /// Map of the ZFile, if the layer is compressed.
     pub fn zfile_map(&self) -> Option<&ZFileMap> {
         self.zfile_map.as_ref()
     }
 
-    /// Bytes of the layer.
+    /// Number of bytes of the layer.
+    #[expect(
+        clippy::len_without_is_empty,
+        reason = "an empty container is an error"
+    )]
     pub fn len(&self) -> u64 {
         match &self.zfile_map {
             Some(zfile_map) => zfile_map.header.extent.original_size,
@@ -135,13 +140,8 @@ impl Container {
         }
     }
 
-    /// Whether the layer has no byte.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The first byte of the layer from `at` on that may be other than a zero in a hole of the file, or
-    /// the layer's end.
+    /// Returns the first byte of the layer from `at` on that is not in a hole of the file, or the end of the
+    /// layer. Bytes in a hole are zeros.
     pub fn data_from(&self, at: u64) -> u64 {
         if self.zfile_map.is_some() {
             return at;
@@ -152,13 +152,13 @@ impl Container {
             .min(self.payload.len)
     }
 
-    /// A number that no other container of the process has.
+    /// Number of the container, unique in the process.
     pub(super) fn id(&self) -> u64 {
         self.id
     }
 
-    /// Where the file holds the layer's bytes in `range`, which lies inside the layer and is not
-    /// empty.
+    /// Returns the bytes of the file that hold `range` of the layer, which is not empty and ends inside the
+    /// layer.
     pub fn stored(&self, range: Range<u64>) -> Range<u64> {
         match &self.zfile_map {
             None => self.file_offset(range.start)..self.file_offset(range.end),
@@ -170,7 +170,8 @@ impl Container {
         }
     }
 
-    /// The layer's bytes that the file holds, at least in part, in `range`; `None` if there are none.
+    /// Returns the bytes of the layer that `range` of the file holds in full or in part; `None` if there are
+    /// none.
     pub fn held(&self, range: Range<u64>) -> Option<Range<u64>> {
         let start = range.start.saturating_sub(self.payload.offset);
         let end = range.end.checked_sub(self.payload.offset)?;
@@ -197,8 +198,9 @@ impl Container {
         self.payload.offset.wrapping_add(at)
     }
 
-    /// Finds the layer's bytes from `offset` on: as many of the next `len` as one piece can name, at least
-    /// one. The range lies inside the layer and is not empty; `layer` is the number in the piece.
+    /// Maps the bytes of the layer from `offset` on to a piece: as many of the next `len` as fit into one
+    /// piece, at least one. The range is not empty and ends inside the layer; `layer` is the number of the
+    /// layer in the piece.
     #[inline]
     pub(super) fn piece(&self, layer: u16, offset: u64, len: u64) -> Piece {
         match &self.zfile_map {
@@ -213,7 +215,7 @@ impl Container {
         }
     }
 
-    /// Prefetches what [`Container::piece`] needs for the layer's byte `offset`.
+    /// Prefetches the entry of the block table that [`Container::piece`] needs for byte `offset`.
     #[inline]
     pub(super) fn prefetch_table(&self, offset: u64) {
         if let Some(ZFileMap { table, shift, .. }) = &self.zfile_map {
@@ -235,7 +237,7 @@ impl Container {
         let mut end = zfile_map.blocks_to(offset.wrapping_add(len));
         let mut bytes = stored(end);
         if bytes > MAX_STORED as u64 {
-            // One block always fits; find the most that do.
+            // One block always fits. Find the largest number of blocks that do.
             let (mut fits, mut too_many) = (first.saturating_add(1), end);
             while fits.saturating_add(1) < too_many {
                 let middle = u64::midpoint(fits, too_many);

@@ -1,7 +1,7 @@
-//! Identities of layers and of stacks, by which a layer recognizes the stack it was made upon.
+//! Identities of layers and of stacks. A layer records the identity of the stack that it was made upon.
 //!
-//! A layer with a uuid is identified by it. A layer without one is identified by its structures and by
-//! samples of its data: tools that write no uuids make layers whose structures are equal.
+//! The identity of a layer is its uuid, if it has one. Otherwise it is a hash of its structures and of
+//! samples of its data: the structures alone may be equal in layers of tools that write no uuids.
 
 use std::fmt;
 
@@ -11,27 +11,27 @@ use super::error::Error;
 use super::layer::Layer;
 use crate::format::lsmt::HEADER_LEN;
 
-/// Samples of a layer's data.
+/// Number of samples of a layer's data.
 const SAMPLES: u64 = 8;
 
 /// Bytes of a sample.
 const SAMPLE_LEN: u64 = 4096;
 
-/// FNV-1a with 64 bits: nothing depends on it being hard to forge.
+/// FNV-1a with 64 bits. Not cryptographic: a forged identity does no harm.
 pub struct Hash(u64);
 
 impl Hash {
     /// The hash of no bytes.
     pub const EMPTY: Self = Self(0xcbf2_9ce4_8422_2325);
 
-    /// Adds bytes.
+    /// Appends bytes.
     pub fn add(&mut self, bytes: &[u8]) {
         for byte in bytes {
             self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
         }
     }
 
-    /// The hash of all bytes that were added.
+    /// Hash of all bytes that were appended.
     pub fn value(&self) -> u64 {
         self.0
     }
@@ -40,19 +40,19 @@ impl Hash {
 /// Identity of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LayerId {
-    /// Its uuid, which is not nil.
+    /// Uuid, not nil.
     Named(Uuid),
-    /// The hash of its structures and of samples of its data.
+    /// Hash of the structures and of samples of the data.
     Sampled(u64),
 }
 
 impl LayerId {
-    /// The identity that a layer with this uuid has if that is not nil.
+    /// Identity of a layer with this uuid; `None` for the nil uuid.
     pub fn named(uuid: Uuid) -> Option<Self> {
         (!uuid.is_nil()).then_some(Self::Named(uuid))
     }
 
-    /// Reads the identity of a layer; of a layer without a uuid, also samples of its data.
+    /// Returns the identity of a layer. Reads samples of the data if the layer has no uuid.
     ///
     /// # Errors
     /// [`Error::Source`] if the samples cannot be read.
@@ -64,7 +64,7 @@ impl LayerId {
     }
 }
 
-/// Identity of the layers of a stack, in their order.
+/// Identity of a stack: of its layers, in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StackId(u64);
 
@@ -72,7 +72,7 @@ impl StackId {
     /// The identity of no layers.
     pub const EMPTY: Self = Self(Hash::EMPTY.0);
 
-    /// The identity with this text, which is that of its [`fmt::Display`].
+    /// Parses the text that [`fmt::Display`] writes.
     pub fn parse(text: &str) -> Option<Self> {
         let is_digit = |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
         let fits = text.len() == 16 && text.bytes().all(is_digit);
@@ -80,7 +80,7 @@ impl StackId {
         fits.then_some(Self(number))
     }
 
-    /// The identity of the stack with another layer on top.
+    /// Identity of this stack with `layer` on top.
     #[must_use]
     pub fn below(self, layer: LayerId) -> Self {
         let mut hash = Hash::EMPTY;
@@ -105,7 +105,7 @@ impl fmt::Display for StackId {
     }
 }
 
-/// Adds what the structures of a layer say about it.
+/// Appends uuids, size, and checksums of index and block table of a layer.
 pub(super) fn add_structures(hash: &mut Hash, layer: &Layer) {
     hash.add(layer.uuid().as_bytes());
     hash.add(layer.parent_uuid().as_bytes());
@@ -116,8 +116,8 @@ pub(super) fn add_structures(hash: &mut Hash, layer: &Layer) {
     hash.add(&table_crc.to_le_bytes());
 }
 
-/// The hash of a layer's structures and of samples of its data as stored. The wrapper and what follows
-/// the layer do not count.
+/// Hashes the structures of a layer and samples of its stored data. Excludes the tar wrapper and what
+/// follows the layer, so that copies of a layer have the same identity.
 fn sampled(layer: &Layer) -> Result<u64, Error> {
     let mut hash = Hash::EMPTY;
     add_structures(&mut hash, layer);
@@ -133,7 +133,7 @@ fn sampled(layer: &Layer) -> Result<u64, Error> {
     let sample_len = SAMPLE_LEN.min(len);
     let mut sample = vec![0; sample_len as usize];
     for number in 0..SAMPLES {
-        // Below 2^63, as is every offset in a file.
+        // Fits: offsets in a file are below 2^63.
         let at = u128::from(len - sample_len) * u128::from(number) / u128::from(SAMPLES - 1);
         let offset = container.payload().offset + start + at as u64;
         container.blob().read_exact_at(&mut sample, offset)?;

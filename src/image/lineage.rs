@@ -1,11 +1,10 @@
-//! Checks that each layer lies upon the stack it was made upon.
+//! Checks that each layer is above the stack it was made upon.
 //!
-//! A layer upon another stack yields a mix of two disks without an error, so an image with such a layer
-//! is refused. A layer names its parent by uuid. Some tools write no uuids, so layers that were made
-//! here also have a record of the stack they were made upon ([`MadeUpon`]). A layer with neither is
-//! accepted.
+//! A layer above another stack would mix two disks without an error, so an image with such a layer is
+//! refused. A layer names its parent by uuid. Some tools write no uuids, so layers made by this program
+//! also have a record of the stack they were made upon ([`MadeUpon`]). A layer with neither is accepted.
 //!
-//! Which fact decides:
+//! What is compared:
 //!
 //! | layer below | layer | compared |
 //! |---|---|---|
@@ -28,15 +27,15 @@ use super::made_upon::MadeUpon;
 use crate::format::lsmt::Header;
 use crate::source::LayerRef;
 
-/// What to do about a layer that lies upon another stack than the one it was made upon.
+/// Action for a layer that is above another stack than the one it was made upon.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Lineage {
     /// Refuse the image.
     #[default]
     Checked,
-    /// Refuse it, but accept the upper part of an image, whose bottom is missing.
+    /// Refuse the image, but accept the upper part of an image without its bottom layers.
     CheckedPart,
-    /// Log it, and use the image as it is.
+    /// Log a warning and use the image.
     Ignored,
 }
 
@@ -47,18 +46,18 @@ pub struct Placed {
     pub layer: LayerRef,
     /// Its uuid.
     pub uuid: Uuid,
-    /// The uuid of its parent, the layer it was made upon.
+    /// Uuid of its parent, the layer it was made upon.
     pub parent: Uuid,
-    /// Bytes of its disk; 0 if it does not say it.
+    /// Size of its disk in bytes; 0 if not declared.
     pub size: u64,
-    /// The stack it was made upon, if that is recorded.
+    /// Record of the stack it was made upon, if it has one.
     pub made_upon: Option<MadeUpon>,
-    /// Its identity, if that is known.
+    /// Its identity, if known.
     pub id: Option<LayerId>,
 }
 
 impl Placed {
-    /// The layer with this header. Its identity is known if it has a uuid.
+    /// Creates the entry of a layer with this header. The identity is known if the layer has a uuid.
     pub fn new(layer: LayerRef, header: &Header) -> Self {
         Self {
             layer,
@@ -91,13 +90,13 @@ impl<'p> LayerInStack<'p> {
         })
     }
 
-    /// The layer below, if the uuid of that and of the parent are known.
+    /// The layer below, if it has a uuid and this layer names its parent.
     fn named(&self) -> Option<&'p Placed> {
         let below = self.below.last().filter(|below| !below.uuid.is_nil());
         below.filter(|_| !self.placed.parent.is_nil())
     }
 
-    /// The record, if the identity of the stack below decides.
+    /// The record of the stack, if the identity of the stack below is compared.
     fn by_stack(&self) -> Option<MadeUpon> {
         let is_bottom = self.below.is_empty();
         self.placed
@@ -105,8 +104,8 @@ impl<'p> LayerInStack<'p> {
             .filter(|_| self.named().is_none() && !is_bottom)
     }
 
-    /// The stack below. Of the part of an image, the record of the bottom layer says what is missing.
-    /// `None`: the identity of a layer is not known.
+    /// Identity of the stack below; `None` if the identity of a layer is unknown. In the upper part of an
+    /// image, the record of the bottom layer identifies the missing layers.
     fn stack(&self) -> Option<StackId> {
         let bottom = self.below.first().and_then(|bottom| bottom.made_upon);
         let missing = bottom.map_or(StackId::EMPTY, |record| record.stack);
@@ -115,7 +114,7 @@ impl<'p> LayerInStack<'p> {
             .try_fold(missing, |stack, layer| Some(stack.below(layer.id?)))
     }
 
-    /// The error of a layer in a wrong place; with `part`, the bottom may be missing.
+    /// Returns the error of a layer that is above another stack; with `part`, bottom layers may be missing.
     fn error(&self, part: bool) -> Option<Error> {
         let Placed { layer, parent, .. } = self.placed;
         if let Some(below) = self.named().filter(|below| below.uuid != *parent) {
@@ -170,13 +169,13 @@ impl<'p> LayerInStack<'p> {
     }
 }
 
-/// Whether identities decide, so that those of all layers must be known.
+/// Whether identities are compared, so that those of all layers must be known.
 pub fn needs_identities(layers: &[Placed]) -> bool {
     LayerInStack::all(layers).any(|layer| layer.by_stack().is_some())
 }
 
 impl Lineage {
-    /// What this means for a stack that may be the upper part of an image.
+    /// Converts the action to one for a stack that may be the upper part of an image.
     #[must_use]
     pub fn of_part(self) -> Self {
         match self {
@@ -185,8 +184,8 @@ impl Lineage {
         }
     }
 
-    /// The errors of the layers of a stack, bottom first, that lie upon another stack than the one they
-    /// were made upon.
+    /// Returns the errors of all layers of a stack, bottom first, that are above another stack than the one
+    /// they were made upon.
     pub fn misplaced(self, layers: &[Placed]) -> impl Iterator<Item = Error> {
         self.misplaced_from(0, layers)
     }
@@ -197,8 +196,7 @@ impl Lineage {
         layers.filter_map(move |layer| layer.error(part))
     }
 
-    /// Refuses a stack, bottom first, of which a layer from number `first` on lies upon another stack
-    /// than the one it was made upon.
+    /// Checks the layers of a stack, bottom first, from number `first` on.
     ///
     /// # Errors
     /// [`Error::WrongParent`], [`Error::WrongOrder`], [`Error::WrongStack`], [`Error::WrongSize`] and

@@ -1,14 +1,13 @@
-//! The record of the stack that a layer was made upon, which is the last line of its commit message.
+//! Record of the stack that a layer was made upon: the last line of the layer's commit message.
 //!
-//! Other tools pass over it. It identifies stacks whose layers have no uuids, and says how large the
-//! disk below was.
+//! Other tools ignore it. It identifies stacks whose layers have no uuids, and has the size of the disk.
 
 use super::identity::StackId;
 
 /// Bytes of the commit message field.
 const FIELD: usize = 256;
 
-/// How a record starts.
+/// Start of a record.
 const TAG: &str = "made upon ";
 
 /// The stack that a layer was made upon.
@@ -16,7 +15,7 @@ const TAG: &str = "made upon ";
 pub struct MadeUpon {
     /// Identity of the stack.
     pub stack: StackId,
-    /// Bytes of its disk.
+    /// Size of its disk in bytes.
     pub size: u64,
 }
 
@@ -25,7 +24,7 @@ impl MadeUpon {
     pub fn split(message: &[u8]) -> (&[u8], Option<Self>) {
         let start = message.iter().rposition(|byte| *byte == b'\n');
         let (text, last) = match start {
-            // The line break is part of neither.
+            // Without the line break.
             Some(at) => (&message[..at], &message[at + 1..]),
             None => (&[][..], message),
         };
@@ -50,9 +49,9 @@ impl MadeUpon {
         format!("{TAG}{stack}, {size} bytes")
     }
 
-    /// The commit message with this text and record; `None`: they do not fit.
+    /// Returns a commit message with this text and record; `None` if both do not fit.
     pub fn message(self, text: &[u8]) -> Option<Vec<u8>> {
-        if text.len() > self.room() {
+        if text.len() > self.max_text() {
             return None;
         }
         let mut message = text.to_vec();
@@ -63,8 +62,8 @@ impl MadeUpon {
         Some(message)
     }
 
-    /// Most bytes of a text that fits beside the record.
-    pub fn room(self) -> usize {
+    /// Most bytes of text that fit beside the record.
+    pub fn max_text(self) -> usize {
         FIELD - self.line().len() - 1
     }
 }
@@ -79,13 +78,13 @@ mod tests {
             stack: StackId::EMPTY,
             size: u64::MAX,
         };
-        let long = "m".repeat(record.room());
+        let long = "m".repeat(record.max_text());
         for text in ["", "text", "two\nlines\n", &long] {
             let message = record.message(text.as_bytes()).unwrap();
             assert!(message.len() <= FIELD);
             assert_eq!(MadeUpon::split(&message), (text.as_bytes(), Some(record)));
         }
-        assert_eq!(record.message(&vec![b'm'; record.room() + 1]), None);
+        assert_eq!(record.message(&vec![b'm'; record.max_text() + 1]), None);
         for other in [
             "",
             "\n",

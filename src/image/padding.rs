@@ -1,8 +1,8 @@
-//! Finds the end of a layer that is shorter than what it lies on.
+//! Finds the end of a layer that is followed by padding.
 //!
-//! A block device is a multiple of some unit long, and a layer copied to it ends earlier. A ZFile whose
-//! header was overwritten at the end says where that is. Other layers are found by their trailer, if
-//! only zeros follow it: what else follows could be an older layer's.
+//! The size of a block device is a multiple of some unit, so that a layer copied to it ends before the
+//! device does. The header of a finished ZFile has the offset of the trailer. Other layers are found by
+//! their trailer, if only zeros follow it: other bytes could belong to an older, longer layer.
 #![cfg_attr(
     not(test),
     warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
@@ -15,14 +15,14 @@ use crate::format::zfile::{self, HEADER_LEN, Header};
 use crate::source::Blob;
 use crate::units::Sector;
 
-/// Most zeros looked through, in bytes: volumes are made in units of 4 MiB, or a few times that.
+/// Most bytes of padding: volumes are allocated in units of 4 MiB, or a few times that.
 const MAX_PADDING: u64 = 64 << 20;
 
-/// Bytes read at a time.
+/// Bytes of one read.
 const CHUNK: u64 = 1 << 20;
 
-/// Byte of `payload` at which the trailer of the ZFile in it starts, whose header is `first`, if that
-/// can be read. Where there is none, the trailer is missing at the payload's end.
+/// Returns the byte of `payload` at which the trailer of its ZFile starts. `first` is the header, if it was
+/// readable. If no trailer is found, returns the last offset at which it would fit.
 ///
 /// # Errors
 /// [`Error::Source`] if the blob cannot be read.
@@ -35,12 +35,12 @@ pub fn zfile_trailer(blob: &Blob, payload: Payload, first: Option<&Header>) -> R
         read(at, &mut bytes)?;
         Ok(Header::decode(&bytes, zfile::HeaderKind::Trailer).is_ok())
     };
-    // Old writers left random bits in the header, so that what it says must be found there.
-    let said = first.and_then(Header::trailer_offset);
-    if let Some(said) = said.filter(|at| (HEADER_LEN as u64..last).contains(at))
-        && is_trailer(said)?
+    // Old writers left random bits in the header, so its offset counts only if there is a trailer.
+    let declared = first.and_then(Header::trailer_offset);
+    if let Some(at) = declared.filter(|at| (HEADER_LEN as u64..last).contains(at))
+        && is_trailer(at)?
     {
-        return Ok(said);
+        return Ok(at);
     }
     let mut bytes = [0; HEADER_LEN];
     read(last, &mut bytes)?;
@@ -50,7 +50,7 @@ pub fn zfile_trailer(blob: &Blob, payload: Payload, first: Option<&Header>) -> R
     let Some(end) = end_of_data(blob, payload)? else {
         return Ok(last);
     };
-    // The trailer has a byte that is not zero at its start, and its end is at most its length on.
+    // The first byte of a trailer is not zero, so that it starts at most its length before `end`.
     let from = end.saturating_sub(HEADER_LEN as u64).max(HEADER_LEN as u64);
     let mut window = vec![0; end.saturating_sub(from) as usize];
     read(from, &mut window)?;
@@ -68,8 +68,8 @@ pub fn zfile_trailer(blob: &Blob, payload: Payload, first: Option<&Header>) -> R
     Ok(last)
 }
 
-/// Byte of `payload` at which the trailer of the layer in it starts: `last`, the last place where it
-/// fits, or an earlier one if zeros follow.
+/// Returns the byte of `payload` at which the trailer of its layer starts: `last`, the last offset at which
+/// it fits, or an earlier one if only zeros follow.
 ///
 /// # Errors
 /// [`Error::Source`] if the blob cannot be read.
@@ -88,7 +88,7 @@ pub fn layer_trailer(blob: &Blob, payload: Payload, last: u64) -> Result<u64, Er
     let (Ok(first), Some(end)) = (first, end) else {
         return Ok(last);
     };
-    // Layers are made of whole sectors, and only the first sector of a trailer is not zero.
+    // A layer has whole sectors, and only the first sector of a trailer has bytes that are not zero.
     let at = Sector::containing(end.saturating_sub(1)).byte();
     if at > last || at < LEN as u64 {
         return Ok(last);
@@ -96,7 +96,7 @@ pub fn layer_trailer(blob: &Blob, payload: Payload, last: u64) -> Result<u64, Er
     let Ok(trailer) = lsmt::Header::decode(&read(at)?, lsmt::HeaderKind::Trailer) else {
         return Ok(last);
     };
-    // A layer cut short may end in a layer that is part of its data.
+    // A truncated layer may contain another layer in its data, whose trailer does not match its header.
     let index_end = trailer.index_entries.checked_mul(lsmt::ENTRY_LEN as u64);
     let index_end = index_end.and_then(|len| len.checked_add(trailer.index_offset));
     let same = (first.uuid, first.parent_uuid, first.virtual_size)
@@ -105,7 +105,7 @@ pub fn layer_trailer(blob: &Blob, payload: Payload, last: u64) -> Result<u64, Er
     Ok(if same && adjoins { at } else { last })
 }
 
-/// Byte of `payload` behind the last one that is not zero, if at most [`MAX_PADDING`] zeros follow it.
+/// Returns the end of the last byte of `payload` that is not zero, if at most [`MAX_PADDING`] zeros follow it.
 fn end_of_data(blob: &Blob, payload: Payload) -> Result<Option<u64>, Error> {
     let stop = payload.len.saturating_sub(MAX_PADDING);
     let mut end = payload.len;

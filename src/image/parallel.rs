@@ -1,30 +1,30 @@
-//! A list of jobs on a few threads.
+//! Runs a list of jobs on a few threads.
 
 use std::num::NonZero;
 use std::panic::resume_unwind;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-/// Most threads used, however many cores there are.
+/// Most threads.
 const MAX_WORKERS: usize = 8;
 
-/// Number of threads to use. Finding it out opens files, which a sandbox does not allow.
+/// Number of threads. Determined before the sandbox is entered, because that opens files.
 #[derive(Clone, Copy, Debug)]
 pub struct Workers(usize);
 
 impl Workers {
-    /// The caller's thread alone.
+    /// Only the caller's thread.
     pub const ONE: Self = Self(1);
 
-    /// A thread for each core that this process may use, at most eight.
+    /// One thread for each core that this process may use, at most eight.
     pub fn available() -> Self {
         let cores = thread::available_parallelism().map_or(1, NonZero::get);
         Self(cores.min(MAX_WORKERS))
     }
 }
 
-/// The result of `work` for each of `items`, in their order. The caller's thread works too, so that
-/// a system which has no more threads only makes it slower.
+/// Calls `work` for each of `items` and returns the results in the same order. The caller's thread works
+/// too: if no thread can be started, the jobs run one after the other.
 pub fn each<T, R>(workers: Workers, items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R>
 where
     T: Send,
@@ -35,7 +35,7 @@ where
     let run = || {
         let mut done = Vec::new();
         loop {
-            // The lock is given back before the work starts.
+            // Released before the work starts.
             let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
             let Some((number, item)) = next else {
                 return done;

@@ -1,4 +1,4 @@
-//! The files of a writable layer, as options and image configs name them.
+//! Paths of the two files of a writable layer, as options and image configs name them.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -7,17 +7,17 @@ use std::str::FromStr;
 
 use crate::io::directory::parent_of;
 
-/// The two files of a writable layer.
+/// Paths of the data file and the index file of a writable layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Paths {
-    /// Header and data.
+    /// Data file: header and data.
     pub data: PathBuf,
-    /// Header and mappings. The journal lies beside it.
+    /// Index file: header and mappings. The journal is in the same directory.
     pub index: PathBuf,
 }
 
 impl Paths {
-    /// The directories of the files.
+    /// Directories of the files.
     pub fn directories(&self) -> Vec<PathBuf> {
         let mut directories: Vec<_> = [&self.data, &self.index]
             .map(|file| parent_of(file).to_owned())
@@ -26,7 +26,7 @@ impl Paths {
         directories
     }
 
-    /// Those of the files that are symbolic links, and may lead out of the directories.
+    /// The files that are symbolic links, which may point out of the directories.
     pub fn links(&self) -> Vec<PathBuf> {
         let files = [&self.data, &self.index].into_iter();
         files
@@ -39,7 +39,7 @@ impl Paths {
 impl FromStr for Paths {
     type Err = PathsSyntax;
 
-    /// Reads `data=FILE,index=FILE`, in either order.
+    /// Parses `data=FILE,index=FILE`, in either order.
     fn from_str(text: &str) -> Result<Self, PathsSyntax> {
         OsString::from(text).try_into()
     }
@@ -48,7 +48,7 @@ impl FromStr for Paths {
 impl TryFrom<OsString> for Paths {
     type Error = PathsSyntax;
 
-    /// Reads `data=FILE,index=FILE`, in either order. Paths need not be UTF-8.
+    /// Parses `data=FILE,index=FILE`, in either order. Paths need not be UTF-8.
     fn try_from(text: OsString) -> Result<Self, PathsSyntax> {
         let text = text.as_bytes();
         let (data, index) = match text.strip_prefix(b"data=") {
@@ -68,15 +68,16 @@ impl TryFrom<OsString> for Paths {
     }
 }
 
-/// The bytes before and after the first `separator`.
+/// Splits `text` at the first `separator`.
 fn split_once<'t>(text: &'t [u8], separator: &[u8]) -> Option<(&'t [u8], &'t [u8])> {
-    let mut places = text.windows(separator.len());
-    let at = places.position(|place| place == separator)?;
+    let at = text
+        .windows(separator.len())
+        .position(|window| window == separator)?;
     let (before, rest) = text.split_at_checked(at)?;
     Some((before, rest.get(separator.len()..)?))
 }
 
-/// A text that does not name the files of a writable layer.
+/// Text that is not `data=FILE,index=FILE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected data=FILE,index=FILE")]
 pub struct PathsSyntax;

@@ -27,11 +27,6 @@ impl<'i> SizedImage<'i> {
         self.image
     }
 
-    /// Size of the disk in bytes.
-    pub fn size(self) -> u64 {
-        self.size
-    }
-
     /// Size of the disk in sectors, a last partial one included.
     pub fn sectors(self) -> Sectors {
         Sectors::to_hold(self.size)

@@ -1,7 +1,7 @@
-//! Takes the wrappers of a blob apart: `file -> tar member -> ZFile -> layer`.
+//! Parses the wrappers of a blob: `file -> tar member -> ZFile -> layer`.
 //!
-//! Opening a layer stops at the first thing that is broken; checking one goes on as long as anything
-//! is left to go by. Both look through wrappers here, and differ in their [`Judge`].
+//! Opening a layer stops at the first damage. `ovbd check` reports damage and continues where possible.
+//! Both use this parser, with a different [`Judge`].
 #![cfg_attr(
     not(test),
     warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
@@ -17,34 +17,34 @@ use crate::format::zfile::{self, HEADER_LEN, Header, HeaderKind};
 use crate::format::{lsmt, tar};
 use crate::source::Blob;
 
-/// Bytes of a ZFile header without a meaning, which are zero unless an old tool wrote them.
+/// Reserved bytes of a ZFile header. Old tools left them uninitialized; other tools write zeros.
 const RESERVED: std::ops::Range<usize> = 89..HEADER_LEN;
 
-/// Bytes of a block table read at a time.
+/// Bytes of a block table that are read at a time.
 const TABLE_CHUNK: usize = 256 * 1024;
 
-/// Decides what becomes of what is found. Offsets are bytes of the file.
+/// Decides how the probe continues after a finding. Offsets are bytes of the file.
 pub trait Judge {
-    /// Ends the probe.
+    /// Error that ends the probe.
     type Stop;
 
-    /// Something is broken, and there are other ways to go on.
+    /// Reports damage that the probe can work around.
     ///
     /// # Errors
-    /// The probe is to end here.
+    /// An error ends the probe.
     fn broken(&mut self, offset: u64, error: Error) -> Result<(), Self::Stop>;
 
-    /// Something is broken that leaves nothing to go by.
+    /// Reports damage that ends the probe.
     fn fatal(&mut self, offset: u64, error: Error) -> Self::Stop;
 
-    /// Something is unusual, and not broken.
+    /// Reports something unusual that is not damage.
     ///
     /// # Errors
-    /// The probe is to end here.
+    /// An error ends the probe.
     fn note(&mut self, offset: u64, what: String) -> Result<(), Self::Stop>;
 }
 
-/// Stops at the first thing that is broken.
+/// Ends the probe at the first damage.
 pub struct Strict;
 
 impl Judge for Strict {
@@ -63,10 +63,10 @@ impl Judge for Strict {
     }
 }
 
-/// Finds the layer's bytes in a blob.
+/// Finds the bytes of the layer in a blob.
 ///
 /// # Errors
-/// As `judge` says.
+/// Those of `judge`.
 pub fn probe<J: Judge>(blob: Arc<Blob>, judge: &mut J) -> Result<Container, J::Stop> {
     let payload = find_payload(&blob, judge)?;
     let zfile_map = Probe {
@@ -78,7 +78,7 @@ pub fn probe<J: Judge>(blob: Arc<Blob>, judge: &mut J) -> Result<Container, J::S
     Ok(Container::new(blob, payload, zfile_map))
 }
 
-/// Looks through the tar wrapper; without one, the payload is the whole file.
+/// Finds the payload of the tar wrapper; without one, it is the whole file.
 fn find_payload<J: Judge>(blob: &Blob, judge: &mut J) -> Result<tar::Payload, J::Stop> {
     let mut head = [0; tar::PREFIX];
     let file_len = blob.len();
@@ -99,8 +99,8 @@ fn find_payload<J: Judge>(blob: &Blob, judge: &mut J) -> Result<tar::Payload, J:
         let (offset, len) = (0, file_len);
         return Ok(tar::Payload { offset, len });
     };
-    let there = file_len.saturating_sub(offset);
-    if len > there {
+    let available = file_len.saturating_sub(offset);
+    if len > available {
         let layer = layer();
         let error = Error::TarPayload {
             layer,
@@ -110,11 +110,11 @@ fn find_payload<J: Judge>(blob: &Blob, judge: &mut J) -> Result<tar::Payload, J:
         };
         judge.broken(0, error)?;
     }
-    let len = len.min(there);
+    let len = len.min(available);
     Ok(tar::Payload { offset, len })
 }
 
-/// A payload that may be a ZFile.
+/// The probe of a payload that may be a ZFile.
 struct Probe<'p, J> {
     blob: &'p Blob,
     payload: tar::Payload,
@@ -154,7 +154,7 @@ impl<J: Judge> Probe<'_, J> {
         Ok(Some(ZFileMap::new(header, table)))
     }
 
-    /// What header and trailer say together; the trailer counts where they disagree.
+    /// Combines header and trailer; uses the trailer where they disagree.
     fn reconcile(&mut self, first: &Header, last: &Header, at: u64) -> Result<Header, J::Stop> {
         let reconciled = match zfile::reconcile(first, last, at) {
             Err(error @ zfile::Error::Disagree(_)) => {
@@ -166,7 +166,8 @@ impl<J: Judge> Probe<'_, J> {
         reconciled.map_err(|error| self.fatal(0, error))
     }
 
-    /// The block table. With a wrong checksum, its numbers may fit all the same.
+    /// Reads the block table. A table with a wrong checksum is damage, and is used if its numbers are
+    /// possible.
     fn table(&mut self, header: &Header) -> Result<zfile::BlockTable, J::Stop> {
         let offset = self.file_offset(header.extent.table_offset);
         match self.read_table(header) {
@@ -202,7 +203,7 @@ impl<J: Judge> Probe<'_, J> {
         reader.finish().map_err(failed)
     }
 
-    /// The structure at byte `at` of the payload, which has room for it.
+    /// Reads the header or trailer at byte `at` of the payload, which ends after it.
     fn read(&mut self, at: u64) -> Result<[u8; HEADER_LEN], J::Stop> {
         let mut bytes = [0; HEADER_LEN];
         let offset = self.file_offset(at);
@@ -211,7 +212,7 @@ impl<J: Judge> Probe<'_, J> {
         Ok(bytes)
     }
 
-    /// Notes what is unusual about a structure that was read.
+    /// Notes what is unusual about a header or trailer that was read.
     fn noted(
         &mut self,
         at: u64,
@@ -222,11 +223,12 @@ impl<J: Judge> Probe<'_, J> {
         let offset = self.file_offset(at);
         let reserved = bytes.get(RESERVED).unwrap_or_default();
         if reserved.iter().any(|byte| *byte != 0) {
-            let what = format!("{part} with reserved bytes in use, as old tools left it");
+            let what =
+                format!("{part} has reserved bytes that are not zero, as old tools wrote it");
             self.judge.note(offset, what)?;
         }
         if !header.digest {
-            let what = format!("{part} without digest: damage to it may go unseen");
+            let what = format!("{part} has no digest: damage to it may go unnoticed");
             self.judge.note(offset, what)?;
         }
         Ok(header)
@@ -256,20 +258,20 @@ impl<J: Judge> Probe<'_, J> {
     }
 }
 
-/// Byte at which the trailer of the layer in a container starts, also if zeros follow the layer.
+/// Returns the byte of a container at which the trailer of its layer starts, also if zeros follow the layer.
 ///
 /// # Errors
 /// [`Error::TooShort`] if the container cannot hold a layer, [`Error::Source`] if it cannot be read.
 pub fn layer_trailer(container: &Container) -> Result<u64, Error> {
     let last = last_trailer(container)?;
     match container.zfile_map() {
-        // A ZFile says how long its content is.
+        // The length of a ZFile's content is known.
         Some(_) => Ok(last),
         None => padding::layer_trailer(container.blob(), container.payload(), last),
     }
 }
 
-/// Byte at which the trailer of the layer starts that fills a container.
+/// Returns the byte at which the trailer starts of a layer that fills its container.
 ///
 /// # Errors
 /// [`Error::TooShort`] if the container cannot hold a layer.

@@ -8,10 +8,10 @@ use crate::io::scatter::{Cursor, Scatter};
 use crate::units::{SECTOR_SIZE, Sector, SectorRange, Sectors};
 use vm_memory::VolatileSlice;
 
-/// Bytes of an unpacked layer read at a time.
+/// Bytes of an uncompressed layer that are read at a time.
 const PLAIN_CHUNK: u64 = 256 * 1024;
 
-/// Buffers and decoders of a blocking reader: one per thread.
+/// Blocking reader with its buffers and decoders. Each thread has its own.
 #[derive(Default)]
 pub struct Reader {
     unpacker: Unpacker,
@@ -19,15 +19,16 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// A reader with empty buffers.
+    /// Creates a reader with empty buffers.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Fills `into`, a whole number of sectors, with the disk's content from `start` on.
+    /// Fills `into`, a whole number of sectors, with the content of the disk from `start` on.
     ///
     /// # Errors
-    /// The range does not lie on the disk, or its bytes cannot be read or unpacked.
+    /// [`Error::Beyond`] for a range past the end of the disk, [`Error::Source`] if bytes cannot be read,
+    /// [`Error::Block`] if a block is damaged.
     pub fn read_scatter(
         &mut self,
         disk: SizedImage<'_>,
@@ -60,10 +61,10 @@ impl Reader {
         image.check_tables()
     }
 
-    /// Fills `into`, a whole number of sectors, with the disk's content from `start` on.
+    /// As [`Reader::read_scatter`], into one buffer.
     ///
     /// # Errors
-    /// As [`Reader::read_scatter`].
+    /// Those of [`Reader::read_scatter`].
     pub fn read(
         &mut self,
         disk: SizedImage<'_>,
@@ -75,10 +76,11 @@ impl Reader {
         self.read_scatter(disk, start, &scatter)
     }
 
-    /// Fills `into` with the bytes of one layer from `offset` on, counted inside all wrappers.
+    /// Fills `into` with the bytes of a layer from `offset` on, counted inside its wrappers.
     ///
     /// # Errors
-    /// The layer ends first, or its bytes cannot be read or unpacked.
+    /// [`Error::TooShort`] if the layer ends before, [`Error::Source`] if bytes cannot be read,
+    /// [`Error::Block`] if a block is damaged.
     pub fn read_layer(
         &mut self,
         container: &Container,

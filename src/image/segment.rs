@@ -3,7 +3,7 @@
 use crate::format::lsmt::{MAX_LENGTH, Mapping};
 use crate::units::{Sector, SectorRange, Sectors};
 
-/// Most layers of a stack. The layer number [`ZEROED`] means zeros.
+/// Most layers of a stack. The highest layer number means zeros.
 pub const MAX_LAYERS: usize = ZEROED as usize - 1;
 
 /// Most mappings in all layers of a stack together.

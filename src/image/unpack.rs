@@ -25,11 +25,6 @@ pub struct Unpacker {
 }
 
 impl Unpacker {
-    /// An unpacker that holds nothing yet.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
     /// An unpacker that shares decoded blocks with others.
     pub fn with_cache(cache: Option<Arc<BlockCache>>) -> Self {
         Self {

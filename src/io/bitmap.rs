@@ -1,4 +1,4 @@
-//! A bitmap that many threads read and change without a lock, and the words of a bitmap of any kind.
+//! Bitmaps: one that threads share without a lock, and iteration over the words of any bitmap.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,7 +7,7 @@ use super::prefetch;
 
 const WORD_BITS: u64 = u64::BITS as u64;
 
-/// The words that hold the bits in `bits`: the number of each, and a mask of its bits that are meant.
+/// Iterates over the words that contain `bits`: the number of each word, and a mask of its bits in the range.
 #[inline]
 pub fn words(bits: Range<u64>) -> impl Iterator<Item = (u64, u64)> {
     let Range { start, end } = bits;
@@ -23,14 +23,14 @@ pub fn words(bits: Range<u64>) -> impl Iterator<Item = (u64, u64)> {
     })
 }
 
-/// A bitmap in memory. Bits beyond its end are never set.
+/// A bitmap in memory, changed with atomic operations. Bits beyond its end are never set.
 #[derive(Debug)]
 pub struct AtomicBitmap {
     words: Box<[AtomicU64]>,
 }
 
 impl AtomicBitmap {
-    /// A bitmap of `bits` bits, rounded up to whole words; none is set.
+    /// Creates a bitmap of `bits` bits, rounded up to whole words, all clear.
     pub fn new(bits: u64) -> Self {
         let words = 0..bits.div_ceil(WORD_BITS);
         Self {
@@ -38,18 +38,19 @@ impl AtomicBitmap {
         }
     }
 
-    /// Bytes of the bitmap.
-    pub fn size(&self) -> usize {
+    /// Size in bytes.
+    #[cfg(test)]
+    pub(crate) fn size(&self) -> usize {
         size_of_val(&*self.words)
     }
 
-    /// The words that hold the bits in `bits`, and a mask for each; ends at the end of the bitmap.
+    /// As [`words`], for this bitmap; stops at its end.
     #[inline]
     fn words(&self, bits: Range<u64>) -> impl Iterator<Item = (&AtomicU64, u64)> {
         words(bits).map_while(|(word, mask)| Some((self.words.get(word as usize)?, mask)))
     }
 
-    /// Whether a bit in `bits` is set.
+    /// Whether any bit in `bits` is set.
     #[inline]
     pub fn any(&self, bits: Range<u64>) -> bool {
         self.words(bits)
@@ -67,7 +68,7 @@ impl AtomicBitmap {
     #[inline]
     pub fn set(&self, bits: Range<u64>) {
         for (word, mask) in self.words(bits) {
-            // A write would take the cache line from other readers.
+            // A write would invalidate the cache line of other readers.
             if word.load(Ordering::Relaxed) & mask != mask {
                 word.fetch_or(mask, Ordering::Release);
             }

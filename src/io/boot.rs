@@ -1,4 +1,4 @@
-//! The boot id: an identifier that differs for each boot of the system.
+//! Boot id of the kernel, a random UUID for each boot.
 
 use std::fs;
 use std::sync::OnceLock;
@@ -7,9 +7,10 @@ use uuid::Uuid;
 
 const PATH: &str = "/proc/sys/kernel/random/boot_id";
 
-/// Returns the boot id, or nil if it cannot be read. Reads it once: later the sandbox may hide `/proc`.
+/// Returns the boot id, or nil if it cannot be read. Reads it once, because the sandbox may hide `/proc`
+/// later.
 ///
-/// Nil must count as different from every other boot, even from nil.
+/// Callers must treat nil as different from every boot id, including nil.
 pub fn boot_id() -> Uuid {
     static ID: OnceLock<Uuid> = OnceLock::new();
     *ID.get_or_init(|| {

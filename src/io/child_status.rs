@@ -1,11 +1,12 @@
-//! The status of child processes.
-#![allow(unsafe_code)] // signal actions have no safe form
+//! Exit status of child processes.
+#![allow(unsafe_code)] // `signal(2)` has no safe wrapper
 
-/// Keeps the status of child processes until it is waited for, as by default.
+/// Sets SIGCHLD to its default action, with which the kernel keeps the exit status of a child until
+/// `waitpid` takes it.
 ///
-/// A process inherits from its parent that SIGCHLD is ignored. The kernel then drops the status of a child,
-/// and `waitpid` fails with ECHILD.
+/// A process inherits an ignored SIGCHLD from its parent. While it is ignored, the kernel drops the exit
+/// status of children, and `waitpid` fails with ECHILD.
 pub fn keep() {
-    // SAFETY: the default action runs no code of this process.
+    // SAFETY: installs no handler, so no code of this process runs in a signal context.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
 }

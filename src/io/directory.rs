@@ -1,11 +1,11 @@
-//! The directory that a file is in.
+//! Parent directories of files.
 
 use std::io;
 use std::path::Path;
 
 use super::regular::open_directory;
 
-/// The directory that holds `path`.
+/// Returns the directory of the file at `path`; `.` for a bare file name.
 pub fn parent_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -13,7 +13,7 @@ pub fn parent_of(path: &Path) -> &Path {
     }
 }
 
-/// Makes the name of a file durable: that it was created, renamed or removed.
+/// Makes the creation, renaming or removal of the file at `path` durable: syncs its directory.
 ///
 /// # Errors
 /// The directory cannot be opened or synced.

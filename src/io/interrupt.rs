@@ -1,9 +1,9 @@
-//! Interrupts system calls that another process can block for ever.
+//! Interrupts system calls that another process can block without a time limit.
 //!
-//! A descriptor that a front-end sent is shared with it: `O_NONBLOCK` can be cleared between a check
-//! and a call, a counter can be filled, a socket can linger when it is closed. Such calls run inside
-//! [`PeerCall::run`], and [`PeerCall::interrupt`] ends them: a signal with a handler that does nothing
-//! makes them return `EINTR`.
+//! A front-end shares the descriptors that it sends: it can clear `O_NONBLOCK` between a check and a call,
+//! fill a counter, or make a socket linger on close. Such calls run inside [`PeerCall::run`].
+//! [`PeerCall::interrupt`] sends the thread a signal with an empty handler, so that the call returns
+//! `EINTR`.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -15,26 +15,26 @@ use libc::{c_int, c_void, siginfo_t};
 use rustix::thread::gettid;
 use vmm_sys_util::signal::register_signal_handler;
 
-/// Interrupts a call. The default action is to ignore it, so that a signal sent from elsewhere does
-/// no harm at any time.
+/// The signal that interrupts a call. Its default action is to be ignored, so one that another process
+/// sends has no effect.
 const SIGNAL: c_int = libc::SIGURG;
 
-/// [`PeerCall::thread`] outside of a call.
+/// Value of [`PeerCall::thread`] outside a call.
 const NONE: i32 = 0;
 
 thread_local! {
     static THREAD: i32 = gettid().as_raw_nonzero().get();
 }
 
-/// The calls of one thread that a peer can block.
+/// Calls of one thread that a peer can block.
 #[derive(Debug, Default)]
 pub struct PeerCall {
-    /// The thread that is in a call now.
+    /// Id of the thread that is in a call now, or [`NONE`].
     thread: AtomicI32,
 }
 
 impl PeerCall {
-    /// Runs `call`; meanwhile it can be interrupted. One thread at a time.
+    /// Runs `call`, which [`PeerCall::interrupt`] can interrupt. One thread at a time.
     pub fn run<T>(&self, call: impl FnOnce() -> T) -> T {
         let thread = THREAD.try_with(|thread| *thread).unwrap_or(NONE);
         self.thread.store(thread, Ordering::SeqCst);
@@ -43,8 +43,8 @@ impl PeerCall {
         result
     }
 
-    /// Interrupts the call under way, if there is one. The call may not have begun to wait, or may wait
-    /// again: the caller repeats this until the thread has gone on.
+    /// Interrupts the current call, if there is one. The call may wait later or again, so the caller
+    /// repeats this until the thread has left the call.
     pub fn interrupt(&self) {
         static HANDLER: Once = Once::new();
         HANDLER.call_once(|| {
@@ -57,14 +57,14 @@ impl PeerCall {
         });
         let thread = self.thread.load(Ordering::SeqCst);
         if thread != NONE {
-            // SAFETY: no memory is passed. The number is that of a thread of this process, or of one that
-            // ended; the signal is harmless to every thread.
+            // SAFETY: passes no memory. `thread` is or was a thread of this process, and the signal has no
+            // effect on other threads.
             unsafe { libc::syscall(libc::SYS_tgkill, process::id(), thread, SIGNAL) };
         }
     }
 }
 
-/// The handler: its return ends the call with `EINTR`.
+/// The signal handler. Its return makes the interrupted call fail with `EINTR`.
 extern "C" fn nothing(_: c_int, _: *mut siginfo_t, _: *mut c_void) {}
 
 #[cfg(test)]

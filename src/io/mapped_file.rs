@@ -1,4 +1,4 @@
-//! Shared mappings of files that survive the loss of their file.
+//! Shared memory mappings of files that may be truncated while they are mapped.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -15,7 +15,7 @@ use crate::io::sigbus::Watch;
 /// A file range cannot be mapped.
 #[derive(Debug, thiserror::Error)]
 pub enum MapError {
-    /// The range is empty, or its end passes the last address.
+    /// The range is empty, or ends after the last address.
     #[error(
         "cannot map {len} bytes at offset {offset}: the range is empty or ends past the last address"
     )]
@@ -25,7 +25,7 @@ pub enum MapError {
         /// Its length in bytes.
         len: u64,
     },
-    /// The file is shorter than the range.
+    /// The file ends before the range does.
     #[error("file has {actual} bytes; the range needs {needed}")]
     Short {
         /// Bytes the file must have.
@@ -36,10 +36,10 @@ pub enum MapError {
     /// The size of the file cannot be read.
     #[error("cannot get the size of the file")]
     Stat(#[source] std::io::Error),
-    /// The system refuses the mapping.
+    /// `mmap(2)` failed.
     #[error("cannot map the file")]
     Map(#[source] std::io::Error),
-    /// RLIMIT_AS leaves too little for the range.
+    /// RLIMIT_AS leaves too little address space for the range.
     #[error(
         "cannot map {len} bytes: RLIMIT_AS (ulimit -v) leaves {left} bytes of address space beside the needs \
          of the queues; raise the limit"
@@ -50,7 +50,7 @@ pub enum MapError {
         /// Bytes of address space that are left.
         left: u64,
     },
-    /// Too many mappings are watched already.
+    /// The table of watched mappings is full.
     #[error("too many mappings: the table of ranges protected from SIGBUS is full")]
     Full,
 }
@@ -86,7 +86,7 @@ impl Drop for AddressSpace {
     }
 }
 
-/// What a mapping may be used for.
+/// Access that a mapping allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// Reading only.
@@ -98,21 +98,24 @@ pub enum Access {
 /// A shared mapping of a file range. It does not keep the file open.
 #[derive(Debug)]
 pub struct MappedFile {
-    /// Held while mapped; dropped, in [`MappedFile::drop`], before the range is unmapped.
+    /// Dropped before the range is unmapped, in [`MappedFile::drop`]. `None` only in `new` and `drop`.
     watch: Option<Watch>,
     start: NonNull<u8>,
     len: usize,
     _address_space: AddressSpace,
 }
 
-// SAFETY: the mapping belongs to the process, not to a thread, and it is only handed out as
-// volatile slices, which allow other accesses to the bytes at any time.
+// SAFETY: a mapping belongs to the process, not to a thread. Its bytes are accessed only through
+// volatile slices, which allow concurrent accesses.
 unsafe impl Send for MappedFile {}
 // SAFETY: as above.
 unsafe impl Sync for MappedFile {}
 
 impl MappedFile {
-    /// Maps `len` bytes at `offset` of `file`, which must hold them now.
+    /// Maps `len` bytes at `offset` of `file`, which must have them now.
+    ///
+    /// # Errors
+    /// Any [`MapError`].
     pub fn new(file: &File, offset: u64, len: u64, access: Access) -> Result<MappedFile, MapError> {
         let absurd = MapError::Range { offset, len };
         let (Some(needed), Ok(size)) = (offset.checked_add(len), usize::try_from(len)) else {
@@ -121,7 +124,7 @@ impl MappedFile {
         if size == 0 || isize::try_from(size).is_err() {
             return Err(absurd);
         }
-        // A device has no length to check, and its file may be on a file system that does not answer.
+        // A device has no length, and the file system of its file may not answer (`file_system`).
         let mode = file_system::mode(file).map_err(MapError::Stat)?;
         if FileType::from_raw_mode(mode) == FileType::RegularFile {
             let actual = file.metadata().map_err(MapError::Stat)?.len();
@@ -135,48 +138,46 @@ impl MappedFile {
             Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
         };
         let flags = MapFlags::SHARED | MapFlags::NORESERVE;
-        // SAFETY: no address is asked for, so no mapping of ours is replaced.
+        // SAFETY: the kernel chooses a free address, so no existing mapping is replaced.
         let start = unsafe {
             rustix::mm::mmap(std::ptr::null_mut(), size, protection, flags, file, offset)
         };
         let start = start.map_err(|errno| MapError::Map(errno.into()))?;
         let start = NonNull::new(start.cast()).ok_or(absurd)?;
-        // From here on, dropping `mapping` unmaps.
+        // From here on, dropping `mapping` unmaps the range.
         let mut mapping = MappedFile {
             watch: None,
             start,
             len: size,
             _address_space: address_space,
         };
-        // Guest memory does not belong into a core dump of the daemon. A kernel that refuses the advice
-        // dumps it.
-        // SAFETY: the range is the one just mapped, and the advice does not change what it holds.
+        // Guest memory must not get into a core dump of the daemon, as far as the kernel follows the advice.
+        // SAFETY: the range was just mapped, and the advice does not change its bytes.
         let _ = unsafe { madvise(mapping.start.as_ptr().cast(), size, Advice::LinuxDontDump) };
         mapping.watch = Some(Watch::new(start.as_ptr(), size).ok_or(MapError::Full)?);
         Ok(mapping)
     }
 
     /// Length in bytes.
+    #[expect(
+        clippy::len_without_is_empty,
+        reason = "an empty range cannot be mapped"
+    )]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Never true: an empty range cannot be mapped.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// `len` bytes at `offset`, if they lie in the mapping.
+    /// Returns `len` bytes at `offset`; `None` if the mapping ends before.
     pub fn slice(&self, offset: usize, len: usize) -> Option<VolatileSlice<'_>> {
         if offset.checked_add(len)? > self.len {
             return None;
         }
-        // SAFETY: the range lies in the mapping, which lives as long as `self`, from which the
-        // slice borrows. A file cut short under it does not take the addresses away (`sigbus`).
+        // SAFETY: the range lies in the mapping, and the slice borrows from `self`, which keeps it mapped.
+        // If the file is truncated, the addresses stay accessible (`sigbus`).
         Some(unsafe { VolatileSlice::new(self.start.as_ptr().add(offset), len) })
     }
 
-    /// Whether the file no longer held a page that was touched: what was read is not its content.
+    /// Whether a page that was accessed was missing from the file: what was read is not its content.
     pub fn is_lost(&self) -> bool {
         self.watch.as_ref().is_some_and(Watch::is_lost)
     }
@@ -185,8 +186,8 @@ impl MappedFile {
 impl Drop for MappedFile {
     fn drop(&mut self) {
         self.watch = None;
-        // SAFETY: the range was mapped by `new`, nothing else unmaps it, and all slices of it
-        // borrow from `self`.
+        // SAFETY: `new` mapped the range, only this function unmaps it, and all slices of it borrow from
+        // `self`.
         let unmapped = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.len) };
         debug_assert!(unmapped.is_ok());
     }
@@ -197,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_cut_short_is_noticed_and_harms_nobody() {
+    fn a_truncated_file_is_noticed_and_affects_no_other_mapping() {
         let (file, other) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
         file.set_len(16384).unwrap();
         other.set_len(4096).unwrap();

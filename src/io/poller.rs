@@ -1,11 +1,11 @@
-//! Waiting for several descriptors at once: the `epoll` crate, with the descriptor owned.
+//! An epoll instance that closes its descriptor when it is dropped.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
 use epoll::{ControlOptions, Event, Events};
 
-/// Events taken at a time.
+/// Events returned by one `epoll_wait(2)`.
 const BATCH: usize = 16;
 
 /// An epoll instance.
@@ -14,25 +14,31 @@ pub struct Poller {
     epoll: RawFd,
 }
 
-/// How a descriptor is watched.
+/// When a descriptor is reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trigger {
-    /// Reported as long as it is readable.
+    /// While it is readable.
     Level,
-    /// Reported at each new write to it, without reading it.
+    /// After each new write to it, even if it was not read.
     Edge,
 }
 
 impl Poller {
-    /// A poller that watches nothing.
+    /// Creates an epoll instance without descriptors.
+    ///
+    /// # Errors
+    /// That of `epoll_create(2)`.
     pub fn new() -> io::Result<Poller> {
         Ok(Poller {
             epoll: epoll::create(true)?,
         })
     }
 
-    /// Reports `token` when `fd` becomes readable or its peer hangs up. Watch it no longer than it
-    /// is open: closing it ends the watch.
+    /// Adds `fd`: [`Poller::wait`] reports `token` when `fd` is readable or its peer hangs up. Closing
+    /// `fd` removes it.
+    ///
+    /// # Errors
+    /// That of `epoll_ctl(2)`.
     pub fn watch(&self, fd: &impl AsRawFd, token: u64, trigger: Trigger) -> io::Result<()> {
         let events = match trigger {
             Trigger::Level => Events::EPOLLIN | Events::EPOLLRDHUP,
@@ -42,14 +48,20 @@ impl Poller {
         epoll::ctl(self.epoll, add, fd, Event::new(events, token))
     }
 
-    /// Stops watching `fd`.
+    /// Removes `fd`.
+    ///
+    /// # Errors
+    /// That of `epoll_ctl(2)`.
     pub fn forget(&self, fd: &impl AsRawFd) -> io::Result<()> {
         let (delete, fd) = (ControlOptions::EPOLL_CTL_DEL, fd.as_raw_fd());
         epoll::ctl(self.epoll, delete, fd, Event::new(Events::empty(), 0))
     }
 
-    /// Waits, at most `timeout` milliseconds (-1: for ever), and calls `each` with the tokens of
-    /// what is ready. A signal ends the wait with nothing ready.
+    /// Waits up to `timeout` milliseconds (-1: no limit) and calls `each` with the token of each ready
+    /// descriptor. Returns early, without a token, after a signal.
+    ///
+    /// # Errors
+    /// That of `epoll_wait(2)`, except for an interruption.
     pub fn wait(&self, timeout: i32, mut each: impl FnMut(u64)) -> io::Result<()> {
         let mut events = [Event::new(Events::empty(), 0); BATCH];
         match epoll::wait(self.epoll, timeout, &mut events) {

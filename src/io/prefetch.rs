@@ -1,20 +1,21 @@
-//! Hints to the processor: memory that will be needed soon.
+//! Prefetch hints to the processor.
 //!
-//! A hint never faults and never changes what a program does; where there is none, nothing happens.
+//! A hint never faults and never changes the behaviour of a program. On other processors than x86-64 it
+//! does nothing.
 #![allow(unsafe_code)]
 
 use vm_memory::VolatileSlice;
 
-/// Bytes of a cache line, or of a part of one.
+/// Bytes of a cache line, or less.
 const LINE: usize = 64;
 
-/// Starts to bring `value`, or its first bytes if it is long, into the nearest cache.
+/// Prefetches the cache line in which `value` starts into the first-level cache.
 #[inline]
 pub fn value<T>(value: &T) {
     near(std::ptr::from_ref(value).cast());
 }
 
-/// Starts to bring the first `lines` cache lines of `slice` into the nearest cache.
+/// Prefetches the first `lines` cache lines of `slice` into the first-level cache.
 pub fn start(slice: VolatileSlice<'_>, lines: usize) {
     let start = slice.ptr_guard();
     for line in 0..lines.min(slice.len().div_ceil(LINE)) {
@@ -22,16 +23,16 @@ pub fn start(slice: VolatileSlice<'_>, lines: usize) {
     }
 }
 
-/// Starts to bring the first and the last byte of `slice` into the nearest cache, and with them
-/// where in memory their pages are.
+/// Prefetches the first and the last byte of `slice` into the first-level cache, and with them the
+/// page-table entries of their pages.
 pub fn ends(slice: VolatileSlice<'_>) {
     let start = slice.ptr_guard();
     near(start.as_ptr());
     near(start.as_ptr().wrapping_add(slice.len().saturating_sub(1)));
 }
 
-/// Starts to bring the first `lines` cache lines of `slice` into the second cache: they would take
-/// too much of the first.
+/// Prefetches the first `lines` cache lines of `slice` into the second-level cache: they would evict too
+/// much from the first.
 pub fn bulk(slice: VolatileSlice<'_>, lines: usize) {
     let start = slice.ptr_guard();
     for line in 0..lines.min(slice.len().div_ceil(LINE)) {

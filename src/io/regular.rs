@@ -1,7 +1,7 @@
-//! Opening of files by a path at which something else may be.
+//! Opens files by paths that may name another kind of file.
 //!
-//! A pipe without a writer blocks `open(2)`, and one without a reader blocks a writer. Each path that a
-//! user names, or at which another process may create a file, is opened here.
+//! `open(2)` of a pipe waits for the other end. Therefore the functions here open each path that a user
+//! names, or at which another process may create a file.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -10,17 +10,17 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
-/// Opens a regular file, and never waits for the other end of a pipe that may be there instead.
+/// Opens a regular file. Never waits for the other end of a pipe.
 ///
 /// # Errors
-/// The system refuses, or the path names another kind of file.
+/// That of `open(2)`; [`InvalidInput`](io::ErrorKind::InvalidInput) if the path names another kind of file.
 pub fn open_regular(path: &Path, mut options: OpenOptions) -> io::Result<File> {
     let wrong = || io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
     let opened = options
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
         .open(path);
     let file = match opened {
-        // A socket, or a pipe that no process reads.
+        // A socket, or a pipe without a reader.
         Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Err(wrong()),
         opened => opened?,
     };
@@ -31,7 +31,7 @@ pub fn open_regular(path: &Path, mut options: OpenOptions) -> io::Result<File> {
     Ok(file)
 }
 
-/// Opens a regular file for reading, as [`open_regular`] does.
+/// Opens a regular file for reading.
 ///
 /// # Errors
 /// Those of [`open_regular`].
@@ -41,7 +41,7 @@ pub fn open_to_read(path: &Path) -> io::Result<File> {
     open_regular(path, options)
 }
 
-/// Creates a regular file for writing, or empties the one at `path`.
+/// Creates a regular file for writing, or truncates the one at `path`.
 ///
 /// # Errors
 /// Those of [`open_regular`].
@@ -54,7 +54,8 @@ pub fn create_regular(path: &Path) -> io::Result<File> {
 /// Reads a regular file of at most `limit` bytes.
 ///
 /// # Errors
-/// Those of [`open_regular`]; the file cannot be read, or is longer.
+/// Those of [`open_regular`] and of reading; [`InvalidData`](io::ErrorKind::InvalidData) if the file is
+/// longer.
 pub fn read_regular(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let file = open_to_read(path)?;
@@ -71,7 +72,7 @@ pub fn read_regular(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
 /// Opens a directory.
 ///
 /// # Errors
-/// The system refuses, or the path names something other than a directory.
+/// That of `open(2)`, which includes that the path names something else.
 pub fn open_directory(path: &Path) -> io::Result<File> {
     let mut options = File::options();
     options.read(true).custom_flags(libc::O_DIRECTORY);

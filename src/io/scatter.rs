@@ -1,25 +1,25 @@
-//! The memory of a request: pieces in order, each possibly memory a guest writes at the same time.
+//! Scatter lists: the memory of a request as slices in order, used as one buffer.
 //!
 //! A piece is a [`VolatileSlice`], never a `&mut [u8]`: a reference would promise the compiler that
-//! nothing else accesses the bytes, and a guest may.
+//! nothing else accesses the bytes, but a guest may write to them at any time.
 
 use vm_memory::VolatileSlice;
 
-/// Pieces of memory, filled or read in order as if they were one buffer.
+/// A list of memory pieces, read or written in order as one buffer.
 #[derive(Debug, Default)]
 pub struct Scatter<'m> {
     pieces: Vec<VolatileSlice<'m>>,
-    /// For each piece, the bytes up to its end: a place is found without a walk.
+    /// For each piece, the number of bytes up to its end, for a binary search by position.
     ends: Vec<usize>,
 }
 
 impl<'m> Scatter<'m> {
-    /// An empty list.
+    /// Creates an empty list.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Appends a piece; empty pieces are skipped, so that every piece holds at least one byte.
+    /// Appends a piece, unless it is empty: every piece in the list has at least one byte.
     pub fn push(&mut self, piece: VolatileSlice<'m>) {
         if !piece.is_empty() {
             self.ends.push(self.len() + piece.len());
@@ -27,23 +27,23 @@ impl<'m> Scatter<'m> {
         }
     }
 
-    /// Forgets the pieces and keeps the allocation.
+    /// Removes all pieces and keeps the allocation.
     pub fn clear(&mut self) {
         self.pieces.clear();
         self.ends.clear();
     }
 
-    /// Pieces that fit without another allocation.
+    /// Number of pieces that fit without another allocation.
     pub fn capacity(&self) -> usize {
         self.pieces.capacity()
     }
 
-    /// Bytes in all pieces together.
+    /// Number of bytes in all pieces.
     pub fn len(&self) -> usize {
         self.ends.last().copied().unwrap_or(0)
     }
 
-    /// Whether there is no byte to fill.
+    /// Whether the list has no byte.
     pub fn is_empty(&self) -> bool {
         self.pieces.is_empty()
     }
@@ -53,7 +53,7 @@ impl<'m> Scatter<'m> {
         &self.pieces
     }
 
-    /// Drops the last `count` bytes; with fewer than that, all of them.
+    /// Removes the last `count` bytes, or all if there are fewer.
     pub fn truncate_by(&mut self, mut count: usize) {
         while count > 0 {
             let Some(last) = self.pieces.pop() else {
@@ -68,7 +68,7 @@ impl<'m> Scatter<'m> {
         }
     }
 
-    /// A cursor at byte `position` of the whole.
+    /// Returns a cursor at byte `position` of the list.
     pub fn cursor(&self, position: usize) -> Cursor<'_, 'm> {
         let before = self.ends.partition_point(|end| *end <= position);
         debug_assert!(position <= self.len(), "a cursor past the end");
@@ -80,10 +80,10 @@ impl<'m> Scatter<'m> {
     }
 }
 
-/// A place in a [`Scatter`], moved forward by each use.
+/// A position in a [`Scatter`], which each operation advances.
 ///
-/// Going past the end is a bug of the caller, which knows the length: the surplus is dropped, and debug
-/// builds panic.
+/// Advancing past the end is a bug of the caller, which knows the length: the surplus is dropped, and
+/// debug builds panic.
 #[derive(Clone, Copy, Debug)]
 pub struct Cursor<'s, 'm> {
     pieces: &'s [VolatileSlice<'m>],
@@ -91,12 +91,12 @@ pub struct Cursor<'s, 'm> {
 }
 
 impl<'m> Cursor<'_, 'm> {
-    /// What is left of the current piece, or an empty slice list's `None` at the end.
+    /// The rest of the current piece; `None` at the end of the list.
     fn rest(&self) -> Option<VolatileSlice<'m>> {
         self.pieces.first()?.offset(self.offset).ok()
     }
 
-    /// Moves forward by `count` bytes.
+    /// Advances by `count` bytes.
     pub fn skip(&mut self, mut count: usize) {
         while count > 0 {
             let Some(first) = self.pieces.first() else {
@@ -114,14 +114,15 @@ impl<'m> Cursor<'_, 'm> {
         }
     }
 
-    /// The next `len` bytes as one piece, if they lie in one piece; moves past them if so.
+    /// Returns the next `len` bytes and advances past them, if they lie in one piece; otherwise does
+    /// nothing.
     pub fn take_contiguous(&mut self, len: usize) -> Option<VolatileSlice<'m>> {
         let piece = self.rest()?.subslice(0, len).ok()?;
         self.skip(len);
         Some(piece)
     }
 
-    /// Calls `each` with the pieces that make up the next `len` bytes and moves past them.
+    /// Calls `each` with the pieces of the next `len` bytes and advances past them.
     pub fn take(&mut self, mut len: usize, mut each: impl FnMut(VolatileSlice<'m>)) {
         while len > 0 {
             let Some(rest) = self.rest() else {
@@ -137,7 +138,7 @@ impl<'m> Cursor<'_, 'm> {
         }
     }
 
-    /// Copies `bytes` in and moves past them.
+    /// Copies `bytes` into the list and advances past them.
     pub fn write(&mut self, mut bytes: &[u8]) {
         self.take(bytes.len(), |piece| {
             let (now, later) = bytes.split_at(piece.len());
@@ -146,7 +147,7 @@ impl<'m> Cursor<'_, 'm> {
         });
     }
 
-    /// Copies the next bytes out into `bytes` and moves past them.
+    /// Copies the next bytes of the list into `bytes` and advances past them.
     pub fn read(&mut self, bytes: &mut [u8]) {
         let mut filled = 0;
         self.take(bytes.len(), |piece| {
@@ -154,7 +155,7 @@ impl<'m> Cursor<'_, 'm> {
         });
     }
 
-    /// Fills the next `len` bytes with zeros and moves past them.
+    /// Fills the next `len` bytes with zeros and advances past them.
     pub fn zero(&mut self, len: usize) {
         const ZEROS: [u8; 4096] = [0; 4096];
         self.take(len, |piece| {

@@ -1,4 +1,4 @@
-//! Survives files that shrink under their mapping.
+//! Handles SIGBUS of files that are truncated while they are mapped.
 //!
 //! An access to a mapped page beyond the end of its file, or to one that storage cannot deliver, raises
 //! SIGBUS, whose default action ends the process. A [`Watch`] names an address range in which such
@@ -16,14 +16,14 @@ use libc::{c_int, c_void, siginfo_t};
 
 use super::range_table::RangeTable;
 
-/// Ranges that can be watched at a time. A fixed table, because a signal handler must not allocate.
+/// Most ranges that can be watched at a time. The table is fixed because a signal handler must not allocate.
 const MAX_RANGES: usize = 8192;
 
 static TABLE: RangeTable<MAX_RANGES> = RangeTable::new();
 
 static INSTALL: Once = Once::new();
 
-/// A range under watch, until dropped. It must be dropped before the range is unmapped.
+/// Watches a range until dropped. Drop it before the range is unmapped.
 #[derive(Debug)]
 pub struct Watch {
     number: u16,
@@ -37,10 +37,10 @@ impl Watch {
         Some(Watch { number })
     }
 
-    /// Returns whether a fault hit the range. What was read from it since then is zeros, and what was
-    /// written is gone.
+    /// Returns whether an access to the range faulted. Bytes read since then are zeros, and bytes written
+    /// are lost.
     pub fn is_lost(&self) -> bool {
-        // What was copied before this call must not be read after the mark is.
+        // Keeps copies made before this call from being reordered after the load of the mark.
         fence(Ordering::Acquire);
         TABLE.is_marked(self.number)
     }
@@ -52,15 +52,15 @@ impl Drop for Watch {
     }
 }
 
-/// Number of ranges that can be watched beside those that are: one for each mapped file, guest memory
-/// region, in-flight area and dirty log.
+/// Number of ranges that can still be watched. Each mapped file, guest memory region, in-flight area and
+/// dirty log takes one.
 pub fn free_ranges() -> usize {
     TABLE.free()
 }
 
 fn install() {
-    // SAFETY: `handler` has the signature SA_SIGINFO asks for and does only what a signal handler
-    // may: atomics and system calls. The struct is zeroed and then filled.
+    // SAFETY: `handler` has the signature of an SA_SIGINFO handler and is async-signal-safe: it uses
+    // atomics and system calls only. All zeros is a valid `sigaction`.
     let result = unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = handler as *const () as usize;
@@ -80,7 +80,7 @@ extern "C" fn handler(_signal: c_int, info: *mut siginfo_t, _context: *mut c_voi
     // SAFETY: the kernel passes a valid siginfo, and SIGBUS carries an address.
     let (address, code) = unsafe { ((*info).si_addr().addr(), (*info).si_code) };
     if code <= 0 {
-        // A process sent it: there was no access, so nothing would fault again.
+        // Sent by a process: there was no access that would fault again with the default action.
         // SAFETY: both calls are allowed in a handler.
         unsafe {
             libc::signal(libc::SIGBUS, libc::SIG_DFL);
@@ -88,13 +88,12 @@ extern "C" fn handler(_signal: c_int, info: *mut siginfo_t, _context: *mut c_voi
         }
         return;
     }
-    // The owner of a range accesses it only while it is watched, so a range that holds the address of an
-    // access stays in the table until the access completes.
+    // A range is accessed only while it is watched, so the range of a faulting access stays in the table
+    // until the access completes.
     if let Some((number, start, len)) = TABLE.find(address) {
         TABLE.mark(number);
-        // SAFETY: the range is a live mapping of this process, watched by its owner, which stops
-        // watching before unmapping it. New zero pages in its place keep every pointer into
-        // it valid. `mmap` is a plain system call and safe in a handler.
+        // SAFETY: the range is mapped: its owner drops the watch before it unmaps the range. New zero pages
+        // in its place keep every pointer into it valid. `mmap` is a system call, safe in a handler.
         let mapped = unsafe {
             libc::mmap(
                 std::ptr::without_provenance_mut(start),
@@ -109,7 +108,7 @@ extern "C" fn handler(_signal: c_int, info: *mut siginfo_t, _context: *mut c_voi
             return;
         }
     }
-    // An access outside all ranges: let it fault again, with the default action.
+    // An access outside all ranges faults again, with the default action.
     // SAFETY: resetting a signal to its default is allowed in a handler.
     unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
 }

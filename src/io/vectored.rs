@@ -1,5 +1,5 @@
-//! Writes from memory that a guest may access meanwhile: the kernel copies, and no reference to the
-//! memory is formed.
+//! Vectored writes from guest memory. The kernel copies the bytes, so no reference to memory that a guest
+//! may change is created.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -8,13 +8,13 @@ use std::os::fd::AsRawFd;
 
 use vm_memory::VolatileSlice;
 
-/// Pieces handed to the kernel at a time (IOV_MAX).
+/// Most pieces of one `pwritev(2)` (IOV_MAX).
 const MAX_PIECES: usize = 1024;
 
-/// Writes `pieces`, in order, to `file` from byte `offset` on.
+/// Writes `pieces`, in order, to `file` at byte `offset`.
 ///
 /// # Errors
-/// The error of `pwritev`; some of the bytes may have been written then.
+/// That of `pwritev(2)`; some bytes may have been written.
 pub fn write_all_at(file: &File, pieces: &[VolatileSlice<'_>], mut offset: u64) -> io::Result<()> {
     let mut guards: Vec<_> = Vec::with_capacity(pieces.len().min(MAX_PIECES));
     for pieces in pieces.chunks(MAX_PIECES) {
@@ -31,8 +31,8 @@ pub fn write_all_at(file: &File, pieces: &[VolatileSlice<'_>], mut offset: u64) 
         while !left.is_empty() {
             let at = libc::off_t::try_from(offset)
                 .map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
-            // SAFETY: each vector is memory that its guard keeps mapped until the call is over. The
-            // kernel only reads it, and copies: concurrent writes change the copied bytes only.
+            // SAFETY: each vector is memory that its guard keeps mapped during the call. The kernel only
+            // reads it; a concurrent write changes only which bytes are copied.
             let count = unsafe {
                 libc::pwritev(
                     file.as_raw_fd(),
@@ -64,11 +64,11 @@ pub fn write_all_at(file: &File, pieces: &[VolatileSlice<'_>], mut offset: u64) 
     Ok(())
 }
 
-/// Starts to write back `len` bytes from `offset` on, without waiting. Only a hint: the next sync makes
-/// the bytes durable, and reports errors.
+/// Starts the write-back of `len` bytes at `offset` without waiting for it. This is a hint: the next sync
+/// makes the bytes durable and reports errors.
 pub fn begin_to_store(file: &File, offset: u64, len: u64) {
     if let (Ok(offset), Ok(len)) = (libc::off_t::try_from(offset), libc::off_t::try_from(len)) {
-        // SAFETY: takes numbers only, and changes no content.
+        // SAFETY: takes numbers only, and changes no bytes.
         unsafe {
             libc::sync_file_range(file.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE);
         }

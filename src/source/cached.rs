@@ -1,8 +1,8 @@
-//! A blob in the cache, read by a process that cannot write there.
+//! A blob in the cache, read by a process that cannot write to the cache.
 //!
-//! The fetcher opens data file and presence map and sends their descriptors. What the map does not
-//! have is absent, whatever the sparse file reads as. A complete blob has no map, and is read like
-//! a local file.
+//! The fetcher opens data file and presence map and sends their descriptors. A unit that the map does not
+//! have is absent: the sparse data file would read as zeros there. A complete blob has no map, and is read
+//! like a local file.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -25,12 +25,12 @@ use crate::io::mapped_file::Access;
 /// layer reads.
 const MAX_REPAIRS: u8 = 3;
 
-/// Units whose bytes this process found to be damaged.
+/// Units that this process found damaged.
 #[derive(Debug, Default)]
 pub(super) struct Rejected {
-    /// A bit per unit that is to be fetched again. Made when the first unit is rejected.
+    /// One bit per unit, set until the unit is fetched again. Created for the first rejected unit.
     bits: OnceLock<AtomicBitmap>,
-    /// How often each unit was rejected.
+    /// Number of times each unit was rejected.
     counts: Mutex<HashMap<u64, u8>>,
     /// How often all units were rejected at once.
     distrusted: AtomicU8,
@@ -43,8 +43,8 @@ impl Rejected {
             .is_some_and(|bits| bits.any(units.numbers()))
     }
 
-    /// Notes that `units` are damaged; returns false if one of them was so too often. After that the
-    /// count starts anew: the next request tries again.
+    /// Marks `units` damaged. Returns false if one of them was damaged too often, and resets their counts,
+    /// so that the next request tries again.
     fn add(&self, units: UnitRange, all: u64) -> bool {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let worn = |unit| counts.get(&unit).is_some_and(|count| *count >= MAX_REPAIRS);
@@ -79,7 +79,7 @@ impl Rejected {
     }
 }
 
-/// What a partial blob has, and the way to the rest.
+/// Presence of a partial blob, and the client that fetches the rest.
 #[derive(Debug)]
 struct CachedPresence {
     map: PresenceMap,
@@ -153,8 +153,8 @@ impl Presence for CachedPresence {
     }
 }
 
-/// Opens the blob with number `blob` in the fetcher's list, which is `layer`. Waits for the fetcher,
-/// at most as long as its client does.
+/// Opens `layer`, which has number `blob` in the fetcher's list. Waits for the fetcher up to the patience of
+/// the client.
 ///
 /// # Errors
 /// A [`FetchError`] with the fetcher's reason; [`FetchErrorKind::Damaged`] if the blob has another

@@ -1,6 +1,6 @@
-//! What a fetcher did, in numbers, as a disk process asks for them.
+//! Counters of a fetcher, as a disk process requests them.
 
-/// Names of the numbers, in their order.
+/// Names of the counters, in order.
 pub const NAMES: [&str; 20] = [
     "start_bytes",
     "demand_bytes",
@@ -24,5 +24,5 @@ pub const NAMES: [&str; 20] = [
     "answers_none",
 ];
 
-/// The numbers since the fetcher started; `waiting` is the one at this moment.
+/// Values of the counters since the fetcher started; `waiting` is a gauge.
 pub type Counts = [u64; NAMES.len()];

@@ -1,4 +1,4 @@
-//! How images, tools and options name a layer: a local file, or a blob in a registry.
+//! Reference to a layer, as images, tools and options use it: a local file, or a blob in a registry.
 #![cfg_attr(
     not(test),
     warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
@@ -14,32 +14,32 @@ use serde::{Serialize, Serializer};
 use super::{Blob, Error};
 use crate::format::digest::Digest;
 
-/// Names the bytes of one layer.
+/// Reference to the bytes of one layer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum LayerRef {
-    /// A local file, which holds all of them.
+    /// A local file with all bytes.
     File(PathBuf),
-    /// A blob of a registry.
+    /// A blob in a registry.
     Remote(Arc<RemoteBlob>),
 }
 
-/// A blob of a registry.
+/// A blob in a registry.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RemoteBlob {
-    /// Digest of all of its bytes.
+    /// Digest of the blob.
     pub digest: Digest,
-    /// Number of bytes, if the image says it.
+    /// Size in bytes, if the image declares it.
     pub size: Option<u64>,
-    /// URL of the repository's blobs, without a slash at its end: the blob's own URL is this, a
-    /// slash and the digest.
+    /// URL of the repository's blobs, without a trailing slash. The URL of the blob is this, a slash, and
+    /// the digest.
     pub blobs_url: String,
 }
 
 impl LayerRef {
-    /// The same layer, named so that it does not depend on the current directory.
+    /// Makes a relative path absolute.
     ///
     /// # Errors
-    /// The current directory cannot be found, or the path is empty.
+    /// Those of [`std::path::absolute`]: the current directory cannot be found, or the path is empty.
     pub fn absolute(&self) -> io::Result<Self> {
         match self {
             Self::File(path) => Ok(Self::File(std::path::absolute(path)?)),
@@ -47,10 +47,10 @@ impl LayerRef {
         }
     }
 
-    /// Opens the bytes of the layer.
+    /// Opens a local file.
     ///
     /// # Errors
-    /// Those of [`Blob::open`]; [`Error::Remote`] for a blob of a registry.
+    /// Those of [`Blob::open`]; [`Error::Remote`] for a blob in a registry.
     pub fn open(&self) -> Result<Blob, Error> {
         match self {
             Self::File(path) => Blob::open(path),
@@ -60,7 +60,7 @@ impl LayerRef {
         }
     }
 
-    /// The path of a local file.
+    /// Path of a local file.
     pub fn file(&self) -> Option<&Path> {
         match self {
             Self::File(path) => Some(path),

@@ -1,25 +1,25 @@
-//! The bytes of blobs: where they lie, and whether they are local.
+//! Blobs: the bytes of layers as stored, local or fetched from a registry on demand.
 //!
-//! A [`Blob`] is a layer's file as stored: a local file, or a file in the cache whose bytes are
-//! fetched from a registry when they are needed. The bytes of an unfetched range read as zeros, so
-//! no method of a blob reads a range that was not located first:
+//! A [`Blob`] is a local file, or a file in the cache whose bytes are fetched when they are needed. A
+//! range that was not fetched reads as zeros, so no method of a blob reads a range that was not located
+//! first:
 //!
 //! ```text
 //! blob.locate(offset, len) -> Located::Present(PresentRange)   read it: mapped, cached, ring, pread
 //!                             Located::Absent(AbsentRange)     fetch it: request, wait, fetch_ahead
 //! ```
 //!
-//! Only a [`PresentRange`] has methods that yield bytes or a descriptor. A local file has no
-//! [`Presence`], so that locating costs one branch.
+//! Only a [`PresentRange`] gives access to bytes or a descriptor. A local file has no [`Presence`], so
+//! that locating a range costs one branch.
 //!
-//! A queue worker calls [`AbsentRange::request`] with its own [`Waker`] and a ticket that names the
-//! parked request, and goes on with other requests. The waker's descriptor turns readable when a
+//! A queue worker calls [`AbsentRange::request`] with its own [`Waker`] and a ticket that identifies the
+//! parked request, and continues with other requests. The descriptor of the waker becomes readable when a
 //! fetch has finished; [`Waker::take`] returns the tickets. For a ticket without an error the worker
-//! locates the range again, which may be absent again; an error fails the parked request. A worker
-//! that stops drops its waker; what finishes later is lost with it.
+//! locates the range again, which may be absent again. An error fails the parked request. A worker that
+//! stops drops its waker, and with it the outcomes of later fetches.
 //!
-//! Tools, and the code that opens layers, use [`Blob::read_exact_at`], which waits for absent bytes
-//! up to the deadline of the blob's presence.
+//! Tools, and the code that opens layers, use [`Blob::read_exact_at`], which waits for absent bytes up to
+//! the deadline of the blob's presence.
 
 pub mod blob;
 pub mod cached;
@@ -55,7 +55,7 @@ pub enum Error {
     Open {
         /// The blob.
         layer: LayerRef,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
     /// The file cannot be locked.
@@ -63,55 +63,55 @@ pub enum Error {
     Lock {
         /// The blob.
         layer: LayerRef,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
-    /// The path names something that has no bytes at offsets.
+    /// The path names a file of another kind, such as a directory or a pipe.
     #[error("{layer} is neither a regular file nor a block device")]
     NotAFile {
         /// The blob.
         layer: LayerRef,
     },
-    /// The system failed to read.
+    /// Reading failed.
     #[error("cannot read {expected} bytes at byte {offset} of {layer}")]
     Read {
         /// The blob.
         layer: LayerRef,
-        /// First byte wanted.
+        /// First byte of the range.
         offset: u64,
-        /// Number of bytes wanted.
+        /// Number of bytes of the range.
         expected: usize,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
-    /// The file ends before the bytes wanted do.
+    /// The file ends before the range does.
     #[error("{layer} is too short: expected {expected} bytes at byte {offset}, found {found}")]
     Short {
         /// The blob.
         layer: LayerRef,
-        /// First byte wanted.
+        /// First byte of the range.
         offset: u64,
-        /// Number of bytes wanted.
+        /// Number of bytes of the range.
         expected: usize,
-        /// Number of bytes there are.
+        /// Number of bytes in the file from `offset` on.
         found: usize,
     },
-    /// The blob is in a registry, and this program does not fetch it.
+    /// The blob is in a registry, and the caller has no fetcher.
     #[error("{layer} is not local: pull it, or name its file")]
     Remote {
         /// The blob.
         layer: LayerRef,
     },
-    /// The bytes are not local, and cannot be fetched.
+    /// The bytes are not local and cannot be fetched.
     #[error("cannot fetch {expected} bytes at byte {offset} of {layer}")]
     Fetch {
         /// The blob.
         layer: LayerRef,
-        /// First byte wanted.
+        /// First byte of the range.
         offset: u64,
-        /// Number of bytes wanted.
+        /// Number of bytes of the range.
         expected: usize,
-        /// Why they cannot be fetched.
+        /// Error of the fetch.
         source: FetchError,
     },
 }

@@ -17,26 +17,26 @@ use crate::format::presence::{self, Header, Identity, State, UnitRange};
 use crate::io::bitmap::words;
 use crate::io::mapped_file::{Access, MapError, MappedFile};
 
-/// A presence map cannot be used.
+/// Error of a presence map.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be mapped.
     #[error("cannot map the presence map")]
     Map(#[from] MapError),
-    /// The file is not this blob's presence map, or is damaged.
+    /// The file is not the presence map of the blob, or is damaged.
     #[error(transparent)]
     Format(#[from] presence::Error),
-    /// The file was cut, or its storage failed, while it was mapped.
+    /// The file was truncated, or its storage failed, while it was mapped.
     #[error("the presence map was truncated or cannot be read")]
     Lost,
 }
 
-/// One of the two bitmaps.
+/// One of the two bitmaps of a map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bitmap {
-    /// Units in the page cache or on storage.
+    /// Units that are in the page cache or on storage.
     Live,
-    /// Units on storage.
+    /// Units that are on storage.
     Durable,
 }
 
@@ -69,7 +69,7 @@ impl PresenceMap {
     /// Reads the header.
     ///
     /// # Errors
-    /// [`Error::Format`] if it was damaged meanwhile; [`Error::Lost`] if the file was cut.
+    /// [`Error::Format`] if the header is damaged; [`Error::Lost`] if the file was truncated.
     pub fn header(&self) -> Result<Header, Error> {
         let mut bytes = [0; 128];
         if let Some(slice) = self.mapping.slice(0, bytes.len()) {
@@ -82,19 +82,19 @@ impl PresenceMap {
         Ok(Header::decode(&bytes, file_len, &self.identity)?)
     }
 
-    /// Whether all of `len` bytes at `offset` are present. A range that passes the blob's end is
-    /// not, nor is any range once the map was cut short.
+    /// Whether all of `len` bytes at `offset` are present. False for a range that ends after the blob, and
+    /// for every range after the map was truncated.
     pub fn is_present(&self, offset: u64, len: u64) -> bool {
         let units = self.identity.units_of(offset, len);
         units.is_some_and(|units| self.holds(Bitmap::Live, units))
     }
 
-    /// Whether `bitmap` has all of `units`.
+    /// Whether all of `units` are set in `bitmap`.
     pub fn holds(&self, bitmap: Bitmap, units: UnitRange) -> bool {
         words(units.numbers()).all(|(word, mask)| self.load(bitmap, word) & mask == mask)
     }
 
-    /// The absent units among `units`, as runs.
+    /// Returns the absent units of `units`, as runs.
     pub fn absent(&self, units: UnitRange) -> Vec<UnitRange> {
         let mut runs: Vec<UnitRange> = Vec::new();
         for (word, mask) in words(units.numbers()) {
@@ -111,14 +111,14 @@ impl PresenceMap {
         runs
     }
 
-    /// Number of units that `bitmap` has.
+    /// Number of units that are set in `bitmap`.
     pub fn count(&self, bitmap: Bitmap) -> u64 {
         let all = words(0..self.identity.units());
         all.map(|(word, mask)| u64::from((self.load(bitmap, word) & mask).count_ones()))
             .sum()
     }
 
-    /// Marks `units` present in `bitmap`. Their bytes must have been written before.
+    /// Sets `units` in `bitmap`. Their bytes must have been written before.
     pub fn mark(&self, bitmap: Bitmap, units: UnitRange) {
         for (word, mask) in words(units.numbers()) {
             self.with_word(bitmap, word, |bits| {
@@ -127,7 +127,7 @@ impl PresenceMap {
         }
     }
 
-    /// Makes the live bitmap equal to the durable one: what was not synced is lost.
+    /// Replaces the live bitmap by the durable one: units that were not synced become absent.
     pub fn forget_unsynced(&self) {
         for (word, mask) in words(0..self.identity.units()) {
             let durable = self.load(Bitmap::Durable, word) & mask;
@@ -137,14 +137,14 @@ impl PresenceMap {
         }
     }
 
-    /// Copy of the live bitmap's words.
+    /// Copies the words of the live bitmap.
     pub fn snapshot(&self) -> Vec<u64> {
         let all = words(0..self.identity.units());
         all.map(|(word, mask)| self.load(Bitmap::Live, word) & mask)
             .collect()
     }
 
-    /// Marks durable what a snapshot of the live bitmap has. Its units must have been synced.
+    /// Sets the units of a snapshot of the live bitmap in the durable bitmap. They must have been synced.
     pub fn mark_durable(&self, snapshot: &[u64]) {
         for (word, bits) in snapshot.iter().enumerate() {
             self.with_word(Bitmap::Durable, word as u64, |durable| {
@@ -153,7 +153,7 @@ impl PresenceMap {
         }
     }
 
-    /// What is known of the blob; `None` if the map was cut short or overwritten.
+    /// State of the blob; `None` if the map was truncated or overwritten.
     pub fn state(&self) -> Option<State> {
         let slice = self.mapping.slice(presence::STATE_OFFSET, 4)?;
         let word = slice.get_atomic_ref::<AtomicU32>(0).ok()?;
@@ -162,7 +162,7 @@ impl PresenceMap {
         state.filter(|_| !self.mapping.is_lost())
     }
 
-    /// Changes the state.
+    /// Sets the state.
     pub fn set_state(&self, state: State) {
         if let Some(slice) = self.mapping.slice(presence::STATE_OFFSET, 4)
             && let Ok(word) = slice.get_atomic_ref::<AtomicU32>(0)
@@ -171,14 +171,14 @@ impl PresenceMap {
         }
     }
 
-    /// Names the boot whose live bits count. Not atomic: the caller holds the cache's lock.
+    /// Sets the boot in which the live bits are valid. Not atomic: the caller holds the lock of the cache.
     pub fn set_boot(&self, boot: Uuid) {
         if let Some(slice) = self.mapping.slice(presence::BOOT_OFFSET, 16) {
             slice.copy_from(&boot.as_bytes()[..]);
         }
     }
 
-    /// Whether the file was cut short, or its storage failed, under the mapping.
+    /// Whether the file was truncated, or its storage failed, while it was mapped.
     pub fn is_lost(&self) -> bool {
         self.mapping.is_lost()
     }

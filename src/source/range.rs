@@ -1,4 +1,4 @@
-//! Ranges of a blob that were located: present ones are read, absent ones are fetched.
+//! Located ranges of a blob: a present range can be read, an absent range can be fetched.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -14,10 +14,10 @@ use vm_memory::VolatileSlice;
 use super::waker::{FetchError, FetchErrorKind, Presence, Ticket, Waker};
 use super::{Blob, Error};
 
-/// How often [`AbsentRange::wait`] accepts that a range which was fetched is absent again.
+/// Most fetches of one [`AbsentRange::wait`]: a fetched range may be absent again, if it was damaged.
 const MAX_ROUNDS: usize = 8;
 
-/// Result of locating a range.
+/// Result of [`Blob::locate`].
 #[derive(Debug)]
 pub enum Located<'b> {
     /// All of its bytes are local.
@@ -26,8 +26,8 @@ pub enum Located<'b> {
     Absent(AbsentRange<'b>),
 }
 
-/// A range of a blob whose bytes are local, in memory or on storage. They stay local as long as the
-/// blob is open, unless they are rejected ([`Blob::reject`]).
+/// A range of a blob whose bytes are local. They stay local while the blob is open, unless they are
+/// rejected ([`Blob::reject`]).
 #[derive(Clone, Copy, Debug)]
 pub struct PresentRange<'b> {
     blob: &'b Blob,
@@ -60,21 +60,21 @@ impl<'b> PresentRange<'b> {
         self.len
     }
 
-    /// The mapped bytes, if all are known to be in memory. Copy them, then ask [`Blob::is_lost`]:
-    /// only if that is false were they the file's.
+    /// Returns the mapped bytes, if all are known to be in memory. The caller copies them and then checks
+    /// [`Blob::is_lost`]: if true, the copy is not the content of the file.
     #[inline]
     pub fn resident(&self) -> Option<VolatileSlice<'b>> {
         self.blob.resident_map()?.resident(self.offset, self.len)
     }
 
-    /// Notes that the range was just read, and is in memory.
+    /// Marks the range as in memory, because it was just read.
     pub fn note(&self) {
         if let Some(resident_map) = self.blob.resident_map() {
             resident_map.note(self.offset, self.len);
         }
     }
 
-    /// Prefetches the page tables of the range; a first step before [`PresentRange::prefetch`].
+    /// Prefetches the page-table entries of the range. To be called before [`PresentRange::prefetch`].
     #[inline]
     pub fn prefetch_pages(&self) {
         if let Some(resident_map) = self.blob.resident_map() {
@@ -90,7 +90,7 @@ impl<'b> PresentRange<'b> {
         }
     }
 
-    /// Asks the system to read the range into memory. Never waits.
+    /// Advises the kernel to read the range into memory. Never waits.
     pub fn will_need(&self) {
         if self.resident().is_none() {
             self.blob
@@ -98,7 +98,7 @@ impl<'b> PresentRange<'b> {
         }
     }
 
-    /// Fills `buffer`, of the range's length, if the page cache holds all of the range; returns
+    /// Fills `buffer`, which has the length of the range, if the page cache has all of the range. Returns
     /// whether it did. Never waits for storage.
     ///
     /// # Errors
@@ -111,12 +111,12 @@ impl<'b> PresentRange<'b> {
         match rustix::io::preadv2(file, &mut into, self.offset, ReadWriteFlags::NOWAIT) {
             Ok(0) if expected > 0 => Err(self.short(0)),
             Ok(count) => Ok(count == expected),
-            // The read that waits meets the same error, and reports it.
+            // The caller then reads with `read_exact`, which reports the error.
             Err(_) => Ok(false),
         }
     }
 
-    /// Fills `buffer`, of the range's length. Waits for storage.
+    /// Fills `buffer`, which has the length of the range. Waits for storage.
     ///
     /// # Errors
     /// [`Error::Read`] if the system fails, [`Error::Short`] if the file ends first.
@@ -135,22 +135,22 @@ impl<'b> PresentRange<'b> {
         Ok(())
     }
 
-    /// The descriptor to read the range through, and nothing beside it.
+    /// Descriptor for reading the range. Other ranges may be absent and must not be read through it.
     pub fn descriptor(&self) -> BorrowedFd<'b> {
         self.blob.descriptor()
     }
 
-    /// The error of a read of the range that failed.
+    /// Creates the error of a failed read of the range.
     pub fn failed(&self, source: io::Error) -> Error {
         self.blob.failed(self.offset, self.len, source)
     }
 
-    /// The error of a read of the range that found the end of the file after `found` bytes.
+    /// Creates the error of a read of the range that reached the end of the file after `found` bytes.
     pub fn short(&self, found: usize) -> Error {
         self.blob.short(self.offset, self.len, found)
     }
 
-    /// The start of `buffer` that the range fills: what lies behind the range may be absent.
+    /// Cuts `buffer` to the length of the range: bytes after the range may be absent.
     fn fitted<'a>(&self, buffer: &'a mut [u8]) -> &'a mut [u8] {
         debug_assert_eq!(buffer.len(), self.len);
         let len = self.len.min(buffer.len());
@@ -158,15 +158,15 @@ impl<'b> PresentRange<'b> {
     }
 }
 
-/// A range of a blob of which some bytes must be fetched before it can be read.
+/// A range of a blob with absent bytes, which must be fetched before it can be read.
 #[derive(Clone, Copy, Debug)]
 pub struct AbsentRange<'b> {
     blob: &'b Blob,
     presence: &'b Arc<dyn Presence>,
     offset: u64,
-    /// Bytes of the range that lie in the blob.
+    /// Number of bytes of the range before the end of the blob.
     inside: u64,
-    /// Bytes of the range.
+    /// Number of bytes of the range.
     len: usize,
 }
 
@@ -187,32 +187,32 @@ impl<'b> AbsentRange<'b> {
         }
     }
 
-    /// Asks for the range's bytes. `waker` gets `ticket` once, when all are present or cannot be
-    /// fetched. Never waits.
+    /// Requests the bytes of the range. `waker` receives `ticket` once, when all bytes are present or cannot
+    /// be fetched. Never waits.
     pub fn request(&self, waker: &Arc<Waker>, ticket: Ticket) {
         self.presence
             .request(self.offset, self.inside, waker, ticket);
     }
 
-    /// Suggests to fetch the range before it is asked for. Never waits.
+    /// Suggests to fetch the range before it is requested. Never waits.
     pub fn fetch_ahead(&self) {
         self.presence.fetch_ahead(self.offset, self.inside);
     }
 
-    /// Suggests to fetch the range because a trace has it. Never waits.
+    /// Suggests to fetch the range because it is in a trace. Never waits.
     pub fn replay(&self) {
         self.presence.replay(self.offset, self.inside);
     }
 
-    /// How long a reader that has nothing else to do should wait.
+    /// Longest time that a blocking reader should wait.
     pub fn patience(&self) -> Duration {
         self.presence.patience()
     }
 
-    /// Fetches the range and waits for it until `deadline`.
+    /// Requests the range and waits for it until `deadline`.
     ///
     /// # Errors
-    /// [`Error::Fetch`] if the bytes cannot be fetched, or not in time.
+    /// [`Error::Fetch`] if the bytes cannot be fetched before the deadline.
     pub fn wait(&self, deadline: Instant) -> Result<PresentRange<'b>, Error> {
         let failed = |kind, reason: String| self.error(FetchError::new(kind, reason));
         let system = |error: io::Error| failed(FetchErrorKind::System, error.to_string());
@@ -245,7 +245,7 @@ impl<'b> AbsentRange<'b> {
         Err(failed(FetchErrorKind::Damaged, reason))
     }
 
-    /// The error of a request that was parked for the range, and whose fetch failed.
+    /// Creates the error of a request that waited for the range and whose fetch failed.
     pub fn error(&self, source: FetchError) -> Error {
         Error::Fetch {
             layer: self.blob.layer().clone(),

@@ -1,7 +1,7 @@
-//! Notes which units of blobs are read first, for a prefetch trace.
+//! Records the order in which units of blobs are read first, for a prefetch trace.
 //!
-//! A recorded blob asks before each read whether the bytes are local ([`Presence::is_present`]), and
-//! notes the units on the way. A unit that was noted before costs one atomic load.
+//! A recorded blob calls [`Presence::is_present`] before each read, which records the units. A unit that is
+//! recorded already costs one atomic load.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +11,7 @@ use super::waker::{Presence, Ticket, Waker};
 use crate::format::presence::{UNIT, UnitRange};
 use crate::io::bitmap::words;
 
-/// The units of a stack's blobs, in the order in which they were read first.
+/// Units of the blobs of a stack, in the order in which they were read first.
 #[derive(Debug, Default)]
 pub struct Recorder(Mutex<Vec<ReadUnit>>);
 
@@ -25,7 +25,7 @@ pub struct ReadUnit {
 }
 
 impl Recorder {
-    /// What was read so far.
+    /// Returns the units read so far.
     pub fn units(&self) -> Vec<ReadUnit> {
         self.0
             .lock()

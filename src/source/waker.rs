@@ -1,4 +1,4 @@
-//! Which bytes of a blob are local, and how the others are asked for.
+//! Presence of a blob's bytes, requests for absent bytes, and wake-ups when fetches finish.
 
 use std::fmt::Debug;
 use std::io;
@@ -10,27 +10,27 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-/// What is known of a blob that is fetched while it is in use. All ranges lie in the blob and are
-/// not empty. No method waits.
+/// Presence of the bytes of a blob that is fetched on demand. Ranges passed in are not empty and end
+/// inside the blob. No method waits.
 pub trait Presence: Debug + Send + Sync {
     /// Whether all of `len` bytes at `offset` are local. Takes no lock.
     fn is_present(&self, offset: u64, len: u64) -> bool;
 
-    /// Asks for the bytes of a range. Exactly one [`Waker::finish`] follows for each call: when all
-    /// bytes are present, when they cannot be fetched, or when the fetch deadline has passed. It may
-    /// come before this method returns.
+    /// Requests the bytes of a range. For each call, [`Waker::finish`] is called exactly once: when all
+    /// bytes are present, when they cannot be fetched, or when the fetch deadline has passed. This may
+    /// happen before the method returns.
     fn request(&self, offset: u64, len: u64, waker: &Arc<Waker>, ticket: Ticket);
 
-    /// Suggests to fetch a range that will probably be asked for soon.
+    /// Suggests to fetch a range that will probably be requested soon.
     fn fetch_ahead(&self, offset: u64, len: u64);
 
-    /// Suggests to fetch a range that a trace has.
+    /// Suggests to fetch a range that is in a trace.
     fn replay(&self, offset: u64, len: u64) {
         self.fetch_ahead(offset, len);
     }
 
-    /// Marks a range absent whose bytes are damaged, to be fetched again in place. Returns false,
-    /// and leaves the range present, if it was fetched again too often already.
+    /// Marks a range with damaged bytes as absent, so that it is fetched again. Returns false, and leaves
+    /// the range present, if it was fetched again too often.
     fn reject(&self, offset: u64, len: u64) -> bool;
 
     /// Marks all bytes absent because some of them, unknown which, are damaged: each range is fetched
@@ -47,20 +47,20 @@ pub trait Presence: Debug + Send + Sync {
         0
     }
 
-    /// How long a reader that has nothing else to do should wait for a range.
+    /// Longest time that a blocking reader should wait for a range.
     fn patience(&self) -> Duration;
 }
 
-/// Names a parked request to the worker that parked it.
+/// Identifies a parked request of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ticket(pub u64);
 
-/// The end of one fetch.
+/// Outcome of one fetch.
 #[derive(Clone, Debug)]
 pub struct Fetched {
-    /// The ticket given with the request.
+    /// Ticket of the request.
     pub ticket: Ticket,
-    /// Whether the range became present. It may be absent again since: locate it.
+    /// `Ok` if the range became present. It may be absent again, so the caller locates it again.
     pub result: Result<(), FetchError>,
 }
 
@@ -73,22 +73,22 @@ pub struct FetchError {
 }
 
 impl FetchError {
-    /// An error of this kind; `reason` names what was expected, what was found, and what to do.
+    /// Creates an error; `reason` says what was expected, what was found, and what to do.
     pub fn new(kind: FetchErrorKind, reason: impl Into<Arc<str>>) -> Self {
         let reason = reason.into();
         Self { kind, reason }
     }
 
-    /// The kind of error.
+    /// Kind of the error.
     pub fn kind(&self) -> FetchErrorKind {
         self.kind
     }
 }
 
-/// Kinds of errors that callers tell apart.
+/// Kinds of errors that callers distinguish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FetchErrorKind {
-    /// The registry refuses the credentials, or there are none.
+    /// The registry refuses the credentials, or needs some and there are none.
     Unauthorized,
     /// The registry does not have the blob.
     NotFound,
@@ -100,14 +100,14 @@ pub enum FetchErrorKind {
     Unexpected,
     /// Neither bytes nor an error came before the deadline.
     Timeout,
-    /// The registry's bytes are not those of the blob.
+    /// The bytes from the registry do not have the digest or length of the blob.
     Damaged,
-    /// The system refuses what fetching needs: disk space, memory, descriptors.
+    /// The system lacks what fetching needs: disk space, memory, descriptors.
     System,
 }
 
 impl FetchErrorKind {
-    /// The words that upstream puts into an image's `resultFile` for the same class of error.
+    /// Text that upstream writes to an image's `resultFile` for errors of this kind.
     pub const fn upstream_words(self) -> &'static str {
         match self {
             Self::Unauthorized => "Authentication failed",
@@ -121,8 +121,8 @@ impl FetchErrorKind {
     }
 }
 
-/// Receives the outcomes of fetches for one waiting thread. Its descriptor is readable while there
-/// are outcomes to take.
+/// Receives the outcomes of fetches for one thread. Its descriptor is readable while there are outcomes to
+/// take.
 #[derive(Debug)]
 pub struct Waker {
     event: OwnedFd,
@@ -130,7 +130,7 @@ pub struct Waker {
 }
 
 impl Waker {
-    /// A waker without outcomes.
+    /// Creates a waker without outcomes.
     ///
     /// # Errors
     /// The process has no descriptor left for the eventfd.
@@ -145,15 +145,15 @@ impl Waker {
         let outcome = Fetched { ticket, result };
         let mut finished = self.finished.lock().unwrap_or_else(PoisonError::into_inner);
         finished.push(outcome);
-        // Any number but zero will do, in any order of bytes. Fails only at the counter's limit,
-        // where the descriptor is readable already.
+        // Any number but zero makes the descriptor readable. The write fails only at the limit of the
+        // counter, when the descriptor is readable anyway.
         let _ = rustix::io::write(&self.event, &1u64.to_le_bytes());
     }
 
-    /// Appends all outcomes so far to `into`.
+    /// Moves all outcomes to the end of `into`.
     pub fn take(&self, into: &mut Vec<Fetched>) {
         let mut finished = self.finished.lock().unwrap_or_else(PoisonError::into_inner);
-        // Resets the counter; fails if that is zero.
+        // Resets the counter; fails if it is zero.
         let _ = rustix::io::read(&self.event, &mut [0; 8]);
         into.append(&mut finished);
     }
