@@ -54,7 +54,7 @@ fn decode(criterion: &mut Criterion<ThreadTime>) {
         });
         let encoded: Vec<_> = encoded.collect();
         let mut stored = encoded.iter().cycle();
-        let mut decoder = Decoder::new();
+        let mut decoder = Decoder::default();
         group.bench_function(algorithm.to_string(), |bencher| {
             bencher.iter(|| {
                 let into = VolatileSlice::from(target.as_mut_slice());

@@ -142,11 +142,6 @@ impl Claim {
         &self.partial
     }
 
-    /// The claimed units.
-    pub fn units(&self) -> UnitRange {
-        self.units
-    }
-
     /// Writes whole units from `first` on and marks them present. Only the blob's last unit may be
     /// shorter than 64 KiB.
     ///

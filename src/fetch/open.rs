@@ -172,7 +172,7 @@ impl AttachedBlobs {
         needs: Needs,
         prepare: impl FnOnce() + Send + 'static,
     ) -> Result<OpenBlobs, ProcessError> {
-        let client = Client::start_with(self.socket, patience, prepare);
+        let client = Client::start(self.socket, patience, prepare);
         let client = Arc::new(client.map_err(ProcessError::Start)?);
         let mut opened = open_remotes(&client, &self.blobs, needs).into_iter();
         let opened = self.blobs.into_iter().map(|blob| {
@@ -241,20 +241,6 @@ impl AttachedLayers {
             client,
         })
     }
-}
-
-/// Opens layers for a program without a sandbox: see [`AttachedLayers::open`].
-///
-/// # Errors
-/// An [`OpenError`] that names the layer.
-pub fn open_layers(
-    process: &Process,
-    layers: &[LayerRef],
-    patience: Patience,
-    download: Option<Download>,
-) -> Result<OpenLayers, OpenError> {
-    let attached = LocalLayers::open(layers)?.attach(process, None, download)?;
-    attached.open(patience, Needs::Structures, || {})
 }
 
 /// The blobs of registries. Their places in this list are their numbers.

@@ -173,7 +173,7 @@ impl Setup {
         self.fetcher
             .attach(theirs, vec![self.offer()], None)
             .unwrap();
-        let client = Arc::new(Client::start(ours, Patience::default()).unwrap());
+        let client = Arc::new(Client::start(ours, Patience::default(), || {}).unwrap());
         let blob = cached::open(&client, 0, &self.fake.layer()).unwrap();
         (client, blob)
     }
@@ -366,7 +366,7 @@ fn a_successor_answers_what_a_killed_fetcher_did_not() {
         .fetcher
         .attach(theirs, vec![setup.offer()], None)
         .unwrap();
-    let client = Arc::new(Client::start(ours, Patience::default()).unwrap());
+    let client = Arc::new(Client::start(ours, Patience::default(), || {}).unwrap());
     let blob = cached::open(&client, 0, &setup.fake.layer()).unwrap();
     // A guest's demand brings in the units behind it.
     client.start_serving();
@@ -418,7 +418,7 @@ fn a_fetcher_that_ended_reads_nothing_of_its_connections() {
         let kept = Link::new(theirs.try_clone().unwrap()).unwrap();
         let attached = setup.fetcher.attach(theirs, vec![setup.offer()], None);
         attached.unwrap();
-        let client = Arc::new(Client::start(ours, Patience::default()).unwrap());
+        let client = Arc::new(Client::start(ours, Patience::default(), || {}).unwrap());
         let blob = cached::open(&client, 0, &setup.fake.layer()).unwrap();
         drop(setup.fetcher);
         let Located::Absent(range) = blob.locate(0, 1) else {

@@ -128,13 +128,6 @@ impl Stack {
         Self { lineage, ..self }
     }
 
-    /// The same layers, with others above them.
-    pub fn above(&self, layers: impl IntoIterator<Item = LayerRef>) -> Self {
-        let mut stack = self.clone();
-        stack.layers.extend(layers);
-        stack
-    }
-
     /// What to do about layers that do not lie upon their parents.
     pub fn lineage(&self) -> Lineage {
         self.lineage

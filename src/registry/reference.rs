@@ -45,11 +45,6 @@ impl Reference {
         &self.repository
     }
 
-    /// The tag; absent if only a digest is given.
-    pub fn tag(&self) -> Option<&str> {
-        self.tag.as_deref()
-    }
-
     /// The digest that pins the manifest.
     pub fn digest(&self) -> Option<&Digest> {
         self.digest.as_ref()

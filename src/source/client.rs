@@ -143,20 +143,12 @@ pub struct Client {
 }
 
 impl Client {
-    /// Starts the thread that receives answers on `socket`. The connection ends when the client is
-    /// dropped.
+    /// Starts the thread that receives answers on `socket`. The thread calls `prepare` first, to drop its
+    /// privileges for example. The connection ends when the client is dropped.
     ///
     /// # Errors
     /// The process has no descriptor or no thread left.
-    pub fn start(socket: OwnedFd, patience: Patience) -> io::Result<Self> {
-        Self::start_with(socket, patience, || {})
-    }
-
-    /// As [`Client::start`]; the thread calls `prepare` first, to drop its privileges for example.
-    ///
-    /// # Errors
-    /// As [`Client::start`].
-    pub fn start_with(
+    pub fn start(
         socket: OwnedFd,
         patience: Patience,
         prepare: impl FnOnce() + Send + 'static,

@@ -66,7 +66,7 @@ pub fn message(text: &str, record: Option<MadeUpon>) -> Result<Vec<u8>, Error> {
     };
     record.message(text).ok_or(Error::LongMessage {
         len: text.len(),
-        most: record.room(),
+        most: record.max_text(),
     })
 }
 

@@ -9,7 +9,7 @@ use common::content::Random;
 use common::golden;
 use common::registries::{DockerRegistry, Storage, TokenServer};
 use common::registry_server::until;
-use ovbd_vhost::fetch::open::open_layers;
+use ovbd_vhost::fetch::open::{LocalLayers, Needs};
 use ovbd_vhost::fetch::process::{Config, Process};
 use ovbd_vhost::format::digest::Digest;
 use ovbd_vhost::image::config::Stack;
@@ -54,7 +54,7 @@ fn start(dir: &TempDir) -> Process {
 /// A disk process that may read one blob.
 fn connect(process: &Process, layer: &Arc<RemoteBlob>) -> (Arc<Client>, Blob) {
     let socket = process.attach(&[Arc::clone(layer)], None).unwrap();
-    let client = Arc::new(Client::start(socket, Patience::default()).unwrap());
+    let client = Arc::new(Client::start(socket, Patience::default(), || {}).unwrap());
     let blob = cached::open(&client, 0, layer).unwrap();
     (client, blob)
 }
@@ -195,7 +195,11 @@ fn images_from_a_registry_hold_what_local_ones_do() {
         {
             *top = LayerRef::from(path);
         }
-        let opened = open_layers(&process, &layers, Patience::default(), None).unwrap();
+        let layers = LocalLayers::open(&layers).unwrap();
+        let layers = layers.attach(&process, None, None).unwrap();
+        let opened = layers
+            .open(Patience::default(), Needs::Structures, || {})
+            .unwrap();
         let fetched = Image::load(OpenStack::of(opened.blobs).unwrap());
         let (Ok(local), Ok(fetched)) = (&local, &fetched) else {
             assert_eq!(local.is_ok(), fetched.is_ok(), "{}", case.name);

@@ -73,7 +73,7 @@ impl Bare {
                 .read_exact_at(&mut bare.stored[start..], offset)?;
             bare.places.push((start, len as usize));
             let target = VolatileSlice::from(target.as_mut_slice());
-            bare.decode(&mut Decoder::new(), number, &target)?;
+            bare.decode(&mut Decoder::default(), number, &target)?;
             if content.wrong(all[at], &target).is_some() {
                 return Err(format!("block {} is not what the raw image holds", all[at]).into());
             }
@@ -101,7 +101,7 @@ impl Bare {
         // As much memory as the requests in flight have.
         let mut memory = vec![0; if self.random { 32 * BLOCK } else { 8 * WINDOW }];
         let target = VolatileSlice::from(memory.as_mut_slice());
-        let mut decoder = Decoder::new();
+        let mut decoder = Decoder::default();
         let mut blocks = 0;
         let ran = ran()?;
         let start = Instant::now();
