@@ -88,8 +88,8 @@ struct Args {
     #[arg(long, value_name = "REF", conflicts_with_all = ["layers", "layer", "config"])]
     image: Option<Reference>,
 
-    /// Cache directory of layers from registries, shared by all disks; created if missing [default:
-    /// the one of --service-config]
+    /// Cache directory of layers from registries and of image tables, shared by all disks; created if
+    /// missing [default: the one of --service-config]
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
 

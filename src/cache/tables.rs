@@ -212,3 +212,113 @@ fn verify(file: &File, key: &Digest) -> Result<Header, Unfit> {
     header.check_content(checksum)?;
     Ok(header)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::cache::{Limits, Removal};
+
+    fn open_cache() -> (tempfile::TempDir, Cache) {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path()).unwrap();
+        (dir, cache)
+    }
+
+    fn key() -> Digest {
+        Digest::of(b"stack")
+    }
+
+    /// Writes tables of one layer and one node, and gives up the lock.
+    fn fill(file: &File) {
+        let counts = Counts {
+            layers: 1,
+            nodes: 1,
+            segments: 3,
+            ..Counts::default()
+        };
+        let layout = counts.layout().unwrap();
+        let content = vec![7; layout.len as usize - HEADER_LEN];
+        let mut checksum = Checksum::default();
+        checksum.update(&content);
+        let header = Header {
+            key: key(),
+            counts,
+            content_checksum: checksum.value(),
+        };
+        file.write_all_at(&content, HEADER_LEN as u64).unwrap();
+        file.write_all_at(&header.encode(), 0).unwrap();
+        file.unlock().unwrap();
+    }
+
+    fn created(cache: &Cache) -> File {
+        match cache.tables(&key()).unwrap() {
+            Tables::Created(file) => file,
+            found => panic!("{found:?}"),
+        }
+    }
+
+    #[test]
+    fn one_process_writes_and_others_find() {
+        let (_dir, cache) = open_cache();
+        let file = created(&cache);
+        assert!(matches!(cache.tables(&key()).unwrap(), Tables::Busy));
+        let items = cache.list_tables().unwrap();
+        assert_eq!((items[0].counts, items[0].in_use), (None, true));
+        assert_eq!(cache.verify_tables(&key()).unwrap(), None);
+        fill(&file);
+        drop(file);
+        let Tables::Found(found) = cache.tables(&key()).unwrap() else {
+            panic!("not found");
+        };
+        let items = cache.list_tables().unwrap();
+        assert_eq!(items[0].counts.unwrap().segments, 3);
+        assert!(items[0].in_use && items[0].key == key() && items.len() == 1);
+        assert_eq!(cache.verify_tables(&key()).unwrap(), Some(true));
+        assert_eq!(cache.remove(&key()).unwrap(), Removal::InUse);
+        let nothing = Limits {
+            bytes: 1,
+            free_percent: 0,
+        };
+        assert_eq!(cache.evict(nothing).unwrap().files, 0);
+        drop(found);
+        assert_eq!(cache.evict(nothing).unwrap().files, 1);
+        assert_eq!(cache.verify_tables(&key()).unwrap(), None);
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_and_what_is_damaged_is_made_anew() {
+        let (dir, cache) = open_cache();
+        drop(created(&cache));
+        assert_eq!(cache.verify_tables(&key()).unwrap(), Some(true), "empty");
+        assert!(cache.list_tables().unwrap().is_empty());
+        for at in [3, 20, 60, 5000, 5500] {
+            drop(created(&cache));
+            let file = created(&cache);
+            fill(&file);
+            file.write_all_at(b"x", at).unwrap();
+            drop(file);
+            drop(created(&cache));
+            let file = created(&cache);
+            fill(&file);
+            file.write_all_at(b"x", at).unwrap();
+            drop(file);
+            assert_eq!(cache.verify_tables(&key()).unwrap(), Some(false), "{at}");
+        }
+        let file = created(&cache);
+        fill(&file);
+        drop(file);
+        let other = Digest::of(b"other");
+        let tables = dir.path().join("tables");
+        fs::copy(tables.join(key().hex()), tables.join(other.hex())).unwrap();
+        let found = cache.tables(&other).unwrap();
+        assert!(matches!(found, Tables::Created(_)), "{found:?}");
+        assert!(
+            fs::read_dir(dir.path().join("trash"))
+                .unwrap()
+                .next()
+                .is_none()
+        );
+    }
+}

@@ -1,7 +1,7 @@
 //! Image tables: the merged index of a stack and the block tables of its layers, in one file.
 //!
 //! ```text
-//! 0       header, 4096 bytes, of which 96 are used
+//! 0       header, 4096 bytes, of which 88 are used
 //! 4096    layers   1152 bytes for each layer, bottom first
 //! ...     nodes    128 bytes each: sixteen keys; the search tree of the merged index, root first
 //! ...     bases    8 bytes each: a position for each 1024 blocks of a compressed layer

@@ -1,11 +1,18 @@
-//! Seeds of presence maps, and of messages to and from the fetcher.
+//! Seeds of presence maps and image tables, and of messages to and from the fetcher.
+
+use std::fs::File;
+use std::io::Read;
 
 use ovbd_vhost::format::digest::Digest;
 use ovbd_vhost::format::presence::{Header, Identity, UNIT};
 use ovbd_vhost::source::FetchErrorKind;
 use ovbd_vhost::source::protocol::{Cause, Reply, Request, Subject};
 
-use super::{folder, write};
+use ovbd_vhost::format::tables;
+use ovbd_vhost::image::Image;
+use ovbd_vhost::image::tables::TablesWriter;
+
+use super::{folder, small_stack, write};
 
 #[test]
 fn presence() {
@@ -52,4 +59,20 @@ fn fetch_messages() {
     let replies = replies.map(|reply| reply.encode().to_vec());
     let seeds = requests.into_iter().chain(replies);
     assert_eq!(write(&folder("fetch_messages"), seeds), 7);
+}
+
+#[test]
+fn image_tables() {
+    let stack = small_stack::open();
+    let key = tables::key(&stack.identities().unwrap().unwrap());
+    let folder = folder("tables");
+    let path = folder.join("written");
+    let mut options = File::options();
+    let file = options.read(true).write(true).create_new(true).open(&path);
+    let image = Image::load(stack).expect("a sound stack");
+    let written = TablesWriter::new(file.unwrap(), key).write(&image);
+    let mut bytes = Vec::new();
+    File::open(&path).unwrap().read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes.len() as u64, written.unwrap());
+    assert_eq!(write(&folder, [bytes]), 1);
 }

@@ -3,6 +3,7 @@
 
 mod cache;
 mod registry;
+mod small_stack;
 
 use std::fs;
 use std::path::{Path, PathBuf};

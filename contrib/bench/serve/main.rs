@@ -93,6 +93,9 @@ struct Args {
     /// Leave out the runs in which nothing is in the page cache.
     #[arg(long)]
     no_cold: bool,
+    /// Only measure how long a start takes, and the private memory after it.
+    #[arg(long)]
+    opening: bool,
     /// The image tool.
     #[arg(long, value_name = "PATH", default_value = env!("CARGO_BIN_EXE_ovbd"))]
     tool: PathBuf,
@@ -219,6 +222,11 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
+    let builds = args.builds()?;
+    if args.opening {
+        println!("{}", opening::table(&builds)?);
+        return Ok(());
+    }
     let size = args.size.unwrap_or(if args.quick { 256 } else { 2048 });
     let data = Data {
         dir: fs::canonicalize(".")?
@@ -229,7 +237,6 @@ fn run(args: &Args) -> Result<()> {
         tool: args.tool.clone(),
     };
     let content = Content::read(&data.raw()?)?;
-    let builds = args.builds()?;
     let mut tables = Vec::new();
     for set in args.sets() {
         let subjects = subjects::subjects(&data, &builds, &set)?;

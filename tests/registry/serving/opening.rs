@@ -86,6 +86,39 @@ fn the_second_start_makes_no_request() {
     assert_reads(&place.serve(&[]), &layers.content);
 }
 
+/// With image tables, opening reads nothing of the layers: those that were evicted need not be there, and
+/// are fetched when the guest reads them.
+#[test]
+fn evicted_layers_are_not_fetched_to_open_an_image_whose_tables_are_there() {
+    let layers = Layers::new(2);
+    let place = Place::default();
+    let server = layers.registry();
+    place.config("http", &server.host(), &layers.lowers(), json!({}));
+    let daemon = place.serve(&[]);
+    let opened = server.count();
+    let tables = || {
+        let files = fs::read_dir(place.path("cache/tables")).expect("a cache");
+        let mut files = files.map(|file| fs::read(file.expect("a file").path()));
+        files.any(|bytes| bytes.is_ok_and(|bytes| bytes.starts_with(b"ovbdtab1")))
+    };
+    until("tables are written", tables);
+    drop(daemon);
+    for kind in ["partial", "blobs"] {
+        let path = place.path(&format!("cache/{kind}/sha256"));
+        for file in fs::read_dir(path).expect("a cache") {
+            fs::remove_file(file.expect("a file").path()).expect("a blob");
+        }
+    }
+    let daemon = place.serve(&[]);
+    assert_eq!(server.count(), opened, "{:?}", server.received());
+    assert_reads(&daemon, &layers.content);
+    assert!(server.count() > opened);
+    drop(daemon);
+    drop(server);
+    // The registry is away, and what the guest reads is local.
+    assert_reads(&place.serve(&[]), &layers.content);
+}
+
 /// A tag, an index and a digest; and the same again while the registry is away.
 #[test]
 fn an_image_is_served_by_its_reference() {
