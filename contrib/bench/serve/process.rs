@@ -131,12 +131,12 @@ impl Process {
         Ok(line.ok_or("io: no read_bytes")?.parse()?)
     }
 
-    /// KiB of memory that is its own and no file's: pages of the page cache it has mapped are not.
+    /// KiB of memory that no file backs. `Private_Dirty` would not do: it counts pages of a program file that was linked a moment ago and is not on storage yet.
     pub fn private(&self) -> Result<u64> {
         let text = fs::read_to_string(self.path("smaps_rollup"))?;
-        let line = text.lines().find(|line| line.starts_with("Private_Dirty:"));
+        let line = text.lines().find(|line| line.starts_with("Anonymous:"));
         let number = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
-        Ok(number.ok_or("smaps_rollup: no Private_Dirty")?)
+        Ok(number.ok_or("smaps_rollup: no Anonymous")?)
     }
 }
 
