@@ -9,7 +9,7 @@
     warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
 )]
 
-use vm_memory::{Bytes, GuestAddress, VolatileSlice};
+use vm_memory::{GuestAddress, VolatileMemory, VolatileSlice};
 
 use virtio_queue::desc::split::Descriptor;
 
@@ -208,12 +208,14 @@ impl<'m> Chain<'m> {
         let mut index = head;
         for _ in 0..entries.min(MAX_TABLE) {
             // One read of all sixteen bytes, so that no field changes between check and use.
-            let descriptor: Descriptor = table
-                .read_obj(usize::from(index).saturating_mul(DESCRIPTOR))
-                .map_err(|_| ChainError::Next {
+            let at = usize::from(index).saturating_mul(DESCRIPTOR);
+            let Ok(place) = table.get_ref::<Descriptor>(at) else {
+                return Err(ChainError::Next {
                     next: index,
                     table: entries,
-                })?;
+                });
+            };
+            let descriptor = place.load();
             if descriptor.refers_to_indirect_table() {
                 return Ok(Some(descriptor));
             }
@@ -232,8 +234,10 @@ impl<'m> Chain<'m> {
         if len > 0 {
             self.last = descriptor.is_write_only().then_some((addr, len));
         }
-        if self.error.is_none() {
-            self.error = self.collect(memory, descriptor).err();
+        if self.error.is_none()
+            && let Err(error) = self.collect(memory, descriptor)
+        {
+            self.error = Some(error);
         }
     }
 

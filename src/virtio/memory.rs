@@ -181,10 +181,16 @@ impl Memory {
 
     /// First bytes of `[addr, addr + len)`, as many as lie in one region.
     fn piece(&self, addr: u64, len: usize) -> Option<VolatileSlice<'_>> {
-        let after = self
-            .regions
-            .partition_point(|region| region.info.guest <= addr);
-        let piece = self.regions.get(after.checked_sub(1)?)?.slice(addr, len)?;
+        let region = match self.regions.as_slice() {
+            // Most guests have one or two, and a comparison costs less than a search.
+            [first] => first,
+            [first, second] if addr < second.info.guest => first,
+            regions => {
+                let after = regions.partition_point(|region| region.info.guest <= addr);
+                regions.get(after.checked_sub(1)?)?
+            }
+        };
+        let piece = region.slice(addr, len)?;
         (!piece.is_empty()).then_some(piece)
     }
 
