@@ -23,7 +23,7 @@ use ovbd_vhost::reason::reason;
 
 /// Serve many disks on one host, by name, over an HTTP API.
 #[derive(Parser)]
-#[command(name = "ovbd-node", version, about)]
+#[command(name = "ovbd-node", version, max_term_width = 100)]
 struct Args {
     /// Unix socket of the HTTP API; created with mode 600.
     #[arg(long, value_name = "PATH")]
@@ -37,11 +37,11 @@ struct Args {
     #[arg(long, value_name = "DIR")]
     run_dir: PathBuf,
 
-    /// Directory below which requests may name files; repeatable [default: none].
+    /// Directory below which requests may name files; repeatable [default: none: requests can name no file].
     #[arg(long = "allow-dir", value_name = "DIR")]
     allow_dirs: Vec<PathBuf>,
 
-    /// The ovbd-vhost program [default: beside ovbd-node].
+    /// Path of the ovbd-vhost program [default: ovbd-vhost in the directory of ovbd-node].
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
 }

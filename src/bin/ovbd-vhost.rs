@@ -37,10 +37,10 @@ use ovbd_vhost::writable;
 
 /// Serve a stack of OverlayBD layers to a virtual machine as a vhost-user-blk disk.
 #[derive(Parser)]
-#[command(version, about, max_term_width = 100)]
+#[command(version, max_term_width = 100)]
 struct Args {
-    /// Unix socket that front-ends (VMMs) connect to [default: the socket that the service manager
-    /// passes]
+    /// Unix socket to create, for front-ends (VMMs) to connect to [default: the socket that the service
+    /// manager passes]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
 
@@ -96,13 +96,13 @@ struct Args {
     #[command(flatten)]
     registry: RegistryArgs,
 
-    /// Prefetch the reads recorded in this trace [default: the trace of the image config, or else of
-    /// the image]
+    /// Prefetch the reads recorded in this trace file [default: the trace that the image config names,
+    /// or else the trace in the image]
     #[arg(long, value_name = "TRACE")]
     prefetch: Option<PathBuf>,
 
-    /// Record the guest's reads; written to FILE as a trace when the daemon ends. Excludes --prefetch;
-    /// no trace is replayed meanwhile
+    /// Record the guest's reads, and write them to FILE as a prefetch trace when the daemon ends. No
+    /// trace is replayed meanwhile, and --prefetch is refused
     #[arg(long, value_name = "FILE", conflicts_with = "prefetch")]
     record_trace: Option<PathBuf>,
 
@@ -110,11 +110,11 @@ struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
     fetch_deadline: Option<u64>,
 
-    /// Accept layers whose parent is not the layer below them
+    /// Accept layers that were made above other layers than those below them; a warning names each
     #[arg(long)]
     force: bool,
 
-    /// Files of the writable layer; --layers is optional with it
+    /// Files of an existing writable layer; --layers is then optional
     #[arg(
         long,
         value_name = "data=FILE,index=FILE",
@@ -157,17 +157,18 @@ struct Args {
           value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     poll_us: u64,
 
-    /// Processors to bind queue workers to, round-robin, separated by commas [default: any]
+    /// Numbers of the processors to bind queue workers to, in turn; separated by commas, repeatable
+    /// [default: any processor]
     #[arg(long, value_name = "N", value_delimiter = ',', value_parser = parse_cpu)]
     cpus: Vec<usize>,
 
-    /// Size of the cache of decompressed blocks, shared by all queues, in bytes, or with K, M, G or T;
-    /// 0 disables it
+    /// Size of the cache of decompressed blocks, in bytes, or with K, M, G or T; all queues share it;
+    /// 0 disables the cache
     #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_bytes)]
     block_cache: u64,
 
-    /// Read ahead of a guest that reads sequentially, in bytes, or with K, M, G or T; 0: the kernel's
-    /// own read-ahead only
+    /// Read this far ahead of a guest that reads sequentially, in bytes, or with K, M, G or T; 0 leaves
+    /// read-ahead to the kernel
     #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_bytes)]
     readahead: u64,
 

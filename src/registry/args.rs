@@ -34,8 +34,8 @@ pub struct RegistryArgs {
     /// a loopback address
     #[arg(long, value_name = "URL")]
     pub p2p: Option<Prefix>,
-    /// Upstream's overlaybd.json; its keys for credentials, client certificate, cache, download,
-    /// peer-to-peer and user agent are used
+    /// Upstream's overlaybd.json. Used are its keys for credentials, client certificate, cache,
+    /// download, peer-to-peer and user agent
     #[arg(long, value_name = "FILE")]
     pub service_config: Option<PathBuf>,
 }

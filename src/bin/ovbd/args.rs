@@ -59,8 +59,8 @@ pub enum UpperCommand {
 
 /// Make a sealed layer from a raw disk image.
 ///
-/// Zeros and holes take no space. The output replaces a file of that name once it is complete. It
-/// is the same for any number of threads.
+/// Zeros and holes take no space. The output replaces a file of that name once it is complete. The
+/// number of threads does not change the output.
 #[derive(Args)]
 pub struct CreateArgs {
     /// Raw image: a file, block device or named pipe; `-` for standard input
@@ -85,7 +85,7 @@ pub struct CreateArgs {
     pub sandbox: SandboxArgs,
 }
 
-/// List the format, sizes and mappings of layers.
+/// List the format, sizes and mappings of layers, and each layer's share of the disk.
 #[derive(Args)]
 pub struct InspectArgs {
     #[command(flatten)]
@@ -129,13 +129,14 @@ pub struct ExportArgs {
 
 /// Make an empty writable layer.
 ///
-/// --size defaults to the size of the layers below. The topmost layer below becomes the parent.
+/// The topmost layer below becomes the parent.
 #[derive(Args)]
 pub struct CreateUpperArgs {
     /// Files to create, as data=FILE,index=FILE [default: the `upper` of the config]
     #[arg(value_name = "FILES", value_parser = pair(), required_unless_present = "config")]
     upper: Option<Paths>,
-    /// Bytes of the disk, also as 512M, 10G or 1T
+    /// Size of the disk in bytes, also as 512M, 10G or 1T; a multiple of 512 [default: the size of the
+    /// layers below]
     #[arg(long, value_name = "N", value_parser = parse_size, required_unless_present_any = ["parent", "parent_layer", "parent_image", "config"])]
     size: Option<u64>,
     #[command(flatten)]
@@ -154,7 +155,7 @@ pub struct CreateUpperArgs {
 /// Make a sealed layer from a writable layer.
 ///
 /// The writable layer does not change and must not be in use. The output replaces a file of that
-/// name once it is complete. It is the same for any number of threads.
+/// name once it is complete. The number of threads does not change the output.
 #[derive(Args)]
 pub struct CommitArgs {
     #[command(flatten)]
@@ -190,7 +191,7 @@ pub struct SealArgs {
 /// Send a request to a running daemon through its control socket.
 #[derive(Args)]
 pub struct CtlArgs {
-    /// Control socket: the --control of the daemon
+    /// Control socket of the daemon: the PATH of its --control
     #[arg(value_name = "SOCKET")]
     pub socket: PathBuf,
     #[command(subcommand)]
@@ -208,14 +209,14 @@ pub enum CtlCommand {
     Snapshot {
         /// Name of the snapshot; a second request with the same name returns the same snapshot
         name: String,
-        /// Wait until the layer is sealed. Use before copying the layer. Not needed before serving it:
-        /// a daemon waits up to 10 seconds for the seal
+        /// Wait until the layer is sealed; required before copying its file. A daemon that opens the
+        /// layer waits for the seal itself, up to 10 seconds
         #[arg(long)]
         wait: bool,
     },
     /// Grow a disk with a writable layer while its guest runs
     Resize {
-        /// Bytes of the disk, also as 512M, 10G or 1T; at least its present size
+        /// New size of the disk in bytes, also as 512M, 10G or 1T; at least the present size
         #[arg(value_name = "SIZE", value_parser = parse_size)]
         size: u64,
     },
@@ -235,7 +236,7 @@ impl From<CtlCommand> for Ask {
 /// Make one sealed layer from several layers and an optional writable layer above them.
 ///
 /// The result can replace the layers in any stack. The output replaces a file of that name once it
-/// is complete. It is the same for any number of threads.
+/// is complete. The number of threads does not change the output.
 #[derive(Args)]
 pub struct MergeArgs {
     #[command(flatten)]
@@ -259,10 +260,10 @@ pub struct MergeArgs {
 pub struct ResizeArgs {
     #[command(flatten)]
     pub upper: UpperArgs,
-    /// Bytes of the disk, also as 512M, 10G or 1T
+    /// New size of the disk in bytes, also as 512M, 10G or 1T; a multiple of 512
     #[arg(value_name = "SIZE", value_parser = parse_size)]
     pub size: u64,
-    /// Drop data beyond the new end
+    /// Drop data beyond the new end; without this option, a layer with such data is refused
     #[arg(long, alias = "force")] // its name in version 0.1
     pub drop_data: bool,
 }
@@ -271,7 +272,7 @@ pub struct ResizeArgs {
 enum KindArg {
     /// New data at the end of the data file
     Append,
-    /// Data at the same place as on the disk; the file is as long as the disk, with holes
+    /// Each sector at its own position; the data file is as long as the disk, with holes
     Sparse,
     /// New data at the end of the data file; existing data is overwritten in place
     Hybrid,

@@ -83,7 +83,8 @@ pub struct ParentArgs {
 /// Layers in registries.
 #[derive(Args)]
 struct RemoteArgs {
-    /// Cache directory of layers from registries; created if missing
+    /// Cache directory of layers from registries; created if missing [default: the one of
+    /// --service-config]
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
     /// Fail if a read has waited N seconds for a registry
@@ -117,7 +118,7 @@ impl RemoteArgs {
         let configured = configured.map(ServiceConfig::load).transpose()?;
         let cache = self.cache.clone();
         let Some(cache) = cache.or_else(|| configured?.our_cache()) else {
-            let text = "layers are in a registry: name a cache directory with --cache";
+            let text = "some layers are in a registry: name a cache directory with --cache";
             return Err(Cli::command()
                 .error(ErrorKind::MissingRequiredArgument, text)
                 .into());
@@ -182,7 +183,7 @@ impl NamedFiles {
 /// Whether the order of layers is checked.
 #[derive(Args)]
 struct ForceArgs {
-    /// Accept layers whose parent is not the layer below them
+    /// Accept layers that were made above other layers than those below them; a warning names each
     #[arg(long)]
     force: bool,
 }
@@ -190,7 +191,7 @@ struct ForceArgs {
 /// How a layer is stored.
 #[derive(Args)]
 pub struct FormatArgs {
-    /// Compression
+    /// Compression of the layer's blocks
     #[arg(long, value_enum, default_value_t = Compression::Lz4)]
     algorithm: Compression,
     /// Bytes per compressed block: a power of two from 4096 to 65536, also as 4K to 64K [default:
@@ -203,7 +204,7 @@ pub struct FormatArgs {
     /// Wrap the layer in tar, as registries store it
     #[arg(long)]
     pub tar: bool,
-    /// Commit message, at most 256 bytes
+    /// Commit message of the layer, at most 256 bytes [default: none]
     #[arg(long, default_value = "", hide_default_value = true, value_parser = message)]
     pub message: String,
 }

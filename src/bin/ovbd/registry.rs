@@ -51,7 +51,7 @@ struct CacheDir {
     cache: PathBuf,
 }
 
-/// List, shrink and verify a cache of blobs.
+/// List, shrink and verify the cache of blobs and image tables.
 #[derive(Subcommand)]
 pub enum CacheCommand {
     Ls(LsArgs),
@@ -60,7 +60,7 @@ pub enum CacheCommand {
     Rm(RmArgs),
 }
 
-/// List the blobs in the cache.
+/// List the blobs and image tables in the cache.
 #[derive(Args)]
 pub struct LsArgs {
     #[command(flatten)]
@@ -70,7 +70,7 @@ pub struct LsArgs {
     json: bool,
 }
 
-/// Remove blobs that are not in use, the least recently used first.
+/// Remove blobs and image tables that are not in use, the least recently used first.
 #[derive(Args)]
 pub struct GcArgs {
     #[command(flatten)]
@@ -80,24 +80,24 @@ pub struct GcArgs {
     size: u64,
 }
 
-/// Verify the digests of complete blobs and remove damaged blobs.
+/// Verify complete blobs and image tables, and remove damaged ones.
 ///
-/// The exit code is 1 if a blob is damaged.
+/// The exit code is 1 if one of them was damaged.
 #[derive(Args)]
 pub struct VerifyArgs {
     #[command(flatten)]
     cache: CacheDir,
-    /// Blobs to verify [default: all complete blobs]
+    /// Digests of the blobs, or keys of the image tables, to verify [default: all complete ones]
     #[arg(value_name = "DIGEST")]
     digests: Vec<Digest>,
 }
 
-/// Remove blobs from the cache.
+/// Remove blobs and image tables from the cache.
 #[derive(Args)]
 pub struct RmArgs {
     #[command(flatten)]
     cache: CacheDir,
-    /// Blobs to remove
+    /// Digests of the blobs, or keys of the image tables, to remove
     #[arg(value_name = "DIGEST", required = true)]
     digests: Vec<Digest>,
 }
@@ -123,7 +123,10 @@ impl CacheCommand {
                 let mut text =
                     format!("removed {} files, {} bytes\n", evicted.files, evicted.bytes);
                 if evicted.missing > 0 {
-                    text += &format!("{} bytes over the limit are in use\n", evicted.missing);
+                    text += &format!(
+                        "cannot remove {} more bytes: they are in use\n",
+                        evicted.missing
+                    );
                 }
                 Ok((text, true))
             }

@@ -14,7 +14,7 @@ pub enum TraceCommand {
     Show(ShowArgs),
 }
 
-/// List the reads of a trace, in their order.
+/// List the reads of a trace in their order: layer, offset and length in bytes.
 #[derive(Args)]
 pub struct ShowArgs {
     /// Trace file in upstream's format
