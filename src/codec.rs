@@ -28,7 +28,7 @@ pub enum Error {
         expected: usize,
     },
     /// The zstd library refused the stored bytes.
-    #[error("zstd: {0}")]
+    #[error("not a valid zstd frame: {0}")]
     Zstd(&'static str),
     /// The block is valid, but decodes to fewer bytes than expected.
     #[error("block decodes to {found} bytes; expected {expected}")]

@@ -122,12 +122,12 @@ impl Cache {
         let (data, map_file) = match (data, map) {
             (Some(data), Some(map)) => (data, map),
             (None, None) => return Ok(None),
-            _ => return self.begin_again(identity, "it lacks its data or its map"),
+            _ => return self.begin_again(identity, "the data file or the presence map is missing"),
         };
         let metadata = data.metadata();
         let len = metadata.map_err(Error::file("examine", &data_path))?.len();
         if len != identity.len() {
-            return self.begin_again(identity, "its data file has another length");
+            return self.begin_again(identity, "the data file has a wrong length");
         }
         let opened = PresenceMap::open(&map_file, *identity, Access::ReadWrite);
         let opened = opened.and_then(|map| map.header().map(|header| (map, header)));
@@ -141,7 +141,7 @@ impl Cache {
             Err(unfit) => return self.begin_again(identity, &unfit.to_string()),
         };
         if header.state == State::Bad {
-            return self.begin_again(identity, "it did not have its digest");
+            return self.begin_again(identity, "an earlier verification found a wrong digest");
         }
         if header.boot != self.boot || self.boot.is_nil() {
             map.forget_unsynced();

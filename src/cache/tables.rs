@@ -104,7 +104,7 @@ impl Cache {
     fn retire_tables(&self, file: &File, path: &Path, unfit: &TablesError) -> Result<(), Error> {
         match unfit {
             TablesError::Incomplete => log::debug!("{}: {unfit}", path.display()),
-            _ => log::warn!("{} is removed: {unfit}", path.display()),
+            _ => log::warn!("removing the image tables {}: {unfit}", path.display()),
         }
         let lock = self.lock()?;
         if is_at(file, path)? {

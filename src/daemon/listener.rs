@@ -232,7 +232,8 @@ fn lock(directory: &File) -> io::Result<Locked<'_>> {
         Ok(()) => Ok(Locked(directory)),
         Err(TryLockError::WouldBlock) => {
             let seconds = LOCK_LIMIT.as_secs();
-            let text = format!("another process kept its directory locked for {seconds} s");
+            let text =
+                format!("another process kept the directory of the socket locked for {seconds} s");
             Err(io::Error::new(io::ErrorKind::TimedOut, text))
         }
         Err(TryLockError::Error(error)) => Err(error),

@@ -71,7 +71,7 @@ impl Remote {
         let program = Path::new(process::ITSELF);
         let image = resolve::resolve(program, &self.fetcher, reference, patience.start)
             .map_err(Error::Resolve)?;
-        log::info!("{reference} is the image {}", image.manifest);
+        log::info!("{reference} names the manifest {}", image.manifest);
         Ok(image)
     }
 

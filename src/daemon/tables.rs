@@ -41,7 +41,10 @@ impl Tables {
             return Self::None;
         }
         Self::try_find(sources).unwrap_or_else(|error| {
-            log::warn!("no image tables: {}", reason(&error));
+            log::warn!(
+                "cannot use image tables in the cache; reading the layers instead: {}",
+                reason(&error)
+            );
             Self::None
         })
     }
@@ -87,14 +90,19 @@ impl Tables {
             return;
         };
         let write = move || match writer.write(device.volume().image()) {
-            Ok(len) => log::debug!("wrote image tables of {len} bytes"),
+            Ok(len) => log::debug!("stored image tables of {len} bytes in the cache"),
             // Snapshots lie above the layers, or a layer is being replaced.
-            Err(WriteError::Changed) => log::debug!("image tables are not written"),
-            Err(error) => log::warn!("no image tables: {}", reason(&error)),
+            Err(WriteError::Changed) => {
+                log::debug!("image tables are not stored: a layer has changed since it was opened")
+            }
+            Err(error) => log::warn!(
+                "cannot store image tables in the cache; the next start reads the layers: {}",
+                reason(&error)
+            ),
         };
         let thread = thread::Builder::new().name("tables".to_owned());
         if let Err(error) = thread.spawn(write) {
-            log::warn!("no image tables: cannot start a thread: {error}");
+            log::warn!("cannot start the thread that stores image tables in the cache: {error}");
         }
     }
 }

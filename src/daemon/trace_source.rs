@@ -60,7 +60,7 @@ impl TraceSource {
         let run = move || {
             let name = self.name();
             match self.replay(device.volume().image()) {
-                Ok(bytes) => log::info!("prefetching {bytes} bytes by the trace {name}"),
+                Ok(bytes) => log::info!("prefetching {bytes} bytes recorded in the trace {name}"),
                 Err(error) => log::warn!("cannot replay the trace {name}: {error}"),
             }
         };
@@ -98,7 +98,7 @@ fn read(file: &File) -> Result<Vec<u8>, String> {
 fn fetch(blob: &Blob) -> Result<Vec<u8>, String> {
     if blob.len() > trace::MAX_LEN {
         let (len, most) = (blob.len(), trace::MAX_LEN);
-        return Err(format!("it has {len} bytes; the limit is {most}"));
+        return Err(format!("{len} bytes; the limit is {most}"));
     }
     let mut bytes = vec![0; blob.len() as usize];
     let read = blob.read_exact_at(&mut bytes, 0);
@@ -113,5 +113,5 @@ fn member(bytes: &[u8]) -> Result<&[u8], String> {
     let end = payload.offset.checked_add(payload.len);
     let range = end.map(|end| payload.offset as usize..end as usize);
     let member = range.and_then(|range| bytes.get(range));
-    member.ok_or_else(|| "the tar file is cut short".to_owned())
+    member.ok_or_else(|| "the tar file is truncated".to_owned())
 }

@@ -73,7 +73,7 @@ pub enum Broken {
         error: ChainError,
     },
     /// The front-end truncated guest memory, the in-flight area or the dirty log.
-    #[error("the front-end truncated the memory that it shares")]
+    #[error("the front-end truncated its shared memory")]
     MemoryLost,
     /// A call of epoll fails.
     #[error("cannot wait for events")]

@@ -121,7 +121,7 @@ impl Running {
                 Err(error) => {
                     let digest = offer.digest;
                     log::warn!(
-                        "download of {digest}, attempt {attempt}: {}",
+                        "cannot download blob {digest} in the background (attempt {attempt}): {}",
                         reason(&error)
                     );
                 }

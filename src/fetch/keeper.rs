@@ -109,7 +109,7 @@ fn evict(shared: &Shared) {
             log::info!("evicted {} files, {} bytes", evicted.files, evicted.bytes);
         }
         Ok(_) => {}
-        Err(error) => log::warn!("{}", reason(&error)),
+        Err(error) => log::warn!("cannot evict blobs from the cache: {}", reason(&error)),
     }
     let is_over = shared.cache.is_over(shared.options.limits);
     let is_over = is_over.is_ok_and(|is_over| is_over);

@@ -218,7 +218,10 @@ impl AttachedLayers {
         let trace = trace.and_then(|trace| {
             trace
                 .inspect_err(|error| {
-                    log::warn!("the trace of the image is not used: {}", reason(error))
+                    log::warn!(
+                        "cannot use the trace of the image; starting without a trace: {}",
+                        reason(error)
+                    )
                 })
                 .ok()
         });

@@ -403,7 +403,7 @@ fn run_fetcher(control: OwnedFd) -> Result<(), ProcessError> {
     loop {
         for owned in waiting.drain(..) {
             if let Err(error) = attach(&fetcher, &client, owned) {
-                log::error!("the fetcher cannot serve a disk: {}", reason(&error));
+                log::error!("the fetcher cannot serve a daemon: {}", reason(&error));
             }
         }
         let turn = control.turn(TICK, |message| waiting.extend(Owned::new(message)))?;

@@ -50,7 +50,7 @@ impl Origin for RegistryBlob {
         let body = self.client.read_blob(&self.blob, 0, 1);
         let body = body.map_err(|error| failure(&error))?;
         body.total().ok_or_else(|| {
-            let reason = format!("{} does not tell the length of the blob", body.host());
+            let reason = format!("{} does not report the length of the blob", body.host());
             Failure::definite(FetchErrorKind::Unreachable, reason)
         })
     }

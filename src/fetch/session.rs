@@ -66,7 +66,7 @@ impl Session {
                 Ok(Turn::Open) => {}
                 Ok(Turn::Ended) => break,
                 Err(error) => {
-                    log::warn!("the connection to a disk failed: {error}");
+                    log::warn!("the connection to a daemon failed: {error}");
                     break;
                 }
             }
@@ -116,7 +116,7 @@ impl Session {
             }
             // The other side is at fault, or hostile; this ends its disk, and no other.
             Err(error) => {
-                log::warn!("a disk sent a malformed message: {error}");
+                log::warn!("a daemon sent a malformed message and is disconnected: {error}");
                 self.link.end();
             }
         }

@@ -237,7 +237,7 @@ impl Stream<'_> {
             let bytes = self.blob.identity.bytes_of(UnitRange::one(unit));
             let len = bytes.end - bytes.start;
             if left < len {
-                let reason = "the server sent fewer bytes than it was asked for";
+                let reason = "the server sent fewer bytes than requested";
                 return Err(Failure::passing(FetchErrorKind::Unreachable, reason));
             }
             let buffer = &mut buffer[..len as usize];
@@ -247,13 +247,16 @@ impl Stream<'_> {
             self.keep(unit, buffer)?;
             self.units = UnitRange::new(unit + 1, self.units.end());
             if self.blob.succeeded() {
-                log::info!("fetching blob {} works again", self.blob.identity.digest());
+                log::info!(
+                    "fetching blob {} succeeds again",
+                    self.blob.identity.digest()
+                );
             }
             self.shared.arrived(self.blob, UnitRange::one(unit));
             if self.shared.is_stopping() {
                 return Err(Failure::passing(
                     FetchErrorKind::System,
-                    "the fetcher stops",
+                    "the fetcher is stopping",
                 ));
             }
         }
@@ -270,7 +273,7 @@ impl Stream<'_> {
             Err(error) => Err(store_failure(&error)),
             Ok(()) => {
                 if self.shared.is_full.swap(false, Ordering::Relaxed) {
-                    log::info!("the cache has space again");
+                    log::info!("the cache has space again; waiting reads continue");
                 }
                 Ok(())
             }

@@ -126,7 +126,9 @@ pub enum Error {
     #[error("presence map has units of 2^{0} bytes; this program uses 2^16")]
     Unit(u32),
     /// The map describes another blob.
-    #[error("presence map is of {found} ({found_len} bytes), not of {expected} ({len} bytes)")]
+    #[error(
+        "presence map belongs to {found} ({found_len} bytes); expected {expected} ({len} bytes)"
+    )]
     OtherBlob {
         /// Digest of the blob that was asked for.
         expected: Digest,
@@ -138,7 +140,7 @@ pub enum Error {
         found_len: u64,
     },
     /// The state is none of the known ones.
-    #[error("presence map has the unknown state {0}")]
+    #[error("presence map has unknown state {0}")]
     State(u32),
 }
 

@@ -75,7 +75,7 @@ pub enum TablesError {
         expected: u32,
     },
     /// The tables are those of another stack.
-    #[error("image tables are of the stack {found}; expected {expected}")]
+    #[error("image tables belong to the stack {found}; expected {expected}")]
     OtherStack {
         /// Key in the header.
         found: Digest,
@@ -91,16 +91,16 @@ pub enum TablesError {
         expected: u64,
     },
     /// The numbers of items are impossible.
-    #[error("image tables have impossible numbers of items: {0:?}")]
+    #[error("image tables have invalid numbers of items: {0:?}")]
     Counts(Counts),
     /// The record of a layer is impossible.
-    #[error("image tables have an impossible record of a layer: {0}")]
+    #[error("image tables have an invalid layer record: {0}")]
     Record(&'static str),
     /// The record of a layer holds an impossible ZFile trailer.
-    #[error("image tables hold a ZFile trailer that is invalid")]
+    #[error("image tables have an invalid ZFile trailer")]
     ZFile(#[from] zfile::Error),
     /// The record of a layer holds an impossible LSMT trailer.
-    #[error("image tables hold a layer trailer that is invalid")]
+    #[error("image tables have an invalid layer trailer")]
     Lsmt(#[from] lsmt::Error),
 }
 

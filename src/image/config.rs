@@ -74,7 +74,7 @@ pub enum Error {
         wanted: String,
     },
     /// A lower layer is in a registry, and the config does not say which.
-    #[error("{}: lowers[{number}] has a digest, but there is no repoBlobUrl to fetch it from", path.display())]
+    #[error("{}: lowers[{number}] has a digest, but repoBlobUrl is missing: add repoBlobUrl, or name a local file", path.display())]
     NoRepository {
         /// The config file.
         path: PathBuf,

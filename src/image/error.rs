@@ -197,8 +197,8 @@ pub enum Error {
     NoSize,
     /// The mapped image tables are no longer what they were.
     #[error(
-        "the image tables in the cache were truncated, or their storage failed: restart the daemon to \
-         make them anew"
+        "the image tables in the cache were truncated, or their storage failed: restart the daemon, \
+         which rebuilds them"
     )]
     TablesLost,
     /// A read that does not lie on the disk.

@@ -205,7 +205,7 @@ impl Lineage {
         for error in self.misplaced_from(first, layers) {
             match self {
                 Self::Checked | Self::CheckedPart => return Err(error),
-                Self::Ignored => log::warn!("{error}"),
+                Self::Ignored => log::warn!("used in spite of the order (--force): {error}"),
             }
         }
         Ok(())

@@ -61,7 +61,7 @@ pub enum LoadError {
     #[error(transparent)]
     Source(#[from] source::Error),
     /// The sections do not fit the records.
-    #[error("image tables have a section of another length than their records say")]
+    #[error("image tables are damaged: the length of a section differs from its records")]
     Section,
 }
 
@@ -136,7 +136,7 @@ impl TablesFile {
         let (mut layers, mut ids) = (Vec::with_capacity(blobs.len()), Vec::new());
         for (blob, record) in blobs.iter().zip(records) {
             if record.blob_len != blob.len() {
-                return Err(TablesError::Record("its blob has another length").into());
+                return Err(TablesError::Record("length of the blob").into());
             }
             let table = match &record.zfile {
                 Some(header) => Some(sections.block_table(&header.extent)?),
@@ -248,7 +248,7 @@ impl<'m> Sections<'m> {
 /// Logs why tables are not used.
 pub(super) fn refused(error: &LoadError) {
     log::warn!(
-        "the image tables in the cache are not used, the layers are read instead: {}",
+        "cannot use the image tables in the cache; reading the layers instead: {}",
         reason(error)
     );
 }

@@ -225,11 +225,11 @@ impl Disks {
                 .is_some_and(|peer| !peer.is_null())
                 .then(|| {
                     format!(
-                        "a front-end is connected to disk {id}; disconnect it, or use force=true"
+                        "a front-end is connected to disk {id}; disconnect the front-end, or use ?force=true"
                     )
                 }),
             Err(_) => Some(format!(
-                "disk {id} does not answer; use force=true to remove it"
+                "the process of disk {id} does not answer; use ?force=true to remove the disk"
             )),
         }
     }
@@ -366,7 +366,7 @@ impl Disks {
 }
 
 fn not_found(id: &DiskId) -> Failure {
-    Failure::new(Code::NotFound, format!("there is no disk {id}"))
+    Failure::new(Code::NotFound, format!("disk {id} does not exist"))
 }
 
 /// Answers a `PUT` of a name that is taken.

@@ -91,7 +91,7 @@ impl Metrics {
         registry.register("ovbd_disk_size_bytes", "Size of the disk", sizes);
         registry.register(
             "ovbd_disk_restarts",
-            "Times the disk's process was started again",
+            "Restarts of the disk's process",
             restarts,
         );
         let events = ConstCounter::new(disks.events().count());

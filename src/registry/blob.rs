@@ -160,8 +160,8 @@ impl<'a> Wanted<'a> {
         if end.is_none_or(|end| end > most) {
             return Err(Error::Mismatch {
                 host: blob.repository.host().clone(),
-                what: format!("the range asked of blob {}", blob.digest),
-                expected: format!("some of {most} bytes"),
+                what: format!("requested range of blob {}", blob.digest),
+                expected: format!("1 to {most} bytes"),
                 found: format!("{len} bytes from byte {offset}"),
             });
         }
@@ -191,7 +191,7 @@ impl<'a> Wanted<'a> {
         if let Some(coding) = answer.header("content-encoding")
             && !coding.eq_ignore_ascii_case("identity")
         {
-            let detail = format!("Content-Encoding {coding:?} was not asked for");
+            let detail = format!("Content-Encoding {coding:?} was not requested");
             return Err(self.unexpected(&answer, detail));
         }
         match answer.status() {

@@ -39,7 +39,7 @@ pub enum Error {
         source: Arc<credentials::Error>,
     },
     /// The token server's reply is useless.
-    #[error("no token for {host} from {realm}")]
+    #[error("cannot get a token for {host} from {realm}")]
     Token {
         /// The registry.
         host: Host,

@@ -67,7 +67,9 @@ pub enum Error {
     #[error("not an OverlayBD image; convert it first (accelerated-container-image's convertor)")]
     NotOverlayBd,
     /// Some layers have OverlayBD's annotations and some have not.
-    #[error("layer {0} of the image is not an OverlayBD layer while others are")]
+    #[error(
+        "layer {0} of the image is not an OverlayBD layer, but other layers are: convert the whole image"
+    )]
     Mixed(usize),
     /// A TurboOCI layer refers to another image's compressed layer.
     #[error(

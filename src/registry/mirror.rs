@@ -32,7 +32,7 @@ const RESERVED: [&str; 7] = [
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Error {
     /// No equals sign between registry and URL.
-    #[error("{0:?} is not HOST=URL[,header=NAME:VALUE]...")]
+    #[error("invalid mirror {0:?}; expected HOST=URL[,header=NAME:VALUE]...")]
     Form(String),
     /// The registry's host is malformed.
     #[error(transparent)]
@@ -41,15 +41,15 @@ pub enum Error {
     #[error(transparent)]
     Url(#[from] url::Error),
     /// The URL has a query, behind which nothing can be appended.
-    #[error("the URL {0} of a mirror or proxy cannot have a query")]
+    #[error("the URL {0} has a query; the URL of a mirror or proxy must have none")]
     Query(String),
     /// A header is malformed or reserved.
     #[error("header {0:?} is malformed or not allowed for a mirror; expected header=NAME:VALUE")]
     Header(String),
     /// A proxy that is not on this machine would get the registry's tokens.
     #[error(
-        "the peer-to-peer proxy {0} is not on this machine; it would get the credentials of \
-         registries. Only loopback addresses are allowed"
+        "peer-to-peer proxy {0} has no loopback address; expected one, because the proxy receives \
+         credentials of registries"
     )]
     Remote(Host),
 }

@@ -21,7 +21,7 @@ pub enum Error {
     #[error(transparent)]
     Repository(#[from] repository::Error),
     /// The tag is malformed.
-    #[error("{0:?} is not a tag: at most {MAX_TAG} of letters, digits, _ . and -")]
+    #[error("invalid tag {0:?}; expected at most {MAX_TAG} of letters, digits, _ . and -")]
     Tag(String),
     /// The digest is malformed.
     #[error(transparent)]

@@ -25,7 +25,7 @@ pub(super) const MAX_HOST: usize = 253;
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Error {
     /// The text is not `HOST[:PORT]`.
-    #[error("{0:?} is not a registry's HOST[:PORT]")]
+    #[error("invalid registry {0:?}; expected HOST[:PORT]")]
     Host(String),
     /// The repository's name is malformed.
     #[error(
@@ -34,7 +34,7 @@ pub enum Error {
     )]
     Name(String),
     /// A URL of blobs is not `https://HOST/v2/REPOSITORY/blobs`.
-    #[error("{0:?} is not a blob URL; expected https://HOST/v2/REPOSITORY/blobs")]
+    #[error("invalid blob URL {0:?}; expected https://HOST/v2/REPOSITORY/blobs")]
     BlobUrl(String),
 }
 

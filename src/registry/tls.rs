@@ -75,12 +75,14 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
         CertificateDer::pem_slice_iter(&pem).collect();
     let certificates = certificates.map_err(|error| refuse(io::Error::other(error)))?;
     if certificates.is_empty() {
-        return Err(refuse(io::Error::other("no PEM certificate in it")));
+        return Err(refuse(io::Error::other("the file has no PEM certificate")));
     }
     let mut store = rustls::RootCertStore::empty();
     let (added, _) = store.add_parsable_certificates(certificates.iter().cloned());
     if added == 0 {
-        return Err(refuse(io::Error::other("no certificate in it is valid")));
+        return Err(refuse(io::Error::other(
+            "no certificate in the file is valid",
+        )));
     }
     Ok(certificates)
 }

@@ -239,7 +239,7 @@ impl Client {
         let refused = match table.gone && !self.shared.is_serving() {
             true => Some(gone()),
             false if bytes.end - bytes.start > MAX_FETCH => {
-                let reason = "more bytes than one fetch takes";
+                let reason = "the read has more bytes than one fetch may have";
                 Some(FetchError::new(FetchErrorKind::System, reason))
             }
             false => None,
@@ -417,7 +417,7 @@ impl Shared {
             .collect();
         drop(table);
         for (_, pending) in expired {
-            let reason = "the bytes did not come before the fetch deadline";
+            let reason = "the bytes did not arrive before the fetch deadline";
             pending.finish(Err(FetchError::new(FetchErrorKind::Timeout, reason)));
         }
     }
@@ -472,7 +472,7 @@ fn receive(shared: &Weak<Shared>) {
         if shared.is_serving() && !reported {
             log::error!(
                 "the fetcher ended and is not replaced: reads of bytes that are not in the cache wait \
-                 until the daemon is started again"
+                 until the daemon is restarted"
             );
             reported = true;
         }
@@ -484,6 +484,6 @@ fn receive(shared: &Weak<Shared>) {
 fn gone() -> FetchError {
     FetchError::new(
         FetchErrorKind::System,
-        "the fetcher and its keeper ended; start this program again",
+        "the fetcher and its keeper ended; restart this program",
     )
 }

@@ -25,7 +25,7 @@ impl Opened {
             _ => None,
         };
         let (data, map) = opened.ok_or_else(|| {
-            let reason = "the fetcher sent other descriptors than it announced";
+            let reason = "the fetcher sent a wrong number of descriptors for the blob";
             FetchError::new(FetchErrorKind::System, reason)
         })?;
         Ok(Self { len, data, map })

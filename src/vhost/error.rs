@@ -107,7 +107,7 @@ pub enum Refusal {
     },
     /// The range is outside the configuration space.
     #[error(
-        "{size} bytes at offset {offset} of the configuration space; it has {CONFIG_SPACE} bytes"
+        "configuration space has {CONFIG_SPACE} bytes; the request is for {size} bytes at offset {offset}"
     )]
     Config {
         /// First byte of the range.

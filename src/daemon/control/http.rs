@@ -53,7 +53,7 @@ pub enum Error {
     #[error("the client disconnected, or took longer than {} s", LIMIT.as_secs())]
     Connection(#[from] io::Error),
     /// The bytes are not an HTTP/1.1 request.
-    #[error("not an HTTP/1.1 request")]
+    #[error("malformed request: expected HTTP/1.1")]
     Syntax(#[from] httparse::Error),
     /// Headers or body exceed their limit.
     #[error("the request has more than {MAX_HEAD} bytes of headers or {MAX_BODY} bytes of body")]

@@ -176,7 +176,7 @@ impl LayerRecord {
     /// [`TablesError::Record`], [`TablesError::ZFile`] and [`TablesError::Lsmt`].
     pub fn decode(bytes: &[u8; RECORD_LEN]) -> Result<Self, TablesError> {
         let Ok((raw, rest)) = RawRecord::read_from_prefix(bytes) else {
-            return Err(TablesError::Record("it is short"));
+            return Err(TablesError::Record("length of the record"));
         };
         let (zfile, lsmt) = rest.split_at(zfile::HEADER_LEN);
         let has = |flag: u32| raw.flags.get() & flag != 0;
@@ -208,24 +208,24 @@ impl LayerRecord {
             .checked_add(len)
             .is_none_or(|end| end > self.blob_len)
         {
-            return wrong("its payload does not lie in the blob");
+            return wrong("payload outside the blob");
         }
         if i64::try_from(self.blob_len).is_err() {
-            return wrong("its blob is longer than a file can be");
+            return wrong("blob longer than a file can be");
         }
         if self.last_byte.is_some_and(|(at, _)| at >= self.blob_len) {
-            return wrong("its last byte does not lie in the blob");
+            return wrong("last byte outside the blob");
         }
         let layer_len = match &self.zfile {
             None => len,
             Some(header) if header.extent.table_offset > len => {
-                return wrong("its blocks do not lie in the payload");
+                return wrong("blocks outside the payload");
             }
             Some(header) => header.extent.original_size,
         };
         let end = self.trailer_at.checked_add(lsmt::HEADER_LEN as u64);
         if end.is_none_or(|end| end > layer_len) {
-            return wrong("its trailer does not lie in the layer");
+            return wrong("trailer outside the layer");
         }
         Ok(())
     }
@@ -234,11 +234,11 @@ impl LayerRecord {
 /// Reads the trailer of a ZFile, and compares its numbers with each other.
 fn read_zfile(bytes: &[u8]) -> Result<zfile::Header, TablesError> {
     let Some(bytes) = bytes.first_chunk() else {
-        return Err(TablesError::Record("it is short"));
+        return Err(TablesError::Record("length of the record"));
     };
     let header = zfile::Header::decode(bytes, HeaderKind::Trailer)?;
     let table = header.extent.blocks.checked_mul(4);
     let end = table.and_then(|len| len.checked_add(header.extent.table_offset));
-    let end = end.ok_or(TablesError::Record("its block table ends nowhere"))?;
+    let end = end.ok_or(TablesError::Record("end of the block table"))?;
     Ok(zfile::reconcile(&header, &header, end)?)
 }

@@ -133,7 +133,7 @@ fn what_is_not_supported_is_refused_by_name() {
         ),
         (
             r#"{"lowers":[{"digest":"sha256:77","size":4}]}"#,
-            "no repoBlobUrl",
+            "repoBlobUrl is missing",
         ),
         (
             r#"{"repoBlobUrl":"u","lowers":[{"digest":"sha256:77","dir":"no/where"}]}"#,

@@ -149,7 +149,10 @@ fn route(
         return Ok((action, pattern, id));
     }
     if allowed.is_empty() {
-        let failure = Failure::new(Code::NotFound, format!("there is no route {path}"));
+        let failure = Failure::new(
+            Code::NotFound,
+            format!("no route {path}; see /api/v1/openapi.yaml"),
+        );
         return Err(Box::new(reply::failure(&failure)));
     }
     let failure = Failure::new(

@@ -170,7 +170,7 @@ impl Layout {
         }
         match parts.is_empty() {
             true if self.index.is_some() => "; affects no sector".to_owned(),
-            true => "; which sectors it affects is not known without the trailer".to_owned(),
+            true => "; the affected sectors are unknown without the trailer".to_owned(),
             false => format!("; affects {}", parts.join(" and ")),
         }
     }

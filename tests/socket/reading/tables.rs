@@ -217,7 +217,7 @@ fn tables_of_other_layers_under_this_name_are_not_used() {
     assert!(!maps_tables(&daemon));
     place.assert_reads(&daemon);
     assert!(
-        daemon.log().contains("image tables are of the stack"),
+        daemon.log().contains("image tables belong to the stack"),
         "{}",
         daemon.log()
     );
