@@ -1,5 +1,6 @@
 //! Ways of a subread's bytes into guest memory, from the fastest to the slowest: memory, page cache,
 //! io_uring, and the fetcher for absent bytes.
+#![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
 use std::io;
 use std::os::fd::AsFd;

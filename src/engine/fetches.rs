@@ -2,6 +2,7 @@
 //!
 //! They have a budget of their own beside the ring's, so that reads of absent bytes never take the
 //! room of reads of present ones.
+#![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
 use std::collections::VecDeque;
 use std::io;

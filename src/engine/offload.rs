@@ -4,6 +4,7 @@
 //! Jobs go in through one channel, results come out through another, and an eventfd wakes the worker. The
 //! thread takes all waiting jobs together. It discards and writes zeroes one by one; then one flush serves all
 //! jobs that need one, because it covers every write before it.
+#![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
 use std::cell::Cell;
 use std::io;

@@ -2,6 +2,7 @@
 //!
 //! A sleep costs the guest a kick and the worker a wake-up; polling costs processor time. The polling window
 //! adapts: it is reset to its longest when a request comes within it, and halved when none does.
+#![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
 use std::time::{Duration, Instant};
 

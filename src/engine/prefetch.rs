@@ -3,6 +3,7 @@
 //! A planned read passes two steps before it is served: prefetch of the bits that tell which pages are in
 //! memory, and prefetch of its first bytes. A few reads wait after each step, so that memory has time to
 //! answer. All reads are in one queue; a step is a position in it.
+#![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
 use std::collections::VecDeque;
 
@@ -36,20 +37,21 @@ impl<'a> Prefetch<'a> {
     #[inline]
     pub fn next(&mut self, ahead: usize, delivery: &Delivery<'a>) -> Option<Planned<'a>> {
         while self.reads.len() - self.pages > ahead {
-            let planned = &mut self.reads[self.pages];
-            if let Some(range) = first_range(planned, delivery) {
+            let planned = self.reads.get_mut(self.pages);
+            if let Some(range) = planned.and_then(|planned| first_range(planned, delivery)) {
                 range.prefetch_pages();
             }
             self.pages += 1;
         }
         while self.pages - self.bytes > ahead {
-            let planned = &mut self.reads[self.bytes];
-            if let Some(range) = first_range(planned, delivery) {
-                range.prefetch();
-            }
-            let memory = planned.request.chain().writable();
-            if let Some(first) = memory.pieces().first() {
-                prefetch::start(*first, TARGET_LINES);
+            if let Some(planned) = self.reads.get_mut(self.bytes) {
+                if let Some(range) = first_range(planned, delivery) {
+                    range.prefetch();
+                }
+                let memory = planned.request.chain().writable();
+                if let Some(first) = memory.pieces().first() {
+                    prefetch::start(*first, TARGET_LINES);
+                }
             }
             self.bytes += 1;
         }

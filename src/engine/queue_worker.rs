@@ -1,4 +1,5 @@
 //! Loop of a queue worker: takes chains, plans reads, serves them, and answers.
+#![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
 mod drain;
 mod write;
@@ -186,7 +187,8 @@ impl<'a> QueueWorker<'a> {
             if self.turn(stop)? {
                 continue;
             }
-            // While it is full, more in the ring is no reason to stay awake: storage is.
+            // A full worker takes no more chains: it sleeps until storage, the fetcher or the offload thread
+            // has a result.
             if !self.is_full() && (self.poll_ring(stop)? || self.queue.enable_kicks()?) {
                 continue;
             }
@@ -317,8 +319,9 @@ impl<'a> QueueWorker<'a> {
             }
             Ok(Operation::GetId) => {
                 let data = request.chain().writable();
-                let len = data.len().min(self.backend.serial().len());
-                data.cursor(0).write(&self.backend.serial()[..len]);
+                let serial = self.backend.serial();
+                let len = data.len().min(serial.len());
+                data.cursor(0).write(serial.get(..len).unwrap_or(serial));
                 self.finish(request.finish(Outcome::Answered(Status::Ok), len));
             }
             Ok(Operation::Write(range)) => self.write(request, range),

@@ -1,4 +1,5 @@
 //! Plan of a read: its subreads in order, each with the place where its bytes lie.
+#![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
 use crate::image::MAX_STORED;
 use crate::image::pieces::{Piece, Pieces};

@@ -1,4 +1,5 @@
 //! Table of the active reads of one worker.
+#![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
 use super::read_id::{ReadId, SubreadId};
 use super::request::{Finished, Outcome, Request};
@@ -94,7 +95,9 @@ impl<'a> ReadTable<'a> {
         });
         match self.free.pop() {
             Some(id) => {
-                self.slots[usize::from(id.0)] = read;
+                if let Some(slot) = self.slots.get_mut(usize::from(id.0)) {
+                    *slot = read;
+                }
                 id
             }
             None => {

@@ -3,6 +3,7 @@
 //! The kernel's readahead sees the accesses of all queues to a compressed file; this one sees the order in
 //! which the guest reads. Present bytes are read ahead by the kernel, absent ones by the fetcher. The worker
 //! waits for neither.
+#![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
 use crate::image::pieces::Piece;
 use crate::source::Located;

@@ -1,5 +1,6 @@
 //! Reads of one worker: served at once if their bytes are in memory, finished later if the bytes must
 //! be read or fetched first.
+#![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
 use std::io;
 use std::os::fd::BorrowedFd;

@@ -1,6 +1,7 @@
 //! A request from the available ring to the used ring: [`Request`], then [`Finished`].
 //!
 //! Both hold the [`Head`] that must go back to the virtqueue, so that no request is dropped unanswered.
+#![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
 use crate::virtio::chain::Chain;
 use crate::virtio::queue::{Head, Queue};

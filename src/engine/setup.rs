@@ -1,4 +1,5 @@
 //! Parameters of a queue worker.
+#![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
 use std::fs::File;
 use std::io::{self, Write};

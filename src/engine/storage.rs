@@ -1,4 +1,5 @@
 //! Subreads of present bytes that are not in memory: the ring reads them, and the worker goes on.
+#![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
 use std::collections::VecDeque;
 use std::io;

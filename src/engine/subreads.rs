@@ -1,4 +1,5 @@
 //! The subreads of one read: those to come, in the order of the plan, and those that are pending.
+#![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
 use super::fetches::Fetching;
 use super::read_plan::{ReadPlan, Subread};

@@ -1,4 +1,5 @@
 //! Thread of a queue worker: starts and stops it.
+#![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
 use std::io;
 use std::net::Shutdown;

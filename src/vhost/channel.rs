@@ -5,6 +5,7 @@
 //! sockets with system calls that the sandbox forbids. It refuses what was not negotiated on the same
 //! connection, and front-ends do not negotiate again after a restart of the daemon. The crate's types
 //! describe the messages ([`message`](super::message)).
+#![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -138,8 +139,10 @@ impl Channel {
             0 => return Ok(None),
             found => self.read_rest(&mut header, found, files)?,
         }
-        let [request, flags, len] =
-            [0, 4, 8].map(|at| u32::from_le_bytes([0, 1, 2, 3].map(|byte| header[at + byte])));
+        let [r0, r1, r2, r3, f0, f1, f2, f3, n0, n1, n2, n3] = header;
+        let request = u32::from_le_bytes([r0, r1, r2, r3]);
+        let flags = u32::from_le_bytes([f0, f1, f2, f3]);
+        let len = u32::from_le_bytes([n0, n1, n2, n3]);
         let allowed = VERSION | VhostUserHeaderFlag::NEED_REPLY.bits();
         let sensible = flags & VhostUserHeaderFlag::VERSION.bits() == VERSION
             && flags & !allowed == 0
@@ -164,12 +167,10 @@ impl Channel {
         files: &mut Vec<OwnedFd>,
     ) -> Result<(), ChannelError> {
         let deadline = Instant::now() + DEADLINE;
-        while found < buffer.len() {
-            match self.read(&mut buffer[found..], files, Some(deadline))? {
-                0 => {
-                    let expected = buffer.len();
-                    return Err(ChannelError::Partial { expected, found });
-                }
+        let expected = buffer.len();
+        while let Some(rest) = buffer.get_mut(found..).filter(|rest| !rest.is_empty()) {
+            match self.read(rest, files, Some(deadline))? {
+                0 => return Err(ChannelError::Partial { expected, found }),
                 more => found += more,
             }
         }
@@ -248,9 +249,9 @@ impl Channel {
         let bytes = [header.as_flattened(), &reply.body].concat();
         let deadline = Instant::now() + DEADLINE;
         let mut sent = 0;
-        while sent < bytes.len() {
+        while let Some(rest) = bytes.get(sent..).filter(|rest| !rest.is_empty()) {
             let file = reply.file.as_ref().filter(|_| sent == 0);
-            match send_some(&self.stream, &bytes[sent..], file) {
+            match send_some(&self.stream, rest, file) {
                 Ok(count) => sent += count,
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Err(ChannelError::Late { doing: DOING }),

@@ -1,5 +1,9 @@
 //! Decodes messages and calls the handler. The layouts of bodies are in the vhost-user specification,
 //! "Message payload"; the `vhost` crate has types for them that check themselves.
+#![cfg_attr(
+    not(test),
+    warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use vhost::vhost_user::message::{
     FrontendReq, VhostTransferStateDirection, VhostUserConfig, VhostUserInflight, VhostUserLog,
@@ -144,7 +148,8 @@ fn memory(handler: &mut Handler, request: FrontendReq, message: &mut Message) ->
 fn memory_table(message: &Message) -> Result<Vec<RegionInfo>, Refusal> {
     let (head, rest) = message.head_and_rest::<VhostUserMemory>()?;
     let count = head.num_regions as usize;
-    if count > MAX_DESCRIPTORS || rest.len() != count * size_of::<VhostUserMemoryRegion>() {
+    let len = count.checked_mul(size_of::<VhostUserMemoryRegion>());
+    if count > MAX_DESCRIPTORS || Some(rest.len()) != len {
         return Err(message.bad_body());
     }
     let regions = rest.chunks_exact(size_of::<VhostUserMemoryRegion>());

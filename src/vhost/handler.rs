@@ -6,6 +6,10 @@
 //!
 //! A front-end may omit messages that it sent on an earlier connection, and send messages in any order.
 //! Omitted features count as acknowledged.
+#![cfg_attr(
+    not(test),
+    warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 mod config_space;
 

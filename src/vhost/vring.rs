@@ -1,5 +1,9 @@
 //! Vring: one virtqueue as the front-end describes it in its messages, and the queue worker that serves
 //! it.
+#![cfg_attr(
+    not(test),
+    warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use std::fs::File;
 use std::sync::Arc;

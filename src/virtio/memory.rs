@@ -2,6 +2,10 @@
 //!
 //! A [`Memory`] is immutable. Adding or removing a region returns a new one; the old one keeps its mappings
 //! while it is in use. Files are closed once mapped.
+#![cfg_attr(
+    not(test),
+    warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use std::fs::File;
 use std::sync::Arc;
@@ -175,7 +179,8 @@ impl Memory {
     pub fn user_to_guest(&self, user: u64) -> Option<GuestAddress> {
         self.regions.iter().find_map(|region| {
             let offset = user.checked_sub(region.info.user)?;
-            (offset < region.info.len).then(|| GuestAddress(region.info.guest + offset))
+            let inside = Some(offset).filter(|offset| *offset < region.info.len)?;
+            region.info.guest.checked_add(inside).map(GuestAddress)
         })
     }
 
@@ -214,7 +219,7 @@ impl Memory {
                 return false;
             };
             each(piece);
-            left -= piece.len();
+            left = left.saturating_sub(piece.len());
             match at.checked_add(piece.len() as u64) {
                 Some(next) => at = next,
                 None => return left == 0,

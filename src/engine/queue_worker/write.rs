@@ -3,6 +3,7 @@
 //! A write goes from guest memory into the page cache at once. Everything else is offloaded to the offload
 //! thread, whose results the loop takes as it takes finished reads. The functions are not inlined, to keep
 //! the loop small for reads.
+#![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
 use super::QueueWorker;
 use crate::engine::offload::{Change, Job, JobId, JobResult, Offload};
@@ -53,14 +54,20 @@ impl<'a> OffloadedRequests<'a> {
     }
 
     fn begin(&mut self, offloaded: Offloaded<'a>, job: Job) {
-        let free = self.requests.iter().position(Option::is_none);
-        let index = free.unwrap_or_else(|| {
-            self.requests.push(None);
-            self.requests.len() - 1
-        });
-        self.requests[index] = Some(offloaded);
-        // At most as many as the queue has descriptors, 32768.
-        self.thread.begin(JobId(index as u16), job);
+        let mut requests = (0u16..).zip(&mut self.requests);
+        let id = match requests.find(|(_, request)| request.is_none()) {
+            Some((id, request)) => {
+                *request = Some(offloaded);
+                id
+            }
+            None => {
+                // As many requests as the queue has descriptors, at most 32768.
+                let id = self.requests.len() as u16;
+                self.requests.push(Some(offloaded));
+                id
+            }
+        };
+        self.thread.begin(JobId(id), job);
     }
 
     fn take(&mut self, JobId(index): JobId) -> Option<Offloaded<'a>> {

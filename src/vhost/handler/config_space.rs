@@ -1,4 +1,8 @@
 //! Reads and writes of the configuration space by a front-end.
+#![cfg_attr(
+    not(test),
+    warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use super::{Handler, Standing};
 use crate::vhost::error::{CONFIG_SPACE, Refusal};
