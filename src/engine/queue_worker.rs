@@ -61,7 +61,7 @@ const FAULTS_TO_FORGET: u64 = 4;
 
 /// Error that ends a worker.
 #[derive(Debug, thiserror::Error)]
-pub enum Broken {
+pub enum ServeError {
     /// The driver broke a rule of the virtqueue.
     #[error(transparent)]
     Queue(#[from] QueueError),
@@ -164,8 +164,8 @@ impl<'a> QueueWorker<'a> {
     ///
     /// # Errors
     ///
-    /// [`Broken`] if the queue cannot be served any further.
-    pub fn serve(&mut self, stop: &Stop) -> Result<(), Broken> {
+    /// [`ServeError`] if the queue cannot be served any further.
+    pub fn serve(&mut self, stop: &Stop) -> Result<(), ServeError> {
         let poller = Poller::new()?;
         poller.watch(stop.event(), STOP, Trigger::Level)?;
         if let Some(kick) = &self.eventfds.kick {
@@ -204,7 +204,7 @@ impl<'a> QueueWorker<'a> {
     }
 
     /// Polls the available ring before a sleep; returns whether there is work.
-    fn poll_ring(&mut self, stop: &Stop) -> Result<bool, Broken> {
+    fn poll_ring(&mut self, stop: &Stop) -> Result<bool, ServeError> {
         let window = self.polling.window();
         if window.is_zero() {
             return Ok(false);
@@ -229,7 +229,7 @@ impl<'a> QueueWorker<'a> {
 
     /// Takes the available chains and the results of storage, fetcher and offload thread; returns whether there
     /// were any.
-    fn turn(&mut self, stop: &Stop) -> Result<bool, Broken> {
+    fn turn(&mut self, stop: &Stop) -> Result<bool, ServeError> {
         let mut worked = false;
         // Bounded, so that a driver that never pauses does not delay finished reads.
         for _ in 0..self.queue.size() {
@@ -264,8 +264,8 @@ impl<'a> QueueWorker<'a> {
     ///
     /// # Errors
     ///
-    /// [`Broken::Chain`] if the chain cannot be answered.
-    fn begin_chain(&mut self, head: Head) -> Result<(), Broken> {
+    /// [`ServeError::Chain`] if the chain cannot be answered.
+    fn begin_chain(&mut self, head: Head) -> Result<(), ServeError> {
         let mut chain = self.chains.take(Chain::default);
         let table = self.queue.descriptors();
         let indirect = self.features & 1 << VIRTIO_RING_F_INDIRECT_DESC != 0;
@@ -283,7 +283,7 @@ impl<'a> QueueWorker<'a> {
     ///
     /// # Errors
     ///
-    /// [`Broken::Chain`] if its status byte was not found. An answer without a status would leave the driver
+    /// [`ServeError::Chain`] if its status byte was not found. An answer without a status would leave the driver
     /// with the status of an earlier request in the same memory.
     #[cold]
     fn refuse(
@@ -291,12 +291,12 @@ impl<'a> QueueWorker<'a> {
         head: Head,
         chain: Box<Chain<'a>>,
         bad: BadChain<'a>,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), ServeError> {
         let (index, number, error) = (self.index, head.number(), bad.error);
         let Some(status) = bad.status else {
             self.queue.put_back(head);
             let head = number;
-            return Err(Broken::Chain { head, error });
+            return Err(ServeError::Chain { head, error });
         };
         ratelimited_log::warn(format_args!(
             "queue {index}: bad chain at descriptor {number}: {error}"
@@ -404,10 +404,10 @@ impl<'a> QueueWorker<'a> {
     ///
     /// # Errors
     ///
-    /// [`Broken::MemoryLost`].
-    fn publish(&mut self) -> Result<(), Broken> {
+    /// [`ServeError::MemoryLost`].
+    fn publish(&mut self) -> Result<(), ServeError> {
         if self.context.is_lost() {
-            return Err(Broken::MemoryLost);
+            return Err(ServeError::MemoryLost);
         }
         (self.unpublished, self.unpublished_bytes) = (0, 0);
         if self.queue.publish() {

@@ -105,7 +105,7 @@ pub struct QueueSetup {
 
 /// What follows the end of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
+pub enum AfterStop {
     /// Another worker of the queue starts at once, and takes over the requests left open in the in-flight
     /// area.
     Restart,
@@ -137,9 +137,9 @@ impl Stop {
     }
 
     /// Asks the worker to end, and wakes it.
-    pub fn ask(&self, next: Next) {
+    pub fn ask(&self, after: AfterStop) {
         self.restarts
-            .store(next == Next::Restart, Ordering::Relaxed);
+            .store(after == AfterStop::Restart, Ordering::Relaxed);
         self.asked.store(true, Ordering::Release);
         // It fails if the counter is at its limit, which wakes the worker too.
         let _ = self.event.write(1);
@@ -152,10 +152,10 @@ impl Stop {
     }
 
     /// What follows the end of the worker.
-    pub fn next(&self) -> Next {
+    pub fn after(&self) -> AfterStop {
         match self.restarts.load(Ordering::Relaxed) {
-            true => Next::Restart,
-            false => Next::Stop,
+            true => AfterStop::Restart,
+            false => AfterStop::Stop,
         }
     }
 

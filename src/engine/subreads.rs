@@ -150,3 +150,55 @@ impl<'a> Subreads<'a> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::Image;
+    use crate::image::lineage::Lineage;
+    use crate::image::pieces::Piece;
+
+    fn pending(state: SubreadState) -> PendingSubread {
+        PendingSubread {
+            subread: Subread::Image(Piece::Zero { len: 512 }),
+            position: 0,
+            state,
+        }
+    }
+
+    #[test]
+    fn a_read_has_as_many_pending_subreads_as_slots() {
+        let volume = Volume::read_only(Image::empty(Lineage::default()));
+        let mut subreads = Subreads::new(&volume);
+        for slot in 0..16 {
+            assert_eq!(subreads.vacant_slot(), Some(slot));
+            let filled = slot.into();
+            subreads.insert(slot, pending(SubreadState::Reading { filled }));
+        }
+        assert_eq!(subreads.vacant_slot(), None);
+        for slot in [3, 15, 14] {
+            subreads.remove(slot);
+        }
+        assert_eq!(subreads.vacant_slot(), Some(3));
+        assert!(subreads.pending(14).is_none());
+        let found = subreads.pending(13).map(|pending| &pending.state);
+        assert!(matches!(found, Some(SubreadState::Reading { filled: 13 })));
+        (0..16).for_each(|slot| subreads.remove(slot));
+        assert!(!subreads.is_pending());
+    }
+
+    #[test]
+    fn a_queued_subread_is_found_until_it_goes_on() {
+        let volume = Volume::read_only(Image::empty(Lineage::default()));
+        let mut subreads = Subreads::new(&volume);
+        subreads.insert(0, pending(SubreadState::Reading { filled: 0 }));
+        assert!(!subreads.is_queued());
+        subreads.insert(1, pending(SubreadState::Queued));
+        assert!(subreads.is_queued());
+        let is_reading = |state: &SubreadState| matches!(state, SubreadState::Reading { .. });
+        assert_eq!(subreads.slots(is_reading).collect::<Vec<_>>(), [0]);
+        subreads.set_state(1, SubreadState::Reading { filled: 7 });
+        assert!(!subreads.is_queued() && subreads.is_pending());
+        assert_eq!(subreads.slots(is_reading).collect::<Vec<_>>(), [0, 1]);
+    }
+}

@@ -13,7 +13,7 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use super::queue_worker::QueueWorker;
 use super::ratelimited_log;
-use super::setup::{ConnectionContext, Next, QueueSetup, Stop};
+use super::setup::{AfterStop, ConnectionContext, QueueSetup, Stop};
 use crate::io::interrupt::PeerCall;
 use crate::reason::reason;
 use crate::virtio::queue::{Queue, StartError};
@@ -112,14 +112,14 @@ impl Worker {
     }
 
     /// Asks the worker to drain and end, without waiting for it.
-    pub fn begin_stop(&self, next: Next) {
-        self.stop.ask(next);
+    pub fn begin_stop(&self, after: AfterStop) {
+        self.stop.ask(after);
     }
 
     /// Drains and ends the worker; returns where the queue continues. Waits for storage without limit, up to
     /// [`GRACE`](super::setup::GRACE) for the fetcher, and not for the front-end.
-    pub fn stop(self, next: Next) -> Resume {
-        self.begin_stop(next);
+    pub fn stop(self, after: AfterStop) -> Resume {
+        self.begin_stop(after);
         while let Err(RecvTimeoutError::Timeout) = self.ended.recv_timeout(INTERRUPT_PERIOD) {
             self.writer.interrupt();
         }
@@ -140,8 +140,8 @@ fn run(setup: &QueueSetup, context: &ConnectionContext, stop: &Stop, reports: &R
         }
     };
     let _ = reports.started.send(Ok(()));
-    if let Err(broken) = worker.serve(stop) {
-        ratelimited_log::error(format_args!("queue {index} stopped: {}", reason(&broken)));
+    if let Err(error) = worker.serve(stop) {
+        ratelimited_log::error(format_args!("queue {index} stopped: {}", reason(&error)));
         // Lost rings read as zeros, which may break a rule of the virtqueue first.
         if context.is_lost() {
             // It fails if the connection is closed already.
@@ -149,7 +149,7 @@ fn run(setup: &QueueSetup, context: &ConnectionContext, stop: &Stop, reports: &R
         }
         setup.eventfds.signal_error();
     }
-    Resume::At(worker.drain(stop.next()))
+    Resume::At(worker.drain(stop.after()))
 }
 
 fn bind(index: u16, cpus: &[usize]) {

@@ -29,10 +29,10 @@ const STATE_NO_DESCRIPTOR: u64 = 0x100;
 const STATE_FAILED: u64 = 1;
 
 /// Reply that the request defines; `None` if it defines none, and success is acknowledged on demand.
-type Outcome = Result<Option<Reply>, Refusal>;
+type DispatchResult = Result<Option<Reply>, Refusal>;
 
 /// Executes `message`. Unused descriptors stay in it.
-pub fn dispatch(handler: &mut Handler, message: &mut Message) -> Outcome {
+pub fn dispatch(handler: &mut Handler, message: &mut Message) -> DispatchResult {
     use FrontendReq as Request;
     let request = Request::try_from(message.request).map_err(|_| Refusal::Unknown)?;
     let takes_files = matches!(
@@ -87,7 +87,7 @@ pub fn dispatch(handler: &mut Handler, message: &mut Message) -> Outcome {
     }
 }
 
-fn device(handler: &mut Handler, request: FrontendReq, message: &Message) -> Outcome {
+fn device(handler: &mut Handler, request: FrontendReq, message: &Message) -> DispatchResult {
     use FrontendReq as Request;
     match request {
         Request::SET_FEATURES => {
@@ -124,7 +124,7 @@ fn region(region: &VhostUserMemoryRegion) -> RegionInfo {
     }
 }
 
-fn memory(handler: &mut Handler, request: FrontendReq, message: &mut Message) -> Outcome {
+fn memory(handler: &mut Handler, request: FrontendReq, message: &mut Message) -> DispatchResult {
     if request == FrontendReq::SET_MEM_TABLE {
         let regions = memory_table(message)?;
         message.expect_files(regions.len())?;
@@ -158,7 +158,7 @@ fn memory_table(message: &Message) -> Result<Vec<RegionInfo>, Refusal> {
     regions.ok_or_else(|| message.bad_body())
 }
 
-fn vring(handler: &mut Handler, request: FrontendReq, message: &Message) -> Outcome {
+fn vring(handler: &mut Handler, request: FrontendReq, message: &Message) -> DispatchResult {
     use FrontendReq as Request;
     if request == Request::SET_VRING_ADDR {
         let address: VhostUserVringAddr = message.body()?;
@@ -189,7 +189,7 @@ fn vring(handler: &mut Handler, request: FrontendReq, message: &Message) -> Outc
     Ok(None)
 }
 
-fn eventfd(handler: &mut Handler, request: FrontendReq, message: &mut Message) -> Outcome {
+fn eventfd(handler: &mut Handler, request: FrontendReq, message: &mut Message) -> DispatchResult {
     let VhostUserU64 { value } = message.body()?;
     let file = match value & NO_DESCRIPTOR {
         0 => Some(message.file(FileKind::Eventfd)?.into()),
@@ -207,7 +207,7 @@ fn eventfd(handler: &mut Handler, request: FrontendReq, message: &mut Message) -
     Ok(None)
 }
 
-fn config(handler: &mut Handler, request: FrontendReq, message: &Message) -> Outcome {
+fn config(handler: &mut Handler, request: FrontendReq, message: &Message) -> DispatchResult {
     if request == FrontendReq::GET_CONFIG {
         return read_config(handler, message);
     }
@@ -219,7 +219,7 @@ fn config(handler: &mut Handler, request: FrontendReq, message: &Message) -> Out
 }
 
 /// Answers GET_CONFIG. The reply has no bytes if the range is outside the configuration space.
-fn read_config(handler: &mut Handler, message: &Message) -> Outcome {
+fn read_config(handler: &mut Handler, message: &Message) -> DispatchResult {
     let split = message.body.split_at_checked(size_of::<VhostUserConfig>());
     let (head, rest) = split.ok_or_else(|| message.bad_body())?;
     let head: VhostUserConfig = parse_unchecked(head).ok_or_else(|| message.bad_body())?;
@@ -232,7 +232,7 @@ fn read_config(handler: &mut Handler, message: &Message) -> Outcome {
     Ok(Some(Reply::bytes([words.as_flattened(), &bytes].concat())))
 }
 
-fn inflight(handler: &mut Handler, request: FrontendReq, message: &mut Message) -> Outcome {
+fn inflight(handler: &mut Handler, request: FrontendReq, message: &mut Message) -> DispatchResult {
     if request == FrontendReq::SET_INFLIGHT_FD {
         let given = message.body()?;
         let file = message.file(FileKind::Memory)?;
@@ -260,14 +260,14 @@ fn inflight(handler: &mut Handler, request: FrontendReq, message: &mut Message) 
     Ok(Some(Reply { body, file }))
 }
 
-fn log_base(handler: &mut Handler, message: &mut Message) -> Outcome {
+fn log_base(handler: &mut Handler, message: &mut Message) -> DispatchResult {
     let log: VhostUserLog = message.body()?;
     let file = message.file(FileKind::Memory)?;
     handler.set_log(&log, &file)?;
     Ok(Some(Reply::bytes(message.body.clone())))
 }
 
-fn backend_channel(handler: &mut Handler, message: &mut Message) -> Outcome {
+fn backend_channel(handler: &mut Handler, message: &mut Message) -> DispatchResult {
     message.no_body()?;
     let channel = message.file(FileKind::UnixStream)?;
     // The session closes it with the message, because close(2) may block.
@@ -275,7 +275,11 @@ fn backend_channel(handler: &mut Handler, message: &mut Message) -> Outcome {
     Ok(None)
 }
 
-fn device_state(handler: &mut Handler, request: FrontendReq, message: &mut Message) -> Outcome {
+fn device_state(
+    handler: &mut Handler,
+    request: FrontendReq,
+    message: &mut Message,
+) -> DispatchResult {
     if request == FrontendReq::CHECK_DEVICE_STATE {
         message.no_body()?;
         let checked = handler.check_state();

@@ -26,7 +26,7 @@ use super::config_change::{FrontEnds, SizeNotifier};
 use super::error::Refusal;
 use super::vring::{UserRings, Vring};
 use crate::engine::BlockBackend;
-use crate::engine::setup::{ConnectionContext, Next};
+use crate::engine::setup::{AfterStop, ConnectionContext};
 use crate::io::interrupt::PeerCall;
 use crate::virtio::config;
 use crate::virtio::dirty_log::DirtyLog;
@@ -135,7 +135,7 @@ impl Handler {
 
     /// Drains and stops all queues for good.
     pub fn retire(&mut self) {
-        self.stop(Next::Stop);
+        self.stop(AfterStop::Stop);
         self.standing = Standing::Retired;
     }
 
@@ -155,9 +155,9 @@ impl Handler {
         self.features
     }
 
-    fn stop(&mut self, next: Next) {
-        self.vrings.iter().for_each(|vring| vring.begin_stop(next));
-        self.vrings.iter_mut().for_each(|vring| vring.stop(next));
+    fn stop(&mut self, after: AfterStop) {
+        self.vrings.iter().for_each(|vring| vring.begin_stop(after));
+        self.vrings.iter_mut().for_each(|vring| vring.stop(after));
     }
 
     /// Starts the complete queues if the front-end owns the disk; returns the first failure.
@@ -186,7 +186,7 @@ impl Handler {
         &mut self,
         change: impl FnOnce(&mut Self) -> Result<(), Refusal>,
     ) -> Result<(), Refusal> {
-        self.stop(Next::Restart);
+        self.stop(AfterStop::Restart);
         let changed = change(self);
         changed.and(self.start())
     }
@@ -198,7 +198,7 @@ impl Handler {
         change: impl FnOnce(&mut Vring),
     ) -> Result<(), Refusal> {
         let vring = self.vring(index)?;
-        vring.stop(Next::Stop);
+        vring.stop(AfterStop::Stop);
         change(vring);
         self.start()
     }
@@ -210,7 +210,7 @@ impl Handler {
         change: impl FnOnce(&mut Vring),
     ) -> Result<(), Refusal> {
         let vring = self.vring(index)?;
-        vring.stop(Next::Restart);
+        vring.stop(AfterStop::Restart);
         change(vring);
         self.start()
     }
@@ -225,7 +225,7 @@ impl Handler {
 
     /// Stops the queues and resets them.
     pub fn reset_device(&mut self) {
-        self.stop(Next::Stop);
+        self.stop(AfterStop::Stop);
         self.vrings.iter_mut().for_each(Vring::reset);
     }
 
@@ -375,7 +375,7 @@ impl Handler {
         let area = InflightArea::map(file, offset, len, asked, device)?;
         let through = area.writes_through();
         // A restart would leave open requests marked in the old area.
-        self.stop(Next::Stop);
+        self.stop(AfterStop::Stop);
         self.change(|handler| {
             handler.inflight = Some(Arc::new(area));
             // The driver switched the cache off in an earlier process, or before this area was set.
@@ -423,7 +423,7 @@ impl Handler {
 
 impl Drop for Handler {
     fn drop(&mut self) {
-        self.stop(Next::Stop);
+        self.stop(AfterStop::Stop);
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::error::Refusal;
 use crate::engine::ratelimited_log;
-use crate::engine::setup::{ConnectionContext, Eventfds, Next, QueueSetup};
+use crate::engine::setup::{AfterStop, ConnectionContext, Eventfds, QueueSetup};
 use crate::engine::worker::{Resume, StartFailure, Worker};
 use crate::io::interrupt::PeerCall;
 use crate::reason::reason;
@@ -177,9 +177,9 @@ impl Vring {
     }
 
     /// Drains and ends the worker, if one runs. The next start continues from where it stopped.
-    pub fn stop(&mut self, next: Next) {
+    pub fn stop(&mut self, after: AfterStop) {
         if let State::Running(worker) = std::mem::replace(&mut self.state, State::Stopped) {
-            match worker.stop(next) {
+            match worker.stop(after) {
                 Resume::At(next) => self.base = Some(next),
                 Resume::AsBefore => {}
                 Resume::AtUsedIndex => self.base = None,
@@ -196,7 +196,7 @@ impl Vring {
         memory: &Memory,
         area: Option<&InflightArea>,
     ) -> u16 {
-        self.stop(Next::Stop);
+        self.stop(AfterStop::Stop);
         (self.eventfds.kick, self.started) = (None, false);
         let from_rings = || {
             let rings = self.rings?.translate(memory)?;
@@ -207,9 +207,9 @@ impl Vring {
     }
 
     /// Asks the worker to end, without waiting, so that several can drain at the same time.
-    pub fn begin_stop(&self, next: Next) {
+    pub fn begin_stop(&self, after: AfterStop) {
         if let State::Running(worker) = &self.state {
-            worker.begin_stop(next);
+            worker.begin_stop(after);
         }
     }
 

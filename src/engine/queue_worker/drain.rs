@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::QueueWorker;
 use crate::engine::ratelimited_log;
-use crate::engine::setup::{GRACE, Next};
+use crate::engine::setup::{AfterStop, GRACE};
 
 impl QueueWorker<'_> {
     /// Finishes the requests that were taken, by this process or an earlier one; returns the available index
@@ -13,17 +13,17 @@ impl QueueWorker<'_> {
     /// Waits for storage, and up to [`GRACE`] for the fetcher. Reads whose bytes are still absent then stay
     /// open in the in-flight area, or fail if there is none. If the queue restarts, its next worker takes them
     /// over at once.
-    pub fn drain(&mut self, next: Next) -> u16 {
-        let grace = match next {
-            Next::Restart if self.queue.is_tracked() => Duration::ZERO,
+    pub fn drain(&mut self, after: AfterStop) -> u16 {
+        let grace = match after {
+            AfterStop::Restart if self.queue.is_tracked() => Duration::ZERO,
             _ => GRACE,
         };
         let deadline = Instant::now() + grace;
         while let Some(head) = self.queue.pop_open() {
-            if let Err(broken) = self.begin_chain(head) {
+            if let Err(error) = self.begin_chain(head) {
                 // The chain stays marked in the in-flight area.
                 let index = self.index;
-                ratelimited_log::error(format_args!("queue {index}: {broken}"));
+                ratelimited_log::error(format_args!("queue {index}: {error}"));
             }
             if self.is_full() {
                 self.finish_all(deadline);

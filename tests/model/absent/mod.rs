@@ -19,7 +19,7 @@ use common::layers::{LayerBuilder, Pack, noise, write, zfile};
 use common::memory::Memory;
 use common::queue::{Layout, Queue, Segment};
 use ovbd_vhost::engine::ring::Rings;
-use ovbd_vhost::engine::setup::{ConnectionContext, Eventfds, Next, QueueSetup};
+use ovbd_vhost::engine::setup::{AfterStop, ConnectionContext, Eventfds, QueueSetup};
 use ovbd_vhost::engine::worker::{Resume, Worker};
 use ovbd_vhost::engine::{BackendOptions, BlockBackend, Tuning};
 use ovbd_vhost::image::config::Stack;
@@ -161,9 +161,9 @@ impl Machine {
         self.worker = Some(Worker::start(setup, self.context.clone()).expect("worker"));
     }
 
-    fn stop_worker(&mut self, next: Next) {
+    fn stop_worker(&mut self, after: AfterStop) {
         let worker = self.worker.take().expect("a worker");
-        match worker.stop(next) {
+        match worker.stop(after) {
             Resume::At(next) => self.base = Some(next),
             other => panic!("{other:?}"),
         }
@@ -338,7 +338,7 @@ fn reads_are_right_whatever_is_present() {
             assert_eq!(machine.waiting(), 0);
             // The memory of the reads is used again.
             machine.memory = Memory::typical();
-            machine.stop_worker(Next::Stop);
+            machine.stop_worker(AfterStop::Stop);
             machine.queue = Queue::new(&machine.memory, SIZE, true);
             machine.context.memory = Arc::new(shared(&machine.memory));
             machine.base = Some(0);
@@ -457,11 +457,11 @@ fn reads_that_wait_while_the_queue_stops_are_done_by_the_next_worker() {
     // A front-end may change its eventfds and memory many times meanwhile.
     let start = Instant::now();
     for _ in 0..30 {
-        machine.stop_worker(Next::Restart);
+        machine.stop_worker(AfterStop::Restart);
         machine.start_worker();
     }
     assert!(start.elapsed() < PATIENCE, "each restart waits");
-    machine.stop_worker(Next::Stop);
+    machine.stop_worker(AfterStop::Stop);
     assert!(
         cold.iter()
             .all(|read| machine.status(read) == blk::UNANSWERED)
@@ -489,7 +489,7 @@ fn reads_that_wait_while_the_queue_stops_fail_without_an_in_flight_region() {
     while machine.waiting() == 0 {
         thread::yield_now();
     }
-    machine.stop_worker(Next::Stop);
+    machine.stop_worker(AfterStop::Stop);
     machine.queue.wait();
     assert_eq!(machine.status(&cold), IOERR);
     machine.set(Behavior::AtOnce);
