@@ -6,14 +6,14 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use common::disk::Disk;
 use common::raw::{NEED_REPLY, Raw};
+use common::recorder::attributes;
 use fuser::{
-    Config, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner,
-    MountOption, OpenFlags, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyOpen, Request, Session,
-    SessionACL,
+    Config, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, LockOwner, MountOption,
+    OpenFlags, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyOpen, Request, Session, SessionACL,
 };
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -36,7 +36,7 @@ impl Unanswered {
     fn answer(&mut self) {
         self.silent = false;
         for (ino, reply) in self.attributes.drain(..) {
-            reply.attr(&TTL, &attributes(ino));
+            reply.attr(&TTL, &attributes(ino, SIZE));
         }
         self.flushes.drain(..).for_each(ReplyEmpty::ok);
     }
@@ -45,39 +45,16 @@ impl Unanswered {
 /// A file system with one file, whatever its name.
 struct Server(Arc<Mutex<Unanswered>>);
 
-fn attributes(ino: INodeNo) -> FileAttr {
-    FileAttr {
-        ino,
-        size: SIZE,
-        blocks: SIZE / 512,
-        atime: UNIX_EPOCH,
-        mtime: UNIX_EPOCH,
-        ctime: UNIX_EPOCH,
-        crtime: UNIX_EPOCH,
-        kind: match ino {
-            INodeNo::ROOT => FileType::Directory,
-            _ => FileType::RegularFile,
-        },
-        perm: 0o755,
-        nlink: 1,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 4096,
-        flags: 0,
-    }
-}
-
 impl Filesystem for Server {
     fn lookup(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
-        reply.entry(&TTL, &attributes(INodeNo(2)), Generation(0));
+        reply.entry(&TTL, &attributes(INodeNo(2), SIZE), Generation(0));
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         let mut unanswered = self.0.lock().expect("lock");
         match unanswered.silent {
             true => unanswered.attributes.push((ino, reply)),
-            false => reply.attr(&TTL, &attributes(ino)),
+            false => reply.attr(&TTL, &attributes(ino, SIZE)),
         }
     }
 

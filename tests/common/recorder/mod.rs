@@ -22,7 +22,7 @@ use state::State;
 
 pub use log::{Op, after_kill, after_power_loss};
 pub use outage::Failure;
-pub use state::Call;
+pub use state::{Call, attributes};
 
 /// The mounted file system; unmounted when dropped.
 pub struct Recorder {

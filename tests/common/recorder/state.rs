@@ -301,28 +301,32 @@ impl State {
         &content[(range.start as usize).min(end)..end]
     }
 
-    /// What `stat` shows of a file or of the folder.
+    /// Attributes of a file or of the folder.
     pub(super) fn attributes(&self, ino: INodeNo) -> FileAttr {
-        let len = self.content(ino).len() as u64;
-        FileAttr {
-            ino,
-            size: len,
-            blocks: len.div_ceil(512),
-            atime: UNIX_EPOCH,
-            mtime: UNIX_EPOCH,
-            ctime: UNIX_EPOCH,
-            crtime: UNIX_EPOCH,
-            kind: match ino {
-                ROOT => FileType::Directory,
-                _ => FileType::RegularFile,
-            },
-            perm: 0o755,
-            nlink: 1,
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            blksize: 4096,
-            flags: 0,
-        }
+        attributes(ino, self.content(ino).len() as u64)
+    }
+}
+
+/// Attributes of a regular file of `len` bytes, or of the root folder.
+pub fn attributes(ino: INodeNo, len: u64) -> FileAttr {
+    FileAttr {
+        ino,
+        size: len,
+        blocks: len.div_ceil(512),
+        atime: UNIX_EPOCH,
+        mtime: UNIX_EPOCH,
+        ctime: UNIX_EPOCH,
+        crtime: UNIX_EPOCH,
+        kind: match ino {
+            INodeNo::ROOT => FileType::Directory,
+            _ => FileType::RegularFile,
+        },
+        perm: 0o755,
+        nlink: 1,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 4096,
+        flags: 0,
     }
 }
