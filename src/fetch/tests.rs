@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::{Body, Failure, Fetcher, From, Offer, Options, Origin};
-use crate::cache::Cache;
+use crate::cache::{Cache, Limits};
 use crate::format::digest::Digest;
 use crate::format::presence::UNIT;
 use crate::source::client::{Client, Patience};
@@ -193,6 +193,11 @@ fn fetcher(dir: &TempDir) -> Fetcher {
     let options = Options {
         demand_threads: 4,
         other_threads: 2,
+        // How full the disk of the machine is must not pause downloads.
+        limits: Limits {
+            free_percent: 0,
+            ..Limits::default()
+        },
         ..Options::default()
     };
     Fetcher::start(cache, options, Arc::default()).unwrap()
