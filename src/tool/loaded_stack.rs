@@ -23,7 +23,7 @@ use crate::writable::load::{Access, load};
 use crate::writable::manifest::Pairs;
 
 /// Size of the largest disk, in bytes.
-const MAX_SIZE: u64 = MAX_SECTORS * SECTOR_SIZE;
+const MAX_SIZE: u64 = MAX_SECTORS.bytes();
 
 /// Names of the files of a stack: layers, a writable layer, or both.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -313,7 +313,7 @@ impl LoadedStack {
     /// Pieces of the disk in order; ranges without a mapping are left out.
     pub fn pieces(&self) -> impl Iterator<Item = Piece> + '_ {
         let end = match self.size {
-            0 => Sector(MAX_SECTORS),
+            0 => Sector(0) + MAX_SECTORS,
             size => Sector::at_or_after(size),
         };
         let disk = SectorRange::new(Sector(0), end);

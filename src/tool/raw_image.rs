@@ -16,7 +16,6 @@ use super::Error;
 use super::unit::{CHUNK, UNIT};
 use crate::format::foreign::{Foreign, LOOKED_AT};
 use crate::format::lsmt::MAX_SECTORS;
-use crate::units::SECTOR_SIZE;
 
 /// How long a process may take to open a named pipe for writing.
 const WRITER_LIMIT: Duration = Duration::from_secs(60);
@@ -96,7 +95,7 @@ impl RawImage {
         };
         let len = match seekable.then(|| file.seek(SeekFrom::End(0))).transpose() {
             Ok(Some(0)) => return Err(Error::Empty { name }),
-            Ok(Some(len)) if len > MAX_SECTORS * SECTOR_SIZE => {
+            Ok(Some(len)) if len > MAX_SECTORS.bytes() => {
                 return Err(Error::TooLarge { name });
             }
             Ok(len) => len,

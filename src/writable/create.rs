@@ -12,7 +12,7 @@ use super::index_file::IndexFile;
 use super::{Error, Paths};
 use crate::format::lsmt::writable::{Kind, encode_data_header};
 use crate::format::lsmt::{HEADER_LEN, Header, MAX_SECTORS};
-use crate::units::SECTOR_SIZE;
+use crate::units::{SECTOR_SIZE, Sectors};
 
 /// Creates the files of an empty layer. They are durable, and so are their names.
 ///
@@ -60,7 +60,7 @@ fn create_index(path: &Path, data: &File, kind: Kind, header: &Header) -> Result
 
 /// Checks that a writable layer can have a disk of `size` bytes.
 pub(super) fn check_size(size: u64) -> Result<(), Error> {
-    let is_whole = size.is_multiple_of(SECTOR_SIZE) && size / SECTOR_SIZE <= MAX_SECTORS;
+    let is_whole = size.is_multiple_of(SECTOR_SIZE) && Sectors::whole_in(size) <= MAX_SECTORS;
     match size > 0 && is_whole {
         true => Ok(()),
         false => Err(Error::Size(size)),

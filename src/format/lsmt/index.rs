@@ -1,26 +1,26 @@
-//! The index of an LSMT layer: which sectors of the disk are where in the layer.
+//! Index of an LSMT layer: maps sectors of the disk to sectors of the layer.
 
 use super::{Error, HEADER_LEN, Header, MAX_ENTRIES, MAX_SECTORS};
-use crate::units::{Sector, SectorRange};
+use crate::units::{Sector, SectorRange, Sectors};
 
 /// Bytes of an index entry.
 pub const ENTRY_LEN: usize = 16;
 
-/// Entries a committed index is padded to a multiple of.
+/// The number of entries of a committed index is a multiple of this.
 pub const ENTRY_GROUP: u64 = 256;
 
-/// Most sectors one mapping covers.
+/// Most sectors of one mapping.
 pub const MAX_LENGTH: u16 = (1 << 14) - 1;
 
-/// First sector of a layer that can hold data: the one after the header.
+/// First sector of a layer that can hold data: the first after the header.
 pub const FIRST_DATA: Sector = Sector(HEADER_LEN as u64 / 512);
 
-/// An entry that fills up the index and means nothing.
+/// A padding entry at the end of an index.
 pub const PADDING: [u8; ENTRY_LEN] = [
     0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0,
 ];
 
-/// One index entry: sectors of the disk, and where their data is. 16 bytes, as on disk.
+/// An index entry: maps sectors of the disk to their data in the layer. 16 bytes, as on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mapping {
     place: u64,
@@ -29,11 +29,11 @@ pub struct Mapping {
 
 const ZEROED: u64 = 1 << 55;
 const MOFFSET_MASK: u64 = ZEROED - 1;
-const OFFSET_MASK: u64 = MAX_SECTORS - 1;
+const OFFSET_MASK: u64 = MAX_SECTORS.0 - 1;
 
 impl Mapping {
-    /// `length` sectors of the disk from `offset` on, with their data at sector `moffset` of the
-    /// layer. `None`: a number does not fit its field, or `length` is 0.
+    /// Maps `length` sectors of the disk from `offset` on to data at sector `moffset` of the layer. `None` if
+    /// a number does not fit its field, or `length` is 0.
     pub fn data(offset: Sector, length: u16, moffset: Sector) -> Option<Self> {
         let fits = offset.0 <= OFFSET_MASK && moffset.0 <= MOFFSET_MASK;
         let length_fits = (1..=MAX_LENGTH).contains(&length);
@@ -43,8 +43,8 @@ impl Mapping {
         })
     }
 
-    /// `length` sectors of the disk that read as zeros, whatever the layers below hold. `moffset`
-    /// is the layer's data position at this point, which upstream's reader checks.
+    /// Maps `length` sectors of the disk from `offset` on to zeros, which hide the layers below. `moffset` is
+    /// the current end of the layer's data, which upstream's reader checks.
     pub fn zeroed(offset: Sector, length: u16, moffset: Sector) -> Option<Self> {
         let mut mapping = Self::data(offset, length, moffset)?;
         mapping.data |= ZEROED;
@@ -81,13 +81,13 @@ impl Mapping {
         self.data & ZEROED != 0
     }
 
-    /// Reads entry number `entry`; `None` for padding.
+    /// Decodes entry number `entry`; `None` for padding.
     ///
     /// # Errors
-    /// It covers no sector, or one beyond the largest disk.
+    /// [`Error::EmptyEntry`] for an entry without sectors, [`Error::BeyondDisk`] past the largest disk.
     pub fn decode(raw: &[u8; ENTRY_LEN], entry: u64) -> Result<Option<Self>, Error> {
         let word = u128::from_le_bytes(*raw);
-        // The upper byte of the second word is a tag that says nothing about plain layers.
+        // The high byte of the second word is a tag without meaning in plain layers.
         let mapping = Mapping {
             place: word as u64,
             data: (word >> 64) as u64 & (ZEROED | MOFFSET_MASK),
@@ -101,7 +101,7 @@ impl Mapping {
             };
         }
         let end = mapping.end();
-        if end.0 > MAX_SECTORS {
+        if end.0 > MAX_SECTORS.0 {
             return Err(Error::BeyondDisk { entry, end });
         }
         Ok(Some(mapping))
@@ -116,20 +116,23 @@ impl Mapping {
     }
 }
 
-/// Reads the entries of a sealed index, in order, and holds them to the rules.
+/// Decodes the entries of a sealed index, in order, and verifies them.
 #[derive(Debug)]
 pub struct IndexReader {
+    /// Number of the next entry.
     entry: u64,
-    end: u64,
-    data_end: u64,
+    /// End of the previous mapping on the disk.
+    end: Sector,
+    /// End of the data in the layer.
+    data_end: Sector,
 }
 
 impl IndexReader {
-    /// A reader for the index that `trailer` describes, in a layer whose trailer starts at byte
+    /// Creates a reader for the index that `trailer` describes, in a layer whose trailer starts at byte
     /// `trailer_offset`.
     ///
     /// # Errors
-    /// The index does not fit where it is said to be, or is too long.
+    /// [`Error::TooManyEntries`]; [`Error::IndexRange`] if the index is not between header and trailer.
     pub fn new(trailer: &Header, trailer_offset: u64) -> Result<Self, Error> {
         let (offset, entries) = (trailer.index_offset, trailer.index_entries);
         if entries > MAX_ENTRIES {
@@ -146,15 +149,16 @@ impl IndexReader {
         }
         Ok(Self {
             entry: 0,
-            end: 0,
-            data_end: offset / 512,
+            end: Sector(0),
+            data_end: Sector::containing(offset),
         })
     }
 
-    /// Appends the mappings in `bytes`, whole entries that follow those read before, to `into`.
+    /// Decodes the next entries and appends their mappings to `into`; `bytes` has whole entries.
     ///
     /// # Errors
-    /// An entry breaks a rule of the format; reading may go on after it.
+    /// Those of [`Mapping::decode`], [`Error::Unsorted`] and [`Error::DataRange`]. Reading may continue after
+    /// an error.
     pub fn read(&mut self, bytes: &[u8], into: &mut Vec<Mapping>) -> Result<(), Error> {
         let (entries, _) = bytes.as_chunks::<ENTRY_LEN>();
         into.reserve(entries.len());
@@ -166,26 +170,26 @@ impl IndexReader {
         Ok(())
     }
 
-    /// One entry; `None` for padding.
+    /// Decodes one entry; `None` for padding.
     fn entry(&mut self, raw: &[u8; ENTRY_LEN]) -> Result<Option<Mapping>, Error> {
         let entry = self.entry;
         let Some(mapping) = Mapping::decode(raw, entry)? else {
             return Ok(None);
         };
         let length = mapping.length();
-        if mapping.offset().0 < self.end {
-            let (offset, end) = (mapping.offset(), Sector(self.end));
+        if mapping.offset() < self.end {
+            let (offset, end) = (mapping.offset(), self.end);
             return Err(Error::Unsorted { entry, offset, end });
         }
         let end = mapping.end();
         // A zeroed entry has no data, only a position, which may be the end of the data.
-        let sectors = if mapping.is_zeroed() {
-            0
-        } else {
-            u64::from(length)
+        let sectors = match mapping.is_zeroed() {
+            true => Sectors(0),
+            false => Sectors(length.into()),
         };
         let moffset = mapping.moffset();
-        if moffset < FIRST_DATA || moffset.0.saturating_add(sectors) > self.data_end {
+        let data_end = moffset.checked_add(sectors);
+        if moffset < FIRST_DATA || data_end.is_none_or(|end| end > self.data_end) {
             return Err(Error::DataRange {
                 entry,
                 moffset,
@@ -193,12 +197,12 @@ impl IndexReader {
                 end: self.data_end,
             });
         }
-        self.end = end.0;
+        self.end = end;
         Ok(Some(mapping))
     }
 }
 
-/// Padding entries that follow `entries` real ones in a committed index.
+/// Number of padding entries that follow `entries` mappings in a committed index.
 pub fn padding_after(entries: u64) -> u64 {
     match entries % ENTRY_GROUP {
         0 => 0,

@@ -1,14 +1,14 @@
-//! The LSMT layer: a header, data, an index of mappings, a trailer.
+//! LSMT layer: header, data, index of mappings, trailer.
 //!
-//! The index of a sealed layer is sorted and free of overlaps; [`IndexReader`] turns its bytes into
-//! [`Mapping`]s and holds every entry to the rules, so that what comes out can be trusted.
+//! The index of a sealed layer is sorted and free of overlaps. [`IndexReader`] decodes it to [`Mapping`]s and
+//! verifies each entry, so that later code can rely on these rules.
 
 use thiserror::Error;
 use uuid::Uuid;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, little_endian};
 
 pub use super::HeaderKind;
-use crate::units::Sector;
+use crate::units::{Sector, Sectors};
 
 mod index;
 pub mod writable;
@@ -20,8 +20,8 @@ pub use index::{
 /// Bytes of the header, and of the trailer.
 pub const HEADER_LEN: usize = 4096;
 
-/// Sectors a disk can have at most; a mapping's position has 50 bits.
-pub const MAX_SECTORS: u64 = 1 << 50;
+/// Most sectors of a disk: the offset of a mapping has 50 bits.
+pub const MAX_SECTORS: Sectors = Sectors(1 << 50);
 
 /// Most index entries of one layer, padding included.
 pub const MAX_ENTRIES: u64 = 16_000_000;
@@ -38,85 +38,85 @@ const FLAG_HEADER: u32 = 1 << 0;
 const FLAG_DATA: u32 = 1 << 1;
 const FLAG_SEALED: u32 = 1 << 2;
 
-/// What makes bytes no valid sealed layer.
+/// Why bytes are not a valid sealed layer.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum Error {
-    /// No LSMT magic where the structure must be.
+    /// The structure has no LSMT magic.
     #[error("no LSMT magic in the {0}; the file is not an OverlayBD layer, or is truncated")]
     Magic(HeaderKind),
-    /// Flags that do not fit the place the structure stands at.
+    /// The flags do not match the position of the structure.
     #[error("{part} flags {found:#x}; expected {expected}")]
     Flags {
         /// Which of the two structures.
         part: HeaderKind,
         /// Flags found.
         found: u32,
-        /// What they should have said.
+        /// Flags expected.
         expected: &'static str,
     },
-    /// A version this program does not know.
+    /// The version is not supported.
     #[error("LSMT version {0}.{1}; supported is {VERSION}.{SUB_VERSION}")]
     Version(u8, u8),
-    /// A disk larger than positions can tell.
+    /// The disk is larger than the index can address.
     #[error("virtual size is {0} bytes; at most 2^59 are supported")]
     VirtualSize(u64),
-    /// The index does not lie between the header and the trailer.
+    /// The index is not between header and trailer.
     #[error(
         "index of {entries} entries at byte {offset} does not fit before the trailer at byte {trailer}"
     )]
     IndexRange {
-        /// Where the index is said to start.
+        /// Start of the index, as declared.
         offset: u64,
-        /// How many entries it is said to have.
+        /// Number of its entries, as declared.
         entries: u64,
-        /// Where the trailer starts.
+        /// Start of the trailer.
         trailer: u64,
     },
-    /// More entries than this program accepts.
+    /// The number of entries exceeds the limit.
     #[error("index has {0} entries; at most {MAX_ENTRIES} are supported")]
     TooManyEntries(u64),
-    /// An entry that covers no sector and is no padding either.
+    /// An entry covers no sector and is not padding.
     #[error("index entry {entry} covers no sector")]
     EmptyEntry {
         /// Number of the entry.
         entry: u64,
     },
-    /// An entry that starts before its predecessor ends.
+    /// An entry starts before the previous one ends.
     #[error("index entry {entry} starts at {offset}; the previous entry ends at {end}")]
     Unsorted {
         /// Number of the entry.
         entry: u64,
-        /// Where it starts on the disk.
+        /// Start of the entry on the disk.
         offset: Sector,
-        /// Where the entry before it ends.
+        /// End of the previous entry.
         end: Sector,
     },
-    /// An entry beyond the largest disk.
+    /// An entry ends past the largest disk.
     #[error("index entry {entry} ends at {end}; a disk has at most 2^50 sectors")]
     BeyondDisk {
         /// Number of the entry.
         entry: u64,
-        /// Where it ends.
+        /// End of the entry.
         end: Sector,
     },
-    /// An entry whose data would lie outside the data area.
+    /// The data of an entry is not in the data area.
     #[error(
         "index entry {entry} has {length} sectors of data at {moffset} of the layer; the data \
-         area is sectors 8 to {end}"
+         area is sectors 8 to {}", end.0
     )]
     DataRange {
         /// Number of the entry.
         entry: u64,
-        /// Where its data is said to start.
+        /// Start of its data, as declared.
         moffset: Sector,
         /// Sectors of data.
         length: u16,
         /// First sector after the data area.
-        end: u64,
+        end: Sector,
     },
 }
 
-/// The structure as it lies on disk; zeros follow up to [`HEADER_LEN`].
+/// The structure on disk; zeros follow up to [`HEADER_LEN`].
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, zerocopy::Unaligned)]
 #[repr(C)]
 struct Raw {
@@ -134,7 +134,7 @@ struct Raw {
     message: [u8; 256],
 }
 
-/// What header and trailer of a layer say.
+/// A decoded header or trailer of a layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
     /// Byte at which the index starts; 0 in the header of a committed layer.
@@ -143,16 +143,16 @@ pub struct Header {
     pub index_entries: u64,
     /// Size of the disk in bytes.
     pub virtual_size: u64,
-    /// Name of this layer; nil when unset or unreadable.
+    /// Uuid of the layer; nil if unset or malformed.
     pub uuid: Uuid,
-    /// Name of the layer below; nil when unset or unreadable.
+    /// Uuid of the parent, the layer below; nil if unset or malformed.
     pub parent_uuid: Uuid,
-    /// Commit message, up to 256 bytes.
+    /// Commit message of at most 256 bytes.
     pub message: Vec<u8>,
 }
 
 impl Header {
-    /// That of a layer that holds nothing yet, for a disk of so many bytes.
+    /// Creates the header of an empty layer for a disk of `virtual_size` bytes.
     pub fn empty(virtual_size: u64, uuid: Uuid, parent_uuid: Uuid) -> Self {
         Self {
             index_offset: 0,
@@ -169,12 +169,12 @@ impl Header {
         bytes.starts_with(&MAGIC)
     }
 
-    /// Reads the header or the trailer of a layer.
+    /// Decodes the header or the trailer of a layer.
     ///
-    /// Only the trailer must say "sealed": sealing in place leaves the header as it was.
+    /// Only the trailer needs the flag "sealed": sealing in place does not update the header.
     ///
     /// # Errors
-    /// Wrong magic, wrong kind of structure, unknown version, impossible size.
+    /// [`Error::Magic`], [`Error::Flags`], [`Error::Version`] and [`Error::VirtualSize`].
     pub fn decode(bytes: &[u8; HEADER_LEN], part: HeaderKind) -> Result<Self, Error> {
         let raw = match Raw::ref_from_prefix(bytes) {
             Ok((raw, _)) if raw.magic == MAGIC => raw,
@@ -203,7 +203,7 @@ impl Header {
             return Err(Error::Version(raw.version, raw.sub_version));
         }
         let virtual_size = raw.virtual_size.get();
-        if virtual_size.div_ceil(512) > MAX_SECTORS {
+        if Sectors::to_hold(virtual_size) > MAX_SECTORS {
             return Err(Error::VirtualSize(virtual_size));
         }
         let message = raw.message.split(|byte| *byte == 0).next();
@@ -217,10 +217,9 @@ impl Header {
         })
     }
 
-    /// The bytes of this structure as header or trailer of a committed layer. A message longer
-    /// than 256 bytes is cut.
+    /// Encodes the structure as header or trailer of a committed layer. Truncates the message to 256 bytes.
     ///
-    /// The header says nothing about the index: it is written before the index is known.
+    /// The header has no index fields, because it is written before the index is known.
     pub fn encode(&self, part: HeaderKind) -> [u8; HEADER_LEN] {
         match part {
             HeaderKind::Header => self.bytes(FLAG_HEADER | FLAG_DATA | FLAG_SEALED, 0, 0),
@@ -232,7 +231,7 @@ impl Header {
         }
     }
 
-    /// The structure with these flags and this place of the index.
+    /// Encodes the structure with these flags and index fields.
     fn bytes(&self, flags: u32, index_offset: u64, index_entries: u64) -> [u8; HEADER_LEN] {
         let mut message = [0; 256];
         for (to, from) in message.iter_mut().zip(&self.message) {
@@ -259,7 +258,7 @@ impl Header {
     }
 }
 
-/// The layer's text form: 36 characters and a NUL.
+/// Decodes a uuid in the text form of a layer: 36 characters and a NUL.
 fn decode_uuid(text: &[u8; 37]) -> Uuid {
     Uuid::try_parse_ascii(&text[..36]).unwrap_or_default()
 }

@@ -1,7 +1,7 @@
-//! The two files of a writable layer: the data file, and the index file with its mappings.
+//! Headers of the two files of a writable layer: the data file and the index file.
 //!
-//! Both start with the header of a sealed layer, with other flags. Entries of the index file are in the order of
-//! arrival; where two overlap, the later one counts.
+//! Both start with the header of a sealed layer, with other flags. Entries of the index file are in the order
+//! of the writes; where two overlap, the later one is valid.
 
 use super::{Error, FLAG_DATA, FLAG_HEADER, FLAG_SEALED, HEADER_LEN, Header, HeaderKind, Raw};
 use zerocopy::FromBytes;
@@ -9,19 +9,19 @@ use zerocopy::FromBytes;
 const FLAG_SPARSE: u32 = 1 << 4;
 const FLAG_HYBRID: u32 = 1 << 5;
 
-/// How a writable layer places its data.
+/// Placement of the data in a writable layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Appended, in the order of arrival.
+    /// Data is appended, in the order of the writes.
     Append,
-    /// Sector `s` of the disk at sector `8 + s` of the file, which is as long as the disk.
+    /// Sector `s` of the disk is sector `8 + s` of the file, which is as long as the disk.
     Sparse,
-    /// Data that the layer has is overwritten in place; the rest goes to free sectors or is appended.
+    /// Existing data is overwritten in place; new data goes to free sectors or is appended.
     Hybrid,
 }
 
 impl Kind {
-    /// Its name in options and messages.
+    /// Name in options and messages.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Append => "append",
@@ -39,17 +39,17 @@ impl Kind {
     }
 }
 
-/// The first bytes of a data file.
+/// Encodes the header of a data file.
 pub fn encode_data_header(header: &Header, kind: Kind) -> [u8; HEADER_LEN] {
     header.bytes(FLAG_HEADER | FLAG_DATA | kind.flag(), 0, 0)
 }
 
-/// The first bytes of an index file.
+/// Encodes the header of an index file.
 pub fn encode_index_header(header: &Header) -> [u8; HEADER_LEN] {
     header.bytes(FLAG_HEADER, HEADER_LEN as u64, 0)
 }
 
-/// The trailer that seals a data file of this kind in place.
+/// Encodes the trailer that seals a data file of this kind in place.
 pub fn encode_seal(header: &Header, kind: Kind) -> [u8; HEADER_LEN] {
     header.bytes(
         FLAG_DATA | FLAG_SEALED | kind.flag(),
@@ -58,7 +58,7 @@ pub fn encode_seal(header: &Header, kind: Kind) -> [u8; HEADER_LEN] {
     )
 }
 
-/// Reads the header of a data file.
+/// Decodes the header of a data file.
 ///
 /// # Errors
 /// [`Error::Magic`] without a magic, [`Error::Flags`] for the header of an index file or of a
@@ -81,7 +81,7 @@ pub fn decode_data_header(bytes: &[u8; HEADER_LEN]) -> Result<(Header, Kind), Er
     }
 }
 
-/// Reads the header of an index file.
+/// Decodes the header of an index file.
 ///
 /// # Errors
 /// [`Error::Magic`] without a magic, [`Error::Flags`] for the header of a data file,
@@ -97,7 +97,7 @@ pub fn decode_index_header(bytes: &[u8; HEADER_LEN]) -> Result<Header, Error> {
             "an index file (bit 1 clear); this is a data file",
         ));
     }
-    // The rest is as in a data file.
+    // The other fields are those of a data file.
     let mut as_data = *bytes;
     as_data[28] |= FLAG_DATA as u8;
     Header::decode(&as_data, HeaderKind::Header)

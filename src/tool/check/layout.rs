@@ -11,7 +11,7 @@ use crate::format::lsmt::{
 };
 use crate::image::Container;
 use crate::image::probe::layer_trailer;
-use crate::units::SECTOR_SIZE;
+use crate::units::{SECTOR_SIZE, Sector, SectorRange, Sectors};
 
 /// Bytes of the header that are zero in all known files.
 const RESERVED: Range<usize> = 390..HEADER_LEN;
@@ -177,35 +177,38 @@ impl Layout {
 
     /// Sectors of the disk whose data is in these bytes of the layer.
     fn sectors(&self, lost: &Range<u64>) -> Option<String> {
-        let (first, end) = (lost.start / SECTOR_SIZE, lost.end.div_ceil(SECTOR_SIZE));
-        // No mapping is longer, so no earlier one can reach `first`.
-        let from = first.saturating_sub(u64::from(MAX_LENGTH));
+        let lost = SectorRange::of_bytes(lost);
+        // No mapping is longer, so no earlier one can reach the first sector.
+        let from = Sector(lost.start().0.saturating_sub(u64::from(MAX_LENGTH)));
         let skip = self
             .mappings
-            .partition_point(|mapping| mapping.moffset().0 < from);
+            .partition_point(|mapping| mapping.moffset() < from);
         let candidates = self.mappings[skip..].iter();
-        let mut ranges: Vec<Range<u64>> = candidates
-            .take_while(|mapping| mapping.moffset().0 < end)
+        let mut ranges: Vec<SectorRange> = candidates
+            .take_while(|mapping| mapping.moffset() < lost.end())
             .filter_map(|mapping| {
-                let data = mapping.moffset().0;
-                let part = data.max(first)..(data + u64::from(mapping.length())).min(end);
-                let moved = |sector: u64| mapping.offset().0 + sector - data;
-                (!part.is_empty()).then(|| moved(part.start)..moved(part.end))
+                let data = mapping.moffset();
+                let end = data + Sectors(u64::from(mapping.length()));
+                let part = SectorRange::new(data, end).intersection(lost);
+                let start = mapping.offset() + (part.start() - data);
+                (!part.is_empty()).then(|| SectorRange::new(start, start + part.len()))
             })
             .collect();
-        ranges.sort_by_key(|range| range.start);
-        let mut joined: Vec<Range<u64>> = Vec::new();
+        ranges.sort_by_key(|range| range.start());
+        let mut joined: Vec<SectorRange> = Vec::new();
         for range in ranges {
             match joined.last_mut() {
-                Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+                Some(last) if range.start() <= last.end() => {
+                    *last = SectorRange::new(last.start(), last.end().max(range.end()));
+                }
                 _ => joined.push(range),
             }
         }
         let named = joined.iter().take(MAX_NAMED);
         let named: Vec<_> = named
-            .map(|range| match range.end - range.start {
-                1 => range.start.to_string(),
-                _ => format!("{}-{}", range.start, range.end - 1),
+            .map(|range| match range.len() {
+                Sectors(1) => range.start().0.to_string(),
+                _ => format!("{}-{}", range.start().0, range.end().0 - 1),
             })
             .collect();
         let more = joined.len().saturating_sub(MAX_NAMED);

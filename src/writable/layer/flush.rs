@@ -169,7 +169,7 @@ impl WritableLayer {
     fn copy_map(&self) -> Vec<Mapping> {
         const EXTENTS: usize = 1024;
         let mut copied = Vec::new();
-        let mut rest = SectorRange::new(Sector(0), Sector(MAX_SECTORS));
+        let mut rest = SectorRange::new(Sector(0), Sector(0) + MAX_SECTORS);
         loop {
             let placement = self.placement.read();
             let mut last = None;

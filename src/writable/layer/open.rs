@@ -168,8 +168,8 @@ fn determine_size(
         loaded.set_size(paths, options.default_size)?;
     }
     let size = loaded.header().virtual_size;
-    match Sector::at_or_after(size) {
-        end @ Sector(1..=MAX_SECTORS) => Ok(end),
+    match Sectors::to_hold(size) {
+        sectors if size > 0 && sectors <= MAX_SECTORS => Ok(Sector(0) + sectors),
         _ => Err(Error::Size(size)),
     }
 }
