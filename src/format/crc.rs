@@ -7,15 +7,15 @@ use crc_fast::{CrcAlgorithm, Digest};
 /// With seed 0 a run of zero bytes has checksum 0, so a hole where a block should be would pass.
 pub const BLOCK_SEED: u32 = 100_007;
 
-/// CRC-32C (Castagnoli, reflected) of `bytes` with the register starting at `seed`, inverted
-/// neither before nor after.
+/// Computes the CRC-32C (Castagnoli, reflected) of `bytes` with `seed` as the initial register, without
+/// inversion before or after.
 ///
-/// Headers, trailers and the block table use seed 0, blocks [`BLOCK_SEED`]. The result is also the
-/// seed with which to go on over the bytes that follow.
+/// Headers, trailers and the block table use seed 0, blocks [`BLOCK_SEED`]. The result is the seed for the
+/// bytes that follow.
 pub fn raw(seed: u32, bytes: &[u8]) -> u32 {
     let mut digest = Digest::new_with_init_state(CrcAlgorithm::Crc32Iscsi, u64::from(seed));
     digest.update(bytes);
-    // The library inverts at the end.
+    // The library inverts the result.
     !(digest.finalize() as u32)
 }
 

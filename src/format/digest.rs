@@ -1,4 +1,4 @@
-//! SHA-256 digests as registries write them: `sha256:` and 64 hexadecimal digits.
+//! SHA-256 digests in the notation of registries: `sha256:` and 64 hexadecimal digits.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 
 const PREFIX: &str = "sha256:";
 
-/// A text is not a digest.
+/// Text that is not a digest.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected a digest (sha256: and 64 lower-case hexadecimal digits), found {found:?}")]
 pub struct DigestError {
@@ -20,7 +20,7 @@ pub struct DigestError {
 pub struct Digest([u8; 32]);
 
 impl Digest {
-    /// Digest with these bytes.
+    /// Creates a digest from its bytes.
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
@@ -37,7 +37,7 @@ impl Digest {
         &self.0
     }
 
-    /// The digits alone, without `sha256:`: a file name.
+    /// Returns the digits without `sha256:`, for use as a file name.
     pub fn hex(&self) -> String {
         let digit = |value: u8| char::from_digit(u32::from(value & 15), 16);
         let digits = self
@@ -86,12 +86,12 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// Computes a digest from bytes that arrive in parts.
+/// Computes a digest incrementally.
 #[derive(Clone, Debug, Default)]
 pub struct Hasher(Sha256);
 
 impl Hasher {
-    /// A hasher that has seen no byte.
+    /// Creates a hasher without bytes.
     pub fn new() -> Self {
         Self::default()
     }
@@ -101,7 +101,7 @@ impl Hasher {
         self.0.update(bytes);
     }
 
-    /// The digest of all bytes appended.
+    /// Returns the digest of all bytes that were appended.
     pub fn finish(self) -> Digest {
         Digest(self.0.finalize().into())
     }

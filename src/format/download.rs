@@ -1,10 +1,10 @@
-//! The object `download` of upstream's configurations: the background download of whole layers.
+//! Object `download` of upstream's configurations: background download of whole layers.
 
 use std::time::Duration;
 
 use serde::Deserialize;
 
-/// When and how fast the layers of a disk are downloaded whole.
+/// Time and rate of the background download of a disk's layers.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Download {
@@ -31,32 +31,32 @@ impl Default for Download {
 }
 
 impl Download {
-    /// Whether layers are downloaded whole.
+    /// Whether whole layers are downloaded.
     pub fn enabled(&self) -> bool {
         self.enable
     }
 
-    /// Time from a disk's start to its download.
+    /// Delay from the start of a disk to its download.
     pub fn delay(&self) -> Duration {
         Duration::from_secs(self.delay)
     }
 
-    /// Bound of a random time that is added to the delay.
+    /// Upper bound of a random time that is added to the delay.
     pub fn delay_extra(&self) -> Duration {
         Duration::from_secs(self.delay_extra)
     }
 
-    /// Bytes a second; `None` for no limit.
+    /// Limit in bytes per second; `None` for no limit.
     pub fn rate(&self) -> Option<u64> {
         (self.max_mbps != 0).then(|| self.max_mbps.saturating_mul(1 << 20))
     }
 
-    /// Attempts at a layer before a long pause.
+    /// Number of attempts at a layer before a long pause.
     pub fn attempts(&self) -> u32 {
         self.try_cnt.max(1)
     }
 
-    /// Bytes of one request, within what makes sense.
+    /// Bytes of one request, clamped to 64 KiB to 64 MiB.
     pub fn block_size(&self) -> u64 {
         self.block_size.clamp(64 << 10, 64 << 20)
     }

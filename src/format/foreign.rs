@@ -1,24 +1,24 @@
-//! Recognizes files of other kinds that are given as layers or raw images by mistake.
+//! Recognizes files of other formats that are named as layers or raw images by mistake.
 //!
-//! Only error messages depend on it: a file of another kind is never opened as such.
+//! Only error messages depend on the result; a file of another format is never opened.
 
 use std::fmt;
 
-/// Bytes at the start of a file, and at its end, that are looked at.
+/// Number of bytes at the start and at the end of a file that are examined.
 pub const LOOKED_AT: usize = 512;
 
-/// A kind of file that is neither a layer nor a raw disk image.
+/// Format of a file that is neither a layer nor a raw disk image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Foreign {
-    /// A disk image in this format, as `qemu-img` calls it.
+    /// A disk image; the name of the format is that of `qemu-img`.
     Image(&'static str),
-    /// Text that starts as JSON does.
+    /// Text that starts like JSON.
     Json,
-    /// Data compressed in this format, such as an ordinary OCI layer.
+    /// Compressed data, such as an ordinary OCI layer.
     Compressed(&'static str),
 }
 
-/// First bytes of files, and what they are.
+/// First bytes of files, and their format.
 const STARTS: [(&[u8], Foreign); 11] = [
     (b"QFI\xfb\0\0\0\x01", Foreign::Image("qcow")),
     (b"QFI\xfb", Foreign::Image("qcow2")),
@@ -33,11 +33,11 @@ const STARTS: [(&[u8], Foreign); 11] = [
     (b"\x28\xb5\x2f\xfd", Foreign::Compressed("zstd")),
 ];
 
-/// Start of a VHD's footer, which its dynamic form also has at the start.
+/// Start of the footer of a VHD. A dynamic VHD has a copy at its start.
 const VHD: &[u8] = b"conectix";
 
 impl Foreign {
-    /// The kind of a file with these first bytes.
+    /// Recognizes a file by its first bytes.
     pub fn by_start(start: &[u8]) -> Option<Self> {
         let known = STARTS.iter().find(|(magic, _)| start.starts_with(magic));
         match start.trim_ascii_start() {
@@ -46,15 +46,14 @@ impl Foreign {
         }
     }
 
-    /// The kind of a file that ends with these [`LOOKED_AT`] bytes: a VHD of fixed size has its data
-    /// first.
+    /// Recognizes a file by its last [`LOOKED_AT`] bytes: a VHD of fixed size has its header at the end.
     pub fn by_end(end: &[u8]) -> Option<Self> {
         end.starts_with(VHD).then_some(Self::Image("vhd"))
     }
 }
 
 impl Foreign {
-    /// What to do with such a file.
+    /// What the user should do with such a file.
     pub fn hint(self) -> &'static str {
         match self {
             Self::Image(_) => "convert it with `qemu-img convert -O raw`",

@@ -1,9 +1,9 @@
 //! On-disk structures of OverlayBD: bytes to structs and back, no I/O (`docs/format.md`).
 //!
 //! A layer blob is, from the outside in, an optional [`tar`] member, an optional [`zfile`]
-//! (compressed blocks with a table of their lengths) and an [`lsmt`] layer: data, and an index that
-//! says which sectors of the disk they are. Everything here takes bytes that the caller has read and
-//! trusts none of them: indexing and unchecked arithmetic are lints here.
+//! (compressed blocks with a table of their lengths) and an [`lsmt`] layer: data, and an index that maps
+//! sectors of the disk to it. The functions here parse bytes that the caller has read, and trust none of
+//! them: lints forbid indexing and unchecked arithmetic.
 #![cfg_attr(
     not(test),
     warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
@@ -20,12 +20,12 @@ pub mod tar;
 pub mod trace;
 pub mod zfile;
 
-/// Which of its two copies a header is: layers and ZFiles begin and end with one.
+/// Which of the two headers of a layer or ZFile: the one at its start or the one at its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeaderKind {
-    /// The copy at the start.
+    /// The header at the start.
     Header,
-    /// The copy at the end, which counts.
+    /// The header at the end, whose fields are used.
     Trailer,
 }
 

@@ -1,17 +1,16 @@
-//! Presence map of a blob that is fetched in pieces: which 64 KiB units of the file are in the cache.
+//! Presence map of a blob that is fetched in pieces: tells which 64 KiB units are in the cache.
 //!
 //! ```text
 //! 0      header, 4096 bytes: which blob, its state, and the boot whose live bits count
 //! 4096   live bitmap: a bit is set as soon as the unit is written to the page cache
 //! ...    durable bitmap, at the next multiple of 4096: a bit is set once the unit is on storage
 //! ```
-//! Bit `i` of a bitmap is bit `i % 64` of its little-endian word `i / 64`. The live bitmap counts as
-//! long as the system runs that wrote it: the page cache holds map and data together, even if
-//! processes are killed. After another boot only the durable bitmap counts, because data that was not synced may
-//! be lost while its bit was kept.
+//! Bit `i` of a bitmap is bit `i % 64` of its little-endian word `i / 64`. The live bitmap is valid until the
+//! next boot: the page cache keeps map and data together, even if processes are killed. After another boot
+//! only the durable bitmap is valid, because a live bit may be on storage although its data was lost.
 //!
-//! The first 64 bytes never change after the map was made and have a checksum. State and boot
-//! change in place; each value that a torn write could leave there is refused or harmless.
+//! The first 64 bytes have a checksum and never change. State and boot change in place; each value that a
+//! torn write could leave there is refused or harmless.
 
 use std::ops::Range;
 
@@ -21,7 +20,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_e
 use super::crc;
 use super::digest::Digest;
 
-/// Bytes that one bit stands for. The last unit of a blob may be shorter.
+/// Bytes of a unit. The last unit of a blob may be shorter.
 pub const UNIT: u64 = 64 << 10;
 
 /// Longest blob that has a presence map: its two bitmaps take 16 MiB.
@@ -38,7 +37,7 @@ pub const BOOT_OFFSET: usize = 72;
 
 const MAGIC: [u8; 8] = *b"ovbdmap1";
 
-/// Bytes of the header that are read.
+/// Bytes of the header that have a meaning.
 const RAW_HEADER_LEN: usize = size_of::<RawHeader>();
 
 /// A contiguous range of units of a blob. Units are never mixed with bytes: [`Identity`] converts.
@@ -92,7 +91,7 @@ impl UnitRange {
     }
 }
 
-/// A file is not the presence map of the blob.
+/// Why a file is not the presence map of a blob.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The blob is empty or too long to have a map.
@@ -111,10 +110,10 @@ pub enum Error {
     /// The file is shorter than a header.
     #[error("presence map has {0} bytes; expected at least the header ({RAW_HEADER_LEN} bytes)")]
     Short(usize),
-    /// The file does not start as a map does.
+    /// The file does not start with the magic of a map.
     #[error("not a presence map: expected magic \"ovbdmap1\", found {0:02x?}")]
     Magic([u8; 8]),
-    /// The checksum does not fit.
+    /// The checksum does not match.
     #[error("presence map is damaged: checksum {found:#010x}, expected {expected:#010x}")]
     Checksum {
         /// Checksum of the bytes.
@@ -139,24 +138,24 @@ pub enum Error {
         /// Blob length in the header.
         found_len: u64,
     },
-    /// The state is none of the known ones.
+    /// The state is unknown.
     #[error("presence map has unknown state {0}")]
     State(u32),
 }
 
-/// What is known of a blob as a whole.
+/// State of a blob as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Some units may be absent, and the digest was not compared.
+    /// Units may be absent, and the digest was not verified.
     Partial,
-    /// All units are present and have the digest.
+    /// All units are present, and the digest was verified.
     Complete,
-    /// All units were fetched and do not have the digest.
+    /// All units were fetched, and the digest did not match.
     Bad,
 }
 
 impl State {
-    /// The state's number in the header.
+    /// Number of the state in the header.
     pub const fn number(self) -> u32 {
         match self {
             Self::Partial => 0,
@@ -165,12 +164,12 @@ impl State {
         }
     }
 
-    /// Whether the blob takes no more bytes.
+    /// Whether the blob accepts no more bytes.
     pub const fn is_final(self) -> bool {
         !matches!(self, Self::Partial)
     }
 
-    /// The state with this number.
+    /// Returns the state with this number.
     ///
     /// # Errors
     /// [`Error::State`] if there is none.
@@ -184,7 +183,7 @@ impl State {
     }
 }
 
-/// A blob, by what its bytes must be.
+/// Identity of a blob: digest and length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Identity {
     digest: Digest,
@@ -192,7 +191,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// The blob with this digest and length in bytes.
+    /// Creates the identity of a blob with this digest and length in bytes.
     ///
     /// # Errors
     /// [`Error::BlobLength`] if it is empty or longer than [`MAX_BLOB_LEN`].
@@ -277,7 +276,7 @@ struct RawHeader {
     blob_len: little_endian::U64,
     digest: [u8; 32],
     zero: [u8; 8],
-    // From here on, bytes change in place and have no checksum.
+    // The fields below change in place and are not covered by the checksum.
     state: little_endian::U32,
     zero2: [u8; 4],
     boot: [u8; 16],
@@ -311,22 +310,22 @@ impl RawHeader {
 /// Header of a presence map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// What is known of the blob.
+    /// State of the blob.
     pub state: State,
-    /// The boot whose live bits count; nil if there was none.
+    /// Boot in which the live bits are valid; nil if there was none.
     pub boot: Uuid,
 }
 
 impl Header {
-    /// The first bytes of a new map of a blob: nothing present, no boot.
+    /// Returns the first bytes of a new map, with no unit present and no boot.
     pub fn new_map(identity: &Identity) -> Vec<u8> {
         RawHeader::new(identity).as_bytes().to_vec()
     }
 
-    /// Decodes the start of a file of `file_len` bytes as the map of a blob.
+    /// Decodes the start of a file of `file_len` bytes as the header of the map of a blob.
     ///
     /// # Errors
-    /// One of [`Error`]: the file is not this blob's map, or a damaged one.
+    /// Any [`Error`], if the file is not the map of this blob or is damaged.
     pub fn decode(bytes: &[u8], file_len: u64, identity: &Identity) -> Result<Self, Error> {
         let Ok((raw, _)) = RawHeader::read_from_prefix(bytes) else {
             return Err(Error::Short(bytes.len()));

@@ -1,35 +1,35 @@
-//! The tar wrapper a layer travels in: one member, found by its first header.
+//! Tar wrapper of a layer: an archive whose first member is the layer.
 //!
-//! Two forms are read: a plain `ustar` header with the payload right behind it, and a pax header
-//! with one block of records before that. Written is the second form, as upstream's tools do.
+//! Two forms are parsed: a `ustar` header followed by the payload, and a pax header with one block of
+//! records before that. The second form is written, as by upstream's tools.
 
 use thiserror::Error;
 
-/// Bytes in a tar block.
+/// Bytes of a tar block.
 pub const BLOCK: usize = 512;
 
-/// Bytes before the payload in the pax form, and all that [`payload`] needs to see of a file.
+/// Bytes before the payload in the pax form; [`payload`] needs no more of a file.
 pub const PREFIX: usize = 3 * BLOCK;
 
 /// Name of the member that holds the layer.
 const MEMBER_NAME: &str = "overlaybd.commit";
 
-/// Where the wrapped bytes lie in the file.
+/// Location of the wrapped bytes in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Payload {
     /// Byte of the file at which the payload starts.
     pub offset: u64,
-    /// Bytes of payload.
+    /// Length of the payload in bytes.
     pub len: u64,
 }
 
-/// What makes a tar file unusable as a wrapper.
+/// Why a tar file is not usable as a wrapper.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum Error {
     /// The file ends inside the headers.
     #[error("tar headers need {PREFIX} bytes, the file has {0}")]
     Short(usize),
-    /// The header after the pax records is damaged or of an unknown kind.
+    /// The header after the pax records is damaged or has an unknown format.
     #[error("the tar header at byte 1024, after the pax records, is not a valid ustar header")]
     SecondHeader,
     /// More pax records than the one block that is supported.
@@ -38,16 +38,16 @@ pub enum Error {
     /// A pax record that does not follow `length key=value`.
     #[error("malformed pax record at byte {0}")]
     PaxRecord(usize),
-    /// The size field is no octal number.
+    /// The size field is not an octal number.
     #[error("tar size field at byte {0} is not an octal number")]
     Size(usize),
 }
 
-/// Finds the payload from the first bytes of a file: [`PREFIX`] of them, fewer only if the file is
-/// shorter. `None`: not a tar file.
+/// Finds the payload by the first [`PREFIX`] bytes of a file, or all bytes of a shorter file. Returns `None`
+/// if the file is not a tar file.
 ///
 /// # Errors
-/// The first header is a valid tar header but what follows does not lead to a payload.
+/// Any [`Error`], if the first header is a valid tar header and what follows is not.
 pub fn payload(head: &[u8]) -> Result<Option<Payload>, Error> {
     let Some(first) = head.get(..BLOCK).filter(|header| is_ustar(header)) else {
         return Ok(None);
@@ -76,7 +76,7 @@ pub fn payload(head: &[u8]) -> Result<Option<Payload>, Error> {
     Ok(Some(Payload { offset, len }))
 }
 
-/// The headers to write before a payload of `len` bytes.
+/// Returns the headers that precede a payload of `len` bytes.
 pub fn prefix(len: u64) -> [u8; PREFIX] {
     let record = pax_record(len);
     let mut records = [0; BLOCK];
@@ -119,9 +119,9 @@ const CHECKSUM: std::ops::Range<usize> = 148..156;
 const TYPE_FLAG: usize = 156;
 const MAGIC: usize = 257;
 
-/// Whether this block is a POSIX tar header: magic, version and either form of the checksum.
+/// Whether a block is a POSIX tar header: compares magic, version and either form of the checksum.
 fn is_ustar(header: &[u8]) -> bool {
-    // GNU tar's own format has blanks where the version is, and is taken for a bare file.
+    // The format of GNU tar has blanks in place of the version, and counts as a file without wrapper.
     if field(header, 257..262) != b"ustar" || field(header, 263..265) != b"00" {
         return false;
     }
@@ -130,8 +130,8 @@ fn is_ustar(header: &[u8]) -> bool {
         .is_ok_and(|stored| stored == unsigned || i64::try_from(stored) == Ok(signed))
 }
 
-/// Sum of the header's bytes, the checksum field counted as blanks; some old writers summed them
-/// as signed numbers.
+/// Sums of the bytes of a header as unsigned and as signed numbers, with blanks in the checksum field. Some
+/// old writers used signed numbers.
 fn checksums(header: &[u8]) -> (u64, i64) {
     let mut sums = (0, 0);
     for (at, byte) in header.iter().enumerate() {
@@ -150,7 +150,7 @@ fn field(header: &[u8], bytes: std::ops::Range<usize>) -> &[u8] {
     header.get(bytes).unwrap_or_default()
 }
 
-/// An octal field: blanks, digits, then blanks or NULs. An empty field is 0.
+/// Parses an octal field: blanks, digits, then blanks or NULs. An empty field is 0.
 fn octal(field: &[u8], header: usize) -> Result<u64, Error> {
     let digits = field
         .split(|byte| matches!(byte, 0 | b' '))
@@ -163,7 +163,7 @@ fn octal(field: &[u8], header: usize) -> Result<u64, Error> {
     value.ok_or(Error::Size(header.saturating_add(SIZE.start)))
 }
 
-/// The value of the `size` record, if there is one.
+/// Returns the value of the `size` record, if there is one.
 fn pax_size(records: &[u8]) -> Result<Option<u64>, Error> {
     let (mut rest, mut at) = (records, BLOCK);
     let mut size = None;
@@ -182,7 +182,7 @@ fn pax_size(records: &[u8]) -> Result<Option<u64>, Error> {
     Ok(size)
 }
 
-/// Splits `"<length> key=value\n"` off the front: its whole length, and `key=value`.
+/// Splits the first record, `"<length> key=value\n"`, off `bytes`: returns its length and `key=value`.
 fn split_record(bytes: &[u8]) -> Option<(usize, &str)> {
     let blank = bytes.iter().position(|byte| *byte == b' ')?;
     let len = std::str::from_utf8(bytes.get(..blank)?).ok()?;
@@ -191,7 +191,7 @@ fn split_record(bytes: &[u8]) -> Option<(usize, &str)> {
     Some((len, std::str::from_utf8(record).ok()?))
 }
 
-/// `"<length of the record itself> size=<len>\n"`.
+/// Returns the record `"<length of the record> size=<len>\n"`.
 fn pax_record(len: u64) -> String {
     let body = format!(" size={len}\n");
     let is_total = |total: &usize| *total == body.len().saturating_add(total.to_string().len());
@@ -205,7 +205,7 @@ fn put(header: &mut [u8], at: usize, text: &str) {
     }
 }
 
-/// Adds magic, version and checksum.
+/// Sets magic, version and checksum.
 fn seal(header: &mut [u8]) {
     put(header, MAGIC, "ustar\x0000");
     let (sum, _) = checksums(header);

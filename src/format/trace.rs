@@ -1,11 +1,11 @@
-//! Prefetch traces as upstream writes them: which bytes of which layers a container read at its start.
+//! Prefetch traces in upstream's format: the bytes of layers that a container read at its start.
 //!
 //! ```text
 //! 0   magic (u32), padding, length of the records in bytes (u64), checksum (u32), padding
 //! 24  records of 24 bytes: 'R' or 'W', padding, layer (u32), count (u64), offset (i64)
 //! ```
 //! Numbers are little-endian. A layer is counted from the bottom; offset and count are bytes of the
-//! layer inside tar and ZFile. The checksum is a CRC-32C over all records as they are stored.
+//! layer inside tar and ZFile. The checksum is a CRC-32C of all records as stored.
 
 use thiserror::Error;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_endian};
@@ -53,7 +53,7 @@ pub struct TracedRead {
     pub len: u64,
 }
 
-/// Bytes are not a trace.
+/// Why bytes are not a trace.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Error {
     /// Another kind of file: a list of file names, for example.
@@ -62,7 +62,7 @@ pub enum Error {
         /// The first four bytes.
         found: u32,
     },
-    /// The file does not end where its header says.
+    /// The file does not have the length that its header declares.
     #[error("trace has {found} bytes; its header says {expected}")]
     Length {
         /// Bytes of header and records.
@@ -81,15 +81,15 @@ pub enum Error {
         /// The one of the records.
         found: u32,
     },
-    /// A record is of no known kind, or its range is absurd.
+    /// A record has an unknown kind or an impossible range.
     #[error("record {0} of the trace is malformed")]
     Record(usize),
 }
 
-/// The reads of a trace, in their order. Writes are left out.
+/// Returns the reads of a trace, in order. Skips writes.
 ///
 /// # Errors
-/// An [`Error`]: the file is no trace, or damaged.
+/// Any [`Error`], if the file is not a trace or is damaged.
 pub fn parse(bytes: &[u8]) -> Result<Vec<TracedRead>, Error> {
     let found = bytes.len() as u64;
     let short = |expected| Error::Length { expected, found };
@@ -130,7 +130,7 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<TracedRead>, Error> {
     Ok(reads)
 }
 
-/// A trace of these reads.
+/// Returns the bytes of a trace of these reads.
 pub fn encode(reads: &[TracedRead]) -> Vec<u8> {
     let mut records = Vec::with_capacity(reads.len().saturating_mul(RECORD_LEN));
     for read in reads {

@@ -1,4 +1,4 @@
-//! Which layers make up an image: a list of paths, or an OverlayBD image config.
+//! The layers of an image, from a list of paths or from an OverlayBD image config.
 #![cfg_attr(
     not(test),
     warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
@@ -19,16 +19,16 @@ use crate::format::download::Download;
 use crate::io::regular::open_regular;
 use crate::source::{LayerRef, RemoteBlob};
 
-/// Largest config file that is read, in bytes.
+/// Longest config file in bytes.
 const MAX_CONFIG: u64 = 1024 * 1024;
 
-/// Name of the trace in the folder of an acceleration layer.
+/// Name of the trace in the directory of an acceleration layer.
 const TRACE_IN_DIR: &str = "trace";
 
-/// Names under which a layer lies in its folder, in the order in which they are tried.
+/// Names of a layer in its directory, in the order in which they are tried.
 const NAMES_IN_DIR: [&str; 3] = ["overlaybd.commit", ".commit", "overlaybd.sealed"];
 
-/// Why a config does not tell an image.
+/// Why a config is not usable.
 #[derive(Debug, Error)]
 pub enum Error {
     /// The file cannot be read.
@@ -36,44 +36,44 @@ pub enum Error {
     Read {
         /// The config file.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
-    /// The file is too long to be a config.
+    /// The file is longer than the limit.
     #[error("{} is longer than {MAX_CONFIG} bytes; not an image config", path.display())]
     TooLong {
         /// The config file.
         path: PathBuf,
     },
-    /// The file is no JSON, or its keys have values of the wrong type.
+    /// The file is not JSON, or a key has a value of the wrong type.
     #[error("{} is not a valid image config", path.display())]
     Syntax {
         /// The config file.
         path: PathBuf,
-        /// What is wrong, with line and column.
+        /// Error of the parser, with line and column.
         source: serde_json::Error,
     },
-    /// It asks for something that this program does not do.
+    /// The config uses an unsupported feature.
     #[error("{}: {key} is not supported; {hint}", path.display())]
     Unsupported {
         /// The config file.
         path: PathBuf,
-        /// The key, with its place.
+        /// The key, with its path.
         key: String,
         /// What to do.
         hint: &'static str,
     },
-    /// A lower layer is named that is not there.
+    /// No file of a lower layer exists.
     #[error("{}: no layer file for lowers[{number}]: {wanted}", path.display())]
     NoFile {
         /// The config file.
         path: PathBuf,
         /// Number of the entry, from 0, bottom first.
         number: usize,
-        /// What was looked for.
+        /// Names that were tried.
         wanted: String,
     },
-    /// A lower layer is in a registry, and the config does not say which.
+    /// A lower layer has only a digest, and the config has no repository.
     #[error("{}: lowers[{number}] has a digest, but repoBlobUrl is missing: add repoBlobUrl, or name a local file", path.display())]
     NoRepository {
         /// The config file.
@@ -81,7 +81,7 @@ pub enum Error {
         /// Number of the entry, from 0, bottom first.
         number: usize,
     },
-    /// The digest of a lower layer is not one.
+    /// The digest of a lower layer is malformed.
     #[error("{}: invalid digest of lowers[{number}]", path.display())]
     Digest {
         /// The config file.
@@ -91,13 +91,13 @@ pub enum Error {
         /// What was found.
         source: DigestError,
     },
-    /// It names no layer.
+    /// The config names no layer.
     #[error("{}: lowers is empty; expected at least one layer", path.display())]
     NoLowers {
         /// The config file.
         path: PathBuf,
     },
-    /// An upper is two files.
+    /// One of the two files of the upper layer is missing.
     #[error("{}: upper has no {key}; expected both data and index", path.display())]
     HalfUpper {
         /// The config file.
@@ -115,7 +115,7 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// A stack of these layers, bottom first.
+    /// Creates a stack of these layers, bottom first.
     pub fn new(layers: impl IntoIterator<Item = impl Into<LayerRef>>) -> Self {
         Self {
             layers: layers.into_iter().map(Into::into).collect(),
@@ -123,12 +123,12 @@ impl Stack {
         }
     }
 
-    /// The same layers, with `lineage` for those that do not lie upon their parents.
+    /// Sets the lineage rules of the stack.
     pub fn with_lineage(self, lineage: Lineage) -> Self {
         Self { lineage, ..self }
     }
 
-    /// What to do about layers that do not lie upon their parents.
+    /// Lineage rules of the stack.
     pub fn lineage(&self) -> Lineage {
         self.lineage
     }
@@ -141,15 +141,15 @@ impl Stack {
 
 /// An OverlayBD image config, as the snapshotter writes it.
 ///
-/// It is read first and judged later, by [`ImageConfig::stack_and_upper`], so that a refusal can be reported where
-/// the config asks for it.
+/// [`ImageConfig::load`] only parses it; [`ImageConfig::stack_and_upper`] verifies it, so that errors can be
+/// written to the `resultFile` that the config names.
 #[derive(Clone, Debug)]
 pub struct ImageConfig {
     path: PathBuf,
     keys: Keys,
 }
 
-/// The keys that matter. All others are ignored.
+/// The keys that are used. Others are ignored.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Keys {
@@ -189,7 +189,7 @@ impl ImageConfig {
     /// Reads a config file.
     ///
     /// # Errors
-    /// It cannot be read, or is no config.
+    /// [`Error::Read`], [`Error::TooLong`] and [`Error::Syntax`].
     pub fn load(path: &Path) -> Result<Self, Error> {
         let failed = |source| Error::Read {
             path: path.to_owned(),
@@ -217,13 +217,12 @@ impl ImageConfig {
         })
     }
 
-    /// File that is to get `success` or `failed:<reason>`, if there is one.
+    /// File for the result: `success` or `failed:<reason>`.
     pub fn result_file(&self) -> Option<PathBuf> {
         given(&self.keys.result_file).map(|file| self.resolve(file))
     }
 
-    /// The prefetch trace of the image, or of `recordTracePath`; whether there is one shows when it is
-    /// opened.
+    /// Path of the prefetch trace: in the acceleration layer, or `recordTracePath`. The file may not exist.
     pub fn trace(&self) -> Option<PathBuf> {
         let (_, acceleration) = self.lowers();
         let dir = acceleration.and_then(|lower| given(&lower.dir));
@@ -232,7 +231,7 @@ impl ImageConfig {
             .or(named.map(|path| self.resolve(path)))
     }
 
-    /// The lower layers of the disk, and the one above them that holds a trace.
+    /// The lower layers of the disk, and the acceleration layer above them, which has a trace.
     fn lowers(&self) -> (&[Lower], Option<&Lower>) {
         let all = self.keys.lowers.as_deref().unwrap_or_default();
         match (self.keys.acceleration_layer, all.split_last()) {
@@ -241,16 +240,16 @@ impl ImageConfig {
         }
     }
 
-    /// How the image's layers are downloaded in the background, if the config says it.
+    /// Settings of the background download, if the config has them.
     pub fn download(&self) -> Option<&Download> {
         self.keys.download.as_ref()
     }
 
-    /// The layers of the image, and the data and index files of the writable layer above them, if
-    /// there is one. With it, there may be no layers.
+    /// Returns the layers of the image, and the files of the writable layer above them, if there is one. With
+    /// a writable layer, the image may have no layers.
     ///
     /// # Errors
-    /// The config asks for something unsupported, or a layer is not there.
+    /// All but those of [`ImageConfig::load`].
     pub fn stack_and_upper(&self) -> Result<(Stack, Option<Paths>), Error> {
         let keys = &self.keys;
         let mut files = None;
@@ -286,7 +285,7 @@ impl ImageConfig {
         Ok((stack, files))
     }
 
-    /// One lower layer: a local file if there is one, and otherwise the blob of the registry.
+    /// Returns one lower layer: a local file if there is one, otherwise the blob in the registry.
     fn lower(&self, number: usize, lower: &Lower) -> Result<LayerRef, Error> {
         for (key, value) in [
             ("targetFile", &lower.target_file),
@@ -343,13 +342,13 @@ impl ImageConfig {
         }
     }
 
-    /// A path of the config: a relative one starts at the config's own folder.
+    /// Resolves a path of the config. A relative path is relative to the directory of the config.
     fn resolve(&self, path: &str) -> PathBuf {
         self.path.parent().unwrap_or(Path::new("")).join(path)
     }
 }
 
-/// The value of a key; an empty one counts as absent, as upstream writes all keys.
+/// Value of a key. An empty value counts as absent: upstream writes all keys.
 fn given(value: &Option<String>) -> Option<&str> {
     value.as_deref().filter(|value| !value.is_empty())
 }

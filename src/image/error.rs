@@ -13,18 +13,18 @@ use crate::source::LayerRef;
 use crate::units::{Sector, Sectors};
 use crate::{codec, source};
 
-/// Why an image cannot be opened or read. Names the file, and the place in it.
+/// Why an image cannot be opened or read. Names the file and the offset in it.
 #[derive(Debug, Error)]
 pub enum Error {
     /// A layer's file cannot be opened or read.
     #[error(transparent)]
     Source(#[from] source::Error),
-    /// The file is of another kind, such as a qcow2 image.
+    /// The file has another format, such as qcow2.
     #[error("{layer} {kind}; expected an OverlayBD layer: {}", kind.hint())]
     Foreign {
         /// The layer.
         layer: LayerRef,
-        /// The kind of the file.
+        /// Format of the file.
         kind: Foreign,
     },
     /// The tar wrapper is broken.
@@ -32,7 +32,7 @@ pub enum Error {
     Tar {
         /// The layer.
         layer: LayerRef,
-        /// What is wrong.
+        /// Error of the wrapper.
         source: tar::Error,
     },
     /// The tar member is longer than the file.
@@ -43,42 +43,42 @@ pub enum Error {
     TarPayload {
         /// The layer.
         layer: LayerRef,
-        /// Where the payload starts.
+        /// Start of the payload.
         offset: u64,
         /// Length of the payload in the header.
         len: u64,
         /// Length of the file.
         file_len: u64,
     },
-    /// The compressed container is broken.
+    /// The ZFile is broken.
     #[error("{layer}: broken ZFile, byte {offset}")]
     ZFile {
         /// The layer.
         layer: LayerRef,
         /// Byte of the file at which the broken structure starts.
         offset: u64,
-        /// What is wrong.
+        /// Error of the structure.
         source: zfile::Error,
     },
-    /// Too few bytes for a layer.
+    /// The content is too short for a layer.
     #[error("{layer}: content has {found} bytes; a layer has at least 8192")]
     TooShort {
         /// The layer.
         layer: LayerRef,
-        /// Bytes found, unpacked.
+        /// Length of the content inside the wrappers.
         found: u64,
     },
-    /// The bytes inside the wrappers are not a valid layer.
+    /// The content is not a valid layer.
     #[error("{layer}: not a valid layer, byte {offset} (after unwrapping)")]
     Lsmt {
         /// The layer.
         layer: LayerRef,
-        /// Byte, counted inside all wrappers, at which the broken structure starts.
+        /// Byte of the content at which the broken structure starts.
         offset: u64,
-        /// What is wrong.
+        /// Error of the structure.
         source: lsmt::Error,
     },
-    /// A writable layer that is not sealed, and that no process has open.
+    /// The layer is writable and not sealed, and no process has it open.
     #[error(
         "{layer}: expected a sealed layer, found a writable or truncated one; seal it with `ovbd seal` or `ovbd commit`, or start the disk that took the snapshot"
     )]
@@ -86,15 +86,15 @@ pub enum Error {
         /// The layer.
         layer: LayerRef,
     },
-    /// A writable layer that a process has open, and does not seal.
+    /// The layer is writable, and a process has it open and does not seal it.
     #[error("{layer} was not sealed within {} s and is in use; take a snapshot with `ovbd ctl SOCKET snapshot NAME`", waited.as_secs())]
     InUse {
         /// The layer.
         layer: LayerRef,
-        /// How long it was waited for.
+        /// Time waited for the seal.
         waited: Duration,
     },
-    /// Data at a position beyond what the merged index can tell.
+    /// Data is at a sector beyond the limit of the merged index.
     #[error(
         "{layer}: data of {offset} of the disk is at {moffset} of the layer; at most \
          {MAX_MOFFSET} is supported"
@@ -116,10 +116,10 @@ pub enum Error {
         block: u64,
         /// Byte of the file at which the block starts.
         offset: u64,
-        /// What is wrong.
+        /// Error of the block.
         source: BlockError,
     },
-    /// A layer lies upon another layer than the one it was made upon.
+    /// The layer below is not the one that this layer was made upon.
     #[error(
         "{layer} has parent {parent}, but is above {below}, which has uuid {found}: name every \
          layer of the stack, bottom first; --force uses this order"
@@ -134,7 +134,7 @@ pub enum Error {
         /// Uuid of the layer below it.
         found: Uuid,
     },
-    /// A layer lies upon another stack than the one it was made upon.
+    /// The stack below is not the one that the layer was made upon.
     #[error(
         "{layer} was made for a stack with identity {made_upon}, but is above a stack with identity \
          {found}: name the layers that it was made for; --force uses these layers"
@@ -144,11 +144,10 @@ pub enum Error {
         layer: LayerRef,
         /// Identity of the stack it was made upon.
         made_upon: StackId,
-        /// Identity of the stack it lies upon.
+        /// Identity of the stack below it.
         found: StackId,
     },
-    /// A layer lies upon another disk than the one it was made upon, whose topmost layer has the same
-    /// uuid.
+    /// The stack below has another size than the one that the layer was made upon, although the uuids match.
     #[error(
         "{layer} was made for a disk of {made_upon} bytes, but the layers below it have {found} \
          bytes: name the layers that it was made for; --force uses these layers"
@@ -156,12 +155,12 @@ pub enum Error {
     WrongSize {
         /// The layer.
         layer: LayerRef,
-        /// Bytes of the disk it was made upon.
+        /// Size in bytes of the disk it was made upon.
         made_upon: u64,
-        /// Bytes of the disk it lies upon.
+        /// Size in bytes of the disk below it.
         found: u64,
     },
-    /// A layer that was made upon others lies upon none.
+    /// The layer was made upon other layers, and none is below it.
     #[error(
         "{layer} was made for a stack of layers, but no layer is below it: name every layer of the \
          stack, bottom first; --force uses it alone"
@@ -170,7 +169,7 @@ pub enum Error {
         /// The layer.
         layer: LayerRef,
     },
-    /// A layer lies below the one it was made upon.
+    /// The layer is below the one it was made upon.
     #[error(
         "{layer} has parent {parent}, but is below it ({above}): name the layers bottom first; \
          --force uses this order"
@@ -183,16 +182,16 @@ pub enum Error {
         /// The layer with that uuid.
         above: LayerRef,
     },
-    /// A stack of no layers.
+    /// The stack has no layers.
     #[error("an image needs at least one layer")]
     NoLayers,
-    /// A stack of more layers than supported.
+    /// The number of layers exceeds the limit.
     #[error("{0} layers; at most {MAX_LAYERS} are supported")]
     TooManyLayers(usize),
-    /// More mappings in all layers together than supported.
+    /// The number of mappings of all layers exceeds the limit.
     #[error("more than {MAX_MAPPINGS} mappings in all layers together")]
     TooManyMappings,
-    /// No layer says how large the disk is.
+    /// No layer declares a size.
     #[error("all layers have virtual size 0; expected at least one above 0")]
     NoSize,
     /// The mapped image tables are no longer what they were.
@@ -201,7 +200,7 @@ pub enum Error {
          which rebuilds them"
     )]
     TablesLost,
-    /// A read that does not lie on the disk.
+    /// The range of a read ends past the disk.
     #[error("read of {len} bytes at {start} is past the end of the disk, which has {sectors}")]
     Beyond {
         /// First sector wanted.
@@ -230,21 +229,21 @@ impl Error {
     }
 }
 
-/// What is wrong with a compressed block.
+/// Why a compressed block cannot be decoded.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum BlockError {
-    /// Its checksum does not match.
+    /// The checksum does not match.
     #[error("checksum is {found:#010x}; expected {expected:#010x}")]
     Checksum {
         /// CRC of the stored bytes.
         found: u32,
-        /// Checksum behind them.
+        /// Checksum that follows them.
         expected: u32,
     },
-    /// It does not decode to what it must.
+    /// The codec reports an error.
     #[error(transparent)]
     Codec(#[from] codec::Error),
-    /// Not all of its stored bytes were given.
+    /// Stored bytes are missing.
     #[error("stored bytes are missing")]
     Missing,
 }

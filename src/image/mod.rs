@@ -1,12 +1,12 @@
-//! Layers merged into one disk.
+//! Images: layers merged into one disk.
 //!
 //! An image is opened in two steps. [`Stack::open_files`](config::Stack::open_files) opens the files of
-//! all layers, and reads nothing of them. [`Image::load`] reads the layers side by side, and merges
-//! their indexes; it opens no file, so that a process can enter its sandbox before.
+//! all layers and reads no byte of them. [`Image::load`] reads the layers on several threads and merges
+//! their indexes. It opens no file, so that a process can enter its sandbox between the two steps.
 //!
-//! A loaded image never changes, and has no size: [`Image::sized`] makes it a disk. Any number of threads
-//! look up where bytes are ([`SizedImage::pieces`]), read them by their own means, and decode them with an
-//! [`Unpacker`](unpack::Unpacker) each.
+//! A loaded image is immutable and has no size; [`Image::sized`] gives it one. Any number of threads look up
+//! where bytes are ([`SizedImage::pieces`]), read them, and decode them with their own
+//! [`Unpacker`](unpack::Unpacker).
 
 pub mod block_cache;
 pub mod config;
@@ -57,10 +57,10 @@ use tables::{MappedTables, Stored};
 use crate::format::lsmt::{self, Header};
 use crate::source::Blob;
 
-/// A byte beyond the end of every blob.
+/// Offset beyond the end of every blob.
 const BEYOND: u64 = 1 << 62;
 
-/// Fewer segments than this are merged faster than threads are started.
+/// Least number of segments that are merged on several threads: starting threads takes longer for fewer.
 const PARALLEL_FROM: usize = 1 << 16;
 
 /// The merged layers of a stack. Shared by all readers.
@@ -70,14 +70,14 @@ pub struct Image {
     index: Index,
     lineage: Lineage,
     workers: Workers,
-    /// Read when a layer's place depends on them.
+    /// Identities of the layers, read when the lineage check needs them.
     ids: OnceLock<Vec<LayerId>>,
-    /// The mapped file that holds the index or block tables.
+    /// Mapped file of the index and the block tables, if they are in one.
     tables: Option<MappedTables>,
 }
 
 impl Image {
-    /// Opens the files of a stack, and loads it.
+    /// Opens the files of a stack and loads it.
     ///
     /// # Errors
     /// Those of [`Stack::open_files`] and [`Image::load`].
@@ -122,7 +122,7 @@ impl Image {
         Ok(image)
     }
 
-    /// Loads the layers above those that are `stored`, and merges all.
+    /// Loads the layers above those in `stored`, and merges all.
     fn merged(mut stack: OpenStack, stored: Option<Stored>) -> Result<Self, Error> {
         let (workers, lineage) = (stack.workers, stack.lineage);
         let (mut layers, mut lists, mut tables) = (Vec::new(), Vec::new(), None);
@@ -147,8 +147,8 @@ impl Image {
         })
     }
 
-    /// An image without layers, for a writable layer that is the first of its image. It declares no
-    /// size.
+    /// Creates an image without layers and without a size, for a writable layer that is the first of its
+    /// image.
     pub fn empty(lineage: Lineage) -> Self {
         Self {
             layers: Vec::new(),
@@ -160,7 +160,7 @@ impl Image {
         }
     }
 
-    /// The image as a disk of `size` bytes: as if an empty layer of that size lay above its layers.
+    /// The image as a disk of `size` bytes, as if an empty layer of that size were above its layers.
     #[inline]
     pub fn sized(&self, size: u64) -> SizedImage<'_> {
         SizedImage::new(self, size)
@@ -171,15 +171,15 @@ impl Image {
         self.sized(self.size())
     }
 
-    /// The size in bytes that the topmost layer with a size declares; 0 if none does.
+    /// Size in bytes that the topmost layer with a size declares; 0 if none does.
     pub fn size(&self) -> u64 {
         let sizes = self.layers.iter().rev();
         let mut sizes = sizes.map(|layer| layer.trailer().virtual_size);
         sizes.find(|size| *size > 0).unwrap_or(0)
     }
 
-    /// Bytes that are read at once even if fewer are wanted: the largest compressed block of any
-    /// layer, at least 4096.
+    /// Unit of reads in bytes: the largest block size of the compressed layers, at least 4096. Reading less
+    /// decodes as much.
     pub fn block_size(&self) -> u32 {
         let zfile_maps = self
             .layers
@@ -189,7 +189,7 @@ impl Image {
         sizes.max().unwrap_or(0).max(4096)
     }
 
-    /// Forgets which pages of the layers are known to be in memory: some were evicted.
+    /// Clears the records of which pages of the layers are in memory, because some were evicted.
     pub fn forget_resident(&self) {
         for layer in &self.layers {
             layer.container().blob().forget_resident();
@@ -201,18 +201,18 @@ impl Image {
         &self.layers
     }
 
-    /// Refuses layers above this image, bottom first, that were made upon another stack.
+    /// Checks the lineage of `above`, layers above this image, bottom first.
     ///
     /// # Errors
-    /// Those of [`Image::placed`] and, unless the image's [`Lineage`] is ignored, [`Lineage::check`].
+    /// Those of [`Image::placed`] and [`Lineage::check`].
     pub fn check_above(&self, above: &[Placed]) -> Result<(), Error> {
         self.lineage.check(self.layers.len(), &self.placed(above)?)
     }
 
-    /// The layers of the image and those above it, bottom first.
+    /// Returns the layers of the image and those above it, bottom first, for the lineage check.
     ///
     /// # Errors
-    /// [`Error::Source`] if a layer's identity decides and cannot be read.
+    /// [`Error::Source`] if the identity of a layer is needed and cannot be read.
     pub fn placed(&self, above: &[Placed]) -> Result<Vec<Placed>, Error> {
         let layers = self.layers.iter();
         let layers = layers.map(|layer| Placed::new(layer.layer_ref().clone(), layer.trailer()));
@@ -225,7 +225,7 @@ impl Image {
         Ok(placed)
     }
 
-    /// The identity of all layers together. Reads a few pages of each layer without a uuid, once.
+    /// Identity of the stack. Reads a few pages of each layer without a uuid, once.
     ///
     /// # Errors
     /// [`Error::Source`] if they cannot be read.
@@ -243,7 +243,7 @@ impl Image {
         Ok(self.ids.get_or_init(|| ids))
     }
 
-    /// What a layer above this image is made upon; `None` for an image without layers.
+    /// Record for a layer that is made upon this image; `None` for an image without layers.
     ///
     /// # Errors
     /// Those of [`Image::stack_id`].
@@ -257,8 +257,8 @@ impl Image {
         }))
     }
 
-    /// The header of an empty layer to be put above this image, for a disk of `size` bytes. Without
-    /// layers in the image, the header says nothing about them.
+    /// Creates the header of an empty layer above this image, for a disk of `size` bytes. Above an image
+    /// without layers, it has no parent and no record.
     ///
     /// # Errors
     /// Those of [`Image::made_upon`].
@@ -278,8 +278,8 @@ impl Image {
         &self.index
     }
 
-    /// Whether index and block tables are what was opened. What was looked up in them before this
-    /// call was right if it returns no error.
+    /// Checks that index and block tables were not truncated while they were mapped. Look-ups before a call
+    /// without an error are valid.
     ///
     /// # Errors
     /// [`Error::TablesLost`] if their file was truncated, or its storage failed.
@@ -291,8 +291,8 @@ impl Image {
         }
     }
 
-    /// Finds the bytes of the layer with number `layer` from `offset` on: [`Container::piece`]. A number
-    /// that no layer has, as damaged tables may say, gives a piece that no blob has.
+    /// Calls [`Container::piece`] of the layer with number `layer`. For a number without a layer, which
+    /// damaged tables may have, returns a piece past the end of every blob.
     #[inline]
     fn piece(&self, layer: u16, offset: u64, len: u64) -> pieces::Piece {
         match self.layers.get(usize::from(layer)) {
@@ -305,7 +305,7 @@ impl Image {
         }
     }
 
-    /// Prefetches what [`Image::piece`] needs.
+    /// Prefetches the table entry that [`Image::piece`] needs.
     #[inline]
     fn prefetch_table(&self, layer: u16, offset: u64) {
         if let Some(layer) = self.layers.get(usize::from(layer)) {
@@ -313,14 +313,14 @@ impl Image {
         }
     }
 
-    /// The container of the layer with this number, which comes from a [`pieces::Piece`].
+    /// Container of the layer with this number, which is from a [`pieces::Piece`].
     #[inline]
     pub fn container(&self, layer: u16) -> &Container {
         self.layers[usize::from(layer)].container()
     }
 
-    /// A serial number of 20 characters, the same whenever the same lowest `count` layers are opened:
-    /// a hash over each one's uuids, size and checksums of index and block table. Paths do not count.
+    /// Serial number of 20 characters, the same for the same lowest `count` layers: a hash of their uuids,
+    /// sizes, and checksums of index and block table. It does not depend on paths.
     pub fn serial(&self, count: usize) -> String {
         let mut hash = Hash::EMPTY;
         for layer in self.layers.iter().take(count) {
@@ -330,8 +330,8 @@ impl Image {
     }
 }
 
-/// Loads layers on several threads: the layers, and the segments of each. `below` layers with `mappings`
-/// mappings lie below them.
+/// Loads layers on several threads. Returns the layers and the segments of each. Below them are `below`
+/// layers with `mappings` mappings in total.
 fn load(
     workers: Workers,
     blobs: Vec<Arc<Blob>>,
@@ -364,8 +364,8 @@ fn load(
     loaded.into_iter().collect()
 }
 
-/// Merges neighbours, then the results, and so on: each segment takes part in as many merges as
-/// the number of layers has binary digits.
+/// Merges pairs of neighbours, then pairs of the results, and so on: each segment is merged as often as the
+/// number of layers has binary digits.
 fn merge_all(workers: Workers, mut lists: Vec<Vec<Segment>>) -> Vec<Segment> {
     let total: usize = lists.iter().map(Vec::len).sum();
     while lists.len() > 1 {

@@ -1,7 +1,7 @@
-//! The layers that this process has open, by the identity of their bytes.
+//! Table of the layers that this process has open, by the identity of their bytes.
 //!
-//! A layer that is in several stacks is opened once: the stacks share its block table, its mapping and
-//! its descriptor. The table holds no layer open.
+//! Stacks with the same layer share its block table, mapped file and descriptor. The table itself does not
+//! keep a layer open.
 #![cfg_attr(
     not(test),
     warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
@@ -21,18 +21,17 @@ fn lock() -> MutexGuard<'static, Table> {
     TABLE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Returns the open layer whose bytes have this identity.
+/// Returns the open layer with this identity.
 pub(super) fn find(identity: &BlobIdentity) -> Option<Arc<SharedLayer>> {
     lock().get(identity)?.upgrade()
 }
 
-/// Enters a layer under the identity of its bytes. If another thread has entered one meanwhile, returns
-/// that one.
+/// Inserts a layer. If another thread has inserted a layer with the same identity, returns that one.
 pub(super) fn enter(layer: SharedLayer, identity: &BlobIdentity) -> Arc<SharedLayer> {
     let layer = Arc::new(layer);
     let mut table = lock();
     if let Some(other) = table.get(identity).and_then(Weak::upgrade) {
-        // Dropping `layer` locks the table.
+        // Dropping `layer` locks the table, too.
         drop(table);
         return other;
     }
@@ -40,10 +39,10 @@ pub(super) fn enter(layer: SharedLayer, identity: &BlobIdentity) -> Arc<SharedLa
     layer
 }
 
-/// Removes a layer that is dropped.
+/// Removes a layer that is being dropped.
 pub(super) fn remove(identity: &BlobIdentity) {
     let mut table = lock();
-    // Another layer may have been entered under the identity since the last user of this one left.
+    // Another layer with the same identity may have been inserted since the last use of this one.
     if table
         .get(identity)
         .is_some_and(|layer| layer.strong_count() == 0)

@@ -1,12 +1,11 @@
-//! From a range of the disk to the bytes that hold it. Pure look-up, no I/O, no allocation.
+//! Look-up of the bytes that hold a range of the disk. Does no I/O and allocates nothing.
 
 use super::Image;
 use super::segment::{Segment, SegmentContent};
 use crate::units::{Sector, SectorRange, Sectors};
 
-/// An image as a disk of a size, which may differ from the size that its layers declare: a writable
-/// layer above them has a size of its own. Sectors beyond the size read as zeros, and so do the bytes
-/// beyond it in a last partial sector.
+/// An image with a size, which may differ from the size that its layers declare: a writable layer above
+/// them has its own size. Bytes beyond the size read as zeros.
 #[derive(Clone, Copy, Debug)]
 pub struct SizedImage<'i> {
     image: &'i Image,
@@ -15,7 +14,7 @@ pub struct SizedImage<'i> {
 }
 
 impl<'i> SizedImage<'i> {
-    /// `image` as a disk of `size` bytes.
+    /// Creates a disk of `size` bytes.
     #[inline]
     pub(super) fn new(image: &'i Image, size: u64) -> Self {
         Self { image, size }
@@ -27,40 +26,40 @@ impl<'i> SizedImage<'i> {
         self.image
     }
 
-    /// Size of the disk in sectors, a last partial one included.
+    /// Size of the disk in sectors, with a partial last sector.
     pub fn sectors(self) -> Sectors {
         Sectors::to_hold(self.size)
     }
 
-    /// Finds the bytes of a range of sectors.
+    /// Looks up a range of sectors.
     #[inline]
     pub fn pieces(self, range: SectorRange) -> Pieces<'i> {
         Pieces::new(self.image, range, self.size)
     }
 }
 
-/// Where the next bytes of a range come from.
+/// Location of the next bytes of a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Piece {
-    /// They are zeros.
+    /// Zeros.
     Zero {
         /// Number of bytes.
         len: u64,
     },
-    /// They lie in a layer's file as they are.
+    /// Uncompressed bytes of a layer's file.
     Plain {
         /// Number of the layer, counted from the bottom.
         layer: u16,
-        /// Byte of the file, all wrappers counted in.
+        /// Byte of the file.
         offset: u64,
         /// Number of bytes.
         len: u64,
     },
-    /// They come out of compressed blocks.
+    /// Bytes of compressed blocks.
     Compressed(CompressedRun),
 }
 
-/// Adjacent compressed blocks of one layer, and the bytes wanted of what they hold.
+/// Adjacent compressed blocks of one layer, and the range of their content that is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CompressedRun {
     /// Number of the layer, counted from the bottom.
@@ -69,18 +68,18 @@ pub struct CompressedRun {
     pub first: u64,
     /// Number of blocks.
     pub count: u32,
-    /// Bytes of the first block that are not wanted.
+    /// Number of bytes at the start of the first block that are not wanted.
     pub skip: u32,
-    /// Byte of the file at which the stored blocks start, all wrappers counted in.
+    /// Byte of the file at which the stored blocks start.
     pub offset: u64,
-    /// Stored bytes of all the blocks, at most [`MAX_STORED`](super::MAX_STORED).
+    /// Stored bytes of all blocks, at most [`MAX_STORED`](super::MAX_STORED).
     pub stored: u32,
-    /// Number of bytes wanted, over all the blocks.
+    /// Number of bytes wanted of all blocks.
     pub len: u64,
 }
 
 impl Piece {
-    /// Number of bytes of the range that the piece makes up.
+    /// Number of bytes of the range in the piece.
     #[expect(clippy::len_without_is_empty, reason = "no piece is empty")]
     pub fn len(&self) -> u64 {
         match self {
@@ -90,23 +89,23 @@ impl Piece {
     }
 }
 
-/// The pieces of a range, in order.
+/// Iterator over the pieces of a range, in order.
 #[derive(Clone, Debug)]
 pub struct Pieces<'i> {
     image: &'i Image,
-    /// Next byte of the disk; the start of a sector as long as it is below `end`.
+    /// Next byte of the disk; the start of a sector while it is below `end`.
     at: u64,
-    /// End of the range, or of the disk if that comes first.
+    /// End of the range or of the disk, whichever is first.
     end: u64,
-    /// Bytes of the range beyond the disk.
+    /// Number of bytes of the range beyond the disk.
     beyond: u64,
-    /// The segment that covers or follows `at`, once looked up.
+    /// The segment that covers or follows `at`, if it was looked up.
     segment: Option<Segment>,
 }
 
 impl<'i> Pieces<'i> {
     fn new(image: &'i Image, range: SectorRange, size: u64) -> Self {
-        // A sector past 2^64 bytes counts as that last byte; a disk is far smaller.
+        // A sector past 2^64 bytes counts as the last byte before; a disk is far smaller.
         let byte = |sector: Sector| sector.checked_byte().unwrap_or(u64::MAX);
         let (from, to) = (byte(range.start()), byte(range.end()));
         let end = to.min(size);
@@ -119,8 +118,8 @@ impl<'i> Pieces<'i> {
         }
     }
 
-    /// Looks up which layer the first bytes lie in, and prefetches what the first
-    /// [`next`](Iterator::next) needs to find them there.
+    /// Looks up the layer of the first bytes, and prefetches the table entry that the first
+    /// [`next`](Iterator::next) needs.
     #[inline]
     pub fn prefetch(&mut self) {
         if self.at >= self.end || self.segment.is_some() {
@@ -137,7 +136,7 @@ impl<'i> Pieces<'i> {
         }
     }
 
-    /// The bytes up to `end` as zeros.
+    /// A piece of zeros up to `end`.
     fn zeros(&self, end: u64) -> Piece {
         let len = end - self.at;
         Piece::Zero { len }

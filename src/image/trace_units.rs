@@ -1,4 +1,4 @@
-//! A prefetch trace as ranges of the layers' blobs, in the order in which they should be fetched.
+//! Conversion between a prefetch trace, in bytes of layers, and units of the layers' blobs.
 
 use std::collections::BTreeMap;
 
@@ -8,18 +8,17 @@ use crate::format::trace::{MAX_RECORDS, TracedRead};
 use crate::source::recorder::ReadUnit;
 use crate::source::{Blob, Located};
 
-/// Units between two that are fetched together although they were not read.
+/// Most units between two traced ones that are fetched with them, to save a request.
 const MAX_GAP: u64 = 1;
 
-/// Bytes of one record.
+/// Most bytes of one record.
 const MAX_READ: u64 = 1 << 20;
 
-/// Units of one request.
+/// Most units of one request.
 const MAX_RUN: u64 = (4 << 20) / UNIT;
 
 impl Image {
-    /// Suggests to fetch what a trace read and what is not local yet, and returns how many bytes.
-    /// Never waits.
+    /// Suggests to fetch the absent units of a trace, and returns their number of bytes. Never waits.
     pub fn replay(&self, reads: &[TracedRead]) -> u64 {
         let mut bytes = 0;
         for (layer, units) in runs(&self.first_reads(reads)) {
@@ -31,7 +30,7 @@ impl Image {
         bytes
     }
 
-    /// The trace of reads that were recorded, in their order.
+    /// Converts recorded units to a trace, in the same order.
     pub fn traced(&self, units: &[ReadUnit]) -> Vec<TracedRead> {
         let mut reads = Vec::new();
         for ReadUnit { layer, unit } in units {
@@ -40,7 +39,7 @@ impl Image {
             let Some(held) = container.and_then(|container| container.held(bytes)) else {
                 continue;
             };
-            // Upstream's replay reads at most so much at once.
+            // Upstream's replay reads at most `MAX_READ` bytes at once.
             for offset in held.clone().step_by(MAX_READ as usize) {
                 reads.push(TracedRead {
                     layer: *layer as u32,
@@ -53,8 +52,8 @@ impl Image {
         reads
     }
 
-    /// For each unit of a blob that is read, the number of the first read. Reads outside of a layer
-    /// are left out: the trace is of another image, or hostile.
+    /// Returns the number of the first read of each unit. Skips reads outside a layer: the trace may be of
+    /// another image, or hostile.
     fn first_reads(&self, reads: &[TracedRead]) -> BTreeMap<(usize, u64), usize> {
         let mut first = BTreeMap::new();
         for (number, read) in reads.iter().enumerate() {
@@ -76,7 +75,7 @@ impl Image {
     }
 }
 
-/// Runs of units of the same layer, by the first read of any of them.
+/// Joins units of the same layer to runs, sorted by the first read of each run.
 fn runs(first: &BTreeMap<(usize, u64), usize>) -> Vec<(usize, UnitRange)> {
     let mut runs: Vec<(usize, usize, UnitRange)> = Vec::new();
     for ((layer, unit), number) in first {
@@ -98,7 +97,7 @@ fn runs(first: &BTreeMap<(usize, u64), usize>) -> Vec<(usize, UnitRange)> {
         .collect()
 }
 
-/// Suggests to fetch units of a blob; returns their bytes if any is absent.
+/// Suggests to fetch units of a blob, if one is absent. Returns their number of bytes, or 0.
 fn fetch(blob: &Blob, units: UnitRange) -> u64 {
     let start = units.start() * UNIT;
     let len = (units.end() * UNIT).min(blob.len()).saturating_sub(start);

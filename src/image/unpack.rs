@@ -1,4 +1,4 @@
-//! From stored blocks to the bytes wanted of them, straight into their destination where possible.
+//! Verifies and decodes stored blocks, directly into the destination where possible.
 
 use std::sync::Arc;
 
@@ -12,20 +12,20 @@ use crate::format::zfile::CHECKSUM_LEN;
 use crate::io::scatter::Cursor;
 use vm_memory::VolatileSlice;
 
-/// Unpacks blocks for one worker; keeps what the codecs work with, and the last block that was only
-/// partly wanted: the rest of it is often what comes next.
+/// Decodes blocks for one worker. Keeps the working memory of the codecs, and the last block that was wanted
+/// in part, because the next read often wants the rest of it.
 #[derive(Default)]
 pub struct Unpacker {
     decoder: Decoder,
     bounce: Vec<u8>,
-    /// The block whose content fills `bounce`.
+    /// The block whose content is in `bounce`.
     held: Option<BlockId>,
-    /// Blocks that others decoded, if they are kept.
+    /// Decoded blocks that all queues share.
     cache: Option<Arc<BlockCache>>,
 }
 
 impl Unpacker {
-    /// An unpacker that shares decoded blocks with others.
+    /// Creates an unpacker that shares decoded blocks in `cache`.
     pub fn with_cache(cache: Option<Arc<BlockCache>>) -> Self {
         Self {
             cache,
@@ -33,8 +33,8 @@ impl Unpacker {
         }
     }
 
-    /// Serves a piece of `container` from a block decoded earlier, if that is all it needs: then
-    /// its stored bytes need not be read. Whether it did.
+    /// Copies a piece of `container` from a block that was decoded earlier, so that its stored bytes need not
+    /// be read. Returns whether that was possible.
     pub fn unpack_held(
         &mut self,
         container: &Container,
@@ -57,12 +57,11 @@ impl Unpacker {
         bytes.is_some()
     }
 
-    /// Writes the bytes that `piece` wants into `into`, from `stored`, the stored bytes of its
-    /// blocks in private memory. Each block's checksum, if it has one, is verified
-    /// before the block is decoded.
+    /// Decodes `stored`, the stored bytes of all blocks of `piece` in private memory, and writes the wanted
+    /// bytes to `into`. Verifies the checksum of a block, if it has one, before decoding it.
     ///
     /// # Errors
-    /// A block is damaged. The destination may then be partly written.
+    /// [`Error::Block`] for a damaged block. `into` may then be partly written.
     pub fn unpack(
         &mut self,
         container: &Container,
@@ -70,7 +69,7 @@ impl Unpacker {
         stored: &[u8],
         into: &mut Cursor<'_, '_>,
     ) -> Result<(), Error> {
-        // A piece of a container without blocks has none to unpack.
+        // Cannot happen: the piece of an uncompressed container has no blocks.
         let Some(zfile_map) = container.zfile_map() else {
             return Ok(());
         };
@@ -88,7 +87,7 @@ impl Unpacker {
             let part = wanted.min(len.saturating_sub(skip));
             let shared = self.cache.is_some() && piece.count == 1;
             let result = match take_block(zfile_map, block, &mut rest) {
-                // Only damaged tables want bytes that no block has.
+                // Only damaged tables lead to bytes that the block does not have.
                 Ok(_) if part == 0 => Err(BlockError::Missing),
                 Ok(bytes) if part == len && !shared => self.whole(zfile_map, bytes, len, into),
                 Ok(bytes) => {
@@ -108,7 +107,7 @@ impl Unpacker {
         }
     }
 
-    /// Decodes a block that is wanted whole, in place if its destination is in one piece.
+    /// Decodes a whole block, directly into its destination if that is contiguous.
     fn whole(
         &mut self,
         zfile_map: &ZFileMap,
@@ -128,7 +127,7 @@ impl Unpacker {
         Ok(())
     }
 
-    /// Decodes a block into the bounce buffer, unless it is there, and keeps it.
+    /// Decodes a block into the bounce buffer and keeps it, unless it is there already.
     fn partly(
         &mut self,
         zfile_map: &ZFileMap,
@@ -150,7 +149,7 @@ impl Unpacker {
     }
 }
 
-/// Takes the next block off the stored bytes and verifies its checksum: the block without it.
+/// Splits the next block off the stored bytes and verifies its checksum. Returns its compressed bytes.
 fn take_block<'s>(
     zfile_map: &ZFileMap,
     block: u64,
@@ -165,11 +164,10 @@ fn take_block<'s>(
     verified(stored, zfile_map.header().format.checksum)
 }
 
-/// The compressed bytes of a stored block: all of it, or, if a checksum follows them, what comes
-/// before that, verified.
+/// Verifies the checksum at the end of a stored block, if it has one, and returns the compressed bytes.
 ///
 /// # Errors
-/// The checksum is wrong or missing.
+/// [`BlockError::Checksum`] for a wrong checksum, [`BlockError::Missing`] for a block without one.
 pub fn verified(stored: &[u8], checksum: bool) -> Result<&[u8], BlockError> {
     if !checksum {
         return Ok(stored);
@@ -186,7 +184,7 @@ pub fn verified(stored: &[u8], checksum: bool) -> Result<&[u8], BlockError> {
     }
 }
 
-/// The first `len` bytes of a buffer that is made longer if need be.
+/// Returns the first `len` bytes of a buffer, which grows if it is shorter.
 fn grown(buffer: &mut Vec<u8>, len: usize) -> &mut [u8] {
     if buffer.len() < len {
         buffer.resize(len, 0);

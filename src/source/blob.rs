@@ -1,4 +1,4 @@
-//! A blob's file: opened, measured, mapped, and located before it is read.
+//! The file of a blob: opening, mapping, and locating ranges before they are read.
 
 use std::fs::{File, Metadata};
 use std::io::{self, Seek, SeekFrom};
@@ -20,7 +20,7 @@ use super::{Error, LayerRef};
 use crate::format::digest::Digest;
 use crate::format::tables::LayerIdentity;
 
-/// A layer's bytes as stored: a local file, or a cached one whose bytes may be absent.
+/// The bytes of a layer as stored: a local file, or a file in the cache with bytes that may be absent.
 #[derive(Debug)]
 pub struct Blob {
     layer: LayerRef,
@@ -29,12 +29,11 @@ pub struct Blob {
     /// Which bytes are local; `None`: all are. Also records the reads, if `recording` is set.
     presence: Option<Arc<dyn Presence>>,
     recording: Option<Recording>,
-    /// The mapped file; a file that cannot be mapped is read.
+    /// The mapped file, unless it cannot be mapped.
     resident_map: OnceLock<ResidentMap>,
 }
 
-/// Identifies the bytes of a blob among those of others, as long as the blob is open: an inode that is in
-/// use is not used again.
+/// Identity of the bytes of a blob while it is open: the inode of an open file is not reused.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BlobIdentity {
     device: u64,
@@ -43,15 +42,15 @@ pub struct BlobIdentity {
     content: Content,
 }
 
-/// What tells whether the file of a blob still has the same bytes.
+/// Evidence that the file of a blob has the same bytes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Content {
-    /// The times of a local file, each in seconds and nanoseconds.
+    /// Times of a local file in seconds and nanoseconds.
     Unchanged {
         modified: (i64, i64),
         changed: (i64, i64),
     },
-    /// The digest of a cached blob, whose file changes while it is filled.
+    /// Digest of a blob in the cache, whose file changes while it is filled.
     Digest(Digest),
 }
 
@@ -75,7 +74,7 @@ impl Blob {
     /// Opens a regular file or block device for reading.
     ///
     /// # Errors
-    /// [`Error::Open`] if the system refuses, [`Error::NotAFile`] for any other kind of file.
+    /// [`Error::Open`] if the file cannot be opened, [`Error::NotAFile`] for any other kind of file.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let failed = |source| Error::Open {
             layer: path.into(),
@@ -83,7 +82,7 @@ impl Blob {
         };
         let mut file = File::options()
             .read(true)
-            .custom_flags(libc::O_NONBLOCK) // opening a pipe without a writer must not wait
+            .custom_flags(libc::O_NONBLOCK) // do not wait for the writer of a pipe
             .open(path)
             .map_err(failed)?;
         let kind = file.metadata().map_err(failed)?.file_type();
@@ -95,8 +94,8 @@ impl Blob {
         Ok(Self::new(path.into(), file, len, None))
     }
 
-    /// A file that grows and changes, such as the data file of a writable layer. The blob keeps the length
-    /// that the file has now.
+    /// Creates a blob of a file that grows and changes, such as the data file of a writable layer. The blob
+    /// keeps the current length of the file.
     ///
     /// # Errors
     /// [`Error::Open`] if the file cannot be examined.
@@ -109,7 +108,8 @@ impl Blob {
         Ok(Self::new(path.into(), file, len, None))
     }
 
-    /// A blob of `len` bytes of which `file`, as long as the blob, holds what `presence` says.
+    /// Creates a blob of `len` bytes. `file` has the same length and contains the bytes that are present
+    /// according to `presence`.
     pub fn partial(layer: LayerRef, file: File, len: u64, presence: Arc<dyn Presence>) -> Self {
         Self::new(layer, file, len, Some(presence))
     }
@@ -125,7 +125,7 @@ impl Blob {
         }
     }
 
-    /// A blob of `len` bytes that are all in `file`, as in a cache.
+    /// Creates a blob of `len` bytes that are all in `file`.
     pub fn complete(layer: LayerRef, file: File, len: u64) -> Self {
         Self::new(layer, file, len, None)
     }
@@ -144,12 +144,12 @@ impl Blob {
         }
     }
 
-    /// The layer whose bytes these are.
+    /// The layer of the blob.
     pub fn layer(&self) -> &LayerRef {
         &self.layer
     }
 
-    /// The metadata of the file.
+    /// Metadata of the file.
     ///
     /// # Errors
     /// [`Error::Open`] if the file cannot be examined.
@@ -161,7 +161,7 @@ impl Blob {
         })
     }
 
-    /// The identity of the bytes, by which stacks share an open layer. `None` for a block device, whose
+    /// Identity of the bytes, by which stacks share an open layer. `None` for a block device, whose
     /// bytes may change unnoticed, and for a recorded blob: sharing it would lose its reads, or record
     /// those of another stack.
     ///
@@ -190,7 +190,7 @@ impl Blob {
         }))
     }
 
-    /// Bytes of the blob when it was opened.
+    /// Length of the blob in bytes when it was opened.
     pub fn len(&self) -> u64 {
         self.len
     }
@@ -200,15 +200,15 @@ impl Blob {
         self.len == 0
     }
 
-    /// Bytes that are local. Counts them one unit after the other.
+    /// Number of bytes that are local. Scans the presence map.
     pub fn local_bytes(&self) -> u64 {
         let presence = self.presence.as_ref();
         presence.map_or(self.len, |presence| presence.local_bytes())
     }
 
-    /// Locates `len` bytes at `offset`: present if all of them are local. Never waits.
+    /// Locates `len` bytes at `offset`: present if all are local. Never waits.
     ///
-    /// Bytes beyond the end of the blob count as present: reading them reports the end.
+    /// Bytes past the end of the blob count as present: reading them fails with [`Error::Short`].
     #[inline]
     pub fn locate(&self, offset: u64, len: usize) -> Located<'_> {
         match &self.presence {
@@ -231,11 +231,11 @@ impl Blob {
         Located::Absent(AbsentRange::new(self, presence, offset, inside, len))
     }
 
-    /// The first byte from `offset` on that is not in a hole of the file, or the end of the blob. Where
-    /// holes are not known, that is `offset`.
+    /// Returns the first byte from `offset` on that is not in a hole of the file, or the end of the blob.
+    /// Returns `offset` if holes are unknown.
     pub fn data_from(&self, offset: u64) -> u64 {
         if self.presence.is_some() {
-            // Absent bytes are holes of the cache's file.
+            // Absent bytes are holes of the file, too.
             return offset;
         }
         match rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Data(offset)) {
@@ -245,12 +245,12 @@ impl Blob {
         }
     }
 
-    /// Fills `buffer` with the bytes from `offset` on. Waits for storage, and for absent bytes until
-    /// the blob's [`Presence::patience`] is over.
+    /// Fills `buffer` with the bytes from `offset` on. Waits for storage, and for absent bytes up to the
+    /// [`Presence::patience`] of the blob.
     ///
     /// # Errors
-    /// [`Error::Read`] and [`Error::Short`] for a local failure, [`Error::Fetch`] if absent bytes
-    /// cannot be fetched in time.
+    /// [`Error::Read`] and [`Error::Short`] if reading fails, [`Error::Fetch`] if absent bytes cannot be
+    /// fetched in time.
     pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
         let range = match self.locate(offset, buffer.len()) {
             Located::Present(range) => range,
@@ -259,25 +259,25 @@ impl Blob {
         range.read_exact(buffer)
     }
 
-    /// Reports that bytes of the blob are wrong, as its headers or its index show. Returns whether what
-    /// is read from now on will be fetched again, until [`Blob::trust`].
+    /// Reports that the headers or the index of the blob are wrong. Returns whether each range that is read
+    /// is fetched again from now on, until [`Blob::trust`].
     pub fn distrust(&self) -> bool {
         self.presence
             .as_ref()
             .is_some_and(|presence| presence.distrust())
     }
 
-    /// Takes the bytes for right that were not read since [`Blob::distrust`].
+    /// Ends [`Blob::distrust`]: bytes that were not read since then count as right again.
     pub fn trust(&self) {
         if let Some(presence) = &self.presence {
             presence.trust();
         }
     }
 
-    /// Reports that the bytes of a range are not those of the blob, as a checksum shows. Returns
-    /// whether they will be fetched again: then the range is absent until that is done.
+    /// Reports that a checksum in a range is wrong. Returns whether the range is absent from now on, to be
+    /// fetched again.
     ///
-    /// The bytes of a local file, and those that were fetched again too often, stay as they are.
+    /// Returns false for a local file, and for a range that was fetched again too often.
     pub fn reject(&self, offset: u64, len: usize) -> bool {
         let inside = (len as u64).min(self.len.saturating_sub(offset));
         match &self.presence {
@@ -286,10 +286,10 @@ impl Blob {
         }
     }
 
-    /// Maps the file, so that pages known to be in memory are copied without a system call. Reads
-    /// the last bytes of the file, so that they are local afterwards.
+    /// Maps the file, so that pages in memory are copied without a system call. Reads the last bytes of the
+    /// file, which are local afterwards.
     ///
-    /// A file that cannot be mapped is read instead.
+    /// If the file cannot be mapped, reads use system calls.
     pub fn map(&self) {
         if self.is_empty() || self.resident_map.get().is_some() {
             return;
@@ -340,33 +340,33 @@ impl Blob {
         &self.file
     }
 
-    /// Whether the mapped file could not deliver a page that was touched.
+    /// Whether a mapped page that was accessed was missing from the file.
     pub fn is_lost(&self) -> bool {
         self.resident_map().is_some_and(ResidentMap::is_lost)
     }
 
-    /// Forgets which pages are in memory: some were evicted.
+    /// Clears the record of which pages are in memory, because some were evicted.
     pub fn forget_resident(&self) {
         if let Some(resident_map) = self.resident_map() {
             resident_map.forget();
         }
     }
 
-    /// Drops the cached pages of a range, which must not have been read through the mapping. Yields
-    /// no bytes, so the range need not be present.
+    /// Drops the cached pages of a range, which must not have been read through the mapping. The range need
+    /// not be present.
     pub fn drop_cached(&self, offset: u64, len: u64) {
-        // Whole pages: the neighbours' bytes on the first and last go as well.
+        // Rounded to whole pages, so that neighbouring bytes on the first and last page are dropped, too.
         let start = offset / resident_map::PAGE * resident_map::PAGE;
         let end = (offset + len).next_multiple_of(resident_map::PAGE);
         self.advise(start, end - start, Advice::DontNeed);
     }
 
     pub(super) fn advise(&self, offset: u64, len: u64, advice: Advice) {
-        // Advice only: a system that refuses it does no harm.
+        // Only advice: a failure has no effect.
         let _ = rustix::fs::fadvise(&self.file, offset, NonZeroU64::new(len), advice);
     }
 
-    /// The same file measured again, which may have grown. Both share a lock.
+    /// Creates a blob of the same file with its current length. Both share a lock.
     ///
     /// # Errors
     /// [`Error::Open`] if the file cannot be examined, or the process has no descriptor left.
@@ -385,11 +385,11 @@ impl Blob {
         })
     }
 
-    /// Takes a shared lock on the file; returns whether no process has it locked to write to it.
-    /// Never waits.
+    /// Takes a shared lock on the file. Returns false if another process holds an exclusive lock. Never
+    /// waits.
     ///
     /// # Errors
-    /// [`Error::Lock`] if the file cannot be locked at all.
+    /// [`Error::Lock`] if the file system has no locks.
     pub fn try_lock_shared(&self) -> Result<bool, Error> {
         match flock(&self.file, FlockOperation::NonBlockingLockShared) {
             Ok(()) => Ok(true),
@@ -398,10 +398,10 @@ impl Blob {
         }
     }
 
-    /// Gives up the lock.
+    /// Releases the lock.
     ///
     /// # Errors
-    /// [`Error::Lock`] if the system refuses.
+    /// [`Error::Lock`] if `flock(2)` fails.
     pub fn unlock(&self) -> Result<(), Error> {
         flock(&self.file, FlockOperation::Unlock).map_err(|errno| self.unlockable(errno))
     }
@@ -413,7 +413,7 @@ impl Blob {
         }
     }
 
-    /// The error of a read that failed.
+    /// Creates the error of a failed read.
     pub(super) fn failed(&self, offset: u64, expected: usize, source: io::Error) -> Error {
         Error::Read {
             layer: self.layer.clone(),
@@ -423,7 +423,7 @@ impl Blob {
         }
     }
 
-    /// The error of a read that found the end of the file.
+    /// Creates the error of a read that reached the end of the file.
     pub(super) fn short(&self, offset: u64, expected: usize, found: usize) -> Error {
         Error::Short {
             layer: self.layer.clone(),

@@ -1,4 +1,4 @@
-//! Copies pages of a blob that are in memory, without a system call.
+//! Copies pages of a blob that are in memory without a system call.
 //!
 //! The blob is mapped. One bit per page is set when the page was read, and cleared when pages are
 //! known to have been evicted. A page with its bit set is copied from the mapping. Any other page is
@@ -6,9 +6,9 @@
 //! kernel may still evict a page whose bit is set; the next access is then a major fault. Workers
 //! count major faults, call [`ResidentMap::forget`], and read pages until their bits are set again.
 //!
-//! A file truncated under its mapping faults only beyond the page that it ends in: the rest of that
-//! page reads as zeros. The map therefore remembers the last byte of the blob that is not zero.
-//! While the mapping still has that byte, nothing before it is missing.
+//! An access to a truncated file faults only beyond the page in which the file ends; the rest of that page
+//! reads as zeros. The map therefore keeps the last byte of the blob that is not zero. While the mapping
+//! still has that byte, nothing before it is missing.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -27,11 +27,11 @@ pub const PAGE: u64 = 4096;
 /// Longest blob that is mapped, in bytes: its bits take 2 MiB. A sparse file may be of any length.
 const MAX_LEN: u64 = 64 << 30;
 
-/// Bytes at the end of a blob of which one must not be zero: more than the zeros of a layer's trailer
-/// and of the blocks that end a tar file.
+/// Number of bytes at the end of a blob of which one must not be zero: more than the zeros at the end of a
+/// layer's trailer and of a tar file.
 pub const TAIL: u64 = 8 << 10;
 
-/// Cache lines of a range that are prefetched: a block of 4 KiB. The hardware prefetcher continues.
+/// Number of cache lines of a range that are prefetched: 4 KiB. The hardware prefetcher continues.
 const LINES: usize = 64;
 
 /// A mapped blob.
@@ -40,17 +40,17 @@ pub struct ResidentMap {
     mapping: MappedFile,
     /// Pages known to be in memory.
     known: AtomicBitmap,
-    /// The last byte that is not zero, and where it is.
+    /// Offset and value of the last byte that is not zero.
     last: (usize, u8),
 }
 
-/// A blob cannot be mapped for reading resident pages.
+/// Why a blob cannot be mapped for copying pages in memory.
 #[derive(Debug, thiserror::Error)]
 pub enum ResidentMapError {
-    /// It cannot be mapped.
+    /// The file cannot be mapped.
     #[error(transparent)]
     Map(#[from] MapError),
-    /// It ends in zeros, so that a truncation would go unnoticed.
+    /// The file ends in zeros, so that a truncation would go unnoticed.
     #[error("the last {TAIL} bytes are zeros")]
     Zeros,
 }
@@ -95,33 +95,34 @@ impl ResidentMap {
         (self.last.0 as u64, self.last.1)
     }
 
-    /// The pages of a range, which count as one page at least.
+    /// Numbers of the pages of a range, at least one page.
     #[inline]
     fn pages(offset: u64, len: usize) -> Range<u64> {
         offset / PAGE..(offset + (len as u64).max(1)).div_ceil(PAGE)
     }
 
-    /// `len` bytes at `offset`, if all their pages are known to be in memory.
+    /// Returns `len` bytes at `offset`, if all their pages are known to be in memory.
     ///
-    /// Copy from it, then ask [`ResidentMap::is_lost`]: only if that is false were the bytes the file's.
+    /// The caller copies them and then checks [`ResidentMap::is_lost`]: if true, the copy is not the content of
+    /// the file.
     pub fn resident(&self, offset: u64, len: usize) -> Option<VolatileSlice<'_>> {
         let slice = self.mapping.slice(usize::try_from(offset).ok()?, len)?;
         (self.known.all(Self::pages(offset, len)) && !self.mapping.is_lost()).then_some(slice)
     }
 
-    /// Notes that a range, which lies in the blob, was just read and so is in memory.
+    /// Marks the pages of a range of the blob as in memory, because it was just read.
     pub fn note(&self, offset: u64, len: usize) {
         self.known.set(Self::pages(offset, len));
     }
 
-    /// Clears all bits: some pages were evicted.
+    /// Clears all bits, because some pages were evicted.
     pub fn forget(&self) {
         self.known.clear_all();
     }
 
-    /// Whether bytes are missing: the file was truncated, or storage failed.
+    /// Whether the file was truncated, or its storage failed, while it was mapped.
     pub fn is_lost(&self) -> bool {
-        // What was copied before this call must not be read after the byte is.
+        // Keeps copies made before this call from being reordered after the load of the byte.
         fence(Ordering::Acquire);
         let (at, expected) = self.last;
         let found = self
@@ -162,10 +163,10 @@ fn last_byte(len: u64, tail: &[u8]) -> Result<(u64, u8), ResidentMapError> {
     Ok((start + at as u64, tail[at]))
 }
 
-/// Page faults of this thread that waited for storage: more of them than before means that pages
-/// were evicted under their mapping.
+/// Number of page faults of this thread that waited for storage. An increase means that mapped pages were
+/// evicted.
 pub fn major_faults() -> u64 {
-    // SAFETY: plain old data, for which zeros are a valid value, filled by the system call.
+    // SAFETY: all zeros is a valid `rusage`, which the call fills.
     let usage = unsafe {
         let mut usage: libc::rusage = std::mem::zeroed();
         libc::getrusage(libc::RUSAGE_THREAD, &mut usage);

@@ -33,13 +33,13 @@ pub trait Presence: Debug + Send + Sync {
     /// the range present, if it was fetched again too often.
     fn reject(&self, offset: u64, len: u64) -> bool;
 
-    /// Marks all bytes absent because some of them, unknown which, are damaged: each range is fetched
-    /// again when it is asked for. Returns false, and changes nothing, if that was done too often.
+    /// Marks all bytes absent, because an unknown part of them is damaged: each range is fetched again when
+    /// it is requested. Returns false, and changes nothing, if this was done too often.
     fn distrust(&self) -> bool {
         false
     }
 
-    /// Ends [`Presence::distrust`]: the bytes that were not asked for meanwhile are present again.
+    /// Ends [`Presence::distrust`]: bytes that were not requested since then are present again.
     fn trust(&self) {}
 
     /// Bytes that are local, as far as they are counted.

@@ -1,4 +1,4 @@
-//! The structure at both ends of a ZFile, and which of the two to go by.
+//! Header and trailer of a ZFile, which have the same structure, and the choice between them.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, little_endian};
 
@@ -10,7 +10,7 @@ use crate::format::crc;
 const MAGIC: [u8; 24] = *b"ZFile\0\x01\0tuji.yyf@Alibaba";
 const STRUCT_LEN: u32 = 96;
 const DIGEST: std::ops::Range<usize> = 28..32;
-/// Bytes that files written before 2023 left uninitialised; zero in all others.
+/// Bytes that files written before 2023 left uninitialized; zero in all others.
 const TAIL: std::ops::Range<usize> = 89..HEADER_LEN;
 
 const FLAG_HEADER: u64 = 1 << 0;
@@ -20,7 +20,7 @@ const FLAG_OVERWRITTEN: u64 = 1 << 3;
 const FLAG_DIGEST: u64 = 1 << 4;
 const FLAG_TABLE_COMPRESSED: u64 = 1 << 5;
 
-/// The structure as it lies on disk; zeros follow up to [`HEADER_LEN`].
+/// The structure on disk; zeros follow up to [`HEADER_LEN`].
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, zerocopy::Unaligned)]
 #[repr(C)]
 struct Raw {
@@ -43,15 +43,15 @@ struct Raw {
     padding: [u8; 7],
 }
 
-/// What a header or trailer says.
+/// A decoded header or trailer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// How blocks are made.
+    /// Format of the blocks.
     pub format: BlockFormat,
-    /// Content and block table; meaningless in a header that was not overwritten at the end.
+    /// Content and block table; without meaning in a header that was not overwritten at the end.
     pub extent: Extent,
-    /// Whether the structure carries a digest, which then has been checked. Without one the
-    /// table's checksum means nothing either.
+    /// Whether the structure has a digest, which was then verified. Without one, the checksum of the block
+    /// table has no meaning either.
     pub digest: bool,
     flags: u64,
 }
@@ -62,12 +62,13 @@ impl Header {
         bytes.starts_with(&MAGIC)
     }
 
-    /// Reads the header or the trailer of a ZFile.
+    /// Decodes the header or the trailer of a ZFile.
     ///
-    /// Bits and bytes without a meaning may hold anything: files written before 2023 do.
+    /// Reserved bits and bytes may have any value: files written before 2023 have random ones.
     ///
     /// # Errors
-    /// Wrong magic, kind, digest, codec or block size; a dictionary is needed.
+    /// [`Error::NoTrailer`], [`Error::Digest`], [`Error::Flags`], [`Error::Algorithm`], [`Error::BlockSize`]
+    /// and [`Error::Dictionary`].
     pub fn decode(bytes: &[u8; HEADER_LEN], part: HeaderKind) -> Result<Self, Error> {
         let raw = match Raw::ref_from_prefix(bytes) {
             Ok((raw, _)) if raw.magic == MAGIC => raw,
@@ -123,12 +124,12 @@ impl Header {
         })
     }
 
-    /// Whether the header was overwritten when the file was finished, and so tells all.
+    /// Whether the header was overwritten when the file was finished, so that all fields have a meaning.
     pub fn is_overwritten(&self) -> bool {
         self.flags & FLAG_OVERWRITTEN != 0
     }
 
-    /// Byte at which the trailer starts, as a header says that was overwritten when the file was
+    /// Byte at which the trailer starts, according to a header that was overwritten when the file was
     /// finished.
     pub fn trailer_offset(&self) -> Option<u64> {
         self.table_end().filter(|_| self.is_overwritten())
@@ -145,7 +146,7 @@ impl Header {
     }
 }
 
-/// Whether the structure has a digest; an error if it has one that does not match.
+/// Verifies the digest of a structure. Returns whether it has one.
 fn check_digest(raw: &Raw, bytes: &[u8; HEADER_LEN], part: HeaderKind) -> Result<bool, Error> {
     if raw.flags.get() & FLAG_DIGEST == 0 {
         return Ok(false);
@@ -154,8 +155,8 @@ fn check_digest(raw: &Raw, bytes: &[u8; HEADER_LEN], part: HeaderKind) -> Result
     if found == expected {
         return Ok(true);
     }
-    // Old writers left random bits in flags, digest and tail. Their tail gives them away; in a
-    // file that has a digest the tail is zero, and damage to the tail alone changes no content.
+    // Old writers left random bits in flags, digest and tail, and are recognized by their tail: in a file
+    // with a digest the tail is zero, and damage to the tail alone changes no content.
     let tail = bytes.get(TAIL).unwrap_or_default();
     if tail.iter().any(|byte| *byte != 0) {
         return Ok(false);
@@ -167,7 +168,7 @@ fn check_digest(raw: &Raw, bytes: &[u8; HEADER_LEN], part: HeaderKind) -> Result
     })
 }
 
-/// CRC of the whole structure with the digest field counted as zero.
+/// CRC of the whole structure with a digest field of zero.
 fn digest(bytes: &[u8; HEADER_LEN]) -> u32 {
     let mut without = *bytes;
     if let Some(field) = without.get_mut(DIGEST) {
@@ -176,7 +177,7 @@ fn digest(bytes: &[u8; HEADER_LEN]) -> u32 {
     crc::raw(0, &without)
 }
 
-/// The header to write first, before anything about the content is known.
+/// Returns the header that is written first, before the content is known.
 pub fn initial_header(format: &BlockFormat) -> [u8; HEADER_LEN] {
     encode(
         format,
@@ -185,13 +186,13 @@ pub fn initial_header(format: &BlockFormat) -> [u8; HEADER_LEN] {
     )
 }
 
-/// The header to put over the first one when the file is finished.
+/// Returns the header that replaces the initial one when the file is finished.
 pub fn final_header(format: &BlockFormat, extent: &Extent) -> [u8; HEADER_LEN] {
     let flags = FLAG_HEADER | FLAG_DATA | FLAG_OVERWRITTEN | FLAG_DIGEST;
     encode(format, extent, flags)
 }
 
-/// The trailer to write last.
+/// Returns the trailer, which is written last.
 pub fn trailer(format: &BlockFormat, extent: &Extent) -> [u8; HEADER_LEN] {
     encode(format, extent, FLAG_DATA | FLAG_SEALED | FLAG_DIGEST)
 }
@@ -225,14 +226,15 @@ fn encode(format: &BlockFormat, extent: &Extent, flags: u64) -> [u8; HEADER_LEN]
     bytes
 }
 
-/// Which of header and trailer to go by, after checking them against each other and against the
-/// file, whose trailer starts at byte `trailer_offset`.
+/// Compares header and trailer with each other and with the file, whose trailer starts at byte
+/// `trailer_offset`, and returns the one to use.
 ///
-/// The header counts if it was overwritten at the end and its numbers fit the file; the bit alone
-/// is not enough, as old writers left it random.
+/// That is the header if it was overwritten at the end and its table ends at the trailer, otherwise the
+/// trailer. The flag alone is not enough, because old writers left it random.
 ///
 /// # Errors
-/// They contradict each other, or the numbers are impossible.
+/// [`Error::Disagree`] if they contradict each other; [`Error::TooManyBlocks`], [`Error::TableRange`],
+/// [`Error::CompressedTable`] and [`Error::BlockCount`] for impossible numbers.
 pub fn reconcile(header: &Header, trailer: &Header, trailer_offset: u64) -> Result<Header, Error> {
     if header.format != trailer.format {
         return Err(Error::Disagree("block format"));

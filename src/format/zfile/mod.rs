@@ -20,16 +20,16 @@ pub const HEADER_LEN: usize = 512;
 /// Bytes of the checksum after a block.
 pub const CHECKSUM_LEN: usize = 4;
 
-/// Smallest and largest number of uncompressed bytes in a block.
+/// Allowed numbers of uncompressed bytes in a block.
 pub const BLOCK_SIZES: std::ops::RangeInclusive<u32> = 4096..=65536;
 
 /// Most blocks of one file.
 pub const MAX_BLOCKS: u64 = 1_000_000_000;
 
-/// What makes bytes no valid ZFile.
+/// Why bytes are not a valid ZFile.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum Error {
-    /// The trailer's magic is missing.
+    /// The trailer has no magic.
     #[error("no ZFile magic in the trailer; the file is truncated or incomplete")]
     NoTrailer,
     /// The digest does not match the bytes it covers.
@@ -42,17 +42,17 @@ pub enum Error {
         /// Digest in the structure.
         expected: u32,
     },
-    /// Flags that do not fit the place the structure stands at.
+    /// The flags do not match the position of the structure.
     #[error("{part} flags {found:#x}; expected {expected}")]
     Flags {
         /// Which of the two structures.
         part: HeaderKind,
         /// Flags found.
         found: u64,
-        /// What they should have said.
+        /// Flags expected.
         expected: &'static str,
     },
-    /// A codec this program does not have.
+    /// The compression algorithm is not supported.
     #[error("{part} names compression algorithm {found}; supported are 1 (LZ4) and 2 (zstd)")]
     Algorithm {
         /// Which of the two structures.
@@ -60,7 +60,7 @@ pub enum Error {
         /// Number of the algorithm.
         found: u8,
     },
-    /// A block size outside the format.
+    /// The format does not allow the block size.
     #[error("{part} block size is {found}; expected a power of two from 4096 to 65536")]
     BlockSize {
         /// Which of the two structures.
@@ -68,41 +68,41 @@ pub enum Error {
         /// Block size found.
         found: u32,
     },
-    /// Blocks that need a dictionary.
+    /// The blocks need a dictionary.
     #[error("blocks compressed with a dictionary are not supported")]
     Dictionary,
-    /// A block table that is itself compressed.
+    /// The block table is compressed.
     #[error("a compressed block table is not supported")]
     CompressedTable,
     /// Header and trailer contradict each other.
     #[error("header and trailer disagree about the {0}")]
     Disagree(&'static str),
-    /// The block table does not lie between the header and the trailer.
+    /// The block table is not between header and trailer.
     #[error(
         "block table of {blocks} entries at byte {offset} does not fit before the trailer at byte {trailer}"
     )]
     TableRange {
-        /// Where the table is said to start.
+        /// Start of the table, as declared.
         offset: u64,
-        /// How many entries it is said to have.
+        /// Number of its entries, as declared.
         blocks: u64,
-        /// Where the trailer starts.
+        /// Start of the trailer.
         trailer: u64,
     },
-    /// More blocks than the format allows.
+    /// The number of blocks exceeds the limit.
     #[error("{0} blocks; at most {MAX_BLOCKS} are supported")]
     TooManyBlocks(u64),
-    /// Number of blocks and original size do not fit each other.
+    /// Number of blocks and original size do not match.
     #[error("{blocks} blocks of {block_size} bytes do not match {original_size} bytes of content")]
     BlockCount {
         /// Entries of the table.
         blocks: u64,
         /// Uncompressed bytes in a block.
         block_size: u32,
-        /// Uncompressed bytes in all.
+        /// Uncompressed bytes of all blocks.
         original_size: u64,
     },
-    /// A stored length that no block can have.
+    /// A stored length is impossible.
     #[error("block {block} has {stored} stored bytes by the block table; expected {min} to {max}")]
     StoredLength {
         /// Number of the block.
@@ -121,7 +121,7 @@ pub enum Error {
     BlocksEnd {
         /// End of the last block.
         end: u64,
-        /// Where the table is said to start.
+        /// Start of the table, as declared.
         offset: u64,
     },
     /// The block table's checksum does not match.
@@ -134,10 +134,10 @@ pub enum Error {
     },
 }
 
-/// How blocks are compressed.
+/// Compression algorithm of blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Algorithm {
-    /// Raw LZ4 blocks, no frame.
+    /// Raw LZ4 blocks without frames.
     Lz4,
     /// One zstd frame per block.
     Zstd,
@@ -169,14 +169,14 @@ impl std::fmt::Display for Algorithm {
     }
 }
 
-/// What stays the same while a file is written: how its blocks are made.
+/// Format of the blocks of a file, known before the file is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockFormat {
-    /// How blocks are compressed.
+    /// Compression algorithm.
     pub algorithm: Algorithm,
-    /// Uncompressed bytes in every block but the last, a power of two in [`BLOCK_SIZES`].
+    /// Uncompressed bytes of every block but the last; a power of two in [`BLOCK_SIZES`].
     pub block_size: u32,
-    /// Whether [`CHECKSUM_LEN`] bytes of checksum follow each block.
+    /// Whether a checksum of [`CHECKSUM_LEN`] bytes follows each block.
     pub checksum: bool,
     /// Bytes between the header and the first block.
     pub dictionary_len: u32,
@@ -188,8 +188,8 @@ impl BlockFormat {
         u64::from(self.dictionary_len).saturating_add(HEADER_LEN as u64)
     }
 
-    /// Least and most bytes a stored block may occupy, its checksum included. Honest codecs stay
-    /// far below the upper bound: incompressible bytes grow by less than one in two hundred.
+    /// Least and most bytes of a stored block with its checksum. Codecs stay far below the upper bound:
+    /// incompressible bytes grow by less than one in two hundred.
     fn stored_bounds(&self) -> (u32, u32) {
         let checksum = match self.checksum {
             true => CHECKSUM_LEN as u32,
@@ -200,7 +200,7 @@ impl BlockFormat {
     }
 }
 
-/// What only the finished file can tell: its content and where the block table is.
+/// Content and block table of a file, known when the file is finished.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Extent {
     /// Byte at which the block table starts.

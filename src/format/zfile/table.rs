@@ -1,15 +1,15 @@
-//! The block table of a ZFile: stored lengths on disk, positions in memory.
+//! Block table of a ZFile: stored lengths on disk, offsets in memory.
 
 use super::{BlockFormat, Error, Extent, Header};
 use crate::format::crc;
 use crate::io::prefetch;
 use crate::io::section::Section;
 
-/// Blocks that share one full position in a [`BlockTable`].
+/// Number of blocks that share a 64-bit base in a [`BlockTable`].
 const GROUP: usize = 1 << GROUP_SHIFT;
 const GROUP_SHIFT: u32 = 10;
 
-/// Where each block is: 4 bytes per block, and 8 for every 1024.
+/// Offsets of all blocks: 4 bytes for each, and 8 for every 1024.
 #[derive(Debug)]
 pub struct BlockTable {
     bases: Section<u64>,
@@ -20,8 +20,8 @@ pub struct BlockTable {
 }
 
 impl BlockTable {
-    /// The table with these base positions and relative ones, as [`BlockTable::sections`] returns
-    /// them, of blocks that end at byte `end`; `None` if their numbers do not fit each other.
+    /// Creates a table of the bases and relative offsets that [`BlockTable::sections`] returned, for blocks
+    /// that end at byte `end`. Returns `None` if the numbers of bases and offsets do not match.
     pub fn from_sections(bases: Section<u64>, relative: Section<u32>, end: u64) -> Option<Self> {
         let fits = !relative.is_empty() && bases.len() == Self::bases(relative.len());
         fits.then_some(Self {
@@ -31,12 +31,12 @@ impl BlockTable {
         })
     }
 
-    /// Number of base positions for so many relative ones.
+    /// Number of bases for this number of relative offsets.
     pub const fn bases(relative: usize) -> usize {
         relative.div_ceil(GROUP)
     }
 
-    /// The base positions, and the relative ones.
+    /// The bases, and the relative offsets.
     pub fn sections(&self) -> (&[u64], &[u32]) {
         (&self.bases, &self.relative)
     }
@@ -49,8 +49,8 @@ impl BlockTable {
     /// Byte of the ZFile at which block `block` starts; the end of the last block if there is no such
     /// block.
     ///
-    /// A table that was read from a layer was checked. A mapped one may hold any number: check what is
-    /// computed with it.
+    /// The offsets of a table that was read from a layer were verified. A mapped table may hold any number,
+    /// so callers check what they compute from it.
     #[inline]
     pub fn offset(&self, block: u64) -> u64 {
         let block = block as usize;
@@ -61,7 +61,7 @@ impl BlockTable {
         }
     }
 
-    /// Starts to bring the entry of a block into the processor's cache.
+    /// Prefetches the entry of a block into the processor's cache.
     #[inline]
     pub fn prefetch(&self, block: u64) {
         if let Some(entry) = self.relative.get(block as usize) {
@@ -70,7 +70,7 @@ impl BlockTable {
     }
 }
 
-/// Makes a [`BlockTable`] of the table's bytes, in as many pieces as they come.
+/// Builds a [`BlockTable`] from the bytes of the table, in any number of pieces.
 #[derive(Debug)]
 pub struct TableReader {
     format: BlockFormat,
@@ -84,7 +84,7 @@ pub struct TableReader {
 }
 
 impl TableReader {
-    /// A reader of the table that `header`, from [`reconcile`], describes.
+    /// Creates a reader of the table that `header`, returned by [`reconcile`](super::reconcile), describes.
     pub fn new(header: &Header) -> Self {
         let mut reader = Self {
             format: header.format,
@@ -99,10 +99,10 @@ impl TableReader {
         reader
     }
 
-    /// Takes whole entries that follow those read before.
+    /// Reads the next entries; `bytes` has whole entries.
     ///
     /// # Errors
-    /// A stored length is impossible.
+    /// [`Error::StoredLength`] for an impossible length.
     pub fn read(&mut self, bytes: &[u8]) -> Result<(), Error> {
         self.crc = crc::raw(self.crc, bytes);
         let (min, max) = self.format.stored_bounds();
@@ -125,10 +125,11 @@ impl TableReader {
         Ok(())
     }
 
-    /// The table, once all entries were read.
+    /// Returns the table after all entries were read.
     ///
     /// # Errors
-    /// The table's checksum is wrong, entries are missing, or the blocks do not end at the table.
+    /// [`Error::TableChecksum`] for a wrong checksum, [`Error::BlockCount`] for missing entries,
+    /// [`Error::BlocksEnd`] if the blocks do not end where the table starts.
     pub fn finish(self) -> Result<BlockTable, Error> {
         if let Some(expected) = self.expected_crc.filter(|crc| *crc != self.crc) {
             return Err(Error::TableChecksum {
@@ -173,13 +174,13 @@ impl TableReader {
         if self.relative.len().is_multiple_of(GROUP) {
             self.bases.push(self.end);
         }
-        // A group spans at most 1024 blocks of 128 KiB, so its relative positions fit.
+        // Fits: a group has at most 1024 blocks of 128 KiB.
         let base = self.bases.last().copied().unwrap_or_default();
         self.relative.push(self.end.saturating_sub(base) as u32);
     }
 }
 
-/// The bytes of a block table with these stored lengths, checksums included.
+/// Returns the bytes of a block table with these stored lengths, which include the checksums of blocks.
 pub fn encode_table(stored: &[u32]) -> Vec<u8> {
     stored.iter().flat_map(|len| len.to_le_bytes()).collect()
 }
