@@ -1,0 +1,135 @@
+//! How long an emulated guest takes from the start of the daemon to the files that it reads.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::daemon::Daemon;
+use common::delay::Link;
+use common::programs;
+
+use crate::front::{Host, Named};
+use crate::origin::{Image, Origin};
+use crate::plot::Chart;
+use crate::{Result, Table, rate, round_trip};
+
+/// Kernel and initial file system, which `contrib/bench/registry --boot` builds.
+const GUEST: &str = "target/bench-guest";
+
+/// Files of the image.
+const FILES: &str = "/usr/share/doc";
+
+/// An ext4 image of [`FILES`], compressed.
+fn image() -> Result<Arc<Image>> {
+    let dir = tempfile::tempdir()?;
+    let (raw, layer) = (dir.path().join("raw"), dir.path().join("layer"));
+    let options = [
+        "-q",
+        "-t",
+        "ext4",
+        "-O",
+        "^has_journal",
+        "-b",
+        "4096",
+        "-d",
+        FILES,
+    ];
+    finish(Command::new("mke2fs").args(options).arg(&raw).arg("512M"))?;
+    let mut create = Command::new(programs::path("ovbd"));
+    finish(
+        create
+            .args(["create", "--tar", "--from"])
+            .args([&raw, &layer]),
+    )?;
+    Ok(Image::new(&[fs::read(&layer)?]))
+}
+
+fn finish(command: &mut Command) -> Result<()> {
+    match command.stdout(Stdio::null()).status()?.success() {
+        true => Ok(()),
+        false => Err(format!("{command:?} failed").into()),
+    }
+}
+
+/// Boots a guest, and waits until it has switched itself off.
+fn boot(daemon: &Daemon) -> Result<()> {
+    let socket = daemon.socket().display().to_string();
+    let file = |name: &str| Path::new(GUEST).join(name).display().to_string();
+    let output = Command::new("qemu-system-x86_64")
+        .args([
+            "-M", "q35", "-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "512",
+        ])
+        .args(["-object", "memory-backend-memfd,id=mem,size=512M,share=on"])
+        .args(["-numa", "node,memdev=mem", "-chardev"])
+        .arg(format!("socket,id=disk,path={socket}"))
+        .args(["-device", "vhost-user-blk-pci,chardev=disk,num-queues=2"])
+        .args(["-kernel", &file("vmlinuz"), "-initrd", &file("initrd.gz")])
+        .args(["-append", "console=ttyS0 quiet panic=-1 no_timer_check"])
+        .args([
+            "-nodefaults",
+            "-display",
+            "none",
+            "-serial",
+            "stdio",
+            "-no-reboot",
+        ])
+        .stdin(Stdio::null())
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    let read = said.lines().find(|line| line.contains("guest> read "));
+    match read {
+        Some(line) if !line.contains("read 0 bytes") => Ok(()),
+        _ => Err(format!("the guest did not read: {said}").into()),
+    }
+}
+
+/// The table over links.
+pub fn table(links: &[Link]) -> Result<Table> {
+    let image = image()?;
+    let mut text = format!(
+        "| guest that reads a fifth of {:.0} MB | link | cold | with a trace | warm | pull everything, then \
+         boot | fetched cold |\n|--:|--:|--:|--:|--:|--:|--:|\n",
+        image.bytes() as f64 / 1e6
+    );
+    let mut bars = Vec::new();
+    for link in links {
+        let origin = Origin::start(&image, *link);
+        let run = |host: &Host, more: &[&str]| -> Result<Duration> {
+            let start = Instant::now();
+            let (mut daemon, _) = host.serve(&origin, Named::Config, more);
+            boot(&daemon)?;
+            let took = start.elapsed();
+            daemon.terminate();
+            Ok(took)
+        };
+        let host = Host::new(&origin)?;
+        let before = origin.bytes();
+        let cold = run(&host, &[])?;
+        let fetched = origin.bytes() - before;
+        let warm = run(&host, &[])?;
+        let trace = host.path("trace");
+        run(&host, &["--record-trace", &trace])?;
+        let traced = run(&Host::new(&origin)?, &["--prefetch", &trace])?;
+        let host = Host::new(&origin)?;
+        let pulled = host.pull(&origin)? + run(&host, &[])?;
+        let name = format!("{}, {}", round_trip(*link), rate(*link));
+        let cells = [cold, traced, warm, pulled].map(|time| format!("{:.1} s", time.as_secs_f64()));
+        text += &format!(
+            "| {} | {} | {} | {:.0} MB |\n",
+            round_trip(*link),
+            rate(*link),
+            cells.join(" | "),
+            fetched as f64 / 1e6
+        );
+        for (what, time) in [("cold", cold), ("trace", traced), ("warm", warm)] {
+            bars.push((format!("{name}, {what}"), time.as_secs_f64()));
+        }
+    }
+    Ok(Table {
+        name: "boot",
+        text,
+        charts: vec![Chart::new("start of a guest, s", bars)],
+    })
+}
