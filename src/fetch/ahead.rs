@@ -9,6 +9,9 @@ const STREAMS: usize = 8;
 const FIRST: u64 = (512 << 10) / UNIT;
 const LONGEST: u64 = (32 << 20) / UNIT;
 
+/// Units between a reader and one that is near it.
+const NEAR: u64 = (256 << 10) / UNIT;
+
 #[derive(Clone, Copy, Debug)]
 struct Stream {
     /// Unit behind the last one that was wanted.
@@ -25,6 +28,13 @@ pub(super) struct Ahead {
 }
 
 impl Ahead {
+    /// Whether a reader was near these units: then it probably wants more there. A reader at random
+    /// does not, and would pay for bytes that it does not use.
+    pub(super) fn is_near(&self, units: UnitRange) -> bool {
+        let mut streams = self.streams.iter();
+        streams.any(|stream| units.start().abs_diff(stream.next) <= NEAR)
+    }
+
     /// Takes the units that a reader waits for, and returns those to read ahead of it: none at its
     /// first step, then a window that doubles with each further one.
     pub(super) fn wanted(&mut self, units: UnitRange, all: u64) -> UnitRange {
@@ -107,6 +117,16 @@ mod tests {
             requests += u32::from(!ahead.wanted(UnitRange::one(unit), ALL).is_empty());
         }
         assert!(requests < 20, "{requests}");
+    }
+
+    #[test]
+    fn a_reader_is_near_where_it_just_was() {
+        let mut ahead = Ahead::default();
+        let units = |start| UnitRange::new(start, start + 1);
+        assert!(!ahead.is_near(units(100)));
+        ahead.wanted(units(100), ALL);
+        let near = (0..ALL).filter(|unit| ahead.is_near(units(*unit)));
+        assert_eq!(near.collect::<Vec<_>>(), (97..=105).collect::<Vec<_>>());
     }
 
     #[test]

@@ -403,7 +403,17 @@ impl Shared {
         }
         state.schedule.want(blob.id, &runs, cause, waiter);
         if matches!(cause, Cause::Demand | Cause::Read) {
-            let ahead = lock(&blob.ahead).wanted(units, blob.identity.units());
+            let all = blob.identity.units();
+            let mut readers = lock(&blob.ahead);
+            let (near, ahead) = (readers.is_near(units), readers.wanted(units, all));
+            drop(readers);
+            let end = units.start() + lock(&blob.pace).demand_units();
+            if near && end > units.end() {
+                let runs = partial
+                    .map()
+                    .absent(UnitRange::new(units.end(), end.min(all)));
+                state.schedule.want(blob.id, &runs, cause, None);
+            }
             let runs = partial.map().absent(ahead);
             state.schedule.want(blob.id, &runs, Cause::ReadAhead, None);
             self.others.notify_one();
@@ -418,7 +428,7 @@ impl Shared {
     /// Units that one request of this cause may have.
     pub(super) fn size(&self, blobs: &Blobs, blob: BlobId, cause: Cause) -> u64 {
         match Urgency::of(cause) {
-            // All that loading a layer needs, in one request.
+            // Never more than is wanted: all that loading a layer needs is one request.
             Urgency::Demand if cause == Cause::Start => MAX_DEMAND,
             Urgency::Demand => {
                 let blob = blobs.get(blob);

@@ -1,4 +1,5 @@
-//! How much to ask for at once when a reader waits: little on a slow link, much over a long one.
+//! How much to ask for at once when a reader waits that was near before: little on a slow link, much
+//! over a long one.
 //!
 //! The time of an answer is a round trip and a transfer. Asking for as much as the link carries in
 //! a round trip doubles that time at most, and halves the number of round trips of a reader that
@@ -59,7 +60,7 @@ impl Pace {
             (Some(delay), Some(rate)) => ((delay * rate) as u64).clamp(MIN, MAX),
             _ => self.start,
         };
-        bytes.next_power_of_two().min(MAX) / UNIT
+        1 << (bytes / UNIT).max(1).ilog2()
     }
 }
 
@@ -88,8 +89,8 @@ mod tests {
         assert_eq!(Pace::starting_with(4096).demand_units(), 1);
         assert_eq!(Pace::starting_with(1 << 19).demand_units(), 8);
         assert_eq!(Pace::starting_with(64 << 20).demand_units(), 16);
-        assert_eq!(settled(0.1, 1e9), 2);
-        assert_eq!(settled(1.0, 125e6), 2);
+        assert_eq!(settled(0.1, 1e9), 1);
+        assert_eq!(settled(1.0, 125e6), 1);
         assert_eq!(settled(20.0, 125e6), 16);
         assert_eq!(settled(200.0, 125e6), 16);
         assert_eq!(settled(20.0, 3e6), 1);

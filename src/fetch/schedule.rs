@@ -173,8 +173,7 @@ impl<W> Schedule<W> {
     }
 
     /// Takes the most urgent job of those in `urgencies`. A job is grown over the wanted units
-    /// behind it, and for a demand or a read over absent ones, to `size(blob, cause)` units: opening
-    /// a layer asks for all that it needs.
+    /// behind it, to `size(blob, cause)` units.
     pub(super) fn next(
         &mut self,
         urgencies: &[Urgency],
@@ -337,7 +336,7 @@ impl<W> Units<W> {
         let joins = |unit| match self.status.get(&unit) {
             Some(Status::Wanted(other)) => (*other == Cause::Repair) == (cause == Cause::Repair),
             Some(Status::InFlight) => false,
-            None => matches!(cause, Cause::Demand | Cause::Read) && absent(unit),
+            None => false,
         };
         let is_gap = |unit| !self.status.contains_key(&unit) && !absent(unit);
         let gap = Urgency::of(cause).max_gap();

@@ -21,17 +21,14 @@ fn job(units: UnitRange, cause: Cause) -> Option<Job> {
 }
 
 #[test]
-fn demand_goes_first_and_grows_over_absent_units() {
+fn demand_goes_first_and_takes_no_unit_that_is_not_wanted() {
     let mut schedule = Test::default();
     schedule.want(BLOB, &[units(500, 520)], Cause::Background, None);
     schedule.want(BLOB, &[units(100, 110)], Cause::ReadAhead, None);
     schedule.want(BLOB, &[units(50, 52)], Cause::Replay, None);
     schedule.want(BLOB, &[units(7, 8)], Cause::Demand, Some("a"));
     let all = &Urgency::ALL;
-    assert_eq!(
-        next(&mut schedule, all, 4),
-        job(units(7, 11), Cause::Demand)
-    );
+    assert_eq!(next(&mut schedule, all, 4), job(units(7, 8), Cause::Demand));
     assert_eq!(
         next(&mut schedule, all, 4),
         job(units(50, 52), Cause::Replay)
@@ -139,7 +136,7 @@ fn a_failure_is_repeated_while_something_waits() {
     let mut schedule = Test::default();
     let now = Instant::now();
     let later = now + Duration::from_secs(1);
-    schedule.want(BLOB, &[units(0, 1)], Cause::Demand, Some("guest"));
+    schedule.want(BLOB, &[units(0, 4)], Cause::Demand, Some("guest"));
     let failed = next(&mut schedule, &Urgency::ALL, 4).unwrap();
     assert_eq!(failed.units, units(0, 4));
     schedule.want(BLOB, &[units(1, 2)], Cause::Start, Some("opening"));
@@ -152,10 +149,10 @@ fn a_failure_is_repeated_while_something_waits() {
     assert_eq!(schedule.failed(&failed, true, later), ["opening"]);
     schedule.wake(later);
     assert_eq!(
-        next(&mut schedule, &Urgency::ALL, 1),
-        job(units(0, 1), Cause::Demand)
+        next(&mut schedule, &Urgency::ALL, 4),
+        job(units(0, 4), Cause::Demand)
     );
-    assert_eq!(schedule.arrived(BLOB, units(0, 1)), ["guest"]);
+    assert_eq!(schedule.arrived(BLOB, units(0, 4)), ["guest"]);
     assert!(schedule.blobs.is_empty());
 }
 
