@@ -5,7 +5,7 @@ use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use common::disk::Disk;
@@ -39,6 +39,23 @@ impl Unanswered {
             reply.attr(&TTL, &attributes(ino, SIZE));
         }
         self.flushes.drain(..).for_each(ReplyEmpty::ok);
+    }
+}
+
+/// The server does not answer before this is dropped: also when the test fails, or the daemon could not be ended.
+struct Silence<'a>(&'a Mutex<Unanswered>);
+
+impl<'a> Silence<'a> {
+    fn begin(unanswered: &'a Mutex<Unanswered>) -> Self {
+        unanswered.lock().expect("lock").silent = true;
+        Self(unanswered)
+    }
+}
+
+impl Drop for Silence<'_> {
+    fn drop(&mut self) {
+        let unanswered = self.0.lock();
+        unanswered.unwrap_or_else(PoisonError::into_inner).answer();
     }
 }
 
@@ -135,7 +152,7 @@ fn assert_refused(folder: &Path, unanswered: &Mutex<Unanswered>) {
     let fds = [file.as_raw_fd()];
 
     let mut disk = Disk::serve();
-    unanswered.lock().expect("lock").silent = true;
+    let silence = Silence::begin(unanswered);
     let region = longs(&[0, 1 << 32, SIZE, 0x7100_0000_0000, 0]);
     let table = [&longs(&[1])[..], &region[8..]].concat();
     let inflight = [&longs(&[4096, 0])[..], &[1, 0, 128, 0, 0, 0, 0, 0]].concat();
@@ -157,7 +174,7 @@ fn assert_refused(folder: &Path, unanswered: &Mutex<Unanswered>) {
     }
     assert!(disk.daemon.log().contains("FUSE, network"));
 
-    unanswered.lock().expect("lock").answer();
+    drop(silence);
     let status = disk.daemon.terminate();
     assert_eq!(status.code(), Some(0), "{}", disk.daemon.log());
 }
