@@ -171,7 +171,7 @@ impl DiskSpec {
             && (serial.len() > 20 || !serial.bytes().all(|byte| byte.is_ascii_graphic()))
         {
             return Err(bad(
-                "serial must have at most 20 printable ASCII characters".to_owned(),
+                "serial: expected at most 20 printable ASCII characters, without spaces".to_owned(),
             ));
         }
         let long = |text: &String| text.len() > MAX_LABEL_LEN;
