@@ -49,13 +49,13 @@ type Subject<'a> = (&'static str, Box<dyn Fn() + 'a>);
 
 #[derive(Parser)]
 struct Args {
-    /// Where the files come from
+    /// Directory of the input files
     #[arg(long, default_value = "/usr")]
     from: PathBuf,
-    /// Where the images go; in /dev/shm, storage does not count
+    /// Directory for the images; in /dev/shm, storage has no effect on the result
     #[arg(long, default_value = "/var/tmp")]
     dir: PathBuf,
-    /// MiB of files
+    /// Size of the input in MiB
     #[arg(long, default_value_t = 512)]
     size: usize,
     #[arg(long, default_value_t = 5)]

@@ -42,10 +42,10 @@ const LOOK_UPS: u64 = 1 << 18;
 
 #[derive(Parser)]
 struct Args {
-    /// Where the files go: on the storage to be measured
+    /// Directory for the files, on the storage to be measured
     #[arg(long, default_value = "target")]
     dir: PathBuf,
-    /// Extents of the upper
+    /// Numbers of extents in the writable layer
     #[arg(long, value_delimiter = ',', default_value = "1000,100000,1000000")]
     extents: Vec<u64>,
     #[arg(long, default_value_t = 5)]

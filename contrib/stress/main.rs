@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use clap::Parser;
 
-/// Reads from six devices, and writes to two of them, under trouble of every kind, and checks every
-/// byte.
+/// Read six disks and write to two of them under faults of every kind, and check every byte.
 #[derive(Parser)]
 struct Args {
     /// Duration in minutes

@@ -46,10 +46,10 @@ type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 /// Compares ways to serve a disk over vhost-user.
 #[derive(Parser)]
 struct Args {
-    /// A small run of about two minutes: 256 MiB, fewer images, short rounds.
+    /// Run for about two minutes only: 256 MiB, fewer images, short rounds.
     #[arg(long)]
     quick: bool,
-    /// Images to measure, by name or by what stands before the colon [default: all]
+    /// Images to measure, by name, or by the part of the name before the colon [default: all]
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     only: Vec<String>,
     /// Workloads: rand32, rand1, seq8 [default: all]
@@ -58,13 +58,13 @@ struct Args {
     /// Numbers of queues.
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,2")]
     queues: Vec<usize>,
-    /// Rounds, in each of which every image has its turn.
+    /// Number of rounds; each round measures every image once.
     #[arg(long, value_name = "N", default_value_t = 5)]
     rounds: usize,
-    /// Seconds of a turn [default: 1; 0.3 with --quick]
+    /// Seconds for which a round measures each image [default: 1; 0.3 with --quick]
     #[arg(long, value_name = "S")]
     seconds: Option<f64>,
-    /// MiB of the disk [default: 2048; 256 with --quick]
+    /// Size of the disk in MiB [default: 2048; 256 with --quick]
     #[arg(long, value_name = "MIB")]
     size: Option<u64>,
     /// Directory for the images.
@@ -76,7 +76,7 @@ struct Args {
     /// The daemon under test.
     #[arg(long, value_name = "PATH", default_value = env!("CARGO_BIN_EXE_ovbd-vhost"))]
     daemon: PathBuf,
-    /// More arguments for it, separated by spaces.
+    /// More options of the daemon, separated by spaces.
     #[arg(
         long,
         value_name = "ARGS",
@@ -84,22 +84,22 @@ struct Args {
         allow_hyphen_values = true
     )]
     daemon_args: String,
-    /// Another build of it, to compare with.
+    /// Another build of the daemon, to compare with.
     #[arg(long, value_name = "PATH")]
     baseline: Option<PathBuf>,
-    /// The same build with other arguments, to compare with; repeatable.
+    /// The same build with other options, to compare with; repeatable.
     #[arg(long, value_name = "NAME=ARGS", allow_hyphen_values = true)]
     variant: Vec<String>,
-    /// Leave out the runs in which nothing is in the page cache.
+    /// Omit the runs with an empty page cache.
     #[arg(long)]
     no_cold: bool,
-    /// Only measure how long a start takes, and the private memory after it.
+    /// Measure only the time of a start, and the private memory after the start.
     #[arg(long)]
     opening: bool,
     /// The image tool.
     #[arg(long, value_name = "PATH", default_value = env!("CARGO_BIN_EXE_ovbd"))]
     tool: PathBuf,
-    /// Where all samples go; a picture of the medians goes beside them, as `.svg`.
+    /// File for all samples; a plot of the medians is written beside it, as `.svg`.
     #[arg(long, value_name = "FILE", default_value = "target/bench.json")]
     json: PathBuf,
     /// Cargo adds this.

@@ -44,16 +44,16 @@ const DEPTH_IN_ORDER: u16 = 8;
 /// Compares ways to write above an image over vhost-user.
 #[derive(Parser)]
 struct Args {
-    /// Rounds, in each of which every disk has its turn.
+    /// Number of rounds; each round measures every disk once.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// MiB of the image below; a full pass of random writes covers a quarter of it.
+    /// Size of the image in MiB; a pass of random writes covers a quarter of it.
     #[arg(long, default_value_t = 512)]
     size: u64,
     /// Disks to measure, by name [default: all]
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// Folder for the files; it should be on the storage that is to be measured.
+    /// Directory for the files, on the storage to be measured.
     #[arg(long, default_value = "target/bench-write")]
     dir: PathBuf,
     /// The daemon.
