@@ -5,7 +5,6 @@
 //! sockets with system calls that the sandbox forbids. It refuses what was not negotiated on the same
 //! connection, and front-ends do not negotiate again after a restart of the daemon. The crate's types
 //! describe the messages ([`message`](super::message)).
-#![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};

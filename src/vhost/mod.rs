@@ -7,6 +7,7 @@
 //!
 //! Several front-ends may be connected. The one that starts a queue owns the disk ([`ownership`]). All are
 //! notified when the disk grows ([`config_change`]).
+#![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
 pub mod channel;
 pub mod closing;

@@ -119,8 +119,8 @@ impl DeviceConfig {
         let writable = if self.writable { &writable[..] } else { &[] };
         let mut space = [0; CONFIG_LEN];
         for (at, bytes) in always.iter().chain(writable) {
-            let at = *at;
-            space[at..at + bytes.len()].copy_from_slice(bytes);
+            let field = space.iter_mut().skip(*at);
+            field.zip(*bytes).for_each(|(to, from)| *to = *from);
         }
         space
     }

@@ -313,8 +313,11 @@ impl InflightQueue<'_> {
             return 0;
         }
         let mut open: Vec<_> = (0..self.size).map(|head| self.is_marked(head)).collect();
-        self.answered(used_idx)
-            .for_each(|head| open[usize::from(head)] = false);
+        for head in self.answered(used_idx) {
+            if let Some(open) = open.get_mut(usize::from(head)) {
+                *open = false;
+            }
+        }
         open.into_iter().map(u16::from).sum()
     }
 

@@ -7,6 +7,7 @@
 //!
 //! Two records lie in memory that the front-end shares: [`inflight`] marks the chains that were taken and
 //! not answered, [`dirty_log`] the pages that were written.
+#![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
 pub mod chain;
 pub mod config;
