@@ -134,7 +134,8 @@ impl TablesFile {
         let mut sections = Sections::new(&mapping, &layout);
         let records = sections.records(blobs.len())?;
         let (mut layers, mut ids) = (Vec::with_capacity(blobs.len()), Vec::new());
-        for (blob, record) in blobs.iter().zip(records) {
+        for (blob, record) in blobs.iter().zip(records.iter()) {
+            let record = LayerRecord::decode(&{ *record })?;
             if record.blob_len != blob.len() {
                 return Err(TablesError::Record("length of the blob").into());
             }
@@ -198,13 +199,9 @@ impl<'m> Sections<'m> {
         Section::mapped(self.mapping, at, count).ok_or(LoadError::Section)
     }
 
-    /// The records of `count` layers, decoded from private copies.
-    fn records(&self, count: usize) -> Result<Vec<LayerRecord>, LoadError> {
-        let section = self.section::<[u8; RECORD_LEN]>(self.layout.layers, count as u64)?;
-        let records = section
-            .iter()
-            .map(|record| LayerRecord::decode(&{ *record }));
-        Ok(records.collect::<Result<_, _>>()?)
+    /// The records of `count` layers, to be decoded from private copies.
+    fn records(&self, count: usize) -> Result<Section<[u8; RECORD_LEN]>, LoadError> {
+        self.section(self.layout.layers, count as u64)
     }
 
     /// The next block table, which is that of a ZFile with this extent.
