@@ -27,8 +27,8 @@ pub enum Error {
         /// Bytes expected.
         expected: usize,
     },
-    /// The zstd library refused the stored bytes.
-    #[error("not a valid zstd frame: {0}")]
+    /// The zstd library failed, usually because the stored bytes are damaged.
+    #[error("the zstd codec failed: {0}")]
     Zstd(&'static str),
     /// The block is valid, but decodes to fewer bytes than expected.
     #[error("block decodes to {found} bytes; expected {expected}")]
