@@ -38,7 +38,7 @@ pub enum Refusal {
     #[error("request is not supported by a block device")]
     Unknown,
     /// The body has the wrong length, or a field with an invalid value.
-    #[error("body of request {request}: {len} bytes of a wrong length or with an invalid field")]
+    #[error("body of request {request} has a wrong length ({len} bytes) or an invalid field")]
     Body {
         /// Number of the request.
         request: u32,
