@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::{Body, Failure, Fetcher, From, Offer, Options, Origin};
-use crate::cache::{Cache, Limits};
+use crate::cache::Cache;
 use crate::format::digest::Digest;
 use crate::format::presence::UNIT;
 use crate::source::client::{Client, Patience};
@@ -190,16 +190,10 @@ impl Setup {
 
 fn fetcher(dir: &TempDir) -> Fetcher {
     let cache = Cache::open(&dir.path().join("cache")).unwrap();
-    let options = Options {
-        demand_threads: 4,
-        other_threads: 2,
-        // How full the disk of the machine is must not pause downloads.
-        limits: Limits {
-            free_percent: 0,
-            ..Limits::default()
-        },
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    (options.demand_threads, options.other_threads) = (4, 2);
+    // A full disk of the machine must not pause downloads.
+    options.limits.free_percent = 0;
     Fetcher::start(cache, options, Arc::default()).unwrap()
 }
 

@@ -1,4 +1,8 @@
 //! One sealed layer: its container, its trailer and its mappings.
+#![cfg_attr(
+    not(test),
+    warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use std::sync::Arc;
 
@@ -17,7 +21,7 @@ use crate::format::zfile::BlockTable;
 use crate::source::{Blob, BlobIdentity, LayerRef};
 
 /// Bytes of an index read at a time.
-const INDEX_CHUNK: u64 = 1024 * 1024;
+const INDEX_CHUNK: usize = 1024 * 1024;
 
 /// An open sealed layer of a stack. Stacks with the same layer share it, each under its own name.
 #[derive(Clone, Debug)]
@@ -251,18 +255,20 @@ fn read_index(
     };
     let mut index = IndexReader::new(trailer, trailer_at).map_err(broken(trailer_at))?;
     let (mut mappings, mut crc) = (Vec::new(), 0);
-    let mut at = trailer.index_offset;
-    // Neither overflows: `IndexReader::new` checked that the index ends before the trailer.
-    let end = at + trailer.index_entries * ENTRY_LEN as u64;
-    let mut chunk = vec![0; (end - at).min(INDEX_CHUNK) as usize];
-    while at < end {
-        let len = (end - at).min(INDEX_CHUNK);
-        let chunk = &mut chunk[..len as usize];
-        reader.read_layer(container, at, chunk)?;
-        crc = crc::raw(crc, chunk);
-        let read = index.read(chunk, &mut mappings);
+    // `IndexReader::new` checked that the index ends before the trailer.
+    let len = trailer.index_entries.saturating_mul(ENTRY_LEN as u64);
+    let mut chunk = Vec::new();
+    for at in (0..len).step_by(INDEX_CHUNK) {
+        let left = len.saturating_sub(at).min(INDEX_CHUNK as u64);
+        chunk.resize(left as usize, 0);
+        reader.read_layer(
+            container,
+            trailer.index_offset.saturating_add(at),
+            &mut chunk,
+        )?;
+        crc = crc::raw(crc, &chunk);
+        let read = index.read(&chunk, &mut mappings);
         read.map_err(broken(trailer.index_offset))?;
-        at += len;
     }
     Ok(ReadIndex { mappings, crc })
 }

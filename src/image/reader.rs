@@ -1,4 +1,8 @@
 //! Blocking reads of an image or a layer, for tools and for loading layers.
+#![cfg_attr(
+    not(test),
+    warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use super::container::Container;
 use super::error::Error;
@@ -9,7 +13,7 @@ use crate::units::{SECTOR_SIZE, Sector, SectorRange, Sectors};
 use vm_memory::VolatileSlice;
 
 /// Bytes of an uncompressed layer that are read at a time.
-const PLAIN_CHUNK: u64 = 256 * 1024;
+const PLAIN_CHUNK: usize = 256 * 1024;
 
 /// Blocking reader with its buffers and decoders. Each thread has its own.
 #[derive(Default)]
@@ -42,7 +46,9 @@ impl Reader {
         };
         let len = into.len() as u64;
         let range = SectorRange::checked(start, Sectors::whole_in(len)).ok_or_else(beyond)?;
-        if range.end() > Sector(0) + disk.sectors() || !len.is_multiple_of(SECTOR_SIZE) {
+        if range.end().saturating_since(Sector(0)) > disk.sectors()
+            || !len.is_multiple_of(SECTOR_SIZE)
+        {
             return Err(beyond());
         }
         let image = disk.image();
@@ -100,9 +106,9 @@ impl Reader {
         let mut cursor = scatter.cursor(0);
         let mut at = offset;
         while at < end {
-            let piece = container.piece(0, at, end - at);
+            let piece = container.piece(0, at, end.saturating_sub(at));
             self.fill(container, piece, &mut cursor)?;
-            at += piece.len();
+            at = at.saturating_add(piece.len());
         }
         Ok(())
     }
@@ -117,15 +123,12 @@ impl Reader {
         match piece {
             Piece::Zero { len } => into.zero(len as usize),
             Piece::Plain { offset, len, .. } => {
-                let mut at = 0;
-                while at < len {
-                    let part = (len - at).min(PLAIN_CHUNK);
+                for at in (0..len).step_by(PLAIN_CHUNK) {
+                    let part = len.saturating_sub(at).min(PLAIN_CHUNK as u64);
                     self.buffer.resize(part as usize, 0);
-                    container
-                        .blob()
-                        .read_exact_at(&mut self.buffer, offset + at)?;
+                    let offset = offset.saturating_add(at);
+                    container.blob().read_exact_at(&mut self.buffer, offset)?;
                     into.write(&self.buffer);
-                    at += part;
                 }
             }
             Piece::Compressed(run) => {
