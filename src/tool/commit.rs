@@ -45,7 +45,7 @@ pub struct Commit {
 /// depend on the number of threads.
 ///
 /// # Errors
-/// An [`Error`].
+/// [`Error::Upper`] if the writable layer cannot be used; those of [`write`].
 pub fn commit(task: &Commit, file: NewFile, progress: &ProgressBar) -> Result<Written, Error> {
     Pairs::refuse_frozen(&task.upper)?;
     // Upstream joins neighbours up to a length only, so its result depends on the order of the
@@ -75,7 +75,7 @@ pub fn commit(task: &Commit, file: NewFile, progress: &ProgressBar) -> Result<Wr
 /// Writes the content of all layers of a disk as one layer.
 ///
 /// # Errors
-/// Those of [`commit`].
+/// [`Error::OutputIsInput`] and [`Error::TooManyMappings`]; others if something cannot be read or written.
 pub fn write(
     stack: &LoadedStack,
     file: NewFile,

@@ -50,7 +50,8 @@ pub struct Create {
 /// With a `parent`, only what differs from it is stored.
 ///
 /// # Errors
-/// An [`Error`].
+/// [`Error::Foreign`] and [`Error::OutputIsInput`] for inputs that are refused; others if something cannot
+/// be read or written.
 pub fn create(
     mut raw: RawImage,
     parent: Option<&Image>,

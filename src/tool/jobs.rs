@@ -86,8 +86,7 @@ impl Jobs {
     /// its own `pack`, which runs a job on its bytes.
     ///
     /// # Errors
-    /// No thread can be started.
-    /// No thread can be started.
+    /// [`Error::Threads`].
     pub fn start<'scope, F, P>(
         scope: &'scope Scope<'scope, '_>,
         threads: NonZero<usize>,

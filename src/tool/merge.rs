@@ -34,8 +34,8 @@ pub struct Merge {
 /// output does not depend on the number of threads.
 ///
 /// # Errors
-/// An [`Error`].
-/// Something cannot be read or written; there is no output then.
+/// [`Error::OutputIsInput`] and [`Error::TooManyMappings`]; others if something cannot be read or written.
+/// There is no output then.
 pub fn merge(
     stack: &LoadedStack,
     task: &Merge,
