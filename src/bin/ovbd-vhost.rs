@@ -270,7 +270,7 @@ impl From<Args> for Config {
             },
             upper: match (args.upper, args.upper_auto) {
                 (Some(paths), _) => Some(WritableSource::Files(paths)),
-                (None, folder) => folder.map(WritableSource::Folder),
+                (None, folder) => folder.map(WritableSource::Directory),
             },
             upper_limit: args.upper_limit,
             num_queues: args.num_queues,

@@ -3,7 +3,7 @@
 use std::fs::{File, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -85,12 +85,6 @@ impl Cache {
     pub fn complete_len(&self, digest: &Digest) -> Option<u64> {
         let metadata = std::fs::metadata(self.layout.blob(digest)).ok()?;
         metadata.is_file().then_some(metadata.len())
-    }
-
-    /// Path of a complete blob; `None` if there is none of this digest.
-    pub fn complete_path(&self, digest: &Digest) -> Option<PathBuf> {
-        self.complete_len(digest)?;
-        Some(self.layout.blob(digest))
     }
 
     /// The verified file of a blob, locked against eviction; its length was not looked at.

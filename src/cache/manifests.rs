@@ -10,7 +10,7 @@ use crate::format::digest::Digest;
 use crate::io::regular::{create_regular, read_regular};
 
 /// Longest manifest that is kept: what a registry may send.
-const MAX_MANIFEST: u64 = 4 << 20;
+const MAX_KEPT_MANIFEST: u64 = 4 << 20;
 
 /// Tells apart the temporary files of this process.
 static NUMBER: AtomicU64 = AtomicU64::new(0);
@@ -30,13 +30,13 @@ impl Cache {
 
     /// A manifest that was kept, verified; `None` if it was not, or is damaged.
     pub fn manifest(&self, digest: &Digest) -> Option<Vec<u8>> {
-        let manifest = read_regular(&self.layout.manifest(digest), MAX_MANIFEST).ok()?;
+        let manifest = read_regular(&self.layout.manifest(digest), MAX_KEPT_MANIFEST).ok()?;
         (Digest::of(&manifest) == *digest).then_some(manifest)
     }
 
     /// The manifest that `reference` named last.
     pub fn last_named(&self, reference: &str) -> Option<Digest> {
-        let named = read_regular(&self.layout.reference(reference), MAX_MANIFEST).ok()?;
+        let named = read_regular(&self.layout.reference(reference), MAX_KEPT_MANIFEST).ok()?;
         let named = String::from_utf8(named).ok()?;
         let (digest, found) = named.strip_suffix('\n')?.split_once('\n')?;
         (found == reference).then(|| digest.parse().ok())?

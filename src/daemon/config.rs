@@ -121,5 +121,5 @@ pub enum WritableSource {
     /// These files.
     Files(writable::Paths),
     /// This directory, in which the layer is created if missing.
-    Folder(PathBuf),
+    Directory(PathBuf),
 }

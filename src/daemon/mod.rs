@@ -163,7 +163,7 @@ fn start(
     let tables = Tables::find(config, &sources);
     let sources = sources.with_tables(tables.found());
     let upper = sources.upper();
-    upper.map(WritableFiles::create_folder).transpose()?;
+    upper.map(WritableFiles::create_directory).transpose()?;
     // A socket may lie in the directory of the writable layer. Both lock that directory: the
     // claim for a moment, the writable files until the layer is open.
     let sockets = Sockets::claim(config, passed)?;

@@ -89,15 +89,15 @@ impl TraceSource {
 
 fn read(file: &File) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
-    let read = file.take(trace::MAX_LEN + 1).read_to_end(&mut bytes);
+    let read = file.take(trace::MAX_TRACE_LEN + 1).read_to_end(&mut bytes);
     read.map_err(|error| error.to_string())?;
     Ok(bytes)
 }
 
 /// Reads all bytes of a blob; waits until they are fetched.
 fn fetch(blob: &Blob) -> Result<Vec<u8>, String> {
-    if blob.len() > trace::MAX_LEN {
-        let (len, most) = (blob.len(), trace::MAX_LEN);
+    if blob.len() > trace::MAX_TRACE_LEN {
+        let (len, most) = (blob.len(), trace::MAX_TRACE_LEN);
         return Err(format!("{len} bytes; the limit is {most}"));
     }
     let mut bytes = vec![0; blob.len() as usize];

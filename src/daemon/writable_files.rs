@@ -34,11 +34,11 @@ impl WritableFiles {
     /// # Errors
     ///
     /// [`Error::Writable`] if it cannot be created.
-    pub fn create_folder(source: &WritableSource) -> Result<(), Error> {
+    pub fn create_directory(source: &WritableSource) -> Result<(), Error> {
         match source {
             WritableSource::Files(_) => Ok(()),
-            WritableSource::Folder(folder) => {
-                fs::create_dir_all(folder).map_err(|source| failed("create", folder, source))
+            WritableSource::Directory(directory) => {
+                fs::create_dir_all(directory).map_err(|source| failed("create", directory, source))
             }
         }
     }
@@ -51,12 +51,12 @@ impl WritableFiles {
     pub fn find(source: &WritableSource) -> Result<Self, Error> {
         let (paths, automatic) = match source {
             WritableSource::Files(paths) => (paths.clone(), None),
-            WritableSource::Folder(folder) => {
+            WritableSource::Directory(directory) => {
                 let paths = Paths {
-                    data: folder.join("upper.data"),
-                    index: folder.join("upper.index"),
+                    data: directory.join("upper.data"),
+                    index: directory.join("upper.index"),
                 };
-                (paths, Some(lock(folder)?))
+                (paths, Some(lock(directory)?))
             }
         };
         let absolute =
@@ -109,15 +109,15 @@ fn failed(what: &'static str, path: &Path, source: io::Error) -> Error {
 
 /// Locks a directory: a second daemon, started by mistake, must not create or open the layer in it at the
 /// same time.
-fn lock(folder: &Path) -> Result<File, Error> {
-    let opened = open_directory(folder).map_err(|source| failed("open", folder, source))?;
+fn lock(directory: &Path) -> Result<File, Error> {
+    let opened = open_directory(directory).map_err(|source| failed("open", directory, source))?;
     match lock_within(&opened, LockKind::Exclusive, LOCK_LIMIT) {
         Ok(()) => Ok(opened),
         Err(TryLockError::WouldBlock) => {
-            let path = folder.to_owned();
+            let path = directory.to_owned();
             Err(Error::Writable(writable::Error::Busy { path }))
         }
-        Err(TryLockError::Error(source)) => Err(failed("lock", folder, source)),
+        Err(TryLockError::Error(source)) => Err(failed("lock", directory, source)),
     }
 }
 
@@ -162,25 +162,25 @@ mod tests {
         }
     }
 
-    fn find_or_create(folder: &Path, stack: &Stack) -> Paths {
-        let source = WritableSource::Folder(folder.to_owned());
-        WritableFiles::create_folder(&source).unwrap();
+    fn find_or_create(directory: &Path, stack: &Stack) -> Paths {
+        let source = WritableSource::Directory(directory.to_owned());
+        WritableFiles::create_directory(&source).unwrap();
         let files = WritableFiles::find(&source).unwrap();
         files.create_if_missing(&sources(stack)).unwrap();
         files.paths
     }
 
     #[test]
-    fn a_folder_gets_one_layer_and_keeps_it() {
+    fn a_directory_gets_one_layer_and_keeps_it() {
         let dir = tempfile::tempdir().unwrap();
-        let (stack, folder) = (stack(dir.path()), dir.path().join("a/b"));
-        let paths = find_or_create(&folder, &stack);
+        let (stack, directory) = (stack(dir.path()), dir.path().join("a/b"));
+        let paths = find_or_create(&directory, &stack);
         let upper = open_upper(&paths).unwrap();
         assert_eq!(upper.header().virtual_size, 6 * 512);
         assert_eq!(upper.header().parent_uuid, Uuid::from_u128(7));
         let uuid = upper.header().uuid;
         drop(upper);
-        assert_eq!(find_or_create(&folder, &stack), paths);
+        assert_eq!(find_or_create(&directory, &stack), paths);
         assert_eq!(open_upper(&paths).unwrap().header().uuid, uuid);
     }
 
@@ -189,12 +189,12 @@ mod tests {
         for _ in 0..8 {
             let dir = tempfile::tempdir().unwrap();
             let stack = stack(dir.path());
-            let folder = dir.path().join("upper");
+            let directory = dir.path().join("upper");
             let barrier = Barrier::new(2);
             let start = || {
                 barrier.wait();
-                let source = WritableSource::Folder(folder.clone());
-                WritableFiles::create_folder(&source).unwrap();
+                let source = WritableSource::Directory(directory.clone());
+                WritableFiles::create_directory(&source).unwrap();
                 let files = WritableFiles::find(&source).unwrap();
                 files.create_if_missing(&sources(&stack)).unwrap();
                 (open_upper(&files.paths), files.paths)

@@ -16,7 +16,7 @@ use super::crc;
 pub const MAX_RECORDS: usize = 1_000_000;
 
 /// Largest file that can be a trace, in bytes.
-pub const MAX_LEN: u64 = (HEADER_LEN + MAX_RECORDS * RECORD_LEN) as u64;
+pub const MAX_TRACE_LEN: u64 = (HEADER_LEN + MAX_RECORDS * RECORD_LEN) as u64;
 
 const HEADER_LEN: usize = size_of::<Header>();
 const RECORD_LEN: usize = size_of::<Record>();

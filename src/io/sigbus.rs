@@ -17,9 +17,9 @@ use libc::{c_int, c_void, siginfo_t};
 use super::range_table::RangeTable;
 
 /// Most ranges that can be watched at a time. The table is fixed because a signal handler must not allocate.
-const MAX_RANGES: usize = 8192;
+const SLOTS: usize = 8192;
 
-static TABLE: RangeTable<MAX_RANGES> = RangeTable::new();
+static TABLE: RangeTable<SLOTS> = RangeTable::new();
 
 static INSTALL: Once = Once::new();
 

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 /// Longest name in bytes.
-pub const MAX_LEN: usize = 64;
+pub const MAX_ID_LEN: usize = 64;
 
 /// Name of a disk: `[A-Za-z0-9][A-Za-z0-9._-]{0,63}`. It is safe as a file name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -34,10 +34,10 @@ impl FromStr for DiskId {
             .next()
             .is_some_and(|byte| byte.is_ascii_alphanumeric());
         let valid = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-        match starts && text.len() <= MAX_LEN && text.bytes().all(valid) {
+        match starts && text.len() <= MAX_ID_LEN && text.bytes().all(valid) {
             true => Ok(Self(text.to_owned())),
             // Hostile text is quoted only up to the length of a name.
-            false => Err(InvalidId(text.chars().take(MAX_LEN + 1).collect())),
+            false => Err(InvalidId(text.chars().take(MAX_ID_LEN + 1).collect())),
         }
     }
 }

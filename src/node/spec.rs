@@ -8,13 +8,11 @@ use serde::{Deserialize, Serialize};
 use super::allow::{AllowedDirs, Expected};
 use super::error::{Code, Failure};
 use super::id::DiskId;
+use crate::image::MAX_LAYERS;
 
 /// Most labels of a disk, and most bytes of a key or a value.
 const MAX_LABELS: usize = 64;
 const MAX_LABEL_LEN: usize = 256;
-
-/// Most layers that a request names.
-const MAX_LAYERS: usize = 4094;
 
 /// Body of `PUT /disks/{id}`. Exactly one of `image`, `config`, `layers` and `from` names the content of the disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

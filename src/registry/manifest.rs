@@ -10,7 +10,7 @@ use std::collections::HashMap;
 pub const MAX_MANIFEST: u64 = 4 << 20;
 
 /// Most layers of an image, as upstream's.
-const MAX_LAYERS: usize = 256;
+const MAX_IMAGE_LAYERS: usize = 256;
 
 /// Largest acceleration layer, in bytes: it is fetched whole.
 const MAX_ACCELERATION: u64 = 16 << 20;
@@ -105,7 +105,7 @@ pub enum Error {
         what: String,
     },
     /// More layers than an image may have, or none.
-    #[error("the image has {0} layers; expected 1 to {MAX_LAYERS}")]
+    #[error("the image has {0} layers; expected 1 to {MAX_IMAGE_LAYERS}")]
     Count(usize),
     /// The layer that is on top of an acceleration layer.
     #[error("layer {0} is an acceleration layer but not the topmost one")]
@@ -275,7 +275,7 @@ fn choose(entries: &[RawEntry]) -> Result<Digest, Error> {
 }
 
 fn image(raw: &[RawLayer]) -> Result<Manifest, Error> {
-    if raw.is_empty() || raw.len() > MAX_LAYERS {
+    if raw.is_empty() || raw.len() > MAX_IMAGE_LAYERS {
         return Err(Error::Count(raw.len()));
     }
     if let Some(number) = raw.iter().position(is_turbo) {

@@ -25,7 +25,7 @@ use crate::io::prefetch;
 pub const PAGE: u64 = 4096;
 
 /// Longest blob that is mapped, in bytes: its bits take 2 MiB. A sparse file may be of any length.
-const MAX_LEN: u64 = 64 << 30;
+const MAX_MAPPED: u64 = 64 << 30;
 
 /// Number of bytes at the end of a blob of which one must not be zero: more than the zeros at the end of a
 /// layer's trailer and of a tar file.
@@ -80,7 +80,7 @@ impl ResidentMap {
         let absurd = MapError::Range { offset: 0, len };
         let at = usize::try_from(at)
             .ok()
-            .filter(|_| len <= MAX_LEN && at < len);
+            .filter(|_| len <= MAX_MAPPED && at < len);
         let at = at.ok_or(absurd)?;
         let mapping = MappedFile::new(file, 0, len, Access::Read)?;
         Ok(ResidentMap {

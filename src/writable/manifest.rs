@@ -20,7 +20,7 @@ use crate::io::directory::parent_of;
 use crate::io::regular::{create_regular, open_directory, open_to_read};
 
 /// Most bytes of a manifest that are read.
-const MAX_MANIFEST: u64 = 16 << 20;
+const MAX_SNAPSHOT_MANIFEST: u64 = 16 << 20;
 
 /// Content of the manifest. Pair number 0 has the files that the disk was created with; other pairs have their
 /// number appended to the same names.
@@ -70,7 +70,7 @@ impl Manifest {
             opened => opened.map_err(Error::file("open", path))?,
         };
         let mut text = Vec::new();
-        file.take(MAX_MANIFEST)
+        file.take(MAX_SNAPSHOT_MANIFEST)
             .read_to_end(&mut text)
             .map_err(Error::file("read", path))?;
         let manifest = serde_json::from_slice(&text);

@@ -3,3 +3,4 @@
 mod architecture;
 mod contrib;
 mod dependencies;
+mod docs;

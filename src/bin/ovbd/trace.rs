@@ -6,7 +6,7 @@ use std::io::Read;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use ovbd_vhost::format::trace::{MAX_LEN, parse};
+use ovbd_vhost::format::trace::{MAX_TRACE_LEN, parse};
 
 /// Examine prefetch traces.
 #[derive(Subcommand)]
@@ -29,7 +29,7 @@ impl TraceCommand {
         let name = args.trace.display();
         let mut bytes = Vec::new();
         File::open(&args.trace)
-            .and_then(|file| file.take(MAX_LEN + 1).read_to_end(&mut bytes))
+            .and_then(|file| file.take(MAX_TRACE_LEN + 1).read_to_end(&mut bytes))
             .map_err(|error| format!("cannot read {name}: {error}"))?;
         let reads = parse(&bytes).map_err(|error| format!("{name}: {error}"))?;
         let mut text = format!("{:>5} {:>16} {:>10}\n", "layer", "offset", "bytes");

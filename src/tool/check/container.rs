@@ -13,9 +13,9 @@ use crate::image::unpack::verified;
 use crate::image::{self, BlockError, Container, ZFileMap};
 use crate::source::{self, Blob};
 
-/// FileOffset of a byte of the layer in its file.
+/// Where the file holds a byte of the layer.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct FileOffset {
+pub(super) struct FilePlace {
     /// Number of the compressed block, if any.
     pub(super) block: Option<u64>,
     /// Byte of the file: its own, or the start of its block.
@@ -82,16 +82,16 @@ pub(super) fn open(
     }
 }
 
-/// FileOffset in the file of a byte inside the layer.
-pub(super) fn place(container: &Container, at: u64) -> FileOffset {
+/// Returns where the file holds byte `at` of the layer.
+pub(super) fn place(container: &Container, at: u64) -> FilePlace {
     match container.zfile_map() {
-        None => FileOffset {
+        None => FilePlace {
             block: None,
             offset: container.payload().offset + at,
         },
         Some(zfile_map) => {
             let block = at / u64::from(zfile_map.header().format.block_size);
-            FileOffset {
+            FilePlace {
                 block: Some(block),
                 offset: container.block_offset(zfile_map, block),
             }

@@ -270,7 +270,7 @@ impl Findings<'_> {
     /// Reports damage at a place in the layer, and what it affects.
     fn broken_at(
         &mut self,
-        place: container::FileOffset,
+        place: container::FilePlace,
         error: &(dyn std::error::Error + 'static),
         consequence: &str,
     ) -> Result<(), Error> {

@@ -40,7 +40,7 @@ use format::{Contents, Head, Record, is_other_version};
 const HEAD_LEN: u64 = size_of::<Head>() as u64;
 
 /// Most bytes of a journal file. A file grows to that only if it cannot be emptied.
-const MAX_LEN: u64 = 256 << 20;
+const MAX_JOURNAL_LEN: u64 = 256 << 20;
 
 /// The journal of one writable layer.
 #[derive(Debug)]
@@ -212,7 +212,7 @@ fn found(parts: &[Contents]) -> Found {
 
 fn read_bytes(path: &Path, file: &File) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
-    file.take(MAX_LEN)
+    file.take(MAX_JOURNAL_LEN)
         .read_to_end(&mut bytes)
         .map_err(Error::file("read", path))?;
     Ok(bytes)
@@ -321,10 +321,10 @@ impl Journal {
     fn append(&mut self, records: &[Record]) -> Result<(), Error> {
         self.mend()?;
         let end = self.end.saturating_add(size_of_val(records) as u64);
-        if end > MAX_LEN {
+        if end > MAX_JOURNAL_LEN {
             return Err(Error::JournalFull {
                 path: self.current.path.clone(),
-                most: MAX_LEN,
+                most: MAX_JOURNAL_LEN,
             });
         }
         if let Err(error) = self.current.write(records.as_bytes(), self.end) {

@@ -10,7 +10,7 @@ use crate::io::scatter::Cursor;
 use crate::units::{Sector, SectorRange, Sectors};
 
 /// Most sectors of a mapping of data, as upstream writes them: 4 MiB.
-const MAX_DATA: Sectors = Sectors(8192);
+const MAX_MAPPING: Sectors = Sectors(8192);
 
 /// Average length of extents below which a write over them goes to free sectors as a whole: one system call
 /// instead of many, and one extent.
@@ -149,7 +149,7 @@ impl WritableLayer {
     ) -> Result<(), Error> {
         let mut start = range.start();
         while start < range.end() {
-            let end = range.end().min(start + MAX_DATA);
+            let end = range.end().min(start + MAX_MAPPING);
             let part = SectorRange::new(start, end);
             let found = match self.kind {
                 Kind::Sparse => Some(sparse_place(part)),

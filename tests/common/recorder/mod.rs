@@ -1,6 +1,7 @@
 //! A file system in memory that records what is done to it, tells what a crash at any moment may
 //! leave, and fails or does not answer on demand.
 
+mod device;
 mod log;
 mod outage;
 mod server;
@@ -13,7 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use fuser::{BackgroundSession, Config, Errno, MountOption};
+use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
+use rustix::io::Errno as SystemErrno;
 use tempfile::TempDir;
 
 use super::PATIENCE;
@@ -22,7 +24,7 @@ use state::State;
 
 pub use log::{Op, after_kill, after_power_loss};
 pub use outage::Failure;
-pub use state::{Call, attributes};
+pub use state::Call;
 
 /// The mounted file system; unmounted when dropped.
 pub struct Recorder {
@@ -30,6 +32,8 @@ pub struct Recorder {
     session: Option<BackgroundSession>,
     folder: TempDir,
     state: Arc<Mutex<State>>,
+    /// Whether the session does not unmount it.
+    on_device: bool,
 }
 
 impl Recorder {
@@ -56,7 +60,30 @@ impl Recorder {
             session: Some(session),
             folder,
             state,
+            on_device: false,
         }
+    }
+
+    /// As [`Recorder::mount_with`], on a block device, whose content is not used: files then have the
+    /// number of the device, as those of ext4 have.
+    ///
+    /// # Errors
+    /// The kernel refuses the mount, which needs root.
+    pub fn mount_on_device(name: &str, content: Vec<u8>) -> Result<Self, SystemErrno> {
+        let mut state = State::new();
+        state.give(name, content);
+        let state = Arc::new(Mutex::new(state));
+        let folder = tempfile::tempdir().unwrap();
+        let (server, acl) = (device::mount(folder.path())?, SessionACL::All);
+        let session = Session::from_fd(Server(Arc::clone(&state)), server, acl, Config::default())
+            .and_then(Session::spawn)
+            .expect("a session on a new mount");
+        Ok(Self {
+            session: Some(session),
+            folder,
+            state,
+            on_device: true,
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -84,7 +111,7 @@ impl Recorder {
     }
 
     /// From now on, `call` to the file `name` fails with `errno`, and does nothing.
-    pub fn fail(&self, call: Call, name: &str, errno: Errno) {
+    pub fn fail(&self, call: Call, name: &str, errno: fuser::Errno) {
         self.state().fail(call, name, errno);
     }
 
@@ -133,6 +160,12 @@ impl Recorder {
         Held(self)
     }
 
+    /// `fstat` and `close` of its files are not answered before what this returns is dropped.
+    pub fn hold_attributes(&self) -> Held<'_> {
+        self.state().hold_attributes();
+        Held(self)
+    }
+
     /// Lets everything succeed again, and answers what was held.
     pub fn heal(&self) {
         self.state().heal();
@@ -141,6 +174,9 @@ impl Recorder {
 
 impl Drop for Recorder {
     fn drop(&mut self) {
+        if self.on_device {
+            device::unmount(self.folder.path());
+        }
         drop(self.session.take());
     }
 }

@@ -35,7 +35,7 @@ impl Filesystem for Server {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        reply.attr(&TTL, &self.state().attributes(ino));
+        self.state().tell_attributes(ino, reply);
     }
 
     fn setattr(
@@ -163,6 +163,10 @@ impl Filesystem for Server {
             len: length as usize,
         });
         reply.ok();
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        self.state().flush(reply);
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {

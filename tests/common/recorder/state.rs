@@ -3,9 +3,9 @@
 use std::ffi::{OsStr, OsString};
 use std::mem;
 use std::ops::Range;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
-use fuser::{Errno, FileAttr, FileType, INodeNo, ReplyData, ReplyEmpty};
+use fuser::{Errno, FileAttr, FileType, INodeNo, ReplyAttr, ReplyData, ReplyEmpty};
 
 use super::log::{Files, Op};
 use super::outage::Outage;
@@ -47,6 +47,8 @@ struct Fault {
 enum Held {
     Sync(Op, ReplyEmpty),
     Read(INodeNo, Range<u64>, ReplyData),
+    Attributes(INodeNo, ReplyAttr),
+    Flush(ReplyEmpty),
 }
 
 /// Everything about the file system.
@@ -63,6 +65,8 @@ pub(super) struct State {
     held_syncs: Option<OsString>,
     /// Name of the file with which syncs of the folder are not answered.
     held_folder_syncs: Option<OsString>,
+    /// Whether `fstat` and `close` are not answered.
+    holds_attributes: bool,
     held: Vec<Held>,
     outage: Outage,
     /// Says what a failed sync loses.
@@ -87,6 +91,7 @@ impl State {
             held_reads: Vec::new(),
             held_syncs: None,
             held_folder_syncs: None,
+            holds_attributes: false,
             held: Vec::new(),
             outage: Outage::default(),
             luck: Random::new(1),
@@ -169,6 +174,26 @@ impl State {
         !self.held.is_empty()
     }
 
+    pub(super) fn hold_attributes(&mut self) {
+        self.holds_attributes = true;
+    }
+
+    /// Answers an `fstat`.
+    pub(super) fn tell_attributes(&mut self, ino: INodeNo, reply: ReplyAttr) {
+        match self.holds_attributes {
+            true => self.held.push(Held::Attributes(ino, reply)),
+            false => reply.attr(&Duration::ZERO, &self.attributes(ino)),
+        }
+    }
+
+    /// Answers a `close`.
+    pub(super) fn flush(&mut self, reply: ReplyEmpty) {
+        match self.holds_attributes {
+            true => self.held.push(Held::Flush(reply)),
+            false => reply.ok(),
+        }
+    }
+
     /// Lets everything succeed again, and answers what was held.
     pub(super) fn heal(&mut self) {
         self.faults.clear();
@@ -176,6 +201,7 @@ impl State {
         self.failing_reads.clear();
         self.held_reads.clear();
         (self.held_syncs, self.held_folder_syncs) = (None, None);
+        self.holds_attributes = false;
         for held in mem::take(&mut self.held) {
             match held {
                 Held::Sync(op, reply) => {
@@ -183,6 +209,8 @@ impl State {
                     reply.ok();
                 }
                 Held::Read(ino, range, reply) => reply.data(self.bytes(ino, &range)),
+                Held::Attributes(ino, reply) => reply.attr(&Duration::ZERO, &self.attributes(ino)),
+                Held::Flush(reply) => reply.ok(),
             }
         }
     }
@@ -308,7 +336,7 @@ impl State {
 }
 
 /// Attributes of a regular file of `len` bytes, or of the root folder.
-pub fn attributes(ino: INodeNo, len: u64) -> FileAttr {
+fn attributes(ino: INodeNo, len: u64) -> FileAttr {
     FileAttr {
         ino,
         size: len,
