@@ -110,6 +110,10 @@ struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
     fetch_deadline: Option<u64>,
 
+    /// Fetch all layers from registries and verify their digests before serving
+    #[arg(long)]
+    verify_first: bool,
+
     /// Accept layers that were made above other layers than those below them; a warning names each
     #[arg(long)]
     force: bool,
@@ -263,6 +267,7 @@ impl From<Args> for Config {
                 prefetch: args.prefetch,
                 record: args.record_trace,
                 deadline: args.fetch_deadline.map(Duration::from_secs),
+                verify_first: args.verify_first,
             },
             lineage: match args.force {
                 true => Lineage::Ignored,

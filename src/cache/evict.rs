@@ -18,14 +18,17 @@ pub struct Limits {
     pub bytes: u64,
     /// Percentage of the file system that must stay free.
     pub free_percent: u8,
+    /// Bytes that are enough to stay free, whatever the percentage.
+    pub free_bytes: u64,
 }
 
 impl Default for Limits {
-    /// No limit of its own, and 5 % of the file system.
+    /// No limit of its own, and 5 % of the file system or 1 GiB, whichever is less.
     fn default() -> Self {
         Self {
             bytes: u64::MAX,
             free_percent: 5,
+            free_bytes: 1 << 30,
         }
     }
 }
@@ -117,6 +120,7 @@ impl Cache {
         let total = u128::from(system.f_blocks) * block;
         let free = u128::from(system.f_bavail) * block;
         let least = total * u128::from(limits.free_percent.min(100)) / 100;
+        let least = least.min(limits.free_bytes.into());
         let lack = match free < least {
             true => least + least / 10 - free,
             false => 0,

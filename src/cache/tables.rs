@@ -280,6 +280,7 @@ mod tests {
         let nothing = Limits {
             bytes: 1,
             free_percent: 0,
+            free_bytes: 0,
         };
         assert_eq!(cache.evict(nothing).unwrap().files, 0);
         drop(found);

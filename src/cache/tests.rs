@@ -337,6 +337,7 @@ fn the_least_recently_used_go_first_and_those_in_use_never() {
     let limit = |bytes| Limits {
         bytes,
         free_percent: 0,
+        free_bytes: 0,
     };
     assert_eq!(cache.evict(limit(usage)).unwrap(), Evicted::default());
     // Opening the oldest makes it the newest, and holds it.
@@ -415,6 +416,7 @@ fn free_space_is_kept() {
     let all = Limits {
         bytes: u64::MAX,
         free_percent: 100,
+        free_bytes: u64::MAX,
     };
     let evicted = cache.evict(all).unwrap();
     assert_eq!(evicted.files, 4);

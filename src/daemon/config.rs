@@ -103,6 +103,8 @@ pub struct RemoteConfig {
     pub record: Option<PathBuf>,
     /// Longest time that a guest's read waits for absent bytes. `None`: no limit.
     pub deadline: Option<Duration>,
+    /// Whether all layers are fetched and compared with their digests before the disk is served.
+    pub verify_first: bool,
 }
 
 impl RemoteConfig {

@@ -183,6 +183,7 @@ impl Sources {
             ..
         } = self;
         let needs = match tables {
+            _ if config.remote.verify_first => Needs::Whole,
             Some(_) => Needs::Nothing,
             None => Needs::Structures,
         };

@@ -151,6 +151,8 @@ pub(super) struct Shared {
     pub(super) is_full: AtomicBool,
     /// Whether the cache is over a limit, although what is not in use was evicted.
     pub(super) is_over: AtomicBool,
+    /// Whether downloads paused for that when one last asked.
+    pub(super) was_paused: AtomicBool,
 }
 
 /// Fetches blobs into a cache, until dropped.
@@ -169,6 +171,8 @@ impl Fetcher {
     /// # Errors
     /// The process has no thread left.
     pub fn start(cache: Cache, options: Options, statuses: Arc<Statuses>) -> io::Result<Self> {
+        // A cache that cannot be measured is no reason not to serve.
+        let is_over = cache.is_over(options.limits).is_ok_and(|is_over| is_over);
         let shared = Arc::new(Shared {
             cache,
             options,
@@ -181,7 +185,8 @@ impl Fetcher {
             stopping: AtomicBool::new(false),
             suspects: Mutex::default(),
             is_full: AtomicBool::new(false),
-            is_over: AtomicBool::new(false),
+            is_over: AtomicBool::new(is_over),
+            was_paused: AtomicBool::new(false),
         });
         let mut fetcher = Self {
             shared,

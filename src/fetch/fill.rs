@@ -149,6 +149,22 @@ impl Shared {
         Err(FillError::Mismatch { digest, found })
     }
 
+    /// Whether downloads pause because the cache is over a limit.
+    fn is_paused(&self) -> bool {
+        let is_over = self.is_over.load(Ordering::Relaxed);
+        let root = self.cache.root().display();
+        match (self.was_paused.swap(is_over, Ordering::Relaxed), is_over) {
+            (false, true) => log::warn!(
+                "the cache at {root} is over its limit, and all of it is in use: downloads pause"
+            ),
+            (true, false) => {
+                log::info!("the cache at {root} is within its limit again: downloads go on");
+            }
+            (false, false) | (true, true) => {}
+        }
+        is_over
+    }
+
     /// Verifies a full blob; returns its digest if that is a wrong one.
     fn complete(
         &self,
@@ -259,7 +275,7 @@ impl Filling<'_> {
             if self.shared.state().schedule.has_demand() {
                 return;
             }
-            if options.within_limits && self.shared.is_over.load(Ordering::Relaxed) {
+            if options.within_limits && self.shared.is_paused() {
                 return;
             }
             let units = UnitRange::new(run.start(), run.end().min(run.start() + block));

@@ -22,7 +22,7 @@ const EVICT_EVERY: Duration = Duration::from_secs(30);
 
 /// Runs until the fetcher stops; then makes durable what is there.
 pub(super) fn run(shared: &Shared) {
-    evict(shared);
+    // Nothing is evicted at once: a disk that starts has not opened what it needs.
     let mut evicted = Instant::now();
     while !shared.is_stopping() {
         thread::sleep(TICK);
@@ -113,14 +113,5 @@ fn evict(shared: &Shared) {
     }
     let is_over = shared.cache.is_over(shared.options.limits);
     let is_over = is_over.is_ok_and(|is_over| is_over);
-    let root = shared.cache.root().display();
-    match (shared.is_over.swap(is_over, Ordering::Relaxed), is_over) {
-        (false, true) => log::warn!(
-            "the cache at {root} is over its limit, and all of it is in use: downloads pause"
-        ),
-        (true, false) => {
-            log::info!("the cache at {root} is within its limit again: downloads go on");
-        }
-        (false, false) | (true, true) => {}
-    }
+    shared.is_over.store(is_over, Ordering::Relaxed);
 }

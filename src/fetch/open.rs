@@ -58,6 +58,8 @@ pub enum Needs {
     Structures,
     /// Nothing: image tables hold all of it.
     Nothing,
+    /// All of it, to be compared with its digest first.
+    Whole,
 }
 
 /// The layers of a stack, of which the local ones are open.
@@ -266,9 +268,12 @@ fn open_remote(
     blob: &Arc<RemoteBlob>,
     needs: Needs,
 ) -> Result<OpenBlob, FetchError> {
+    if needs == Needs::Whole {
+        client.fill(number)?;
+    }
     let blob = cached::open(client, number, blob)?;
     let local_bytes = blob.local_bytes();
-    if needs == Needs::Nothing {
+    if needs != Needs::Structures {
         return Ok(OpenBlob { blob, local_bytes });
     }
     for bytes in needed_to_load(blob.len()) {

@@ -1,14 +1,15 @@
 //! The fetcher's side of the connection to one disk process.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::blob::{Blob, Offer};
+use super::blob::{Blob, Offer, lock};
 use super::fetcher::{Shared, Waiter};
 use super::fill::FillOptions;
 use super::keeper;
@@ -34,8 +35,8 @@ struct Session {
     /// The offered blobs that are open.
     blobs: Vec<Option<Arc<Blob>>>,
     outstanding: Arc<AtomicUsize>,
-    /// Blobs that are fetched whole at this moment.
-    filling: Arc<AtomicUsize>,
+    /// Tickets of the blobs that are fetched whole at this moment.
+    filling: Arc<Mutex<BTreeSet<u64>>>,
 }
 
 /// Starts a thread that serves a disk process until either side ends the connection.
@@ -155,25 +156,29 @@ impl Session {
 
     /// Fetches and verifies all of a blob, on a thread of its own.
     fn fill(&mut self, ticket: u64, number: u32) {
+        // A client repeats what it asked before it learned that a fetcher is there.
+        if lock(&self.filling).contains(&ticket) {
+            return;
+        }
         let waiter = self.waiter(ticket);
         let refused = |reason: String| Failure::definite(FetchErrorKind::System, reason);
         let Some(offer) = self.offers.get(number as usize).cloned() else {
             return waiter.answer(Err(&refused(format!("request for blob {number}"))));
         };
-        if self.filling.fetch_add(1, Ordering::Relaxed) >= MAX_FILLING {
-            self.filling.fetch_sub(1, Ordering::Relaxed);
+        if lock(&self.filling).len() >= MAX_FILLING {
             let reason = format!("more than {MAX_FILLING} blobs are fetched whole at once");
             return waiter.answer(Err(&refused(reason)));
         }
         let (shared, link) = (Arc::clone(&self.shared), Arc::clone(&self.link));
         let filling = Arc::clone(&self.filling);
+        lock(&filling).insert(ticket);
         let run = move || {
             let mut go_on = |_| match shared.is_stopping() || link.has_ended() {
                 true => ControlFlow::Break(()),
                 false => ControlFlow::Continue(()),
             };
             let filled = shared.fill(&offer, FillOptions::at_once(), &mut go_on);
-            filling.fetch_sub(1, Ordering::Relaxed);
+            lock(&filling).remove(&ticket);
             let filled = filled.map_err(Failure::from);
             waiter.answer(filled.as_ref().copied());
         };

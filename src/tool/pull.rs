@@ -1,9 +1,9 @@
-//! `ovbd pull`: fetches all layers of an image into the cache.
+//! `ovbd pull`: has a fetcher bring all layers of an image into the cache.
+//!
+//! The fetcher talks to the registry, in its sandbox. This process waits for it.
 
-use std::io;
-use std::ops::ControlFlow;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -12,25 +12,26 @@ use indicatif::ProgressBar;
 use thiserror::Error;
 
 use crate::cache::{self, Cache};
-use crate::fetch::{Fetcher, FillError, FillOptions, Offer, Options, RegistryBlob};
+use crate::fetch::process::{self, Config, Process, ProcessError};
+use crate::fetch::resolve::{ResolveError, resolve};
 use crate::format::digest::Digest;
-use crate::registry::blob::BlobRef;
-use crate::registry::client::{self, Client};
-use crate::registry::error::Error as RegistryError;
-use crate::registry::manifest::{self, Manifest};
+use crate::registry::args::RegistryArgs;
 use crate::registry::reference::Reference;
+use crate::source::client::{Client, Patience};
+use crate::source::counts::{self, Counts};
+use crate::source::{FetchError, LayerRef, RemoteBlob};
 
 /// Layers that are fetched at a time: most are small, and a round trip each.
 const LAYERS: usize = 4;
 
-/// Requests under way for each layer.
-const REQUESTS: usize = 4;
+/// Longest wait for a registry to name the layers of an image.
+const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Bytes of one request.
-const BLOCK_SIZE: u64 = 8 << 20;
+/// How often progress is shown.
+const TICK: Duration = Duration::from_millis(100);
 
-/// Give up if no byte of a layer comes for so long.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// How long the fetcher may take to tell what it did.
+const COUNTING: Duration = Duration::from_secs(5);
 
 /// What to pull, and how.
 #[derive(Debug)]
@@ -40,7 +41,7 @@ pub struct Pull {
     /// The cache directory.
     pub cache: PathBuf,
     /// How to talk to the registry.
-    pub registry: client::Options,
+    pub registry: RegistryArgs,
 }
 
 /// What was pulled.
@@ -48,7 +49,7 @@ pub struct Pull {
 pub struct Pulled {
     /// Digest of the image's manifest.
     pub manifest: Digest,
-    /// Number of layers.
+    /// Number of layers of the disk.
     pub layers: usize,
     /// Bytes of all layers.
     pub bytes: u64,
@@ -60,142 +61,105 @@ pub struct Pulled {
 #[derive(Debug, Error)]
 pub enum Error {
     /// The registry does not serve the image.
-    #[error("cannot pull {reference}")]
-    Registry {
-        /// The image.
-        reference: String,
-        /// Why.
-        source: Box<RegistryError>,
-    },
-    /// The manifest is not of an OverlayBD image.
-    #[error("cannot pull {reference}")]
-    Manifest {
-        /// The image.
-        reference: String,
-        /// Why.
-        source: Box<manifest::Error>,
-    },
-    /// The cache cannot be used.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    /// The fetcher cannot be started.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// The cache cannot be read.
     #[error(transparent)]
     Cache(Box<cache::Error>),
     /// A layer cannot be fetched.
-    #[error(transparent)]
-    Layer(#[from] FillError),
-    /// No thread can be started.
-    #[error("cannot start the fetcher")]
-    Threads(#[source] io::Error),
+    #[error("cannot pull {layer}")]
+    Layer {
+        /// The layer.
+        layer: LayerRef,
+        /// Why.
+        source: FetchError,
+    },
 }
 
-impl From<cache::Error> for Error {
-    fn from(error: cache::Error) -> Self {
-        Self::Cache(Box::new(error))
-    }
-}
-
-/// Fetches and verifies all layers of an image; what the cache has is not fetched again.
+/// Fetches and verifies all layers of an image, and the one that holds its trace; what the cache has
+/// is not fetched again. The program calls [`process::run_if_asked`] at its start.
 ///
 /// # Errors
 /// An [`Error`]. What was fetched stays in the cache.
-pub fn pull(task: Pull, bar: &ProgressBar) -> Result<Pulled, Error> {
-    let reference = task.reference.to_string();
-    let failed = |source: RegistryError| Error::Registry {
-        reference: reference.clone(),
-        source: Box::new(source),
+pub fn pull(task: &Pull, bar: &ProgressBar) -> Result<Pulled, Error> {
+    let program = Path::new(process::ITSELF);
+    let config = Config {
+        cache: task.cache.clone(),
+        registry: task.registry.clone(),
+        sandbox: true,
     };
-    let cache = Cache::open(&task.cache)?;
-    let client = Arc::new(Client::new(task.registry).map_err(failed)?);
-    let found = client.manifest(&task.reference).map_err(failed)?;
-    let manifest = Manifest::parse(&found.bytes).map_err(|source| Error::Manifest {
-        reference: reference.clone(),
-        source: Box::new(source),
-    })?;
-    cache.keep_manifest(&reference, &found.bytes)?;
-    let blobs = manifest.layers().iter().map(|layer| BlobRef {
-        repository: task.reference.repository().clone(),
-        digest: *layer.digest(),
-        size: Some(layer.size()),
-    });
-    let Filled { bytes, fetched } = fill(&client, cache, blobs.collect(), bar)?;
-    Ok(Pulled {
-        manifest: found.digest,
-        layers: manifest.layers().len(),
-        bytes,
-        fetched,
-    })
-}
-
-/// What [`fill`] did.
-pub(super) struct Filled {
-    /// Bytes of all blobs, as far as their sizes are known.
-    bytes: u64,
-    /// Bytes that were fetched.
-    fetched: u64,
-}
-
-/// Fetches and verifies blobs; what the cache has is not fetched again.
-pub(super) fn fill(
-    client: &Arc<Client>,
-    cache: Cache,
-    mut blobs: Vec<BlobRef>,
-    bar: &ProgressBar,
-) -> Result<Filled, Error> {
+    let image = resolve(program, &config, &task.reference, PATIENCE)?;
+    let layers = image.layers.len();
+    let mut blobs: Vec<_> = image.layers.into_iter().chain(image.trace).collect();
     // The same layer twice is one blob.
     blobs.sort_by_key(|blob| blob.digest);
     blobs.dedup_by_key(|blob| blob.digest);
     let bytes = blobs.iter().filter_map(|blob| blob.size).sum();
     bar.set_length(bytes);
-    let offers = blobs.into_iter().map(|blob| Offer {
-        digest: blob.digest,
-        len: blob.size,
-        origin: Arc::new(RegistryBlob::new(Arc::clone(client), blob)),
-    });
-    let offers: Vec<_> = offers.collect();
-    let options = Options {
-        other_threads: LAYERS * REQUESTS,
-        ..Options::default()
-    };
-    let statuses = Arc::clone(client.statuses());
-    let fetcher = Fetcher::start(cache, options, statuses).map_err(Error::Threads)?;
-    fill_all(&fetcher, &offers, bar)?;
-    let fetched = fetcher.counters().background_bytes;
-    Ok(Filled { bytes, fetched })
+    let local = local_bytes(&task.cache, &blobs).map_err(|error| Error::Cache(Box::new(error)))?;
+    let process = Process::start(program, &config)?;
+    let socket = process.attach(&blobs, None)?;
+    let client = Client::start(socket, Patience::default(), || {});
+    let client = client.map_err(ProcessError::Start)?;
+    fill_all(&client, &blobs, |fetched| bar.set_position(local + fetched))?;
+    let fetched = client.counts(COUNTING).as_ref().map_or(0, fetched);
+    Ok(Pulled {
+        manifest: image.manifest,
+        layers,
+        bytes,
+        fetched,
+    })
 }
 
-fn fill_all(fetcher: &Fetcher, offers: &[Offer], bar: &ProgressBar) -> Result<(), FillError> {
-    let options = FillOptions {
-        parallel: REQUESTS,
-        block_size: BLOCK_SIZE,
-        rate: None,
-        patience: Some(PATIENCE),
-        within_limits: false,
-    };
+/// Bytes of the blobs that are in the cache.
+fn local_bytes(cache: &Path, blobs: &[Arc<RemoteBlob>]) -> Result<u64, cache::Error> {
+    let items = Cache::open(cache)?.list()?;
+    let wanted = |digest: &Digest| blobs.iter().any(|blob| blob.digest == *digest);
+    let items = items.iter().filter(|item| wanted(&item.digest));
+    Ok(items.map(|item| item.present).sum())
+}
+
+/// Bytes that the fetcher brought, whatever the cause.
+fn fetched(counts: &Counts) -> u64 {
+    let named = counts::NAMES.iter().zip(counts);
+    let bytes = named.filter(|(name, _)| name.ends_with("_bytes"));
+    bytes.map(|(_, count)| count).sum()
+}
+
+/// Has all blobs fetched, several at a time, and tells `progress` the bytes that came so far.
+fn fill_all(
+    client: &Client,
+    blobs: &[Arc<RemoteBlob>],
+    progress: impl Fn(u64),
+) -> Result<(), Error> {
     let next = AtomicUsize::new(0);
     let error = Mutex::new(None);
-    let present: Vec<_> = offers.iter().map(|_| AtomicU64::new(0)).collect();
     let run = || {
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
-            let Some(offer) = offers.get(at) else { return };
-            let filled = fetcher.fill(offer, options, &mut |bytes| {
-                present[at].store(bytes, Ordering::Relaxed);
-                let all = present.iter().map(|bytes| bytes.load(Ordering::Relaxed));
-                bar.set_position(all.sum());
-                ControlFlow::Continue(())
-            });
-            if let Err(failed) = filled {
+            let Some(blob) = blobs.get(at) else { return };
+            if let Err(source) = client.fill(at as u32) {
                 // The others end with the layers they are at.
-                next.store(offers.len(), Ordering::Relaxed);
+                next.store(blobs.len(), Ordering::Relaxed);
+                let layer = LayerRef::Remote(Arc::clone(blob));
                 let mut error = error.lock().unwrap_or_else(PoisonError::into_inner);
-                error.get_or_insert(failed);
+                error.get_or_insert(Error::Layer { layer, source });
                 return;
             }
         }
     };
     thread::scope(|scope| {
-        for _ in 1..LAYERS.min(offers.len()) {
-            scope.spawn(run);
+        let count = LAYERS.min(blobs.len());
+        let threads: Vec<_> = (0..count).map(|_| scope.spawn(run)).collect();
+        while !threads.iter().all(|thread| thread.is_finished()) {
+            if let Some(counts) = client.counts(COUNTING) {
+                progress(fetched(&counts));
+            }
+            thread::sleep(TICK);
         }
-        run();
     });
     let error = error.into_inner().unwrap_or_else(PoisonError::into_inner);
     error.map_or(Ok(()), Err)

@@ -2,7 +2,7 @@
 
 use super::*;
 use common::registries::{DockerRegistry, Storage, TokenServer};
-use common::registry_server::{Server, answer};
+use common::registry_server::{Reply, Server, answer, until};
 use ovbd_vhost::format::digest::Digest;
 use serde_json::Value;
 
@@ -168,4 +168,56 @@ fn wrong_bytes_are_never_kept() {
         "{said}"
     );
     assert_eq!(list(&dir).len(), 0);
+}
+
+/// The process that talks to the registry is in its sandbox, and ends with the command.
+#[test]
+fn a_registry_is_talked_to_in_a_sandbox() {
+    let dir = tempfile::tempdir().unwrap();
+    let layer = vec![7u8; 100_000];
+    let descriptor = common::registries::layer(&Digest::of(&layer), layer.len() as u64);
+    let config = Digest::of(b"{}");
+    let manifest = common::registries::manifest(&config, vec![descriptor]).to_string();
+    let server = Server::start(
+        move |request| match request.target.contains("/manifests/") {
+            true => {
+                let kind = "application/vnd.oci.image.manifest.v1+json";
+                answer(200, &[("content-type", kind)], manifest.as_bytes())
+            }
+            false => Reply::Stall(Vec::new()),
+        },
+    );
+    let host = server.host();
+    let mut command = Command::new(common::programs::path("ovbd"))
+        .current_dir(dir.path())
+        .args(pull(&host, &format!("{host}/a/b:1")))
+        .spawn()
+        .unwrap();
+    let blobs = || {
+        server
+            .received()
+            .iter()
+            .filter(|asked| asked.target.contains("/blobs/"))
+            .count()
+    };
+    until("a blob is asked for", || blobs() > 0);
+    let child = |pid: u32| {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let children = |task: fs::DirEntry| fs::read_to_string(task.path().join("children")).ok();
+        let all: String = tasks.flatten().filter_map(children).collect();
+        all.split_whitespace()
+            .next()
+            .unwrap()
+            .parse::<u32>()
+            .unwrap()
+    };
+    let fetcher = child(child(command.id()));
+    let status = fs::read_to_string(format!("/proc/{fetcher}/status")).unwrap();
+    assert!(status.contains("Seccomp:\t2"), "{status}");
+    assert!(status.contains("CapEff:\t0000000000000000"), "{status}");
+    command.kill().unwrap();
+    command.wait().unwrap();
+    until("the fetcher ends", || {
+        !Path::new(&format!("/proc/{fetcher}/exe")).exists()
+    });
 }

@@ -29,13 +29,12 @@ pub struct PullArgs {
 impl PullArgs {
     /// Runs the command; returns its output.
     pub fn run(self) -> Result<String, Box<dyn Error>> {
-        let (registry, _) = self.registry.into_options()?;
         let task = Pull {
             reference: self.reference,
             cache: self.cache.cache,
-            registry,
+            registry: self.registry,
         };
-        let pulled = pull(task, &progress::bar("pulling"))?;
+        let pulled = pull(&task, &progress::bar("pulling"))?;
         Ok(format!(
             "{}: {} layers, {} bytes, {} of them fetched\n",
             pulled.manifest, pulled.layers, pulled.bytes, pulled.fetched
@@ -118,6 +117,7 @@ impl CacheCommand {
                 let limits = Limits {
                     bytes: args.size,
                     free_percent: 0,
+                    free_bytes: 0,
                 };
                 let evicted = Cache::open(&args.cache.cache)?.evict(limits)?;
                 let mut text =

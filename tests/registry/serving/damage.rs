@@ -146,6 +146,37 @@ fn a_blob_without_checksums_is_not_published_with_another_digest() {
     assert_eq!(failures(&mut guest, &layers.content), 0);
 }
 
+/// Nothing is served before all of it was compared with its digest.
+#[test]
+fn a_disk_that_is_verified_first_never_has_wrong_bytes() {
+    let layers = Layers::plain(2);
+    let times = Arc::new(AtomicUsize::new(2));
+    let left = Arc::clone(&times);
+    let server = layers.registry_that(move |request, blob| flipped(request, blob, 1 << 20, &left));
+    let place = Place::default();
+    place.config("http", &server.host(), &layers.lowers(), json!({}));
+    let output = place.run(&["--verify-first"]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(
+        text.contains("was fetched twice; its bytes have digest"),
+        "{text}"
+    );
+    assert!(
+        place.result().starts_with("failed:Unexpected response"),
+        "{}",
+        place.result()
+    );
+
+    let daemon = place.serve(&["--verify-first"]);
+    let fetched = server.count();
+    let counts = asked_units(&server, &layers.blobs[0]);
+    assert!(counts.iter().all(|count| *count == 3), "{counts:?}");
+    let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
+    assert_eq!(failures(&mut guest, &layers.content), 0);
+    assert_eq!(server.count(), fetched);
+}
+
 #[test]
 fn a_config_without_sizes_asks_the_registry() {
     let layers = Layers::new(2);

@@ -385,6 +385,8 @@ fn a_cache_over_its_mark_serves_what_is_in_use() {
         &layers.lowers(),
         json!({"download": download}),
     );
+    let other = Cache::open(&place.path("cache")).expect("a cache");
+    publish(&other, &tagged(UNIT, 9));
     let service = place.path("overlaybd.json");
     let mark = json!({"cacheConfig": {"cacheType": "file", "cacheSizeGB": 0}});
     fs::write(&service, mark.to_string()).expect("a configuration");
