@@ -140,7 +140,7 @@ impl<'a> DataPath<'a> {
             };
             match step {
                 // The next round finds the bytes absent, and fetches them.
-                Err(error) if reject_damaged(&error, range) => {}
+                Err(Error::Block { .. }) if range.reject() => {}
                 step => return step,
             }
         }
@@ -202,7 +202,7 @@ impl<'a> DataPath<'a> {
         self.storage.recycle(buffer);
         match delivered {
             Ok(()) => Ok(Step::Served),
-            Err(error) if reject_damaged(&error, range) => self.begin(id, subread, *position, read),
+            Err(Error::Block { .. }) if range.reject() => self.begin(id, subread, *position, read),
             Err(error) => Err(error),
         }
     }
@@ -262,11 +262,4 @@ impl<'a> DataPath<'a> {
             Err(errno) => Err(errno.into()),
         }
     }
-}
-
-/// Rejects the bytes of `range` if `error` says that they are damaged; returns whether they are absent
-/// from now on, and will be fetched again.
-#[cold]
-fn reject_damaged(error: &Error, range: PresentRange<'_>) -> bool {
-    matches!(error, Error::Block { .. }) && range.blob().reject(range.offset(), range.len())
 }

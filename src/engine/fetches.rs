@@ -13,13 +13,11 @@ use std::sync::Arc;
 use super::read_id::SubreadId;
 use super::subreads::SubreadState;
 use crate::image::Error;
-use crate::source::{AbsentRange, FetchError, FetchErrorKind, Fetched, Ticket, Waker};
+use crate::source::refetch::FetchCount;
+use crate::source::{AbsentRange, FetchError, Fetched, Ticket, Waker};
 
 /// Most subreads of one worker that are fetched at a time.
 pub const MAX_FETCHES: usize = 64;
-
-/// Most fetches of one subread in a row after which its bytes are still absent.
-const MAX_ATTEMPTS: u32 = 8;
 
 /// The fetches of one worker.
 #[derive(Debug)]
@@ -39,7 +37,7 @@ pub struct Fetches {
 #[derive(Debug)]
 pub struct Fetching {
     ticket: Ticket,
-    attempt: u32,
+    count: FetchCount,
     _permit: Rc<()>,
 }
 
@@ -82,14 +80,14 @@ impl Fetches {
             self.queue.push_back(id);
             return SubreadState::Queued;
         }
-        self.request(id, range, 1)
+        self.request(id, range, FetchCount::FIRST)
     }
 
     /// Asks again for the bytes of subread `id`, which are absent after a fetch with this result.
     ///
     /// # Errors
     ///
-    /// The fetch failed, or was the last of [`MAX_ATTEMPTS`].
+    /// The fetch failed, or was the last that [`FetchCount`] allows.
     pub fn retry(
         &mut self,
         id: SubreadId,
@@ -97,23 +95,24 @@ impl Fetches {
         ended: &Fetching,
         result: Result<(), FetchError>,
     ) -> Result<SubreadState, Error> {
-        result.map_err(|error| range.error(error))?;
-        if ended.attempt < MAX_ATTEMPTS {
-            return Ok(self.request(id, range, ended.attempt + 1));
-        }
-        let reason = format!("bytes are missing from the cache after {MAX_ATTEMPTS} fetches");
-        let error = FetchError::new(FetchErrorKind::Damaged, reason);
-        Err(range.error(error).into())
+        let count = result.and_then(|()| ended.count.next());
+        let count = count.map_err(|error| range.error(error))?;
+        Ok(self.request(id, range, count))
     }
 
-    fn request(&mut self, id: SubreadId, range: &AbsentRange<'_>, attempt: u32) -> SubreadState {
+    fn request(
+        &mut self,
+        id: SubreadId,
+        range: &AbsentRange<'_>,
+        count: FetchCount,
+    ) -> SubreadState {
         // A fetch that was given up may still end, so each has a ticket of its own.
         let ticket = Ticket(self.begun << SubreadId::BITS | u64::from(id.to_bits()));
         self.begun += 1;
         range.request(&self.waker, ticket);
         SubreadState::Fetching(Fetching {
             ticket,
-            attempt,
+            count,
             _permit: self.permits.clone(),
         })
     }

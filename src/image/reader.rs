@@ -6,7 +6,7 @@
 
 use super::container::Container;
 use super::error::Error;
-use super::pieces::{Piece, SizedImage};
+use super::pieces::{CompressedRun, Piece, SizedImage};
 use super::unpack::Unpacker;
 use crate::io::scatter::{Cursor, Scatter};
 use crate::units::{SECTOR_SIZE, Sector, SectorRange, Sectors};
@@ -122,34 +122,46 @@ impl Reader {
     ) -> Result<(), Error> {
         match piece {
             Piece::Zero { len } => into.zero(len as usize),
-            Piece::Plain { offset, len, .. } => {
-                for at in (0..len).step_by(PLAIN_CHUNK) {
-                    let part = len.saturating_sub(at).min(PLAIN_CHUNK as u64);
-                    self.buffer.resize(part as usize, 0);
-                    let offset = offset.saturating_add(at);
-                    container.blob().read_exact_at(&mut self.buffer, offset)?;
-                    into.write(&self.buffer);
-                }
-            }
-            Piece::Compressed(run) => {
-                if self.unpacker.unpack_held(container, &run, into) {
-                    return Ok(());
-                }
-                self.buffer.resize(run.stored as usize, 0);
-                let (blob, start) = (container.blob(), *into);
-                loop {
-                    blob.read_exact_at(&mut self.buffer, run.offset)?;
-                    let unpacked = self.unpacker.unpack(container, &run, &self.buffer, into);
-                    match unpacked {
-                        // The cache is damaged: the bytes are fetched again.
-                        Err(Error::Block { .. }) if blob.reject(run.offset, self.buffer.len()) => {
-                            *into = start;
-                        }
-                        unpacked => break unpacked?,
-                    }
-                }
-            }
+            Piece::Plain { offset, len, .. } => self.fill_plain(container, offset, len, into)?,
+            Piece::Compressed(run) => self.fill_compressed(container, &run, into)?,
         }
         Ok(())
+    }
+
+    /// Copies `len` bytes of a file from `offset` on.
+    fn fill_plain(
+        &mut self,
+        container: &Container,
+        offset: u64,
+        len: u64,
+        into: &mut Cursor<'_, '_>,
+    ) -> Result<(), Error> {
+        for at in (0..len).step_by(PLAIN_CHUNK) {
+            let part = len.saturating_sub(at).min(PLAIN_CHUNK as u64);
+            self.buffer.resize(part as usize, 0);
+            let offset = offset.saturating_add(at);
+            container.blob().read_exact_at(&mut self.buffer, offset)?;
+            into.write(&self.buffer);
+        }
+        Ok(())
+    }
+
+    /// Reads and decodes compressed blocks.
+    fn fill_compressed(
+        &mut self,
+        container: &Container,
+        run: &CompressedRun,
+        into: &mut Cursor<'_, '_>,
+    ) -> Result<(), Error> {
+        let Self { unpacker, buffer } = self;
+        if unpacker.unpack_held(container, run, into) {
+            return Ok(());
+        }
+        buffer.resize(run.stored as usize, 0);
+        let start = *into;
+        container.blob().read_decoded(buffer, run.offset, |stored| {
+            *into = start;
+            unpacker.unpack(container, run, stored, into)
+        })
     }
 }

@@ -274,16 +274,9 @@ impl Blob {
         }
     }
 
-    /// Reports that a checksum in a range is wrong. Returns whether the range is absent from now on, to be
-    /// fetched again.
-    ///
-    /// Returns false for a local file, and for a range that was fetched again too often.
-    pub fn reject(&self, offset: u64, len: usize) -> bool {
-        let inside = (len as u64).min(self.len.saturating_sub(offset));
-        match &self.presence {
-            Some(presence) if inside > 0 => presence.reject(offset, inside),
-            _ => false,
-        }
+    /// Which bytes are local; `None` if all are.
+    pub(super) fn presence(&self) -> Option<&dyn Presence> {
+        self.presence.as_deref()
     }
 
     /// Maps the file, so that pages in memory are copied without a system call. Reads the last bytes of the

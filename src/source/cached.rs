@@ -4,10 +4,8 @@
 //! have is absent: the sparse data file would read as zeros there. A complete blob has no map, and is read
 //! like a local file.
 
-use std::collections::HashMap;
 use std::fs::File;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::blob::Blob;
@@ -16,74 +14,16 @@ use super::layer_ref::{LayerRef, RemoteBlob};
 use super::opened::Opened;
 use super::presence::{Bitmap, PresenceMap};
 use super::protocol::Cause;
+use super::refetch::RejectedUnits;
 use super::waker::{FetchError, FetchErrorKind, Presence, Ticket, Waker};
 use crate::format::presence::{Identity, UNIT, UnitRange};
-use crate::io::bitmap::AtomicBitmap;
 use crate::io::mapped_file::Access;
-
-/// How often a damaged unit is fetched again before a request for it fails, and all that opening a
-/// layer reads.
-const MAX_REPAIRS: u8 = 3;
-
-/// Units that this process found damaged.
-#[derive(Debug, Default)]
-pub(super) struct Rejected {
-    /// One bit per unit, set until the unit is fetched again. Created for the first rejected unit.
-    bits: OnceLock<AtomicBitmap>,
-    /// Number of times each unit was rejected.
-    counts: Mutex<HashMap<u64, u8>>,
-    /// How often all units were rejected at once.
-    distrusted: AtomicU8,
-}
-
-impl Rejected {
-    fn holds_any(&self, units: UnitRange) -> bool {
-        self.bits
-            .get()
-            .is_some_and(|bits| bits.any(units.numbers()))
-    }
-
-    /// Marks `units` damaged. Returns false if one of them was damaged too often, and resets their counts,
-    /// so that the next request tries again.
-    fn add(&self, units: UnitRange, all: u64) -> bool {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let worn = |unit| counts.get(&unit).is_some_and(|count| *count >= MAX_REPAIRS);
-        if units.numbers().any(worn) {
-            units.numbers().for_each(|unit| _ = counts.remove(&unit));
-            return false;
-        }
-        for unit in units.numbers() {
-            *counts.entry(unit).or_default() += 1;
-        }
-        let bits = self.bits.get_or_init(|| AtomicBitmap::new(all));
-        bits.set(units.numbers());
-        true
-    }
-
-    /// Rejects all units, a few times.
-    fn add_all(&self, all: u64) -> bool {
-        if self.distrusted.fetch_add(1, Ordering::Relaxed) >= MAX_REPAIRS {
-            self.distrusted.store(MAX_REPAIRS, Ordering::Relaxed);
-            return false;
-        }
-        let bits = self.bits.get_or_init(|| AtomicBitmap::new(all));
-        bits.set(0..all);
-        true
-    }
-
-    /// Notes that `units` were fetched again.
-    pub(super) fn replaced(&self, units: UnitRange) {
-        if let Some(bits) = self.bits.get() {
-            bits.clear(units.numbers());
-        }
-    }
-}
 
 /// Presence of a partial blob, and the client that fetches the rest.
 #[derive(Debug)]
 struct CachedPresence {
     map: PresenceMap,
-    rejected: Arc<Rejected>,
+    rejected: Arc<RejectedUnits>,
     client: Arc<Client>,
     blob: u32,
 }

@@ -17,11 +17,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::cached::Rejected;
 use super::counts::Counts;
 use super::link::{Link, Message, Turn};
 use super::opened::Opened;
 use super::protocol::{Cause, MAX_FETCH, Reply, Request, Subject};
+use super::refetch::RejectedUnits;
 use super::waker::{FetchError, FetchErrorKind, Ticket, Waker};
 use crate::format::presence::UnitRange;
 
@@ -63,7 +63,7 @@ impl Default for Patience {
 }
 
 /// Units that are fetched because they were damaged, and where that is noted.
-pub(super) type Repair = (Arc<Rejected>, UnitRange);
+pub(super) type Repair = (Arc<RejectedUnits>, UnitRange);
 
 /// A fetch that was not answered.
 #[derive(Debug)]

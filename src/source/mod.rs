@@ -32,6 +32,7 @@ pub mod presence;
 pub mod protocol;
 pub mod range;
 pub mod recorder;
+pub mod refetch;
 pub mod resident_map;
 pub mod waker;
 

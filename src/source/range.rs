@@ -11,11 +11,9 @@ use rustix::fs::Advice;
 use rustix::io::ReadWriteFlags;
 use vm_memory::VolatileSlice;
 
+use super::refetch::FetchCount;
 use super::waker::{FetchError, FetchErrorKind, Presence, Ticket, Waker};
 use super::{Blob, Error};
-
-/// Most fetches of one [`AbsentRange::wait`]: a fetched range may be absent again, if it was damaged.
-const MAX_ROUNDS: usize = 8;
 
 /// Result of [`Blob::locate`].
 #[derive(Debug)]
@@ -49,6 +47,12 @@ impl<'b> PresentRange<'b> {
     /// First byte of the range.
     pub fn offset(&self) -> u64 {
         self.offset
+    }
+
+    /// Rejects the range, whose bytes are damaged, as [`Blob::reject`] does. Returns whether it is fetched
+    /// again when it is located and requested.
+    pub fn reject(&self) -> bool {
+        self.blob.reject(self.offset, self.len)
     }
 
     /// Number of bytes.
@@ -218,7 +222,8 @@ impl<'b> AbsentRange<'b> {
         let system = |error: io::Error| failed(FetchErrorKind::System, error.to_string());
         let waker = Waker::new().map_err(system)?;
         let mut fetched = Vec::new();
-        for _ in 0..MAX_ROUNDS {
+        let mut count = FetchCount::FIRST;
+        loop {
             self.request(&waker, Ticket(0));
             while fetched.is_empty() {
                 let left = deadline.saturating_duration_since(Instant::now());
@@ -240,9 +245,8 @@ impl<'b> AbsentRange<'b> {
             if let Located::Present(range) = self.blob.locate(self.offset, self.len) {
                 return Ok(range);
             }
+            count = count.next().map_err(|error| self.error(error))?;
         }
-        let reason = format!("bytes are missing from the cache after {MAX_ROUNDS} fetches");
-        Err(failed(FetchErrorKind::Damaged, reason))
     }
 
     /// Creates the error of a request that waited for the range and whose fetch failed.

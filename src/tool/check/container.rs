@@ -119,25 +119,19 @@ impl PieceReader {
         let format = &header.format;
         let start = table.offset(block);
         let stored_len = (table.offset(block + 1) - start) as usize;
-        self.stored.resize(stored_len, 0);
         let at = container.block_offset(zfile_map, block);
-        self.plain.resize(zfile_map.block_len(block), 0);
-        loop {
-            container.blob().read_exact_at(&mut self.stored, at)?;
-            match self.decode(format) {
-                Ok(()) => return Ok(&self.plain),
-                // The cache is damaged: the bytes are fetched again.
-                Err(_) if container.blob().reject(at, stored_len) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-
-    /// Verifies and decodes the stored block.
-    fn decode(&mut self, format: &BlockFormat) -> Result<(), BlockError> {
-        let bytes = verified(&self.stored, format.checksum)?;
-        let into = VolatileSlice::from(&mut self.plain[..]);
-        Ok(self.decoder.decode(format.algorithm, bytes, &into)?)
+        let Self {
+            decoder,
+            stored,
+            plain,
+        } = self;
+        stored.resize(stored_len, 0);
+        plain.resize(zfile_map.block_len(block), 0);
+        container.blob().read_decoded(stored, at, |stored| {
+            let decoded = decode(decoder, format, stored, plain);
+            decoded.map_err(Unreadable::from)
+        })?;
+        Ok(plain)
     }
 
     /// Fills `into` with the layer's bytes from `offset` on, which lie inside the layer.
@@ -166,4 +160,16 @@ impl PieceReader {
         }
         Ok(())
     }
+}
+
+/// Verifies and decodes a stored block.
+fn decode(
+    decoder: &mut Decoder,
+    format: &BlockFormat,
+    stored: &[u8],
+    plain: &mut [u8],
+) -> Result<(), BlockError> {
+    let bytes = verified(stored, format.checksum)?;
+    let into = VolatileSlice::from(plain);
+    Ok(decoder.decode(format.algorithm, bytes, &into)?)
 }
