@@ -48,8 +48,9 @@ pub(super) struct Blob {
     failures: AtomicU32,
     /// Whether the last definite answer was a refusal.
     refused: AtomicBool,
-    /// Until when the server is taken for one that serves no ranges; held while all is streamed.
+    /// Held while the whole blob is streamed, so that one job streams it.
     pub(super) whole: Mutex<()>,
+    /// Until when the server is taken for one that serves no ranges.
     without_ranges: Mutex<Option<Instant>>,
     /// Held while the blob is verified, and while units are overwritten.
     pub(super) publishing: Mutex<()>,

@@ -141,6 +141,23 @@ impl<'i> Pieces<'i> {
         let len = end - self.at;
         Piece::Zero { len }
     }
+
+    /// The next piece, which begins at `sector` of `segment`. Keeps a segment that has more pieces.
+    #[inline(always)]
+    fn covered(&mut self, segment: Segment, sector: Sector) -> Piece {
+        let end = self.end.min(segment.end().byte());
+        let piece = match segment.content() {
+            SegmentContent::Zeroed => self.zeros(end),
+            SegmentContent::Data { layer, moffset } => {
+                let offset = (moffset + (sector - segment.start())).byte();
+                self.image.piece(layer, offset, end - self.at)
+            }
+        };
+        if self.at + piece.len() < end {
+            self.segment = Some(segment);
+        }
+        piece
+    }
 }
 
 impl Iterator for Pieces<'_> {
@@ -163,20 +180,7 @@ impl Iterator for Pieces<'_> {
                 self.segment = Some(segment);
                 self.zeros(self.end.min(segment.start().byte()))
             }
-            Some(segment) => {
-                let end = self.end.min(segment.end().byte());
-                let piece = match segment.content() {
-                    SegmentContent::Zeroed => self.zeros(end),
-                    SegmentContent::Data { layer, moffset } => {
-                        let offset = (moffset + (sector - segment.start())).byte();
-                        self.image.piece(layer, offset, end - self.at)
-                    }
-                };
-                if self.at + piece.len() < end {
-                    self.segment = Some(segment);
-                }
-                piece
-            }
+            Some(segment) => self.covered(segment, sector),
         };
         self.at += piece.len();
         Some(piece)

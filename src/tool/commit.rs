@@ -11,10 +11,10 @@ use super::Error;
 use super::layer_writer::{LayerFormat, LayerWriter, Written, message};
 use super::loaded_stack::{Content, LoadedStack, WritableLayerReader};
 use super::output::{self, NewFile};
-use crate::format::lsmt::{ENTRY_LEN, MAX_ENTRIES, MAX_LENGTH};
+use crate::format::lsmt::{ENTRY_LEN, MAX_ENTRIES};
 use crate::format::zfile::BlockFormat;
 use crate::image::reader::Reader;
-use crate::units::{Sector, Sectors};
+use crate::units::Sector;
 use crate::writable::Paths;
 use crate::writable::extent_map::ExtentMap;
 use crate::writable::manifest::Pairs;
@@ -101,11 +101,7 @@ pub fn write(
         for piece in stack.all_pieces() {
             let range = piece.range;
             match piece.content {
-                Content::Zeroed => {
-                    for step in range.steps(Sectors(MAX_LENGTH.into())) {
-                        layer.zeroed(step.start(), step.len().0 as u16)?;
-                    }
-                }
+                Content::Zeroed => layer.zeroed(range)?,
                 Content::Layer(_) | Content::WritableLayer => {
                     layer.fetched(range.start(), range.len().0, range.start().byte())?;
                 }

@@ -21,7 +21,7 @@ use super::unit::{CHUNK, UNIT, data_from, is_zero};
 use crate::format::zfile::BlockFormat;
 use crate::image::Image;
 use crate::image::reader::Reader;
-use crate::units::{SECTOR_SIZE, Sector};
+use crate::units::{SECTOR_SIZE, Sector, SectorRange, Sectors};
 
 /// Sectors of a unit.
 const UNIT_SECTORS: u16 = (UNIT as u64 / SECTOR_SIZE) as u16;
@@ -279,8 +279,9 @@ impl Sink {
                 Unit::Same => {}
                 Unit::Data => self.layer.data(offset, bytes)?,
                 Unit::Zeroed => {
-                    let sectors = bytes.len() as u64 / SECTOR_SIZE;
-                    self.layer.zeroed(offset, sectors as u16)?;
+                    let sectors = Sectors::whole_in(bytes.len() as u64);
+                    self.layer
+                        .zeroed(SectorRange::new(offset, offset + sectors))?;
                 }
             }
         }

@@ -15,13 +15,13 @@ use super::jobs::{Job, Jobs};
 use super::output::NewFile;
 use super::zfile_writer::ZFileWriter;
 use crate::format::lsmt::{
-    ENTRY_GROUP, FIRST_DATA, HEADER_LEN, Header, HeaderKind, MAX_ENTRIES, Mapping, PADDING,
-    padding_after,
+    ENTRY_GROUP, FIRST_DATA, HEADER_LEN, Header, HeaderKind, MAX_ENTRIES, MAX_LENGTH, Mapping,
+    PADDING, padding_after,
 };
 use crate::format::tar;
 use crate::format::zfile::BlockFormat;
 use crate::image::made_upon::MadeUpon;
-use crate::units::{SECTOR_SIZE, Sector};
+use crate::units::{SECTOR_SIZE, Sector, SectorRange, Sectors};
 
 /// Largest number of index entries, padding included, that the upstream reader accepts in one
 /// layer.
@@ -196,13 +196,16 @@ impl LayerWriter {
         }
     }
 
-    /// Zeroes the sectors from `offset` on, which lie behind earlier ones: at most
-    /// [`MAX_LENGTH`](crate::format::lsmt::MAX_LENGTH).
+    /// Zeroes `range`, which lies behind earlier ones.
     ///
     /// # Errors
     /// There are too many mappings.
-    pub fn zeroed(&mut self, offset: Sector, sectors: u16) -> Result<(), Error> {
-        self.map(Mapping::zeroed(offset, sectors, self.next))
+    pub fn zeroed(&mut self, range: SectorRange) -> Result<(), Error> {
+        for step in range.steps(Sectors(MAX_LENGTH.into())) {
+            let sectors = step.len().0 as u16;
+            self.map(Mapping::zeroed(step.start(), sectors, self.next))?;
+        }
+        Ok(())
     }
 
     /// Writes index and trailer for a disk of `virtual_size` bytes.
