@@ -313,7 +313,7 @@ mod tests {
             block_cache: 0,
             tuning: Tuning::default(),
         };
-        let volume = Volume::writable(image, vec![upper]).into();
+        let volume = Volume::writable(image, upper).into();
         Arc::new(BlockBackend::new(volume, options, Rings::default()))
     }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::allocator::Hold;
+use super::sealed::SealedFile;
 use crate::source::Blob;
 use crate::units::{SectorRange, Sectors};
 
@@ -43,8 +44,8 @@ pub enum SpanContent {
 pub struct Lookup {
     spans: Vec<Span>,
     files: Vec<(Arc<Blob>, Hold)>,
-    /// The files of sealed layers, by number without [`SEALED`].
-    sealed: Option<Arc<[Arc<Blob>]>>,
+    /// The sealed layers, by number without [`SEALED`].
+    sealed: Option<Arc<[SealedFile]>>,
 }
 
 impl Lookup {
@@ -69,7 +70,7 @@ impl Lookup {
     pub fn file(&self, number: u32) -> &Arc<Blob> {
         match number & SEALED {
             0 => &self.files[number as usize].0,
-            _ => &self.sealed.as_deref().unwrap_or_default()[(number ^ SEALED) as usize],
+            _ => self.sealed.as_deref().unwrap_or_default()[(number ^ SEALED) as usize].blob(),
         }
     }
 
@@ -114,7 +115,7 @@ impl Lookup {
 
     /// Returns the number of a file of sealed layers. `files` are all of them, oldest first; earlier look-ups may have
     /// used fewer.
-    pub(super) fn number_of_sealed(&mut self, files: &Arc<[Arc<Blob>]>, place: u16) -> u32 {
+    pub(super) fn number_of_sealed(&mut self, files: &Arc<[SealedFile]>, place: u16) -> u32 {
         let known = self.sealed.as_ref().map_or(0, |known| known.len());
         if known < files.len() {
             self.sealed = Some(files.clone());

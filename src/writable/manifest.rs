@@ -60,6 +60,16 @@ impl FrozenPair {
 }
 
 impl Manifest {
+    /// The written form of a disk whose pair number `active` is above the pairs `frozen`, oldest first.
+    pub fn new(frozen: Vec<FrozenPair>, active: u64) -> Self {
+        Self { active, frozen }
+    }
+
+    /// Returns the number of the active pair.
+    pub fn active(&self) -> u64 {
+        self.active
+    }
+
     /// Reads a manifest. A disk without snapshots has no such file.
     ///
     /// # Errors
@@ -94,12 +104,6 @@ impl Manifest {
     /// Returns the frozen pairs, oldest first.
     pub fn frozen(&self) -> &[FrozenPair] {
         &self.frozen
-    }
-
-    /// Returns each frozen pair with those below it, both oldest first.
-    pub fn with_below(&self) -> impl Iterator<Item = (&FrozenPair, &[FrozenPair])> {
-        let counts = 1..=self.frozen.len();
-        counts.filter_map(|count| self.frozen.get(..count)?.split_last())
     }
 
     /// Returns the manifest after the snapshot `name`, and the pair that it freezes: the active one, of the layer
@@ -186,6 +190,54 @@ fn numbered(first: &Paths, number: u64) -> Paths {
     }
 }
 
+/// The manifest of a disk in use, as a file. A snapshot needs it exclusively, so that a mutable reference to it is the
+/// proof that no other snapshot is taken.
+#[derive(Debug)]
+pub(super) struct ManifestFile {
+    path: PathBuf,
+    /// Whether a power loss may bring the previous manifest back, in which a frozen layer is active.
+    may_revert: bool,
+}
+
+impl ManifestFile {
+    /// The manifest of the disk that was created with `first`.
+    pub fn new(first: &Paths) -> Self {
+        Self {
+            path: manifest_path(first),
+            may_revert: false,
+        }
+    }
+
+    /// Writes a new manifest, which is to replace the file.
+    ///
+    /// # Errors
+    /// [`Error::File`]; then no new file is left.
+    pub fn prepare(&self, manifest: &Manifest) -> Result<NewManifest, Error> {
+        NewManifest::write(&self.path, manifest)
+    }
+
+    /// Makes the replacement by `new` durable.
+    ///
+    /// # Errors
+    /// [`Error::File`]; then a power loss may bring the old manifest back.
+    pub fn sync(&mut self, new: &NewManifest) -> Result<(), Error> {
+        new.sync().inspect_err(|_| self.may_revert = true)
+    }
+
+    /// Fails if a power loss may bring an older manifest back: frozen layers must not be sealed then.
+    ///
+    /// # Errors
+    /// [`Error::ManifestMayRevert`].
+    pub fn check_durable(&self) -> Result<(), Error> {
+        match self.may_revert {
+            true => Err(Error::ManifestMayRevert {
+                path: self.path.clone(),
+            }),
+            false => Ok(()),
+        }
+    }
+}
+
 /// A new manifest under a temporary name. Its content is durable.
 pub(super) struct NewManifest {
     path: PathBuf,
@@ -198,10 +250,7 @@ pub(super) struct NewManifest {
 
 impl NewManifest {
     /// Writes the manifest that is to be at `path`.
-    ///
-    /// # Errors
-    /// [`Error::File`]; then no new file is left.
-    pub fn write(path: &Path, manifest: &Manifest) -> Result<Self, Error> {
+    fn write(path: &Path, manifest: &Manifest) -> Result<Self, Error> {
         let new = with_suffix(path, "new");
         let text = serde_json::to_vec_pretty(manifest);
         let text = text.map_err(|error| Error::file("encode", path)(error.into()))?;
@@ -235,11 +284,7 @@ impl NewManifest {
         })
     }
 
-    /// Makes the replacement durable.
-    ///
-    /// # Errors
-    /// [`Error::File`]; then a power loss may bring the old manifest back.
-    pub fn sync(&self) -> Result<(), Error> {
+    fn sync(&self) -> Result<(), Error> {
         let synced = self.directory.sync_all();
         synced.map_err(Error::file("sync", parent_of(&self.path)))
     }

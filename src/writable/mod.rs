@@ -16,6 +16,7 @@
 //!
 //! A change that needs a flush first is repeated as [`FlushRetries`] allows. The order of locks is a table in [`locks`].
 
+mod above;
 pub mod allocator;
 pub mod coverage;
 mod create;

@@ -5,8 +5,10 @@
 
 use std::sync::Arc;
 
+use super::above::SealedLayer;
 use super::coverage::Coverage;
 use super::lookup::{Lookup, SpanContent};
+use super::manifest::FrozenPair;
 use super::{Error, WritableLayer};
 use crate::image;
 use crate::image::index::Index;
@@ -14,27 +16,41 @@ use crate::image::segment::{self, MAX_LAYERS, Segment, SegmentContent};
 use crate::source::Blob;
 use crate::units::{Sector, SectorRange};
 
+/// A sealed layer.
+#[derive(Clone, Debug)]
+pub(super) struct SealedFile {
+    pair: FrozenPair,
+    blob: Arc<Blob>,
+}
+
+impl SealedFile {
+    /// Returns the data file as readers use it.
+    pub fn blob(&self) -> &Arc<Blob> {
+        &self.blob
+    }
+}
+
 /// The folded layers.
 #[derive(Debug)]
 pub(super) struct SealedLayers {
     index: Index,
     coverage: Coverage,
-    /// Their data files, oldest first. A segment's layer is an index into this list. New files are appended, so that
+    /// The layers, oldest first. A segment's layer is an index into this list. New files are appended, so that
     /// each keeps its number.
-    files: Arc<[Arc<Blob>]>,
+    files: Arc<[SealedFile]>,
     /// Number of mappings of all layers, those that newer layers hide included.
     mappings: u64,
 }
 
 impl SealedLayers {
-    /// Folds `layers`, which are sealed (oldest first), into `below`, for a disk that ends at `disk_end`.
+    /// Folds `layers`, oldest first, into `below`, for a disk that ends at `disk_end`.
     ///
     /// # Errors
     /// [`Error::TooTall`] if there are more layers than an index can number; [`Error::Image`] if one has data that an
     /// index cannot point at.
     pub fn above(
         below: Option<&Self>,
-        layers: &[Arc<WritableLayer>],
+        layers: &[SealedLayer],
         disk_end: Sector,
     ) -> Result<Self, Error> {
         let mut files = below.map_or_else(Vec::new, |below| below.files.to_vec());
@@ -42,10 +58,13 @@ impl SealedLayers {
         // Usually few segments, merged once with the many below.
         let mut merged = Vec::new();
         for layer in layers {
-            let segments = segments(layer, files.len())?;
+            let segments = segments(layer.layer(), files.len())?;
             mappings += segments.len() as u64;
             merged = segment::merge(merged, &segments);
-            files.push(layer.blob().clone());
+            files.push(SealedFile {
+                pair: layer.pair().clone(),
+                blob: layer.layer().blob().clone(),
+            });
         }
         if let Some(below) = below {
             merged = segment::merge(below.index.iter(), &merged);
@@ -69,6 +88,11 @@ impl SealedLayers {
     /// Returns the number of layers.
     pub fn len(&self) -> usize {
         self.files.len()
+    }
+
+    /// Returns the frozen pairs that the layers were, oldest first.
+    pub fn pairs(&self) -> impl Iterator<Item = &FrozenPair> {
+        self.files.iter().map(|file| &file.pair)
     }
 
     /// Returns the number of mappings of all layers.

@@ -16,11 +16,13 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use super::above::{Above, ActiveLayer, FrozenLayer, SealedLayer};
 use super::create::check_size;
 use super::locks::{Rank, RankedMutex};
 use super::lookup::Lookup;
+use super::manifest::{FrozenPair, ManifestFile, NewManifest};
 use super::retry::FlushRetries;
-use super::sealed::SealedLayers;
+use super::snapshots::Sealing;
 use super::{Error, WritableLayer};
 use crate::image::{Image, SizedImage};
 use crate::io::scatter::Cursor;
@@ -28,20 +30,6 @@ use crate::units::{Sector, SectorRange};
 
 /// How long to wait for readers of replaced layers, in milliseconds.
 const MAX_WAIT: u32 = 1000;
-
-/// The layers above the image at one moment.
-#[derive(Clone, Debug)]
-struct Above {
-    /// Topmost first. The first is active, the others are frozen and not part of `sealed` yet.
-    layers: Vec<Arc<WritableLayer>>,
-    sealed: Option<Arc<SealedLayers>>,
-}
-
-impl Above {
-    fn active(&self) -> Result<&Arc<WritableLayer>, Error> {
-        self.layers.first().ok_or(Error::ReadOnly)
-    }
-}
 
 /// A disk. All its queue workers share it.
 #[derive(Debug)]
@@ -66,19 +54,21 @@ impl Volume {
         }
     }
 
-    /// Puts writable layers above an image: the active one first, then the frozen ones, newest first. The disk has
-    /// the size of the active one.
-    pub fn writable(image: Image, layers: Vec<WritableLayer>) -> Self {
-        let layers: Vec<_> = layers.into_iter().map(Arc::new).collect();
-        let active = layers.first();
-        let size = active.map_or(image.size(), |active| active.header().virtual_size);
+    /// Makes a disk without snapshots: a writable layer above an image. The disk has the size of that layer.
+    pub fn writable(image: Image, layer: WritableLayer) -> Self {
+        let active = ActiveLayer {
+            number: 0,
+            layer: layer.into(),
+        };
+        Self::with_layers(image, Above::new(Vec::new(), Vec::new(), active))
+    }
+
+    /// Puts the layers `above` on an image. The disk has the size of the active one.
+    pub(super) fn with_layers(image: Image, above: Above) -> Self {
         Self {
-            size: size.into(),
+            size: above.active().header().virtual_size.into(),
             image,
-            above: (!layers.is_empty()).then(|| {
-                let sealed = None;
-                ArcSwap::from_pointee(Above { layers, sealed })
-            }),
+            above: Some(ArcSwap::from_pointee(above)),
             manifest_sync: RankedMutex::new(Rank::ManifestSync, ()),
         }
     }
@@ -120,12 +110,12 @@ impl Volume {
             return;
         }
         let above = above.load();
-        for layer in &above.layers {
+        for layer in above.layers() {
             if layer.may_hold(range) {
                 into.fill(range, |part, into| layer.spans(part, into));
             }
         }
-        if let Some(sealed) = &above.sealed
+        if let Some(sealed) = above.sealed()
             && sealed.may_hold(range)
         {
             into.fill(range, |part, into| sealed.spans(part, into));
@@ -174,8 +164,9 @@ impl Volume {
         // Until the manifest is durable, the next start may not find the active layer.
         drop(self.manifest_sync.lock());
         // Frozen layers first: they may hold writes answered before this flush.
-        let mut unsealed = now.layers.iter().rev().filter(|layer| !layer.is_sealed());
-        unsealed.try_for_each(|layer| {
+        let frozen = now.frozen().iter().map(FrozenLayer::layer);
+        let unsealed = frozen.filter(|layer| !layer.is_sealed());
+        unsealed.chain([now.active()]).try_for_each(|layer| {
             layer.flush()?;
             layer.check()
         })
@@ -185,7 +176,7 @@ impl Volume {
     fn change(&self, change: impl Fn(&WritableLayer) -> Result<(), Error>) -> Result<(), Error> {
         let above = self.above.as_ref().ok_or(Error::ReadOnly)?;
         loop {
-            match change(above.load_full().active()?) {
+            match change(above.load_full().active()) {
                 // Another layer is active now.
                 Err(Error::Frozen) => {}
                 done => return done,
@@ -207,42 +198,48 @@ impl Volume {
         }
     }
 
-    /// Puts `next`, an empty layer, above the active one, which is only read from then on. Writes wait while
-    /// `commit` makes the next start find `next`. Then `sync` makes that durable, and flushes wait for it. If
-    /// it fails, `next` takes no more writes: they might be lost. The inner result is that of `sync`.
+    /// Returns the layers above the image.
     ///
     /// # Errors
-    /// Those of `commit`, or [`Error::ReadOnly`]; then the disk is as before.
-    pub(super) fn freeze(
-        &self,
-        next: WritableLayer,
-        commit: impl FnOnce() -> Result<(), Error>,
-        sync: impl FnOnce() -> Result<(), Error>,
-    ) -> Result<Result<(), Error>, Error> {
-        let above = self.above.as_ref().ok_or(Error::ReadOnly)?;
-        let _manifest_sync = self.manifest_sync.lock();
-        let now = above.load_full();
-        let next = Arc::new(next);
-        now.active()?.freeze(|| {
-            commit()?;
-            above.rcu(|now| {
-                let layers = [&next].into_iter().chain(&now.layers);
-                Above {
-                    layers: layers.cloned().collect(),
-                    sealed: now.sealed.clone(),
-                }
-            });
-            Ok(())
-        })?;
-        Ok(sync().inspect_err(|_| next.give_up()))
+    /// [`Error::ReadOnly`].
+    pub(super) fn above(&self) -> Result<Arc<Above>, Error> {
+        Ok(self.swap()?.load_full())
     }
 
-    /// Makes the disk `size` bytes large; no snapshot is taken meanwhile.
+    fn swap(&self) -> Result<&ArcSwap<Above>, Error> {
+        self.above.as_ref().ok_or(Error::ReadOnly)
+    }
+
+    /// Takes the snapshot that freezes the active layer as `pair`: puts `next`, an empty layer, above it. Writes wait
+    /// while `new`, which makes the next start find `next`, replaces the manifest. Then that is made durable, and flushes
+    /// wait for it. If it fails, `next` takes no more writes: they might be lost. The inner result is that.
+    ///
+    /// # Errors
+    /// Those of the replacement, or [`Error::ReadOnly`]; then the disk is as before.
+    pub(super) fn freeze(
+        &self,
+        file: &mut ManifestFile,
+        pair: FrozenPair,
+        next: &ActiveLayer,
+        new: &NewManifest,
+    ) -> Result<Result<(), Error>, Error> {
+        let above = self.swap()?;
+        let _manifest_sync = self.manifest_sync.lock();
+        FrozenLayer::freeze(pair, above.load_full().active(), |frozen| {
+            new.put_in_place()?;
+            above.rcu(|now| now.with_snapshot(frozen, next));
+            Ok(())
+        })?;
+        Ok(file.sync(new).inspect_err(|_| next.layer.give_up()))
+    }
+
+    /// Makes the disk `size` bytes large. The manifest is the proof that no snapshot puts a layer of the old size
+    /// above meanwhile.
     ///
     /// # Errors
     /// As [`Snapshots::grow_disk`](super::Snapshots::grow_disk).
-    pub(super) fn grow(&self, size: u64) -> Result<(), Error> {
-        let above = self.above.as_ref().ok_or(Error::ReadOnly)?.load_full();
+    pub(super) fn grow(&self, _: &mut ManifestFile, size: u64) -> Result<(), Error> {
+        let above = self.above()?;
         let current = self.size();
         if size < current {
             return Err(Error::Shrinks { size, current });
@@ -250,32 +247,42 @@ impl Volume {
         if size > current {
             check_size(size)?;
         }
-        above.active()?.grow(size)?;
+        above.active().grow(size)?;
         self.size.store(size, Ordering::Release);
         Ok(())
     }
 
-    /// Replaces the lowest layers, `sealed` (oldest first), and all below them by one index, and frees the memory
-    /// of their maps. Only one thread at a time may call this.
+    /// Seals the frozen layers of `now`, oldest first, until one fails. Then replaces those that are sealed, and all
+    /// below them, by one index, and frees the memory of their maps. Only a seal removes layers from the frozen ones,
+    /// and [`Sealing`] is the proof that there is no other one: they begin with those of `now`.
     ///
     /// # Errors
-    /// Those of [`SealedLayers::above`]; then nothing has changed.
-    pub(super) fn fold(&self, sealed: &[Arc<WritableLayer>]) -> Result<(), Error> {
-        let above = self.above.as_ref().ok_or(Error::ReadOnly)?;
-        if sealed.is_empty() {
+    /// Those of [`WritableLayer::seal`] for the first layer that fails; those of [`Above::fold`].
+    pub(super) fn seal(&self, _: &mut Sealing, now: Arc<Above>) -> Result<(), Error> {
+        let mut layers = Vec::new();
+        let mut sealed = Ok(());
+        for layer in now.frozen() {
+            match layer.seal() {
+                Ok(layer) => layers.push(layer),
+                Err(error) => {
+                    sealed = Err(error);
+                    break;
+                }
+            }
+        }
+        sealed.and(self.fold(now, &layers))
+    }
+
+    /// Folds `layers`, the oldest frozen ones of `now`.
+    fn fold(&self, now: Arc<Above>, layers: &[SealedLayer]) -> Result<(), Error> {
+        if layers.is_empty() {
             return Ok(());
         }
-        let below = above.load_full();
-        let folded = SealedLayers::above(below.sealed.as_deref(), sealed, self.sectors())?;
-        let folded = Arc::new(folded);
-        drop(below);
-        let old = above.rcu(|now| {
-            let left = now.layers.len().saturating_sub(sealed.len());
-            Above {
-                layers: now.layers[..left].to_vec(),
-                sealed: Some(folded.clone()),
-            }
-        });
+        let folded = Arc::new(now.fold(layers, self.sectors())?);
+        drop(now);
+        let old = self
+            .swap()?
+            .rcu(|now| now.with_folded(&folded, layers.len()));
         // Otherwise the last reader would free the old layers, which takes long.
         for _ in 0..MAX_WAIT {
             if Arc::strong_count(&old) == 1 {
@@ -289,24 +296,12 @@ impl Volume {
     /// Returns the writable layers that are not folded, topmost first.
     pub fn layers(&self) -> Vec<Arc<WritableLayer>> {
         let above = self.above.as_ref().map(ArcSwap::load);
-        above.map_or_else(Vec::new, |above| above.layers.clone())
+        above.map_or_else(Vec::new, |above| above.layers().cloned().collect())
     }
 
     /// Returns the number of layers between the image and the active one.
     pub fn frozen(&self) -> usize {
         let above = self.above.as_ref().map(ArcSwap::load);
-        above.map_or(0, |above| {
-            let sealed = above.sealed.as_ref().map_or(0, |sealed| sealed.len());
-            sealed + above.layers.len().saturating_sub(1)
-        })
-    }
-
-    /// Returns the number of mappings of all layers above the image.
-    pub(super) fn mappings(&self) -> u64 {
-        let above = self.above.as_ref().map(ArcSwap::load_full);
-        above.map_or(0, |above| {
-            let layers: u64 = above.layers.iter().map(|layer| layer.mappings()).sum();
-            layers + above.sealed.as_ref().map_or(0, |sealed| sealed.mappings())
-        })
+        above.map_or(0, |above| above.frozen_count())
     }
 }

@@ -23,7 +23,7 @@ fn open(case: &Case, paths: &Paths) -> Volume {
         default_size: image.size(),
         ..Options::default()
     };
-    Volume::writable(image, vec![WritableLayer::open(paths, &options).unwrap()])
+    Volume::writable(image, WritableLayer::open(paths, &options).unwrap())
 }
 
 fn content(volume: &Volume) -> Vec<u8> {

@@ -7,13 +7,21 @@ use super::super::seal::remove_index;
 use super::WritableLayer;
 
 impl WritableLayer {
-    /// Seals the layer, which must be frozen or not served; then unlocks its file, so that other processes can open it.
-    /// An interrupted seal is completed.
+    /// Seals the layer, which nothing else uses, and closes it. An interrupted seal is completed.
     ///
     /// # Errors
     /// As [`WritableLayer::flush`] and [`seal`](super::super::seal::seal()); [`Error::File`] if a file cannot be
     /// removed.
-    pub fn seal(&self) -> Result<(), Error> {
+    pub fn seal(self) -> Result<(), Error> {
+        self.seal_in_use()
+    }
+
+    /// Seals the layer of a [`FrozenLayer`](super::super::above::FrozenLayer); then unlocks its file, so that other
+    /// processes can open it. An interrupted seal is completed.
+    ///
+    /// # Errors
+    /// As [`WritableLayer::seal`].
+    pub(in super::super) fn seal_in_use(&self) -> Result<(), Error> {
         if !self.is_sealed() {
             self.flush()?;
             // A copy: readers must not wait for storage.

@@ -12,6 +12,8 @@
 //! files.
 
 mod open;
+#[cfg(test)]
+mod tests;
 
 use std::fs;
 use std::sync::Arc;
@@ -19,8 +21,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use uuid::Uuid;
 
+use super::above::{Above, ActiveLayer};
 use super::locks::RankedMutex;
-use super::manifest::{FrozenPair, Manifest, NewManifest, manifest_path};
+use super::manifest::{FrozenPair, Manifest, ManifestFile};
 use super::seal::remove_index;
 use super::{Error, Options, Paths, Volume, WritableLayer, create};
 use crate::format::lsmt::{Header, MAX_ENTRIES};
@@ -49,7 +52,11 @@ pub struct Snapshot {
     pub sealed: bool,
 }
 
-/// The snapshots of a disk.
+/// What a seal needs exclusively: a mutable reference to it is the proof that no other seal runs.
+#[derive(Debug)]
+pub(super) struct Sealing(());
+
+/// The snapshots of a disk. The list of them is that of the layers in the [`Volume`].
 #[derive(Debug)]
 pub struct Snapshots {
     volume: Arc<Volume>,
@@ -60,51 +67,53 @@ pub struct Snapshots {
     lower: Vec<LayerRef>,
     /// Most layers that may be open as files.
     max_layers: usize,
-    manifest: RankedMutex<Manifest>,
-    /// Held while layers are sealed.
-    sealing: RankedMutex<()>,
+    /// Locked while a snapshot is taken, until it is durable.
+    manifest: RankedMutex<ManifestFile>,
+    /// Locked while layers are sealed.
+    sealing: RankedMutex<Sealing>,
     /// Whether the last attempt to seal failed.
     seal_failed: AtomicBool,
-    /// Whether a power loss may bring the previous manifest back, in which a frozen layer is active: it must not be
-    /// sealed then.
-    manifest_may_revert: AtomicBool,
 }
 
 impl Snapshots {
     /// Returns the snapshots, oldest first.
     pub fn list(&self) -> Vec<Snapshot> {
-        let manifest = self.manifest.lock();
-        let pairs = manifest.with_below();
-        pairs
-            .map(|(pair, below)| self.describe(pair, below))
-            .collect()
+        let _manifest = self.manifest.lock();
+        self.snapshots()
     }
 
-    /// The snapshot of this name.
-    fn find(&self, manifest: &Manifest, name: &str) -> Option<Snapshot> {
-        let mut pairs = manifest.with_below();
-        let (pair, below) = pairs.find(|(pair, _)| pair.name() == name)?;
-        Some(self.describe(pair, below))
+    /// The snapshots, oldest first.
+    fn snapshots(&self) -> Vec<Snapshot> {
+        let above = self.volume.above();
+        above.map_or_else(|_| Vec::new(), |above| self.snapshots_of(&above))
     }
 
-    /// The snapshot that froze `pair`, which is above the frozen pairs `below`.
-    fn describe(&self, pair: &FrozenPair, below: &[FrozenPair]) -> Snapshot {
-        let data_file = |pair: &FrozenPair| LayerRef::from(pair.paths(&self.first).data);
-        let frozen = below.iter().chain([pair]).map(data_file);
-        let layer = self.frozen_layer(&pair.paths(&self.first));
+    /// The snapshots that froze layers of `above`, oldest first.
+    fn snapshots_of(&self, above: &Above) -> Vec<Snapshot> {
+        let mut layers = self.lower.clone();
+        let snapshots = above.pairs().map(|(pair, sealed)| {
+            let snapshot = self.describe(pair, &layers, sealed);
+            layers.clone_from(&snapshot.layers);
+            snapshot
+        });
+        snapshots.collect()
+    }
+
+    /// The snapshot that froze `pair`, which is above the layers `below`.
+    fn describe(&self, pair: &FrozenPair, below: &[LayerRef], sealed: bool) -> Snapshot {
+        let layer = LayerRef::from(pair.paths(&self.first).data);
         Snapshot {
             name: pair.name().to_owned(),
             uuid: pair.uuid(),
-            layers: self.lower.iter().cloned().chain(frozen).collect(),
-            sealed: layer.is_none_or(|layer| layer.is_sealed()),
+            layers: below.iter().cloned().chain([layer]).collect(),
+            sealed,
         }
     }
 
-    /// The frozen layer with these files, if the disk has not folded it.
-    fn frozen_layer(&self, paths: &Paths) -> Option<Arc<WritableLayer>> {
-        let layers = self.volume.layers();
-        let mut frozen = layers.into_iter().skip(1);
-        frozen.find(|layer| layer.paths() == paths)
+    /// The snapshot of this name.
+    fn find(&self, name: &str) -> Option<Snapshot> {
+        let mut snapshots = self.snapshots().into_iter();
+        snapshots.find(|snapshot| snapshot.name == name)
     }
 
     /// Freezes the present content of the disk, durably, as a snapshot of this name, which is not sealed yet. Returns
@@ -118,48 +127,52 @@ impl Snapshots {
     /// [`Error::File`] and [`Error::Bytes`] if a file cannot be written. An error before the manifest is replaced leaves
     /// the disk unchanged; after a later one, the snapshot exists.
     pub fn take(&self, name: &str) -> Result<Snapshot, Error> {
-        let is_known = self.find(&self.manifest.lock(), name).is_some();
+        let is_known = {
+            let _manifest = self.manifest.lock();
+            self.find(name).is_some()
+        };
         if !is_known && (self.seal_failed.load(Ordering::Acquire) || self.much_is_unsealed()) {
             self.seal()?;
         }
         let mut manifest = self.manifest.lock();
-        match self.find(&manifest, name) {
+        match self.find(name) {
             Some(snapshot) => Ok(snapshot),
             None => self.take_new(&mut manifest, name),
         }
     }
 
     /// Takes a snapshot of a new name.
-    fn take_new(&self, manifest: &mut Manifest, name: &str) -> Result<Snapshot, Error> {
-        let layers = self.volume.layers();
-        let active = layers.first().ok_or(Error::ReadOnly)?;
-        self.check_room()?;
+    fn take_new(&self, file: &mut ManifestFile, name: &str) -> Result<Snapshot, Error> {
+        let above = self.volume.above()?;
+        let active = above.active();
+        self.check_room(&above)?;
         // The snapshot's layer and the record of the one above it must name the same size.
         active.restore_size()?;
-        let next = manifest.after_snapshot(name, active.header().uuid, &self.first);
+        let next = above.manifest();
+        let next = next.after_snapshot(name, active.header().uuid, &self.first);
         let (next, pair) = next.ok_or(Error::TooTall)?;
-        let durable = self.freeze(active, &next)?;
-        let snapshot = self.describe(&pair, manifest.frozen());
-        *manifest = next;
-        if durable.is_err() {
-            self.manifest_may_revert.store(true, Ordering::Release);
-        }
+        let below = self.snapshots_of(&above).pop();
+        let below = below.map_or_else(|| self.lower.clone(), |below| below.layers);
+        let snapshot = self.describe(&pair, &below, false);
+        let durable = self.freeze(file, &above, &next, pair)?;
         // Writes may have arrived since the flush before the freeze.
         let flushed = durable.and_then(|()| active.flush());
         flushed.inspect_err(|_| self.seal_failed.store(true, Ordering::Release))?;
         Ok(snapshot)
     }
 
-    /// Creates the active pair of `manifest` and puts it above the layer `active`, which it freezes. The inner
-    /// error is that of a manifest that may not be durable.
+    /// Creates the active pair of `manifest` and puts it above the active layer, which it freezes as `pair`. The
+    /// inner error is that of a manifest that may not be durable.
     fn freeze(
         &self,
-        active: &WritableLayer,
+        file: &mut ManifestFile,
+        above: &Above,
         manifest: &Manifest,
+        pair: FrozenPair,
     ) -> Result<Result<(), Error>, Error> {
         let paths = manifest.active_paths(&self.first);
-        let below = active.header();
-        let record = self.made_upon(manifest, below.virtual_size)?;
+        let below = above.active().header();
+        let record = self.made_upon(above, &pair, below.virtual_size)?;
         let header = Header {
             uuid: Uuid::new_v4(),
             parent_uuid: below.uuid,
@@ -168,34 +181,46 @@ impl Snapshots {
                 .unwrap_or_default(),
             ..(*below).clone()
         };
-        create(&paths, active.kind(), &header)?;
-        self.put_above(&paths, manifest).inspect_err(|_| {
-            // Otherwise each attempt would leave another pair.
-            let _ = remove_index(&paths);
-            let _ = fs::remove_file(&paths.data);
-        })
+        create(&paths, above.active().kind(), &header)?;
+        self.put_above(file, &paths, manifest, pair)
+            .inspect_err(|_| {
+                // Otherwise each attempt would leave another pair.
+                let _ = remove_index(&paths);
+                let _ = fs::remove_file(&paths.data);
+            })
     }
 
-    /// The record of a layer above the frozen ones of `manifest`, which make up a disk of `size` bytes. `None`: a
-    /// writable layer has no uuid, and samples of its data are not final before it is sealed.
-    fn made_upon(&self, manifest: &Manifest, size: u64) -> Result<Option<MadeUpon>, Error> {
-        let image = self.volume.image();
-        // The image has those that were sealed when the disk was opened.
-        let sealed = image.layers().len().saturating_sub(self.lower.len());
-        let frozen = manifest.frozen().iter().skip(sealed);
-        let ids: Option<Vec<_>> = frozen.map(|pair| LayerId::named(pair.uuid())).collect();
+    /// The record of a layer above `above`, whose active layer becomes `pair`; together they make up a disk of `size`
+    /// bytes. `None`: a writable layer has no uuid, and samples of its data are not final before it is sealed.
+    fn made_upon(
+        &self,
+        above: &Above,
+        pair: &FrozenPair,
+        size: u64,
+    ) -> Result<Option<MadeUpon>, Error> {
+        let pairs = above.pairs_beside_image().chain([pair]);
+        let ids: Option<Vec<_>> = pairs.map(|pair| LayerId::named(pair.uuid())).collect();
         let Some(ids) = ids else { return Ok(None) };
-        let stack = ids.into_iter().fold(image.stack_id()?, StackId::below);
+        let image = self.volume.image().stack_id()?;
+        let stack = ids.into_iter().fold(image, StackId::below);
         Ok(Some(MadeUpon { stack, size }))
     }
 
-    fn put_above(&self, paths: &Paths, manifest: &Manifest) -> Result<Result<(), Error>, Error> {
-        let layer = WritableLayer::open(paths, &self.options)?;
+    fn put_above(
+        &self,
+        file: &mut ManifestFile,
+        paths: &Paths,
+        manifest: &Manifest,
+        pair: FrozenPair,
+    ) -> Result<Result<(), Error>, Error> {
+        let next = ActiveLayer {
+            number: manifest.active(),
+            layer: WritableLayer::open(paths, &self.options)?.into(),
+        };
         // Slow steps come before the rename, for which writes wait.
         self.volume.flush()?;
-        let new = NewManifest::write(&manifest_path(&self.first), manifest)?;
-        let volume = &self.volume;
-        volume.freeze(layer, || new.put_in_place(), || new.sync())
+        let new = file.prepare(manifest)?;
+        self.volume.freeze(file, pair, &next, &new)
     }
 
     /// Makes the disk `size` bytes large, durably, before any reader or writer sees the new size. Snapshots keep their
@@ -205,9 +230,7 @@ impl Snapshots {
     /// [`Error::ReadOnly`], [`Error::Shrinks`], [`Error::Size`]; those of the storage, after which the disk has its old
     /// size, and the next start finds the old or the new one.
     pub fn grow_disk(&self, size: u64) -> Result<(), Error> {
-        // No snapshot may put a layer of the old size above meanwhile.
-        let _manifest = self.manifest.lock();
-        self.volume.grow(size)
+        self.volume.grow(&mut self.manifest.lock(), size)
     }
 
     /// Seals the frozen layers, oldest first: a sealed layer needs sealed layers below it. Waits for a running seal.
@@ -215,40 +238,29 @@ impl Snapshots {
     /// # Errors
     /// [`Error::ManifestMayRevert`]; those of [`WritableLayer::seal`] for the first layer that fails.
     pub fn seal(&self) -> Result<(), Error> {
-        let _sealing = self.sealing.lock();
-        let sealed = self.seal_frozen();
+        let mut sealing = self.sealing.lock();
+        let sealed = self.seal_frozen(&mut sealing);
         self.seal_failed.store(sealed.is_err(), Ordering::Release);
         sealed
     }
 
-    fn seal_frozen(&self) -> Result<(), Error> {
-        let layers = {
+    fn seal_frozen(&self, sealing: &mut Sealing) -> Result<(), Error> {
+        let now = {
             // Waits until the manifest that names the frozen layers is durable.
-            let _manifest = self.manifest.lock();
-            self.volume.layers()
+            let manifest = self.manifest.lock();
+            manifest.check_durable()?;
+            self.volume.above()?
         };
-        if self.manifest_may_revert.load(Ordering::Acquire) {
-            return Err(Error::ManifestMayRevert {
-                path: manifest_path(&self.first),
-            });
-        }
-        let frozen: Vec<_> = layers.into_iter().skip(1).rev().collect();
-        let mut sealed = Ok(());
-        let count = frozen.iter().take_while(|layer| {
-            sealed = layer.seal();
-            sealed.is_ok()
-        });
-        let folded = self.volume.fold(&frozen[..count.count()]);
-        sealed.and(folded)
+        self.volume.seal(sealing, now)
     }
 
     /// Fails if this disk, or another one above its layers, could not be opened with one more layer.
-    fn check_room(&self) -> Result<(), Error> {
+    fn check_room(&self, above: &Above) -> Result<(), Error> {
         let image = self.volume.image().layers();
         let mappings = image.iter().map(|layer| layer.trailer().index_entries);
-        let mappings = mappings.sum::<u64>() + self.volume.mappings();
+        let mappings = mappings.sum::<u64>() + above.mappings();
         // The active layer becomes a frozen one.
-        let layers = image.len() + self.volume.frozen() + 1;
+        let layers = image.len() + above.frozen_count() + 1;
         if layers > MAX_LAYERS || mappings > MAX_MAPPINGS {
             return Err(Error::TooTall);
         }

@@ -4,15 +4,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use super::Snapshots;
+use super::{Sealing, Snapshots};
 use crate::image::config::Stack;
 use crate::image::lineage::Placed;
 use crate::image::segment::MAX_LAYERS;
 use crate::image::{Image, OpenStack};
 use crate::source::{self, LayerRef};
+use crate::writable::above::{Above, ActiveLayer, FrozenLayer};
 use crate::writable::files::sync_name;
 use crate::writable::locks::{Rank, RankedMutex};
-use crate::writable::manifest::{Manifest, manifest_path};
+use crate::writable::manifest::{FrozenPair, Manifest, ManifestFile, manifest_path};
 use crate::writable::seal::remove_index;
 use crate::writable::{Error, Options, Paths, Volume, WritableLayer};
 
@@ -62,9 +63,10 @@ impl Snapshots {
             // Its name may not be durable yet, and the following steps cannot be undone.
             sync_name(&manifest_path(first))?;
         }
-        let pairs = manifest.pairs(first);
-        let frozen = FrozenLayers::complete(pairs.frozen())?;
-        let files = files.below(&frozen.sealed)?;
+        let frozen = FrozenLayers::complete(manifest.frozen(), first)?;
+        let data_file = |pair: &FrozenPair| LayerRef::from(pair.paths(first).data);
+        let sealed: Vec<_> = frozen.sealed.iter().map(data_file).collect();
+        let files = files.below(&sealed)?;
         let image = match files.is_empty() {
             true => Image::empty(stack.lineage()),
             false => Image::load(files)?,
@@ -73,62 +75,65 @@ impl Snapshots {
             default_size: image.at_own_size().sectors().bytes(),
             ..options
         };
-        let active = WritableLayer::open(pairs.active(), &options)?;
-        let above = frozen.unsealed.iter().chain([&active]);
-        let above: Vec<_> = above.map(placed).collect();
-        image.check_above(&above)?;
+        let active = ActiveLayer {
+            number: manifest.active(),
+            layer: WritableLayer::open(&manifest.active_paths(first), &options)?.into(),
+        };
+        let unsealed = frozen.unsealed.iter().map(FrozenLayer::layer);
+        let placed: Vec<_> = unsealed.chain([&active.layer]).map(placed).collect();
+        image.check_above(&placed)?;
         let seal_failed = !frozen.unsealed.is_empty();
-        let layers = [active]
-            .into_iter()
-            .chain(frozen.unsealed.into_iter().rev());
-        let volume = Arc::new(Volume::writable(image, layers.collect()));
+        let above = Above::new(frozen.sealed, frozen.unsealed, active);
+        let volume = Arc::new(Volume::with_layers(image, above));
         let snapshots = Self {
             volume: volume.clone(),
             first: first.clone(),
             options,
             lower: stack.layers().to_vec(),
             max_layers: source::make_room(MAX_LAYERS),
-            manifest: RankedMutex::new(Rank::Manifest, manifest.clone()),
-            sealing: RankedMutex::new(Rank::Seal, ()),
+            manifest: RankedMutex::new(Rank::Manifest, ManifestFile::new(first)),
+            sealing: RankedMutex::new(Rank::Seal, Sealing(())),
             seal_failed: AtomicBool::new(seal_failed),
-            manifest_may_revert: AtomicBool::new(false),
         };
         Ok((volume, snapshots))
     }
 }
 
 /// Returns a writable layer as a member of a stack.
-fn placed(layer: &WritableLayer) -> Placed {
+fn placed(layer: &Arc<WritableLayer>) -> Placed {
     Placed::new(LayerRef::from(&layer.paths().data), &layer.header())
 }
 
 /// The frozen layers of a disk, oldest first; all sealed ones lie below the others.
 #[derive(Default)]
 struct FrozenLayers {
-    sealed: Vec<LayerRef>,
-    unsealed: Vec<WritableLayer>,
+    sealed: Vec<FrozenPair>,
+    unsealed: Vec<FrozenLayer>,
 }
 
 impl FrozenLayers {
     /// Completes the seal of each pair. A layer without space for it stays unsealed, and so do all above it.
-    fn complete(pairs: &[Paths]) -> Result<Self, Error> {
+    fn complete(pairs: &[FrozenPair], first: &Paths) -> Result<Self, Error> {
         let mut layers = Self::default();
         let mut no_space = None;
-        for paths in pairs {
+        for pair in pairs {
+            let paths = pair.paths(first);
             if no_space.is_none() {
-                match complete_seal(paths) {
+                match complete_seal(&paths) {
                     Ok(()) => {
-                        layers.sealed.push(paths.data.clone().into());
+                        layers.sealed.push(pair.clone());
                         continue;
                     }
                     Err(error) if error.is_full() => no_space = Some(error),
                     Err(error) => return Err(error),
                 }
             }
-            match WritableLayer::open(paths, &Options::default()) {
+            let layer = match WritableLayer::open(&paths, &Options::default()) {
                 Err(error @ Error::Sealed { .. }) => return Err(no_space.unwrap_or(error)),
-                opened => layers.unsealed.push(opened?),
-            }
+                opened => opened?,
+            };
+            let frozen = FrozenLayer::reopened(pair.clone(), layer)?;
+            layers.unsealed.push(frozen);
         }
         if let Some(error) = no_space {
             log::warn!("cannot complete the layer of a snapshot: {error}");

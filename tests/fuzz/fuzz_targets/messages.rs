@@ -138,7 +138,7 @@ impl Layer {
             ..Options::default()
         };
         let upper = WritableLayer::open(&self.paths(), &options).expect("what was made here");
-        Volume::writable(image(), vec![upper])
+        Volume::writable(image(), upper)
     }
 
     /// No process may have it open.

@@ -35,7 +35,7 @@ fn open(paths: &Paths) -> Option<Volume> {
     let upper = WritableLayer::open(paths, &options).ok()?;
     let held = file::Held::new(&LayerBuilder::new(1 << 20).lsmt());
     let image = Image::open(&Stack::new([held.path()])).expect("an empty layer");
-    Some(Volume::writable(image, vec![upper]))
+    Some(Volume::writable(image, upper))
 }
 
 /// Sixteen sectors at each place, or as many as there are.

@@ -80,7 +80,7 @@ fn open(folder: &Path, paths: &Paths, limit: u64) -> Result<Volume, Error> {
     };
     let upper = WritableLayer::open(paths, &options)?;
     let image = Image::open(&Stack::new([folder.join("lower.obd")])).unwrap();
-    Ok(Volume::writable(image, vec![upper]))
+    Ok(Volume::writable(image, upper))
 }
 
 impl Disk {
