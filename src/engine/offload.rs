@@ -237,20 +237,23 @@ impl Offload {
 
     /// Takes the next result, if there is one.
     pub fn result(&mut self) -> Option<JobResult> {
-        if self.under_way == 0 {
-            return None;
-        }
-        let result = self.results.try_recv().ok()?;
-        self.under_way -= 1;
-        Some(result)
+        self.end_job(|results| results.try_recv().ok())
     }
 
     /// Waits for the next result; `None` if no job is under way.
     pub fn wait(&mut self) -> Option<JobResult> {
+        self.end_job(|results| results.recv().ok())
+    }
+
+    /// Takes a result with `receive`, unless no job is under way.
+    fn end_job(
+        &mut self,
+        receive: impl FnOnce(&Receiver<JobResult>) -> Option<JobResult>,
+    ) -> Option<JobResult> {
         if self.under_way == 0 {
             return None;
         }
-        let result = self.results.recv().ok()?;
+        let result = receive(&self.results)?;
         self.under_way -= 1;
         Some(result)
     }

@@ -2,6 +2,7 @@
 #![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
 mod drain;
+mod offloaded;
 mod write;
 
 use std::io;
@@ -27,8 +28,8 @@ use crate::virtio::chain::{BadChain, Chain, ChainError};
 use crate::virtio::memory::Memory;
 use crate::virtio::queue::{Head, Queue, QueueError};
 use crate::virtio::request::Operation;
-use crate::virtio::status::Status;
-use write::OffloadedRequests;
+use crate::virtio::status::{Status, StatusByte};
+use offloaded::OffloadedRequests;
 
 /// Reads that wait after each step of the prefetch, so that the processor's cache has what the next step
 /// reads.
@@ -271,12 +272,19 @@ impl<'a> QueueWorker<'a> {
         let indirect = self.features & 1 << VIRTIO_RING_F_INDIRECT_DESC != 0;
         match chain.walk(self.memory, table, head.number(), indirect) {
             Ok(status) => {
-                self.under_way += 1;
-                self.begin(Request::new(head, status, chain));
+                let request = self.take(head, status, chain);
+                self.begin(request);
                 Ok(())
             }
             Err(bad) => self.refuse(head, chain, bad),
         }
+    }
+
+    /// Takes a request, which counts as under way until [`QueueWorker::finish`].
+    #[inline]
+    fn take(&mut self, head: Head, status: StatusByte<'a>, chain: Box<Chain<'a>>) -> Request<'a> {
+        self.under_way += 1;
+        Request::new(head, status, chain)
     }
 
     /// Answers a chain that breaks a rule.
@@ -301,8 +309,7 @@ impl<'a> QueueWorker<'a> {
         ratelimited_log::warn(format_args!(
             "queue {index}: bad chain at descriptor {number}: {error}"
         ));
-        self.under_way += 1;
-        let request = Request::new(head, status, chain);
+        let request = self.take(head, status, chain);
         self.finish(request.answer(Status::IoError));
         Ok(())
     }
@@ -326,8 +333,12 @@ impl<'a> QueueWorker<'a> {
             }
             Ok(Operation::Write(range)) => self.write(request, range),
             Ok(Operation::Flush) => self.flush(request),
-            Ok(Operation::Discard(ranges)) => self.change(request, Change::Discard, ranges),
-            Ok(Operation::WriteZeroes(ranges)) => self.change(request, Change::Zero, ranges),
+            Ok(Operation::Discard(ranges)) => {
+                self.discard_or_zero(request, Change::Discard, ranges)
+            }
+            Ok(Operation::WriteZeroes(ranges)) => {
+                self.discard_or_zero(request, Change::Zero, ranges)
+            }
             Err(status) => self.finish(request.answer(status)),
         }
     }

@@ -1,0 +1,154 @@
+//! Requests that wait for the offload thread, which flushes, discards and writes zeroes for them.
+//!
+//! The loop takes the results as it takes finished reads. The functions are not inlined, to keep the loop
+//! small for reads.
+#![cfg_attr(not(test), warn(clippy::indexing_slicing))]
+
+use super::QueueWorker;
+use super::write::Write;
+use crate::engine::offload::{Change, Job, JobId, JobResult, Offload};
+use crate::engine::request::{Outcome, Request};
+use crate::virtio::discard::DiscardRange;
+use crate::virtio::status::Status;
+
+const FLUSH: Job = Job {
+    change: None,
+    flush: true,
+};
+
+/// Request that waits for a job of the offload thread.
+#[derive(Debug)]
+enum Offloaded<'a> {
+    /// The job's result is the answer.
+    Whole(Request<'a>),
+    /// The job is a flush, after which the write is repeated.
+    Retry(Write<'a>),
+}
+
+/// Offload thread of a writable disk, and the requests that wait for its jobs, by job id.
+#[derive(Debug)]
+pub struct OffloadedRequests<'a> {
+    thread: Offload,
+    requests: Vec<Option<Offloaded<'a>>>,
+}
+
+impl<'a> OffloadedRequests<'a> {
+    /// No offloaded request.
+    pub fn new(thread: Offload) -> Self {
+        Self {
+            thread,
+            requests: Vec::new(),
+        }
+    }
+
+    /// The thread.
+    pub fn thread(&self) -> &Offload {
+        &self.thread
+    }
+
+    fn begin(&mut self, offloaded: Offloaded<'a>, job: Job) {
+        let mut requests = (0u16..).zip(&mut self.requests);
+        let id = match requests.find(|(_, request)| request.is_none()) {
+            Some((id, request)) => {
+                *request = Some(offloaded);
+                id
+            }
+            None => {
+                // As many requests as the queue has descriptors, at most 32768.
+                let id = self.requests.len() as u16;
+                self.requests.push(Some(offloaded));
+                id
+            }
+        };
+        self.thread.begin(JobId(id), job);
+    }
+
+    fn take(&mut self, JobId(index): JobId) -> Option<Offloaded<'a>> {
+        self.requests.get_mut(usize::from(index))?.take()
+    }
+}
+
+impl<'a> QueueWorker<'a> {
+    /// Answers a request once all earlier writes are durable.
+    #[inline(never)]
+    pub(super) fn flush(&mut self, request: Request<'a>) {
+        self.offload(Offloaded::Whole(request), FLUSH);
+    }
+
+    /// Answers a request once `ranges` are discarded or zeroed.
+    #[inline(never)]
+    pub(super) fn discard_or_zero(
+        &mut self,
+        request: Request<'a>,
+        change: Change,
+        ranges: Vec<DiscardRange>,
+    ) {
+        if self.context.is_lost() {
+            return self.finish(request.answer(Status::IoError));
+        }
+        let job = Job {
+            change: Some((change, ranges)),
+            flush: self.writes_through(),
+        };
+        self.offload(Offloaded::Whole(request), job);
+    }
+
+    /// Repeats a write after a flush.
+    pub(super) fn flush_and_retry(&mut self, write: Write<'a>) {
+        self.offload(Offloaded::Retry(write), FLUSH);
+    }
+
+    /// Offloads a job, for which a request waits.
+    fn offload(&mut self, offloaded: Offloaded<'a>, job: Job) {
+        if let Some(offload) = &mut self.offload {
+            return offload.begin(offloaded, job);
+        }
+        // A read-only backend: a flush has nothing to do, and no other request comes here.
+        let status = match job.change {
+            None => Status::Ok,
+            Some(_) => Status::IoError,
+        };
+        match offloaded {
+            Offloaded::Whole(request) => self.finish(request.answer(status)),
+            Offloaded::Retry(write) => self.finish(write.into_request().answer(Status::IoError)),
+        }
+    }
+
+    /// Number of offloaded requests.
+    pub(super) fn offloaded(&self) -> usize {
+        let offload = self.offload.as_ref();
+        offload.map_or(0, |offload| offload.thread.under_way())
+    }
+
+    /// Takes the results of the offload thread; returns whether there were any.
+    pub(super) fn take_offloaded(&mut self) -> bool {
+        let mut any = false;
+        while let Some(result) = self.offload.as_mut().and_then(|own| own.thread.result()) {
+            any = true;
+            self.end_job(result);
+        }
+        any
+    }
+
+    /// Waits for all offloaded requests.
+    pub(super) fn wait_offloaded(&mut self) {
+        while let Some(result) = self.offload.as_mut().and_then(|own| own.thread.wait()) {
+            self.end_job(result);
+        }
+    }
+
+    /// Answers the request of a job that has ended, or repeats its write.
+    fn end_job(&mut self, (id, result): JobResult) {
+        let Some(offloaded) = self.offload.as_mut().and_then(|own| own.take(id)) else {
+            return;
+        };
+        let outcome = result.map_or(Outcome::Open, Outcome::Answered);
+        match offloaded {
+            Offloaded::Retry(write) if outcome == Outcome::Answered(Status::Ok) => {
+                self.try_write(write);
+            }
+            Offloaded::Whole(request) => self.finish(request.finish(outcome, 0)),
+            Offloaded::Retry(write) => self.finish(write.into_request().finish(outcome, 0)),
+        }
+    }
+}
