@@ -399,7 +399,7 @@ impl Journal {
     ///
     /// # Errors
     /// As [`Journal::add`], if neither a position can be added nor the files be emptied.
-    pub fn discard(&mut self) -> Result<(), Error> {
+    pub fn invalidate(&mut self) -> Result<(), Error> {
         let position = IndexPosition {
             next: self.next,
             ..self.position

@@ -116,14 +116,14 @@ fn while_the_index_is_written_anew_no_entry_is_known() {
 }
 
 #[test]
-fn what_is_discarded_does_not_come_back() {
+fn what_is_invalidated_does_not_come_back() {
     let folder = tempfile::tempdir().unwrap();
     let index = folder.path().join("index");
     let mut journal = Journal::start(&index, Uuid::nil(), BOOT, 9).unwrap();
     journal.add(&[mapping(1)]).unwrap();
     journal.begin_flush().unwrap();
     journal.add(&[mapping(2)]).unwrap();
-    journal.discard().unwrap();
+    journal.invalidate().unwrap();
     assert_eq!(known(&index, Uuid::nil(), BOOT), []);
     Journal::start(&index, Uuid::nil(), BOOT, 9).unwrap();
     assert_eq!(known(&index, Uuid::nil(), BOOT), []);

@@ -31,7 +31,7 @@ impl WritableLayer {
         if flusher.done >= mine {
             return Ok(());
         }
-        self.check().inspect_err(|_| self.discard_journal())?;
+        self.check().inspect_err(|_| self.invalidate_journal())?;
         let covered = self.tickets.load(Ordering::Acquire);
         self.flush_all(&mut flusher)?;
         self.punch_free();
@@ -205,16 +205,16 @@ impl WritableLayer {
              since the last successful flush may be lost",
             self.data.path().display()
         );
-        self.discard_journal();
+        self.invalidate_journal();
     }
 
     /// Empties the journal if it points at data that may be lost. If that fails, the next flush tries again.
-    fn discard_journal(&self) {
+    fn invalidate_journal(&self) {
         let mut pending = self.pending.lock();
         if !pending.journal_misleads {
             return;
         }
-        match pending.journal.discard() {
+        match pending.journal.invalidate() {
             Ok(()) => pending.journal_misleads = false,
             Err(error) => ::log::error!(
                 "{}: cannot empty the journal after a failed sync; unflushed data may be wrong: {error}",
