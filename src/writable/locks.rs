@@ -6,9 +6,9 @@
 //! | 2 | [`Rank::Manifest`] | the manifest, in memory and as a file | yes |
 //! | 3 | [`Rank::ManifestSync`] | held until a new manifest is durable | yes |
 //! | 4 | [`Rank::Flush`] | the index file: one flush at a time | yes |
-//! | 5 | [`Rank::Freeze`] | changes under way (shared) against a freeze (exclusive) | a rename, a hole |
-//! | 6 | [`Rank::Pending`] | the journal and the mappings that wait for a flush | journal writes |
-//! | 7 | [`Rank::Map`] | extent map and allocator | no |
+//! | 5 | [`Rank::Gate`] | changes under way (shared) against a freeze (exclusive) | shared: writes of data; exclusive: a rename, a hole |
+//! | 6 | [`Rank::Pending`] | the journal and the mappings that wait for a flush | journal writes, `fallocate` of the index file |
+//! | 7 | [`Rank::Placement`] | extent map and allocator | no |
 //!
 //! A thread takes a lock only if all locks that it holds have a lower rank. Debug builds assert that.
 //!
@@ -30,11 +30,11 @@ pub(super) enum Rank {
     /// In a [`WritableLayer`](super::WritableLayer).
     Flush,
     /// In a [`WritableLayer`](super::WritableLayer).
-    Freeze,
+    Gate,
     /// In a [`WritableLayer`](super::WritableLayer).
     Pending,
     /// In a [`WritableLayer`](super::WritableLayer).
-    Map,
+    Placement,
 }
 
 #[cfg(debug_assertions)]
@@ -176,7 +176,7 @@ mod tests {
     #[test]
     fn locks_are_taken_in_order() {
         let flush = RankedMutex::new(Rank::Flush, 1);
-        let map = RankedRwLock::new(Rank::Map, 2);
+        let map = RankedRwLock::new(Rank::Placement, 2);
         let (one, two) = (flush.lock(), map.read());
         assert_eq!((*one, *two), (1, 2));
         drop(one);
@@ -189,7 +189,7 @@ mod tests {
     #[test]
     fn another_order_panics() {
         let flush = RankedMutex::new(Rank::Flush, 1);
-        let map = RankedRwLock::new(Rank::Map, 2);
+        let map = RankedRwLock::new(Rank::Placement, 2);
         let held = map.read();
         let panics = |what: &dyn Fn()| catch_unwind(AssertUnwindSafe(what)).is_err();
         assert!(panics(&|| drop(flush.lock())));

@@ -83,8 +83,8 @@ impl WritableLayer {
             data: DataFile::new(&paths.data, data, data_end)?,
             limit: options.limit,
             coverage,
-            gate: RankedRwLock::new(Rank::Freeze, false),
-            placement: RankedRwLock::new(Rank::Map, Placement { map, allocator }),
+            gate: RankedRwLock::new(Rank::Gate, false),
+            placement: RankedRwLock::new(Rank::Placement, Placement { map, allocator }),
             pending: RankedMutex::new(
                 Rank::Pending,
                 Pending {
