@@ -138,7 +138,7 @@ pub fn serve(
 /// Makes all writes durable within `limit`. Writes that are not durable by then stay in the page cache and the
 /// journal.
 fn flush(device: &Arc<Device>, limit: Duration) -> Result<(), Error> {
-    if !device.is_writable() {
+    if !device.volume().is_writable() {
         return Ok(());
     }
     let (done, flushed) = mpsc::channel();

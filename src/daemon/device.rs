@@ -94,7 +94,7 @@ impl Device {
             tuning: config.tuning.clone(),
         };
         // All files are open now.
-        let max_front_ends = limits.check(config.queues(), snapshots.is_some())?;
+        let max_front_ends = limits.check(config.queues(), volume.is_writable())?;
         Ok(Self {
             backend: Arc::new(BlockBackend::new(volume, options, parts.rings)),
             snapshots,
@@ -158,11 +158,6 @@ impl Device {
         }
         self.front_ends.tell_size();
         Ok(())
-    }
-
-    /// Whether snapshots can be taken.
-    pub fn is_writable(&self) -> bool {
-        self.snapshots.is_some()
     }
 
     /// Returns the snapshots, oldest first.

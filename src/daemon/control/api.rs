@@ -71,7 +71,7 @@ impl Device {
     }
 
     fn resize(&self, body: &[u8]) -> Response {
-        if !self.is_writable() {
+        if !self.volume().is_writable() {
             let text = "the disk is read-only: only a disk with a writable layer can grow";
             return Response::error(409, text);
         }
@@ -97,7 +97,7 @@ impl Device {
     }
 
     fn snapshot(&self, body: &[u8]) -> Response {
-        if !self.is_writable() {
+        if !self.volume().is_writable() {
             return Response::error(
                 409,
                 "the disk is read-only: only a disk with a writable layer has snapshots",

@@ -34,7 +34,7 @@ pub fn start(listener: &Listener, device: &Arc<Device>) -> io::Result<()> {
     let socket = listener.socket().try_clone()?;
     socket.set_nonblocking(false)?;
     let device = device.clone();
-    let writable = device.is_writable();
+    let writable = device.volume().is_writable();
     let sealer = writable
         .then(|| Sealer::start(device.clone()).map(Arc::new))
         .transpose()?;
