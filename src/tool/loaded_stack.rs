@@ -77,15 +77,17 @@ impl WritableLayerReader {
     pub fn open(paths: &Paths, map: ExtentMap) -> Result<Self, Error> {
         let loaded = load(paths, Access::Read, map)?;
         let index_is_stale = loaded.index_is_stale();
-        let parts = loaded.into_parts();
-        let blob = Blob::changing(&paths.data, parts.data).map_err(crate::writable::Error::from)?;
+        let (header, kind) = (loaded.header().clone(), loaded.kind());
+        let (journal, index_entries) = (loaded.journal_len(), loaded.index().entries());
+        let (data, map) = loaded.into_data_and_map();
+        let blob = Blob::changing(&paths.data, data).map_err(crate::writable::Error::from)?;
         Ok(Self {
             paths: paths.clone(),
-            header: parts.header,
-            kind: parts.kind,
-            map: parts.map,
-            journal: parts.journal.len(),
-            index_entries: parts.index.entries(),
+            header,
+            kind,
+            map,
+            journal,
+            index_entries,
             index_is_stale,
             blob,
         })

@@ -74,20 +74,15 @@ pub struct LoadedLayer {
     journal_misleads: bool,
 }
 
-/// What a [`LoadedLayer`] consists of, for its next user.
+/// What a [`LoadedLayer`] consists of, for a layer that is opened to write to it.
 #[derive(Debug)]
-pub struct LayerParts {
-    /// The data file, locked.
+pub(super) struct LayerParts {
+    /// Locked.
     pub data: File,
-    /// The index file.
     pub index: IndexFile,
-    /// The header of the data file.
     pub header: Header,
-    /// How data is placed.
     pub kind: Kind,
-    /// The extents.
     pub map: ExtentMap,
-    /// Mappings of the journal, which are part of the map.
     pub journal: Vec<Mapping>,
 }
 
@@ -232,8 +227,18 @@ impl LoadedLayer {
         Ok(mappings.len())
     }
 
+    /// Returns the number of mappings of the journal.
+    pub fn journal_len(&self) -> usize {
+        self.journal.len()
+    }
+
+    /// Takes the layer apart: the data file, which is locked, and the extents.
+    pub fn into_data_and_map(self) -> (File, ExtentMap) {
+        (self.data, self.map)
+    }
+
     /// Takes the layer apart.
-    pub fn into_parts(self) -> LayerParts {
+    pub(super) fn into_parts(self) -> LayerParts {
         LayerParts {
             data: self.data,
             index: self.index,
