@@ -263,7 +263,7 @@ fn write_upper(dir: &Path, bytes: &[u8]) -> Paths {
     };
     let header = Header::empty(bytes.len() as u64, Uuid::new_v4(), Uuid::nil());
     writable::create(&paths, Kind::Hybrid, &header).expect("an upper");
-    let upper = WritableLayer::open(&paths, &Options::default()).expect("the upper");
+    let upper = WritableLayer::open(&paths, None, &Options::default()).expect("the upper");
     let pieces: Vec<_> = bytes.chunks(PIECE).collect();
     // A step that shares no factor with the number of pieces meets each once.
     let step = (pieces.len() / 3..).find(|step| gcd(*step, pieces.len()) == 1 && *step > 0);

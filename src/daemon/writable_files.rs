@@ -150,7 +150,7 @@ mod tests {
 
     fn open_upper(paths: &Paths) -> Result<WritableLayer, writable::Error> {
         let options = Options::default();
-        WritableLayer::open(paths, &options)
+        WritableLayer::open(paths, None, &options)
     }
 
     fn sources(stack: &Stack) -> OpenSources {

@@ -308,7 +308,7 @@ mod tests {
             index: folder.join("index"),
         };
         create(&paths, Kind::Hybrid, &header).unwrap();
-        let upper = WritableLayer::open(&paths, &Options::default()).unwrap();
+        let upper = WritableLayer::open(&paths, None, &Options::default()).unwrap();
         let options = BackendOptions {
             queues: 1,
             queue_size: 64,

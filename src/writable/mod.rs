@@ -41,7 +41,7 @@ pub mod volume;
 
 pub use create::create;
 pub use error::Error;
-pub use layer::{MAX_STEP, Options, WritableLayer};
+pub use layer::{Bounds, MAX_STEP, Options, WritableLayer};
 pub use load::resize;
 pub use lookup::{Lookup, Span, SpanContent};
 pub use retry::FlushRetries;

@@ -13,7 +13,7 @@ use fuser::Errno;
 use ovbd_vhost::format::lsmt::writable::Kind;
 use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::units::Sector;
-use ovbd_vhost::writable::{Error, Options, Snapshots, Volume};
+use ovbd_vhost::writable::{Bounds, Error, Options, Snapshots, Volume};
 
 use super::disk::{
     BELOW, Content, assert_holds, below, content, leftovers, make, paths, start_machine, write,
@@ -29,10 +29,11 @@ const GROWTH: u64 = 8;
 /// Small, so that flushes by themselves and new index files happen.
 const OPTIONS: Options = Options {
     limit: u64::MAX,
-    default_size: 0,
-    max_pending: 7,
-    index_slack: 2,
-    max_index_entries: 1 << 20,
+    bounds: Bounds {
+        max_pending: 7,
+        index_slack: 2,
+        max_index_entries: 1 << 20,
+    },
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -36,7 +36,7 @@ fn work(folder: &Path, kind: Kind, durable: bool) {
     let header = Header::empty(SECTORS * 512, Uuid::from_u128(1), Uuid::nil());
     create(&paths(folder), kind, &header).unwrap();
     let options = Options::default();
-    let upper = WritableLayer::open(&paths(folder), &options).unwrap();
+    let upper = WritableLayer::open(&paths(folder), None, &options).unwrap();
     for (number, (start, sectors)) in [(0, 20), (70, 26), (5, 3), (30, 9), (90, 6)]
         .into_iter()
         .enumerate()

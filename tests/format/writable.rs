@@ -19,11 +19,8 @@ use vm_memory::VolatileSlice;
 
 fn open(case: &Case, paths: &Paths) -> Volume {
     let image = Image::open(&Stack::new(&case.layers)).unwrap();
-    let options = Options {
-        default_size: image.size(),
-        ..Options::default()
-    };
-    Volume::writable(image, WritableLayer::open(paths, &options).unwrap())
+    let upper = WritableLayer::open(paths, Some(image.size()), &Options::default()).unwrap();
+    Volume::writable(image, upper)
 }
 
 fn content(volume: &Volume) -> Vec<u8> {

@@ -15,7 +15,9 @@ use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::image::reader::Reader;
 use ovbd_vhost::io::scatter::Scatter;
 use ovbd_vhost::units::Sector;
-use ovbd_vhost::writable::{Lookup, Options, Paths, Snapshots, SpanContent, Volume, create};
+use ovbd_vhost::writable::{
+    Bounds, Lookup, Options, Paths, Snapshots, SpanContent, Volume, create,
+};
 use proptest::prelude::*;
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -47,7 +49,10 @@ fn open(folder: &Path) -> (Arc<Volume>, Snapshots) {
     };
     let options = Options {
         // Small, so that flushes by themselves happen.
-        max_pending: 40,
+        bounds: Bounds {
+            max_pending: 40,
+            ..Bounds::default()
+        },
         ..Options::default()
     };
     common::volume::open(&stack(folder), &paths, options).unwrap()

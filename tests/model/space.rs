@@ -156,7 +156,7 @@ fn what_is_all_discarded_takes_nothing() {
 fn writes_over_scattered_data_give_storage_back() {
     let mut disk = Disk::new(Kind::Hybrid, u64::MAX);
     let index = disk.folder.path().join("index.new");
-    disk.options.max_index_entries = 3000;
+    disk.options.bounds.max_index_entries = 3000;
     disk.restart();
     for round in 0..6 {
         for start in (0..PART).step_by(2) {

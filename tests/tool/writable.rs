@@ -73,7 +73,7 @@ pub fn free(data: &Path) {
 }
 
 pub fn open_upper(paths: &Paths) -> WritableLayer {
-    WritableLayer::open(paths, &Options::default()).unwrap()
+    WritableLayer::open(paths, None, &Options::default()).unwrap()
 }
 
 pub fn write(upper: &WritableLayer, start: u64, bytes: &mut [u8]) {

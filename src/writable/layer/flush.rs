@@ -94,7 +94,11 @@ impl WritableLayer {
         }
         let is_long = count > 0
             && flusher.index.entries() >= flusher.retry_at
-            && is_long(&flusher.index, &self.placement.read().map, self.index_slack);
+            && is_long(
+                &flusher.index,
+                &self.placement.read().map,
+                self.bounds.index_slack,
+            );
         match is_long {
             true => flusher.rewrite.max(Rewrite::Wanted),
             false => flusher.rewrite,
@@ -103,7 +107,7 @@ impl WritableLayer {
 
     /// Whether the index has no room for `more` entries.
     fn is_full(&self, flusher: &Flusher, more: usize) -> bool {
-        flusher.index.entries() + more as u64 > self.max_index_entries
+        flusher.index.entries() + more as u64 > self.bounds.max_index_entries
     }
 
     /// Appends the batch of a round to the index, or rewrites the index from `whole`. Durable afterwards.
@@ -132,7 +136,7 @@ impl WritableLayer {
         match self.is_full(flusher, batch.len()) {
             true => Err(Error::IndexFull {
                 path: self.paths.index.clone(),
-                most: self.max_index_entries,
+                most: self.bounds.max_index_entries,
                 source: error.into(),
             }),
             false => Err(error),

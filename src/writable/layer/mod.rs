@@ -36,8 +36,13 @@ pub(super) use write::sparse_place;
 pub struct Options {
     /// Most bytes of data.
     pub limit: u64,
-    /// Size of the disk in bytes, for a layer whose header does not have it.
-    pub default_size: u64,
+    /// Bounds that no user sets.
+    pub bounds: Bounds,
+}
+
+/// Bounds of what a writable layer keeps for its flushes. Tests set small ones to reach them.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
     /// Most mappings that wait for a flush. A change beyond that needs a flush first.
     pub max_pending: usize,
     /// The index is rewritten when it has twice the entries that its map needs, and this many more.
@@ -50,7 +55,14 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             limit: u64::MAX,
-            default_size: 0,
+            bounds: Bounds::default(),
+        }
+    }
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
             max_pending: 1 << 20,
             index_slack: 1 << 16,
             max_index_entries: index_file::MAX_INDEX_ENTRIES,
@@ -75,9 +87,7 @@ pub struct WritableLayer {
     placement: RankedRwLock<Placement>,
     /// Each change of the map locks this together with `placement`, so that both agree.
     pending: RankedMutex<Pending>,
-    max_pending: usize,
-    index_slack: u64,
-    max_index_entries: u64,
+    bounds: Bounds,
     /// Whether changes and flushes fail: the storage lost data, or the next start may not find the layer.
     broken: AtomicBool,
     /// Whether the data file has been sealed.

@@ -26,19 +26,24 @@ use crate::format::lsmt::{FIRST_DATA, MAX_ENTRIES, MAX_SECTORS};
 use crate::units::{Sector, SectorRange, Sectors};
 
 impl WritableLayer {
-    /// Opens a layer to write to it. Makes the writes in its journal durable first, if there is space.
+    /// Opens a layer to write to it. Makes the writes in its journal durable first, if there is space. A layer whose
+    /// header has no size gets `default_size`, in bytes.
     ///
     /// # Errors
     /// Those of [`load`]; [`Error::NoLimit`], [`Error::Size`], [`Error::Fragmented`];
     /// [`Error::JournalVersion`]; [`Error::File`] and [`Error::Bytes`] if a file cannot be written.
-    pub fn open(paths: &Paths, options: &Options) -> Result<Self, Error> {
+    pub fn open(
+        paths: &Paths,
+        default_size: Option<u64>,
+        options: &Options,
+    ) -> Result<Self, Error> {
         let mut loaded = load(paths, Access::Write, ExtentMap::new())?;
         if loaded.kind() == Kind::Sparse && options.limit != u64::MAX {
             return Err(Error::NoLimit {
                 path: paths.data.clone(),
             });
         }
-        let disk_end = determine_size(paths, options, &mut loaded)?;
+        let disk_end = determine_size(paths, default_size, &mut loaded)?;
         if loaded.map().mappings() > MAX_ENTRIES {
             return Err(Error::Fragmented {
                 path: paths.data.clone(),
@@ -48,7 +53,9 @@ impl WritableLayer {
         let rewrite = match &loaded {
             loaded if loaded.must_rewrite_index() => Rewrite::Needed,
             loaded if loaded.index_is_stale() => Rewrite::Wanted,
-            loaded if is_long(loaded.index(), loaded.map(), options.index_slack) => Rewrite::Wanted,
+            loaded if is_long(loaded.index(), loaded.map(), options.bounds.index_slack) => {
+                Rewrite::Wanted
+            }
             _ => Rewrite::No,
         };
         loaded.index().trim()?;
@@ -94,9 +101,7 @@ impl WritableLayer {
                     mappings: pending,
                 },
             ),
-            max_pending: options.max_pending,
-            index_slack: options.index_slack,
-            max_index_entries: options.max_index_entries,
+            bounds: options.bounds,
             broken: AtomicBool::new(false),
             sealed: AtomicBool::new(false),
             tickets: AtomicU64::new(0),
@@ -161,11 +166,13 @@ fn find_space(
 /// Returns the end of the disk. Gives a layer that has no size the default one.
 fn determine_size(
     paths: &Paths,
-    options: &Options,
+    default_size: Option<u64>,
     loaded: &mut LoadedLayer,
 ) -> Result<Sector, Error> {
-    if loaded.header().virtual_size == 0 {
-        loaded.set_size(paths, options.default_size)?;
+    if loaded.header().virtual_size == 0
+        && let Some(size) = default_size
+    {
+        loaded.set_size(paths, size)?;
     }
     let size = loaded.header().virtual_size;
     match Sectors::to_hold(size) {

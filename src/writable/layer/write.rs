@@ -85,10 +85,10 @@ impl WritableLayer {
     pub(super) fn check_pending(&self) -> Result<(), Error> {
         let mut pending = self.pending.lock();
         pending.journal.mend()?;
-        match pending.mappings.len() < self.max_pending {
+        match pending.mappings.len() < self.bounds.max_pending {
             true => Ok(()),
             false => Err(Error::PendingFull {
-                most: self.max_pending,
+                most: self.bounds.max_pending,
             }),
         }
     }
@@ -255,7 +255,7 @@ mod tests {
         };
         let header = Header::empty(1 << 20, Uuid::new_v4(), Uuid::nil());
         create(&paths, Kind::Hybrid, &header).unwrap();
-        WritableLayer::open(&paths, &Options::default()).unwrap()
+        WritableLayer::open(&paths, None, &Options::default()).unwrap()
     }
 
     fn page(start: u64) -> SectorRange {

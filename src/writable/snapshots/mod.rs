@@ -215,7 +215,7 @@ impl Snapshots {
     ) -> Result<Result<(), Error>, Error> {
         let next = ActiveLayer {
             number: manifest.active(),
-            layer: WritableLayer::open(paths, &self.options)?.into(),
+            layer: WritableLayer::open(paths, None, &self.options)?.into(),
         };
         // Slow steps come before the rename, for which writes wait.
         self.volume.flush()?;

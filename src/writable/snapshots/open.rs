@@ -19,8 +19,8 @@ use crate::writable::{Error, Options, Paths, Volume, WritableLayer};
 
 impl Snapshots {
     /// Loads the disk that was created with the pair `first`, with the pairs that snapshots have added since.
-    /// `stack` names the layers below, which are open as `files`; it may be empty. The default size in `options` is
-    /// replaced by that of the layers below.
+    /// `stack` names the layers below, which are open as `files`; it may be empty. A pair without a size gets that of the
+    /// layers below.
     ///
     /// Opens files in the directories of `first` only, so that a process in its sandbox can call it; the paths
     /// must be absolute then.
@@ -71,13 +71,10 @@ impl Snapshots {
             true => Image::empty(stack.lineage()),
             false => Image::load(files)?,
         };
-        let options = Options {
-            default_size: image.at_own_size().sectors().bytes(),
-            ..options
-        };
+        let size = image.at_own_size().sectors().bytes();
         let active = ActiveLayer {
             number: manifest.active(),
-            layer: WritableLayer::open(&manifest.active_paths(first), &options)?.into(),
+            layer: WritableLayer::open(&manifest.active_paths(first), Some(size), &options)?.into(),
         };
         let unsealed = frozen.unsealed.iter().map(FrozenLayer::layer);
         let placed: Vec<_> = unsealed.chain([&active.layer]).map(placed).collect();
@@ -128,7 +125,7 @@ impl FrozenLayers {
                     Err(error) => return Err(error),
                 }
             }
-            let layer = match WritableLayer::open(&paths, &Options::default()) {
+            let layer = match WritableLayer::open(&paths, None, &Options::default()) {
                 Err(error @ Error::Sealed { .. }) => return Err(no_space.unwrap_or(error)),
                 opened => opened?,
             };
@@ -147,7 +144,7 @@ fn complete_seal(paths: &Paths) -> Result<(), Error> {
     if !paths.index.exists() {
         return Ok(());
     }
-    match WritableLayer::open(paths, &Options::default()) {
+    match WritableLayer::open(paths, None, &Options::default()) {
         Err(Error::Sealed { .. }) => remove_index(paths),
         opened => opened?.seal(),
     }

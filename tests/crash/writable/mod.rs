@@ -18,7 +18,7 @@ use ovbd_vhost::image::Image;
 use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::tool::seal::seal;
 use ovbd_vhost::units::Sector;
-use ovbd_vhost::writable::{Error, Options, Snapshots, Volume, resize};
+use ovbd_vhost::writable::{Bounds, Error, Options, Snapshots, Volume, resize};
 use tempfile::TempDir;
 
 use super::disk::{
@@ -31,10 +31,11 @@ const SECTORS: u64 = 96;
 /// Small, so that flushes by themselves and new logs happen.
 const OPTIONS: Options = Options {
     limit: u64::MAX,
-    default_size: 0,
-    max_pending: 9,
-    index_slack: 4,
-    max_index_entries: 1 << 20,
+    bounds: Bounds {
+        max_pending: 9,
+        index_slack: 4,
+        max_index_entries: 1 << 20,
+    },
 };
 
 /// One thing the guest did.

@@ -42,7 +42,9 @@ use ovbd_vhost::units::{SECTOR_SIZE, Sector, SectorRange};
 use ovbd_vhost::vhost::config_change::FrontEnds;
 use ovbd_vhost::vhost::ownership::Ownership;
 use ovbd_vhost::vhost::session::Session;
-use ovbd_vhost::writable::{Lookup, Options, Paths, SpanContent, Volume, WritableLayer, create};
+use ovbd_vhost::writable::{
+    Bounds, Lookup, Options, Paths, SpanContent, Volume, WritableLayer, create,
+};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tempfile::TempDir;
@@ -133,11 +135,13 @@ impl Layer {
                 Kind::Sparse => u64::MAX,
                 _ => LIMIT,
             },
-            max_pending: 16,
-            index_slack: 16,
-            ..Options::default()
+            bounds: Bounds {
+                max_pending: 16,
+                index_slack: 16,
+                ..Bounds::default()
+            },
         };
-        let upper = WritableLayer::open(&self.paths(), &options).expect("what was made here");
+        let upper = WritableLayer::open(&self.paths(), None, &options).expect("what was made here");
         Volume::writable(image(), upper)
     }
 

@@ -19,7 +19,7 @@ use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::image::reader::Reader;
 use ovbd_vhost::io::scatter::Scatter;
 use ovbd_vhost::units::{Sector, SectorRange, Sectors};
-use ovbd_vhost::writable::{Options, Paths, Volume, WritableLayer, create, journal};
+use ovbd_vhost::writable::{Bounds, Options, Paths, Volume, WritableLayer, create, journal};
 use vm_memory::VolatileSlice;
 
 #[path = "../file.rs"]
@@ -28,11 +28,13 @@ mod file;
 /// Opens the layer above an empty image.
 fn open(paths: &Paths) -> Option<Volume> {
     let options = Options {
-        default_size: 1 << 20,
-        index_slack: 4,
+        bounds: Bounds {
+            index_slack: 4,
+            ..Bounds::default()
+        },
         ..Options::default()
     };
-    let upper = WritableLayer::open(paths, &options).ok()?;
+    let upper = WritableLayer::open(paths, Some(1 << 20), &options).ok()?;
     let held = file::Held::new(&LayerBuilder::new(1 << 20).lsmt());
     let image = Image::open(&Stack::new([held.path()])).expect("an empty layer");
     Some(Volume::writable(image, upper))

@@ -8,11 +8,14 @@ fn an_index_that_is_full() {
     let mut disk = Disk::new(Kind::Hybrid);
     disk.volume = None;
     let options = Options {
-        index_slack: 1000,
-        max_index_entries: 30,
+        bounds: Bounds {
+            index_slack: 1000,
+            max_index_entries: 30,
+            ..Bounds::default()
+        },
         ..Options::default()
     };
-    let upper = WritableLayer::open(&disk.paths, &options).unwrap();
+    let upper = WritableLayer::open(&disk.paths, None, &options).unwrap();
     let new = disk.folder.path().join("upper.index.new");
     for round in 0..200 {
         // Each takes a mapping.

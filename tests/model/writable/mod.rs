@@ -24,7 +24,7 @@ use ovbd_vhost::image::{self, Image};
 use ovbd_vhost::io::scatter::Scatter;
 use ovbd_vhost::units::Sector;
 use ovbd_vhost::writable::{
-    Error, Lookup, Options, Paths, Snapshots, Volume, WritableLayer, create, journal,
+    Bounds, Error, Lookup, Options, Paths, Snapshots, Volume, WritableLayer, create, journal,
 };
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -72,13 +72,14 @@ fn lower(folder: &Path) -> Vec<[u8; 512]> {
 fn open(folder: &Path, paths: &Paths, limit: u64) -> Result<Volume, Error> {
     let options = Options {
         limit,
-        default_size: SECTORS * 512,
         // Small, so that flushes by themselves and new logs happen.
-        max_pending: 6,
-        index_slack: 3,
-        max_index_entries: 1 << 20,
+        bounds: Bounds {
+            max_pending: 6,
+            index_slack: 3,
+            max_index_entries: 1 << 20,
+        },
     };
-    let upper = WritableLayer::open(paths, &options)?;
+    let upper = WritableLayer::open(paths, Some(SECTORS * 512), &options)?;
     let image = Image::open(&Stack::new([folder.join("lower.obd")])).unwrap();
     Ok(Volume::writable(image, upper))
 }
