@@ -80,7 +80,7 @@ impl ZFileMap {
     #[inline]
     pub fn block_len(&self, block: u64) -> usize {
         let start = block << self.shift;
-        let rest = self.header.extent.original_size.saturating_sub(start);
+        let rest = self.header.totals.original_size.saturating_sub(start);
         rest.min(u64::from(self.header.format.block_size)) as usize
     }
 }
@@ -135,7 +135,7 @@ impl Container {
     )]
     pub fn len(&self) -> u64 {
         match &self.zfile_map {
-            Some(zfile_map) => zfile_map.header.extent.original_size,
+            Some(zfile_map) => zfile_map.header.totals.original_size,
             None => self.payload.len,
         }
     }

@@ -112,7 +112,7 @@ pub(super) fn add_structures(hash: &mut Hash, layer: &Layer) {
     hash.add(&layer.trailer().virtual_size.to_le_bytes());
     hash.add(&layer.index_crc().to_le_bytes());
     let zfile_map = layer.container().zfile_map();
-    let table_crc = zfile_map.map_or(0, |zfile_map| zfile_map.header().extent.table_crc);
+    let table_crc = zfile_map.map_or(0, |zfile_map| zfile_map.header().totals.table_crc);
     hash.add(&table_crc.to_le_bytes());
 }
 

@@ -169,7 +169,7 @@ impl<J: Judge> Probe<'_, J> {
     /// Reads the block table. A table with a wrong checksum is damage, and is used if its numbers are
     /// possible.
     fn table(&mut self, header: &Header) -> Result<zfile::BlockTable, J::Stop> {
-        let offset = self.file_offset(header.extent.table_offset);
+        let offset = self.file_offset(header.totals.table_offset);
         match self.read_table(header) {
             Err(
                 error @ Error::ZFile {
@@ -188,10 +188,10 @@ impl<J: Judge> Probe<'_, J> {
     }
 
     fn read_table(&self, header: &Header) -> Result<zfile::BlockTable, Error> {
-        let failed = |source| self.error(header.extent.table_offset, source);
+        let failed = |source| self.error(header.totals.table_offset, source);
         let mut reader = zfile::TableReader::new(header);
-        let start = self.file_offset(header.extent.table_offset);
-        let len = header.extent.blocks.saturating_mul(4);
+        let start = self.file_offset(header.totals.table_offset);
+        let len = header.totals.blocks.saturating_mul(4);
         let mut chunk = Vec::new();
         for at in (0..len).step_by(TABLE_CHUNK) {
             let left = len.saturating_sub(at).min(TABLE_CHUNK as u64);

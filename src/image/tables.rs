@@ -34,7 +34,7 @@ use crate::format::digest::Digest;
 use crate::format::tables::{
     self, Header, LayerIdentity, LayerRecord, Layout, RECORD_LEN, TablesError,
 };
-use crate::format::zfile::{BlockTable, Extent};
+use crate::format::zfile::{BlockTable, Totals};
 use crate::io::mapped_file::{Access, MapError, MappedFile};
 use crate::io::section::Section;
 use crate::reason::reason;
@@ -140,7 +140,7 @@ impl TablesFile {
                 return Err(TablesError::Record("length of the blob").into());
             }
             let table = match &record.zfile {
-                Some(header) => Some(sections.block_table(&header.extent)?),
+                Some(header) => Some(sections.block_table(&header.totals)?),
                 None => None,
             };
             let sampled = record.sampled.map(LayerId::Sampled);
@@ -204,9 +204,9 @@ impl<'m> Sections<'m> {
         self.section(self.layout.layers, count as u64)
     }
 
-    /// The next block table, which is that of a ZFile with this extent.
-    fn block_table(&mut self, extent: &Extent) -> Result<BlockTable, LoadError> {
-        let starts = extent.blocks.checked_add(1).ok_or(LoadError::Section)?;
+    /// The next block table, which is that of a ZFile with these totals.
+    fn block_table(&mut self, totals: &Totals) -> Result<BlockTable, LoadError> {
+        let starts = totals.blocks.checked_add(1).ok_or(LoadError::Section)?;
         let bases = usize::try_from(starts).map_err(|_| LoadError::Section)?;
         let bases = BlockTable::bases(bases) as u64;
         let after = |at: u64, count: u64, len: usize| {
@@ -222,7 +222,7 @@ impl<'m> Sections<'m> {
         let table = BlockTable::from_sections(
             self.section(self.bases, bases)?,
             self.section(self.starts, starts)?,
-            extent.table_offset,
+            totals.table_offset,
         );
         (self.bases, self.starts) = (bases_end, starts_end);
         table.ok_or(LoadError::Section)

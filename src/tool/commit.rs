@@ -59,8 +59,10 @@ pub fn commit(task: &Commit, file: NewFile, progress: &ProgressBar) -> Result<Wr
     let format = LayerFormat {
         blocks: task.blocks,
         tar: task.tar,
-        uuid: task.uuid.unwrap_or(upper.header().uuid),
-        parent_uuid: task.parent_uuid.unwrap_or(upper.header().parent_uuid),
+        uuid: task.uuid.unwrap_or(upper.layer().header().uuid),
+        parent_uuid: task
+            .parent_uuid
+            .unwrap_or(upper.layer().header().parent_uuid),
         message: message(&task.message, upper.placed().made_upon)?,
     };
     write(

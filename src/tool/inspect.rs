@@ -198,23 +198,23 @@ fn named(uuid: Uuid) -> Option<Uuid> {
 }
 
 fn look_at_upper(upper: &WritableLayerReader, share: &Share, size: u64) -> UpperInfo {
-    let extents = upper.map().iter();
+    let extents = upper.layer().map().iter();
     let data: Sectors = extents
         .filter_map(|extent| Some(extent.data()?.len()))
         .sum();
     UpperInfo {
         data: upper.paths().data.display().to_string(),
         index: upper.paths().index.display().to_string(),
-        kind: upper.kind().name(),
-        virtual_size: upper.header().virtual_size,
-        uuid: named(upper.header().uuid),
-        parent_uuid: named(upper.header().parent_uuid),
+        kind: upper.layer().kind().name(),
+        virtual_size: upper.layer().header().virtual_size,
+        uuid: named(upper.layer().header().uuid),
+        parent_uuid: named(upper.layer().header().parent_uuid),
         made_upon: upper.placed().made_upon.map(RecordInfo::from),
         file_size: upper.data_len(),
         data_size: data.bytes(),
-        extents: upper.map().len(),
-        index_entries: upper.index_entries(),
-        journal: upper.journal_len(),
+        extents: upper.layer().map().len(),
+        index_entries: upper.layer().index().entries(),
+        journal: upper.layer().journal_len(),
         share_segments: share.segments,
         share: bytes(share, size),
         share_percent: percent(bytes(share, size), size),

@@ -6,8 +6,7 @@ use std::ops::Range;
 
 use super::Error;
 use super::open_files::OpenFiles;
-use crate::format::lsmt::writable::Kind;
-use crate::format::lsmt::{Header, MAX_SECTORS};
+use crate::format::lsmt::MAX_SECTORS;
 use crate::image::Image;
 use crate::image::config::Stack;
 use crate::image::layer::Layer;
@@ -19,7 +18,7 @@ use crate::source::{Blob, LayerRef};
 use crate::units::{SECTOR_SIZE, Sector, SectorRange, Sectors};
 use crate::writable::Paths;
 use crate::writable::extent_map::{ExtentMap, Place};
-use crate::writable::load::{Access, load};
+use crate::writable::load::{Access, LoadedLayer, load};
 use crate::writable::manifest::Pairs;
 
 /// Size of the largest disk, in bytes.
@@ -59,13 +58,8 @@ pub struct LoadedStack {
 #[derive(Debug)]
 pub struct WritableLayerReader {
     paths: Paths,
-    header: Header,
-    kind: Kind,
-    map: ExtentMap,
-    /// Number of mappings in the journal, which are part of the map.
-    journal: usize,
-    index_entries: u64,
-    index_is_stale: bool,
+    layer: LoadedLayer,
+    /// The data file.
     blob: Blob,
 }
 
@@ -75,22 +69,10 @@ impl WritableLayerReader {
     /// # Errors
     /// [`writable::Error`](crate::writable::Error) if a file cannot be read, or another process writes to the layer.
     pub fn open(paths: &Paths, map: ExtentMap) -> Result<Self, Error> {
-        let loaded = load(paths, Access::Read, map)?;
-        let index_is_stale = loaded.index_is_stale();
-        let (header, kind) = (loaded.header().clone(), loaded.kind());
-        let (journal, index_entries) = (loaded.journal_len(), loaded.index().entries());
-        let (data, map) = loaded.into_data_and_map();
-        let blob = Blob::changing(&paths.data, data).map_err(crate::writable::Error::from)?;
-        Ok(Self {
-            paths: paths.clone(),
-            header,
-            kind,
-            map,
-            journal,
-            index_entries,
-            index_is_stale,
-            blob,
-        })
+        let layer = load(paths, Access::Read, map)?;
+        let blob = layer.data_blob(paths)?;
+        let paths = paths.clone();
+        Ok(Self { paths, layer, blob })
     }
 
     /// Returns the paths of its files.
@@ -98,34 +80,9 @@ impl WritableLayerReader {
         &self.paths
     }
 
-    /// Returns the header of the data file.
-    pub fn header(&self) -> &Header {
-        &self.header
-    }
-
-    /// Returns how data is placed in the data file.
-    pub fn kind(&self) -> Kind {
-        self.kind
-    }
-
-    /// Returns the extents with their places in the data file.
-    pub fn map(&self) -> &ExtentMap {
-        &self.map
-    }
-
-    /// Returns the number of mappings in the journal, which are part of the map.
-    pub fn journal_len(&self) -> usize {
-        self.journal
-    }
-
-    /// Returns the number of entries in the index file.
-    pub fn index_entries(&self) -> u64 {
-        self.index_entries
-    }
-
-    /// Returns whether index file and map differ.
-    pub fn index_is_stale(&self) -> bool {
-        self.index_is_stale
+    /// Returns what its files hold.
+    pub fn layer(&self) -> &LoadedLayer {
+        &self.layer
     }
 
     /// Returns the data file as a layer.
@@ -135,7 +92,7 @@ impl WritableLayerReader {
 
     /// Returns the layer as a member of a stack.
     pub fn placed(&self) -> Placed {
-        Placed::new(self.layer_ref(), &self.header)
+        Placed::new(self.layer_ref(), self.layer.header())
     }
 
     /// Size of the data file in bytes.
@@ -215,7 +172,9 @@ impl LoadedStack {
 
     /// A disk of loaded layers and a writable layer.
     pub fn of(image: Option<Image>, upper: Option<WritableLayerReader>) -> Self {
-        let said = upper.as_ref().map_or(0, |upper| upper.header.virtual_size);
+        let said = upper
+            .as_ref()
+            .map_or(0, |upper| upper.layer.header().virtual_size);
         let size = match said {
             0 => image.as_ref().map_or(0, Image::size),
             size => size,
@@ -230,7 +189,7 @@ impl LoadedStack {
             .iter()
             .flat_map(Image::layers)
             .map(Layer::trailer);
-        let upper = self.upper.iter().map(|upper| &upper.header);
+        let upper = self.upper.iter().map(|upper| upper.layer.header());
         let bottom = bottom.chain(upper).next()?;
         MadeUpon::split(&bottom.message).1
     }
@@ -265,7 +224,7 @@ impl LoadedStack {
         let below = image.and_then(|image| super::unit::data_from(image, start, end));
         let sectors = SectorRange::of_bytes(&(start..end));
         let within = self.upper.iter();
-        let mut within = within.flat_map(|upper| upper.map.within(sectors));
+        let mut within = within.flat_map(|upper| upper.layer.map().within(sectors));
         let above = within.find(|extent| extent.place() != Place::Zero);
         let above = above.map(|extent| extent.start().byte().max(start));
         [below, above].into_iter().flatten().min()
@@ -280,7 +239,11 @@ impl LoadedStack {
         let (mut at, mut rest) = (start, into);
         let end = start + Sectors::whole_in(rest.len() as u64);
         if let Some(upper) = &self.upper {
-            let mut extents = upper.map.within(SectorRange::new(start, end)).peekable();
+            let mut extents = upper
+                .layer
+                .map()
+                .within(SectorRange::new(start, end))
+                .peekable();
             while let Some(mut extent) = extents.next() {
                 // Extents that continue each other in the file are read at once.
                 while let Some(both) = extents.peek().and_then(|next| extent.joined(next)) {
@@ -337,7 +300,7 @@ impl LoadedStack {
                 segment::SegmentContent::Data { layer, .. } => Content::Layer(layer),
             },
         });
-        let overs = self.upper.iter().flat_map(|upper| upper.map.iter());
+        let overs = self.upper.iter().flat_map(|upper| upper.layer.map().iter());
         let overs = overs.map(|extent| Piece {
             range: extent.range(),
             content: match extent.place() {

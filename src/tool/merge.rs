@@ -44,7 +44,7 @@ pub fn merge(
 ) -> Result<Written, Error> {
     let layers = stack.image().map_or(&[][..], |image| image.layers()).iter();
     let names = layers.map(|layer| (layer.uuid(), layer.parent_uuid()));
-    let upper = stack.upper().map(|upper| upper.header());
+    let upper = stack.upper().map(|upper| upper.layer().header());
     let names = names.chain(upper.map(|header| (header.uuid, header.parent_uuid)));
     let (names, parents): (Vec<_>, Vec<_>) = names.unzip();
     // Layers above the topmost one name it as their parent, and must find it.

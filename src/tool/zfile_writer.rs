@@ -15,7 +15,7 @@ use super::output::NewFile;
 use crate::codec::Encoder;
 use crate::format::crc;
 use crate::format::zfile::{
-    BlockFormat, CHECKSUM_LEN, Extent, HEADER_LEN, encode_table, final_header, initial_header,
+    BlockFormat, CHECKSUM_LEN, HEADER_LEN, Totals, encode_table, final_header, initial_header,
     trailer,
 };
 
@@ -120,14 +120,14 @@ impl ZFileWriter {
         let first = self.write_head(file, head)?;
         let table_at = file.position();
         let table_crc = self.table.write(file, first)?;
-        let extent = Extent {
+        let totals = Totals {
             table_offset: table_at - self.start,
             blocks: self.table.len + u64::from(first.is_some()),
             original_size: self.original_size,
             table_crc,
         };
-        file.write(&trailer(&self.format, &extent))?;
-        file.write_at(&final_header(&self.format, &extent), self.start)
+        file.write(&trailer(&self.format, &totals))?;
+        file.write_at(&final_header(&self.format, &totals), self.start)
     }
 
     /// Writes the block that was kept back, with `head` over its start; returns its stored length.

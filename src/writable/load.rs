@@ -27,6 +27,7 @@ use crate::format::lsmt::writable::{Kind, decode_data_header, encode_data_header
 use crate::format::lsmt::{FIRST_DATA, HEADER_LEN, Header, HeaderKind, Mapping};
 use crate::io::file_lock::{LockKind, lock_within};
 use crate::io::regular::{open_regular, open_to_read};
+use crate::source::Blob;
 use crate::units::{Sector, SectorRange};
 
 pub use resize::resize;
@@ -175,6 +176,21 @@ impl LoadedLayer {
         &self.index
     }
 
+    /// Returns the number of mappings in the journal, which are part of the map.
+    pub fn journal_len(&self) -> usize {
+        self.journal.len()
+    }
+
+    /// Returns the data file, to read it. The blob shares the lock of the layer.
+    ///
+    /// # Errors
+    /// [`Error::File`] and [`Error::Blob`] if the process has no descriptor left or the file cannot be examined.
+    pub fn data_blob(&self, paths: &Paths) -> Result<Blob, Error> {
+        let path = &paths.data;
+        let data = self.data.try_clone().map_err(Error::file("open", path))?;
+        Ok(Blob::changing(path, data)?)
+    }
+
     /// Returns whether the index file disagrees with the map: it is empty, or has entries that do not count.
     pub fn index_is_stale(&self) -> bool {
         self.index_state > IndexState::Current
@@ -225,16 +241,6 @@ impl LoadedLayer {
         let mappings: Vec<_> = mappings(&self.map).collect();
         seal::seal(&self.data, &paths.data, &self.header, self.kind, &mappings)?;
         Ok(mappings.len())
-    }
-
-    /// Returns the number of mappings of the journal.
-    pub fn journal_len(&self) -> usize {
-        self.journal.len()
-    }
-
-    /// Takes the layer apart: the data file, which is locked, and the extents.
-    pub fn into_data_and_map(self) -> (File, ExtentMap) {
-        (self.data, self.map)
     }
 
     /// Takes the layer apart.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use ovbd_vhost::codec::Encoder;
-use ovbd_vhost::format::zfile::{self, Algorithm, BlockFormat, Extent};
+use ovbd_vhost::format::zfile::{self, Algorithm, BlockFormat, Totals};
 use ovbd_vhost::format::{crc, lsmt, tar};
 use ovbd_vhost::units::Sector;
 use uuid::Uuid;
@@ -190,16 +190,16 @@ pub fn zfile(plain: &[u8], pack: Pack) -> Vec<u8> {
         stored.push((bytes.len() - start) as u32);
     }
     let table = zfile::encode_table(&stored);
-    let extent = Extent {
+    let totals = Totals {
         table_offset: bytes.len() as u64,
         blocks: stored.len() as u64,
         original_size: plain.len() as u64,
         table_crc: crc::raw(0, &table),
     };
     bytes.extend_from_slice(&table);
-    bytes.extend_from_slice(&zfile::trailer(&format, &extent));
+    bytes.extend_from_slice(&zfile::trailer(&format, &totals));
     if pack.overwrite {
-        bytes[..512].copy_from_slice(&zfile::final_header(&format, &extent));
+        bytes[..512].copy_from_slice(&zfile::final_header(&format, &totals));
     }
     bytes
 }

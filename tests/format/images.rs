@@ -146,8 +146,8 @@ fn our_headers_are_those_of_upstream() {
     let header =
         zfile::Header::decode(packed.first_chunk().unwrap(), zfile::HeaderKind::Header).unwrap();
     assert!(header.is_overwritten() && header.digest);
-    assert!(packed[..512] == zfile::final_header(&header.format, &header.extent));
-    assert!(packed[packed.len() - 512..] == zfile::trailer(&header.format, &header.extent));
+    assert!(packed[..512] == zfile::final_header(&header.format, &header.totals));
+    assert!(packed[packed.len() - 512..] == zfile::trailer(&header.format, &header.totals));
     let wrapped = std::fs::read(golden::path("commit-pairs/lz4.tar")).unwrap();
     assert!(wrapped[..1536] == tar::prefix(packed.len() as u64));
     assert!(wrapped == wrap_tar(&packed));

@@ -5,7 +5,7 @@ use std::num::NonZero;
 use indicatif::ProgressBar;
 use ovbd_vhost::format::crc;
 use ovbd_vhost::format::lsmt::{Header, HeaderKind};
-use ovbd_vhost::format::zfile::{self, Algorithm, BlockFormat, Extent};
+use ovbd_vhost::format::zfile::{self, Algorithm, BlockFormat, Totals};
 use ovbd_vhost::tool;
 use ovbd_vhost::tool::loaded_stack::StackFiles;
 use uuid::Uuid;
@@ -387,17 +387,17 @@ fn broken_blocks_without_end_are_not_read() {
     };
     let stored = vec![100_000; 20_000];
     let table = zfile::encode_table(&stored);
-    let extent = Extent {
+    let totals = Totals {
         table_offset: 512 + 20_000 * 100_000,
         blocks: 20_000,
         original_size: 20_000 * 65536,
         table_crc: crc::raw(0, &table),
     };
     let file = File::create(dir.path().join("layer")).unwrap();
-    let head = zfile::final_header(&format, &extent);
+    let head = zfile::final_header(&format, &totals);
     file.write_all_at(&head, 0).unwrap();
-    let end = [&table[..], &zfile::trailer(&format, &extent)].concat();
-    file.write_all_at(&end, extent.table_offset).unwrap();
+    let end = [&table[..], &zfile::trailer(&format, &totals)].concat();
+    file.write_all_at(&end, totals.table_offset).unwrap();
     let (outcome, _, found) = checked(&dir);
     assert!((1000..5000).contains(&outcome.broken), "{outcome}");
     let last = found.last().unwrap();

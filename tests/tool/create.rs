@@ -200,9 +200,9 @@ fn wrappers_are_as_the_format_says() {
     assert_eq!(header.format.block_size, 16384);
     assert_eq!(header.format.algorithm, zfile::Algorithm::Lz4);
     let layer = bare(&dir.path().join("out.obd")).bytes.len() as u64;
-    assert_eq!(header.extent.original_size, layer);
-    assert_eq!(header.extent.blocks, layer.div_ceil(16384));
-    let table_end = header.extent.table_offset + header.extent.blocks * 4;
+    assert_eq!(header.totals.original_size, layer);
+    assert_eq!(header.totals.blocks, layer.div_ceil(16384));
+    let table_end = header.totals.table_offset + header.totals.blocks * 4;
     assert_eq!(table_end + 512, payload.len);
 }
 

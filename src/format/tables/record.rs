@@ -163,7 +163,7 @@ impl LayerRecord {
         let (zfile, lsmt) = rest.split_at_mut(zfile::HEADER_LEN);
         own.copy_from_slice(raw.as_bytes());
         if let Some(header) = &self.zfile {
-            zfile.copy_from_slice(&zfile::trailer(&header.format, &header.extent));
+            zfile.copy_from_slice(&zfile::trailer(&header.format, &header.totals));
         }
         let trailer = self.trailer.encode(HeaderKind::Trailer);
         lsmt.copy_from_slice(&trailer[..LSMT_LEN]);
@@ -218,10 +218,10 @@ impl LayerRecord {
         }
         let layer_len = match &self.zfile {
             None => len,
-            Some(header) if header.extent.table_offset > len => {
+            Some(header) if header.totals.table_offset > len => {
                 return wrong("blocks outside the payload");
             }
-            Some(header) => header.extent.original_size,
+            Some(header) => header.totals.original_size,
         };
         let end = self.trailer_at.checked_add(lsmt::HEADER_LEN as u64);
         if end.is_none_or(|end| end > layer_len) {
@@ -237,8 +237,8 @@ fn read_zfile(bytes: &[u8]) -> Result<zfile::Header, TablesError> {
         return Err(TablesError::Record("length of the record"));
     };
     let header = zfile::Header::decode(bytes, HeaderKind::Trailer)?;
-    let table = header.extent.blocks.checked_mul(4);
-    let end = table.and_then(|len| len.checked_add(header.extent.table_offset));
+    let table = header.totals.blocks.checked_mul(4);
+    let end = table.and_then(|len| len.checked_add(header.totals.table_offset));
     let end = end.ok_or(TablesError::Record("end of the block table"))?;
     Ok(zfile::reconcile(&header, &header, end)?)
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::*;
-use crate::format::zfile::{Algorithm, BlockFormat, Extent};
+use crate::format::zfile::{Algorithm, BlockFormat, Totals};
 use crate::format::{HeaderKind, tar};
 
 fn header() -> Header {
@@ -29,13 +29,13 @@ fn record() -> LayerRecord {
         checksum: true,
         dictionary_len: 0,
     };
-    let extent = Extent {
+    let totals = Totals {
         table_offset: 70_000,
         blocks: 7,
         original_size: 7 * 16384 - 5,
         table_crc: 99,
     };
-    let trailer = zfile::trailer(&format, &extent);
+    let trailer = zfile::trailer(&format, &totals);
     let trailer = zfile::Header::decode(&trailer, HeaderKind::Trailer).unwrap();
     LayerRecord {
         blob_len: 71_000,

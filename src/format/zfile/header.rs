@@ -3,7 +3,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, little_endian};
 
 use super::{
-    Algorithm, BLOCK_SIZES, BlockFormat, Error, Extent, HEADER_LEN, HeaderKind, MAX_BLOCKS,
+    Algorithm, BLOCK_SIZES, BlockFormat, Error, HEADER_LEN, HeaderKind, MAX_BLOCKS, Totals,
 };
 use crate::format::crc;
 
@@ -49,7 +49,7 @@ pub struct Header {
     /// Format of the blocks.
     pub format: BlockFormat,
     /// Content and block table; without meaning in a header that was not overwritten at the end.
-    pub extent: Extent,
+    pub totals: Totals,
     /// Whether the structure has a digest, which was then verified. Without one, the checksum of the block
     /// table has no meaning either.
     pub digest: bool,
@@ -113,7 +113,7 @@ impl Header {
                 checksum: raw.checksum != 0,
                 dictionary_len: raw.dictionary_len.get(),
             },
-            extent: Extent {
+            totals: Totals {
                 table_offset: raw.table_offset.get(),
                 blocks: raw.blocks.get(),
                 original_size: raw.original_size.get(),
@@ -141,8 +141,8 @@ impl Header {
     }
 
     fn table_end(&self) -> Option<u64> {
-        let bytes = self.extent.blocks.checked_mul(4)?;
-        self.extent.table_offset.checked_add(bytes)
+        let bytes = self.totals.blocks.checked_mul(4)?;
+        self.totals.table_offset.checked_add(bytes)
     }
 }
 
@@ -181,32 +181,32 @@ fn digest(bytes: &[u8; HEADER_LEN]) -> u32 {
 pub fn initial_header(format: &BlockFormat) -> [u8; HEADER_LEN] {
     encode(
         format,
-        &Extent::default(),
+        &Totals::default(),
         FLAG_HEADER | FLAG_DATA | FLAG_DIGEST,
     )
 }
 
 /// Returns the header that replaces the initial one when the file is finished.
-pub fn final_header(format: &BlockFormat, extent: &Extent) -> [u8; HEADER_LEN] {
+pub fn final_header(format: &BlockFormat, totals: &Totals) -> [u8; HEADER_LEN] {
     let flags = FLAG_HEADER | FLAG_DATA | FLAG_OVERWRITTEN | FLAG_DIGEST;
-    encode(format, extent, flags)
+    encode(format, totals, flags)
 }
 
 /// Returns the trailer, which is written last.
-pub fn trailer(format: &BlockFormat, extent: &Extent) -> [u8; HEADER_LEN] {
-    encode(format, extent, FLAG_DATA | FLAG_SEALED | FLAG_DIGEST)
+pub fn trailer(format: &BlockFormat, totals: &Totals) -> [u8; HEADER_LEN] {
+    encode(format, totals, FLAG_DATA | FLAG_SEALED | FLAG_DIGEST)
 }
 
-fn encode(format: &BlockFormat, extent: &Extent, flags: u64) -> [u8; HEADER_LEN] {
+fn encode(format: &BlockFormat, totals: &Totals, flags: u64) -> [u8; HEADER_LEN] {
     let mut raw = Raw {
         magic: MAGIC,
         struct_len: STRUCT_LEN.into(),
         digest: 0.into(),
         flags: flags.into(),
-        table_offset: extent.table_offset.into(),
-        blocks: extent.blocks.into(),
-        original_size: extent.original_size.into(),
-        table_crc: extent.table_crc.into(),
+        table_offset: totals.table_offset.into(),
+        blocks: totals.blocks.into(),
+        original_size: totals.original_size.into(),
+        table_crc: totals.table_crc.into(),
         reserved: [0; 4],
         block_size: format.block_size.into(),
         algorithm: format.algorithm.id(),
@@ -240,16 +240,16 @@ pub fn reconcile(header: &Header, trailer: &Header, trailer_offset: u64) -> Resu
         return Err(Error::Disagree("block format"));
     }
     let by_header = header.is_overwritten() && header.table_ends_at(trailer_offset);
-    if by_header && header.extent != trailer.extent {
+    if by_header && header.totals != trailer.totals {
         return Err(Error::Disagree("content"));
     }
     let chosen = if by_header { *header } else { *trailer };
-    let Extent {
+    let Totals {
         table_offset,
         blocks,
         original_size,
         ..
-    } = chosen.extent;
+    } = chosen.totals;
     if blocks > MAX_BLOCKS {
         return Err(Error::TooManyBlocks(blocks));
     }
@@ -288,10 +288,10 @@ mod tests {
         dictionary_len: 100,
     };
 
-    fn extent(stored: &[u32]) -> Extent {
+    fn totals(stored: &[u32]) -> Totals {
         let table_offset = 612 + stored.iter().map(|len| u64::from(*len)).sum::<u64>();
         let blocks = stored.len() as u64;
-        Extent {
+        Totals {
             table_offset,
             blocks,
             original_size: blocks * 16384,
@@ -314,17 +314,17 @@ mod tests {
     #[test]
     fn written_structures_read_back() {
         let stored = [5, 16384, 77];
-        let extent = extent(&stored);
-        let (first, last) = (final_header(&FORMAT, &extent), trailer(&FORMAT, &extent));
+        let totals = totals(&stored);
+        let (first, last) = (final_header(&FORMAT, &totals), trailer(&FORMAT, &totals));
         assert_eq!((size_of::<Raw>(), first[32], last[32]), (96, 0x1B, 0x16));
         assert_eq!(initial_header(&FORMAT)[32], 0x13);
         let trailer = parse(&last, HeaderKind::Trailer);
-        let end = extent.table_offset + 12;
+        let end = totals.table_offset + 12;
         for first in [first, initial_header(&FORMAT)] {
             let chosen = reconcile(&parse(&first, HeaderKind::Header), &trailer, end).unwrap();
             assert_eq!(
-                (chosen.format, chosen.extent, chosen.digest),
-                (FORMAT, extent, true)
+                (chosen.format, chosen.totals, chosen.digest),
+                (FORMAT, totals, true)
             );
             let mut reader = TableReader::new(&chosen);
             let bytes = encode_table(&stored);
@@ -339,14 +339,14 @@ mod tests {
 
     #[test]
     fn every_flip_in_a_structure_is_seen_or_harmless() {
-        let good = trailer(&FORMAT, &extent(&[9, 9]));
+        let good = trailer(&FORMAT, &totals(&[9, 9]));
         let expected = parse(&good, HeaderKind::Trailer);
         for at in 0..HEADER_LEN {
             for bit in 0..8 {
                 let mut bytes = good;
                 bytes[at] ^= 1 << bit;
                 if let Ok(read) = Header::decode(&bytes, HeaderKind::Trailer) {
-                    let same = (read.format, read.extent) == (expected.format, expected.extent);
+                    let same = (read.format, read.totals) == (expected.format, expected.totals);
                     assert!(
                         same && (at == 32 || TAIL.contains(&at)),
                         "byte {at} bit {bit}"
@@ -358,29 +358,29 @@ mod tests {
 
     #[test]
     fn garbage_of_old_writers_is_tolerated() {
-        let extent = extent(&[9, 9]);
+        let totals = totals(&[9, 9]);
         for bits in [0x7FFE_A464_0B40_u64, 0x7FFE_A464_0B78] {
             let mut first = initial_header(&FORMAT);
-            let mut last = trailer(&FORMAT, &extent);
+            let mut last = trailer(&FORMAT, &totals);
             for (bytes, low) in [(&mut first, 3), (&mut last, 6)] {
                 bytes[32..40].copy_from_slice(&(bits | low).to_le_bytes());
                 bytes[28..32].fill(0x5A);
                 bytes[40..64].fill(if low == 3 { 0xEE } else { 0 });
                 bytes[TAIL].fill(0xA5);
             }
-            last[40..64].copy_from_slice(&trailer(&FORMAT, &extent)[40..64]);
+            last[40..64].copy_from_slice(&trailer(&FORMAT, &totals)[40..64]);
             let (first, last) = (
                 parse(&first, HeaderKind::Header),
                 parse(&last, HeaderKind::Trailer),
             );
-            let chosen = reconcile(&first, &last, extent.table_offset + 8).unwrap();
-            assert!(!chosen.digest && chosen.extent == extent);
+            let chosen = reconcile(&first, &last, totals.table_offset + 8).unwrap();
+            assert!(!chosen.digest && chosen.totals == totals);
         }
     }
 
     #[test]
     fn what_is_not_supported_is_named() {
-        let good = trailer(&FORMAT, &extent(&[9]));
+        let good = trailer(&FORMAT, &totals(&[9]));
         let decode =
             |at, with: &[u8]| Header::decode(&tampered(good, at, with), HeaderKind::Trailer);
         let part = HeaderKind::Trailer;
@@ -412,25 +412,25 @@ mod tests {
     #[test]
     fn absurd_numbers_are_refused() {
         let first = parse(&initial_header(&FORMAT), HeaderKind::Header);
-        let good = extent(&[9]);
-        let refused = |change: &dyn Fn(&mut Extent)| {
-            let mut extent = good;
-            change(&mut extent);
-            let last = parse(&trailer(&FORMAT, &extent), HeaderKind::Trailer);
+        let good = totals(&[9]);
+        let refused = |change: &dyn Fn(&mut Totals)| {
+            let mut totals = good;
+            change(&mut totals);
+            let last = parse(&trailer(&FORMAT, &totals), HeaderKind::Trailer);
             reconcile(&first, &last, 612 + 9 + 4).unwrap_err()
         };
         let range = |error| matches!(error, Error::TableRange { .. });
-        assert!(range(refused(&|extent| extent.table_offset = u64::MAX)));
-        assert!(range(refused(&|extent| extent.table_offset = 611)));
-        assert!(range(refused(&|extent| extent.table_offset += 1)));
-        assert!(range(refused(&|extent| extent.blocks = 2)));
-        let error = refused(&|extent| extent.blocks = u64::MAX / 4 + 2);
+        assert!(range(refused(&|totals| totals.table_offset = u64::MAX)));
+        assert!(range(refused(&|totals| totals.table_offset = 611)));
+        assert!(range(refused(&|totals| totals.table_offset += 1)));
+        assert!(range(refused(&|totals| totals.blocks = 2)));
+        let error = refused(&|totals| totals.blocks = u64::MAX / 4 + 2);
         assert!(matches!(error, Error::TooManyBlocks(_)));
         let count = |error| matches!(error, Error::BlockCount { .. });
-        assert!(count(refused(&|extent| extent.original_size += 1)));
-        assert!(count(refused(&|extent| extent.original_size = 0)));
-        assert!(count(refused(&|extent| extent.original_size = u64::MAX)));
-        assert!(count(refused(&|extent| extent.blocks = 0)));
+        assert!(count(refused(&|totals| totals.original_size += 1)));
+        assert!(count(refused(&|totals| totals.original_size = 0)));
+        assert!(count(refused(&|totals| totals.original_size = u64::MAX)));
+        assert!(count(refused(&|totals| totals.blocks = 0)));
 
         let other = BlockFormat {
             checksum: false,

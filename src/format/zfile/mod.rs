@@ -200,9 +200,9 @@ impl BlockFormat {
     }
 }
 
-/// Content and block table of a file, known when the file is finished.
+/// Length of the content, and block table of a file, known when the file is finished.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Extent {
+pub struct Totals {
     /// Byte at which the block table starts.
     pub table_offset: u64,
     /// Number of blocks, and of entries in the table.

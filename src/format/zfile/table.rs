@@ -1,6 +1,6 @@
 //! Block table of a ZFile: stored lengths on disk, offsets in memory.
 
-use super::{BlockFormat, Error, Extent, Header};
+use super::{BlockFormat, Error, Header, Totals};
 use crate::format::crc;
 use crate::io::prefetch;
 use crate::io::section::Section;
@@ -74,7 +74,7 @@ impl BlockTable {
 #[derive(Debug)]
 pub struct TableReader {
     format: BlockFormat,
-    extent: Extent,
+    totals: Totals,
     expected_crc: Option<u32>,
     crc: u32,
     end: u64,
@@ -88,8 +88,8 @@ impl TableReader {
     pub fn new(header: &Header) -> Self {
         let mut reader = Self {
             format: header.format,
-            extent: header.extent,
-            expected_crc: header.digest.then_some(header.extent.table_crc),
+            totals: header.totals,
+            expected_crc: header.digest.then_some(header.totals.table_crc),
             crc: 0,
             end: header.format.first_block(),
             bases: Vec::new(),
@@ -137,12 +137,12 @@ impl TableReader {
                 expected,
             });
         }
-        let Extent {
+        let Totals {
             blocks,
             original_size,
             table_offset,
             ..
-        } = self.extent;
+        } = self.totals;
         if self.blocks() != blocks {
             let block_size = self.format.block_size;
             let blocks = self.blocks();
@@ -200,13 +200,13 @@ mod tests {
     /// The header of a file whose blocks have these stored lengths.
     fn header(stored: &[u32]) -> Header {
         let blocks = stored.len() as u64;
-        let extent = Extent {
+        let totals = Totals {
             table_offset: 612 + stored.iter().map(|len| u64::from(*len)).sum::<u64>(),
             blocks,
             original_size: blocks * 16384,
             table_crc: crc::raw(0, &encode_table(stored)),
         };
-        Header::decode(&trailer(&FORMAT, &extent), HeaderKind::Trailer).unwrap()
+        Header::decode(&trailer(&FORMAT, &totals), HeaderKind::Trailer).unwrap()
     }
 
     #[test]
@@ -221,7 +221,7 @@ mod tests {
             assert_eq!(table.offset(block as u64), at);
             at += u64::from(*len);
         }
-        assert_eq!(table.offset(2500), header.extent.table_offset);
+        assert_eq!(table.offset(2500), header.totals.table_offset);
         for beyond in [2501, 3072, u64::MAX] {
             assert_eq!(table.offset(beyond), table.offset(2500));
         }

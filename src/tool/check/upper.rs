@@ -35,9 +35,9 @@ pub(super) fn check(
             return Ok(None);
         }
     };
-    if upper.index_is_stale() {
-        let what = match upper.kind() {
-            Kind::Sparse if upper.index_entries() == 0 => {
+    if upper.layer().index_is_stale() {
+        let what = match upper.layer().kind() {
+            Kind::Sparse if upper.layer().index().entries() == 0 => {
                 "no index; the content is derived from the holes of the data file, in file system \
                  blocks"
             }
@@ -47,16 +47,20 @@ pub(super) fn check(
         };
         findings.note(None, what.to_owned())?;
     }
-    if upper.journal_len() > 0 {
-        let count = upper.journal_len();
+    if upper.layer().journal_len() > 0 {
+        let count = upper.layer().journal_len();
         let what = format!(
             "{count} mappings in the journal: the last daemon was killed; they are part of the layer"
         );
         findings.note(None, what)?;
     }
-    let size = upper.header().virtual_size;
+    let size = upper.layer().header().virtual_size;
     let end = Sector::at_or_after(size);
-    let beyond = upper.map().iter().filter(|extent| extent.end() > end);
+    let beyond = upper
+        .layer()
+        .map()
+        .iter()
+        .filter(|extent| extent.end() > end);
     match beyond.count() {
         0 => {}
         _ if size == 0 => {}
@@ -88,7 +92,11 @@ fn read_all(
     progress.set_position(0);
     let mut buffer = vec![0; CHUNK];
     let most = Sectors::whole_in(CHUNK as u64);
-    let data = upper.map().iter().filter_map(|extent| extent.data());
+    let data = upper
+        .layer()
+        .map()
+        .iter()
+        .filter_map(|extent| extent.data());
     for step in data.flat_map(|data| data.steps(most)) {
         let bytes = step.bytes();
         if upper.is_hole(&bytes) {
