@@ -41,8 +41,8 @@ pub enum MapError {
     Map(#[source] std::io::Error),
     /// RLIMIT_AS leaves too little address space for the range.
     #[error(
-        "cannot map {len} bytes: RLIMIT_AS (ulimit -v) leaves {left} bytes of address space beside the needs \
-         of the queues; raise the limit"
+        "cannot map {len} bytes: RLIMIT_AS (ulimit -v) leaves {left} bytes beside the needs of the queues; \
+         raise the limit"
     )]
     AddressSpace {
         /// Length of the range in bytes.
