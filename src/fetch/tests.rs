@@ -358,7 +358,8 @@ fn damaged_bytes_are_fetched_again_in_place() {
 #[test]
 fn a_successor_answers_what_a_killed_fetcher_did_not() {
     let (release, paused) = mpsc::channel::<()>();
-    let setup = Setup::new(Fake::new(8 * UNIT).script([Answer::Pause(paused)]));
+    let script = [Answer::Cut(UNIT), Answer::Pause(paused)];
+    let setup = Setup::new(Fake::new(8 * UNIT).script(script));
     let (ours, theirs) = link::pair().unwrap();
     let kept = theirs.try_clone().unwrap();
     setup
@@ -367,19 +368,19 @@ fn a_successor_answers_what_a_killed_fetcher_did_not() {
         .unwrap();
     let client = Arc::new(Client::start(ours, Patience::default(), || {}).unwrap());
     let blob = cached::open(&client, 0, &setup.fake.layer()).unwrap();
-    // A guest's demand brings in the units behind it.
     client.start_serving();
     let waker = Waker::new().unwrap();
-    let Located::Absent(range) = blob.locate(3 * UNIT, 1) else {
+    // The pause comes after the first unit of the second request.
+    let Located::Absent(range) = blob.locate(3 * UNIT, 4 * UNIT as usize) else {
         panic!("present");
     };
     let Located::Absent(first) = blob.locate(0, 1) else {
         panic!("present");
     };
     first.request(&waker, Ticket(1));
-    until("asked", || !setup.fake.asked().is_empty());
+    until("the first answer", || client.waiting() == 0);
     range.request(&waker, Ticket(2));
-    until("the first answer", || client.waiting() == 1);
+    until("asked for both", || setup.fake.asked().len() == 2);
     // It ends without an answer to the second, which comes after the pause.
     let Setup { dir, fetcher, fake } = setup;
     let shared = Arc::clone(&fetcher.shared);
