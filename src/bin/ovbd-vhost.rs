@@ -176,7 +176,7 @@ struct Args {
     #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_bytes)]
     readahead: u64,
 
-    /// Drop compressed bytes from the page cache once they are decompressed
+    /// Drop bytes of layers from the page cache once they are served
     #[arg(long)]
     drop_cache: bool,
 

@@ -46,7 +46,7 @@ pub struct Tuning {
     pub poll: Duration,
     /// Bytes of the disk to read ahead of sequential reads; 0 disables readahead.
     pub readahead: u64,
-    /// Whether compressed bytes are dropped from the page cache once decoded.
+    /// Whether bytes of layers are dropped from the page cache once they are served.
     pub drop_cache: bool,
     /// Processors to pin the workers to, in turn; empty pins none.
     pub cpus: Vec<usize>,

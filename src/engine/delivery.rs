@@ -124,7 +124,7 @@ impl<'a> Delivery<'a> {
         if !range.read_cached(bytes)? {
             return Ok(false);
         }
-        mark_read(&mut self.drop_behind, self.image, subread, range);
+        note_or_drop(&mut self.drop_behind, self.image, subread, range);
         deliver(&mut self.unpacker, self.image, subread, bytes, cursor)?;
         Ok(true)
     }
@@ -142,7 +142,7 @@ impl<'a> Delivery<'a> {
     ) -> Result<(), Error> {
         let bytes = &mut self.buffer[..range.len()];
         range.read_exact(bytes)?;
-        mark_read(&mut self.drop_behind, self.image, subread, range);
+        note_or_drop(&mut self.drop_behind, self.image, subread, range);
         deliver(&mut self.unpacker, self.image, subread, bytes, cursor)
     }
 
@@ -158,14 +158,14 @@ impl<'a> Delivery<'a> {
         bytes: &[u8],
         cursor: Cursor<'_, '_>,
     ) -> Result<(), Error> {
-        mark_read(&mut self.drop_behind, self.image, subread, range);
+        note_or_drop(&mut self.drop_behind, self.image, subread, range);
         deliver(&mut self.unpacker, self.image, subread, bytes, cursor)
     }
 }
 
 /// Marks the bytes of a subread, which were read, as in memory, or drops them from there. Data files of
 /// writable layers are left to the kernel, because they change.
-fn mark_read<'a>(
+fn note_or_drop<'a>(
     drop: &mut Option<DropBehind<'a>>,
     image: &'a Image,
     subread: &Subread,

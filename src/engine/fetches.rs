@@ -17,7 +17,7 @@ use crate::source::refetch::FetchCount;
 use crate::source::{AbsentRange, FetchError, Fetched, Ticket, Waker};
 
 /// Most subreads of one worker that are fetched at a time.
-pub const MAX_FETCHES: usize = 64;
+pub const MAX_UNDER_WAY: usize = 64;
 
 /// The fetches of one worker.
 #[derive(Debug)]
@@ -76,7 +76,7 @@ impl Fetches {
 
     /// Asks the fetcher for `range`, the bytes of subread `id`. Without a permit the subread is queued.
     pub fn begin(&mut self, id: SubreadId, range: &AbsentRange<'_>) -> SubreadState {
-        if self.under_way() >= MAX_FETCHES {
+        if self.under_way() >= MAX_UNDER_WAY {
             self.queue.push_back(id);
             return SubreadState::Queued;
         }
@@ -133,7 +133,7 @@ impl Fetches {
 
     /// Takes the oldest queued subread, if there is a permit for it.
     pub fn next_queued(&mut self) -> Option<SubreadId> {
-        match self.under_way() < MAX_FETCHES {
+        match self.under_way() < MAX_UNDER_WAY {
             true => self.queue.pop_front(),
             false => None,
         }

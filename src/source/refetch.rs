@@ -14,13 +14,13 @@ use super::{Blob, Error};
 use crate::format::presence::UnitRange;
 use crate::io::bitmap::AtomicBitmap;
 
-/// How often a damaged unit is fetched again before a request for it fails, and all that opening a
-/// layer reads.
+/// How often a damaged unit is fetched again before a request for it fails. The same limit holds for all
+/// that opening a layer reads.
 const MAX_REFETCHES: u8 = 3;
 
 /// Most fetches of one read in a row after which its range is still absent. The range may be damaged each
 /// time: more than `MAX_REFETCHES`, because other reads share its units.
-const MAX_FETCHES: u32 = 8;
+const MAX_IN_A_ROW: u32 = 8;
 
 impl Blob {
     /// Reports that the bytes of a range are damaged. Returns whether the range is absent from now on, to be
@@ -70,10 +70,10 @@ impl FetchCount {
     /// # Errors
     /// [`FetchErrorKind::Damaged`] after too many fetches.
     pub fn next(self) -> Result<Self, FetchError> {
-        if self.0 < MAX_FETCHES {
+        if self.0 < MAX_IN_A_ROW {
             return Ok(Self(self.0 + 1));
         }
-        let reason = format!("bytes are missing from the cache after {MAX_FETCHES} fetches");
+        let reason = format!("bytes are missing from the cache after {MAX_IN_A_ROW} fetches");
         Err(FetchError::new(FetchErrorKind::Damaged, reason))
     }
 }
@@ -220,6 +220,6 @@ mod tests {
             panic!("{read:?}")
         };
         assert_eq!(source.kind(), FetchErrorKind::Damaged);
-        assert_eq!(fetches, MAX_FETCHES);
+        assert_eq!(fetches, MAX_IN_A_ROW);
     }
 }

@@ -165,7 +165,7 @@ impl Above {
     }
 
     /// Returns the number of layers between the image and the active one.
-    pub fn frozen_count(&self) -> usize {
+    pub fn layers_below_active(&self) -> usize {
         let sealed = self.sealed.as_ref().map_or(0, |sealed| sealed.len());
         sealed + self.frozen.len()
     }

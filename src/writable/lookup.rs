@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::allocator::Hold;
 use super::sealed::SealedFile;
 use crate::source::Blob;
-use crate::units::{SectorRange, Sectors};
+use crate::units::{Sector, SectorRange, Sectors};
 
 /// Most spans of one look-up: bounds the memory of a read that consists of many small pieces.
 const MAX_SPANS: usize = 256;
@@ -25,7 +25,7 @@ pub struct Span {
 /// Where the content of a span is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SpanContent {
-    /// In the image below.
+    /// In none of the writable layers looked up so far: at the end, in the image.
     Lower,
     /// It reads as zeros.
     Zero,
@@ -43,6 +43,8 @@ pub enum SpanContent {
 #[derive(Debug, Default)]
 pub struct Lookup {
     spans: Vec<Span>,
+    /// Memory for the next list of spans.
+    spare: Vec<Span>,
     files: Vec<(Arc<Blob>, Hold)>,
     /// The sealed layers, by number without [`SEALED`].
     sealed: Option<Arc<[SealedFile]>>,
@@ -132,14 +134,28 @@ impl Lookup {
         if self.spans.is_empty() {
             return spans(range, self);
         }
-        let mut start = range.start();
-        for span in std::mem::take(&mut self.spans) {
+        // Both lists keep their memory: a look-up allocates nothing.
+        let spare = std::mem::take(&mut self.spare);
+        let mut before = std::mem::replace(&mut self.spans, spare);
+        self.refill(range.start(), &before, spans);
+        before.clear();
+        self.spare = before;
+    }
+
+    /// Appends the spans `searched`, which begin at `start`, with those that `spans` finds in the places of those below.
+    fn refill(
+        &mut self,
+        mut start: Sector,
+        searched: &[Span],
+        mut spans: impl FnMut(SectorRange, &mut Lookup),
+    ) {
+        for span in searched {
             let part = SectorRange::new(start, start + span.sectors);
             let before = self.spans.len();
             match span.content {
                 _ if self.is_full() => return,
                 SpanContent::Lower => spans(part, self),
-                _ => self.spans.push(span),
+                _ => self.spans.push(*span),
             }
             let covered: Sectors = self.spans[before..].iter().map(|span| span.sectors).sum();
             if covered < span.sectors {

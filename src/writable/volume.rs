@@ -168,7 +168,7 @@ impl Volume {
         let unsealed = frozen.filter(|layer| !layer.is_sealed());
         unsealed.chain([now.active()]).try_for_each(|layer| {
             layer.flush()?;
-            layer.check()
+            layer.check_not_broken()
         })
     }
 
@@ -230,7 +230,7 @@ impl Volume {
             above.rcu(|now| now.with_snapshot(frozen, next));
             Ok(())
         })?;
-        Ok(file.sync(new).inspect_err(|_| next.layer.give_up()))
+        Ok(file.sync(new).inspect_err(|_| next.layer.mark_broken()))
     }
 
     /// Makes the disk `size` bytes large. The manifest is the proof that no snapshot puts a layer of the old size
@@ -300,8 +300,8 @@ impl Volume {
     }
 
     /// Returns the number of layers between the image and the active one.
-    pub fn frozen(&self) -> usize {
+    pub fn layers_below_active(&self) -> usize {
         let above = self.above.as_ref().map(ArcSwap::load);
-        above.map_or(0, |above| above.frozen_count())
+        above.map_or(0, |above| above.layers_below_active())
     }
 }

@@ -247,7 +247,7 @@ proptest! {
             prop_assert_eq!(read(&disk.volume, 0, SECTORS), history.now());
             disk.snapshots.seal().unwrap();
             prop_assert_eq!(disk.volume.layers().len(), 1);
-            prop_assert_eq!(disk.volume.frozen(), taken.len());
+            prop_assert_eq!(disk.volume.layers_below_active(), taken.len());
             prop_assert_eq!(read(&disk.volume, 0, SECTORS), history.now());
             for (stack, model) in &taken {
                 let image = Volume::read_only(Image::open(stack).unwrap());
@@ -286,7 +286,7 @@ fn hundreds_of_snapshots() {
         }
     }
     disk.snapshots.seal().unwrap();
-    assert_eq!(disk.volume.frozen(), COUNT as usize);
+    assert_eq!(disk.volume.layers_below_active(), COUNT as usize);
     assert_eq!(read(&disk.volume, 0, SECTORS), model);
     let own = fs::read_dir("/proc/self/fd").unwrap().filter(|file| {
         let to = fs::read_link(file.as_ref().unwrap().path());
@@ -323,5 +323,5 @@ fn what_is_not_sealed_stays_little() {
     }
     let model: Vec<_> = (1..61).collect();
     assert_eq!(read(&disk.volume, 0, 60), model);
-    assert_eq!(disk.volume.frozen(), 60);
+    assert_eq!(disk.volume.layers_below_active(), 60);
 }

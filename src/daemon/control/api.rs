@@ -64,7 +64,7 @@ impl Device {
             "version": env!("CARGO_PKG_VERSION"),
             "size_bytes": volume.size(),
             "layers": volume.image().layers().len(),
-            "frozen_uppers": volume.frozen(),
+            "frozen_uppers": volume.layers_below_active(),
             "upper": upper,
             "fetch": self.fetching(),
         })

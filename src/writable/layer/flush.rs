@@ -31,7 +31,8 @@ impl WritableLayer {
         if flusher.done >= mine {
             return Ok(());
         }
-        self.check().inspect_err(|_| self.invalidate_journal())?;
+        self.check_not_broken()
+            .inspect_err(|_| self.invalidate_journal())?;
         let covered = self.tickets.load(Ordering::Acquire);
         self.flush_all(&mut flusher)?;
         self.punch_free();
@@ -201,7 +202,7 @@ impl WritableLayer {
     fn break_down(&self, error: &io::Error) {
         {
             let mut pending = self.pending.lock();
-            self.give_up();
+            self.mark_broken();
             pending.journal_misleads = true;
         }
         ::log::error!(

@@ -31,7 +31,7 @@ impl WritableLayer {
     /// # Errors
     /// [`Error::Broken`], [`Error::Frozen`].
     pub(super) fn enter(&self) -> Result<Guard<RwLockReadGuard<'_, bool>>, Error> {
-        self.check()?;
+        self.check_not_broken()?;
         let frozen = self.gate.read();
         match *frozen {
             true => Err(Error::Frozen),
@@ -40,7 +40,7 @@ impl WritableLayer {
     }
 
     /// Makes all later changes and flushes fail with [`Error::Broken`].
-    pub(in super::super) fn give_up(&self) {
+    pub(in super::super) fn mark_broken(&self) {
         self.broken.store(true, Ordering::Release);
     }
 
@@ -53,7 +53,7 @@ impl WritableLayer {
     ///
     /// # Errors
     /// [`Error::Broken`].
-    pub(in super::super) fn check(&self) -> Result<(), Error> {
+    pub(in super::super) fn check_not_broken(&self) -> Result<(), Error> {
         match self.is_broken() {
             true => Err(Error::Broken {
                 path: self.data.path().to_owned(),

@@ -21,7 +21,7 @@ impl WritableLayer {
         // What a failed sync below would lose is durable before.
         self.flush()?;
         let mut flusher = self.flush.lock();
-        self.check()?;
+        self.check_not_broken()?;
         let new = Header {
             virtual_size: size,
             ..(*self.header()).clone()

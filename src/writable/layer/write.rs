@@ -185,7 +185,7 @@ impl WritableLayer {
             return pending.journal.mend().map(|()| Vec::new());
         }
         // After storage lost data, no new mapping may outlive this process.
-        self.check()?;
+        self.check_not_broken()?;
         if !self.has_room_for(extents, new.len()) {
             return Err(Error::Fragmented {
                 path: self.data.path().to_owned(),

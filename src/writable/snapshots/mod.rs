@@ -71,8 +71,8 @@ pub struct Snapshots {
     manifest: RankedMutex<ManifestFile>,
     /// Locked while layers are sealed.
     sealing: RankedMutex<Sealing>,
-    /// Whether the last attempt to seal failed.
-    seal_failed: AtomicBool,
+    /// Whether to seal before the next snapshot: an attempt to seal failed, or a snapshot that may not be durable.
+    seal_first: AtomicBool,
 }
 
 impl Snapshots {
@@ -131,7 +131,7 @@ impl Snapshots {
             let _manifest = self.manifest.lock();
             self.find(name).is_some()
         };
-        if !is_known && (self.seal_failed.load(Ordering::Acquire) || self.much_is_unsealed()) {
+        if !is_known && (self.seal_first.load(Ordering::Acquire) || self.much_is_unsealed()) {
             self.seal()?;
         }
         let mut manifest = self.manifest.lock();
@@ -157,7 +157,7 @@ impl Snapshots {
         let durable = self.freeze(file, &above, &next, pair)?;
         // Writes may have arrived since the flush before the freeze.
         let flushed = durable.and_then(|()| active.flush());
-        flushed.inspect_err(|_| self.seal_failed.store(true, Ordering::Release))?;
+        flushed.inspect_err(|_| self.seal_first.store(true, Ordering::Release))?;
         Ok(snapshot)
     }
 
@@ -240,7 +240,7 @@ impl Snapshots {
     pub fn seal(&self) -> Result<(), Error> {
         let mut sealing = self.sealing.lock();
         let sealed = self.seal_frozen(&mut sealing);
-        self.seal_failed.store(sealed.is_err(), Ordering::Release);
+        self.seal_first.store(sealed.is_err(), Ordering::Release);
         sealed
     }
 
@@ -260,7 +260,7 @@ impl Snapshots {
         let mappings = image.iter().map(|layer| layer.trailer().index_entries);
         let mappings = mappings.sum::<u64>() + above.mappings();
         // The active layer becomes a frozen one.
-        let layers = image.len() + above.frozen_count() + 1;
+        let layers = image.len() + above.layers_below_active() + 1;
         if layers > MAX_LAYERS || mappings > MAX_MAPPINGS {
             return Err(Error::TooTall);
         }

@@ -79,7 +79,7 @@ impl Snapshots {
         let unsealed = frozen.unsealed.iter().map(FrozenLayer::layer);
         let placed: Vec<_> = unsealed.chain([&active.layer]).map(placed).collect();
         image.check_above(&placed)?;
-        let seal_failed = !frozen.unsealed.is_empty();
+        let seal_first = !frozen.unsealed.is_empty();
         let above = Above::new(frozen.sealed, frozen.unsealed, active);
         let volume = Arc::new(Volume::with_layers(image, above));
         let snapshots = Self {
@@ -90,7 +90,7 @@ impl Snapshots {
             max_layers: source::make_room(MAX_LAYERS),
             manifest: RankedMutex::new(Rank::Manifest, ManifestFile::new(first)),
             sealing: RankedMutex::new(Rank::Seal, Sealing(())),
-            seal_failed: AtomicBool::new(seal_failed),
+            seal_first: AtomicBool::new(seal_first),
         };
         Ok((volume, snapshots))
     }
