@@ -59,7 +59,7 @@ impl Default for Options {
     }
 }
 
-/// Who is told that units are present.
+/// Receivers of the news that units are present.
 #[derive(Debug)]
 pub(super) enum Waiter {
     /// A disk process.

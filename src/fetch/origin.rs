@@ -27,7 +27,7 @@ pub trait Origin: Debug + Send + Sync {
     fn blob_len(&self) -> Result<u64, Failure>;
 }
 
-/// Who may serve a range.
+/// Servers that a range may be fetched from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum From {
     /// A mirror, if there is one that does.

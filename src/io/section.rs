@@ -37,7 +37,7 @@ impl<T: FromBytes + Immutable> Section<T> {
     /// `len` values at byte `offset` of a mapped file; `None` if they do not lie in it, or are not
     /// aligned there.
     ///
-    /// The file must not change while it is mapped. Whoever could change it owns the process that
+    /// The file must not change while it is mapped. A process that can change it has the rights of the process that
     /// maps it; the values are checked where they are used all the same, because a file that is
     /// truncated reads as zeros.
     pub fn mapped(file: &Arc<MappedFile>, offset: usize, len: usize) -> Option<Self> {

@@ -1,4 +1,4 @@
-//! Trust in servers' certificates, and the certificate that proves who this program is.
+//! Trust in servers' certificates, and the client certificate.
 
 use std::io;
 use std::path::{Path, PathBuf};

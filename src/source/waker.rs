@@ -96,7 +96,7 @@ pub enum FetchErrorKind {
     Unreachable,
     /// The registry asks for patience.
     Busy,
-    /// The registry's answer is none that serves the request.
+    /// The registry's answer does not serve the request.
     Unexpected,
     /// Neither bytes nor an error came before the deadline.
     Timeout,

@@ -1,4 +1,4 @@
-//! Several disks on one cache: each unit is fetched once, whoever dies.
+//! Several disks on one cache: each unit is fetched once, also after kills.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
