@@ -54,9 +54,10 @@ fn links_that_expire_between_two_reads_are_renewed() {
         let refused = refused.load(Ordering::SeqCst);
         assert!(refused >= 4, "{refused} refusals with {status}");
         let renewed = registry.count() - opened;
-        // Two requests may be refused with one URL, and one of them renews it for both.
+        // Two requests may be refused with one URL, and one of them renews it for both. A request that
+        // begins between a refusal and the renewal finds no URL and asks as well.
         assert!(
-            renewed <= refused && renewed * 2 >= refused,
+            renewed <= refused * 2 && renewed * 2 >= refused,
             "{renewed} of {refused}"
         );
         assert!(!daemon.log().contains("WARN"), "{}", daemon.log());
