@@ -12,6 +12,7 @@ use std::time::Instant;
 use rustix::fs::{Advice, FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
+use super::completion::Completion;
 use super::range::{AbsentRange, Located, PresentRange};
 use super::recorder::{Recorded, Recorder, Recording};
 use super::resident_map::{self, ResidentMap, ResidentMapError};
@@ -28,6 +29,8 @@ pub struct Blob {
     len: u64,
     /// Which bytes are local; `None`: all are. Also records the reads, if `recording` is set.
     presence: Option<Arc<dyn Presence>>,
+    /// Whether `presence` need not be asked any more.
+    completion: Completion,
     recording: Option<Recording>,
     /// The mapped file, unless it cannot be mapped.
     resident_map: OnceLock<ResidentMap>,
@@ -120,6 +123,7 @@ impl Blob {
             file,
             len,
             presence,
+            completion: Completion::default(),
             recording: None,
             resident_map: OnceLock::new(),
         }
@@ -139,6 +143,7 @@ impl Blob {
         };
         Self {
             presence: Some(Arc::new(Recorded::new(&recording, self.len))),
+            completion: Completion::default(),
             recording: Some(recording),
             ..self
         }
@@ -200,10 +205,17 @@ impl Blob {
         self.len == 0
     }
 
-    /// Number of bytes that are local. Scans the presence map.
+    /// Number of bytes that are local. Scans the presence map of a partial blob.
     pub fn local_bytes(&self) -> u64 {
-        let presence = self.presence.as_ref();
+        let presence = self.lookup();
         presence.map_or(self.len, |presence| presence.local_bytes())
+    }
+
+    /// What tells which bytes are local; `None` once all are known to be.
+    #[inline]
+    fn lookup(&self) -> Option<&Arc<dyn Presence>> {
+        let presence = self.presence.as_ref()?;
+        (!self.completion.is_known()).then_some(presence)
     }
 
     /// Locates `len` bytes at `offset`: present if all are local. Never waits.
@@ -211,7 +223,7 @@ impl Blob {
     /// Bytes past the end of the blob count as present: reading them fails with [`Error::Short`].
     #[inline]
     pub fn locate(&self, offset: u64, len: usize) -> Located<'_> {
-        match &self.presence {
+        match self.lookup() {
             None => Located::Present(PresentRange::new(self, offset, len)),
             Some(presence) => self.locate_in(presence, offset, len),
         }
@@ -226,6 +238,9 @@ impl Blob {
     ) -> Located<'b> {
         let inside = (len as u64).min(self.len.saturating_sub(offset));
         if inside == 0 || presence.is_present(offset, inside) {
+            if presence.is_complete() {
+                self.completion.note();
+            }
             return Located::Present(PresentRange::new(self, offset, len));
         }
         Located::Absent(AbsentRange::new(self, presence, offset, inside, len))
@@ -234,7 +249,7 @@ impl Blob {
     /// Returns the first byte from `offset` on that is not in a hole of the file, or the end of the blob.
     /// Returns `offset` if holes are unknown.
     pub fn data_from(&self, offset: u64) -> u64 {
-        if self.presence.is_some() {
+        if self.lookup().is_some() {
             // Absent bytes are holes of the file, too.
             return offset;
         }
@@ -262,21 +277,30 @@ impl Blob {
     /// Reports that the headers or the index of the blob are wrong. Returns whether each range that is read
     /// is fetched again from now on, until [`Blob::trust`].
     pub fn distrust(&self) -> bool {
-        self.presence
-            .as_ref()
-            .is_some_and(|presence| presence.distrust())
+        let presence = self.presence.as_ref();
+        self.revoked_if(presence.is_some_and(|presence| presence.distrust()))
+    }
+
+    /// Marks `len` bytes at `offset`, which end inside the blob, as absent; returns whether that was done.
+    pub(super) fn mark_absent(&self, offset: u64, len: u64) -> bool {
+        let presence = self.presence.as_ref();
+        self.revoked_if(presence.is_some_and(|presence| presence.reject(offset, len)))
+    }
+
+    /// Ends that the blob counts as complete, if `rejected`, and returns `rejected`.
+    fn revoked_if(&self, rejected: bool) -> bool {
+        if rejected {
+            self.completion.revoke();
+        }
+        rejected
     }
 
     /// Ends [`Blob::distrust`]: bytes that were not read since then count as right again.
     pub fn trust(&self) {
         if let Some(presence) = &self.presence {
             presence.trust();
+            self.completion.reset();
         }
-    }
-
-    /// Which bytes are local; `None` if all are.
-    pub(super) fn presence(&self) -> Option<&dyn Presence> {
-        self.presence.as_deref()
     }
 
     /// Maps the file, so that pages in memory are copied without a system call. Reads the last bytes of the

@@ -16,7 +16,7 @@ use super::presence::{Bitmap, PresenceMap};
 use super::protocol::Cause;
 use super::refetch::RejectedUnits;
 use super::waker::{FetchError, FetchErrorKind, Presence, Ticket, Waker};
-use crate::format::presence::{Identity, UNIT, UnitRange};
+use crate::format::presence::{Identity, State, UNIT, UnitRange};
 use crate::io::mapped_file::Access;
 
 /// Presence of a partial blob, and the client that fetches the rest.
@@ -38,6 +38,10 @@ impl CachedPresence {
 impl Presence for CachedPresence {
     fn is_present(&self, offset: u64, len: u64) -> bool {
         self.map.is_present(offset, len) && !self.rejected.holds_any(self.units(offset, len))
+    }
+
+    fn is_complete(&self) -> bool {
+        self.map.state() == Some(State::Complete)
     }
 
     fn request(&self, offset: u64, len: u64, waker: &Arc<Waker>, ticket: Ticket) {

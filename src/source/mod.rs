@@ -10,7 +10,8 @@
 //! ```
 //!
 //! Only a [`PresentRange`] gives access to bytes or a descriptor. A local file has no [`Presence`], so
-//! that locating a range costs one branch.
+//! that locating a range costs one branch. A partial blob is looked up in its [`Presence`] until it is known to be
+//! complete, and is read like a local file from then on.
 //!
 //! A queue worker calls [`AbsentRange::request`] with its own [`Waker`] and a ticket that identifies the
 //! parked request, and continues with other requests. The descriptor of the waker becomes readable when a
@@ -24,6 +25,7 @@
 pub mod blob;
 pub mod cached;
 pub mod client;
+mod completion;
 pub mod counts;
 mod layer_ref;
 pub mod link;

@@ -264,7 +264,7 @@ impl<'b> AbsentRange<'b> {
 mod tests {
     use std::fs::File;
     use std::sync::Mutex;
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
     use std::thread;
 
     use super::*;
@@ -279,6 +279,8 @@ mod tests {
     struct Units {
         file: File,
         present: AtomicU64,
+        is_complete: AtomicBool,
+        lookups: AtomicU64,
         refusal: Option<FetchErrorKind>,
         rejected: AtomicU64,
         ahead: Mutex<Vec<(u64, u64)>>,
@@ -302,8 +304,13 @@ mod tests {
 
     impl Presence for Arc<Units> {
         fn is_present(&self, offset: u64, len: u64) -> bool {
+            self.lookups.fetch_add(1, Ordering::Relaxed);
             let bits = Units::bits(offset, len);
             self.present.load(Ordering::Acquire) & bits == bits
+        }
+
+        fn is_complete(&self) -> bool {
+            self.is_complete.load(Ordering::Relaxed)
         }
 
         fn request(&self, offset: u64, len: u64, waker: &Arc<Waker>, ticket: Ticket) {
@@ -339,6 +346,8 @@ mod tests {
         let units = Arc::new(Units {
             file: file.try_clone().unwrap(),
             present: AtomicU64::new(0),
+            is_complete: AtomicBool::new(false),
+            lookups: AtomicU64::new(0),
             refusal,
             rejected: AtomicU64::new(0),
             ahead: Mutex::default(),
@@ -372,6 +381,28 @@ mod tests {
         assert!(present(u64::MAX, usize::MAX));
         let error = blob.read_exact_at(&mut [0; 101], 15 * UNIT).unwrap_err();
         assert!(matches!(error, Error::Short { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_blob_that_becomes_complete_is_looked_up_no_more() {
+        let (blob, units) = blob(None);
+        units.fetch(0, LEN);
+        let lookups = |ranges: u64| {
+            let before = units.lookups.load(Ordering::Relaxed);
+            for unit in 0..ranges {
+                let located = blob.locate(unit * UNIT, 1);
+                assert!(matches!(located, Located::Present(_)));
+            }
+            units.lookups.load(Ordering::Relaxed) - before
+        };
+        assert_eq!(lookups(10), 10);
+        units.is_complete.store(true, Ordering::Relaxed);
+        assert_eq!(lookups(10), 1);
+        assert_eq!(lookups(10), 0);
+        assert_eq!(blob.local_bytes(), LEN);
+        assert!(blob.reject(3 * UNIT, 1));
+        absent(&blob, 3 * UNIT, 1);
+        assert_eq!(lookups(3), 3, "rejected bytes must be found absent");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Records the order in which units of blobs are read first, for a prefetch trace.
 //!
-//! A recorded blob calls [`Presence::is_present`] before each read, which records the units. A unit that is
-//! recorded already costs one atomic load.
+//! A recorded blob calls [`Presence::is_present`] before each read, which records the units: it is never
+//! [`Presence::is_complete`]. A unit that is recorded already costs one atomic load.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

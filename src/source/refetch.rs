@@ -30,10 +30,7 @@ impl Blob {
     #[cold]
     pub fn reject(&self, offset: u64, len: usize) -> bool {
         let inside = (len as u64).min(self.len().saturating_sub(offset));
-        match self.presence() {
-            Some(presence) if inside > 0 => presence.reject(offset, inside),
-            _ => false,
-        }
+        inside > 0 && self.mark_absent(offset, inside)
     }
 
     /// Fills `stored` with the bytes from `offset` on and decodes it with `decode`. If `decode` fails, the

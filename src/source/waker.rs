@@ -16,6 +16,12 @@ pub trait Presence: Debug + Send + Sync {
     /// Whether all of `len` bytes at `offset` are local. Takes no lock.
     fn is_present(&self, offset: u64, len: u64) -> bool;
 
+    /// Whether all bytes are local and verified, so that [`Presence::is_present`] need not be called until
+    /// bytes are rejected. Takes no lock.
+    fn is_complete(&self) -> bool {
+        false
+    }
+
     /// Requests the bytes of a range. For each call, [`Waker::finish`] is called exactly once: when all
     /// bytes are present, when they cannot be fetched, or when the fetch deadline has passed. This may
     /// happen before the method returns.
