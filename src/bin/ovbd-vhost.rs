@@ -31,6 +31,7 @@ use ovbd_vhost::reason::reason;
 use ovbd_vhost::registry::args::RegistryArgs;
 use ovbd_vhost::registry::reference::Reference;
 use ovbd_vhost::units::parse_size;
+use ovbd_vhost::vhost::takeover::Takeover;
 use ovbd_vhost::virtio::queue::MAX_QUEUE_SIZE;
 use ovbd_vhost::virtio::request::SERIAL_LEN;
 use ovbd_vhost::writable;
@@ -155,6 +156,10 @@ struct Args {
     /// Serial number of the disk, 1 to 20 printable ASCII characters [default: derived from the image]
     #[arg(long, value_name = "TEXT", value_parser = parse_serial)]
     serial: Option<[u8; SERIAL_LEN]>,
+
+    /// When a front-end that starts a queue takes the disk over from another that is connected
+    #[arg(long, value_name = "POLICY", value_enum, default_value_t)]
+    takeover: Takeover,
 
     /// Busy-poll the virtqueue for N microseconds before sleeping
     #[arg(long, value_name = "N", default_value_t = 0,
@@ -282,6 +287,7 @@ impl From<Args> for Config {
             io_uring: args.io == Io::Uring,
             queue_size: args.queue_size,
             serial: args.serial,
+            takeover: args.takeover,
             block_cache: args.block_cache,
             tuning: Tuning {
                 poll: Duration::from_micros(args.poll_us),

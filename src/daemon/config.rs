@@ -11,6 +11,7 @@ use crate::image::Lineage;
 use crate::registry::args::RegistryArgs;
 use crate::registry::reference::Reference;
 use crate::source::client::Patience;
+use crate::vhost::takeover::Takeover;
 use crate::virtio::request::SERIAL_LEN;
 use crate::writable;
 
@@ -50,6 +51,8 @@ pub struct Config {
     pub queue_size: u16,
     /// Serial number of the disk, padded with zeros. `None`: derived from the image.
     pub serial: Option<[u8; SERIAL_LEN]>,
+    /// When a front-end takes the disk over from another.
+    pub takeover: Takeover,
     /// Size of the cache of decompressed blocks, in bytes; 0 disables it.
     pub block_cache: u64,
     /// Settings of the queue workers.

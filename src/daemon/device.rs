@@ -101,7 +101,7 @@ impl Device {
             client: sources.client,
             trace: sources.trace,
             front_ends: FrontEnds::default(),
-            ownership: Ownership::default(),
+            ownership: Ownership::new(config.takeover),
             max_front_ends,
         })
     }

@@ -29,10 +29,10 @@ const SENT_DESCRIPTORS: u64 = 3;
 /// writable layer there is one more: the event of its background thread.
 const WORKER_DESCRIPTORS: u64 = 3;
 
-/// Descriptors of a front-end beside those of its queues: the connection, both ends of the pipe that reports
-/// the end of its thread, the socket for messages to it, a device state, the event of its log, and
+/// Descriptors of a front-end beside those of its queues: the connection, its process, both ends of the pipe
+/// that reports the end of its thread, the socket for messages to it, a device state, the event of its log, and
 /// those of a message.
-const FRONT_END_DESCRIPTORS: u64 = 8 + MAX_HELD as u64;
+const FRONT_END_DESCRIPTORS: u64 = 9 + MAX_HELD as u64;
 
 /// Descriptors beside those of front-ends: connections that have sent nothing yet or wait for another to end,
 /// control connections, files that a flush or a snapshot replaces or adds, and files that are being closed after

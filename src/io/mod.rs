@@ -1,5 +1,5 @@
 //! System helpers that all modules may use: bitmaps, boot id, child processes, directories, mapped files,
-//! memory of requests, limits, polling, prefetch hints.
+//! memory of requests, limits, peers of sockets, polling, prefetch hints.
 
 pub mod bitmap;
 pub mod boot;
@@ -9,6 +9,7 @@ pub mod file_lock;
 pub mod file_system;
 pub mod interrupt;
 pub mod mapped_file;
+pub mod peer;
 pub mod poller;
 pub mod prefetch;
 mod range_table;

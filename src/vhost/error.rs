@@ -26,6 +26,15 @@ pub enum Error {
     /// Another front-end started a queue.
     #[error("another front-end started a queue and has taken the disk over")]
     TakenOver,
+    /// The takeover policy leaves the disk to the front-end that has it.
+    #[error(
+        "the disk stays with the {owner}, which is connected (--takeover); give each VM a disk and a socket of \
+         its own"
+    )]
+    TakeoverRefused {
+        /// The front-end that has the disk.
+        owner: String,
+    },
     /// The connection cannot be set up.
     #[error("cannot set up the connection")]
     Setup(#[source] io::Error),

@@ -150,6 +150,14 @@ impl Handler {
         self.standing == Standing::Retired
     }
 
+    /// Whether the front-end owns the disk, has logged the guest's writes for a migration, and has stopped all
+    /// queues.
+    pub fn has_handed_over(&self) -> bool {
+        let logged = self.features & VhostUserVirtioFeatures::LOG_ALL.bits() != 0;
+        let stopped = !self.vrings.iter().any(Vring::is_complete);
+        self.standing == Standing::Serving && self.log.is_some() && logged && stopped
+    }
+
     /// Acknowledged feature bits.
     pub fn features(&self) -> u64 {
         self.features

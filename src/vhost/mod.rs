@@ -5,8 +5,8 @@
 //! queue worker for each complete one. When a connection ends, for whatever reason, its workers are
 //! drained and stopped.
 //!
-//! Several front-ends may be connected. The one that starts a queue owns the disk ([`ownership`]). All are
-//! notified when the disk grows ([`config_change`]).
+//! Several front-ends may be connected. The one that starts a queue owns the disk ([`ownership`]), if the
+//! [`takeover`] policy lets it have the disk. All are notified when the disk grows ([`config_change`]).
 #![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
 pub mod channel;
@@ -17,5 +17,7 @@ pub mod error;
 pub mod handler;
 pub mod message;
 pub mod ownership;
+pub mod peer;
 pub mod session;
+pub mod takeover;
 pub mod vring;

@@ -1,6 +1,5 @@
 //! Session of one front-end connection: executes messages and replies to them until the connection ends.
 
-use std::fmt;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,8 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 use std::time::Duration;
 
-use rustix::net::UCred;
-use rustix::net::sockopt::socket_peercred;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::channel::Channel;
 use super::closing;
@@ -19,6 +17,8 @@ use super::error::{Error, Refusal};
 use super::handler::Handler;
 use super::message::{Message, Reply};
 use super::ownership::Ownership;
+use super::peer::Peer;
+use super::takeover::Owner;
 use crate::engine::{BlockBackend, ratelimited_log};
 use crate::io::interrupt::PeerCall;
 use crate::reason::reason;
@@ -32,26 +32,12 @@ pub struct Session {
     stream: Arc<UnixStream>,
     handler: Mutex<Handler>,
     /// Interrupts calls of the connection's thread that the front-end can block.
-    peer: Arc<PeerCall>,
+    calls: Arc<PeerCall>,
     /// Another front-end has taken the disk over, or the daemon ends.
     retired: AtomicBool,
-    name: Name,
-}
-
-/// Name of a front-end in the log.
-#[derive(Debug)]
-struct Name(Option<UCred>);
-
-impl fmt::Display for Name {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0 {
-            Some(peer) => {
-                let (pid, uid) = (peer.pid.as_raw_nonzero(), peer.uid.as_raw());
-                write!(formatter, "front-end of process {pid}, user {uid}")
-            }
-            None => write!(formatter, "front-end of an unknown process"),
-        }
-    }
+    /// The front-end has handed its guest over to another by a migration.
+    handed_over: AtomicBool,
+    peer: Peer,
 }
 
 /// Counts of messages, for the log.
@@ -68,15 +54,16 @@ impl Session {
         backend: Arc<BlockBackend>,
         front_ends: &FrontEnds,
     ) -> Arc<Self> {
-        let name = Name(socket_peercred(&stream).ok());
+        let peer = Peer::of(&stream);
         let stream = Arc::new(stream);
-        let peer = Arc::new(PeerCall::default());
+        let calls = Arc::new(PeerCall::default());
         Arc::new(Self {
-            handler: Mutex::new(Handler::new(backend, front_ends, stream.clone(), &peer)),
+            handler: Mutex::new(Handler::new(backend, front_ends, stream.clone(), &calls)),
             stream,
-            peer,
+            calls,
             retired: AtomicBool::new(false),
-            name,
+            handed_over: AtomicBool::new(false),
+            peer,
         })
     }
 
@@ -97,7 +84,7 @@ impl Session {
         let had_disk = ownership.give_back(self);
         self.log_end(had_disk, &result, &counts);
         let leftover = self.lock().leftover();
-        closing::close(leftover, &self.peer);
+        closing::close(leftover, &self.calls);
         result
     }
 
@@ -106,12 +93,12 @@ impl Session {
         ownership: &Ownership,
         counts: &mut Counts,
     ) -> Result<(), Error> {
-        let channel = Channel::new(self.stream.clone(), self.peer.clone());
+        let channel = Channel::new(self.stream.clone(), self.calls.clone());
         let channel = channel.map_err(Error::Setup)?;
         while let Some(mut message) = channel.receive()? {
             counts.messages += 1;
             let served = self.serve_message(&channel, ownership, &mut message, counts);
-            closing::close(message.files, &self.peer);
+            closing::close(message.files, &self.calls);
             served?;
         }
         match self.is_retired() {
@@ -140,6 +127,8 @@ impl Session {
             outcome = handler.take_disk().and(outcome);
             self.log_start(&handler);
         }
+        let handed_over = handler.has_handed_over();
+        self.handed_over.store(handed_over, Ordering::Release);
         drop(handler);
         // Reply even if REPLY_ACK was not acknowledged: the front-end waits, and may have acknowledged it
         // on an earlier connection.
@@ -151,7 +140,7 @@ impl Session {
             Ok(None) => {}
             Err(refusal) if replies && !matches!(refusal, Refusal::Unknown) => {
                 counts.refused += 1;
-                let name = &self.name;
+                let name = &self.peer;
                 ratelimited_log::warn(format_args!(
                     "{name}: refused request {request}: {}",
                     reason(&refusal)
@@ -195,26 +184,43 @@ impl Session {
     /// Interrupts a call of the connection's thread that the front-end blocks. The caller repeats this
     /// until the thread has ended.
     pub fn interrupt(&self) {
-        self.peer.interrupt();
+        self.calls.interrupt();
+    }
+
+    /// Returns the front-end as the owner of the disk, for the takeover policy.
+    pub fn as_owner(&self) -> Owner<'_> {
+        let mut stream = [PollFd::new(&*self.stream, PollFlags::RDHUP)];
+        Owner {
+            peer: &self.peer,
+            // Its thread may not have read the end of the stream yet.
+            disconnected: poll(&mut stream, Some(&Timespec::default()))
+                .is_ok_and(|ready| ready > 0),
+            handed_over: self.handed_over.load(Ordering::Acquire),
+        }
+    }
+
+    /// Returns the process of the front-end.
+    pub fn peer(&self) -> &Peer {
+        &self.peer
     }
 
     /// Logs that this front-end takes the disk over from another.
     pub fn announce_takeover(&self, other: &Session) {
-        let (name, other) = (&self.name, &other.name);
+        let (name, other) = (&self.peer, &other.peer);
         ratelimited_log::info(format_args!(
             "{name} starts a queue and takes over the disk from the {other}"
         ));
     }
 
     fn log_start(&self, handler: &Handler) {
-        let (name, features) = (&self.name, handler.features());
+        let (name, features) = (&self.peer, handler.features());
         ratelimited_log::info(format_args!(
             "{name} uses the disk, with features {features:#x}"
         ));
     }
 
     fn log_end(&self, had_disk: bool, result: &Result<(), Error>, counts: &Counts) {
-        let name = &self.name;
+        let name = &self.peer;
         let Counts { messages, refused } = counts;
         match result {
             Ok(()) if had_disk => ratelimited_log::info(format_args!(

@@ -1,6 +1,13 @@
 //! Several front-ends at once: the one that starts a queue has the disk, and the one before is hung
-//! up on; those that only look disturb no other.
+//! up on; those that only look disturb no other. A front-end of another process waits for the end of the
+//! one before.
+#![allow(unsafe_code)] // what a child does before `execve(2)` has no safe form
 
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,6 +19,7 @@ use common::queue::Queue;
 use common::raw::Raw;
 use common::session::{Session, Wanted, feature};
 use common::writable::Writable;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::{FrontendReq, VhostUserConfigFlags};
 
@@ -154,4 +162,91 @@ fn connections_without_the_disk_give_way() {
         thread::sleep(Duration::from_millis(5));
     }
     guest.assert_reads(0, &disk.content);
+}
+
+/// A process that connects and does nothing else; killed when dropped. This process talks over its connection.
+struct OtherProcess(Child);
+
+impl OtherProcess {
+    fn connect(path: &Path) -> (Self, UnixStream) {
+        let stream: OwnedFd =
+            socket(AddressFamily::UNIX, SocketType::STREAM, None).expect("socket");
+        let address = SocketAddrUnix::new(path).expect("address");
+        let fd = stream.as_raw_fd();
+        let mut command = Command::new("sleep");
+        command.arg("600");
+        // SAFETY: the child makes one system call, on a descriptor that is open until it has run `execve(2)`.
+        unsafe {
+            command.pre_exec(move || {
+                let stream = rustix::fd::BorrowedFd::borrow_raw(fd);
+                connect(stream, &address).map_err(Into::into)
+            })
+        };
+        let child = command.spawn().expect("a process that connects");
+        (Self(child), stream.into())
+    }
+}
+
+impl Drop for OtherProcess {
+    fn drop(&mut self) {
+        self.0.kill().expect("kill");
+        self.0.wait().expect("end");
+    }
+}
+
+/// Two VMMs with one socket, each of which connects again at once when it is hung up on: clones of one VM.
+#[test]
+fn a_front_end_of_another_process_does_not_steal_the_disk() {
+    let disk = Writable::serve();
+    let mut owner = disk.guest(Options::default());
+    owner.write(0, 7, &[1; 512]);
+    for round in 2..12 {
+        let (_process, stream) = OtherProcess::connect(&disk.daemon.socket());
+        let mut connection = Raw::new(stream.try_clone().expect("socket"));
+        // Without a reply to the message that starts the queue, it sees its end.
+        let _ = Guest::boot(stream, Options::default());
+        connection.assert_closed();
+        owner.write(0, 7, &[round; 512]);
+        assert_eq!(owner.read(0, 7, 512), [round; 512]);
+    }
+    let log = disk.daemon.log();
+    assert!(
+        log.contains("the disk stays with the front-end of process"),
+        "{log}"
+    );
+    assert!(!log.contains("takes over"), "{log}");
+    assert!(log.lines().count() < 60, "limited: {log}");
+    // Once it has disconnected, others get the disk, although its process runs.
+    let (_process, stream) = OtherProcess::connect(&disk.daemon.socket());
+    drop(owner);
+    let mut next = Guest::boot(stream, Options::default()).expect("guest");
+    assert_eq!(next.read(0, 7, 512), [11; 512]);
+}
+
+/// A VMM was killed, and another process still holds its connection.
+#[test]
+fn the_disk_of_a_process_that_has_ended_is_taken_over() {
+    let disk = Writable::serve();
+    let (process, stream) = OtherProcess::connect(&disk.daemon.socket());
+    let mut owner = Guest::boot(stream, Options::default()).expect("guest");
+    owner.write(0, 7, &[3; 512]);
+    drop(process);
+    let mut next = disk.guest(Options::default());
+    assert_eq!(next.read(0, 7, 512), [3; 512]);
+}
+
+#[test]
+fn the_policy_is_an_option() {
+    let disk = Disk::serve_with(&["--takeover", "always"]);
+    let (_process, stream) = OtherProcess::connect(&disk.daemon.socket());
+    let _owner = Guest::boot(stream, Options::default()).expect("guest");
+    disk.guest(Options::default())
+        .assert_reads(0, &disk.content);
+    let disk = Disk::serve_with(&["--takeover", "never"]);
+    let mut owner = disk.guest(Options::default());
+    let stream = disk.daemon.connect();
+    let mut connection = Raw::new(stream.try_clone().expect("socket"));
+    let _ = Guest::boot(stream, Options::default());
+    connection.assert_closed();
+    owner.assert_reads(0, &disk.content);
 }

@@ -66,6 +66,7 @@ impl Device {
             "layers": volume.image().layers().len(),
             "frozen_uppers": volume.layers_below_active(),
             "upper": upper,
+            "takeovers_refused": self.ownership().refused(),
             "fetch": self.fetching(),
         })
     }

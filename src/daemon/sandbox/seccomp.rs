@@ -50,6 +50,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_fstat, // sizes of shared files
     libc::SYS_newfstatat,
     libc::SYS_statx,        // kind of file system; owner of the socket's path
+    libc::SYS_pidfd_open,   // whether the process of a front-end still runs
     libc::SYS_memfd_create, // an in-flight area
     libc::SYS_ftruncate,
     // Memory.
@@ -210,7 +211,7 @@ fn conditional() -> [(c_long, u8, Test); 20] {
         (libc::SYS_fcntl, 1, Is(libc::F_GETFD)),
         (libc::SYS_fcntl, 1, Is(libc::F_ADD_SEALS)), // an in-flight area
         (libc::SYS_fcntl, 1, Is(libc::F_GET_SEALS)), // whether memory to map is shared memory
-        (libc::SYS_getsockopt, 2, Is(libc::SO_PEERCRED)), // the process of a front-end, for the log
+        (libc::SYS_getsockopt, 2, Is(libc::SO_PEERCRED)), // the process of a front-end
         (libc::SYS_getsockopt, 2, Is(libc::SO_DOMAIN)), // the kind of a socket that a front-end passes
         (libc::SYS_getsockopt, 2, Is(libc::SO_TYPE)),
         (libc::SYS_setsockopt, 2, Is(libc::SO_SNDTIMEO)), // a front-end that does not read
