@@ -17,8 +17,9 @@ use super::waiting::retry_after;
 /// Largest reply of a token server, in bytes.
 const MAX_REPLY: u64 = 64 << 10;
 
-/// How long a thread waits for what another learns of a registry.
-const FIRST_CONTACT: Duration = Duration::from_secs(10);
+/// How long a thread waits for what another learns of a registry: as long as that takes at most, since a
+/// registry that lets one thread wait lets all wait.
+const FIRST_CONTACT: Duration = Duration::from_secs(30);
 
 /// Words for a refusal.
 const HINT: &str = "check the credentials (--credentials) and that they may pull this repository";

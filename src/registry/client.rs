@@ -1,15 +1,14 @@
 //! The client: manifests and ranges of blobs, from registries as they are.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::Arc;
 
-use super::auth::Logins;
+use super::auth::{FirstContact, Logins};
 use super::blob::{BlobBody, BlobRef, Wanted};
 use super::credentials::Source;
 use super::error::{Error, Result};
 use super::http::{Answer, Ask, Http, Timeouts};
+use super::links::{BlobKey, Links, Renewal, Source as Place};
 use super::manifest::{self, Document, MAX_MANIFEST};
 use super::mirror::{Mirror, Prefix};
 use super::peer::Peer;
@@ -22,8 +21,11 @@ use super::tls::{ClientCertificate, Tls};
 use super::url::Url;
 use crate::format::digest::Digest;
 
-/// Most redirect targets that are remembered.
-const MAX_TARGETS: usize = 4096;
+/// Most places that are asked for one range: each may be a link that expires before it is used.
+const MAX_TRIES: u32 = 8;
+
+/// Most links of the registry's own answer that one range is asked at.
+const MAX_NEW_LINKS: u32 = 2;
 
 /// How to talk to registries.
 #[derive(Debug, Default)]
@@ -62,7 +64,7 @@ pub struct Client {
     peers: Vec<Peer>,
     insecure: Vec<Host>,
     statuses: Arc<Statuses>,
-    targets: Mutex<HashMap<(Repository, Digest), Target>>,
+    links: Links,
 }
 
 impl Client {
@@ -93,7 +95,7 @@ impl Client {
             requests: requests(timeouts)?,
             insecure: options.insecure,
             statuses: Arc::clone(&statuses),
-            targets: Mutex::default(),
+            links: Links::default(),
         })
     }
 
@@ -178,12 +180,11 @@ impl Client {
         let path = repository.manifest_path(selector);
         let url = registry_url(repository, &path)?;
         let headers = [("accept", manifest::ACCEPT)];
-        let answer = self
-            .requests
-            .log_in_and_ask(repository, &Ask::Get, &url, &headers)?;
-        let (answer, _) = self
-            .requests
-            .follow(&Ask::Get, url, answer, &headers, &check_target)?;
+        let (requests, ask) = (&self.requests, Ask::Get);
+        let mut contact = requests.first_contact(repository);
+        let answer = requests.log_in_and_ask(&mut contact, repository, &ask, &url, &headers)?;
+        drop(contact);
+        let answer = requests.follow(&ask, url, answer, &headers, &check_target, &mut |_| {})?;
         let answer = successful(answer, &path)?;
         let host = answer.host().clone();
         let bytes = answer.bytes(&path, MAX_MANIFEST)?;
@@ -204,7 +205,7 @@ impl Client {
     fn ask_peer(&self, peer: &Peer, wanted: Wanted<'_>) -> Option<BlobBody> {
         let repository = self.repository(&wanted.blob.repository);
         let key = (repository, wanted.blob.digest);
-        let target = self.target(&key).map(|target| target.url);
+        let target = self.links.known(&key).map(|target| target.url);
         let actual = match &target {
             Some(target) => target.clone(),
             None => registry_url(&key.0, &key.0.blob_path(&key.1)).ok()?,
@@ -213,62 +214,84 @@ impl Client {
         peer.body_of(answer.and_then(|answer| body(wanted, answer)))
     }
 
-    /// A blob's answer: from where the registry redirected to last time, else by asking it. Once
-    /// more if the target does not serve it: signed URLs expire.
+    /// A blob's answer: from where the registry redirected to last time, else by asking it. The link
+    /// is renewed if its server does not serve the blob: signed URLs expire.
     fn fetch(&self, wanted: Wanted<'_>, headers: &[(&str, &str)]) -> Result<BlobBody> {
         let repository = self.repository(&wanted.blob.repository);
         let key = (repository, wanted.blob.digest);
-        let ask = Ask::Stream;
-        if let Some(target) = self.target(&key) {
-            let answer = self
-                .requests
-                .ask(&ask, &target.url, headers, target.named)?;
-            match body(wanted, answer) {
-                Err(error) if may_be_stale(&error) => self.forget(&key),
-                result => return result,
-            }
-        }
-        let mut again = true;
+        let (mut tries, mut new_links) = (0, 0);
         loop {
-            let url = registry_url(&key.0, &key.0.blob_path(&key.1))?;
-            let answer = self.requests.log_in_and_ask(&key.0, &ask, &url, headers)?;
-            let (answer, target) =
-                self.requests
-                    .follow(&ask, url, answer, headers, &check_target)?;
-            let redirected = target.is_some();
-            if let Some(target) = target {
-                self.remember(&key, target);
-            }
-            match body(wanted, answer) {
-                Err(error) if redirected && may_be_stale(&error) => {
-                    self.forget(&key);
-                    if !again {
+            tries += 1;
+            // Before the link is looked for: the first answer tells whether there are links.
+            let mut contact = self.requests.first_contact(&key.0);
+            let (answer, link) = match self.links.find(&key)? {
+                Place::Link(link) => {
+                    drop(contact);
+                    (self.ask_at_link(&key, &link, headers)?, Some(link))
+                }
+                Place::Registry(renewal) => {
+                    new_links += 1;
+                    self.ask_registry(&key, &mut contact, renewal, headers)?
+                }
+            };
+            match (body(wanted, answer), link) {
+                (Err(error), Some(link)) if may_be_stale(&error) => {
+                    self.links.expire(&key, &link);
+                    if tries == MAX_TRIES || new_links == MAX_NEW_LINKS {
                         return Err(error);
                     }
-                    again = false;
                 }
-                result => return result,
+                (result, _) => return result,
             }
         }
     }
 
-    fn target(&self, key: &(Repository, Digest)) -> Option<Target> {
-        let targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
-        let target = targets.get(key)?;
-        (Instant::now() < target.until).then(|| target.clone())
+    fn ask_at_link(
+        &self,
+        key: &BlobKey,
+        link: &Target,
+        headers: &[(&str, &str)],
+    ) -> Result<Answer> {
+        let ask = Ask::Stream;
+        let answer = self.requests.ask(&ask, &link.url, headers, link.named)?;
+        let url = link.url.clone();
+        let mut remember = |target: &Target| self.links.remember(key, target);
+        self.requests
+            .follow(&ask, url, answer, headers, &check_target, &mut remember)
     }
 
-    fn remember(&self, key: &(Repository, Digest), target: Target) {
-        let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
-        if targets.len() >= MAX_TARGETS {
-            targets.clear();
+    /// Asks the registry, and gives the answer with the link that it is from, if the registry
+    /// redirects. Ends the first contact and the renewal as soon as that is known.
+    fn ask_registry(
+        &self,
+        key: &BlobKey,
+        contact: &mut Option<FirstContact>,
+        renewal: Option<Renewal<'_>>,
+        headers: &[(&str, &str)],
+    ) -> Result<(Answer, Option<Target>)> {
+        let (requests, ask) = (&self.requests, Ask::Stream);
+        let url = registry_url(&key.0, &key.0.blob_path(&key.1))?;
+        let answer = match requests.log_in_and_ask(contact, &key.0, &ask, &url, headers) {
+            Ok(answer) => answer,
+            Err(error) => {
+                if let Some(renewal) = renewal {
+                    renewal.fail(error.clone());
+                }
+                return Err(error);
+            }
+        };
+        let mut link = None;
+        let mut redirected = |target: &Target| {
+            self.links.remember(key, target);
+            *contact = None;
+            link = Some(target.clone());
+        };
+        let check = &check_target;
+        let answer = requests.follow(&ask, url, answer, headers, check, &mut redirected)?;
+        if link.is_none() && matches!(answer.status(), 200 | 206) {
+            self.links.forget(key);
         }
-        targets.insert(key.clone(), target);
-    }
-
-    fn forget(&self, key: &(Repository, Digest)) {
-        let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
-        targets.remove(key);
+        Ok((answer, link))
     }
 }
 

@@ -18,6 +18,7 @@ mod date;
 mod detail;
 pub mod error;
 mod http;
+mod links;
 pub mod manifest;
 pub mod mirror;
 mod peer;

@@ -113,17 +113,20 @@ impl Peer {
         let headers: Vec<_> = own.chain([("range", range)]).collect();
         let ask = Ask::Stream;
         let answer = match &login {
-            Some(login) => self.requests.log_in_and_ask(login, &ask, &url, &headers),
+            Some(login) => {
+                let mut contact = self.requests.first_contact(login);
+                let requests = &self.requests;
+                requests.log_in_and_ask(&mut contact, login, &ask, &url, &headers)
+            }
             None => self.requests.ask(&ask, &url, &headers, Named::ByUser),
         };
         let check = |_: &Url, next: &Url| check_peer_target(actual, &url, next);
-        let answer = answer.and_then(|answer| {
+        Some(answer.and_then(|answer| {
             // The headers are for the mirror; what it redirects to gets the range only.
             let headers = [("range", range)];
             self.requests
-                .follow(&ask, url.clone(), answer, &headers, &check)
-        });
-        Some(answer.map(|(answer, _)| answer))
+                .follow(&ask, url.clone(), answer, &headers, &check, &mut |_| {})
+        }))
     }
 
     /// Records a failed answer in the peer's health. Returns the body of a good one, which records its

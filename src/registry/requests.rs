@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::auth::{Logins, denied};
+use super::auth::{FirstContact, Logins, denied};
 use super::breaker::{Breakers, SERVERS, Spared};
 use super::detail;
 use super::error::{Error, Result};
@@ -52,15 +52,22 @@ impl Requests {
         }
     }
 
-    /// Asks a registry, logging in to `repository` as far as it wants that.
+    /// Lets one thread make the first request to a registry; the others wait until it is dropped.
+    /// `None` if it is known how to log in.
+    pub(super) fn first_contact(&self, repository: &Repository) -> Option<FirstContact> {
+        self.logins.first_contact(repository)
+    }
+
+    /// Asks a registry, logging in to `repository` as far as it wants that. The first contact ends
+    /// once it is known how.
     pub(super) fn log_in_and_ask(
         &self,
+        contact: &mut Option<FirstContact>,
         repository: &Repository,
         ask: &Ask<'_>,
         url: &Url,
         headers: &[(&str, &str)],
     ) -> Result<Answer> {
-        let _contact = self.logins.first_contact(repository);
         let mut attempt = 1;
         loop {
             let authorization = self.logins.authorization(&self.http, repository)?;
@@ -81,13 +88,15 @@ impl Requests {
             if !again || attempt == MAX_LOGINS {
                 return Err(denied(repository, answer, repository.name().to_owned()));
             }
+            // Other threads need the token as well, and wait for it only.
+            *contact = None;
             answer.drain();
             attempt += 1;
         }
     }
 
-    /// Follows the redirects of an answer from `url`, without credentials. Gives where they led
-    /// to, if anywhere.
+    /// Follows the redirects of an answer from `url`, without credentials. Calls `redirected` with
+    /// each target before it is asked.
     pub(super) fn follow(
         &self,
         ask: &Ask<'_>,
@@ -95,11 +104,12 @@ impl Requests {
         mut answer: Answer,
         headers: &[(&str, &str)],
         check: Check<'_>,
-    ) -> Result<(Answer, Option<Target>)> {
+        redirected: &mut dyn FnMut(&Target),
+    ) -> Result<Answer> {
         let mut target: Option<Target> = None;
         for _ in 0..=MAX_HOPS {
             if !matches!(answer.status(), 301 | 302 | 303 | 307 | 308) {
-                return Ok((answer, target));
+                return Ok(answer);
             }
             let next = next(&url, &answer)?;
             let mut named = check(&url, &next)?;
@@ -110,13 +120,15 @@ impl Requests {
                     named = Named::ByServer;
                 }
             }
-            answer.drain();
-            answer = self.ask(ask, &next, headers, named)?;
-            target = Some(Target {
+            let found = Target {
                 url: next.clone(),
                 named,
                 until,
-            });
+            };
+            redirected(&found);
+            target = Some(found);
+            answer.drain();
+            answer = self.ask(ask, &next, headers, named)?;
             url = next;
         }
         Err(Error::Redirect {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use common::layers::{LayerBuilder, wrap_tar};
-use common::registry_server::{Reply, Server, serve, until};
+use common::registry_server::{Reply, Server, answer, serve, until};
 use common::remote::{Layers, Place};
 use serde_json::json;
 
@@ -41,47 +41,80 @@ fn an_opening_takes_two_ranges_a_layer_and_a_second_one_none() {
     }
 }
 
-/// A number of requests that are answered once all of them are there.
+const LAYERS: usize = 8;
+
+/// Requests that are answered once all of them are there.
 #[derive(Default)]
 struct Wave {
     arrived: Mutex<usize>,
     all: Condvar,
+    was_late: AtomicBool,
+}
+
+impl Wave {
+    /// Waits until `size` requests have arrived.
+    fn join(&self, size: usize) {
+        let mut arrived = self.arrived.lock().expect("a number");
+        *arrived += 1;
+        self.all.notify_all();
+        let patience = Duration::from_secs(20);
+        let short = |arrived: &mut usize| *arrived < size;
+        let waited = self.all.wait_timeout_while(arrived, patience, short);
+        if waited.expect("a number").1.timed_out() {
+            self.was_late.store(true, Ordering::SeqCst);
+        }
+    }
+
+    fn assert_whole(&self) {
+        let was_late = self.was_late.load(Ordering::SeqCst);
+        assert!(!was_late, "the requests came one after the other");
+    }
 }
 
 /// The ranges of all layers are asked for side by side: after the first answer, which tells how the
 /// registry wants to be talked to, all others are on their way before the next one comes.
 #[test]
 fn all_layers_are_opened_in_one_wave() {
-    const LAYERS: usize = 8;
     let layers = Layers::side_by_side(LAYERS, 2 * MIB);
     let place = Place::default();
-    let wave = Wave::default();
-    let was_whole = Arc::new(AtomicBool::new(true));
-    let result = Arc::clone(&was_whole);
+    let wave = Arc::new(Wave::default());
+    let (first, joined) = (AtomicBool::new(true), Arc::clone(&wave));
     let server = layers.registry_that(move |request, blob| {
-        let mut arrived = wave.arrived.lock().expect("a number");
-        *arrived += 1;
-        if *arrived > 1 {
-            wave.all.notify_all();
-            let short = |arrived: &mut usize| *arrived < 2 * LAYERS;
-            let waited = wave
-                .all
-                .wait_timeout_while(arrived, Duration::from_secs(20), short);
-            let is_whole = !waited.expect("a number").1.timed_out();
-            result.fetch_and(is_whole, Ordering::SeqCst);
+        if !first.swap(false, Ordering::SeqCst) {
+            joined.join(2 * LAYERS - 1);
         }
         serve(request, blob)
     });
     place.config("http", &server.host(), &layers.lowers(), json!({}));
     let daemon = place.serve(&[]);
     assert_eq!(server.count(), 2 * LAYERS);
-    assert!(
-        was_whole.load(Ordering::SeqCst),
-        "the requests came one after the other"
-    );
+    wave.assert_whole();
     let mut reader = Reader::connect(&daemon);
     reader.ask([0]);
     reader.check(&layers.content);
+}
+
+/// With a token, the wave begins once the token is there: three round trips, and a request each for the
+/// challenge and the token.
+#[test]
+fn all_layers_are_opened_in_one_wave_after_the_token() {
+    let layers = Layers::side_by_side(LAYERS, 2 * MIB);
+    let place = Place::default();
+    let wave = Arc::new(Wave::default());
+    let joined = Arc::clone(&wave);
+    let tokens = Server::start(|_| answer(200, &[], br#"{"token":"T","expires_in":3600}"#));
+    let challenge = format!("Bearer realm=\"{}\"", tokens.url("/t"));
+    let server = layers.registry_that(move |request, blob| {
+        if request.header("authorization") != Some("Bearer T") {
+            return answer(401, &[("WWW-Authenticate", challenge.as_str())], b"");
+        }
+        joined.join(2 * LAYERS);
+        serve(request, blob)
+    });
+    place.config("http", &server.host(), &layers.lowers(), json!({}));
+    let _daemon = place.serve(&[]);
+    assert_eq!((server.count(), tokens.count()), (2 * LAYERS + 1, 1));
+    wave.assert_whole();
 }
 
 /// The index of many small mappings is longer than the end of the layer that is asked for at once.
