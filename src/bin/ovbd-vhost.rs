@@ -24,6 +24,7 @@ use clap::{CommandFactory, Parser};
 use ovbd_vhost::daemon::config::{Config, ImageSource, MAX_QUEUES, RemoteConfig, WritableSource};
 use ovbd_vhost::daemon::{self, activation, limits};
 use ovbd_vhost::engine::Tuning;
+use ovbd_vhost::engine::rate_limit::{LimitsSpec, bucket::BucketSpec};
 use ovbd_vhost::fetch::process;
 use ovbd_vhost::image::Lineage;
 use ovbd_vhost::io::child_status;
@@ -185,6 +186,16 @@ struct Args {
     #[arg(long)]
     drop_cache: bool,
 
+    /// Limit of requests: a token bucket of N requests, which refills within MS milliseconds; all queues
+    /// share it. BURST more requests are served once [default: no limit]
+    #[arg(long, value_name = "size=N,refill_time=MS[,one_time_burst=BURST]")]
+    limit_ops: Option<BucketSpec>,
+
+    /// Limit of bytes read and written: a token bucket of N bytes, as for --limit-ops [default: no
+    /// limit]
+    #[arg(long, value_name = "size=N,refill_time=MS[,one_time_burst=BURST]")]
+    limit_bandwidth: Option<BucketSpec>,
+
     /// Method of reading bytes that are not in the page cache
     #[arg(long, value_name = "METHOD", value_enum, default_value_t = Io::Uring)]
     io: Io,
@@ -294,6 +305,10 @@ impl From<Args> for Config {
                 readahead: args.readahead,
                 drop_cache: args.drop_cache,
                 cpus: args.cpus,
+            },
+            limits: LimitsSpec {
+                ops: args.limit_ops,
+                bandwidth: args.limit_bandwidth,
             },
         }
     }

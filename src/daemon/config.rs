@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::engine::Tuning;
+use crate::engine::rate_limit::LimitsSpec;
 use crate::image::Lineage;
 use crate::registry::args::RegistryArgs;
 use crate::registry::reference::Reference;
@@ -57,6 +58,8 @@ pub struct Config {
     pub block_cache: u64,
     /// Settings of the queue workers.
     pub tuning: Tuning,
+    /// Rate limits at the start.
+    pub limits: LimitsSpec,
 }
 
 /// Number of io_uring rings for a disk without a chosen number of queues: one for each processor of the

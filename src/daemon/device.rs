@@ -11,6 +11,7 @@ use super::limits::SystemLimits;
 use super::sources::Sources;
 use super::writable_files::WritableFiles;
 use super::{Config, Error};
+use crate::engine::rate_limit::LimitsSpec;
 use crate::engine::ring::Rings;
 use crate::engine::{BackendOptions, BlockBackend};
 use crate::image::Image;
@@ -92,6 +93,7 @@ impl Device {
             serial: config.serial.unwrap_or_else(|| padded(&serial)),
             block_cache: config.block_cache,
             tuning: config.tuning.clone(),
+            limits: config.limits,
         };
         // All files are open now.
         let max_front_ends = limits.check(config.queues(), volume.is_writable())?;
@@ -158,6 +160,16 @@ impl Device {
         }
         self.front_ends.tell_size();
         Ok(())
+    }
+
+    /// Returns the rate limits.
+    pub fn limits(&self) -> LimitsSpec {
+        self.backend.rate_limiter().spec()
+    }
+
+    /// Replaces the rate limits. Requests that wait for tokens follow the new ones within 50 ms.
+    pub fn set_limits(&self, limits: LimitsSpec) {
+        self.backend.rate_limiter().replace(limits);
     }
 
     /// Returns the snapshots, oldest first.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use super::rate_limit::{LimitsSpec, RateLimiter};
 use super::ring::Rings;
 use crate::image::block_cache::BlockCache;
 use crate::virtio::config::DeviceConfig;
@@ -22,6 +23,7 @@ pub struct BlockBackend {
     cache: Option<Arc<BlockCache>>,
     rings: Rings,
     tuning: Tuning,
+    rate_limiter: RateLimiter,
 }
 
 /// Settings of a block back-end that do not follow from its volume.
@@ -37,6 +39,8 @@ pub struct BackendOptions {
     pub block_cache: u64,
     /// Settings of the queue workers.
     pub tuning: Tuning,
+    /// Rate limits at the start.
+    pub limits: LimitsSpec,
 }
 
 /// Settings of queue workers that change speed, never answers.
@@ -72,6 +76,7 @@ impl BlockBackend {
             cache,
             rings,
             tuning: options.tuning,
+            rate_limiter: RateLimiter::new(options.limits),
         }
     }
 
@@ -117,6 +122,11 @@ impl BlockBackend {
     /// io_uring rings for the workers.
     pub fn rings(&self) -> &Rings {
         &self.rings
+    }
+
+    /// Rate limits of the disk.
+    pub fn rate_limiter(&self) -> &RateLimiter {
+        &self.rate_limiter
     }
 
     /// Settings of the workers.

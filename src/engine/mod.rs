@@ -47,6 +47,7 @@ pub mod polling;
 pub mod pool;
 pub mod prefetch;
 pub mod queue_worker;
+pub mod rate_limit;
 pub mod ratelimited_log;
 pub mod read_id;
 pub mod read_plan;

@@ -278,6 +278,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::engine::rate_limit::LimitsSpec;
     use crate::engine::ring::Rings;
     use crate::engine::{BackendOptions, Tuning};
     use crate::format::lsmt::writable::Kind;
@@ -315,6 +316,7 @@ mod tests {
             serial: Default::default(),
             block_cache: 0,
             tuning: Tuning::default(),
+            limits: LimitsSpec::default(),
         };
         let volume = Volume::writable(image, upper).into();
         Arc::new(BlockBackend::new(volume, options, Rings::default()))

@@ -16,6 +16,7 @@ use super::offload::{Change, Offload};
 use super::polling::Polling;
 use super::pool::Pool;
 use super::prefetch::Prefetch;
+use super::rate_limit::throttle::Throttle;
 use super::ratelimited_log;
 use super::readahead::Readahead;
 use super::reads::Reads;
@@ -101,6 +102,7 @@ pub struct QueueWorker<'a> {
     polling: Polling,
     readahead: Readahead,
     prefetch: Prefetch<'a>,
+    throttle: Throttle<'a>,
     reads: Reads<'a>,
     /// `None` for a read-only disk.
     offload: Option<OffloadedRequests<'a>>,
@@ -150,6 +152,7 @@ impl<'a> QueueWorker<'a> {
             polling: Polling::new(backend.tuning().poll),
             readahead: Readahead::new(backend.tuning().readahead),
             prefetch: Prefetch::default(),
+            throttle: Throttle::new(backend.rate_limiter()),
             reads: Reads::new(setup.index, backend, ring)?,
             offload: offload.map(OffloadedRequests::new),
             under_way: 0,
@@ -189,15 +192,16 @@ impl<'a> QueueWorker<'a> {
                 continue;
             }
             // A full worker takes no more chains: it sleeps until storage, the fetcher or the offload thread
-            // has a result.
-            if !self.is_full() && (self.poll_ring(stop)? || self.queue.enable_kicks()?) {
+            // has a result. A throttled one sleeps until there are tokens.
+            let throttled = self.throttle.sleep();
+            let takes = throttled.is_none() && !self.is_full();
+            if takes && (self.poll_ring(stop)? || self.queue.enable_kicks()?) {
                 continue;
             }
             // Reads for which the kernel had no room are submitted again soon.
-            let timeout = if self.reads.is_backlogged() {
-                1
-            } else {
-                timeout
+            let timeout = match self.reads.is_backlogged() {
+                true => 1,
+                false => throttled.unwrap_or(timeout),
             };
             self.polling.sleep(|| poller.wait(timeout, |_| ()))?;
         }
@@ -232,15 +236,24 @@ impl<'a> QueueWorker<'a> {
     /// were any.
     fn turn(&mut self, stop: &Stop) -> Result<bool, ServeError> {
         let mut worked = false;
+        self.throttle.begin_turn();
         // Bounded, so that a driver that never pauses does not delay finished reads.
         for _ in 0..self.queue.size() {
             if self.is_full() || stop.is_asked() {
+                break;
+            }
+            if !self.throttle.admits() {
+                // A chain that waits for tokens stays in the available ring.
+                if self.queue.has_work()? {
+                    self.throttle.wait();
+                }
                 break;
             }
             let Some(head) = self.queue.pop()? else {
                 break;
             };
             worked = true;
+            self.throttle.take_operation();
             self.begin_chain(head)?;
             self.advance(AHEAD);
         }
@@ -320,6 +333,7 @@ impl<'a> QueueWorker<'a> {
         let capacity = self.backend.volume().sectors();
         match Operation::parse(request.chain(), self.backend.config(), capacity) {
             Ok(Operation::Read(range)) => {
+                self.throttle.take_bytes(range.len().bytes());
                 let planned = self.reads.plan(request, range);
                 self.prefetch.push(planned);
                 self.readahead.record(self.backend.volume(), range);
@@ -331,7 +345,10 @@ impl<'a> QueueWorker<'a> {
                 data.cursor(0).write(serial.get(..len).unwrap_or(serial));
                 self.finish(request.finish(Outcome::Answered(Status::Ok), len));
             }
-            Ok(Operation::Write(range)) => self.write(request, range),
+            Ok(Operation::Write(range)) => {
+                self.throttle.take_bytes(range.len().bytes());
+                self.write(request, range);
+            }
             Ok(Operation::Flush) => self.flush(request),
             Ok(Operation::Discard(ranges)) => {
                 self.discard_or_zero(request, Change::Discard, ranges)

@@ -38,6 +38,11 @@ pub enum Ask {
         /// Size in bytes.
         size: u64,
     },
+    /// Replace the rate limits of the disk.
+    SetLimits {
+        /// The limits, as `PUT /api/v1/limits` takes them.
+        limits: Value,
+    },
 }
 
 /// The request failed, or there is no answer.
@@ -92,6 +97,7 @@ pub fn ask(path: &Path, ask: &Ask) -> Result<Value, Error> {
             ("POST", "snapshots", body.to_string())
         }
         Ask::Resize { size } => ("PUT", "size", json!({ "size_bytes": size }).to_string()),
+        Ask::SetLimits { limits } => ("PUT", "limits", limits.to_string()),
     };
     let request = format!(
         "{method} /api/v1/{resource} HTTP/1.1\r\nHost: localhost\r\n\

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
 
 use super::http::{Request, Response};
 use crate::daemon::device::Device;
@@ -37,12 +38,15 @@ impl Device {
             ("GET", "/api/v1/snapshots") => found(self.snapshots().iter().map(summary).collect()),
             ("POST", "/api/v1/snapshots") => self.snapshot(&request.body),
             ("PUT", "/api/v1/size") => self.resize(&request.body),
+            ("GET", "/api/v1/limits") => found(json!(self.limits())),
+            ("PUT", "/api/v1/limits") => self.limit(&request.body),
             (_, "/api/v1/device") => Response::error(405, "expected GET"),
             (_, "/api/v1/snapshots") => Response::error(405, "expected GET or POST"),
             (_, "/api/v1/size") => Response::error(405, "expected PUT"),
+            (_, "/api/v1/limits") => Response::error(405, "expected GET or PUT"),
             _ => Response::error(
                 404,
-                "expected /api/v1/device, /api/v1/snapshots or /api/v1/size",
+                "expected /api/v1/device, /api/v1/snapshots, /api/v1/size or /api/v1/limits",
             ),
         }
     }
@@ -67,6 +71,7 @@ impl Device {
             "frozen_uppers": volume.layers_below_active(),
             "upper": upper,
             "takeovers_refused": self.ownership().refused(),
+            "limits": self.limits(),
             "fetch": self.fetching(),
         })
     }
@@ -76,7 +81,7 @@ impl Device {
             let text = "the disk is read-only: only a disk with a writable layer can grow";
             return Response::error(409, text);
         }
-        let size = match serde_json::from_slice(body) {
+        let size = match parse(body) {
             Ok(SizeRequest { size_bytes }) => size_bytes,
             Err(error) => {
                 let text = format!("expected {{\"size_bytes\": N}}: {error}");
@@ -97,6 +102,21 @@ impl Device {
         }
     }
 
+    fn limit(&self, body: &[u8]) -> Response {
+        match parse(body) {
+            Ok(limits) => {
+                self.set_limits(limits);
+                found(json!(limits))
+            }
+            Err(error) => {
+                let text = format!(
+                    "expected {{\"ops\": BUCKET or null, \"bandwidth\": BUCKET or null}}: {error}"
+                );
+                Response::error(400, &text)
+            }
+        }
+    }
+
     fn snapshot(&self, body: &[u8]) -> Response {
         if !self.volume().is_writable() {
             return Response::error(
@@ -104,7 +124,7 @@ impl Device {
                 "the disk is read-only: only a disk with a writable layer has snapshots",
             );
         }
-        let request: SnapshotRequest = match serde_json::from_slice(body) {
+        let request: SnapshotRequest = match parse(body) {
             Ok(request) => request,
             Err(error) => {
                 let text = format!(
@@ -138,6 +158,12 @@ impl Device {
             }
         }
     }
+}
+
+/// Parses a body. A list is refused, although `serde` takes its values for the fields of a struct in order.
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, serde_json::Error> {
+    let object: Map<String, Value> = serde_json::from_slice(body)?;
+    serde_json::from_value(Value::Object(object))
 }
 
 /// Describes a snapshot in a list.

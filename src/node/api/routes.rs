@@ -9,7 +9,7 @@ use hyper::body::Incoming;
 use hyper::header::{ALLOW, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::reply::{self, Reply};
 use crate::node::disks::{Disks, Put};
@@ -303,7 +303,9 @@ async fn body<T: serde::de::DeserializeOwned>(request: Request<Incoming>) -> Res
             Failure::new(Code::TooLarge, text)
         })?
         .to_bytes();
-    serde_json::from_slice(&bytes)
+    // A list is refused, although `serde` takes its values for the fields of a struct in order.
+    serde_json::from_slice::<Map<String, Value>>(&bytes)
+        .and_then(|object| serde_json::from_value(Value::Object(object)))
         .map_err(|error| Failure::new(Code::BadRequest, format!("body: {error}")))
 }
 

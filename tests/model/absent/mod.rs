@@ -112,6 +112,7 @@ impl Machine {
                 drop_cache: setup.drop_cache,
                 ..Tuning::default()
             },
+            limits: Default::default(),
         };
         let volume = Arc::new(Volume::read_only(image));
         let (rings, _) = Rings::make(usize::from(!setup.pread));
