@@ -52,6 +52,8 @@ pub struct Failure {
     pub kind: FetchErrorKind,
     /// Whether repeating the request soon gives the same.
     pub definite: bool,
+    /// Whether a start ends with it, although the next attempt may succeed.
+    pub ends_start: bool,
     /// The server's wish for a pause.
     pub retry_after: Option<Duration>,
     /// Whether the server serves whole blobs only.
@@ -66,6 +68,7 @@ impl Failure {
         Self {
             kind,
             definite: false,
+            ends_start: false,
             retry_after: None,
             without_ranges: false,
             reason: reason.into(),
@@ -76,6 +79,7 @@ impl Failure {
     pub fn definite(kind: FetchErrorKind, reason: impl Into<String>) -> Self {
         Self {
             definite: true,
+            ends_start: true,
             ..Self::passing(kind, reason)
         }
     }

@@ -103,6 +103,7 @@ pub(super) fn failure(error: &Error) -> Failure {
         Class::Definite => Failure::definite(kind, reason(error)),
         Class::Passing { retry_after } => Failure {
             retry_after,
+            ends_start: error.ends_start(),
             ..Failure::passing(kind, reason(error))
         },
     };

@@ -38,6 +38,9 @@ pub(super) const NAME: &str = "ovbd-resolver";
 /// How much longer than its question allows a resolver may run.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// Time that the last attempt may take: a failure is reported before the owner gives up.
+const ATTEMPT: Duration = Duration::from_secs(10);
+
 /// Pauses between two requests for a manifest.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -207,7 +210,7 @@ fn find(question: &Question) -> Result<(Digest, Manifest), FetchError> {
     {
         return Ok(kept);
     }
-    let deadline = Instant::now() + question.patience;
+    let deadline = Instant::now() + question.patience.saturating_sub(ATTEMPT);
     let mut pause = FIRST_PAUSE;
     loop {
         let error = match ask(cache, client, &reference) {
@@ -224,7 +227,7 @@ fn find(question: &Question) -> Result<(Digest, Manifest), FetchError> {
         }
         let failure = failure(&error);
         let wait = failure.retry_after.unwrap_or_default().max(pause);
-        if failure.definite || Instant::now() + wait > deadline {
+        if failure.ends_start || Instant::now() + wait > deadline {
             return Err(FetchError::new(failure.kind, failure.reason));
         }
         thread::sleep(wait);

@@ -11,7 +11,6 @@
 use std::collections::BTreeMap;
 use std::env::consts::ARCH;
 use std::io;
-use std::net::ToSocketAddrs;
 use std::path::{Path, PathBuf};
 
 use landlock::{
@@ -204,8 +203,6 @@ pub struct Reach {
 /// # Errors
 /// An [`Error`]: the kernel has a mechanism and refuses to apply it.
 pub fn enter(reach: &Reach) -> Result<(), Error> {
-    // The first look-up loads libraries.
-    let _ = ("localhost", 80).to_socket_addrs();
     drop_capabilities().map_err(|errno| Error::Privileges(errno.into()))?;
     if !close_paths(reach)? {
         log::warn!("the fetcher's sandbox lacks Landlock: this kernel does not support it");

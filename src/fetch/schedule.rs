@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::blob::BlobId;
+use super::origin::Failure;
 use crate::format::presence::UnitRange;
 use crate::source::protocol::Cause;
 
@@ -21,6 +22,9 @@ const QUEUES: usize = 4;
 
 /// How long a read waits for a registry that fails, if no guest depends on it.
 const PATIENCE: Duration = Duration::from_secs(45);
+
+/// Time that an attempt may take: none begins that would end after [`PATIENCE`].
+const ATTEMPT: Duration = Duration::from_secs(10);
 
 /// Hints that may wait; more are dropped.
 const MAX_HINTS: usize = 4096;
@@ -89,7 +93,7 @@ enum Status {
 #[derive(Debug)]
 struct Waiter<W> {
     missing: BTreeSet<u64>,
-    fails_fast: bool,
+    cause: Cause,
     /// Fails with what is wrong then, before its client gives up without a reason.
     until: Option<Instant>,
     name: W,
@@ -163,8 +167,7 @@ impl<W> Schedule<W> {
         if let Some(name) = waiter {
             units.waiters.push(Waiter {
                 missing: runs.iter().flat_map(|run| run.numbers()).collect(),
-                // A fetch of whole blobs counts its attempts itself.
-                fails_fast: matches!(cause, Cause::Start | Cause::Read | Cause::Background),
+                cause,
                 until: matches!(cause, Cause::Start | Cause::Read)
                     .then(|| Instant::now() + PATIENCE),
                 name,
@@ -232,16 +235,15 @@ impl<W> Schedule<W> {
     }
 
     /// Notes that the rest of a job failed, and repeats what something waits for after `at`. Returns
-    /// the waiters that give up: those without a guest after a definite failure, and those for which
-    /// `at` is too late.
-    pub(super) fn failed(&mut self, job: &Job, definite: bool, at: Instant) -> Vec<W> {
+    /// the waiters that give up: those that the failure ends, and those for which `at` is too late.
+    pub(super) fn failed(&mut self, job: &Job, failure: &Failure, at: Instant) -> Vec<W> {
         let Some(units) = self.blobs.get_mut(&job.blob) else {
             return Vec::new();
         };
         let touches = |missing: &BTreeSet<u64>| missing.range(job.units.numbers()).next().is_some();
         let failed = units.waiters.extract_if(.., |waiter| {
-            let over = waiter.until.is_some_and(|until| until < at);
-            ((definite && waiter.fails_fast) || over) && touches(&waiter.missing)
+            let over = waiter.until.is_some_and(|until| until < at + ATTEMPT);
+            (waiter.is_ended_by(failure) || over) && touches(&waiter.missing)
         });
         let failed = failed.map(|waiter| waiter.name).collect();
         for unit in job.units.numbers() {
@@ -307,7 +309,7 @@ impl<W> Schedule<W> {
     /// Whether something waits for units of the blob that no refusal ends.
     pub(super) fn is_waited_for_long(&self, blob: BlobId) -> bool {
         let units = self.blobs.get(&blob);
-        units.is_some_and(|units| units.waiters.iter().any(|waiter| !waiter.fails_fast))
+        units.is_some_and(|units| units.waiters.iter().any(Waiter::waits_long))
     }
 
     /// Number of waiters.
@@ -318,6 +320,21 @@ impl<W> Schedule<W> {
     /// Whether a job that something waits for is queued.
     pub(super) fn has_demand(&self) -> bool {
         !self.queues[Urgency::Demand as usize].is_empty()
+    }
+}
+
+impl<W> Waiter<W> {
+    fn is_ended_by(&self, failure: &Failure) -> bool {
+        match self.cause {
+            Cause::Start => failure.ends_start,
+            _ => failure.definite && !self.waits_long(),
+        }
+    }
+
+    /// Whether it outwaits refusals: a guest depends on it.
+    fn waits_long(&self) -> bool {
+        // A fetch of whole blobs counts its attempts itself.
+        !matches!(self.cause, Cause::Start | Cause::Read | Cause::Background)
     }
 }
 

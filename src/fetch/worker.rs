@@ -317,7 +317,7 @@ fn fail(shared: &Shared, job: &Job, blob: &Blob, failure: &Failure) {
     let digest = blob.identity.digest();
     log::debug!("blob {digest}, units {:?}: {failure}", job.units.numbers());
     let mut state = shared.state();
-    let failed = state.schedule.failed(job, failure.definite, at);
+    let failed = state.schedule.failed(job, failure, at);
     let guest_waits = state.schedule.is_waited_for_long(job.blob);
     drop(state);
     // The others report the refusal themselves.

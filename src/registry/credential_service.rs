@@ -54,6 +54,7 @@ impl Service {
         let url = url.map_err(|error| refuse(error.to_string()))?;
         let timeout = timeout.min(MAX_TIMEOUT);
         let timeouts = Timeouts {
+            name: timeout,
             connect: timeout,
             tls: timeout,
             answer: timeout,

@@ -66,14 +66,14 @@ pub enum Error {
         /// Why.
         source: Arc<ureq::Error>,
     },
-    /// The host's name has no address.
+    /// The host's name has no address, or no name server says.
     #[error("cannot resolve the host name {host}")]
     Resolve {
         /// The host.
         host: Host,
         /// What the resolver said.
         source: Arc<io::Error>,
-        /// The resolver itself failed, rather than answered.
+        /// No name server answered, or one failed: the next look-up may succeed.
         temporary: bool,
     },
     /// A blob or manifest does not have the size or digest it should.
@@ -240,6 +240,16 @@ impl Error {
         self.class() == Class::Definite
     }
 
+    /// Whether a start ends with it. A guest's read is repeated soon if the error is not definite: a
+    /// name server that does not answer may be back in a moment.
+    pub fn ends_start(&self) -> bool {
+        match self {
+            Error::Resolve { .. } => true,
+            Error::Resting { source, .. } => source.ends_start(),
+            error => error.is_definite(),
+        }
+    }
+
     /// The words that upstream puts into an image's `resultFile` for the same class of error.
     pub fn upstream_words(&self) -> &'static str {
         match self {
@@ -337,6 +347,7 @@ mod tests {
                 temporary,
             };
             assert_eq!(resolve.is_definite(), !temporary);
+            assert!(resolve.ends_start());
         }
     }
 

@@ -19,8 +19,9 @@ use ureq::{Agent, Body, Proxy, Timeout};
 
 use super::address::names_local;
 use super::error::{Error, Result};
+use super::names::Names;
 use super::repository::Host;
-use super::resolver::{Failure, NameResolver, Names};
+use super::resolver::{Failure, NameResolver};
 use super::tls::Tls;
 use super::url::Url;
 
@@ -37,6 +38,8 @@ const MAX_IDLE_AGE: Duration = Duration::from_secs(60);
 /// How long the parts of a request may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
+    /// For the addresses of a host name.
+    pub name: Duration,
     /// For a TCP connection.
     pub connect: Duration,
     /// For the TLS handshake after it.
@@ -52,6 +55,7 @@ pub struct Timeouts {
 impl Default for Timeouts {
     fn default() -> Timeouts {
         Timeouts {
+            name: Duration::from_secs(5),
             connect: Duration::from_secs(3),
             tls: Duration::from_secs(5),
             answer: Duration::from_secs(10),
@@ -341,11 +345,12 @@ fn is_tls(error: &ureq::Error) -> bool {
 }
 
 /// The C library's text is the only thing that tells a failed look-up from a name without address.
-fn resolve_failure(host: Host, source: io::Error) -> Error {
-    let temporary = source.to_string().contains("Temporary failure");
+fn resolve_failure(host: Host, source: Arc<io::Error>) -> Error {
+    let late = source.kind() == io::ErrorKind::TimedOut;
+    let temporary = late || source.to_string().contains("Temporary failure");
     Error::Resolve {
         host,
-        source: Arc::new(source),
+        source,
         temporary,
     }
 }
@@ -397,6 +402,7 @@ fn config(tls: &Tls, user_agent: &str, timeouts: Timeouts, proxy: Option<Proxy>)
         .max_idle_connections(MAX_IDLE)
         .max_idle_connections_per_host(MAX_IDLE_PER_HOST)
         .max_idle_age(MAX_IDLE_AGE)
+        .timeout_resolve(Some(timeouts.name))
         .timeout_connect(Some(timeouts.connect + timeouts.tls))
         .timeout_send_request(Some(timeouts.answer))
         .timeout_send_body(Some(timeouts.answer))

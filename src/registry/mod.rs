@@ -21,6 +21,7 @@ mod http;
 mod links;
 pub mod manifest;
 pub mod mirror;
+mod names;
 mod peer;
 mod redirect;
 pub mod reference;

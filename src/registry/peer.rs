@@ -183,6 +183,7 @@ impl Health {
 
 fn bounded(timeouts: Timeouts, patience: Duration) -> Timeouts {
     Timeouts {
+        name: timeouts.name.min(patience),
         connect: timeouts.connect.min(patience),
         answer: timeouts.answer.min(patience),
         ..timeouts

@@ -1,14 +1,12 @@
-//! Host names to addresses, remembered for a while, and refused where a server may not send us.
+//! The resolver of `ureq`'s agents: addresses of hosts, without those that a server may not send us to.
 //!
-//! `ureq` resolves for every request, also where it then takes an idle connection; without memory
-//! each range would cost a look-up. The look-ups themselves are bounded by the C library.
+//! `ureq` resolves for every request, also where it then takes an idle connection; [`Names`] remembers
+//! addresses, so that a range does not cost a look-up.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use ureq::Error;
 use ureq::config::Config;
@@ -17,22 +15,10 @@ use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
 
 use super::address::is_local;
+use super::names::Names;
 
-/// Addresses are looked up again after so long.
-const MAX_AGE: Duration = Duration::from_secs(60);
-
-/// Most names that are remembered.
-const MAX_NAMES: usize = 256;
-
-/// Most addresses of a host that are tried; [`ResolvedSocketAddrs`] holds 16.
-const MAX_ADDRESSES: usize = 8;
-
-/// Addresses by `HOST:PORT`.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Names(Arc<Mutex<HashMap<String, Known>>>);
-
-/// When a name was looked up, and what was found.
-type Known = (Instant, Vec<SocketAddr>);
+/// Longest wait for a look-up, whatever the request allows.
+const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// Resolves for an agent.
 #[derive(Debug)]
@@ -46,40 +32,9 @@ pub(super) struct NameResolver {
 #[derive(Debug)]
 pub(super) enum Failure {
     /// The name has no address, or the look-up failed.
-    Lookup(io::Error),
+    Lookup(Arc<io::Error>),
     /// All addresses are local ones.
     Local,
-}
-
-impl Names {
-    /// Forgets all addresses: a connection failed, and they may have changed.
-    pub(super) fn forget(&self) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
-    }
-
-    fn look_up(&self, name: &str) -> io::Result<Vec<SocketAddr>> {
-        let known = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        if let Some((since, addresses)) = known().get(name)
-            && now.duration_since(*since) < MAX_AGE
-        {
-            return Ok(addresses.clone());
-        }
-        // Not under the lock: a look-up can take long.
-        let addresses: Vec<_> = name.to_socket_addrs()?.take(MAX_ADDRESSES).collect();
-        if addresses.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::NotFound, "no address"));
-        }
-        let mut known = known();
-        if known.len() >= MAX_NAMES {
-            known.clear();
-        }
-        known.insert(name.to_owned(), (now, addresses.clone()));
-        Ok(addresses)
-    }
 }
 
 impl NameResolver {
@@ -101,7 +56,12 @@ impl NameResolver {
 }
 
 impl Resolver for NameResolver {
-    fn resolve(&self, uri: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        _: &Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, Error> {
         let host = uri
             .host()
             .ok_or_else(|| Error::BadUri("no host".to_owned()))?;
@@ -109,7 +69,7 @@ impl Resolver for NameResolver {
         let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
         let addresses = self
             .names
-            .look_up(&format!("{host}:{port}"))
+            .look_up(&format!("{host}:{port}"), (*timeout.after).min(MAX_WAIT))
             .map_err(|error| Error::Other(Box::new(Failure::Lookup(error))))?;
         let mut found = self.empty();
         for address in addresses {
@@ -137,6 +97,8 @@ impl std::error::Error for Failure {}
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
 
     fn resolve(resolver: &NameResolver, uri: &str) -> Result<Vec<SocketAddr>, Error> {
@@ -180,29 +142,5 @@ mod tests {
             );
         }
         assert!(resolve(&guarded, "http://10.0.0.1/").is_ok());
-    }
-
-    #[test]
-    fn names_are_remembered_until_they_are_forgotten() {
-        let names = Names::default();
-        let resolver = NameResolver::open(names.clone());
-        resolve(&resolver, "http://127.0.0.1/").unwrap();
-        let held = || names.0.lock().unwrap().len();
-        assert_eq!(held(), 1);
-        let planted = vec!["10.0.0.1:80".parse().unwrap()];
-        let key = "127.0.0.1:80".to_owned();
-        names
-            .0
-            .lock()
-            .unwrap()
-            .insert(key, (Instant::now(), planted.clone()));
-        assert_eq!(resolve(&resolver, "http://127.0.0.1/").unwrap(), planted);
-        names.forget();
-        assert_eq!(held(), 0);
-        for number in 0..2 * MAX_NAMES {
-            let uri = format!("http://127.0.0.1:{}/", number + 1);
-            resolve(&resolver, &uri).unwrap();
-        }
-        assert!(held() <= MAX_NAMES);
     }
 }

@@ -81,8 +81,9 @@ pub struct Daemon {
     arguments: Vec<OsString>,
 }
 
-/// The program that runs the daemon in a mount namespace of its own, after a shell script.
-fn in_namespace(setup: &str) -> Vec<OsString> {
+/// A program and its first arguments, which run the command that follows in a mount namespace of its
+/// own, after a shell script.
+pub fn in_namespace(setup: &str) -> Vec<OsString> {
     let namespace = match rustix::process::geteuid().is_root() {
         true => "-m",
         false => "-Urm",

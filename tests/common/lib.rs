@@ -21,6 +21,7 @@
 //! | `reference` | a small back-end over a byte vector, to test the front-end itself |
 //! | `registry_server` | a registry that does as a test says, down to the bytes on the wire |
 //! | `delay` | a link with a round trip and a rate, between a program and a server |
+//! | `name_server` | a name server that answers or is silent |
 //! | `nginx` | Debian's `nginx`, in front of a registry or as a store |
 //! | `object_store` | an object store with signed URLs, for a real registry to redirect to |
 //! | `registries` | real registries on this machine, and what they hold |
@@ -48,6 +49,7 @@ pub mod layers;
 pub mod load;
 pub mod memory;
 pub mod mixed;
+pub mod name_server;
 pub mod nginx;
 pub mod object_store;
 pub mod programs;

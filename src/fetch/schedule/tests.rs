@@ -1,6 +1,7 @@
 //! Jobs, waiters and failures, without I/O.
 
 use super::*;
+use crate::source::FetchErrorKind;
 
 type Test = Schedule<&'static str>;
 
@@ -18,6 +19,14 @@ fn next(schedule: &mut Test, urgencies: &[Urgency], size: u64) -> Option<Job> {
 fn job(units: UnitRange, cause: Cause) -> Option<Job> {
     let blob = BLOB;
     Some(Job { blob, units, cause })
+}
+
+fn passing() -> Failure {
+    Failure::passing(FetchErrorKind::Unreachable, "not now")
+}
+
+fn refused() -> Failure {
+    Failure::definite(FetchErrorKind::Unauthorized, "no")
 }
 
 #[test]
@@ -140,13 +149,13 @@ fn a_failure_is_repeated_while_something_waits() {
     let failed = next(&mut schedule, &Urgency::ALL, 4).unwrap();
     assert_eq!(failed.units, units(0, 4));
     schedule.want(BLOB, &[units(1, 2)], Cause::Start, Some("opening"));
-    assert!(schedule.failed(&failed, false, later).is_empty());
+    assert!(schedule.failed(&failed, &passing(), later).is_empty());
     assert_eq!(schedule.wake(now), Some(later));
     assert_eq!(next(&mut schedule, &Urgency::ALL, 4), None);
     assert_eq!(schedule.wake(later), None);
     let failed = next(&mut schedule, &Urgency::ALL, 4).unwrap();
     assert_eq!(failed.units, units(0, 4));
-    assert_eq!(schedule.failed(&failed, true, later), ["opening"]);
+    assert_eq!(schedule.failed(&failed, &refused(), later), ["opening"]);
     schedule.wake(later);
     assert_eq!(
         next(&mut schedule, &Urgency::ALL, 4),
@@ -163,12 +172,45 @@ fn an_opening_learns_why_it_waited_in_vain() {
     schedule.want(BLOB, &[units(0, 1)], Cause::Demand, Some("guest"));
     let job = next(&mut schedule, &Urgency::ALL, 4).unwrap();
     let soon = Instant::now();
-    assert!(schedule.failed(&job, false, soon).is_empty());
+    assert!(schedule.failed(&job, &passing(), soon).is_empty());
     schedule.wake(soon);
     let job = next(&mut schedule, &Urgency::ALL, 4).unwrap();
     let late = Instant::now() + PATIENCE;
-    assert_eq!(schedule.failed(&job, false, late), ["opening"]);
+    assert_eq!(schedule.failed(&job, &passing(), late), ["opening"]);
     assert_eq!(schedule.waiting(), 1);
+}
+
+#[test]
+fn a_failure_that_ends_a_start_is_waited_out_by_all_others() {
+    let unnamed = Failure {
+        ends_start: true,
+        ..passing()
+    };
+    let mut schedule = Test::default();
+    for (cause, name) in [
+        (Cause::Start, "opening"),
+        (Cause::Read, "tool"),
+        (Cause::Demand, "guest"),
+    ] {
+        schedule.want(BLOB, &[units(0, 1)], cause, Some(name));
+    }
+    let job = next(&mut schedule, &Urgency::ALL, 4).unwrap();
+    let soon = Instant::now();
+    assert_eq!(schedule.failed(&job, &unnamed, soon), ["opening"]);
+    assert_eq!(schedule.failed(&job, &refused(), soon), ["tool"]);
+    assert_eq!(schedule.waiting(), 1);
+}
+
+#[test]
+fn no_attempt_begins_that_would_end_too_late() {
+    let mut schedule = Test::default();
+    schedule.want(BLOB, &[units(0, 1)], Cause::Start, Some("opening"));
+    let job = next(&mut schedule, &Urgency::ALL, 4).unwrap();
+    let late = Instant::now() + PATIENCE - ATTEMPT;
+    let almost = late - Duration::from_secs(1);
+    assert!(schedule.failed(&job, &passing(), almost).is_empty());
+    let later = late + Duration::from_secs(1);
+    assert_eq!(schedule.failed(&job, &passing(), later), ["opening"]);
 }
 
 #[test]
@@ -177,7 +219,7 @@ fn hints_are_not_repeated_and_have_a_limit() {
     let now = Instant::now();
     schedule.want(BLOB, &[units(0, 4)], Cause::ReadAhead, None);
     let failed = next(&mut schedule, &Urgency::ALL, 4).unwrap();
-    schedule.failed(&failed, false, now);
+    schedule.failed(&failed, &passing(), now);
     schedule.wake(now);
     assert_eq!(next(&mut schedule, &Urgency::ALL, 4), None);
     for unit in 0..2 * MAX_HINTS as u64 {

@@ -6,23 +6,27 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use common::daemon;
+use common::name_server::NameServer;
 use common::registries::{DockerRegistry, Storage, free_address};
 use common::registry_server::{Reply, Server, answer, serve, until};
 use common::remote::{Layers, Place, REPOSITORY};
 use rustix::net::{AddressFamily, SocketType, bind, listen, socket};
 use serde_json::json;
 
-use super::Reader;
+use super::{Reader, fetching};
 
 const NAME: &str = "registry.test";
 
-/// A place in which the names of hosts come from a file of the test alone.
-fn with_names(names: &str) -> (Place, String) {
+/// A configuration of name servers: one that is away. Nothing listens there.
+const NO_SERVER: &str = "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n";
+
+/// A place in which the names of hosts come from files of the test alone: the addresses in `names`,
+/// and what the name servers in `servers` say.
+fn with_names(names: &str, servers: &str) -> (Place, String) {
     let place = Place::default();
     fs::write(place.path("hosts"), names).expect("names");
-    // Nothing listens there: a name that the file lacks cannot be looked up now.
-    let server = "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n";
-    fs::write(place.path("resolv.conf"), server).expect("a configuration");
+    fs::write(place.path("resolv.conf"), servers).expect("a configuration");
     let mounts = ["hosts", "resolv.conf"].map(|name| {
         let path = place.path(name);
         format!("mount --bind {} /etc/{name}", path.display())
@@ -42,7 +46,7 @@ fn serve_by_name(place: &Place, setup: &str, layers: &Layers, server: &Server) -
 
 #[test]
 fn a_name_that_resolves_again_ends_the_wait() {
-    let (place, setup) = with_names(&format!("127.0.0.1 {NAME}\n"));
+    let (place, setup) = with_names(&format!("127.0.0.1 {NAME}\n"), NO_SERVER);
     let layers = Layers::new(4);
     let away = Arc::new(AtomicBool::new(false));
     let is_away = Arc::clone(&away);
@@ -77,7 +81,8 @@ fn a_name_that_resolves_again_ends_the_wait() {
 /// A name with an IPv6 address that swallows connections, and an IPv4 address that answers.
 #[test]
 fn an_address_that_swallows_connections_is_passed_by() {
-    let (place, setup) = with_names(&format!("::1 {NAME}\n127.0.0.1 {NAME}\n"));
+    let names = format!("::1 {NAME}\n127.0.0.1 {NAME}\n");
+    let (place, setup) = with_names(&names, NO_SERVER);
     let layers = Layers::new(1);
     let server = layers.registry();
     let address = server.host().replace("127.0.0.1", "[::1]");
@@ -135,7 +140,6 @@ fn a_start_without_an_answer_ends_with_the_reason() {
         (busy.host(), "Too many requests"),
         (garbage.host(), "Unexpected response"),
         (empty.host(), "Unexpected response"),
-        ("no-such-host.invalid".to_owned(), "Connection failed"),
     ];
     std::thread::scope(|scope| {
         for (host, words) in &cases {
@@ -144,10 +148,86 @@ fn a_start_without_an_answer_ends_with_the_reason() {
                 let place = Place::default();
                 place.config("http", host, &layers.lowers(), json!({}));
                 let output = place.run(&[]);
-                assert_eq!(output.status.code(), Some(1), "{host}");
+                assert_eq!(output.status.code(), Some(1), "{host}: {output:?}");
                 let (result, expected) = (place.result(), format!("failed:{words}"));
                 assert!(result.starts_with(&expected), "{host}: {result}");
             });
         }
     });
+}
+
+/// Starts the daemon where the names of hosts come from `setup`, and gives what it says at its end.
+fn refused(setup: &str, options: &[&str]) -> String {
+    let output = daemon::run_in_namespace(setup, options);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    String::from_utf8(output.stderr).expect("text")
+}
+
+/// A name server that is away, one that does not know the name, and one that never answers, for which
+/// the C library would wait for minutes.
+#[test]
+fn a_start_ends_if_no_name_server_knows_the_registry() {
+    let layers = Layers::new(1);
+    let (speaking, silent) = (NameServer::start("other.test"), NameServer::start(NAME));
+    silent.fall_silent();
+    let cases = [
+        (NO_SERVER.to_owned(), "Temporary failure"),
+        (speaking.resolv_conf(), "Name or service not known"),
+        (silent.resolv_conf(), "did not answer within 5.0s"),
+    ];
+    std::thread::scope(|scope| {
+        for (servers, reason) in &cases {
+            let layers = &layers;
+            scope.spawn(move || {
+                let (place, setup) = with_names("", servers);
+                place.config("http", NAME, &layers.lowers(), json!({}));
+                let socket = place.path("s").display().to_string();
+                let cache = place.path("cache").display().to_string();
+                let config = place.path("config.v1.json").display().to_string();
+                let reference = format!("{NAME}/{REPOSITORY}:1");
+                for image in [["--config", &config], ["--image", &reference]] {
+                    let more = ["--socket", &socket, "--cache", &cache];
+                    let text = refused(&setup, &[&image, &more[..]].concat());
+                    assert!(text.contains(reason), "{image:?}: {text}");
+                    assert!(text.contains("cannot resolve the host name"), "{text}");
+                }
+                let result = place.result();
+                assert!(result.starts_with("failed:Connection failed"), "{result}");
+            });
+        }
+    });
+    assert!(speaking.asked() > 0 && silent.asked() > 0);
+}
+
+/// A look-up that hangs is waited out by a guest, and the next one finds the registry.
+#[test]
+fn a_guest_waits_out_a_silent_name_server() {
+    let names = NameServer::start(NAME);
+    let (place, setup) = with_names("", &names.resolv_conf());
+    let layers = Layers::new(4);
+    let away = Arc::new(AtomicBool::new(false));
+    let is_away = Arc::clone(&away);
+    let server = layers.registry_that(move |request, blob| match is_away.load(Ordering::SeqCst) {
+        // The client forgets the address then.
+        true => Reply::Reset(Vec::new()),
+        false => serve(request, blob),
+    });
+    let host = server.host().replace("127.0.0.1", NAME);
+    place.config("http", &host, &layers.lowers(), json!({}));
+    let control = place.path("control").display().to_string();
+    let daemon = place.serve_in_namespace(&setup, &["--control", &control]);
+    let mut reader = Reader::connect(&daemon);
+    names.fall_silent();
+    away.store(true, Ordering::SeqCst);
+    let asked = names.asked();
+    reader.ask([3 << 20, 1 << 20]);
+    until("the name is looked up again", || names.asked() > asked);
+    away.store(false, Ordering::SeqCst);
+    // A reset, which makes the client forget the address, and then a look-up that is late.
+    let failed = || fetching(&place)["fetcher"]["retries"].as_u64().unwrap_or(0);
+    until("the look-up is late", || failed() > 2);
+    assert!(reader.load.take().is_none(), "no name, no bytes");
+    names.speak();
+    reader.check(&layers.content);
+    reader.check_all(&layers.content);
 }
