@@ -22,6 +22,7 @@
 //! | 0 | [`units`] | sectors and bytes that cannot be mixed |
 //! | 0 | [`io`] | system helpers: mappings, memory of requests, waiting, hints to the processor |
 //! | 0 | [`reason`](mod@reason) | an error and its causes, in one line |
+//! | 0 | [`version`] | the version that the programs report |
 //!
 //! `docs/architecture.md` follows one read through them.
 
@@ -52,6 +53,7 @@ pub mod registry;
 pub mod source;
 pub mod tool;
 pub mod units;
+pub mod version;
 pub mod vhost;
 pub mod virtio;
 pub mod writable;

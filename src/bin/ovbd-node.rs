@@ -20,11 +20,12 @@ use clap::Parser;
 use ovbd_vhost::io::child_status;
 use ovbd_vhost::node::{self, Config, launch};
 use ovbd_vhost::reason::reason;
+use ovbd_vhost::version::VERSION;
 
 /// Serve many disks on one host, by name, over an HTTP API.
 #[derive(Parser)]
-#[command(name = "ovbd-node", version, max_term_width = 100)]
-struct Args {
+#[command(name = "ovbd-node", version = VERSION, max_term_width = 100)]
+pub(crate) struct Args {
     /// Unix socket of the HTTP API; created with mode 600.
     #[arg(long, value_name = "PATH")]
     control: PathBuf,

@@ -32,6 +32,7 @@ use ovbd_vhost::reason::reason;
 use ovbd_vhost::registry::args::RegistryArgs;
 use ovbd_vhost::registry::reference::Reference;
 use ovbd_vhost::units::parse_size;
+use ovbd_vhost::version::VERSION;
 use ovbd_vhost::vhost::takeover::Takeover;
 use ovbd_vhost::virtio::queue::MAX_QUEUE_SIZE;
 use ovbd_vhost::virtio::request::SERIAL_LEN;
@@ -39,8 +40,8 @@ use ovbd_vhost::writable;
 
 /// Serve a stack of OverlayBD layers to a virtual machine as a vhost-user-blk disk.
 #[derive(Parser)]
-#[command(version, max_term_width = 100)]
-struct Args {
+#[command(name = "ovbd-vhost", version = VERSION, max_term_width = 100)]
+pub(crate) struct Args {
     /// Unix socket to create, for front-ends (VMMs) to connect to [default: the socket that the service
     /// manager passes]
     #[arg(long, value_name = "PATH")]
@@ -56,20 +57,26 @@ struct Args {
 
     /// User to switch to once the layers are open, by name or number. The sockets and the writable
     /// layer belong to this user
-    #[arg(long, value_name = "USER")]
+    #[arg(long, help_heading = "Privileges", value_name = "USER")]
     user: Option<String>,
 
     /// Group to switch to, by name or number [default: the group of the user]
-    #[arg(long, value_name = "GROUP", requires = "user")]
+    #[arg(
+        long,
+        help_heading = "Privileges",
+        value_name = "GROUP",
+        requires = "user"
+    )]
     group: Option<String>,
 
     /// Drop privileges before parsing and serving (seccomp, Landlock, capabilities)
-    #[arg(long, value_name = "MODE", value_enum, default_value_t = Switch::On)]
+    #[arg(long, help_heading = "Privileges", value_name = "MODE", value_enum, default_value_t = Switch::On)]
     sandbox: Switch,
 
     /// Layers, bottom first, separated by commas; repeatable
     #[arg(
         long,
+        help_heading = "Image",
         value_name = "FILE",
         value_delimiter = ',',
         required_unless_present_any = ["config", "upper", "layer", "image"]
@@ -77,22 +84,27 @@ struct Args {
     layers: Vec<PathBuf>,
 
     /// One layer, whose path may contain a comma; repeatable, bottom first, in place of --layers
-    #[arg(long, value_name = "FILE", conflicts_with = "layers")]
+    #[arg(
+        long,
+        help_heading = "Image",
+        value_name = "FILE",
+        conflicts_with = "layers"
+    )]
     layer: Vec<PathBuf>,
 
     /// OverlayBD image config (config.v1.json), in place of --layers. A layer with only a digest
     /// is fetched from its registry on first read
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["layers", "layer"])]
+    #[arg(long, help_heading = "Image", value_name = "FILE", conflicts_with_all = ["layers", "layer"])]
     config: Option<PathBuf>,
 
     /// OverlayBD image in a registry, as REGISTRY/REPOSITORY[:TAG][@DIGEST], in place of --layers.
     /// Layers are fetched on first read
-    #[arg(long, value_name = "REF", conflicts_with_all = ["layers", "layer", "config"])]
+    #[arg(long, help_heading = "Image", value_name = "REF", conflicts_with_all = ["layers", "layer", "config"])]
     image: Option<Reference>,
 
     /// Cache directory of layers from registries and of image tables, shared by all disks; created if
     /// missing [default: the one of --service-config]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, help_heading = "Registries", value_name = "DIR")]
     cache: Option<PathBuf>,
 
     #[command(flatten)]
@@ -100,29 +112,35 @@ struct Args {
 
     /// Prefetch the reads recorded in this trace file [default: the trace that the image config names,
     /// or else the trace in the image]
-    #[arg(long, value_name = "TRACE")]
+    #[arg(long, help_heading = "Registries", value_name = "TRACE")]
     prefetch: Option<PathBuf>,
 
     /// Record the guest's reads, and write them to FILE as a prefetch trace when the daemon ends. No
     /// trace is replayed meanwhile, and --prefetch is refused
-    #[arg(long, value_name = "FILE", conflicts_with = "prefetch")]
+    #[arg(
+        long,
+        help_heading = "Registries",
+        value_name = "FILE",
+        conflicts_with = "prefetch"
+    )]
     record_trace: Option<PathBuf>,
 
     /// Fail a read that has waited N seconds for a registry [default: no limit]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
+    #[arg(long, help_heading = "Registries", value_name = "N", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
     fetch_deadline: Option<u64>,
 
     /// Fetch all layers from registries and verify their digests before serving
-    #[arg(long)]
+    #[arg(long, help_heading = "Image")]
     verify_first: bool,
 
     /// Accept layers that were made above other layers than those below them; a warning names each
-    #[arg(long)]
+    #[arg(long, help_heading = "Image")]
     force: bool,
 
     /// Files of an existing writable layer; --layers is then optional
     #[arg(
         long,
+        help_heading = "Writable layer",
         value_name = "data=FILE,index=FILE",
         // Paths need not be UTF-8.
         value_parser = OsStringValueParser::new().try_map(writable::Paths::try_from),
@@ -131,17 +149,17 @@ struct Args {
     upper: Option<writable::Paths>,
 
     /// Directory of the writable layer; created if missing
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, help_heading = "Writable layer", value_name = "DIR")]
     upper_auto: Option<PathBuf>,
 
     /// Limit of the data in the writable layer, in bytes, or with K, M, G or T [default: none]. Index
     /// and journal do not count. A snapshot starts a new layer with the whole limit
-    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    #[arg(long, help_heading = "Writable layer", value_name = "SIZE", value_parser = parse_bytes)]
     upper_limit: Option<u64>,
 
     /// Number of virtqueues offered; if given, also the number of io_uring rings (15 KiB of kernel
     /// memory each) [default: 256 queues; one ring per processor, 4 to 16]
-    #[arg(long, value_name = "N",
+    #[arg(long, help_heading = "Disk", value_name = "N",
           value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_QUEUES)))]
     num_queues: Option<u16>,
 
@@ -151,39 +169,45 @@ struct Args {
     _queues: Option<String>,
 
     /// Largest size of a virtqueue, in descriptors; a power of two
-    #[arg(long, value_name = "N", default_value = "1024", value_parser = parse_queue_size)]
+    #[arg(long, help_heading = "Disk", value_name = "N", default_value = "1024", value_parser = parse_queue_size)]
     queue_size: u16,
 
     /// Serial number of the disk, 1 to 20 printable ASCII characters [default: derived from the image]
-    #[arg(long, value_name = "TEXT", value_parser = parse_serial)]
+    #[arg(long, help_heading = "Disk", value_name = "TEXT", value_parser = parse_serial)]
     serial: Option<[u8; SERIAL_LEN]>,
 
     /// When a front-end that starts a queue takes the disk over from another that is connected
-    #[arg(long, value_name = "POLICY", value_enum, default_value_t)]
+    #[arg(
+        long,
+        help_heading = "Disk",
+        value_name = "POLICY",
+        value_enum,
+        default_value_t
+    )]
     takeover: Takeover,
 
     /// Busy-poll the virtqueue for N microseconds before sleeping
-    #[arg(long, value_name = "N", default_value_t = 0,
+    #[arg(long, help_heading = "Performance", value_name = "N", default_value_t = 0,
           value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     poll_us: u64,
 
     /// Numbers of the processors to bind queue workers to, in turn; separated by commas, repeatable
     /// [default: any processor]
-    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = parse_cpu)]
+    #[arg(long, help_heading = "Performance", value_name = "N", value_delimiter = ',', value_parser = parse_cpu)]
     cpus: Vec<usize>,
 
     /// Size of the cache of decompressed blocks, in bytes, or with K, M, G or T; all queues share it;
     /// 0 disables the cache
-    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_bytes)]
+    #[arg(long, help_heading = "Performance", value_name = "SIZE", default_value = "0", value_parser = parse_bytes)]
     block_cache: u64,
 
     /// Read this far ahead of a guest that reads sequentially, in bytes, or with K, M, G or T; 0 leaves
     /// read-ahead to the kernel
-    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_bytes)]
+    #[arg(long, help_heading = "Performance", value_name = "SIZE", default_value = "0", value_parser = parse_bytes)]
     readahead: u64,
 
     /// Drop bytes of layers from the page cache once they are served
-    #[arg(long)]
+    #[arg(long, help_heading = "Performance")]
     drop_cache: bool,
 
     /// Limit of requests: a token bucket of N requests, which refills within MS milliseconds; all queues
@@ -197,7 +221,7 @@ struct Args {
     limit_bandwidth: Option<BucketSpec>,
 
     /// Method of reading bytes that are not in the page cache
-    #[arg(long, value_name = "METHOD", value_enum, default_value_t = Io::Uring)]
+    #[arg(long, help_heading = "Performance", value_name = "METHOD", value_enum, default_value_t = Io::Uring)]
     io: Io,
 }
 

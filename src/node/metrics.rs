@@ -15,6 +15,7 @@ use prometheus_client::registry::Registry;
 
 use super::disk::State;
 use super::disks::Disks;
+use crate::version::VERSION;
 
 /// Type of the text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -63,7 +64,7 @@ impl Metrics {
             "Requests answered",
             self.requests.clone(),
         );
-        let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
+        let build = Info::new(vec![("version", VERSION)]);
         registry.register("ovbd_build", "Version of the node", build);
         let states = Family::<StateLabels, Gauge>::default();
         for state in State::ALL {

@@ -13,6 +13,7 @@ use super::service_config::{Error, ServiceConfig};
 
 /// Access to registries.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[command(next_help_heading = "Registries")]
 pub struct RegistryArgs {
     /// Credentials file: Docker's config.json or upstream's cred.json [default: those of
     /// --service-config]

@@ -7,6 +7,7 @@ mod commit;
 mod create;
 mod export;
 mod foreign;
+mod help;
 mod inspect;
 mod lazy;
 mod lineage;

@@ -13,6 +13,7 @@ use ovbd_vhost::tool::merge::Merge;
 use ovbd_vhost::tool::raw_image::Input;
 use ovbd_vhost::tool::upper::CreateUpper;
 use ovbd_vhost::units::parse_size;
+use ovbd_vhost::version::VERSION;
 use ovbd_vhost::writable::Paths;
 use uuid::Uuid;
 
@@ -25,7 +26,7 @@ use super::values::pair;
 
 /// Make, examine and change OverlayBD layers.
 #[derive(Parser)]
-#[command(name = "ovbd", version)]
+#[command(name = "ovbd", version = VERSION, max_term_width = 100)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,

@@ -12,7 +12,7 @@
     )
 )]
 
-mod args;
+pub(crate) mod args;
 mod confined;
 mod options;
 mod registry;

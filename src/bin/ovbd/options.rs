@@ -82,6 +82,7 @@ pub struct ParentArgs {
 
 /// Layers in registries.
 #[derive(Args)]
+#[command(next_help_heading = "Registries")]
 struct RemoteArgs {
     /// Cache directory of layers from registries; created if missing [default: the one of
     /// --service-config]
@@ -190,6 +191,7 @@ struct ForceArgs {
 
 /// How a layer is stored.
 #[derive(Args)]
+#[command(next_help_heading = "Format")]
 pub struct FormatArgs {
     /// Compression of the layer's blocks
     #[arg(long, value_enum, default_value_t = Compression::Lz4)]

@@ -10,6 +10,7 @@ use super::http::{Request, Response};
 use crate::daemon::device::Device;
 use crate::engine::ratelimited_log;
 use crate::reason::reason;
+use crate::version::VERSION;
 use crate::writable::snapshots::MAX_NAME;
 use crate::writable::{Error, Snapshot};
 
@@ -65,7 +66,7 @@ impl Device {
             })
         });
         json!({
-            "version": env!("CARGO_PKG_VERSION"),
+            "version": VERSION,
             "size_bytes": volume.size(),
             "layers": volume.image().layers().len(),
             "frozen_uppers": volume.layers_below_active(),

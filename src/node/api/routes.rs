@@ -17,6 +17,7 @@ use crate::node::error::{Code, Failure};
 use crate::node::id::DiskId;
 use crate::node::metrics::{CONTENT_TYPE, Metrics, RequestLabels};
 use crate::node::spec::DiskSpec;
+use crate::version::VERSION;
 
 /// Longest body in bytes: 4094 layer paths of some length.
 const MAX_BODY: usize = 1 << 20;
@@ -242,7 +243,7 @@ async fn run(
         Action::Live => ok(json!({ "state": "live" })),
         // The control socket is bound once the state directory has been read.
         Action::Ready => ok(json!({ "state": "ready", "failed": disks.failed() })),
-        Action::Version => ok(json!({ "version": env!("CARGO_PKG_VERSION") })),
+        Action::Version => ok(json!({ "version": VERSION })),
         Action::OpenApi => {
             let text = OPENAPI.to_owned();
             Ok(reply::text(StatusCode::OK, "application/yaml", text))
