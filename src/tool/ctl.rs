@@ -1,17 +1,13 @@
 //! `ovbd ctl`: sends requests to the control socket of a running daemon (`docs/control.md`).
 
-use std::io::{self, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use serde_json::{Value, json};
 use thiserror::Error;
 
-/// Longest answer, in bytes.
-const MAX_ANSWER: u64 = 64 << 20;
+use super::unix_http::{Failure, exchange};
 
 /// Time limit of an answer: a snapshot or a resize makes earlier writes durable.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -99,87 +95,29 @@ pub fn ask(path: &Path, ask: &Ask) -> Result<Value, Error> {
         Ask::Resize { size } => ("PUT", "size", json!({ "size_bytes": size }).to_string()),
         Ask::SetLimits { limits } => ("PUT", "limits", limits.to_string()),
     };
-    let request = format!(
-        "{method} /api/v1/{resource} HTTP/1.1\r\nHost: localhost\r\n\
-         Content-Length: {}\r\n\r\n{body}",
-        body.len()
-    );
     let limit = match ask {
         Ask::Snapshot { wait: true, .. } => SEAL_LIMIT,
         _ => LIMIT,
     };
-    let answer = exchange(path, request.as_bytes(), limit).map_err(|source| {
-        let path = path.to_owned();
-        match source.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Error::Late {
-                path,
-                seconds: limit.as_secs(),
-            },
-            _ => Error::Connection { path, source },
+    let path = path.to_owned();
+    let target = format!("/api/v1/{resource}");
+    let answer = match exchange(&path, method, &target, &body, limit) {
+        Ok(answer) => answer,
+        Err(Failure::Connection(source)) => return Err(Error::Connection { path, source }),
+        Err(Failure::Late) => {
+            let seconds = limit.as_secs();
+            return Err(Error::Late { path, seconds });
         }
-    })?;
-    let (status, body) = parse(&answer).ok_or_else(|| Error::NoAnswer {
-        path: path.to_owned(),
-    })?;
-    match status {
+        Err(Failure::NotHttp) => return Err(Error::NoAnswer { path }),
+    };
+    let Ok(body) = serde_json::from_slice::<Value>(&answer.body) else {
+        return Err(Error::NoAnswer { path });
+    };
+    match answer.status {
         200 => Ok(body),
-        _ => Err(Error::Refused {
+        status => Err(Error::Refused {
             status,
             text: body["error"].as_str().unwrap_or_default().to_owned(),
         }),
-    }
-}
-
-/// Sends a request and receives the answer up to its end, within `limit`.
-fn exchange(path: &Path, request: &[u8], limit: Duration) -> io::Result<Vec<u8>> {
-    let end = Instant::now() + limit;
-    // A connection waits while the daemon serves others.
-    let socket = socket_with(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
-    set_socket_timeout(&socket, Timeout::Send, Some(limit))?;
-    connect(&socket, &SocketAddrUnix::new(path)?)?;
-    let mut stream = UnixStream::from(socket);
-    stream.write_all(request)?;
-    let (mut answer, mut part) = (Vec::new(), [0; 4096]);
-    while (answer.len() as u64) < MAX_ANSWER {
-        let left = end.saturating_duration_since(Instant::now());
-        // A timeout of zero would be no timeout.
-        stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
-        match stream.read(&mut part)? {
-            0 => break,
-            count => answer.extend_from_slice(&part[..count]),
-        }
-    }
-    Ok(answer)
-}
-
-/// Status and body of an answer, which ends with its connection.
-fn parse(answer: &[u8]) -> Option<(u16, Value)> {
-    let mut headers = [httparse::EMPTY_HEADER; 32];
-    let mut response = httparse::Response::new(&mut headers);
-    let httparse::Status::Complete(head) = response.parse(answer).ok()? else {
-        return None;
-    };
-    let body = serde_json::from_slice(answer.get(head..)?).ok()?;
-    Some((response.code?, body))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::net::UnixListener;
-
-    use super::*;
-
-    #[test]
-    fn who_does_not_answer_is_not_waited_for_without_end() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("control");
-        let _silent = UnixListener::bind(&path).unwrap();
-        let answer = exchange(&path, b"GET / HTTP/1.1\r\n\r\n", Duration::from_millis(20));
-        assert_eq!(answer.unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 }

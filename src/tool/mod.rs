@@ -19,6 +19,7 @@ pub mod layer_writer;
 pub mod loaded_stack;
 pub mod merge;
 mod name;
+pub mod node;
 pub mod open_files;
 pub mod output;
 pub mod progress;
@@ -27,7 +28,9 @@ pub mod raw_image;
 pub mod remote;
 pub mod seal;
 pub mod sources;
+mod table;
 mod unit;
+mod unix_http;
 pub mod upper;
 mod zfile_writer;
 

@@ -3,3 +3,4 @@
 mod faults;
 mod lifecycle;
 mod node;
+mod verbs;

@@ -37,6 +37,11 @@ impl Node {
         fs::canonicalize(self.dir.path()).unwrap().join("images")
     }
 
+    /// Control socket.
+    pub fn control(&self) -> PathBuf {
+        self.dir.path().join("control.sock")
+    }
+
     pub fn run_dir(&self) -> PathBuf {
         self.dir.path().join("run")
     }

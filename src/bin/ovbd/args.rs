@@ -17,6 +17,7 @@ use ovbd_vhost::version::VERSION;
 use ovbd_vhost::writable::Paths;
 use uuid::Uuid;
 
+use super::node::NodeArgs;
 use super::options::{
     FilesArgs, FormatArgs, Opened, ParentArgs, SandboxArgs, ThreadArgs, UpperArgs,
 };
@@ -45,6 +46,7 @@ pub enum Command {
     Merge(MergeArgs),
     Resize(ResizeArgs),
     Ctl(CtlArgs),
+    Node(NodeArgs),
     Pull(PullArgs),
     #[command(subcommand)]
     Trace(TraceCommand),

@@ -14,6 +14,7 @@
 
 pub(crate) mod args;
 mod confined;
+mod node;
 mod options;
 mod registry;
 mod trace;
@@ -96,6 +97,7 @@ fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
             let answer = ask(&args.socket, &args.ask.into())?;
             print(&(serde_json::to_string_pretty(&answer)? + "\n"))?;
         }
+        Command::Node(args) => args.run()?,
         Command::Pull(args) => print(&args.run()?)?,
         Command::Trace(command) => print(&command.run()?)?,
         Command::Cache(command) => {
