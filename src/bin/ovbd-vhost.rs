@@ -157,6 +157,10 @@ pub(crate) struct Args {
     #[arg(long, help_heading = "Writable layer", value_name = "SIZE", value_parser = parse_bytes)]
     upper_limit: Option<u64>,
 
+    /// What becomes of writes while the file system of the writable layer is full
+    #[arg(long, value_name = "ACTION", value_enum, default_value_t = FullAction::Error)]
+    on_full: FullAction,
+
     /// Number of virtqueues offered; if given, also the number of io_uring rings (15 KiB of kernel
     /// memory each) [default: 256 queues; one ring per processor, 4 to 16]
     #[arg(long, help_heading = "Disk", value_name = "N",
@@ -231,6 +235,14 @@ enum Switch {
     On,
     /// For debuggers and profilers
     Off,
+}
+
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+enum FullAction {
+    /// They fail with an I/O error
+    Error,
+    /// They wait until there is space; reads continue. Beyond --upper-limit they fail all the same
+    Pause,
 }
 
 #[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
@@ -318,6 +330,10 @@ impl From<Args> for Config {
                 (None, folder) => folder.map(WritableSource::Directory),
             },
             upper_limit: args.upper_limit,
+            on_full: match args.on_full {
+                FullAction::Error => writable::OnFull::Error,
+                FullAction::Pause => writable::OnFull::Pause,
+            },
             num_queues: args.num_queues,
             io_uring: args.io == Io::Uring,
             queue_size: args.queue_size,

@@ -14,7 +14,7 @@ use crate::registry::reference::Reference;
 use crate::source::client::Patience;
 use crate::vhost::takeover::Takeover;
 use crate::virtio::request::SERIAL_LEN;
-use crate::writable;
+use crate::writable::{self, OnFull};
 
 /// Largest number of virtqueues that vhost-user can address.
 pub const MAX_QUEUES: u16 = 256;
@@ -44,6 +44,8 @@ pub struct Config {
     pub upper: Option<WritableSource>,
     /// Largest number of data bytes in the writable layer. `None`: no limit.
     pub upper_limit: Option<u64>,
+    /// What becomes of writes while the storage of the writable layer is full.
+    pub on_full: OnFull,
     /// Number of virtqueues offered. `None`: [`MAX_QUEUES`].
     pub num_queues: Option<u16>,
     /// Whether queue workers read through io_uring where the kernel supports it.

@@ -11,6 +11,7 @@ use super::limits::SystemLimits;
 use super::sources::Sources;
 use super::writable_files::WritableFiles;
 use super::{Config, Error};
+use crate::engine::full_storage::FullStorage;
 use crate::engine::rate_limit::LimitsSpec;
 use crate::engine::ring::Rings;
 use crate::engine::{BackendOptions, BlockBackend};
@@ -92,6 +93,7 @@ impl Device {
             queue_size: config.queue_size,
             serial: config.serial.unwrap_or_else(|| padded(&serial)),
             block_cache: config.block_cache,
+            on_full: config.on_full,
             tuning: config.tuning.clone(),
             limits: config.limits,
         };
@@ -128,6 +130,11 @@ impl Device {
     /// Returns the layers and the writable layer.
     pub fn volume(&self) -> &Volume {
         self.backend.volume()
+    }
+
+    /// Returns the writes that wait for space in the storage.
+    pub fn full_storage(&self) -> &FullStorage {
+        self.backend.full_storage()
     }
 
     /// Makes a session for a front-end that connected. `stream` blocks.

@@ -5,17 +5,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use super::full_storage::FullStorage;
 use super::rate_limit::{LimitsSpec, RateLimiter};
 use super::ring::Rings;
 use crate::image::block_cache::BlockCache;
 use crate::virtio::config::DeviceConfig;
 use crate::virtio::request::SERIAL_LEN;
-use crate::writable::{self, Volume};
+use crate::writable::{self, OnFull, Volume};
 
 /// State that all queue workers of a disk share. One exists per disk, whatever front-ends connect.
 #[derive(Debug)]
 pub struct BlockBackend {
     volume: Arc<Volume>,
+    full_storage: FullStorage,
     config: DeviceConfig,
     /// `writeback` field of the configuration space.
     writeback: AtomicBool,
@@ -37,6 +39,8 @@ pub struct BackendOptions {
     pub serial: [u8; SERIAL_LEN],
     /// Bytes of decoded blocks that all queues share; 0 keeps none.
     pub block_cache: u64,
+    /// What becomes of writes while the storage of the writable layer is full.
+    pub on_full: OnFull,
     /// Settings of the queue workers.
     pub tuning: Tuning,
     /// Rate limits at the start.
@@ -70,6 +74,7 @@ impl BlockBackend {
             .then(|| Arc::new(BlockCache::new(options.block_cache, block_size)));
         Self {
             volume,
+            full_storage: FullStorage::new(options.on_full),
             config,
             writeback: AtomicBool::new(true),
             serial: options.serial,
@@ -83,6 +88,11 @@ impl BlockBackend {
     /// Layers of the disk: the image and the writable layers above it.
     pub fn volume(&self) -> &Arc<Volume> {
         &self.volume
+    }
+
+    /// Writes that wait for space in the storage.
+    pub fn full_storage(&self) -> &FullStorage {
+        &self.full_storage
     }
 
     /// Features and fixed fields of the virtio-blk device.

@@ -15,6 +15,8 @@
 //!
 //! Request --> Write ------> Offloaded -----------------------> Finished --> used ring
 //!             page cache    flush, discard, write zeroes
+//!                |            |
+//!                '--> Paused -'   the storage is full: repeated each second
 //! ```
 //!
 //! A subread is a run of bytes of one read that lies in one place: zeros, a range of a layer, or a
@@ -35,6 +37,7 @@
 //! | [`fetches::Fetches`] | the permits to fetch, and the ids of subreads that wait for one | 64 permits |
 //! | [`delivery::Delivery`] | decoders and buffers | one set |
 //! | [`offload::Offload`] | the thread that flushes, discards and writes zeroes | 64 requests |
+//! | [`queue_worker::QueueWorker`] | paused requests | queue size; with the active reads, 65536 pieces of guest memory |
 //! | [`pool::Pool`] | lists for reuse by later requests | as many as were in use at once |
 
 mod backend;
@@ -42,6 +45,7 @@ pub mod data_path;
 pub mod delivery;
 pub mod drop_behind;
 pub mod fetches;
+pub mod full_storage;
 pub mod offload;
 pub mod polling;
 pub mod pool;

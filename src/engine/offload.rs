@@ -34,7 +34,7 @@ use crate::writable::{Error, MAX_STEP, Volume};
 pub struct JobId(pub u16);
 
 /// Work for one request.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Job {
     /// Change, and the ranges to apply it to, before the flush.
     pub change: Option<(Change, Vec<DiscardRange>)>,
@@ -69,9 +69,30 @@ impl Change {
     }
 }
 
-/// Result of a job: the status of its request, or `None` if some ranges are not changed because the queue
-/// stops.
-pub type JobResult = (JobId, Option<Status>);
+/// How a job ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JobEnd {
+    /// With this status of its request.
+    Answered(Status),
+    /// The queue stops: some ranges are not changed.
+    Late,
+    /// Some of it is not done because the storage is full; its request waits for space.
+    StorageFull {
+        /// The failure.
+        reason: String,
+    },
+}
+
+/// Result of a job.
+#[derive(Debug, PartialEq, Eq)]
+pub struct JobResult {
+    /// Its id.
+    pub id: JobId,
+    /// What is left of it, to repeat it.
+    pub job: Job,
+    /// How it ended.
+    pub end: JobEnd,
+}
 
 /// Performs jobs on the thread.
 struct Performer {
@@ -89,34 +110,38 @@ struct Performer {
 
 impl Performer {
     /// Runs `attempt`. An error or a panic fails the request, not the thread.
-    fn attempt(&self, what: &str, attempt: impl FnOnce(&Volume) -> Result<(), Error>) -> Status {
+    fn attempt(&self, what: &str, attempt: impl FnOnce(&Volume) -> Result<(), Error>) -> JobEnd {
         let attempt = AssertUnwindSafe(|| attempt(self.backend.volume()));
         let reason = match panic::catch_unwind(attempt) {
-            Ok(Ok(())) => return Status::Ok,
+            Ok(Ok(())) => return JobEnd::Answered(Status::Ok),
+            Ok(Err(error)) if self.backend.full_storage().pauses_on(&error) => {
+                let reason = reason(&error);
+                return JobEnd::StorageFull { reason };
+            }
             Ok(Err(error)) => reason(&error),
             Err(_) => "a panic".to_owned(),
         };
         let queue = self.queue;
         ratelimited_log::warn(format_args!("queue {queue}: {what} failed: {reason}"));
-        Status::IoError
+        JobEnd::Answered(Status::IoError)
     }
 
-    /// Applies a change to ranges, step by step; `None` if time runs out first.
-    fn change(&self, change: Change, ranges: &[DiscardRange]) -> Option<Status> {
+    /// Applies a change to ranges, step by step, until a step fails or time runs out.
+    fn change(&self, change: Change, ranges: &[DiscardRange]) -> JobEnd {
         let steps = ranges.iter().flat_map(|discard| {
             let steps = discard.range.steps(MAX_STEP);
             steps.map(|step| (step, discard.unmap))
         });
         for (step, unmap) in steps {
             if self.is_late() {
-                return None;
+                return JobEnd::Late;
             }
             match self.attempt(change.name(), |volume| change.apply(volume, step, unmap)) {
-                Status::Ok => {}
-                failed => return Some(failed),
+                JobEnd::Answered(Status::Ok) => {}
+                failed => return failed,
             }
         }
-        Some(Status::Ok)
+        JobEnd::Answered(Status::Ok)
     }
 
     /// Whether the queue stops and its grace period is over.
@@ -138,22 +163,26 @@ impl Performer {
     /// Performs all jobs of `batch`, and calls `done` with the result of each.
     fn perform(&self, batch: Vec<(JobId, Job)>, mut done: impl FnMut(JobResult)) {
         let mut flushing = Vec::new();
-        for (id, job) in batch {
-            let changed = match job.change {
-                Some((change, ranges)) => self.change(change, &ranges),
-                None => Some(Status::Ok),
+        for (id, mut job) in batch {
+            let end = match &job.change {
+                Some((change, ranges)) => self.change(*change, ranges),
+                None => JobEnd::Answered(Status::Ok),
             };
-            match changed {
-                Some(Status::Ok) if job.flush => flushing.push(id),
-                changed => done((id, changed)),
+            match end {
+                JobEnd::Answered(Status::Ok) if job.flush => {
+                    job.change = None;
+                    flushing.push((id, job));
+                }
+                end => done(JobResult { id, job, end }),
             }
         }
         if flushing.is_empty() {
             return;
         }
-        let status = self.attempt("a flush", Volume::flush);
-        for id in flushing {
-            done((id, Some(status)));
+        let end = self.attempt("a flush", Volume::flush);
+        for (id, job) in flushing {
+            let end = end.clone();
+            done(JobResult { id, job, end });
         }
     }
 }
@@ -286,7 +315,7 @@ mod tests {
     use crate::image::Image;
     use crate::image::config::Stack;
     use crate::units::Sector;
-    use crate::writable::{Lookup, Options, Paths, SpanContent, WritableLayer, create};
+    use crate::writable::{Lookup, OnFull, Options, Paths, SpanContent, WritableLayer, create};
 
     const SECTORS: u64 = 1 << 20;
 
@@ -315,6 +344,7 @@ mod tests {
             queue_size: 64,
             serial: Default::default(),
             block_cache: 0,
+            on_full: OnFull::Error,
             tuning: Tuning::default(),
             limits: LimitsSpec::default(),
         };
@@ -374,18 +404,18 @@ mod tests {
             let mut answers = Vec::new();
             let jobs = [job(Change::Discard), job(Change::Zero), Job::default()];
             let jobs = (0..).map(JobId).zip(jobs).collect();
-            performer.perform(jobs, |result| answers.push(result));
+            performer.perform(jobs, |result| answers.push((result.id, result.end)));
             answers
         };
         first(1);
-        let done = [0, 1, 2].map(|id| (JobId(id), Some(Status::Ok)));
+        let done = [0, 1, 2].map(|id| (JobId(id), JobEnd::Answered(Status::Ok)));
         assert_eq!(perform(), done);
         assert_eq!(read(), [0; 512]);
 
         first(2);
         theirs.write_all(b"a message that is not read").unwrap();
         drop(theirs);
-        let cut = [None, None, Some(Status::Ok)];
+        let cut = [JobEnd::Late, JobEnd::Late, JobEnd::Answered(Status::Ok)];
         let cut: Vec<_> = (0..).map(JobId).zip(cut).collect();
         assert_eq!(perform(), cut);
         assert_eq!(read(), [2; 512]);

@@ -3,6 +3,7 @@
 
 mod drain;
 mod offloaded;
+mod paused;
 mod write;
 
 use std::io;
@@ -31,6 +32,7 @@ use crate::virtio::queue::{Head, Queue, QueueError};
 use crate::virtio::request::Operation;
 use crate::virtio::status::{Status, StatusByte};
 use offloaded::OffloadedRequests;
+use paused::PausedRequests;
 
 /// Reads that wait after each step of the prefetch, so that the processor's cache has what the next step
 /// reads.
@@ -47,8 +49,8 @@ const MAX_QUEUED_FOR_RING: usize = 64;
 /// Most offloaded requests: each keeps the lists of its chain.
 const MAX_OFFLOADED: usize = 64;
 
-/// Most pieces of guest memory of active reads: bounds the memory of reads that wait for absent bytes. A queue
-/// of 1024 reads of 32 pages each fits.
+/// Most pieces of guest memory of active reads and paused writes: bounds the memory of requests that wait for absent
+/// bytes or for space. A queue of 1024 requests of 32 pages each fits.
 const MAX_PIECES_HELD: usize = 1 << 16;
 
 /// Most pieces of guest memory in the lists of a chain that are kept for reuse: longer ones are rare.
@@ -106,6 +108,7 @@ pub struct QueueWorker<'a> {
     reads: Reads<'a>,
     /// `None` for a read-only disk.
     offload: Option<OffloadedRequests<'a>>,
+    paused: PausedRequests<'a>,
     /// Number of requests that were taken and not finished.
     under_way: usize,
     chains: Pool<Chain<'a>>,
@@ -155,6 +158,7 @@ impl<'a> QueueWorker<'a> {
             throttle: Throttle::new(backend.rate_limiter()),
             reads: Reads::new(setup.index, backend, ring)?,
             offload: offload.map(OffloadedRequests::new),
+            paused: PausedRequests::default(),
             under_way: 0,
             chains: Pool::default(),
             unpublished: 0,
@@ -201,7 +205,7 @@ impl<'a> QueueWorker<'a> {
             // Reads for which the kernel had no room are submitted again soon.
             let timeout = match self.reads.is_backlogged() {
                 true => 1,
-                false => throttled.unwrap_or(timeout),
+                false => self.paused.shorten(throttled.unwrap_or(timeout)),
             };
             self.polling.sleep(|| poller.wait(timeout, |_| ()))?;
         }
@@ -262,6 +266,7 @@ impl<'a> QueueWorker<'a> {
         self.reads.submit();
         worked |= self.take_reads();
         worked |= self.take_offloaded();
+        worked |= self.retry_paused();
         self.publish()?;
         Ok(worked)
     }
@@ -270,7 +275,7 @@ impl<'a> QueueWorker<'a> {
     fn is_full(&self) -> bool {
         self.under_way >= usize::from(self.queue.size())
             || self.reads.queued_for_ring() >= MAX_QUEUED_FOR_RING
-            || self.reads.pieces() >= MAX_PIECES_HELD
+            || self.reads.pieces() + self.paused.pieces() >= MAX_PIECES_HELD
             || self.offloaded() >= MAX_OFFLOADED
     }
 
@@ -349,7 +354,7 @@ impl<'a> QueueWorker<'a> {
                 self.throttle.take_bytes(range.len().bytes());
                 self.write(request, range);
             }
-            Ok(Operation::Flush) => self.flush(request),
+            Ok(Operation::Flush) => self.flush(request, None),
             Ok(Operation::Discard(ranges)) => {
                 self.discard_or_zero(request, Change::Discard, ranges)
             }

@@ -230,6 +230,14 @@ pub enum Error {
         /// Its length in bytes.
         found: u64,
     },
+    /// A sync of the data file failed: the storage may have lost data that it had accepted.
+    #[error("cannot sync {}", path.display())]
+    DataLost {
+        /// The data file.
+        path: PathBuf,
+        /// Error of the system.
+        source: io::Error,
+    },
     /// The storage lost data that it had accepted.
     #[error(
         "an earlier sync of {} failed, so writes are refused; restart the daemon to continue \
@@ -280,10 +288,13 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the storage has no space left.
+    /// Whether the storage has no space left, so that the same change may succeed later. A failed sync of data is none
+    /// of these, whatever its reason: the data may be lost.
     pub(super) fn is_full(&self) -> bool {
-        let (Error::File { source, .. } | Error::Bytes { source, .. }) = self else {
-            return false;
+        let source = match self {
+            Error::File { source, .. } | Error::Bytes { source, .. } => source,
+            Error::IndexFull { source, .. } => return source.is_full(),
+            _ => return false,
         };
         let kinds = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
         kinds.contains(&source.kind())

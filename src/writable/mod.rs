@@ -14,7 +14,8 @@
 //! A bitmap ([`coverage`]) answers without a lock if there are none. The layers sealed since the start
 //! share one index, as those of the image do ([`sealed`]). [`Snapshots`] freezes and seals the layers of a volume.
 //!
-//! A change that needs a flush first is repeated as [`FlushRetries`] allows. The order of locks is a table in [`locks`].
+//! A change that needs a flush first is repeated as [`FlushRetries`] allows, and one that finds the storage full as
+//! [`OnFull`] says. The order of locks is a table in [`locks`].
 
 mod above;
 pub mod allocator;
@@ -44,7 +45,7 @@ pub use error::Error;
 pub use layer::{Bounds, MAX_STEP, Options, WritableLayer};
 pub use load::resize;
 pub use lookup::{Lookup, Span, SpanContent};
-pub use retry::FlushRetries;
+pub use retry::{FlushRetries, OnFull};
 pub use snapshots::{Snapshot, Snapshots};
 pub use volume::Volume;
 

@@ -1,10 +1,30 @@
-//! Policy for repeating a change after a flush. Queue workers, which leave the flush to their offload thread, and
-//! threads that may wait both use it.
+//! Policy for repeating a change that failed: after a flush ([`FlushRetries`]), or once the storage has space
+//! ([`OnFull`]). Queue workers, which leave the flush to their offload thread, and threads that may wait both use it.
 
 use super::Error;
 
 /// Most flushes of one change for lack of space: other changes may take the space that a flush frees.
 const MAX_FLUSHES: u32 = 3;
+
+/// What becomes of a request for which the file system has no space (`ENOSPC`, `EDQUOT`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnFull {
+    /// It fails.
+    #[default]
+    Error,
+    /// It waits until there is space.
+    Pause,
+}
+
+impl OnFull {
+    /// Returns whether a change that failed with `error` waits for space.
+    ///
+    /// At the limit of a layer ([`Error::Full`]) no change waits: it is not the storage that is full. Only the guest makes
+    /// space there, by a discard, and it learns that from the error.
+    pub fn waits(self, error: &Error) -> bool {
+        self == OnFull::Pause && error.is_full()
+    }
+}
 
 /// The flushes of one change.
 #[derive(Debug, Default)]
@@ -31,7 +51,43 @@ impl FlushRetries {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use rustix::io::Errno;
+
     use super::*;
+
+    #[test]
+    fn a_change_waits_for_space_and_for_nothing_else() {
+        let of = |errno: Errno| Error::bytes("write", Path::new("data"), 0)(errno.into());
+        let index_full = |errno| Error::IndexFull {
+            path: "index".into(),
+            most: 1,
+            source: of(errno).into(),
+        };
+        let lost = Error::DataLost {
+            path: "data".into(),
+            source: Errno::NOSPC.into(),
+        };
+        let limit = Error::Full {
+            path: "data".into(),
+            limit: 0,
+            will_free: false,
+        };
+        for waits in [of(Errno::NOSPC), of(Errno::DQUOT), index_full(Errno::NOSPC)] {
+            assert!(OnFull::Pause.waits(&waits), "{waits}");
+            assert!(!OnFull::Error.waits(&waits), "{waits}");
+        }
+        for fails in [
+            of(Errno::IO),
+            of(Errno::FBIG),
+            index_full(Errno::IO),
+            lost,
+            limit,
+        ] {
+            assert!(!OnFull::Pause.waits(&fails), "{fails}");
+        }
+    }
 
     #[test]
     fn only_flushes_that_may_help_are_allowed() {

@@ -172,6 +172,12 @@ impl Volume {
         })
     }
 
+    /// Returns whether a flush may free storage: that of data which was discarded or replaced since the last one.
+    pub fn frees_by_flush(&self) -> bool {
+        let above = self.above.as_ref().map(ArcSwap::load);
+        above.is_some_and(|above| above.active().frees_by_flush())
+    }
+
     /// Applies `change` to the active layer; repeats it if a snapshot froze the layer meanwhile.
     fn change(&self, change: impl Fn(&WritableLayer) -> Result<(), Error>) -> Result<(), Error> {
         let above = self.above.as_ref().ok_or(Error::ReadOnly)?;

@@ -142,6 +142,8 @@ struct Session<'a> {
     /// Whether storage lost data since the device was started.
     lost: bool,
     steps: Vec<Step>,
+    /// Operations that failed, with their numbers.
+    failed: Vec<(Operation, u32)>,
 }
 
 fn open(folder: &Path, stack: &Stack) -> Result<(Arc<Volume>, Snapshots), Error> {
@@ -184,6 +186,7 @@ impl<'a> Session<'a> {
             faulty: false,
             lost: false,
             steps: Vec::new(),
+            failed: Vec::new(),
         }
     }
 
@@ -197,8 +200,27 @@ impl<'a> Session<'a> {
     }
 
     fn apply(&mut self, operation: Operation) {
+        self.apply_as(operation, self.steps.len() as u32 + 1);
+    }
+
+    /// Repeats the changes and flushes that failed, in their order, as the daemon does for requests that wait for space.
+    fn repeat_failed(&mut self) {
+        for (operation, number) in std::mem::take(&mut self.failed) {
+            if matches!(
+                operation,
+                Operation::Write(..)
+                    | Operation::Discard(..)
+                    | Operation::WriteZeroes(..)
+                    | Operation::Flush
+            ) {
+                self.apply_as(operation, number);
+            }
+        }
+    }
+
+    /// Applies an operation; what it writes has `number` in it.
+    fn apply_as(&mut self, operation: Operation, number: u32) {
         let (before, began) = (self.expected.clone(), self.recorder.position());
-        let number = self.steps.len() as u32 + 1;
         let new = match operation {
             Operation::Write(start, sectors) => (start..start + sectors)
                 .map(|sector| {
@@ -226,6 +248,9 @@ impl<'a> Session<'a> {
             failed || done.is_ok() || excused && self.faulty,
             "{operation:?}: {done:?}"
         );
+        if done.is_err() {
+            self.failed.push((operation, number));
+        }
         let (log, ended) = (self.recorder.log(), self.recorder.position());
         let lost = lost_data(&log, began..ended);
         if lost {
@@ -476,6 +501,9 @@ fn every_short_sequence(kind: Kind) {
                     break;
                 }
                 recorder.heal();
+                if failure == Failure::Error(Errno::ENOSPC) {
+                    session.repeat_failed();
+                }
                 for (place, last) in [Operation::Flush, Operation::Write(12, 3), Operation::Flush]
                     .into_iter()
                     .enumerate()

@@ -65,14 +65,21 @@ impl Device {
                 "extents": upper.extents(),
             })
         });
+        let full_storage = self.full_storage();
+        let waiting = full_storage.waiting();
         json!({
             "version": VERSION,
+            "state": if waiting > 0 { "paused: storage full" } else { "serving" },
             "size_bytes": volume.size(),
             "layers": volume.image().layers().len(),
             "frozen_uppers": volume.layers_below_active(),
             "upper": upper,
             "takeovers_refused": self.ownership().refused(),
             "limits": self.limits(),
+            "storage_full": {
+                "waiting_requests": waiting,
+                "pauses": full_storage.pauses(),
+            },
             "fetch": self.fetching(),
         })
     }

@@ -11,8 +11,8 @@ impl QueueWorker<'_> {
     /// to continue from.
     ///
     /// Waits for storage, and up to [`GRACE`] for the fetcher. Reads whose bytes are still absent then stay
-    /// open in the in-flight area, or fail if there is none. If the queue restarts, its next worker takes them
-    /// over at once.
+    /// open in the in-flight area, or fail if there is none; so do requests for which the storage has no space.
+    /// If the queue restarts, its next worker takes them over at once.
     pub fn drain(&mut self, after: AfterStop) -> u16 {
         let grace = match after {
             AfterStop::Restart if self.queue.is_tracked() => Duration::ZERO,
@@ -36,7 +36,8 @@ impl QueueWorker<'_> {
         self.queue.next_available()
     }
 
-    /// Finishes the requests under way; gives up those that wait for the fetcher after `deadline`.
+    /// Finishes the requests under way; gives up those that wait for the fetcher after `deadline`, and those that wait
+    /// for space in the storage at once.
     fn finish_all(&mut self, deadline: Instant) {
         self.advance(0);
         self.reads.submit();
@@ -50,5 +51,6 @@ impl QueueWorker<'_> {
         }
         self.take_finished();
         self.wait_offloaded();
+        self.give_up_paused();
     }
 }

@@ -5,8 +5,10 @@
 #![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
 use super::QueueWorker;
+use super::paused::Paused;
 use super::write::Write;
-use crate::engine::offload::{Change, Job, JobId, JobResult, Offload};
+use crate::engine::full_storage::SpaceWait;
+use crate::engine::offload::{Change, Job, JobEnd, JobId, JobResult, Offload};
 use crate::engine::request::{Outcome, Request};
 use crate::virtio::discard::DiscardRange;
 use crate::virtio::status::Status;
@@ -18,11 +20,19 @@ const FLUSH: Job = Job {
 
 /// Request that waits for a job of the offload thread.
 #[derive(Debug)]
-enum Offloaded<'a> {
+struct Offloaded<'a> {
+    then: Then<'a>,
+    /// If it waited for space in the storage before.
+    wait: Option<SpaceWait<'a>>,
+}
+
+/// What follows the end of a job.
+#[derive(Debug)]
+enum Then<'a> {
     /// The job's result is the answer.
-    Whole(Request<'a>),
+    Answer(Request<'a>),
     /// The job is a flush, after which the write is repeated.
-    Retry(Write<'a>),
+    Write(Write<'a>),
 }
 
 /// Offload thread of a writable disk, and the requests that wait for its jobs, by job id.
@@ -68,11 +78,20 @@ impl<'a> OffloadedRequests<'a> {
     }
 }
 
+impl<'a> Then<'a> {
+    fn into_request(self) -> Request<'a> {
+        match self {
+            Then::Answer(request) => request,
+            Then::Write(write) => write.into_request(),
+        }
+    }
+}
+
 impl<'a> QueueWorker<'a> {
-    /// Answers a request once all earlier writes are durable.
+    /// Answers a request, which may have waited for space, once all earlier writes are durable.
     #[inline(never)]
-    pub(super) fn flush(&mut self, request: Request<'a>) {
-        self.offload(Offloaded::Whole(request), FLUSH);
+    pub(super) fn flush(&mut self, request: Request<'a>, wait: Option<SpaceWait<'a>>) {
+        self.offload(Then::Answer(request), wait, FLUSH);
     }
 
     /// Answers a request once `ranges` are discarded or zeroed.
@@ -90,28 +109,30 @@ impl<'a> QueueWorker<'a> {
             change: Some((change, ranges)),
             flush: self.writes_through(),
         };
-        self.offload(Offloaded::Whole(request), job);
+        self.offload(Then::Answer(request), None, job);
     }
 
-    /// Repeats a write after a flush.
-    pub(super) fn flush_and_retry(&mut self, write: Write<'a>) {
-        self.offload(Offloaded::Retry(write), FLUSH);
+    /// Repeats a write, which may have waited for space, after a flush.
+    pub(super) fn flush_and_retry(&mut self, write: Write<'a>, wait: Option<SpaceWait<'a>>) {
+        self.offload(Then::Write(write), wait, FLUSH);
+    }
+
+    /// Repeats the job of a request that waited for space.
+    pub(super) fn repeat_job(&mut self, request: Request<'a>, job: Job, wait: SpaceWait<'a>) {
+        self.offload(Then::Answer(request), Some(wait), job);
     }
 
     /// Offloads a job, for which a request waits.
-    fn offload(&mut self, offloaded: Offloaded<'a>, job: Job) {
+    fn offload(&mut self, then: Then<'a>, wait: Option<SpaceWait<'a>>, job: Job) {
         if let Some(offload) = &mut self.offload {
-            return offload.begin(offloaded, job);
+            return offload.begin(Offloaded { then, wait }, job);
         }
         // A read-only backend: a flush has nothing to do, and no other request comes here.
-        let status = match job.change {
-            None => Status::Ok,
-            Some(_) => Status::IoError,
+        let status = match (&then, job.change) {
+            (Then::Answer(_), None) => Status::Ok,
+            _ => Status::IoError,
         };
-        match offloaded {
-            Offloaded::Whole(request) => self.finish(request.answer(status)),
-            Offloaded::Retry(write) => self.finish(write.into_request().answer(Status::IoError)),
-        }
+        self.finish(then.into_request().answer(status));
     }
 
     /// Number of offloaded requests.
@@ -138,17 +159,27 @@ impl<'a> QueueWorker<'a> {
     }
 
     /// Answers the request of a job that has ended, or repeats its write.
-    fn end_job(&mut self, (id, result): JobResult) {
-        let Some(offloaded) = self.offload.as_mut().and_then(|own| own.take(id)) else {
+    fn end_job(&mut self, JobResult { id, job, end }: JobResult) {
+        let Some(Offloaded { then, wait }) = self.offload.as_mut().and_then(|own| own.take(id))
+        else {
             return;
         };
-        let outcome = result.map_or(Outcome::Open, Outcome::Answered);
-        match offloaded {
-            Offloaded::Retry(write) if outcome == Outcome::Answered(Status::Ok) => {
-                self.try_write(write);
+        let outcome = match end {
+            JobEnd::StorageFull { reason } => {
+                let wait = self.wait_for_space(wait, &reason);
+                return self.pause(match then {
+                    Then::Answer(request) => Paused::Job(request, job, wait),
+                    Then::Write(write) => Paused::Write(write, wait),
+                });
             }
-            Offloaded::Whole(request) => self.finish(request.finish(outcome, 0)),
-            Offloaded::Retry(write) => self.finish(write.into_request().finish(outcome, 0)),
+            JobEnd::Late => Outcome::Open,
+            JobEnd::Answered(status) => Outcome::Answered(status),
+        };
+        match then {
+            Then::Write(write) if outcome == Outcome::Answered(Status::Ok) => {
+                self.try_write(write, wait);
+            }
+            then => self.finish(then.into_request().finish(outcome, 0)),
         }
     }
 }

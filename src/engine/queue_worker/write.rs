@@ -1,11 +1,14 @@
 //! Writes, from guest memory into the page cache at once. A write that needs a flush first is repeated after
-//! it.
+//! it, and one that waits for space in the storage from time to time.
 //!
 //! The functions are not inlined, to keep the loop small for reads.
 #![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
 use super::QueueWorker;
+use super::paused::Paused;
+use crate::engine::full_storage::SpaceWait;
 use crate::engine::request::Request;
+use crate::reason::reason;
 use crate::units::SectorRange;
 use crate::virtio::config::writes_through;
 use crate::virtio::request::HEADER;
@@ -21,6 +24,11 @@ pub(super) struct Write<'a> {
 }
 
 impl<'a> Write<'a> {
+    /// The request.
+    pub(super) fn request(&self) -> &Request<'a> {
+        &self.request
+    }
+
     /// The request, to answer it.
     pub(super) fn into_request(self) -> Request<'a> {
         self.request
@@ -36,15 +44,17 @@ impl<'a> QueueWorker<'a> {
     /// Writes the data of a request to a range of the disk.
     #[inline(never)]
     pub(super) fn write(&mut self, request: Request<'a>, range: SectorRange) {
-        self.try_write(Write {
+        let write = Write {
             request,
             range,
             retries: FlushRetries::default(),
-        });
+        };
+        self.try_write(write, None);
     }
 
-    /// Tries a write. If it needs a flush first, the flush is offloaded, and the write repeated after it.
-    pub(super) fn try_write(&mut self, mut write: Write<'a>) {
+    /// Tries a write, which may have waited for space. If it needs a flush first, the flush is offloaded, and the write
+    /// repeated after it.
+    pub(super) fn try_write(&mut self, mut write: Write<'a>, wait: Option<SpaceWait<'a>>) {
         if self.context.is_lost() {
             // Lost memory reads as zeros, which are not the guest's data. The answer is not published.
             return self.finish(write.request.answer(Status::IoError));
@@ -54,13 +64,27 @@ impl<'a> QueueWorker<'a> {
         let data = write.request.chain().readable().cursor(HEADER);
         let written = self.backend.volume().write_now(write.range, data);
         match written {
-            Ok(()) if through => self.flush(write.request),
+            Ok(()) if through => self.flush(write.request, wait),
             Ok(()) => self.finish(write.request.answer(Status::Ok)),
-            Err(error) if write.retries.allow(&error) => self.flush_and_retry(write),
+            Err(error) if write.retries.allow(&error) => self.flush_and_retry(write, wait),
+            Err(error) if self.backend.full_storage().pauses_on(&error) => {
+                let wait = self.wait_for_space(wait, &reason(&error));
+                self.pause(Paused::Write(write, wait));
+            }
             Err(error) => {
                 self.warn("a write", &error);
                 self.finish(write.request.answer(Status::IoError));
             }
         }
+    }
+
+    /// Goes on with the wait of a request for space, or begins it.
+    #[cold]
+    pub(super) fn wait_for_space(
+        &self,
+        wait: Option<SpaceWait<'a>>,
+        reason: &str,
+    ) -> SpaceWait<'a> {
+        wait.unwrap_or_else(|| self.backend.full_storage().begin_wait(reason))
     }
 }

@@ -23,8 +23,8 @@ impl WritableLayer {
     /// Makes all earlier writes durable. Callers that arrive during a flush share the next one.
     ///
     /// # Errors
-    /// [`Error::File`] or [`Error::Bytes`] if the storage fails. If it lost data that it had accepted, this and all
-    /// later flushes and writes fail: [`Error::Broken`].
+    /// [`Error::File`] or [`Error::Bytes`] if the storage fails. If it lost data that it had accepted, this flush fails with
+    /// [`Error::DataLost`], and all later flushes and writes with [`Error::Broken`].
     pub fn flush(&self) -> Result<(), Error> {
         let mine = self.tickets.fetch_add(1, Ordering::AcqRel) + 1;
         let mut flusher = self.flush.lock();
@@ -38,6 +38,11 @@ impl WritableLayer {
         self.punch_free();
         flusher.done = covered;
         Ok(())
+    }
+
+    /// Returns whether the next flush may free storage.
+    pub(in super::super) fn frees_by_flush(&self) -> bool {
+        self.placement.read().allocator.has_freed()
     }
 
     fn flush_all(&self, flusher: &mut Flusher) -> Result<(), Error> {
@@ -192,7 +197,10 @@ impl WritableLayer {
     pub(super) fn sync_data(&self) -> Result<(), Error> {
         self.data.sync().map_err(|error| {
             self.break_down(&error);
-            Error::file("sync", self.data.path())(error)
+            Error::DataLost {
+                path: self.data.path().to_owned(),
+                source: error,
+            }
         })
     }
 

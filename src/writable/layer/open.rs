@@ -123,8 +123,7 @@ impl WritableLayer {
     /// that, unless the index must be rewritten first.
     fn catch_up(&self, rewrite: Rewrite) -> Result<(), Error> {
         match self.flush() {
-            // A sync that finds no space for the data has lost it: the layer is broken then.
-            Err(error) if error.is_full() && rewrite != Rewrite::Needed && !self.is_broken() => {
+            Err(error) if error.is_full() && rewrite != Rewrite::Needed => {
                 ::log::warn!(
                     "{error}: no space for the index; writes of an earlier run stay in the \
                      journal until a flush succeeds"

@@ -43,7 +43,7 @@ use ovbd_vhost::vhost::config_change::FrontEnds;
 use ovbd_vhost::vhost::ownership::Ownership;
 use ovbd_vhost::vhost::session::Session;
 use ovbd_vhost::writable::{
-    Bounds, Lookup, Options, Paths, SpanContent, Volume, WritableLayer, create,
+    Bounds, Lookup, OnFull, Options, Paths, SpanContent, Volume, WritableLayer, create,
 };
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -92,6 +92,7 @@ fn backend(volume: Volume) -> Arc<BlockBackend> {
         queue_size: 64,
         serial: [7; 20],
         block_cache: 0,
+        on_full: OnFull::Error,
         tuning: Tuning::default(),
     };
     Arc::new(BlockBackend::new(volume.into(), options, Rings::default()))

@@ -29,7 +29,7 @@ use ovbd_vhost::units::Sector;
 use ovbd_vhost::virtio::inflight::{InflightArea, Queues};
 use ovbd_vhost::virtio::memory::{Memory as GuestMemory, RegionInfo};
 use ovbd_vhost::virtio::queue::RingAddresses;
-use ovbd_vhost::writable::Volume;
+use ovbd_vhost::writable::{OnFull, Volume};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use tempfile::TempDir;
 use vmm_sys_util::eventfd::EventFd;
@@ -107,6 +107,7 @@ impl Machine {
             queue_size: SIZE,
             serial: [7; 20],
             block_cache: 0,
+            on_full: OnFull::Error,
             tuning: Tuning {
                 readahead: setup.readahead,
                 drop_cache: setup.drop_cache,

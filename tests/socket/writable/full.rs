@@ -76,7 +76,7 @@ fn as_much_as_it_may_hold() {
 }
 
 /// A file system of so many bytes, mounted on a fresh folder.
-struct Small(TempDir);
+pub(super) struct Small(TempDir);
 
 fn run(command: &mut Command) {
     let output = command.output().expect("the program starts");
@@ -85,7 +85,7 @@ fn run(command: &mut Command) {
 }
 
 impl Small {
-    fn mount(bytes: u64) -> Self {
+    pub(super) fn mount(bytes: u64) -> Self {
         let folder = tempfile::tempdir().expect("temporary directory");
         run(Command::new("mount")
             .args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs"])
@@ -93,7 +93,7 @@ impl Small {
         Self(folder)
     }
 
-    fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         self.0.path()
     }
 }
@@ -105,7 +105,7 @@ impl Drop for Small {
 }
 
 /// Fills all of the file system but what is less than a block.
-fn stuff(path: &Path) {
+pub(super) fn stuff(path: &Path) {
     let mut file = File::options()
         .create(true)
         .append(true)

@@ -8,6 +8,7 @@ mod full;
 mod growing;
 mod hostile;
 mod load;
+mod pausing;
 mod requests;
 mod setup;
 
