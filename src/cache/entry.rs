@@ -1,6 +1,6 @@
 //! Opening what the cache has of a blob.
 
-use std::fs::{File, Permissions};
+use std::fs::{File, Permissions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -240,11 +240,17 @@ fn write_map(file: &mut File, identity: &Identity) -> io::Result<()> {
     Ok(())
 }
 
-/// Locks a data file against eviction and notes that it was used now. The caller holds the cache's
-/// lock, as eviction does, so that no exclusive lock is in the way.
+/// Locks a data file against eviction and notes that it was used now. The caller holds the cache's lock, as
+/// eviction does. Only a reader that was taken over has an exclusive lock: it has the descriptor of the file.
+/// Such a lock keeps eviction away just as well, and must not keep other readers away.
 fn hold(file: &File, path: &Path) -> Result<(), Error> {
-    file.try_lock_shared()
-        .map_err(|error| Error::file("lock", path)(error.into()))?;
+    match file.try_lock_shared() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            log::warn!("a reader of {} locked it exclusively", path.display());
+        }
+        Err(TryLockError::Error(error)) => return Err(Error::file("lock", path)(error)),
+    }
     touch(file);
     Ok(())
 }

@@ -53,6 +53,24 @@ fn only_file(dir: &TempDir, kind: &str, extension: &str) -> PathBuf {
 }
 
 #[test]
+fn a_reader_that_locks_a_blob_keeps_no_other_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(dir.path()).unwrap();
+    let (whole, begun) = (content(100, 1), content(UNIT, 2));
+    fill(&cache, &whole);
+    drop(partial(&cache, identity(&begun)));
+    let _locked = [("blobs", ""), ("partial", "data")].map(|(kind, extension)| {
+        let file = File::open(only_file(&dir, kind, extension)).unwrap();
+        file.lock().unwrap();
+        file
+    });
+    assert!(cache.entry(identity(&whole)).unwrap().is_complete());
+    assert!(!cache.entry(identity(&begun)).unwrap().is_complete());
+    let digest = Digest::of(&whole);
+    assert_eq!(cache.remove(&digest).unwrap(), Removal::InUse);
+}
+
+#[test]
 fn a_blob_from_nothing_to_complete() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::open(dir.path()).unwrap();

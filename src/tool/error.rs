@@ -9,7 +9,7 @@ use crate::fetch::open::OpenError;
 use crate::fetch::process::ProcessError;
 use crate::fetch::resolve::ResolveError;
 use crate::format::foreign::Foreign;
-use crate::format::lsmt::MAX_ENTRIES;
+use crate::format::lsmt::{self, MAX_ENTRIES};
 use crate::source::FetchError;
 use crate::{codec, image, writable};
 
@@ -39,6 +39,9 @@ pub enum Error {
     /// A writable layer cannot be opened, read or written.
     #[error(transparent)]
     Upper(#[from] writable::Error),
+    /// The process that parsed the layers below did not answer with the header of a writable layer.
+    #[error("the process that reads the layers answered with a malformed header")]
+    Described(#[source] lsmt::Error),
     /// The raw image cannot be opened.
     #[error("cannot open {name}")]
     Open {

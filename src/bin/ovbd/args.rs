@@ -153,6 +153,8 @@ pub struct CreateUpperArgs {
     /// Uuid of the layer [default: random]
     #[arg(long)]
     uuid: Option<Uuid>,
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
 }
 
 /// Make a sealed layer from a writable layer.
@@ -342,7 +344,7 @@ impl CreateUpperArgs {
                 KindArg::Hybrid => Kind::Hybrid,
             },
             size: self.size,
-            uuid: self.uuid,
+            uuid: self.uuid.unwrap_or_else(Uuid::new_v4),
         };
         Ok((task, self.parent.open(stack)?))
     }

@@ -3,11 +3,12 @@
 //! A command opens its files, enters the sandbox of the daemon, and only then parses what the files hold.
 //! A command that makes a file writes its content in a child process: a confined process cannot name a
 //! file, because it could replace others in that directory. The parent reads no layer. It waits, and
-//! names the file if the child succeeded.
+//! names the file if the child succeeded. A command that makes the files of a writable layer has the layers
+//! below parsed by such a child, and gets a header from it.
 #![allow(unsafe_code)] // fork has no safe form
 
 use std::error::Error;
-use std::io;
+use std::io::{self, Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::exit;
@@ -98,6 +99,27 @@ pub fn in_child(work: impl FnOnce() -> Result<(), Box<dyn Error>>) -> io::Result
     }
 }
 
+/// Runs `work` in a child process as [`in_child`] does, and returns its answer; `None` if it failed. The
+/// child may be subverted, so its answer is foreign input.
+///
+/// # Errors
+/// Those of [`in_child`]; the answer is shorter than `N` bytes.
+pub fn answer_of_child<const N: usize>(
+    work: impl FnOnce() -> Result<[u8; N], Box<dyn Error>>,
+) -> io::Result<Option<[u8; N]>> {
+    // A pipe holds a page at least, so that the child does not wait for its parent to read.
+    const { assert!(N <= 4096) };
+    let (mut reader, mut writer) = io::pipe()?;
+    let succeeded = in_child(|| Ok(writer.write_all(&work()?)?))?;
+    drop(writer);
+    if !succeeded {
+        return Ok(None);
+    }
+    let mut answer = [0; N];
+    reader.read_exact(&mut answer)?;
+    Ok(Some(answer))
+}
+
 /// Does `work`, reports its error, and returns the exit code. A panic has reported itself.
 fn exit_code_of(work: impl FnOnce() -> Result<(), Box<dyn Error>>) -> i32 {
     match catch_unwind(AssertUnwindSafe(work)) {
@@ -158,5 +180,14 @@ mod tests {
         let succeeded = in_child(|| panic!("a panic for the test")).unwrap();
         assert!(!succeeded);
         assert_eq!(fs::read_to_string(&output.0).unwrap(), "parent");
+    }
+
+    #[test]
+    fn an_answer_arrives_whole_or_not_at_all() {
+        assert_eq!(answer_of_child(|| Ok([7; 4096])).unwrap(), Some([7; 4096]));
+        let failed = answer_of_child::<4096>(|| Err("a failure for the test".into()));
+        assert_eq!(failed.unwrap(), None);
+        let error = answer_of_child::<4096>(|| exit(0)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 }

@@ -25,8 +25,8 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use args::{
-    CheckArgs, Cli, Command, CommitArgs, CreateArgs, ExportArgs, InspectArgs, MergeArgs,
-    UpperCommand,
+    CheckArgs, Cli, Command, CommitArgs, CreateArgs, CreateUpperArgs, ExportArgs, InspectArgs,
+    MergeArgs, UpperCommand,
 };
 use clap::Parser;
 use clap::error::ErrorKind;
@@ -82,10 +82,7 @@ fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
         Command::Inspect(args) => run_inspect(args)?,
         Command::Check(args) => return run_check(args),
         Command::Export(args) => return run_export(args),
-        Command::Upper(UpperCommand::Create(args)) => {
-            let (task, below) = args.task()?;
-            upper::create(&task, below.sources.open(|| {})?)?;
-        }
+        Command::Upper(UpperCommand::Create(args)) => return run_create_upper(args),
         Command::Commit(args) => return run_commit(args),
         Command::Seal(args) => match seal(&args.upper.upper)? {
             Sealed::Now(mappings) => warn_of(mappings),
@@ -195,6 +192,27 @@ fn run_create(args: CreateArgs) -> Result<ExitCode, Box<dyn Error>> {
         let bar = progress::bar("creating");
         Ok(create(raw, parent.as_ref(), &task, content, &bar)?)
     })
+}
+
+fn run_create_upper(args: CreateUpperArgs) -> Result<ExitCode, Box<dyn Error>> {
+    let sandbox = args.sandbox;
+    let (
+        task,
+        Opened {
+            sources,
+            fetcher: _fetcher,
+        },
+    ) = args.task()?;
+    let described = confined::answer_of_child(|| {
+        let entered = confined::enter(&sandbox, &sources.readable(), Writes::Nothing)?;
+        let below = confined::open(&sandbox, sources)?;
+        confined::tighten(entered)?;
+        Ok(upper::describe(&task, below)?)
+    })?;
+    if let Some(described) = &described {
+        upper::create(&task, described)?;
+    }
+    Ok(code_of(described.is_some()))
 }
 
 fn run_commit(args: CommitArgs) -> Result<ExitCode, Box<dyn Error>> {

@@ -220,7 +220,7 @@ pub struct ThreadArgs {
 }
 
 /// Whether layers are read in a sandbox.
-#[derive(Args)]
+#[derive(Clone, Copy, Args)]
 pub struct SandboxArgs {
     /// Drop privileges before reading layers (seccomp, Landlock, capabilities)
     #[arg(long, value_name = "MODE", value_enum, default_value_t = Switch::On)]
