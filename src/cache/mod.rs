@@ -53,7 +53,7 @@ use crate::io::boot::boot_id;
 use layout::Layout;
 
 /// A cache directory.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Cache {
     layout: Layout,
     boot: Uuid,

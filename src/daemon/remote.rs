@@ -7,12 +7,9 @@ use super::{Config, Error};
 use crate::fetch::Download;
 use crate::fetch::open::{AttachedLayers, LocalLayers};
 use crate::fetch::process::{self, Control, Process};
-use crate::fetch::resolve::{self, ResolvedImage};
 use crate::format::download;
-use crate::registry::reference::Reference;
 use crate::registry::service_config::ServiceConfig;
 use crate::source::RemoteBlob;
-use crate::source::client::Patience;
 
 /// Access to layers in registries.
 #[derive(Debug)]
@@ -59,37 +56,28 @@ impl Remote {
         &self.fetcher.cache
     }
 
-    /// Finds the layers of an image.
+    /// Starts a fetcher.
     ///
     /// # Errors
-    /// [`Error::Resolve`].
-    pub fn resolve(
-        &self,
-        reference: &Reference,
-        patience: Patience,
-    ) -> Result<ResolvedImage, Error> {
-        let program = Path::new(process::ITSELF);
-        let image = resolve::resolve(program, &self.fetcher, reference, patience.start)
-            .map_err(Error::Resolve)?;
-        log::info!("{reference} names the manifest {}", image.manifest);
-        Ok(image)
+    /// [`Error::Fetcher`].
+    pub fn start(&self) -> Result<Process, Error> {
+        Process::start(Path::new(process::ITSELF), &self.fetcher).map_err(Error::Fetcher)
     }
 
-    /// Starts a fetcher, and registers the layers and the layer of the image's trace with it. The fetcher downloads
-    /// whole layers in the background if `download` says so; without `download`, as the service configuration says.
+    /// Registers the layers and the layer of the image's trace with a fetcher. The fetcher downloads whole layers in
+    /// the background if `download` says so; without `download`, as the service configuration says.
     ///
     /// # Errors
     /// [`Error::Layers`].
     pub fn attach(
         &self,
+        fetcher: Process,
         layers: LocalLayers,
         trace: Option<Arc<RemoteBlob>>,
         download: Option<&download::Download>,
     ) -> Result<(AttachedLayers, Control), Error> {
         let download = download.or(self.download.as_ref());
         let download = download.and_then(Download::configured);
-        let program = Path::new(process::ITSELF);
-        let fetcher = Process::start(program, &self.fetcher).map_err(Error::Fetcher)?;
         let attached = layers
             .attach(&fetcher, trace, download)
             .map_err(Error::Layers)?;

@@ -8,7 +8,8 @@ use super::remote::Remote;
 use super::sandbox::privileges;
 use super::{Config, Error};
 use crate::fetch::open::{AttachedLayers, LocalLayers, Needs, OpenLayers};
-use crate::fetch::process::Control;
+use crate::fetch::process::{Control, Process};
+use crate::fetch::resolve::resolve;
 use crate::format::download::Download;
 use crate::format::tables::LayerIdentity;
 use crate::image::config::Stack;
@@ -27,6 +28,8 @@ pub struct Sources {
     upper: Option<WritableSource>,
     /// The layer in a registry that holds the image's trace.
     trace: Option<Arc<RemoteBlob>>,
+    /// The fetcher that resolved the image.
+    fetcher: Option<Box<Process>>,
     /// The cache directory.
     cache: Option<PathBuf>,
     /// What is known of the layers.
@@ -94,6 +97,7 @@ impl Sources {
             files,
             upper,
             trace: None,
+            fetcher: None,
             cache: config.remote.cache.clone(),
             tables: None,
         })
@@ -127,28 +131,30 @@ impl Sources {
         Self { tables, ..self }
     }
 
-    /// Finds the layers of an image in a registry.
+    /// Starts a fetcher, and has it find the layers of an image in a registry.
     ///
     /// # Errors
     ///
-    /// Those of [`Remote::new`], [`Remote::resolve`] and [`Sources::open`].
+    /// Those of [`Remote::new`], [`Remote::start`] and [`Sources::open`]; [`Error::Resolve`].
     pub fn resolve(config: &Config, reference: &Reference) -> Result<Self, Error> {
-        let remote = Remote::new(config, || reference.to_string())?;
-        let image = remote.resolve(reference, config.remote.patience())?;
+        let fetcher = Remote::new(config, || reference.to_string())?.start()?;
+        let patience = config.remote.patience().start;
+        let image = resolve(&fetcher, reference, patience).map_err(Error::Resolve)?;
+        log::info!("{reference} names the manifest {}", image.manifest);
         let stack = Stack::new(image.layers.into_iter().map(LayerRef::Remote));
-        let trace = image.trace;
         Ok(Self {
-            trace,
+            trace: image.trace,
+            fetcher: Some(Box::new(fetcher)),
             ..Self::open(config, &stack, None)?
         })
     }
 
-    /// Starts a fetcher if some layers are in registries. It ends when the returned control is
+    /// Starts a fetcher if some layers are in registries and none was started before. It ends when the returned control is
     /// dropped. `download` is the image config's setting of the background download.
     ///
     /// # Errors
     ///
-    /// Those of [`Remote::new`] and [`Remote::attach`].
+    /// Those of [`Remote::new`], [`Remote::start`] and [`Remote::attach`].
     pub fn connect(
         self,
         config: &Config,
@@ -163,12 +169,16 @@ impl Sources {
             remote.map(LayerRef::to_string).unwrap_or_default()
         };
         let remote = Remote::new(config, wanted)?;
-        let (layers, control) = remote.attach(layers, self.trace.clone(), download)?;
+        let fetcher = self
+            .fetcher
+            .map_or_else(|| remote.start(), |fetcher| Ok(*fetcher))?;
+        let (layers, control) = remote.attach(fetcher, layers, self.trace.clone(), download)?;
         let files = Files::Attached(layers);
         let cache = Some(remote.cache().to_owned());
         let sources = Self {
             files,
             cache,
+            fetcher: None,
             ..self
         };
         Ok((sources, Some(control)))

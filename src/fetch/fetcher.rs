@@ -9,9 +9,9 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::thread::{self, JoinHandle};
 
-use super::background::Download;
 use super::blob::{Blob, BlobId, Offer, lock};
 use super::counters::{Counters, CountersSnapshot};
+use super::download::Download;
 use super::origin::Failure;
 use super::pace::Pace;
 use super::schedule::{Schedule, Urgency};

@@ -10,7 +10,7 @@
 //!       '------Ready----------'<----arrived---- cache: Claim::store (pwrite, then the live bit)
 //!
 //!  keeper.rs: makes units durable, verifies and publishes full blobs, evicts
-//!  fill.rs:   fetches whole blobs, for background.rs and `ovbd pull`
+//!  fill.rs:   fetches whole blobs, for download.rs and `ovbd pull`
 //! ```
 //! Demand goes before replay, replay before read-ahead, read-ahead before background; demand has
 //! threads of its own. A failed fetch is repeated as long as something waits for it, with growing
@@ -23,11 +23,12 @@
 //! answered.
 
 mod ahead;
-mod background;
 mod blob;
 mod counters;
+mod download;
 mod fetcher;
 mod fill;
+mod image_lookup;
 mod keeper;
 pub mod open;
 mod origin;
@@ -42,9 +43,9 @@ mod session;
 mod tests;
 mod worker;
 
-pub use background::Download;
 pub use blob::{BlobId, Offer};
 pub use counters::{Counters, CountersSnapshot};
+pub use download::Download;
 pub use fetcher::{Fetcher, Options};
 pub use fill::{FillError, FillOptions};
 pub use origin::{Body, Failure, From, Origin};

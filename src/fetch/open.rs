@@ -160,6 +160,9 @@ impl AttachedBlobs {
         blobs: Vec<Arc<RemoteBlob>>,
         download: Option<Download>,
     ) -> Result<Self, ProcessError> {
+        // Errors and figures name the URL that is used.
+        let reached = |blob| process.registry().reached_blob(blob);
+        let blobs: Vec<_> = blobs.iter().map(reached).collect();
         let socket = process.attach(&blobs, download)?;
         Ok(Self { blobs, socket })
     }

@@ -1,49 +1,24 @@
-//! From an image's reference to its layers: a process of its own asks the registry.
+//! From an image's reference to its layers, for the owner of a fetcher.
 //!
-//! ```text
-//!  owner: resolve() -- question, a file in memory --> run(): manifest from the registry or the cache
-//!                   <-- answer, on standard output --'
-//! ```
-//! The owner reads a short list of layers, and never what a registry wrote. The cache keeps each
-//! manifest, and which one a reference named last: an image starts again while its registry is away.
+//! The fetcher asks the registry (`image_lookup`), and answers with a list of digests and sizes. The list
+//! is checked like anything that a registry sends: a fetcher may be taken over by one.
 
-use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
-use std::path::Path;
-use std::process::{ChildStdout, Stdio};
+use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{Signal, set_parent_process_death_signal};
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::process::{Config, MAX_TEXT, ProcessError, read, spawn, text};
-use super::registry_blob::failure;
-use crate::cache::Cache;
+use super::process::{MAX_TEXT, Process, ProcessError, Resolved};
 use crate::format::digest::Digest;
-use crate::reason::reason;
-use crate::registry::client::Client;
-use crate::registry::error::Error as RegistryError;
-use crate::registry::manifest::{Layer, Manifest};
 use crate::registry::reference::Reference;
 use crate::source::{FetchError, FetchErrorKind, RemoteBlob};
 
-/// Name that the resolving process is called by.
-pub(super) const NAME: &str = "ovbd-resolver";
-
-/// How much longer than its question allows a resolver may run.
+/// How much longer than its order allows a fetcher may take.
 const GRACE: Duration = Duration::from_secs(5);
-
-/// Time that the last attempt may take: a failure is reported before the owner gives up.
-const ATTEMPT: Duration = Duration::from_secs(10);
-
-/// Pauses between two requests for a manifest.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// The layers of an image in a registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,10 +34,10 @@ pub struct ResolvedImage {
 /// An image cannot be resolved.
 #[derive(Debug, Error)]
 pub enum ResolveError {
-    /// The resolving process cannot be started.
+    /// The fetcher cannot be asked.
     #[error(transparent)]
     Process(#[from] ProcessError),
-    /// The image cannot be had.
+    /// The registry refuses the image, or does not answer.
     #[error("cannot open {reference}")]
     Image {
         /// The image.
@@ -72,80 +47,46 @@ pub enum ResolveError {
     },
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-struct Question {
-    config: Config,
-    reference: String,
-    patience: Duration,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-enum Answer {
-    Found {
-        manifest: String,
-        /// Digest and size of each layer, bottom first.
-        layers: Vec<(String, u64)>,
-        /// The same of the layer that holds the image's trace.
-        trace: Option<(String, u64)>,
-    },
-    Failed {
-        kind: FetchErrorKind,
-        reason: String,
-    },
-}
-
-/// Finds the layers of an image. `program` is one whose `main` calls
-/// [`run_if_asked`](super::process::run_if_asked). Waits for a registry that does not answer for at
-/// most `patience`. Call it before the sandbox.
+/// Finds the layers of an image. Waits for a registry that does not answer for at most `patience`.
+/// Call it before the sandbox.
 ///
 /// # Errors
 /// [`ResolveError::Image`] if the registry refuses or does not answer, and the cache does not know
-/// the image; [`ResolveError::Process`] if the system refuses a process.
+/// the image; [`ResolveError::Process`] if the fetcher cannot be asked.
 pub fn resolve(
-    program: &Path,
-    config: &Config,
+    process: &Process,
     reference: &Reference,
     patience: Duration,
 ) -> Result<ResolvedImage, ResolveError> {
-    // Here, where it can be reported best.
-    config.open()?;
-    let question = Question {
-        config: config.clone(),
-        reference: reference.to_string(),
-        patience,
-    };
-    let mut child = spawn(program, NAME, text(&question)?, Stdio::piped())?;
-    let output = child.stdout.take();
-    let answer = output.map_or_else(
-        || Err(io::ErrorKind::BrokenPipe.into()),
-        |output| read_to_end(output, Instant::now() + patience + GRACE),
-    );
-    // It has ended, or is late.
-    let _ = child.kill();
-    let _ = child.wait();
-    let failed = |source| ResolveError::Image {
+    let answer = process.ask_for_image(reference, patience)?;
+    let answer = read_to_end(answer, Instant::now() + patience + GRACE);
+    let blobs_url = process.registry().reached(reference.repository());
+    let image = answer.and_then(|answer| checked(&answer, &blobs_url.blob_url()));
+    image.map_err(|source| ResolveError::Image {
         reference: reference.to_string(),
         source,
-    };
-    let broken = |reason: String| failed(FetchError::new(FetchErrorKind::System, reason));
-    let answer = answer.map_err(|error| broken(format!("the resolver failed: {error}")))?;
-    let answer = serde_json::from_slice(&answer)
-        .map_err(|error| broken(format!("the resolver ended without an answer: {error}")))?;
+    })
+}
+
+/// The image that an answer names.
+fn checked(answer: &[u8], blobs_url: &str) -> Result<ResolvedImage, FetchError> {
+    let broken = |reason: String| FetchError::new(FetchErrorKind::System, reason);
+    let answer = serde_json::from_slice(answer);
+    let answer = answer.map_err(|error| broken(format!("malformed list of layers: {error}")))?;
     let (manifest, layers, trace) = match answer {
-        Answer::Found {
+        Resolved::Found {
             manifest,
             layers,
             trace,
         } => (manifest, layers, trace),
-        Answer::Failed { kind, reason } => return Err(failed(FetchError::new(kind, reason))),
+        Resolved::Failed { kind, reason } => return Err(FetchError::new(kind, reason)),
     };
     let digest = |text: &str| text.parse().map_err(|error| broken(format!("{error}")));
-    let blobs_url = reference.repository().blob_url();
-    let blob = |(text, size): &(String, u64)| -> Result<_, ResolveError> {
+    let blob = |(text, size): &(String, u64)| {
         Ok(Arc::new(RemoteBlob {
             digest: digest(text)?,
             size: Some(*size),
-            blobs_url: blobs_url.clone(),
+            blobs_url: blobs_url.to_owned(),
         }))
     };
     Ok(ResolvedImage {
@@ -156,109 +97,76 @@ pub fn resolve(
 }
 
 /// All bytes that come until the deadline, at most [`MAX_TEXT`].
-fn read_to_end(output: ChildStdout, deadline: Instant) -> io::Result<Vec<u8>> {
+fn read_to_end(answer: UnixStream, deadline: Instant) -> Result<Vec<u8>, FetchError> {
+    let system = |error: io::Error| {
+        let reason = format!("cannot read the fetcher's list of layers: {error}");
+        FetchError::new(FetchErrorKind::System, reason)
+    };
     let mut bytes = Vec::new();
     let mut buffer = [0; 4096];
-    let mut output = output.take(MAX_TEXT);
+    let mut answer = answer.take(MAX_TEXT);
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = Timespec::try_from(left).ok();
-        let mut polled = [PollFd::new(output.get_ref(), PollFlags::IN)];
+        let mut polled = [PollFd::new(answer.get_ref(), PollFlags::IN)];
         match poll(&mut polled, timeout.as_ref()) {
-            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(0) => {
+                let reason = "the fetcher did not list the layers of the image in time";
+                return Err(FetchError::new(FetchErrorKind::Timeout, reason));
+            }
             Ok(_) => {}
             Err(Errno::INTR) => continue,
-            Err(errno) => return Err(errno.into()),
+            Err(errno) => return Err(system(errno.into())),
         }
-        match output.read(&mut buffer)? {
+        match answer.read(&mut buffer).map_err(system)? {
             0 => return Ok(bytes),
             len => bytes.extend_from_slice(&buffer[..len]),
         }
     }
 }
 
-/// Answers the question that is the standard input.
-pub(super) fn run(input: OwnedFd) -> Result<(), ProcessError> {
-    // An owner that ends without reading the answer is not waited for.
-    set_parent_process_death_signal(Some(Signal::KILL)).map_err(io::Error::from)?;
-    let question: Question = read(input)?;
-    let named = |layer: &Layer| (layer.digest().to_string(), layer.size());
-    let answer = match find(&question) {
-        Ok((digest, manifest)) => Answer::Found {
-            manifest: digest.to_string(),
-            layers: manifest.layers().iter().map(named).collect(),
-            trace: manifest.acceleration().map(named),
-        },
-        Err(error) => Answer::Failed {
-            kind: error.kind(),
-            reason: error.to_string(),
-        },
-    };
-    Ok(io::stdout().write_all(&serde_json::to_vec(&answer)?)?)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn find(question: &Question) -> Result<(Digest, Manifest), FetchError> {
-    let system =
-        |error: &dyn std::error::Error| FetchError::new(FetchErrorKind::System, reason(error));
-    let reference: Reference = question.reference.parse().map_err(|error| system(&error))?;
-    let access = question.config.open().map_err(|error| system(&error))?;
-    access.confine().map_err(|error| system(&error))?;
-    let (cache, client) = (&access.cache, &access.client);
-    let kept = kept(cache, &question.reference);
-    if reference.digest().is_some()
-        && let Some(kept) = kept
-    {
-        return Ok(kept);
-    }
-    let deadline = Instant::now() + question.patience.saturating_sub(ATTEMPT);
-    let mut pause = FIRST_PAUSE;
-    loop {
-        let error = match ask(cache, client, &reference) {
-            Ok(found) => return Ok(found),
-            Err(error) => error,
-        };
-        let away = !error.is_definite() || matches!(error, RegistryError::Resolve { .. });
-        if let Some((digest, manifest)) = kept.clone().filter(|_| away) {
-            log::warn!(
-                "{}; using the cached manifest {digest} of {reference}",
-                reason(&error)
-            );
-            return Ok((digest, manifest));
-        }
-        let failure = failure(&error);
-        let wait = failure.retry_after.unwrap_or_default().max(pause);
-        if failure.ends_start || Instant::now() + wait > deadline {
-            return Err(FetchError::new(failure.kind, failure.reason));
-        }
-        thread::sleep(wait);
-        pause = (pause * 2).min(LONGEST_PAUSE);
-    }
-}
+    const URL: &str = "https://r.example/v2/a/blobs";
 
-/// The manifest that the reference named last.
-fn kept(cache: &Cache, reference: &str) -> Option<(Digest, Manifest)> {
-    let digest = cache.last_named(reference)?;
-    let manifest = Manifest::parse(&cache.manifest(&digest)?).ok()?;
-    Some((digest, manifest))
-}
-
-/// Asks the registry, and keeps what it answers.
-fn ask(
-    cache: &Cache,
-    client: &Client,
-    reference: &Reference,
-) -> Result<(Digest, Manifest), RegistryError> {
-    let found = client.manifest(reference)?;
-    let refused = |source| RegistryError::Manifest {
-        what: reference.to_string(),
-        source,
-    };
-    let manifest = Manifest::parse(&found.bytes).map_err(refused)?;
-    if let Err(error) = cache.keep_manifest(&reference.to_string(), &found.bytes) {
-        log::warn!(
-            "cannot store the manifest of {reference} in the cache; the next start needs the registry: {}",
-            reason(&error)
+    #[test]
+    fn a_list_of_layers_is_checked() {
+        let digest = Digest::of(b"m").to_string();
+        let found = format!(
+            r#"{{"Found":{{"manifest":"{digest}","layers":[["{digest}",7]],"trace":null}}}}"#
         );
+        let image = checked(found.as_bytes(), URL).unwrap();
+        assert_eq!(image.manifest, Digest::of(b"m"));
+        assert_eq!((image.layers.len(), image.layers[0].size), (1, Some(7)));
+        assert_eq!(image.layers[0].blobs_url, URL);
+        let failed = br#"{"Failed":{"kind":"NotFound","reason":"no such tag"}}"#;
+        assert_eq!(
+            checked(failed, URL).unwrap_err().kind(),
+            FetchErrorKind::NotFound
+        );
+        for wrong in [
+            "",
+            "{}",
+            r#"{"Found":{"manifest":"sha256:../x","layers":[],"trace":null}}"#,
+            &found.replace("7", "-7"),
+            &format!("{found}{found}"),
+        ] {
+            let error = checked(wrong.as_bytes(), URL).unwrap_err();
+            assert_eq!(error.kind(), FetchErrorKind::System, "{wrong}");
+        }
     }
-    Ok((found.digest, manifest))
+
+    #[test]
+    fn an_answer_is_read_to_its_end_or_to_the_deadline() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        io::Write::write_all(&mut &theirs, b"text").unwrap();
+        theirs.shutdown(std::net::Shutdown::Write).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        assert_eq!(read_to_end(ours, deadline).unwrap(), b"text");
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let late = read_to_end(ours, Instant::now()).unwrap_err();
+        assert_eq!(late.kind(), FetchErrorKind::Timeout);
+    }
 }

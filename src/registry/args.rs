@@ -1,6 +1,7 @@
 //! Command-line options for registries, shared by the programs.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
@@ -8,8 +9,9 @@ use serde::{Deserialize, Serialize};
 use super::client::Options;
 use super::credentials::Source;
 use super::mirror::{Mirror, Prefix};
-use super::repository::Host;
+use super::repository::{Host, Repository};
 use super::service_config::{Error, ServiceConfig};
+use crate::source::RemoteBlob;
 
 /// Access to registries.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +44,23 @@ pub struct RegistryArgs {
 }
 
 impl RegistryArgs {
+    /// The repository by the scheme that is used for it.
+    pub fn reached(&self, repository: &Repository) -> Repository {
+        repository.reached(&self.insecure_registry)
+    }
+
+    /// The blob with the URL that is used for it.
+    pub fn reached_blob(&self, blob: &Arc<RemoteBlob>) -> Arc<RemoteBlob> {
+        match Repository::from_blob_url(&blob.blobs_url) {
+            Ok(repository) => Arc::new(RemoteBlob {
+                blobs_url: self.reached(&repository).blob_url(),
+                ..RemoteBlob::clone(blob)
+            }),
+            // The fetcher refuses it, with the reason.
+            Err(_) => Arc::clone(blob),
+        }
+    }
+
     /// Reads the service configuration, if one is named. Gives the options for a client, in which
     /// the command line wins, and the configuration for its other keys.
     ///

@@ -14,11 +14,12 @@ use super::mirror::{Mirror, Prefix};
 use super::peer::Peer;
 use super::redirect::check_target;
 use super::reference::Reference;
-use super::repository::{Host, Repository, Scheme};
+use super::repository::{Host, Repository};
 use super::requests::{Requests, Target, successful};
 use super::statuses::Statuses;
 use super::tls::{ClientCertificate, Tls};
 use super::url::Url;
+use super::{http, tls};
 use crate::format::digest::Digest;
 
 /// Most places that are asked for one range: each may be a link that expires before it is used.
@@ -99,6 +100,15 @@ impl Client {
         })
     }
 
+    /// Checks what the user named, as [`Client::new`] does. The system's certificates are not read.
+    ///
+    /// # Errors
+    /// As [`Client::new`].
+    pub fn check(options: &Options) -> Result<()> {
+        tls::check(options.ca.as_deref(), options.certificate.as_ref())?;
+        http::check()
+    }
+
     /// Counts of the answers so far, by their status.
     pub fn statuses(&self) -> &Arc<Statuses> {
         &self.statuses
@@ -110,7 +120,7 @@ impl Client {
     /// [`Error::Mismatch`]: the text does not have the digest that pins it. [`Error::Manifest`]:
     /// not an image that can be served. Else what the registry or the way to it failed with.
     pub fn manifest(&self, reference: &Reference) -> Result<ManifestBytes> {
-        let repository = self.repository(reference.repository());
+        let repository = reference.repository().reached(&self.insecure);
         let found = self.document(&repository, &reference.selector(), reference.digest())?;
         let refused = |source| Error::Manifest {
             what: reference.to_string(),
@@ -162,15 +172,6 @@ impl Client {
         self.fetch(Wanted::whole(blob), &[])
     }
 
-    /// The repository, by plain HTTP if its host is among the insecure ones.
-    fn repository(&self, repository: &Repository) -> Repository {
-        if self.insecure.contains(repository.host()) {
-            repository.clone().with_scheme(Scheme::Http)
-        } else {
-            repository.clone()
-        }
-    }
-
     fn document(
         &self,
         repository: &Repository,
@@ -203,7 +204,7 @@ impl Client {
     /// A range from a mirror or proxy, if it serves it. Whatever goes wrong there, the registry is
     /// asked instead.
     fn ask_peer(&self, peer: &Peer, wanted: Wanted<'_>) -> Option<BlobBody> {
-        let repository = self.repository(&wanted.blob.repository);
+        let repository = wanted.blob.repository.reached(&self.insecure);
         let key = (repository, wanted.blob.digest);
         let target = self.links.known(&key).map(|target| target.url);
         let actual = match &target {
@@ -217,7 +218,7 @@ impl Client {
     /// A blob's answer: from where the registry redirected to last time, else by asking it. The link
     /// is renewed if its server does not serve the blob: signed URLs expire.
     fn fetch(&self, wanted: Wanted<'_>, headers: &[(&str, &str)]) -> Result<BlobBody> {
-        let repository = self.repository(&wanted.blob.repository);
+        let repository = wanted.blob.repository.reached(&self.insecure);
         let key = (repository, wanted.blob.digest);
         let (mut tries, mut new_links) = (0, 0);
         loop {

@@ -369,6 +369,11 @@ fn broke_early(error: &ureq::Error) -> bool {
     )
 }
 
+/// Checks what the environment says about proxies.
+pub(super) fn check() -> Result<()> {
+    environment_proxy().map(drop)
+}
+
 /// The proxy that `HTTPS_PROXY` and its relatives name.
 fn environment_proxy() -> Result<Option<Proxy>> {
     let proxy = Proxy::try_from_env();

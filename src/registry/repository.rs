@@ -161,6 +161,14 @@ impl Repository {
         Repository { scheme, ..self }
     }
 
+    /// The same repository by plain HTTP, if its host is among `insecure`.
+    pub fn reached(&self, insecure: &[Host]) -> Repository {
+        match insecure.contains(&self.host) {
+            true => self.clone().with_scheme(Scheme::Http),
+            false => self.clone(),
+        }
+    }
+
     /// Scheme of its URLs.
     pub fn scheme(&self) -> Scheme {
         self.scheme

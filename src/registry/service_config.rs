@@ -1,6 +1,11 @@
-//! Upstream's global configuration (`overlaybd.json`): the keys that mean something here.
+//! Upstream's global configuration (`overlaybd.json`).
 //!
-//! The rest of the file configures upstream's own daemon and is passed over.
+//! Each key is taken, or refused if its value cannot be used, or has no effect here because it configures
+//! upstream's own daemon. [`ServiceConfig::report_ignored`] logs the names of the latter.
+
+mod ignored;
+#[cfg(test)]
+mod tests;
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -96,6 +101,8 @@ pub struct ServiceConfig {
     pub certificate: Option<ClientCertificate>,
     /// Value of the `User-Agent` header.
     pub user_agent: Option<String>,
+    /// The file, and its keys without effect.
+    ignored: Option<(PathBuf, Vec<String>)>,
 }
 
 #[derive(Default, Deserialize)]
@@ -105,6 +112,7 @@ struct Raw {
     credential_file_path: String,
     cache_config: RawCache,
     registry_cache_dir: String,
+    cache_type: String,
     #[serde(rename = "registryCacheSizeGB")]
     registry_cache_size_gb: Option<u64>,
     download: Option<Download>,
@@ -162,6 +170,14 @@ impl ServiceConfig {
         self.cache_dir.as_ref().map(|dir| dir.join("ovbd"))
     }
 
+    /// Logs the keys without effect, in one line. Call it once for each process.
+    pub fn report_ignored(&self) {
+        if let Some((path, keys)) = &self.ignored {
+            let keys = keys.join(", ");
+            log::info!("{}: without effect: {keys}", path.display());
+        }
+    }
+
     /// Reads a file.
     ///
     /// # Errors
@@ -197,6 +213,14 @@ impl ServiceConfig {
         let raw: Raw = serde_json::from_slice(text).map_err(syntax)?;
         // The older names hold only where the newer group says nothing.
         let legacy = raw.cache_config.cache_type.is_empty();
+        let cache_type = match legacy {
+            true => ("cacheType", raw.cache_type.as_str()),
+            false => (
+                "cacheConfig.cacheType",
+                raw.cache_config.cache_type.as_str(),
+            ),
+        };
+        let ignored = ignored(text, cache_type, path)?;
         let legacy_dir = given(raw.registry_cache_dir).filter(|_| legacy);
         let legacy_size = raw.registry_cache_size_gb.filter(|_| legacy);
         let refuse = |key, found: String, expected| Error::Value {
@@ -236,8 +260,33 @@ impl ServiceConfig {
                 .map_err(|()| refuse("certConfig", "half given".to_owned(), "both files"))?,
             user_agent: user_agent(raw.user_agent)
                 .map_err(|found| refuse("userAgent", found, "visible ASCII characters"))?,
+            ignored: (!ignored.is_empty()).then(|| (path.to_owned(), ignored)),
         })
     }
+}
+
+/// The keys of a configuration without effect, among them the kind of cache, unless it is unknown.
+fn ignored(
+    text: &[u8],
+    (key, kind): (&'static str, &str),
+    path: &Path,
+) -> Result<Vec<String>, Error> {
+    let mut ignored = ignored::keys(text);
+    match kind {
+        "" | "file" => {}
+        "ocf" | "download" => {
+            ignored.insert(0, format!("{key} {kind:?} (the cache is as for \"file\")"));
+        }
+        _ => {
+            return Err(Error::Value {
+                path: path.to_owned(),
+                key,
+                found: format!("{kind:.100?}"),
+                expected: "file, ocf or download",
+            });
+        }
+    }
+    Ok(ignored)
 }
 
 fn given(text: String) -> Option<String> {
@@ -296,115 +345,5 @@ fn source(raw: RawCredentials, legacy: String, path: &Path) -> Result<Source, Er
             found: format!("{other:.100?}"),
             expected: "file, http, https or uds",
         }),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(text: &str) -> Result<ServiceConfig, Error> {
-        ServiceConfig::parse(text.as_bytes(), Path::new("F"))
-    }
-
-    #[test]
-    fn the_keys_that_matter_are_taken() {
-        let config = parse(
-            r#"{
-            "logLevel": 1, "ioEngine": 0, "exporterConfig": {"enable": false},
-            "credentialConfig": {"mode": "uds", "path": "/run/c.sock", "timeout": 3},
-            "cacheConfig": {"cacheType": "file", "cacheDir": "/c", "cacheSizeGB": 7, "refillSize": 262144},
-            "registryCacheDir": "/old", "registryCacheSizeGB": 9,
-            "download": {"enable": true, "delay": 600, "maxMBps": 10},
-            "p2pConfig": {"enable": true, "address": "localhost:19145/dadip2p"},
-            "prefetchConfig": {"concurrency": 8},
-            "certConfig": {"certFile": "/a.crt", "keyFile": "/a.key"},
-            "userAgent": "x/1 (y)"
-        }"#,
-        )
-        .unwrap();
-        assert!(matches!(config.credentials, Source::Service(_)));
-        assert_eq!(config.cache_dir.as_deref(), Some(Path::new("/c")));
-        assert_eq!(config.cache_size, Some(7 << 30));
-        assert_eq!(config.refill_size, Some(262_144));
-        let download = config.download.unwrap();
-        assert!(download.enabled());
-        assert_eq!(download.delay(), Duration::from_secs(600));
-        assert_eq!(download.delay_extra(), Duration::from_secs(30));
-        assert_eq!((download.rate(), download.attempts()), (Some(10 << 20), 5));
-        assert!(config.p2p.is_some());
-        assert_eq!(config.prefetch_concurrency, Some(8));
-        assert!(config.certificate.is_some());
-        assert_eq!(config.user_agent.as_deref(), Some("x/1 (y)"));
-    }
-
-    #[test]
-    fn older_names_hold_where_the_newer_say_nothing() {
-        let config = parse(
-            r#"{"credentialFilePath":"/opt/overlaybd/cred.json","registryCacheDir":"/old","registryCacheSizeGB":9}"#,
-        )
-        .unwrap();
-        assert!(matches!(config.credentials, Source::File(path) if path.ends_with("cred.json")));
-        assert_eq!(config.cache_dir.as_deref(), Some(Path::new("/old")));
-        assert_eq!(config.cache_size, Some(9 << 30));
-
-        let empty = parse("{}").unwrap();
-        assert!(matches!(empty.credentials, Source::None));
-        assert!(empty.download.is_none() && empty.p2p.is_none() && empty.cache_dir.is_none());
-        let off =
-            parse(r#"{"p2pConfig":{"enable":false,"address":"http://far.example"}}"#).unwrap();
-        assert!(off.p2p.is_none());
-    }
-
-    #[test]
-    fn values_that_cannot_be_used_are_refused() {
-        for text in [
-            "",
-            "[]",
-            "{",
-            r#"{"download":5}"#,
-            r#"{"download":{"delay":-1}}"#,
-            r#"{"cacheConfig":{"refillSize":1000}}"#,
-            r#"{"cacheConfig":{"refillSize":0}}"#,
-            r#"{"cacheConfig":{"refillSize":9223372036854775808}}"#,
-            r#"{"credentialConfig":{"mode":"ftp"}}"#,
-            r#"{"credentialConfig":{"mode":"http","path":""}}"#,
-            r#"{"credentialConfig":{"mode":"https","path":"h/x","client_cert_path":"/a"}}"#,
-            r#"{"credentialConfig":{"mode":"https","path":"h/x","server_ca_path":"/no/such/file"}}"#,
-            r#"{"p2pConfig":{"enable":true,"address":"http://far.example"}}"#,
-            r#"{"p2pConfig":{"enable":true,"address":""}}"#,
-            r#"{"certConfig":{"certFile":"/a"}}"#,
-            "{\"userAgent\":\"a\\r\\nb\"}",
-        ] {
-            assert!(parse(text).is_err(), "{text}");
-        }
-        let extreme = parse(
-            r#"{"cacheConfig":{"cacheSizeGB":18446744073709551615},
-                "prefetchConfig":{"concurrency":4294967295},
-                "download":{"maxMBps":0,"tryCnt":0,"blockSize":18446744073709551615}}"#,
-        )
-        .unwrap();
-        assert_eq!(extreme.cache_size, Some(u64::MAX));
-        assert_eq!(extreme.prefetch_concurrency, Some(MAX_CONCURRENCY));
-        let download = extreme.download.unwrap();
-        assert_eq!((download.rate(), download.attempts()), (None, 1));
-        assert_eq!(download.block_size(), 64 << 20);
-    }
-
-    #[test]
-    fn a_file_is_read_within_its_bound() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("overlaybd.json");
-        assert!(matches!(
-            ServiceConfig::load(&path),
-            Err(Error::Read { .. })
-        ));
-        std::fs::write(&path, "{}").unwrap();
-        assert!(ServiceConfig::load(&path).is_ok());
-        std::fs::write(&path, vec![b' '; MAX_CONFIG as usize + 1]).unwrap();
-        assert!(matches!(
-            ServiceConfig::load(&path),
-            Err(Error::Read { .. })
-        ));
     }
 }

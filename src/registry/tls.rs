@@ -58,6 +58,16 @@ impl Tls {
     }
 }
 
+/// Checks the files that the user names.
+///
+/// # Errors
+/// As [`Tls::new`].
+pub(super) fn check(ca: Option<&Path>, client: Option<&ClientCertificate>) -> Result<()> {
+    ca.map(certificates).transpose()?;
+    client.map(client_certificate).transpose()?;
+    Ok(())
+}
+
 fn certificate(der: &CertificateDer<'_>) -> Certificate<'static> {
     Certificate::from_der(der).to_owned()
 }

@@ -91,7 +91,8 @@ pub fn pull(task: &Pull, bar: &ProgressBar) -> Result<Pulled, Error> {
         registry: task.registry.clone(),
         sandbox: true,
     };
-    let image = resolve(program, &config, &task.reference, PATIENCE)?;
+    let process = Process::start(program, &config)?;
+    let image = resolve(&process, &task.reference, PATIENCE)?;
     let layers = image.layers.len();
     let mut blobs: Vec<_> = image.layers.into_iter().chain(image.trace).collect();
     // The same layer twice is one blob.
@@ -100,7 +101,6 @@ pub fn pull(task: &Pull, bar: &ProgressBar) -> Result<Pulled, Error> {
     let bytes = blobs.iter().filter_map(|blob| blob.size).sum();
     bar.set_length(bytes);
     let local = local_bytes(&task.cache, &blobs).map_err(|error| Error::Cache(Box::new(error)))?;
-    let process = Process::start(program, &config)?;
     let socket = process.attach(&blobs, None)?;
     let client = Client::start(socket, Patience::default(), || {});
     let client = client.map_err(ProcessError::Start)?;

@@ -1,15 +1,15 @@
 //! Layers in registries, for commands that read layers: a fetcher brings the bytes that are read.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Error;
 use super::open_files::OpenFiles;
 use super::sources::Sources;
 use crate::fetch::open::{AttachedBlobs, OpenError};
-use crate::fetch::process::{self, Config, Control, Process};
-use crate::fetch::resolve::resolve;
+use crate::fetch::process::{self, Config, Control, Process, ProcessError};
+use crate::fetch::resolve::{ResolveError, resolve};
 use crate::image::config::Stack;
 use crate::registry::args::RegistryArgs;
 use crate::registry::reference::Reference;
@@ -20,10 +20,12 @@ use crate::source::client::Patience;
 const START: Duration = Duration::from_secs(60);
 
 /// A cache, and how registries are reached.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Registries {
     fetcher: Config,
     patience: Patience,
+    /// The fetcher that resolved an image. It has a connection to the registry, and a token.
+    started: Mutex<Option<Process>>,
 }
 
 impl Registries {
@@ -40,6 +42,7 @@ impl Registries {
                 start: START,
                 serving: Some(deadline),
             },
+            started: Mutex::default(),
         }
     }
 
@@ -48,13 +51,14 @@ impl Registries {
     /// # Errors
     /// [`Error::Resolve`].
     pub fn resolve(&self, reference: &Reference) -> Result<Stack, Error> {
-        let program = Path::new(process::ITSELF);
-        let image = resolve(program, &self.fetcher, reference, self.patience.start)?;
+        let process = self.start().map_err(ResolveError::Process)?;
+        let image = resolve(&process, reference, self.patience.start)?;
+        *self.started() = Some(process);
         Ok(Stack::new(image.layers.into_iter().map(LayerRef::Remote)))
     }
 
-    /// Starts a fetcher for the layers that are in registries. It ends when the returned control is
-    /// dropped. Call it before the sandbox.
+    /// Lets a fetcher serve the layers that are in registries: the one that resolved the image, or a new one.
+    /// It ends when the returned control is dropped. Call it before the sandbox.
     ///
     /// # Errors
     /// [`Error::Layers`]: the cache or the options for registries cannot be used, or the system refuses
@@ -66,10 +70,19 @@ impl Registries {
             LayerRef::Remote(blob) => Some(Arc::clone(blob)),
         });
         let blobs = blobs.collect();
-        let process = Process::start(Path::new(process::ITSELF), &self.fetcher);
+        let started = self.started().take();
+        let process = started.map_or_else(|| self.start(), Ok);
         let process = process.map_err(OpenError::Process)?;
         let attached = AttachedBlobs::attach(&process, blobs, None).map_err(OpenError::Process)?;
         let sources = Sources::remote(files, attached, self.patience);
         Ok((sources, process.into_control()))
+    }
+
+    fn start(&self) -> Result<Process, ProcessError> {
+        Process::start(Path::new(process::ITSELF), &self.fetcher)
+    }
+
+    fn started(&self) -> MutexGuard<'_, Option<Process>> {
+        self.started.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

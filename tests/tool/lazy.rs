@@ -400,7 +400,7 @@ fn a_signal_ends_a_command_that_waits_and_all_it_started() {
 }
 
 #[test]
-fn a_resolver_ends_with_the_command_that_waits_for_it() {
+fn a_fetcher_that_asks_for_a_manifest_ends_with_the_command_that_waits_for_it() {
     let dir = tempfile::tempdir().unwrap();
     let asked = Arc::new(Mutex::new(0));
     let count = Arc::clone(&asked);

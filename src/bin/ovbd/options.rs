@@ -1,5 +1,6 @@
 //! Groups of options that several commands have.
 
+use std::cell::OnceCell;
 use std::fmt::Display;
 use std::num::NonZero;
 use std::path::PathBuf;
@@ -93,6 +94,9 @@ struct RemoteArgs {
     fetch_deadline: u64,
     #[command(flatten)]
     registry: RegistryArgs,
+    /// The registries, once they are needed.
+    #[arg(skip)]
+    registries: OnceCell<Registries>,
 }
 
 /// The files of a disk before the sandbox.
@@ -114,7 +118,10 @@ impl RemoteArgs {
     ///
     /// # Errors
     /// There is no cache.
-    fn registries(&self) -> Result<Registries, Box<dyn std::error::Error>> {
+    fn registries(&self) -> Result<&Registries, Box<dyn std::error::Error>> {
+        if let Some(registries) = self.registries.get() {
+            return Ok(registries);
+        }
         let configured = self.registry.service_config.as_deref();
         let configured = configured.map(ServiceConfig::load).transpose()?;
         let cache = self.cache.clone();
@@ -126,7 +133,8 @@ impl RemoteArgs {
         };
         let registry = self.registry.clone();
         let deadline = Duration::from_secs(self.fetch_deadline);
-        Ok(Registries::new(cache, registry, deadline))
+        let registries = Registries::new(cache, registry, deadline);
+        Ok(self.registries.get_or_init(|| registries))
     }
 
     /// The layers at `paths`. A single path that names no file, but an image in a registry, is that

@@ -1,15 +1,19 @@
 //! How many requests an opening takes, and how many of them side by side.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
+use common::daemon::Daemon;
 use common::layers::{LayerBuilder, wrap_tar};
+use common::registries;
 use common::registry_server::{Reply, Server, answer, serve, until};
 use common::remote::{Layers, Place};
+use ovbd_vhost::format::digest::Digest;
 use serde_json::json;
 
-use super::{Reader, UNIT, asked_units};
+use super::{Reader, UNIT, asked_units, fetching};
 
 const MIB: usize = 1 << 20;
 
@@ -115,6 +119,70 @@ fn all_layers_are_opened_in_one_wave_after_the_token() {
     let _daemon = place.serve(&[]);
     assert_eq!((server.count(), tokens.count()), (2 * LAYERS + 1, 1));
     wave.assert_whole();
+}
+
+/// What the fetcher learned to get the manifest serves the layers: one challenge and one token, and the
+/// layers are asked for in the next round trip. The layers have the URL that is used.
+#[test]
+fn an_image_is_opened_with_one_challenge_and_one_token() {
+    let layers = Layers::side_by_side(LAYERS, 2 * MIB);
+    let place = Place::default();
+    let digest = |blob: &[u8]| Digest::of(blob).to_string();
+    let named = |blob: &Vec<u8>| (digest(blob), blob.clone());
+    let blobs: HashMap<_, _> = layers.blobs.iter().map(named).collect();
+    let listed = layers
+        .blobs
+        .iter()
+        .map(|blob| registries::layer(&Digest::of(blob), blob.len() as u64));
+    let manifest = registries::manifest(&Digest::of(b"{}"), listed.collect()).to_string();
+    let wave = Arc::new(Wave::default());
+    let joined = Arc::clone(&wave);
+    let tokens = Server::start(|_| answer(200, &[], br#"{"token":"T","expires_in":3600}"#));
+    let challenge = format!("Bearer realm=\"{}\"", tokens.url("/t"));
+    let server = Server::start(move |request| {
+        if request.header("authorization") != Some("Bearer T") {
+            return answer(401, &[("WWW-Authenticate", challenge.as_str())], b"");
+        }
+        let (path, name) = request.target.rsplit_once('/').expect("a path");
+        if path.ends_with("/manifests") {
+            let kind = "application/vnd.oci.image.manifest.v1+json";
+            return answer(200, &[("Content-Type", kind)], manifest.as_bytes());
+        }
+        joined.join(2 * LAYERS);
+        serve(request, &blobs[name])
+    });
+    let (host, cache) = (server.host(), place.path("cache").display().to_string());
+    let (reference, control) = (
+        format!("{host}/a/b:1"),
+        place.path("control").display().to_string(),
+    );
+    let options = [
+        "--image",
+        &reference,
+        "--insecure-registry",
+        &host,
+        "--cache",
+        &cache,
+        "--control",
+        &control,
+    ];
+    let daemon = Daemon::with::<&str>(&[], &options);
+    assert_eq!((server.count(), tokens.count()), (2 * LAYERS + 2, 1));
+    wave.assert_whole();
+    for (layer, blob) in fetching(&place)["layers"]
+        .as_array()
+        .expect("layers")
+        .iter()
+        .zip(&layers.blobs)
+    {
+        assert_eq!(
+            layer["layer"],
+            format!("http://{host}/v2/a/b/blobs/{}", digest(blob))
+        );
+    }
+    let mut reader = Reader::connect(&daemon);
+    reader.ask([0]);
+    reader.check(&layers.content);
 }
 
 /// The index of many small mappings is longer than the end of the layer that is asked for at once.

@@ -1,0 +1,316 @@
+//! The fetcher as a process of its own, and the process that keeps one running.
+//!
+//! ```text
+//!  owner (a disk's daemon, or a tool)           keeper.rs                   server.rs
+//!    Process::start ---- stdin: control socket --> run
+//!                                                    | starts, and starts again --> run
+//!    Process::attach -- list of blobs, socket -----> | keeps and passes on -------> Fetcher::attach
+//!    resolve() -------- reference, socket ---------> | keeps and passes on -------> image_lookup::find
+//!    client socket <==================== fetches, answers, descriptors ==========>
+//! ```
+//! The owner may enter a sandbox that starts no programs; the keeper stays outside of it, has no
+//! network and parses nothing. It holds the fetcher's ends of the sockets, so that what a fetcher
+//! did not read when it died is read by the next one. Both end when the owner closes its end of
+//! the control socket. If the keeper dies before, the fetcher serves on until its disks are gone;
+//! only a new one is not started then.
+//!
+//! The fetcher also resolves references to images: what it learned of the registry to get the manifest
+//! (how to log in, the token, open connections) serves the first request for a layer. A process of its
+//! own for this would have to hand tokens on, and pay for each round trip again. The owner reads a short,
+//! checked list of layers, and never what a registry wrote.
+//!
+//! Keeper and fetcher are this same program, told apart by the name they are called by;
+//! so the binaries call [`run_if_asked`] before anything else. Neither ends by SIGINT or SIGTERM,
+//! which a terminal or a service manager sends to all processes of a service: the disk still needs
+//! them to finish its reads.
+
+mod keeper;
+mod message;
+mod server;
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use thiserror::Error;
+
+use super::download::Download;
+use super::sandbox::{self, Reach};
+use crate::cache::{self, Cache};
+use crate::reason::reason;
+use crate::registry::args::RegistryArgs;
+use crate::registry::client::Client;
+use crate::registry::credentials::Source;
+use crate::registry::reference::Reference;
+use crate::registry::repository;
+use crate::registry::service_config::{self, ServiceConfig};
+use crate::source::RemoteBlob;
+use crate::source::link;
+use message::{Listed, Order};
+
+pub(super) use message::{MAX_TEXT, Resolved};
+
+/// The running program, also if its file was replaced since.
+pub const ITSELF: &str = "/proc/self/exe";
+
+/// Names that this program is called by.
+const KEEPER: &str = "ovbd-fetch-keeper";
+const FETCHER: &str = "ovbd-fetcher";
+
+/// How long another process may take to end.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+const TICK: Duration = Duration::from_millis(100);
+
+/// What a fetcher needs to know.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Config {
+    /// The cache directory.
+    pub cache: PathBuf,
+    /// How to reach registries. Files that are named here are read again by each new fetcher.
+    pub registry: RegistryArgs,
+    /// Whether the fetcher gives up what fetching does not need.
+    pub sandbox: bool,
+}
+
+/// What a configuration leads to.
+#[derive(Debug)]
+struct Access {
+    cache: Cache,
+    client: Client,
+    service: ServiceConfig,
+    reach: Option<Reach>,
+}
+
+impl Config {
+    /// Reads what is named, to report here what the fetcher could only fail at again and again.
+    fn check(&self) -> Result<(), ProcessError> {
+        self.open_cache()?;
+        let (options, service) = self.registry.clone().into_options()?;
+        Client::check(&options).map_err(|error| ProcessError::Registry(Box::new(error)))?;
+        service.report_ignored();
+        Ok(())
+    }
+
+    fn open_cache(&self) -> Result<Cache, ProcessError> {
+        let cache = Cache::open(&self.cache);
+        cache.map_err(|error| ProcessError::Cache(Box::new(error)))
+    }
+
+    /// Opens the cache and prepares a client of registries.
+    fn open(&self) -> Result<Access, ProcessError> {
+        let cache = self.open_cache()?;
+        let (options, service) = self.registry.clone().into_options()?;
+        let reach = self.sandbox.then(|| Reach {
+            cache: self.cache.clone(),
+            credentials: match &options.credentials {
+                Source::File(path) => vec![path.clone()],
+                Source::None | Source::Service(_) => Vec::new(),
+            },
+        });
+        let client = Client::new(options);
+        let client = client.map_err(|error| ProcessError::Registry(Box::new(error)))?;
+        Ok(Access {
+            cache,
+            client,
+            service,
+            reach,
+        })
+    }
+}
+
+impl Access {
+    /// Enters the sandbox, if there is to be one. Call it while the process has one thread.
+    fn confine(&self) -> Result<(), ProcessError> {
+        let entered = self.reach.as_ref().map(sandbox::enter).transpose();
+        entered.map(|_| ()).map_err(ProcessError::Sandbox)
+    }
+}
+
+/// The fetcher cannot be started or used.
+#[derive(Debug, Error)]
+pub enum ProcessError {
+    /// The system refuses a process or a socket.
+    #[error("cannot start the fetcher")]
+    Start(#[source] io::Error),
+    /// A URL of blobs is malformed.
+    #[error(transparent)]
+    Url(#[from] repository::Error),
+    /// The service configuration cannot be used.
+    #[error(transparent)]
+    Service(#[from] service_config::Error),
+    /// Registries cannot be used as configured.
+    #[error("cannot reach registries")]
+    Registry(#[source] Box<crate::registry::error::Error>),
+    /// The cache cannot be used.
+    #[error(transparent)]
+    Cache(Box<cache::Error>),
+    /// The fetcher's sandbox cannot be entered.
+    #[error("cannot enter the fetcher's sandbox; only `ovbd-vhost` can disable it (--sandbox off)")]
+    Sandbox(#[source] sandbox::Error),
+    /// The text of a message is malformed.
+    #[error("malformed message to the fetcher")]
+    Message(#[from] serde_json::Error),
+}
+
+impl From<io::Error> for ProcessError {
+    fn from(error: io::Error) -> Self {
+        Self::Start(error)
+    }
+}
+
+/// A running fetcher. Ends when dropped.
+#[derive(Debug)]
+pub struct Process {
+    // Dropped first: the keeper ends then.
+    control: Control,
+    keeper: Keeper,
+    registry: RegistryArgs,
+}
+
+/// The owner's end of the control socket. The fetcher ends when it is dropped, or when the process
+/// that holds it ends.
+#[derive(Debug)]
+pub struct Control(OwnedFd);
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Both);
+    }
+}
+
+#[derive(Debug)]
+struct Keeper(Child);
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        // It ends by itself; waiting only spares a zombie.
+        let start = Instant::now();
+        while start.elapsed() < PATIENCE && matches!(self.0.try_wait(), Ok(None)) {
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Process {
+    /// Checks the configuration, and starts a fetcher and its keeper. Both are `program`, whose
+    /// `main` calls [`run_if_asked`]. Call it before the sandbox.
+    ///
+    /// # Errors
+    /// A [`ProcessError`]: the cache or the configuration cannot be used, or the system refuses.
+    pub fn start(program: &Path, config: &Config) -> Result<Self, ProcessError> {
+        config.check()?;
+        let (ours, theirs) = link::pair()?;
+        let keeper = spawn(program, KEEPER, theirs)?;
+        let process = Self {
+            control: Control(ours),
+            keeper: Keeper(keeper),
+            registry: config.registry.clone(),
+        };
+        message::send(&process.control.0, config, None)?;
+        Ok(process)
+    }
+
+    /// Process number of the keeper, whose only child is the fetcher.
+    pub fn keeper(&self) -> u32 {
+        self.keeper.0.id()
+    }
+
+    /// Gives up the child process: a sandbox may not let its owner wait for it. It stays a zombie
+    /// until the owner ends.
+    pub fn into_control(self) -> Control {
+        std::mem::forget(self.keeper);
+        self.control
+    }
+
+    /// Lets a disk process ask for the blobs by their places in the list, and downloads them
+    /// meanwhile if that is asked for; returns the disk's end of the connection.
+    ///
+    /// # Errors
+    /// [`ProcessError::Start`] if the system refuses a socket, or the keeper is gone.
+    pub fn attach(
+        &self,
+        blobs: &[Arc<RemoteBlob>],
+        download: Option<Download>,
+    ) -> Result<OwnedFd, ProcessError> {
+        let blobs = blobs.iter().map(|blob| Listed {
+            digest: blob.digest.to_string(),
+            size: blob.size,
+            blobs_url: blob.blobs_url.clone(),
+        });
+        let blobs = blobs.collect();
+        let (ours, theirs) = link::pair()?;
+        let order = Order::Attach { blobs, download };
+        message::send(&self.control.0, &order, Some(theirs))?;
+        Ok(ours)
+    }
+
+    /// Lets the fetcher find the layers of an image; returns the stream with its answer.
+    pub(super) fn ask_for_image(
+        &self,
+        reference: &Reference,
+        patience: Duration,
+    ) -> Result<UnixStream, ProcessError> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let reference = reference.to_string();
+        let order = Order::Resolve {
+            reference,
+            patience,
+        };
+        message::send(&self.control.0, &order, Some(theirs.into()))?;
+        Ok(ours)
+    }
+
+    /// How registries are reached.
+    pub(super) fn registry(&self) -> &RegistryArgs {
+        &self.registry
+    }
+}
+
+/// Runs keeper or fetcher if this program was called by the name of one.
+pub fn run_if_asked() -> Option<ExitCode> {
+    let name = std::env::args_os().next()?;
+    let run = match name.to_str()? {
+        KEEPER => keeper::run,
+        FETCHER => server::run,
+        _ => return None,
+    };
+    if let Ok(name) = CString::new(name.as_bytes()) {
+        let _ = rustix::thread::set_name(&name);
+    }
+    // The control socket. Its number is free again then: nothing else reads standard input.
+    let control = io::stdin().as_fd().try_clone_to_owned();
+    Some(match control.map_err(ProcessError::Start).and_then(run) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error!("{}", reason(&error));
+            ExitCode::FAILURE
+        }
+    })
+}
+
+/// Survives what a terminal or a service manager sends to all processes of a service.
+fn ignore_signals() {
+    for signal in [SIGINT, SIGTERM] {
+        if let Err(error) = signal_hook::flag::register(signal, Arc::default()) {
+            log::warn!("cannot ignore signal {signal}: {error}");
+        }
+    }
+}
+
+/// Starts a program, called by this name, with a socket as its standard input.
+fn spawn(program: &Path, name: &str, input: OwnedFd) -> Result<Child, ProcessError> {
+    let mut command = Command::new(program);
+    command.arg0(name).stdin(Stdio::from(input));
+    Ok(command.stdout(Stdio::null()).spawn()?)
+}
