@@ -76,7 +76,7 @@ pub enum Error {
         /// No name server answered, or one failed: the next look-up may succeed.
         temporary: bool,
     },
-    /// A blob or manifest does not have the size or digest it should.
+    /// A blob, manifest or token does not have the size or digest it should.
     #[error("{what} from {host}: expected {expected}, found {found}")]
     Mismatch {
         /// The server.

@@ -282,10 +282,11 @@ impl Answer {
         let mut bounded = io::Read::take(reader, limit + 1);
         match io::Read::read_to_end(&mut bounded, &mut bytes) {
             Ok(_) if bytes.len() as u64 <= limit => Ok(bytes),
-            Ok(_) => Err(Error::Unexpected {
+            Ok(_) => Err(Error::Mismatch {
                 host,
                 what: what.to_owned(),
-                detail: format!("the body has more than {limit} bytes"),
+                expected: format!("at most {limit} bytes"),
+                found: "a longer body".to_owned(),
             }),
             Err(error) => Err(body_failure(host, error)),
         }

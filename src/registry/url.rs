@@ -80,6 +80,7 @@ impl Url {
             let folder = path.rfind('/').map_or("/", |slash| &path[..=slash]);
             format!("{folder}{location}")
         };
+        let path = without_dot_segments(&path);
         Url::new(self.scheme, self.host.clone(), &path).ok_or_else(refuse)
     }
 
@@ -125,6 +126,26 @@ impl fmt::Debug for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.without_query())
     }
+}
+
+/// A path, with a query or without, in which `.` and `..` are resolved (RFC 3986, 5.2.4): a server may
+/// refuse them, or sign the path without them.
+fn without_dot_segments(path: &str) -> String {
+    let end = path.find(['?', '#']).unwrap_or(path.len());
+    let (path, query) = path.split_at(end);
+    let mut kept = Vec::new();
+    for segment in path.split('/').skip(1) {
+        match segment {
+            "." => {}
+            ".." => drop(kept.pop()),
+            segment => kept.push(segment),
+        }
+    }
+    // What ends in a dot segment names a directory.
+    if path.ends_with("/.") || path.ends_with("/..") {
+        kept.push("");
+    }
+    format!("/{}{query}", kept.join("/"))
 }
 
 /// Percent-encodes what is not unreserved (RFC 3986, 2.3).
@@ -216,6 +237,11 @@ mod tests {
             ("y", "https://h:5/v2/a/blobs/y"),
             ("?r", "https://h:5/v2/a/blobs/x?r"),
             ("", "https://h:5/v2/a/blobs/x"),
+            ("../y", "https://h:5/v2/a/y"),
+            ("../.././b//../c/./?d=/../e", "https://h:5/v2/b/c/?d=/../e"),
+            ("..", "https://h:5/v2/a/"),
+            (".", "https://h:5/v2/a/blobs/"),
+            ("/../../k/../l..", "https://h:5/l.."),
         ] {
             assert_eq!(base.join(location).unwrap().to_string(), expected);
         }

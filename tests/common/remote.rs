@@ -6,12 +6,14 @@ use std::process::Output;
 use std::sync::Arc;
 
 use ovbd_vhost::format::digest::Digest;
+use rustls::ServerConfig;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::content::tagged;
 use crate::daemon::{self, Daemon};
 use crate::layers::{LayerBuilder, Pack, wrap_tar, zfile};
+use crate::registries;
 use crate::registry_server::{Received, Reply, Server, answer, serve};
 
 /// Repository of all layers.
@@ -83,16 +85,36 @@ impl Layers {
         &self,
         reply: impl Fn(&Received, &[u8]) -> Reply + Send + Sync + 'static,
     ) -> Server {
+        Server::start(self.handler(reply))
+    }
+
+    /// A registry behind TLS that has the blobs.
+    pub fn registry_tls(&self, tls: Arc<ServerConfig>) -> Server {
+        Server::start_tls(tls, self.handler(serve))
+    }
+
+    /// What a registry does that gives this reply to a request for a blob.
+    pub fn handler(
+        &self,
+        reply: impl Fn(&Received, &[u8]) -> Reply + Send + Sync + 'static,
+    ) -> impl Fn(&Received) -> Reply + Send + Sync + 'static {
         let named = |blob: &Vec<u8>| (Digest::of(blob).to_string(), blob.clone());
         let blobs: Vec<_> = self.blobs.iter().map(named).collect();
-        Server::start(move |request| {
+        move |request| {
             let path = request.target.split('?').next().unwrap_or_default();
             let mut found = blobs.iter().filter(|(digest, _)| path.ends_with(digest));
             match found.next() {
                 Some((_, blob)) => reply(request, blob),
                 None => answer(404, &[], b""),
             }
-        })
+        }
+    }
+
+    /// The manifest of an image with these layers.
+    pub fn manifest(&self) -> Value {
+        let layer = |blob: &Vec<u8>| registries::layer(&Digest::of(blob), blob.len() as u64);
+        let layers = self.blobs.iter().map(layer).collect();
+        registries::manifest(&Digest::of(b"{}"), layers)
     }
 
     /// The entries of an image config for these layers.
@@ -151,6 +173,33 @@ impl Place {
         Daemon::with::<&str>(&[], &all)
     }
 
+    /// Command-line options for the image of [`REPOSITORY`] that `selector` names (`:TAG`, `@DIGEST`), in a
+    /// registry at `host` that speaks plain HTTP.
+    pub fn image_options(&self, host: &str, selector: &str) -> Vec<String> {
+        let reference = format!("{host}/{REPOSITORY}{selector}");
+        let cache = self.path("cache").display().to_string();
+        let options = [
+            ("--image", reference.as_str()),
+            ("--insecure-registry", host),
+            ("--cache", &cache),
+        ];
+        let options = options.iter().flat_map(|(name, value)| [*name, *value]);
+        options.map(str::to_owned).collect()
+    }
+
+    /// Serves an image by its reference.
+    pub fn serve_image(&self, host: &str, selector: &str, more: &[&str]) -> Daemon {
+        let options = self.image_options(host, selector);
+        let all = options.iter().map(String::as_str);
+        let all: Vec<_> = all.chain(more.iter().copied()).collect();
+        Daemon::with::<&str>(&[], &all)
+    }
+
+    /// Starts the daemon with an image where it must not come to serving.
+    pub fn run_image(&self, host: &str, selector: &str, more: &[&str]) -> Output {
+        self.run_with(self.image_options(host, selector), more)
+    }
+
     /// Serves the config in a mount namespace of its own: see [`Daemon::in_namespace`].
     pub fn serve_in_namespace(&self, setup: &str, more: &[&str]) -> Daemon {
         let options = self.options();
@@ -161,7 +210,10 @@ impl Place {
 
     /// Starts the daemon with the config where it must not come to serving.
     pub fn run(&self, more: &[&str]) -> Output {
-        let mut options = self.options();
+        self.run_with(self.options(), more)
+    }
+
+    fn run_with(&self, mut options: Vec<String>, more: &[&str]) -> Output {
         options.extend(["--socket".to_owned(), self.path("s").display().to_string()]);
         options.extend(more.iter().map(|option| (*option).to_owned()));
         daemon::run(options)

@@ -211,7 +211,7 @@ fn useless_token_servers_are_told_apart() {
     let broken = reply(answer(500, &[], b""));
     assert_eq!(broken.class(), Class::Passing { retry_after: None });
     let long = reply(answer(200, &[], &vec![b' '; 100_000]));
-    assert!(matches!(long, Error::Unexpected { .. }), "{long}");
+    assert!(matches!(long, Error::Mismatch { .. }), "{long}");
 }
 
 #[test]

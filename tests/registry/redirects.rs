@@ -71,7 +71,7 @@ fn relative_and_chained_redirects_are_followed() {
         "/v2/a/relative" => redirect(307, "../k?x=1"),
         "/three" => redirect(302, "/four"),
         "/four" => redirect(302, "five"),
-        "/v2/a/k?x=1" | "/v2/a/blobs/../k?x=1" | "/five" => serve(request, &served),
+        "/v2/a/k?x=1" | "/five" => serve(request, &served),
         target if target.starts_with("/v2/a/blobs/") => redirect(307, "../k?x=1"),
         _ => redirect(307, "/three"),
     });

@@ -3,16 +3,20 @@
 mod answers;
 mod background;
 mod counting;
+mod credentials;
 mod damage;
 mod eviction;
+mod images;
 mod links;
 mod network;
 mod opening;
 mod outages;
 mod prefetch;
+mod redirects;
 mod refusals;
 mod sharing;
 mod storage;
+mod tls;
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;

@@ -140,19 +140,7 @@ fn an_image_is_served_by_its_reference() {
     let index = storage.manifest(REPOSITORY, "many", &text.to_string());
     let mut registry = DockerRegistry::open(storage);
     let host = registry.host().to_owned();
-    let cache = place.path("cache").display().to_string();
-    let serve = |selector: &str| {
-        let reference = format!("{host}/{REPOSITORY}{selector}");
-        let options = [
-            "--image",
-            &reference,
-            "--insecure-registry",
-            &host,
-            "--cache",
-            &cache,
-        ];
-        Daemon::with::<&str>(&[], &options)
-    };
+    let serve = |selector: &str| place.serve_image(&host, selector, &[]);
     let (by_digest, by_index) = (format!("@{manifest}"), format!("@{index}"));
     let selectors = [":1.2", ":many", &by_digest, &by_index];
     for selector in selectors {

@@ -95,20 +95,8 @@ fn the_trace_layer_of_an_image_is_replayed() {
     storage.image_with_trace(REPOSITORY, "1", &blobs, &wrap_tar(&whole_bottom()));
     let registry = DockerRegistry::open(storage);
     let host = registry.host().to_owned();
-    let reference = format!("{host}/{REPOSITORY}:1");
-    let path = |name| place.path(name).display().to_string();
-    let (cache, control) = (path("cache"), path("control"));
-    let options = [
-        "--image",
-        &reference,
-        "--insecure-registry",
-        &host,
-        "--cache",
-        &cache,
-        "--control",
-        &control,
-    ];
-    let daemon = Daemon::with::<&str>(&[], &options);
+    let control = place.path("control").display().to_string();
+    let daemon = place.serve_image(&host, ":1", &["--control", &control]);
     check_local(&layers, &place, registry, &daemon);
 }
 
