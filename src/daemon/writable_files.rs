@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::fs::{Access, access};
 use uuid::Uuid;
 
 use super::Error;
@@ -47,7 +48,8 @@ impl WritableFiles {
     ///
     /// # Errors
     ///
-    /// [`Error::Writable`] if a directory is missing, or another process holds its lock.
+    /// [`Error::Writable`] if a directory is missing, if the daemon's user cannot create files in it, or if
+    /// another process holds its lock.
     pub fn find(source: &WritableSource) -> Result<Self, Error> {
         let (paths, automatic) = match source {
             WritableSource::Files(paths) => (paths.clone(), None),
@@ -68,6 +70,9 @@ impl WritableFiles {
         for directory in paths.directories() {
             let found = fs::metadata(&directory);
             found.map_err(|source| failed("open", &directory, source))?;
+            // Flushes and snapshots create and rename files in it, as the daemon's user.
+            access(&directory, Access::WRITE_OK | Access::EXEC_OK)
+                .map_err(|errno| failed("create files in", &directory, errno.into()))?;
         }
         Ok(Self { paths, automatic })
     }

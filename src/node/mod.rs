@@ -32,10 +32,12 @@ pub mod watcher;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 
 pub use error::Error;
 
+use crate::daemon::notify::Manager;
 use allow::AllowedDirs;
 use disks::Disks;
 use launch::Launcher;
@@ -78,12 +80,15 @@ async fn serve(config: Config) -> Result<(), Error> {
     disks.clone().recover().await?;
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Runtime)?;
+    let manager = Manager::connect();
+    manager.tell(&NotifyState::Ready);
     log::info!("serving the API on {}", config.control.display());
     tokio::select! {
         () = api::serve(listener, disks.clone()) => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
+    manager.tell(&NotifyState::Stopping);
     log::info!("stopping; disks keep running");
     // Removing a path that is gone already is no failure.
     let _ = std::fs::remove_file(&config.control);

@@ -3,4 +3,5 @@
 mod faults;
 mod lifecycle;
 mod node;
+mod units;
 mod verbs;

@@ -132,18 +132,23 @@ impl Drop for Node {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let entries = fs::read_dir(self.dir.path().join("state/disks"))
-            .into_iter()
-            .flatten()
-            .flatten();
-        for entry in entries {
-            let text = fs::read_to_string(entry.path()).unwrap_or_default();
-            let pid = serde_json::from_str::<Value>(&text)
-                .ok()
-                .and_then(|entry| entry["process"]["pid"].as_i64());
-            if let Some(pid) = pid.and_then(|pid| Pid::from_raw(pid as i32)) {
-                let _ = kill_process(pid, Signal::KILL);
-            }
+        kill_disks(&self.dir.path().join("state"));
+    }
+}
+
+/// Kills the disk processes that the entries of a state directory name.
+pub fn kill_disks(state: &Path) {
+    let entries = fs::read_dir(state.join("disks"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    for entry in entries {
+        let text = fs::read_to_string(entry.path()).unwrap_or_default();
+        let pid = serde_json::from_str::<Value>(&text)
+            .ok()
+            .and_then(|entry| entry["process"]["pid"].as_i64());
+        if let Some(pid) = pid.and_then(|pid| Pid::from_raw(pid as i32)) {
+            let _ = kill_process(pid, Signal::KILL);
         }
     }
 }

@@ -6,6 +6,9 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ovbd_vhost::format::lsmt::Header;
+use ovbd_vhost::format::lsmt::writable::Kind;
+use ovbd_vhost::writable::{Paths, create};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{field, statuses};
@@ -13,6 +16,7 @@ use common::PATIENCE;
 use common::daemon;
 use common::disk;
 use common::guest::{Guest, Options};
+use uuid::Uuid;
 
 /// Starts the daemon as the user `nobody`, on layers that only the user who starts it may read.
 #[test]
@@ -103,4 +107,46 @@ fn an_unknown_user_is_an_error() {
     assert!(!socket.exists());
     let lone = daemon::run(["--socket", "s", "--layers", layer, "--group", "0"]);
     assert_eq!(lone.status.code(), Some(2), "--group without --user");
+}
+
+/// Flushes and snapshots create files beside a writable layer. A directory in which the daemon's user cannot do that is
+/// told at the start, and not by the first snapshot.
+#[test]
+fn a_directory_of_a_writable_layer_that_belongs_to_another_user_is_refused() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let paths = ["u.data", "u.index"].map(|name| directory.path().join(name));
+    let header = Header {
+        index_offset: 0,
+        index_entries: 0,
+        virtual_size: 1 << 20,
+        uuid: Uuid::from_u128(7),
+        parent_uuid: Uuid::nil(),
+        message: Vec::new(),
+    };
+    let [data, index] = paths.clone();
+    create(&Paths { data, index }, Kind::Hybrid, &header).unwrap();
+    for path in &paths {
+        chown(path, Some(65534), Some(65534)).unwrap();
+    }
+    let upper = format!("data={},index={}", paths[0].display(), paths[1].display());
+    let socket = directory.path().join("s");
+    let output = daemon::run([
+        "--upper",
+        &upper,
+        "--user",
+        "65534",
+        "--group",
+        "65534",
+        "--socket",
+        socket.to_str().unwrap(),
+    ]);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    let folder = directory.path().display();
+    let expected = format!("cannot create files in {folder}: Permission denied");
+    assert!(text.contains(&expected), "{text}");
 }
