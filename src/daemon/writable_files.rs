@@ -54,11 +54,7 @@ impl WritableFiles {
         let (paths, automatic) = match source {
             WritableSource::Files(paths) => (paths.clone(), None),
             WritableSource::Directory(directory) => {
-                let paths = Paths {
-                    data: directory.join("upper.data"),
-                    index: directory.join("upper.index"),
-                };
-                (paths, Some(lock(directory)?))
+                (Paths::in_directory(directory), Some(lock(directory)?))
             }
         };
         let absolute =

@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::io::directory::parent_of;
@@ -17,6 +17,14 @@ pub struct Paths {
 }
 
 impl Paths {
+    /// The files of `--upper-auto DIR`.
+    pub fn in_directory(directory: &Path) -> Self {
+        Self {
+            data: directory.join("upper.data"),
+            index: directory.join("upper.index"),
+        }
+    }
+
     /// Directories of the files.
     pub fn directories(&self) -> Vec<PathBuf> {
         let mut directories: Vec<_> = [&self.data, &self.index]

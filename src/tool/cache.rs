@@ -6,7 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use indicatif::ProgressBar;
 use serde::Serialize;
 
-use crate::cache::{Cache, Error, Item, TablesItem};
+use super::table::{Align, Table, count, size, span};
+use crate::cache::{Cache, Error, Evicted, Item, TablesItem};
 use crate::format::digest::Digest;
 
 /// The blobs and image tables of a cache, as text or as JSON.
@@ -91,11 +92,15 @@ pub fn list(cache: &Cache) -> Result<Listing, Error> {
 impl fmt::Display for Listing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let now = seconds(SystemTime::now());
-        writeln!(
-            f,
-            "{:71}  {:8}  {:>14}  {:>14}  {:>14}  {:>10}",
-            "DIGEST", "STATE", "SIZE", "PRESENT", "STORED", "USED"
-        )?;
+        let ago = |used: u64| format!("{} ago", span(now.saturating_sub(used)));
+        let mut blobs = Table::new([
+            ("DIGEST", Align::Left),
+            ("STATE", Align::Left),
+            ("SIZE", Align::Right),
+            ("PRESENT", Align::Right),
+            ("STORED", Align::Right),
+            ("USED", Align::Right),
+        ]);
         for row in &self.blobs {
             let state = match (row.complete, row.in_use) {
                 (true, true) => "in use",
@@ -103,21 +108,27 @@ impl fmt::Display for Listing {
                 (false, true) => "filling",
                 (false, false) => "partial",
             };
-            let ago = format!("{} s ago", now.saturating_sub(row.used));
-            writeln!(
-                f,
-                "{:71}  {state:8}  {:>14}  {:>14}  {:>14}  {ago:>10}",
-                row.digest, row.size, row.present, row.stored
-            )?;
+            blobs.add([
+                row.digest.clone(),
+                state.to_owned(),
+                size(row.size),
+                size(row.present),
+                size(row.stored),
+                ago(row.used),
+            ]);
         }
+        write!(f, "{blobs}")?;
         if self.tables.is_empty() {
             return Ok(());
         }
-        writeln!(
-            f,
-            "\n{:71}  {:10}  {:>12}  {:>14}  {:>14}  {:>10}",
-            "IMAGE TABLES", "STATE", "LAYERS", "SEGMENTS", "STORED", "USED"
-        )?;
+        let mut tables = Table::new([
+            ("IMAGE TABLES", Align::Left),
+            ("STATE", Align::Left),
+            ("LAYERS", Align::Right),
+            ("SEGMENTS", Align::Right),
+            ("STORED", Align::Right),
+            ("USED", Align::Right),
+        ]);
         for row in &self.tables {
             let state = match (row.complete, row.in_use) {
                 (true, true) => "in use",
@@ -125,28 +136,84 @@ impl fmt::Display for Listing {
                 (false, true) => "writing",
                 (false, false) => "incomplete",
             };
-            let ago = format!("{} s ago", now.saturating_sub(row.used));
-            writeln!(
-                f,
-                "{:71}  {state:10}  {:>12}  {:>14}  {:>14}  {ago:>10}",
-                row.key, row.layers, row.segments, row.stored
-            )?;
+            tables.add([
+                row.key.clone(),
+                state.to_owned(),
+                row.layers.to_string(),
+                count(row.segments),
+                size(row.stored),
+                ago(row.used),
+            ]);
+        }
+        write!(f, "\n{tables}")
+    }
+}
+
+/// What was removed from a cache. Field names are those of the JSON.
+#[derive(Debug, Serialize)]
+pub struct Removed {
+    files: u64,
+    bytes: u64,
+    /// Bytes that are in use and were to be removed too.
+    in_use_bytes: u64,
+}
+
+impl From<Evicted> for Removed {
+    fn from(evicted: Evicted) -> Self {
+        Self {
+            files: evicted.files,
+            bytes: evicted.bytes,
+            in_use_bytes: evicted.missing,
+        }
+    }
+}
+
+impl fmt::Display for Removed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "removed {} files, {}", self.files, size(self.bytes))?;
+        match self.in_use_bytes {
+            0 => Ok(()),
+            more => writeln!(f, "cannot remove {} more: they are in use", size(more)),
+        }
+    }
+}
+
+/// Result of verifying a cache. Field names are those of the JSON.
+#[derive(Debug, Serialize)]
+pub struct Verified {
+    /// Number of blobs and image tables that were verified.
+    verified: usize,
+    /// Those that were damaged, and are removed.
+    damaged: Vec<String>,
+    /// Those that were named and are not complete.
+    incomplete: Vec<String>,
+}
+
+impl Verified {
+    /// Returns whether all are complete and undamaged.
+    pub fn is_ok(&self) -> bool {
+        self.damaged.is_empty() && self.incomplete.is_empty()
+    }
+}
+
+impl fmt::Display for Verified {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for digest in &self.damaged {
+            writeln!(f, "{digest} was damaged; removed it")?;
+        }
+        for digest in &self.incomplete {
+            writeln!(f, "{digest} is not complete")?;
         }
         Ok(())
     }
 }
 
-/// Verifies complete blobs and image tables, all or the named ones, and removes damaged ones. Reports
-/// each that is damaged, and each named one that is not complete. Returns their number.
+/// Verifies complete blobs and image tables, all or the named ones, and removes damaged ones. Returns
+/// those that are damaged, and the named ones that are not complete.
 ///
 /// # Errors
 /// [`Error::File`] and [`Error::Locked`] if the system fails.
-pub fn verify(
-    cache: &Cache,
-    digests: &[Digest],
-    bar: &ProgressBar,
-    tell: &mut dyn FnMut(&str),
-) -> Result<usize, Error> {
+pub fn verify(cache: &Cache, digests: &[Digest], bar: &ProgressBar) -> Result<Verified, Error> {
     let items = cache.list()?;
     let all = items.iter().filter(|item| item.complete);
     let tables = cache.list_tables()?;
@@ -167,7 +234,11 @@ pub fn verify(
         found.map_or(0, |item| item.len)
     };
     bar.set_length(chosen.iter().map(len).sum());
-    let mut wrong = 0;
+    let mut found = Verified {
+        verified: chosen.len(),
+        damaged: Vec::new(),
+        incomplete: Vec::new(),
+    };
     for digest in &chosen {
         let verified = match is_table(digest) {
             true => cache.verify_tables(digest)?,
@@ -175,16 +246,10 @@ pub fn verify(
         };
         match verified {
             Some(true) => {}
-            Some(false) => {
-                wrong += 1;
-                tell(&format!("{digest} was damaged; removed it"));
-            }
-            None => {
-                wrong += 1;
-                tell(&format!("{digest} is not complete"));
-            }
+            Some(false) => found.damaged.push(digest.to_string()),
+            None => found.incomplete.push(digest.to_string()),
         }
         bar.inc(len(digest));
     }
-    Ok(wrong)
+    Ok(found)
 }

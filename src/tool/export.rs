@@ -14,6 +14,7 @@ use indicatif::ProgressBar;
 
 use super::Error;
 use super::in_order::InOrder;
+use super::layer_writer::Written;
 use super::loaded_stack::LoadedStack;
 use super::output::{self, Unnamed};
 use super::unit::{CHUNK, UNIT, is_zero};
@@ -35,7 +36,7 @@ struct Chunk {
     bytes: Vec<u8>,
 }
 
-/// Writes a disk, exactly as long as it is. The output has no name before it is published.
+/// Writes a disk, exactly as long as it is, and returns its sizes. The output has no name before it is published.
 ///
 /// # Errors
 /// [`Error::OutputIsInput`]; and if something cannot be read or written.
@@ -44,9 +45,10 @@ pub fn export(
     target: &mut Target,
     threads: NonZero<usize>,
     progress: &ProgressBar,
-) -> Result<(), Error> {
+) -> Result<Written, Error> {
     target.refuse_inputs(stack)?;
     progress.set_length(stack.size());
+    let mut data_len = 0;
     thread::scope(|scope| {
         let worker = || {
             let mut reader = Reader::new();
@@ -55,6 +57,7 @@ pub fn export(
         let mut jobs = InOrder::start(scope, threads, worker)?;
         let mut write = |done: Result<Chunk, Error>| {
             let chunk = done?;
+            data_len += data_in(&chunk.bytes);
             target.write(&chunk)?;
             progress.set_position(chunk.offset);
             Ok::<_, Error>(chunk.bytes)
@@ -74,7 +77,18 @@ pub fn export(
         }
         Ok::<_, Error>(())
     })?;
-    target.finish(stack.size())
+    target.finish(stack.size())?;
+    Ok(Written {
+        file_len: stack.size(),
+        data_len,
+        mappings: 0,
+    })
+}
+
+/// Bytes of the units that are not zero.
+fn data_in(bytes: &[u8]) -> u64 {
+    let data = bytes.chunks(UNIT).filter(|unit| !is_zero(unit));
+    data.map(|unit| unit.len() as u64).sum()
 }
 
 /// Fills a chunk with the content of the disk.

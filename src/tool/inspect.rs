@@ -2,11 +2,11 @@
 
 use std::{fmt, iter};
 
-use indicatif::{BinaryBytes, HumanCount};
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::loaded_stack::{Content, LoadedStack, WritableLayerReader};
+use super::table::{Align, Table, count, percent as in_percent, ratio, size};
 use crate::format::lsmt::HEADER_LEN;
 use crate::image::Image;
 use crate::image::layer::Layer;
@@ -265,27 +265,24 @@ fn percent(part: u64, whole: u64) -> f64 {
 
 impl fmt::Display for Inspection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let size = self.virtual_size;
+        let disk = self.virtual_size;
         writeln!(
             f,
-            "disk of {size} bytes ({}), {} layers, {} segments; {:.1} % zeroed, {:.1} % unmapped",
-            BinaryBytes(size),
+            "disk of {disk} bytes ({}), {} layers, {} segments; {} zeroed, {} unmapped",
+            size(disk),
             self.layers.len(),
-            HumanCount(self.segments),
-            percent(self.zeroed, size),
-            percent(self.unmapped, size),
+            count(self.segments),
+            in_percent(percent(self.zeroed, disk)),
+            in_percent(percent(self.unmapped, disk)),
         )?;
-        let mut sizes = vec![SIZE_COLUMNS.map(str::to_owned)];
-        let mut names = vec![NAME_COLUMNS.map(str::to_owned)];
+        let mut sizes = Table::new(SIZE_COLUMNS);
+        let mut names = Table::new(NAME_COLUMNS);
         for (number, layer) in self.layers.iter().enumerate() {
-            sizes.push(layer.sizes(number));
-            names.push(layer.names(number));
+            sizes.add(layer.sizes(number));
+            names.add(layer.names(number));
         }
         if !self.layers.is_empty() {
-            writeln!(f)?;
-            write_table(f, &sizes)?;
-            writeln!(f)?;
-            write_table(f, &names)?;
+            write!(f, "\n{sizes}\n{names}")?;
         }
         match &self.upper {
             Some(upper) => write!(f, "\n{upper}"),
@@ -296,52 +293,74 @@ impl fmt::Display for Inspection {
 
 impl fmt::Display for UpperInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let cells = [
+        let mut sizes = Table::new(UPPER_SIZE_COLUMNS);
+        sizes.add([
             self.kind.to_owned(),
-            BinaryBytes(self.file_size).to_string(),
-            BinaryBytes(self.data_size).to_string(),
-            HumanCount(self.extents as u64).to_string(),
-            HumanCount(self.index_entries).to_string(),
-            HumanCount(self.journal as u64).to_string(),
-            format!("{:.1} %", self.share_percent),
+            size(self.file_size),
+            size(self.data_size),
+            count(self.extents as u64),
+            count(self.index_entries),
+            count(self.journal as u64),
+            in_percent(self.share_percent),
             self.data.clone(),
-        ];
-        write_table(f, &[UPPER_SIZE_COLUMNS.map(str::to_owned), cells])?;
-        let cells = [
+        ]);
+        let mut names = Table::new(UPPER_NAME_COLUMNS);
+        names.add([
             "upper".to_owned(),
             name(self.uuid),
             name(self.parent_uuid),
             self.virtual_size.to_string(),
             self.index.clone(),
-        ];
-        writeln!(f)?;
-        write_table(f, &[UPPER_NAME_COLUMNS.map(str::to_owned), cells])
+        ]);
+        write!(f, "{sizes}\n{names}")
     }
 }
 
-const UPPER_SIZE_COLUMNS: [&str; 8] = [
-    "upper",
-    "file",
-    "data",
-    "extents",
-    "entries",
-    "journal",
-    "share",
-    "data file",
+const UPPER_SIZE_COLUMNS: [(&str, Align); 8] = [
+    ("upper", Align::Left),
+    ("file", Align::Right),
+    ("data", Align::Right),
+    ("extents", Align::Right),
+    ("entries", Align::Right),
+    ("journal", Align::Right),
+    ("share", Align::Right),
+    ("data file", Align::Left),
 ];
 
-const UPPER_NAME_COLUMNS: [&str; 5] = ["#", "uuid", "parent", "virtual size", "index file"];
+const UPPER_NAME_COLUMNS: [(&str, Align); 5] = [
+    ("#", Align::Left),
+    ("uuid", Align::Left),
+    ("parent", Align::Left),
+    ("virtual size", Align::Right),
+    ("index file", Align::Left),
+];
 
 fn name(uuid: Option<Uuid>) -> String {
     uuid.map_or("-".to_owned(), |uuid| uuid.to_string())
 }
 
-const SIZE_COLUMNS: [&str; 12] = [
-    "#", "wrapper", "codec", "block", "checksum", "file", "local", "layer", "ratio", "mappings",
-    "share", "path",
+const SIZE_COLUMNS: [(&str, Align); 12] = [
+    ("#", Align::Right),
+    ("wrapper", Align::Left),
+    ("codec", Align::Left),
+    ("block", Align::Right),
+    ("checksum", Align::Left),
+    ("file", Align::Right),
+    ("local", Align::Right),
+    ("layer", Align::Right),
+    ("ratio", Align::Right),
+    ("mappings", Align::Right),
+    ("share", Align::Right),
+    ("path", Align::Left),
 ];
 
-const NAME_COLUMNS: [&str; 5] = ["#", "uuid", "parent", "virtual size", "message"];
+const NAME_COLUMNS: [(&str, Align); 5] = [
+    ("#", Align::Right),
+    ("uuid", Align::Left),
+    ("parent", Align::Left),
+    ("virtual size", Align::Right),
+    ("message", Align::Left),
+];
 
 impl LayerInfo {
     fn sizes(&self, number: usize) -> [String; 12] {
@@ -366,12 +385,12 @@ impl LayerInfo {
             codec,
             block,
             checksum,
-            BinaryBytes(self.file_size).to_string(),
-            BinaryBytes(self.local_bytes).to_string(),
-            BinaryBytes(self.layer_size).to_string(),
-            format!("{:.2}", self.ratio),
-            HumanCount(self.mappings as u64).to_string(),
-            format!("{:.1} %", self.share_percent),
+            size(self.file_size),
+            size(self.local_bytes),
+            size(self.layer_size),
+            ratio(self.ratio),
+            count(self.mappings as u64),
+            in_percent(self.share_percent),
             self.layer.to_string(),
         ]
     }
@@ -382,21 +401,7 @@ impl LayerInfo {
             name(self.uuid),
             name(self.parent_uuid),
             self.virtual_size.to_string(),
-            self.message.escape_debug().to_string(),
+            self.message.clone(),
         ]
     }
-}
-
-/// Writes rows with aligned columns; the last column is not padded.
-fn write_table<const N: usize>(f: &mut fmt::Formatter<'_>, rows: &[[String; N]]) -> fmt::Result {
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
-    let widths: Vec<_> = (0..N).map(|column| width(column).unwrap_or(0)).collect();
-    for row in rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(&widths) {
-            line += &format!("{cell:width$}  ");
-        }
-        writeln!(f, "{}", line.trim_end())?;
-    }
-    Ok(())
 }

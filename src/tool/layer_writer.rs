@@ -70,15 +70,46 @@ pub fn message(text: &str, record: Option<MadeUpon>) -> Result<Vec<u8>, Error> {
     })
 }
 
-/// Sizes of a finished layer.
+/// Sizes of a finished layer, or of a raw image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Written {
     /// Size of the file in bytes.
     pub file_len: u64,
     /// Bytes of data in it, before compression.
     pub data_len: u64,
-    /// Number of mappings in its index.
+    /// Number of mappings in its index; 0 for a raw image.
     pub mappings: usize,
+}
+
+impl Written {
+    /// Bytes of [`Written::to_bytes`].
+    pub const BYTES: usize = 24;
+
+    /// Encodes the sizes, for another process.
+    pub fn to_bytes(self) -> [u8; Self::BYTES] {
+        let Self {
+            file_len,
+            data_len,
+            mappings,
+        } = self;
+        let mut bytes = [0; Self::BYTES];
+        let numbers = [file_len, data_len, mappings as u64];
+        for (part, number) in bytes.chunks_exact_mut(8).zip(numbers) {
+            part.copy_from_slice(&number.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// Decodes [`Written::to_bytes`].
+    pub fn from_bytes(bytes: &[u8; Self::BYTES]) -> Self {
+        let (numbers, _) = bytes.as_chunks::<8>();
+        let [file_len, data_len, mappings] = [0, 1, 2].map(|at| u64::from_le_bytes(numbers[at]));
+        Self {
+            file_len,
+            data_len,
+            mappings: mappings as usize,
+        }
+    }
 }
 
 /// A layer in progress.

@@ -2,6 +2,7 @@
 //!
 //! The fetcher talks to the registry, in its sandbox. This process waits for it.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,8 +10,10 @@ use std::thread;
 use std::time::Duration;
 
 use indicatif::ProgressBar;
+use serde::{Serialize, Serializer};
 use thiserror::Error;
 
+use super::table::size;
 use crate::cache::{self, Cache};
 use crate::fetch::process::{self, Config, Process, ProcessError};
 use crate::fetch::resolve::{ResolveError, resolve};
@@ -44,10 +47,11 @@ pub struct Pull {
     pub registry: RegistryArgs,
 }
 
-/// What was pulled.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What was pulled. Field names are those of the JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Pulled {
     /// Digest of the image's manifest.
+    #[serde(serialize_with = "as_text")]
     pub manifest: Digest,
     /// Number of layers of the disk.
     pub layers: usize,
@@ -55,6 +59,23 @@ pub struct Pulled {
     pub bytes: u64,
     /// Bytes that were fetched.
     pub fetched: u64,
+}
+
+fn as_text<S: Serializer>(digest: &Digest, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(digest)
+}
+
+impl fmt::Display for Pulled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            manifest, layers, ..
+        } = self;
+        let (bytes, fetched) = (size(self.bytes), size(self.fetched));
+        writeln!(
+            f,
+            "{manifest}: {layers} layers, {bytes}, {fetched} of them fetched"
+        )
+    }
 }
 
 /// An image cannot be pulled.

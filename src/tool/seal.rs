@@ -1,6 +1,10 @@
 //! `ovbd seal`: seals a writable layer in place.
 
+use std::fs;
+
 use super::Error;
+use super::layer_writer::Written;
+use crate::units::Sectors;
 use crate::writable::extent_map::ExtentMap;
 use crate::writable::load::{Access, load};
 use crate::writable::manifest::Pairs;
@@ -9,8 +13,8 @@ use crate::writable::{self, Paths, seal};
 /// Result of sealing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sealed {
-    /// The layer was sealed, with this number of mappings.
-    Now(usize),
+    /// The layer was sealed, and has these sizes.
+    Now(Written),
     /// The layer was sealed already; leftovers of an interrupted run are removed.
     Before,
 }
@@ -23,7 +27,23 @@ pub enum Sealed {
 /// and the disk continues in another layer.
 pub fn seal(paths: &Paths) -> Result<Sealed, Error> {
     let sealed = match load(paths, Access::Write, ExtentMap::new()) {
-        Ok(loaded) => Sealed::Now(loaded.seal(paths)?),
+        Ok(loaded) => {
+            let data: Sectors = loaded
+                .map()
+                .iter()
+                .filter_map(|extent| Some(extent.data()?.len()))
+                .sum();
+            let mappings = loaded.seal(paths)?;
+            let file = fs::metadata(&paths.data).map_err(|source| Error::Open {
+                name: paths.data.display().to_string(),
+                source,
+            })?;
+            Sealed::Now(Written {
+                file_len: file.len(),
+                data_len: data.bytes(),
+                mappings,
+            })
+        }
         Err(writable::Error::Sealed { .. }) => Sealed::Before,
         Err(error) => return Err(error.into()),
     };

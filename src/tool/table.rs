@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use indicatif::BinaryBytes;
+use indicatif::{BinaryBytes, HumanCount};
 
 /// Alignment of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +72,26 @@ pub(super) fn printable(text: &str) -> String {
 /// A number of bytes in binary units.
 pub(super) fn size(bytes: u64) -> String {
     BinaryBytes(bytes).to_string()
+}
+
+/// A number of things, with separators.
+pub(super) fn count(number: u64) -> String {
+    HumanCount(number).to_string()
+}
+
+/// A ratio of two sizes.
+pub(super) fn ratio(ratio: f64) -> String {
+    format!("{ratio:.2}")
+}
+
+/// A part of a whole in percent.
+pub(super) fn percent(percent: f64) -> String {
+    format!("{percent:.1} %")
+}
+
+/// A duration in seconds.
+pub(super) fn seconds(seconds: f64) -> String {
+    format!("{seconds:.2} s")
 }
 
 /// A time span in its largest two units.

@@ -12,6 +12,7 @@ mod inspect;
 mod lazy;
 mod lineage;
 mod merge;
+mod people;
 mod pipes;
 mod pull;
 mod remote;

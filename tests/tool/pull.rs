@@ -57,10 +57,11 @@ fn a_pulled_image_is_in_the_cache_and_is_not_fetched_again() {
     command.extend(["--credentials", "auth"]);
     let all: usize = layers.iter().map(Vec::len).sum();
 
-    let said = String::from_utf8(succeed(&dir, &command, b"")).unwrap();
-    assert!(said.starts_with("sha256:"), "{said}");
-    let expected = format!(": 4 layers, {all} bytes, {all} of them fetched\n");
-    assert!(said.ends_with(&expected), "{said}");
+    let json = [&command[..], &["--json"]].concat();
+    let pulled: Value = serde_json::from_slice(&succeed(&dir, &json, b"")).unwrap();
+    assert!(pulled["manifest"].as_str().unwrap().starts_with("sha256:"));
+    assert_eq!(pulled["layers"], 4);
+    assert_eq!([&pulled["bytes"], &pulled["fetched"]], [all, all]);
     for layer in &layers {
         let path = dir
             .path()
@@ -69,7 +70,9 @@ fn a_pulled_image_is_in_the_cache_and_is_not_fetched_again() {
         assert!(fs::read(path).unwrap() == *layer);
     }
     let again = String::from_utf8(succeed(&dir, &command, b"")).unwrap();
-    assert!(again.ends_with(" 0 of them fetched\n"), "{again}");
+    assert!(again.starts_with("sha256:"), "{again}");
+    assert!(again.contains(": 4 layers, "), "{again}");
+    assert!(again.ends_with("iB, 0 B of them fetched\n"), "{again}");
 
     let blobs = list(&dir);
     assert_eq!(blobs.len(), 4);
@@ -114,6 +117,12 @@ fn a_cache_is_verified_shrunk_and_emptied() {
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8(output.stdout).unwrap();
     assert_eq!(said, format!("{digest} was damaged; removed it\n"));
+    let digest = digest.to_string();
+    let json = ["cache", "verify", "--json", "--cache", "c", &digest];
+    let output = ovbd(&dir, &json, b"");
+    assert_eq!(output.status.code(), Some(1));
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(found["incomplete"], serde_json::json!([digest]));
     assert_eq!(list(&dir).len(), 3);
 
     let gone = Digest::of(&layers[0]).to_string();

@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::node::NodeArgs;
 use super::options::{
-    FilesArgs, FormatArgs, Opened, ParentArgs, SandboxArgs, ThreadArgs, UpperArgs,
+    FilesArgs, FormatArgs, JsonArgs, Opened, ParentArgs, SandboxArgs, ThreadArgs, UpperArgs,
 };
 use super::registry::{CacheCommand, PullArgs};
 use super::trace::TraceCommand;
@@ -85,6 +85,8 @@ pub struct CreateArgs {
     #[command(flatten)]
     threads: ThreadArgs,
     #[command(flatten)]
+    pub json: JsonArgs,
+    #[command(flatten)]
     pub sandbox: SandboxArgs,
 }
 
@@ -93,9 +95,8 @@ pub struct CreateArgs {
 pub struct InspectArgs {
     #[command(flatten)]
     pub files: FilesArgs,
-    /// Write JSON in place of a table
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    pub json: JsonArgs,
     #[command(flatten)]
     pub sandbox: SandboxArgs,
 }
@@ -108,6 +109,11 @@ pub struct InspectArgs {
 pub struct CheckArgs {
     #[command(flatten)]
     pub files: FilesArgs,
+    /// Exit with 1 for notes too
+    #[arg(long)]
+    pub strict: bool,
+    #[command(flatten)]
+    pub json: JsonArgs,
     #[command(flatten)]
     pub threads: ThreadArgs,
     #[command(flatten)]
@@ -127,6 +133,8 @@ pub struct ExportArgs {
     #[command(flatten)]
     pub threads: ThreadArgs,
     #[command(flatten)]
+    pub json: JsonArgs,
+    #[command(flatten)]
     pub sandbox: SandboxArgs,
 }
 
@@ -136,8 +144,11 @@ pub struct ExportArgs {
 #[derive(Args)]
 pub struct CreateUpperArgs {
     /// Files to create, as data=FILE,index=FILE [default: the `upper` of the config]
-    #[arg(value_name = "FILES", value_parser = pair(), required_unless_present = "config")]
+    #[arg(value_name = "FILES", value_parser = pair(), required_unless_present_any = ["config", "upper_auto"])]
     upper: Option<Paths>,
+    /// Existing directory in which to create the files, as the daemon's --upper-auto; replaces FILES
+    #[arg(long, value_name = "DIR", conflicts_with = "upper")]
+    upper_auto: Option<PathBuf>,
     /// Size of the disk in bytes, also as 512M, 10G or 1T; a multiple of 512 [default: the size of the
     /// layers below]
     #[arg(long, value_name = "N", value_parser = parse_size, required_unless_present_any = ["parent", "parent_layer", "parent_image", "config"])]
@@ -179,6 +190,8 @@ pub struct CommitArgs {
     #[command(flatten)]
     threads: ThreadArgs,
     #[command(flatten)]
+    pub json: JsonArgs,
+    #[command(flatten)]
     pub sandbox: SandboxArgs,
 }
 
@@ -191,6 +204,8 @@ pub struct CommitArgs {
 pub struct SealArgs {
     #[command(flatten)]
     pub upper: UpperArgs,
+    #[command(flatten)]
+    pub json: JsonArgs,
 }
 
 /// Send a request to a running daemon through its control socket.
@@ -256,6 +271,8 @@ pub struct MergeArgs {
     uuid: Option<Uuid>,
     #[command(flatten)]
     threads: ThreadArgs,
+    #[command(flatten)]
+    pub json: JsonArgs,
     #[command(flatten)]
     pub sandbox: SandboxArgs,
 }
@@ -333,7 +350,8 @@ impl CreateUpperArgs {
         if stack.layers().is_empty() && self.size.is_none() {
             return Err(missing("the config names no layers: add --size").into());
         }
-        let paths = self.upper.or(configured);
+        let automatic = self.upper_auto.as_deref().map(Paths::in_directory);
+        let paths = self.upper.or(automatic).or(configured);
         let task = CreateUpper {
             paths: paths.ok_or_else(|| {
                 missing("the config names no `upper`: add the files as data=FILE,index=FILE")
@@ -353,7 +371,7 @@ impl CreateUpperArgs {
 impl CommitArgs {
     pub fn task(&self) -> Result<Commit, clap::Error> {
         Ok(Commit {
-            upper: self.upper.upper.clone(),
+            upper: self.upper.paths(),
             blocks: self.format.blocks()?,
             tar: self.format.tar,
             uuid: self.uuid,

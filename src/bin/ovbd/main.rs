@@ -22,16 +22,18 @@ mod values;
 
 use std::error::Error;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use args::{
     CheckArgs, Cli, Command, CommitArgs, CreateArgs, CreateUpperArgs, ExportArgs, InspectArgs,
-    MergeArgs, UpperCommand,
+    MergeArgs, SealArgs, UpperCommand,
 };
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 use confined::Writes;
-use options::Opened;
+use options::{JsonArgs, Opened};
 use ovbd_vhost::fetch::process;
 use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::io::child_status;
@@ -44,13 +46,16 @@ use ovbd_vhost::tool::export::{Output, Target, export};
 use ovbd_vhost::tool::inspect::inspect;
 use ovbd_vhost::tool::layer_writer::{UPSTREAM_ENTRIES, Written};
 use ovbd_vhost::tool::loaded_stack::{LoadedStack, StackFiles};
+use ovbd_vhost::tool::made::Made;
 use ovbd_vhost::tool::merge::merge;
 use ovbd_vhost::tool::open_files::OpenFiles;
 use ovbd_vhost::tool::output::{NewFile, Unnamed};
+use ovbd_vhost::tool::paint::Paint;
 use ovbd_vhost::tool::raw_image::RawImage;
 use ovbd_vhost::tool::seal::{Sealed, seal};
 use ovbd_vhost::tool::{self, progress, upper};
 use ovbd_vhost::writable::resize;
+use serde_json::json;
 
 /// Exit code for wrong usage.
 const WRONG_USAGE: u8 = 2;
@@ -84,12 +89,9 @@ fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
         Command::Export(args) => return run_export(args),
         Command::Upper(UpperCommand::Create(args)) => return run_create_upper(args),
         Command::Commit(args) => return run_commit(args),
-        Command::Seal(args) => match seal(&args.upper.upper)? {
-            Sealed::Now(mappings) => warn_of(mappings),
-            Sealed::Before => print("the layer was sealed already\n")?,
-        },
+        Command::Seal(args) => run_seal(&args)?,
         Command::Merge(args) => return run_merge(args),
-        Command::Resize(args) => _ = resize(&args.upper.upper, args.size, args.drop_data)?,
+        Command::Resize(args) => _ = resize(&args.upper.paths(), args.size, args.drop_data)?,
         Command::Ctl(args) => {
             let answer = ask(&args.socket, &args.ask.into())?;
             print(&(serde_json::to_string_pretty(&answer)? + "\n"))?;
@@ -125,17 +127,21 @@ fn run_inspect(args: InspectArgs) -> Result<(), Box<dyn Error>> {
     let stack = LoadedStack::load(files)?;
     confined::tighten(sandbox)?;
     let inspection = inspect(&stack, &local_bytes);
-    let text = match args.json {
-        true => serde_json::to_string_pretty(&inspection)? + "\n",
-        false => inspection.to_string(),
-    };
-    Ok(print(&text)?)
+    Ok(print(&args.json.text(&inspection)?)?)
 }
 
 fn run_check(args: CheckArgs) -> Result<ExitCode, Box<dyn Error>> {
     let threads = args.threads.count();
+    let (paint, is_json) = (Paint::of_stdout(), args.json.json);
     let bar = progress::bar("checking");
-    let mut tell = |finding: &Finding| bar.suspend(|| print(&format!("{finding}\n")));
+    let mut findings = Vec::new();
+    let mut tell = |finding: &Finding| match is_json {
+        true => {
+            findings.push(finding.clone());
+            Ok(())
+        }
+        false => bar.suspend(|| print(&(finding.painted(paint) + "\n"))),
+    };
     let Opened {
         sources,
         fetcher: _fetcher,
@@ -144,14 +150,26 @@ fn run_check(args: CheckArgs) -> Result<ExitCode, Box<dyn Error>> {
     let _sandbox = confined::enter(&args.sandbox, &sources.readable(), Writes::Nothing)?;
     let files = confined::open(&args.sandbox, sources)?;
     let outcome = check(files, threads, &bar, &mut tell)?;
-    print(&format!("{outcome}\n"))?;
-    Ok(code_of(outcome.broken == 0))
+    let well = outcome.is_ok(args.strict);
+    let text = match is_json {
+        true => serde_json::to_string_pretty(&outcome.with(&findings, well))?,
+        false => outcome.painted(paint, args.strict),
+    };
+    print(&(text + "\n"))?;
+    Ok(code_of(well))
 }
 
 fn run_export(args: ExportArgs) -> Result<ExitCode, Box<dyn Error>> {
+    let start = Instant::now();
     let to = match args.output.as_os_str() == "-" {
+        true if args.json.json => {
+            let text = "--json writes to standard output, and so does `-o -`";
+            return Err(Cli::command()
+                .error(ErrorKind::ArgumentConflict, text)
+                .into());
+        }
         true => Output::Stdout,
-        false => Output::Path(args.output),
+        false => Output::Path(args.output.clone()),
     };
     let threads = args.threads.count();
     let Opened {
@@ -159,21 +177,43 @@ fn run_export(args: ExportArgs) -> Result<ExitCode, Box<dyn Error>> {
         fetcher: _fetcher,
     } = args.files.files()?.open()?;
     let mut target = Target::open(&to)?;
-    let exported = confined::in_child(|| {
+    let exported = confined::answer_of_child(|| {
         let sandbox = confined::enter(&args.sandbox, &sources.readable(), Writes::OpenFile)?;
         let stack = LoadedStack::load(confined::open(&args.sandbox, sources)?)?;
         confined::tighten(sandbox)?;
-        Ok(export(
-            &stack,
-            &mut target,
-            threads,
-            &progress::bar("exporting"),
-        )?)
+        let bar = progress::bar("exporting");
+        Ok(export(&stack, &mut target, threads, &bar)?.to_bytes())
     })?;
-    if exported {
-        target.publish()?;
+    let Some(exported) = exported else {
+        return Ok(ExitCode::FAILURE);
+    };
+    target.publish()?;
+    if let Output::Path(path) = &to {
+        let written = Written::from_bytes(&exported);
+        print_made(&Made::raw_image(path, written, start.elapsed()), args.json)?;
     }
-    Ok(code_of(exported))
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_seal(args: &SealArgs) -> Result<(), Box<dyn Error>> {
+    let (start, paths) = (Instant::now(), args.upper.paths());
+    match seal(&paths)? {
+        Sealed::Now(written) => {
+            warn_of(written.mappings);
+            print_made(
+                &Made::layer(&paths.data, written, start.elapsed()),
+                args.json,
+            )
+        }
+        Sealed::Before if args.json.json => {
+            let path = paths.data.to_string_lossy();
+            Ok(print(&format!(
+                "{:#}\n",
+                json!({ "path": path, "sealed_before": true })
+            ))?)
+        }
+        Sealed::Before => Ok(print("the layer was sealed already\n")?),
+    }
 }
 
 fn run_create(args: CreateArgs) -> Result<ExitCode, Box<dyn Error>> {
@@ -184,7 +224,7 @@ fn run_create(args: CreateArgs) -> Result<ExitCode, Box<dyn Error>> {
         None => (None, None),
     };
     let file = Unnamed::create(&args.to)?;
-    write_layer(file, |content| {
+    write_layer(file, &args.to, args.json, |content| {
         let sandbox = confined::enter(&args.sandbox, &[], Writes::OpenFile)?;
         let parent = parent.map(|sources| confined::open(&args.sandbox, sources));
         let parent = parent.transpose()?.map(OpenFiles::load).transpose()?;
@@ -219,11 +259,11 @@ fn run_commit(args: CommitArgs) -> Result<ExitCode, Box<dyn Error>> {
     let task = args.task()?;
     let files = StackFiles {
         stack: Stack::default(),
-        upper: Some(args.upper.upper.clone()),
+        upper: Some(args.upper.paths()),
     };
     let readable = files.open()?.readable();
     let file = Unnamed::create(&args.output)?;
-    write_layer(file, |content| {
+    write_layer(file, &args.output, args.json, |content| {
         let _sandbox = confined::enter(&args.sandbox, &readable, Writes::OpenFile)?;
         Ok(commit(&task, content, &progress::bar("committing"))?)
     })
@@ -236,7 +276,7 @@ fn run_merge(args: MergeArgs) -> Result<ExitCode, Box<dyn Error>> {
         sources,
         fetcher: _fetcher,
     } = args.files.files()?.into_part().open()?;
-    write_layer(file, |content| {
+    write_layer(file, &args.output, args.json, |content| {
         let sandbox = confined::enter(&args.sandbox, &sources.readable(), Writes::OpenFile)?;
         let stack = LoadedStack::load(confined::open(&args.sandbox, sources)?)?;
         confined::tighten(sandbox)?;
@@ -244,21 +284,29 @@ fn run_merge(args: MergeArgs) -> Result<ExitCode, Box<dyn Error>> {
     })
 }
 
-/// Writes a layer in a confined child process, and publishes it.
+/// Writes a layer in a confined child process, publishes it as `path`, and prints what was made.
 fn write_layer(
     file: Unnamed,
+    path: &Path,
+    json: JsonArgs,
     work: impl FnOnce(NewFile) -> Result<Written, Box<dyn Error>>,
 ) -> Result<ExitCode, Box<dyn Error>> {
+    let start = Instant::now();
     let content = file.content();
-    let written = confined::in_child(|| {
-        let made = work(content)?;
-        warn_of(made.mappings);
-        Ok(())
-    })?;
-    if written {
-        file.publish()?;
-    }
-    Ok(code_of(written))
+    let Some(written) = confined::answer_of_child(|| Ok(work(content)?.to_bytes()))? else {
+        return Ok(ExitCode::FAILURE);
+    };
+    file.publish()?;
+    let written = Written::from_bytes(&written);
+    warn_of(written.mappings);
+    print_made(&Made::layer(path, written, start.elapsed()), json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints what a command made.
+fn print_made(made: &Made, json: JsonArgs) -> Result<(), Box<dyn Error>> {
+    let text = json.text(made)?;
+    Ok(print(&(text.trim_end().to_owned() + "\n"))?)
 }
 
 /// Warns if the upstream reader does not open a layer with so many mappings.

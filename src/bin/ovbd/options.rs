@@ -3,7 +3,7 @@
 use std::cell::OnceCell;
 use std::fmt::Display;
 use std::num::NonZero;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
@@ -21,16 +21,54 @@ use ovbd_vhost::tool::open_files::OpenFiles;
 use ovbd_vhost::tool::remote::Registries;
 use ovbd_vhost::tool::sources::Sources;
 use ovbd_vhost::writable::Paths;
+use serde::Serialize;
 
 use super::args::Cli;
 use super::values::{block_size, message, names_registry, pair, threads};
 
 /// A writable layer.
 #[derive(Args)]
+#[group(required = true, multiple = false)]
 pub struct UpperArgs {
     /// Writable layer, as data=FILE,index=FILE
     #[arg(long, value_name = "FILES", value_parser = pair())]
-    pub upper: Paths,
+    upper: Option<Paths>,
+    /// Directory of the writable layer, as the daemon's --upper-auto
+    #[arg(long, value_name = "DIR")]
+    upper_auto: Option<PathBuf>,
+}
+
+impl UpperArgs {
+    /// The files.
+    pub fn paths(&self) -> Paths {
+        match (&self.upper, &self.upper_auto) {
+            (Some(paths), _) => paths.clone(),
+            (None, directory) => {
+                Paths::in_directory(directory.as_deref().unwrap_or(Path::new(".")))
+            }
+        }
+    }
+}
+
+/// Form of the output.
+#[derive(Clone, Copy, Args)]
+pub struct JsonArgs {
+    /// Write JSON in place of text; sizes are in bytes
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl JsonArgs {
+    /// Returns the output for `value`, as JSON or as text.
+    ///
+    /// # Errors
+    /// `value` cannot be JSON.
+    pub fn text<T: Serialize + Display>(self, value: &T) -> Result<String, serde_json::Error> {
+        Ok(match self.json {
+            true => serde_json::to_string_pretty(value)? + "\n",
+            false => value.to_string(),
+        })
+    }
 }
 
 /// The layers to read.
@@ -40,7 +78,7 @@ pub struct FilesArgs {
     #[arg(
         value_name = "LAYERS",
         value_delimiter = ',',
-        required_unless_present_any = ["config", "upper", "layer", "image"]
+        required_unless_present_any = ["config", "upper", "upper_auto", "layer", "image"]
     )]
     layers: Vec<PathBuf>,
     /// One layer, whose path may contain a comma; repeatable, bottom first; replaces LAYERS
@@ -58,6 +96,9 @@ pub struct FilesArgs {
     /// pair of files; the snapshot manifest leads to the later ones
     #[arg(long, value_name = "FILES", value_parser = pair())]
     upper: Option<Paths>,
+    /// Directory of the writable layer, as the daemon's --upper-auto; replaces --upper
+    #[arg(long, value_name = "DIR", conflicts_with = "upper")]
+    upper_auto: Option<PathBuf>,
     #[command(flatten)]
     force: ForceArgs,
 }
@@ -318,6 +359,8 @@ impl FilesArgs {
     pub fn files(self) -> Result<NamedFiles, Box<dyn std::error::Error>> {
         let lineage = self.force.lineage();
         let remote = self.remote;
+        let named = self.upper_auto.as_deref().map(Paths::in_directory);
+        let named = self.upper.or(named);
         let Some(path) = self.config else {
             let stack = match (&self.image, &self.layers[..]) {
                 (Some(reference), _) => remote.resolve(reference)?,
@@ -326,19 +369,19 @@ impl FilesArgs {
             };
             let files = StackFiles {
                 stack: stack.with_lineage(lineage),
-                upper: self.upper,
+                upper: named,
             };
             return Ok(NamedFiles { files, remote });
         };
         let (stack, upper) = ImageConfig::load(&path)?.stack_and_upper()?;
-        if upper.is_some() && self.upper.is_some() {
-            return Err(
-                conflict("two writable layers: the config names an `upper`; omit --upper").into(),
-            );
+        if upper.is_some() && named.is_some() {
+            let text =
+                "two writable layers: the config names an `upper`; omit --upper and --upper-auto";
+            return Err(conflict(text).into());
         }
         let files = StackFiles {
             stack: stack.with_lineage(lineage),
-            upper: self.upper.or(upper),
+            upper: named.or(upper),
         };
         Ok(NamedFiles { files, remote })
     }

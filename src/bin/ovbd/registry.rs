@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::path::PathBuf;
 
+use super::options::JsonArgs;
 use clap::{Args, Subcommand};
 use ovbd_vhost::cache::{Cache, Limits, Removal};
 use ovbd_vhost::format::digest::Digest;
@@ -24,6 +25,8 @@ pub struct PullArgs {
     cache: CacheDir,
     #[command(flatten)]
     registry: RegistryArgs,
+    #[command(flatten)]
+    json: JsonArgs,
 }
 
 impl PullArgs {
@@ -35,10 +38,7 @@ impl PullArgs {
             registry: self.registry,
         };
         let pulled = pull(&task, &progress::bar("pulling"))?;
-        Ok(format!(
-            "{}: {} layers, {} bytes, {} of them fetched\n",
-            pulled.manifest, pulled.layers, pulled.bytes, pulled.fetched
-        ))
+        Ok(self.json.text(&pulled)?)
     }
 }
 
@@ -64,9 +64,8 @@ pub enum CacheCommand {
 pub struct LsArgs {
     #[command(flatten)]
     cache: CacheDir,
-    /// Write JSON in place of a table
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    json: JsonArgs,
 }
 
 /// Remove blobs and image tables that are not in use, the least recently used first.
@@ -77,6 +76,8 @@ pub struct GcArgs {
     /// Size to shrink the cache to, in bytes, also as 512M, 10G or 1T
     #[arg(long, value_name = "N", value_parser = parse_size)]
     size: u64,
+    #[command(flatten)]
+    json: JsonArgs,
 }
 
 /// Verify complete blobs and image tables, and remove damaged ones.
@@ -89,6 +90,8 @@ pub struct VerifyArgs {
     /// Digests of the blobs, or keys of the image tables, to verify [default: all complete ones]
     #[arg(value_name = "DIGEST")]
     digests: Vec<Digest>,
+    #[command(flatten)]
+    json: JsonArgs,
 }
 
 /// Remove blobs and image tables from the cache.
@@ -107,11 +110,7 @@ impl CacheCommand {
         match self {
             Self::Ls(args) => {
                 let listing = cache::list(&Cache::open(&args.cache.cache)?)?;
-                let text = match args.json {
-                    true => serde_json::to_string_pretty(&listing)? + "\n",
-                    false => listing.to_string(),
-                };
-                Ok((text, true))
+                Ok((args.json.text(&listing)?, true))
             }
             Self::Gc(args) => {
                 let limits = Limits {
@@ -120,23 +119,14 @@ impl CacheCommand {
                     free_bytes: 0,
                 };
                 let evicted = Cache::open(&args.cache.cache)?.evict(limits)?;
-                let mut text =
-                    format!("removed {} files, {} bytes\n", evicted.files, evicted.bytes);
-                if evicted.missing > 0 {
-                    text += &format!(
-                        "cannot remove {} more bytes: they are in use\n",
-                        evicted.missing
-                    );
-                }
-                Ok((text, true))
+                let removed = cache::Removed::from(evicted);
+                Ok((args.json.text(&removed)?, true))
             }
             Self::Verify(args) => {
                 let cache = Cache::open(&args.cache.cache)?;
-                let mut text = String::new();
-                let mut tell = |line: &str| text += &format!("{line}\n");
                 let bar = progress::bar("verifying");
-                let wrong = cache::verify(&cache, &args.digests, &bar, &mut tell)?;
-                Ok((text, wrong == 0))
+                let verified = cache::verify(&cache, &args.digests, &bar)?;
+                Ok((args.json.text(&verified)?, verified.is_ok()))
             }
             Self::Rm(args) => remove(&Cache::open(&args.cache.cache)?, &args.digests),
         }

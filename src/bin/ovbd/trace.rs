@@ -7,6 +7,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use ovbd_vhost::format::trace::{MAX_TRACE_LEN, parse};
+use ovbd_vhost::tool::trace::Reads;
+
+use super::options::JsonArgs;
 
 /// Examine prefetch traces.
 #[derive(Subcommand)]
@@ -20,6 +23,8 @@ pub struct ShowArgs {
     /// Trace file in upstream's format
     #[arg(value_name = "TRACE")]
     trace: PathBuf,
+    #[command(flatten)]
+    json: JsonArgs,
 }
 
 impl TraceCommand {
@@ -32,10 +37,6 @@ impl TraceCommand {
             .and_then(|file| file.take(MAX_TRACE_LEN + 1).read_to_end(&mut bytes))
             .map_err(|error| format!("cannot read {name}: {error}"))?;
         let reads = parse(&bytes).map_err(|error| format!("{name}: {error}"))?;
-        let mut text = format!("{:>5} {:>16} {:>10}\n", "layer", "offset", "bytes");
-        for read in reads {
-            text += &format!("{:>5} {:>16} {:>10}\n", read.layer, read.offset, read.len);
-        }
-        Ok(text)
+        Ok(args.json.text(&Reads::from(reads))?)
     }
 }

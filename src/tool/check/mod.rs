@@ -9,8 +9,11 @@ use std::fmt;
 use std::num::NonZero;
 use std::sync::Arc;
 
+use serde::Serialize;
+
 use super::Error;
 use super::open_files::{OpenFiles, OpenLayer};
+use super::paint::{Colour, Paint};
 use crate::image::layer::Layer;
 use crate::image::lineage::Placed;
 use crate::image::{self, Image, Lineage};
@@ -29,21 +32,45 @@ mod upper;
 const UPSTREAM_LAYERS: usize = 255;
 
 /// A finding about a layer or the stack.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
+    /// Whether it is damage.
+    pub kind: FindingKind,
     /// The layer; `None`: the stack.
     pub layer: Option<LayerRef>,
-    /// Whether it is a note, and not damage.
-    pub is_note: bool,
     /// Byte of the file, if the finding has one place.
     pub offset: Option<u64>,
     /// Description, with the block and the sectors that are affected.
     pub what: String,
 }
 
+/// Kind of a finding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FindingKind {
+    /// Damage.
+    Broken,
+    /// A mark of an old tool, a limit of the upstream reader, or an order that was accepted.
+    Note,
+}
+
+impl Finding {
+    /// Returns the finding as a line, whose first word may have a colour.
+    pub fn painted(&self, paint: Paint) -> String {
+        let colour = match self.kind {
+            FindingKind::Broken => Colour::Red,
+            FindingKind::Note => Colour::Yellow,
+        };
+        paint.first_word(colour, &self.to_string())
+    }
+}
+
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = if self.is_note { "note" } else { "broken" };
+        let kind = match self.kind {
+            FindingKind::Note => "note",
+            FindingKind::Broken => "broken",
+        };
         match &self.layer {
             Some(layer) => write!(f, "{kind}: {layer}: ")?,
             None => write!(f, "{kind}: the stack: ")?,
@@ -56,14 +83,59 @@ impl fmt::Display for Finding {
 }
 
 /// Result of a check.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Outcome {
     /// Number of layers that were checked.
     pub layers: usize,
     /// Number of compressed blocks that were read, damaged ones included.
     pub blocks: u64,
-    /// Number of findings that are not notes.
+    /// Number of findings that are damage.
     pub broken: u64,
+    /// Number of notes.
+    pub notes: u64,
+}
+
+/// Result of a check with its findings, as JSON.
+#[derive(Debug, Serialize)]
+pub struct Report<'a> {
+    ok: bool,
+    #[serde(flatten)]
+    outcome: Outcome,
+    findings: &'a [Finding],
+}
+
+impl Outcome {
+    /// Returns whether nothing is damaged, and, if `strict`, whether there is no note.
+    pub fn is_ok(&self, strict: bool) -> bool {
+        self.broken == 0 && !(strict && self.notes > 0)
+    }
+
+    /// Returns the result as a line, whose first word may have a colour.
+    pub fn painted(&self, paint: Paint, strict: bool) -> String {
+        match (self.broken, self.is_ok(strict)) {
+            (0, true) => paint.first_word(Colour::Green, &self.to_string()),
+            (0, false) => {
+                let line = format!("not {self} (--strict)");
+                paint.first_word(Colour::Red, &line)
+            }
+            _ => paint.first_word(Colour::Red, &self.to_string()),
+        }
+    }
+
+    /// Adds the findings, and whether all is well.
+    pub fn with(self, findings: &[Finding], ok: bool) -> Report<'_> {
+        Report {
+            ok,
+            outcome: self,
+            findings,
+        }
+    }
+
+    /// Adds the findings about one layer or the stack.
+    fn add(&mut self, findings: &Findings<'_>) {
+        self.broken += findings.broken;
+        self.notes += findings.notes;
+    }
 }
 
 impl fmt::Display for Outcome {
@@ -72,10 +144,16 @@ impl fmt::Display for Outcome {
             layers,
             blocks,
             broken,
+            notes,
         } = self;
         match broken {
-            0 => write!(f, "ok; layers: {layers}; blocks: {blocks}"),
-            _ => write!(f, "broken: {broken}; layers: {layers}; blocks: {blocks}"),
+            0 => f.write_str("ok")?,
+            _ => write!(f, "broken: {broken}")?,
+        }
+        write!(f, "; layers: {layers}; blocks: {blocks}")?;
+        match notes {
+            0 => Ok(()),
+            _ => write!(f, "; notes: {notes}"),
         }
     }
 }
@@ -109,31 +187,19 @@ pub fn check(
     let mut outcome = Outcome::default();
     files.start_reading();
     for layer in files.layers() {
-        let mut findings = Findings {
-            layer: Some(layer.name.clone()),
-            broken: 0,
-            tell,
-        };
+        let mut findings = Findings::new(Some(layer.name.clone()), tell);
         outcome.blocks += check_layer(layer, threads, progress, &mut findings)?;
         outcome.layers += 1;
-        outcome.broken += findings.broken;
+        outcome.add(&findings);
     }
     let mut above = Vec::new();
     for (paths, state) in &writable {
-        let mut findings = Findings {
-            layer: Some(paths.data.clone().into()),
-            broken: 0,
-            tell,
-        };
+        let mut findings = Findings::new(Some(paths.data.clone().into()), tell);
         above.extend(upper::check(paths, *state, progress, &mut findings)?);
         outcome.layers += 1;
-        outcome.broken += findings.broken;
+        outcome.add(&findings);
     }
-    let mut findings = Findings {
-        layer: None,
-        broken: 0,
-        tell,
-    };
+    let mut findings = Findings::new(None, tell);
     let count = files.layers().len();
     if count > UPSTREAM_LAYERS {
         let what = format!("{count} layers; upstream opens at most {UPSTREAM_LAYERS}");
@@ -141,8 +207,8 @@ pub fn check(
     }
     if outcome.broken == 0 {
         check_stack(files, &above, &mut findings)?;
-        outcome.broken += findings.broken;
     }
+    outcome.add(&findings);
     Ok(outcome)
 }
 
@@ -235,10 +301,24 @@ fn check_order(
 struct Findings<'f> {
     layer: Option<LayerRef>,
     broken: u64,
+    notes: u64,
     tell: &'f mut dyn FnMut(&Finding) -> Result<(), Error>,
 }
 
-impl Findings<'_> {
+impl<'f> Findings<'f> {
+    /// No finding.
+    fn new(
+        layer: Option<LayerRef>,
+        tell: &'f mut dyn FnMut(&Finding) -> Result<(), Error>,
+    ) -> Self {
+        Self {
+            layer,
+            broken: 0,
+            notes: 0,
+            tell,
+        }
+    }
+
     /// Ends the check with an error if this one is of a fetch: a registry that does not answer is no
     /// damage, and each further read would wait for it, too.
     fn end_if_unfetched(&self, error: &(dyn std::error::Error + 'static)) -> Result<(), Error> {
@@ -264,7 +344,7 @@ impl Findings<'_> {
     ) -> Result<(), Error> {
         self.end_if_unfetched(error)?;
         self.broken += 1;
-        self.add(false, offset, reason(error))
+        self.add(FindingKind::Broken, offset, reason(error))
     }
 
     /// Reports damage at a place in the layer, and what it affects.
@@ -278,17 +358,18 @@ impl Findings<'_> {
         self.broken += 1;
         let block = place.block.map(|block| format!("block {block}: "));
         let what = block.unwrap_or_default() + &reason(error) + consequence;
-        self.add(false, Some(place.offset), what)
+        self.add(FindingKind::Broken, Some(place.offset), what)
     }
 
     fn note(&mut self, offset: Option<u64>, what: String) -> Result<(), Error> {
-        self.add(true, offset, what)
+        self.notes += 1;
+        self.add(FindingKind::Note, offset, what)
     }
 
-    fn add(&mut self, is_note: bool, offset: Option<u64>, what: String) -> Result<(), Error> {
+    fn add(&mut self, kind: FindingKind, offset: Option<u64>, what: String) -> Result<(), Error> {
         (self.tell)(&Finding {
+            kind,
             layer: self.layer.clone(),
-            is_note,
             offset,
             what,
         })
