@@ -21,7 +21,7 @@
 //! | 1 | [`format`](mod@format) | on-disk structures: bytes to structs and back, no I/O |
 //! | 0 | [`units`] | sectors and bytes that cannot be mixed |
 //! | 0 | [`io`] | system helpers: mappings, memory of requests, waiting, hints to the processor |
-//! | 0 | [`reason`](mod@reason) | an error and its causes, in one line |
+//! | 0 | [`logging`], [`reason`](mod@reason) | log lines; an error and its causes, in one line |
 //! | 0 | [`version`] | the version that the programs report |
 //!
 //! `docs/architecture.md` follows one read through them.
@@ -47,6 +47,7 @@ pub mod fetch;
 pub mod format;
 pub mod image;
 pub mod io;
+pub mod logging;
 pub mod node;
 pub mod reason;
 pub mod registry;

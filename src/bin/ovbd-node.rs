@@ -18,8 +18,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use ovbd_vhost::io::child_status;
+use ovbd_vhost::logging::{self, LogFormat};
 use ovbd_vhost::node::{self, Config, launch};
-use ovbd_vhost::reason::reason;
 use ovbd_vhost::version::VERSION;
 
 /// Serve many disks on one host, by name, over an HTTP API.
@@ -45,11 +45,16 @@ pub(crate) struct Args {
     /// Path of the ovbd-vhost program [default: ovbd-vhost in the directory of ovbd-node].
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
+
+    /// Format of log lines on standard error. `RUST_LOG` chooses the levels
+    #[arg(long, value_name = "FORMAT", value_enum, env = logging::VARIABLE, hide_env_values = true,
+          default_value_t)]
+    log_format: LogFormat,
 }
 
 fn main() -> ExitCode {
     child_status::keep();
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    logging::start("info");
     let mut arguments = env::args_os().skip(1);
     if arguments
         .next()
@@ -58,6 +63,7 @@ fn main() -> ExitCode {
         return launch::launch(arguments);
     }
     let args = Args::parse();
+    logging::set_format(args.log_format);
     let beside = || {
         env::current_exe()
             .map(|itself| itself.with_file_name("ovbd-vhost"))
@@ -73,7 +79,7 @@ fn main() -> ExitCode {
     match node::run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            log::error!("{}", reason(&error));
+            logging::report("ovbd-node", &error);
             ExitCode::FAILURE
         }
     }

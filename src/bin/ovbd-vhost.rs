@@ -13,7 +13,6 @@
 )]
 
 use std::error::Error;
-use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -28,7 +27,7 @@ use ovbd_vhost::engine::rate_limit::{LimitsSpec, bucket::BucketSpec};
 use ovbd_vhost::fetch::process;
 use ovbd_vhost::image::Lineage;
 use ovbd_vhost::io::child_status;
-use ovbd_vhost::reason::reason;
+use ovbd_vhost::logging::{self, LogFormat};
 use ovbd_vhost::registry::args::RegistryArgs;
 use ovbd_vhost::registry::reference::Reference;
 use ovbd_vhost::units::parse_size;
@@ -37,6 +36,7 @@ use ovbd_vhost::vhost::takeover::Takeover;
 use ovbd_vhost::virtio::queue::MAX_QUEUE_SIZE;
 use ovbd_vhost::virtio::request::SERIAL_LEN;
 use ovbd_vhost::writable;
+use rustix::thread::{CpuSet, sched_getaffinity};
 
 /// Serve a stack of OverlayBD layers to a virtual machine as a vhost-user-blk disk.
 #[derive(Parser)]
@@ -78,8 +78,7 @@ pub(crate) struct Args {
         long,
         help_heading = "Image",
         value_name = "FILE",
-        value_delimiter = ',',
-        required_unless_present_any = ["config", "upper", "layer", "image"]
+        value_delimiter = ','
     )]
     layers: Vec<PathBuf>,
 
@@ -227,6 +226,17 @@ pub(crate) struct Args {
     /// Method of reading bytes that are not in the page cache
     #[arg(long, help_heading = "Performance", value_name = "METHOD", value_enum, default_value_t = Io::Uring)]
     io: Io,
+
+    /// Format of log lines on standard error. `RUST_LOG` chooses the levels
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        value_enum,
+        env = logging::VARIABLE,
+        hide_env_values = true,
+        default_value_t
+    )]
+    log_format: LogFormat,
 }
 
 #[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
@@ -270,9 +280,16 @@ fn parse_mode(text: &str) -> Result<u32, String> {
 }
 
 fn parse_cpu(text: &str) -> Result<usize, String> {
-    let most = rustix::thread::CpuSet::MAX_CPU;
-    let cpu = text.parse().ok().filter(|cpu| *cpu < most);
-    cpu.ok_or_else(|| format!("expected the number of a processor, below {most}"))
+    let usable = sched_getaffinity(None).map_err(|error| error.to_string())?;
+    let is_usable = |cpu: &usize| *cpu < CpuSet::MAX_CPU && usable.is_set(*cpu);
+    text.parse().ok().filter(is_usable).ok_or_else(|| {
+        let usable = (0..CpuSet::MAX_CPU).filter(is_usable);
+        let usable: Vec<_> = usable.map(|cpu| cpu.to_string()).collect();
+        format!(
+            "expected the number of a processor that this process may use: {}",
+            usable.join(", ")
+        )
+    })
 }
 
 fn parse_queue_size(text: &str) -> Result<u16, String> {
@@ -295,6 +312,28 @@ fn parse_serial(text: &str) -> Result<[u8; SERIAL_LEN], String> {
         _ => Err(format!(
             "expected 1 to {SERIAL_LEN} printable ASCII characters"
         )),
+    }
+}
+
+impl Args {
+    /// Verifies what options need of one another.
+    fn check(&self) -> Result<(), (ErrorKind, &'static str)> {
+        let has_layers = !self.layers.is_empty() || !self.layer.is_empty();
+        let has_image = has_layers || self.config.is_some() || self.image.is_some();
+        if !has_image && self.upper.is_none() {
+            let text = "an image is required: name it with --layers, --layer, --config, --image or \
+                        --upper";
+            return Err((ErrorKind::MissingRequiredArgument, text));
+        }
+        if self.socket.is_none() && !activation::is_offered() {
+            let text = "--socket is required unless a service manager passes a socket";
+            return Err((ErrorKind::MissingRequiredArgument, text));
+        }
+        if self.socket.is_some() && self.socket == self.control {
+            let text = "--socket and --control name the same path; expected two sockets";
+            return Err((ErrorKind::ArgumentConflict, text));
+        }
+        Ok(())
     }
 }
 
@@ -363,25 +402,21 @@ fn main() -> ExitCode {
 }
 
 fn fail(error: &dyn Error) -> ExitCode {
-    // Standard error is the last place to report to.
-    let _ = writeln!(io::stderr(), "ovbd-vhost: {}", reason(error));
+    logging::report("ovbd-vhost", error);
     ExitCode::FAILURE
 }
 
 /// The program. Its arguments and configuration need more stack than there may be in `main`.
 #[inline(never)]
 fn serve() -> ExitCode {
-    let environment = env_logger::Env::default().default_filter_or("info");
-    env_logger::Builder::from_env(environment).init();
+    logging::start("info");
     if let Some(code) = process::run_if_asked() {
         return code;
     }
     let args = Args::parse();
-    if args.socket.is_none() && !activation::is_offered() {
-        let text = "--socket is required unless a service manager passes a socket";
-        Args::command()
-            .error(ErrorKind::MissingRequiredArgument, text)
-            .exit();
+    logging::set_format(args.log_format);
+    if let Err((kind, text)) = args.check() {
+        Args::command().error(kind, text).exit();
     }
     match daemon::run(args.into()) {
         Ok(()) => ExitCode::SUCCESS,

@@ -63,6 +63,19 @@ pub(super) struct Layout {
 }
 
 impl Layout {
+    /// Opens the cache directory `root`, which another program has made.
+    pub(super) fn open_existing(root: &Path) -> Result<Self, Error> {
+        match fs::metadata(root.join("version")) {
+            Ok(_) => Self::open(root),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && root.is_dir() => {
+                Err(Error::NotACache {
+                    path: root.to_owned(),
+                })
+            }
+            Err(error) => Err(Error::file("open", root)(error)),
+        }
+    }
+
     /// Opens the cache directory `root`; makes it if there is none, or if it is empty.
     pub(super) fn open(root: &Path) -> Result<Self, Error> {
         let layout = Self {

@@ -70,6 +70,15 @@ impl Cache {
         Self::open_in_boot(root, boot_id())
     }
 
+    /// As [`Cache::open`], but makes no directory.
+    ///
+    /// # Errors
+    /// As [`Cache::open`]; [`Error::File`] if there is no such directory.
+    pub fn open_existing(root: &Path) -> Result<Self, Error> {
+        Layout::open_existing(root)?;
+        Self::open(root)
+    }
+
     /// As [`Cache::open`], in a system with this boot id: for tests of what a power loss leaves.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ use super::config::WritableSource;
 use super::sources::OpenSources;
 use crate::format::lsmt::HEADER_LEN;
 use crate::format::lsmt::writable::Kind;
+use crate::io::directory::create_all;
 use crate::io::file_lock::{LockKind, lock_within};
 use crate::io::regular::open_directory;
 use crate::writable::{self, Paths};
@@ -39,7 +40,7 @@ impl WritableFiles {
         match source {
             WritableSource::Files(_) => Ok(()),
             WritableSource::Directory(directory) => {
-                fs::create_dir_all(directory).map_err(|source| failed("create", directory, source))
+                create_all(directory).map_err(|source| failed("create", directory, source))
             }
         }
     }

@@ -79,6 +79,10 @@ fn find_manifest(
         if failure.ends_start || Instant::now() + wait > deadline {
             return Err(FetchError::new(failure.kind, failure.reason));
         }
+        if pause == FIRST_PAUSE {
+            let seconds = patience.as_secs();
+            log::warn!("{}; trying again for up to {seconds} s", reason(&error));
+        }
         thread::sleep(wait);
         pause = (pause * 2).min(LONGEST_PAUSE);
     }

@@ -4,6 +4,8 @@
 
 use std::fmt;
 
+use super::{lsmt, tar, zfile};
+
 /// Number of bytes at the start and at the end of a file that are examined.
 pub const LOOKED_AT: usize = 512;
 
@@ -16,6 +18,8 @@ pub enum Foreign {
     Json,
     /// Compressed data, such as an ordinary OCI layer.
     Compressed(&'static str),
+    /// An OverlayBD layer, which is foreign where a raw image is expected.
+    Layer,
 }
 
 /// First bytes of files, and their format.
@@ -46,6 +50,20 @@ impl Foreign {
         }
     }
 
+    /// Recognizes a file that is given as a raw image by its first bytes.
+    pub fn by_start_of_raw_image(start: &[u8]) -> Option<Self> {
+        let is_layer =
+            |bytes: &[u8]| lsmt::Header::has_magic(bytes) || zfile::Header::has_magic(bytes);
+        let wrapped = tar::payload(start).ok().flatten();
+        let wrapped =
+            wrapped.and_then(|wrapped| start.get(usize::try_from(wrapped.offset).ok()?..));
+        match is_layer(start) || wrapped.is_some_and(is_layer) {
+            true => Some(Self::Layer),
+            // A disk may start with a brace.
+            false => Self::by_start(start).filter(|kind| *kind != Self::Json),
+        }
+    }
+
     /// Recognizes a file by its last [`LOOKED_AT`] bytes: a VHD of fixed size has its header at the end.
     pub fn by_end(end: &[u8]) -> Option<Self> {
         end.starts_with(VHD).then_some(Self::Image("vhd"))
@@ -59,6 +77,7 @@ impl Foreign {
             Self::Image(_) => "convert it with `qemu-img convert -O raw`",
             Self::Json => "name an image config with --config",
             Self::Compressed(_) => "decompress it",
+            Self::Layer => "write its disk as a raw image with `ovbd export`",
         }
     }
 }
@@ -69,6 +88,7 @@ impl fmt::Display for Foreign {
             Self::Image(format) => write!(f, "is a {format} image"),
             Self::Json => f.write_str("looks like a JSON file"),
             Self::Compressed(format) => write!(f, "is compressed with {format}"),
+            Self::Layer => f.write_str("is an OverlayBD layer"),
         }
     }
 }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use thiserror::Error;
 
 use super::lineage::Lineage;
@@ -97,6 +98,14 @@ pub enum Error {
         /// The config file.
         path: PathBuf,
     },
+    /// The config names no layer, but has a key that resembles `lowers`.
+    #[error("{}: no layers: the key of the layers is \"lowers\"; found \"{found}\"", path.display())]
+    Misnamed {
+        /// The config file.
+        path: PathBuf,
+        /// The key that was found.
+        found: &'static str,
+    },
     /// One of the two files of the upper layer is missing.
     #[error("{}: upper has no {key}; expected both data and index", path.display())]
     HalfUpper {
@@ -155,6 +164,9 @@ pub struct ImageConfig {
 struct Keys {
     repo_blob_url: Option<String>,
     lowers: Option<Vec<Lower>>,
+    /// Guesses at the name of `lowers`, to be reported.
+    lower: Option<IgnoredAny>,
+    layers: Option<IgnoredAny>,
     upper: Option<Upper>,
     result_file: Option<String>,
     acceleration_layer: Option<bool>,
@@ -272,9 +284,7 @@ impl ImageConfig {
         }
         let (lowers, _) = self.lowers();
         if lowers.is_empty() && files.is_none() {
-            return Err(Error::NoLowers {
-                path: self.path.clone(),
-            });
+            return Err(self.no_lowers());
         }
         let layers = lowers.iter().enumerate();
         let layers = layers.map(|(number, lower)| self.lower(number, lower));
@@ -329,6 +339,16 @@ impl ImageConfig {
             number,
             wanted,
         })
+    }
+
+    fn no_lowers(&self) -> Error {
+        let path = self.path.clone();
+        let Keys { lower, layers, .. } = &self.keys;
+        let guesses = [("lower", lower), ("layers", layers)];
+        match guesses.iter().find(|(_, value)| value.is_some()) {
+            Some((found, _)) => Error::Misnamed { path, found },
+            None => Error::NoLowers { path },
+        }
     }
 
     fn refuse(&self, key: &str, value: Option<&str>, hint: &'static str) -> Result<(), Error> {

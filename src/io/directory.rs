@@ -1,7 +1,7 @@
-//! Parent directories of files.
+//! Directories and parents of files.
 
-use std::io;
 use std::path::Path;
+use std::{fs, io};
 
 use super::regular::open_directory;
 
@@ -11,6 +11,20 @@ pub fn parent_of(path: &Path) -> &Path {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     }
+}
+
+/// Creates the directory `path` and its parents where they are missing.
+///
+/// # Errors
+/// A file that is no directory is at the path, or the system refuses.
+pub fn create_all(path: &Path) -> io::Result<()> {
+    fs::create_dir_all(path).map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => io::Error::new(
+            io::ErrorKind::NotADirectory,
+            "it exists and is not a directory",
+        ),
+        _ => error,
+    })
 }
 
 /// Makes the creation, renaming or removal of the file at `path` durable: syncs its directory.

@@ -29,6 +29,9 @@ pub enum Error {
     /// Another node serves the control socket.
     #[error("another process serves {}; stop it or choose another --control", .0.display())]
     ControlInUse(PathBuf),
+    /// Another kind of file is at the path of the control socket.
+    #[error("{} exists and is not a socket: remove it or choose another --control", .0.display())]
+    NotASocket(PathBuf),
     /// Another process holds the lock of the control socket.
     #[error(
         "another process held {} for {} s; stop that process or choose another --control",

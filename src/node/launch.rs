@@ -25,7 +25,9 @@ use super::id::DiskId;
 use super::process::{Identity, Process};
 use super::spec::Content;
 use super::watcher::Watcher;
+use crate::io::directory::create_all;
 use crate::io::regular::{create_regular, open_to_read};
+use crate::logging;
 
 /// First word of the arguments with which the node starts itself to become a disk process.
 pub const LAUNCH: &str = "launch-disk";
@@ -56,7 +58,7 @@ impl Launcher {
     /// # Errors
     /// [`Error::File`] if the directory cannot be created, or the program does not exist.
     pub fn new(run_dir: &Path, program: &Path) -> Result<Self, Error> {
-        fs::create_dir_all(run_dir).map_err(Error::file("create", run_dir))?;
+        create_all(run_dir).map_err(Error::file("create", run_dir))?;
         let run_dir = fs::canonicalize(run_dir).map_err(Error::file("find", run_dir))?;
         let program = fs::canonicalize(program).map_err(Error::file("find", program))?;
         let watcher = Watcher::start().map_err(Error::Runtime)?;
@@ -147,6 +149,7 @@ impl Launcher {
             .stderr(errors)
             // A signal to the node's terminal must not end its disks.
             .process_group(0);
+        logging::pass_format(&mut command);
         command
             .fd_mappings(vec![FdMapping {
                 parent_fd: OwnedFd::from(passed),
@@ -296,7 +299,7 @@ fn last_line(path: &Path) -> Option<String> {
         .rev()
         .map(str::trim)
         .find(|line| !line.is_empty())
-        .map(str::to_owned)
+        .map(logging::message)
 }
 
 /// Binds the socket of a disk with mode 600. A socket that no process listens on is replaced.

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use super::entry::{Entry, VERSION};
 use super::error::Error;
 use super::id::DiskId;
+use crate::io::directory::create_all;
 use crate::io::regular::{create_regular, open_regular, open_to_read};
 
 /// Longest entry in bytes; layers are at most 4094 paths of 4096 bytes.
@@ -49,7 +50,8 @@ impl StateDir {
     /// [`Error::StateInUse`] if another node holds the lock; [`Error::File`] for failures of the system.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let disks = path.join("disks");
-        fs::create_dir_all(&disks).map_err(Error::file("create", &disks))?;
+        create_all(path).map_err(Error::file("create", path))?;
+        create_all(&disks).map_err(Error::file("create", &disks))?;
         let lock = path.join("lock");
         let mut options = File::options();
         options.write(true).create(true).truncate(false);

@@ -136,6 +136,17 @@ struct Entry {
 }
 
 impl Source {
+    /// Verifies that a file of credentials can be read now. It may be replaced later.
+    ///
+    /// # Errors
+    /// [`Error::Read`], [`Error::TooLong`] or an error of its contents.
+    pub fn check(&self) -> Result<(), Error> {
+        match self {
+            Self::File(path) => read(path).map(drop),
+            Self::None | Self::Service(_) => Ok(()),
+        }
+    }
+
     /// The credentials for a repository, if there are any.
     ///
     /// # Errors

@@ -186,15 +186,14 @@ impl RawImage {
     /// # Errors
     /// [`Error::Foreign`]; [`Error::Read`] and [`Error::Shrunk`].
     pub fn refuse_foreign(&mut self) -> Result<(), Error> {
-        let mut found = Foreign::by_start(&self.head()?);
+        let mut found = Foreign::by_start_of_raw_image(&self.head()?);
         if let Some(at) = self.len.and_then(|len| len.checked_sub(LOOKED_AT as u64)) {
             let mut end = [0; LOOKED_AT];
             self.source.read_at(&mut end, at)?;
             found = found.or(Foreign::by_end(&end));
         }
         match found {
-            // A disk may start with a brace.
-            None | Some(Foreign::Json) => Ok(()),
+            None => Ok(()),
             Some(kind) => Err(Error::Foreign {
                 name: self.source.name.clone(),
                 kind,

@@ -37,6 +37,7 @@ use options::{JsonArgs, Opened};
 use ovbd_vhost::fetch::process;
 use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::io::child_status;
+use ovbd_vhost::logging;
 use ovbd_vhost::reason::reason;
 use ovbd_vhost::tool::check::{Finding, check};
 use ovbd_vhost::tool::commit::commit;
@@ -62,7 +63,7 @@ const WRONG_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     child_status::keep();
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    logging::start("warn");
     if let Some(code) = process::run_if_asked() {
         return code;
     }
@@ -342,8 +343,8 @@ fn wrong_usage(error: &clap::Error) -> ExitCode {
         let end = text.find("\n\nUsage:").unwrap_or(text.len());
         let end = text[..end].find("\n\nFor more").unwrap_or(end);
         let words: Vec<_> = text[..end].split_whitespace().collect();
-        let command = command_of(text);
-        say(&format!("{}; see {command} --help", words.join(" ")));
+        let words = words.join(" ").replace(" tip: ", "; ");
+        say(&format!("{words}; see {} --help", command_of(text)));
     }
     match error.use_stderr() {
         true => ExitCode::from(WRONG_USAGE),

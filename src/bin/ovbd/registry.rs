@@ -109,7 +109,7 @@ impl CacheCommand {
     pub fn run(self) -> Result<(String, bool), Box<dyn Error>> {
         match self {
             Self::Ls(args) => {
-                let listing = cache::list(&Cache::open(&args.cache.cache)?)?;
+                let listing = cache::list(&Cache::open_existing(&args.cache.cache)?)?;
                 Ok((args.json.text(&listing)?, true))
             }
             Self::Gc(args) => {
@@ -118,17 +118,17 @@ impl CacheCommand {
                     free_percent: 0,
                     free_bytes: 0,
                 };
-                let evicted = Cache::open(&args.cache.cache)?.evict(limits)?;
+                let evicted = Cache::open_existing(&args.cache.cache)?.evict(limits)?;
                 let removed = cache::Removed::from(evicted);
                 Ok((args.json.text(&removed)?, true))
             }
             Self::Verify(args) => {
-                let cache = Cache::open(&args.cache.cache)?;
+                let cache = Cache::open_existing(&args.cache.cache)?;
                 let bar = progress::bar("verifying");
                 let verified = cache::verify(&cache, &args.digests, &bar)?;
                 Ok((args.json.text(&verified)?, verified.is_ok()))
             }
-            Self::Rm(args) => remove(&Cache::open(&args.cache.cache)?, &args.digests),
+            Self::Rm(args) => remove(&Cache::open_existing(&args.cache.cache)?, &args.digests),
         }
     }
 }

@@ -155,7 +155,10 @@ impl Device {
             false => Ok(snapshot),
         });
         match taken {
-            Ok(snapshot) => found(details(&snapshot)),
+            Ok(snapshot) => {
+                ratelimited_log::info(format_args!("the snapshot {:?} is taken", snapshot.name));
+                found(details(&snapshot))
+            }
             Err(error @ Error::ReadOnly) => Response::error(409, &error.to_string()),
             Err(error) => {
                 ratelimited_log::error(format_args!(

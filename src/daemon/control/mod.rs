@@ -82,7 +82,9 @@ fn serve(mut stream: UnixStream, device: &Device, sealer: Option<&Sealer>) {
             sealer.into_iter().for_each(Sealer::wake);
             let (method, path, status) = (&request.method, &request.path, response.status);
             match status {
-                200 => log::info!("control: {method} {path}: {status}"),
+                // Monitoring asks again and again.
+                200 if method == "GET" => log::debug!("control: {method} {path}: {status}"),
+                200 => ratelimited_log::info(format_args!("control: {method} {path}: {status}")),
                 _ => ratelimited_log::warn(format_args!(
                     "control: {method:.20} {path:.100}: {status}"
                 )),

@@ -47,10 +47,11 @@ use thiserror::Error;
 use super::download::Download;
 use super::sandbox::{self, Reach};
 use crate::cache::{self, Cache};
+use crate::logging;
 use crate::reason::reason;
 use crate::registry::args::RegistryArgs;
 use crate::registry::client::Client;
-use crate::registry::credentials::Source;
+use crate::registry::credentials::{self, Source};
 use crate::registry::reference::Reference;
 use crate::registry::repository;
 use crate::registry::service_config::{self, ServiceConfig};
@@ -98,6 +99,7 @@ impl Config {
         self.open_cache()?;
         let (options, service) = self.registry.clone().into_options()?;
         Client::check(&options).map_err(|error| ProcessError::Registry(Box::new(error)))?;
+        options.credentials.check()?;
         service.report_ignored();
         Ok(())
     }
@@ -149,6 +151,9 @@ pub enum ProcessError {
     /// The service configuration cannot be used.
     #[error(transparent)]
     Service(#[from] service_config::Error),
+    /// The file of credentials cannot be used.
+    #[error("cannot use the credentials")]
+    Credentials(#[from] credentials::Error),
     /// Registries cannot be used as configured.
     #[error("cannot reach registries")]
     Registry(#[source] Box<crate::registry::error::Error>),
@@ -312,5 +317,6 @@ fn ignore_signals() {
 fn spawn(program: &Path, name: &str, input: OwnedFd) -> Result<Child, ProcessError> {
     let mut command = Command::new(program);
     command.arg0(name).stdin(Stdio::from(input));
+    logging::pass_format(&mut command);
     Ok(command.stdout(Stdio::null()).spawn()?)
 }

@@ -145,6 +145,11 @@ fn what_is_not_supported_is_refused_by_name() {
             "the entry has no file, dir or digest",
         ),
         (r#"{"lowers":[]}"#, "lowers is empty"),
+        (
+            r#"{"lower":[{"file":"b"}]}"#,
+            "is \"lowers\"; found \"lower\"",
+        ),
+        (r#"{"layers":["b"]}"#, "is \"lowers\"; found \"layers\""),
         (r#"{"lowers":null}"#, "lowers is empty"),
         ("{}", "lowers is empty"),
     ] {

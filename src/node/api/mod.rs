@@ -7,7 +7,7 @@ pub mod routes;
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,8 +38,8 @@ const HEADER_LIMIT: Duration = Duration::from_secs(10);
 /// makes this one step among nodes; another node may hold it for `limit`.
 ///
 /// # Errors
-/// [`Error::ControlInUse`] if a process listens there; [`Error::ControlLocked`] if the lock stays held; [`Error::File`]
-/// for failures of the system.
+/// [`Error::ControlInUse`] if a process listens there; [`Error::NotASocket`] if another kind of file is there;
+/// [`Error::ControlLocked`] if the lock stays held; [`Error::File`] for failures of the system.
 pub fn bind(path: &Path, limit: Duration) -> Result<UnixListener, Error> {
     if path.as_os_str().len() > super::launch::MAX_SOCKET_PATH {
         return Err(Error::LongPath {
@@ -61,11 +61,13 @@ pub fn bind(path: &Path, limit: Duration) -> Result<UnixListener, Error> {
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
         return Err(Error::ControlInUse(path.to_owned()));
     }
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(Error::file("replace", path)(error));
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() => {
+            fs::remove_file(path).map_err(Error::file("replace", path))?;
         }
-        _ => {}
+        Ok(_) => return Err(Error::NotASocket(path.to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(Error::file("examine", path)(error)),
     }
     let listener = UnixListener::bind(path).map_err(Error::file("bind", path))?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))
