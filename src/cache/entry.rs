@@ -16,10 +16,10 @@ use crate::io::regular::open_regular;
 use crate::source::presence::{self, PresenceMap};
 
 /// What the cache has of a blob.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Entry {
     /// All of it, verified. The file is open for reading and locked against eviction.
-    Complete(File),
+    Complete(Arc<File>),
     /// A part of it, perhaps nothing yet.
     Partial(Arc<Partial>),
 }
@@ -52,7 +52,7 @@ impl Cache {
                     ))?
                     .len();
                 if found == identity.len() {
-                    return Ok(Entry::Complete(file));
+                    return Ok(Entry::Complete(Arc::new(file)));
                 }
                 // Either the caller's length is wrong, or the file is damaged: its digest tells.
                 // That takes a while, and others must not wait for it.
@@ -110,7 +110,8 @@ impl Cache {
         self.empty_trash()
     }
 
-    fn existing(&self, identity: &Identity) -> Result<Option<Partial>, Error> {
+    /// The partial entry of a blob, open for filling. The caller holds the lock.
+    pub(super) fn existing(&self, identity: &Identity) -> Result<Option<Partial>, Error> {
         let (data_path, map_path) = (self.layout.data(identity), self.layout.map(identity));
         let (data, map) = (open(&data_path, true)?, open(&map_path, true)?);
         let (data, map_file) = match (data, map) {
@@ -171,15 +172,19 @@ impl Cache {
         let data = create(&data_path)?;
         data.set_len(identity.len())
             .map_err(Error::file("lengthen", &data_path))?;
-        let map_path = self.layout.map(&identity);
-        let mut map_file = create(&map_path)?;
-        write_map(&mut map_file, &identity).map_err(Error::file("write", &map_path))?;
-        let map = PresenceMap::open(&map_file, identity, Access::ReadWrite).map_err(|source| {
-            let path = map_path.clone();
-            Error::Map { path, source }
-        })?;
-        map.set_boot(self.boot);
+        let (map_file, map) = self.create_map(&identity)?;
         self.partial(data, map_file, map)
+    }
+
+    /// Creates a map without units.
+    pub(super) fn create_map(&self, identity: &Identity) -> Result<(File, PresenceMap), Error> {
+        let path = self.layout.map(identity);
+        let mut file = create(&path)?;
+        write_map(&mut file, identity).map_err(Error::file("write", &path))?;
+        let map = PresenceMap::open(&file, *identity, Access::ReadWrite);
+        let map = map.map_err(|source| Error::Map { path, source })?;
+        map.set_boot(self.boot);
+        Ok((file, map))
     }
 
     fn partial(&self, data: File, map_file: File, map: PresenceMap) -> Result<Partial, Error> {
@@ -274,6 +279,14 @@ pub(super) fn is_at(file: &File, path: &Path) -> Result<bool, Error> {
             Ok((found.dev(), found.ino()) == (own.dev(), own.ino()))
         }
     }
+}
+
+/// Whether two open files are one.
+pub(super) fn same_file(one: &File, other: &File) -> Result<bool, Error> {
+    let failed = |error| Error::file("examine", Path::new("a cached blob"))(error);
+    let [one, other] = [one, other].map(|file| file.metadata().map_err(failed));
+    let (one, other) = (one?, other?);
+    Ok((one.dev(), one.ino()) == (other.dev(), other.ino()))
 }
 
 impl Entry {

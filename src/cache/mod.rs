@@ -8,6 +8,7 @@
 //!                               |   '-> Claim::store      pwrite, then the live bit
 //!                               | sync                    fdatasync(data), durable bits, fdatasync(map)
 //!                               '-- publish               all present: SHA-256, 0444, rename to blobs/
+//!  Cache::demote: blobs/ -> partial/, without the units that turned out damaged
 //! ```
 //! What survives what:
 //!
@@ -23,6 +24,7 @@
 //!
 //! There is no network here. The `fetch` module decides what is stored, and when.
 
+mod demote;
 mod entry;
 mod error;
 mod evict;
@@ -37,12 +39,13 @@ mod tables;
 #[cfg(test)]
 mod tests;
 
+pub use demote::Demotion;
 pub use entry::{Entry, Files};
 pub use error::Error;
 pub use evict::{Evicted, Limits};
 pub use list::{Item, Removal};
 pub use partial::{Claim, Partial};
-pub use publish::Outcome;
+pub use publish::Publication;
 pub use tables::{Tables, TablesItem};
 
 use std::path::Path;

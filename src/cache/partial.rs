@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::entry::{Files, touch};
@@ -24,6 +24,8 @@ pub struct Partial {
     /// Held by the one thread that syncs: a failed sync is reported once, and what it lost must
     /// not be taken for synced by another thread.
     syncing: Mutex<()>,
+    /// Whether the blob was complete, and most of its units were not fetched again since.
+    was_complete: AtomicBool,
 }
 
 impl Partial {
@@ -42,6 +44,7 @@ impl Partial {
             files,
             unsynced: AtomicU64::new(0),
             syncing: Mutex::new(()),
+            was_complete: AtomicBool::new(false),
         }
     }
 
@@ -103,6 +106,21 @@ impl Partial {
         self.map.mark_durable(&snapshot);
         let map = self.layout.map(self.identity());
         self.map_file.sync_data().map_err(Error::file("sync", &map))
+    }
+
+    /// Notes that the blob was complete, and turned out damaged.
+    pub(super) fn note_demoted(&self) {
+        self.was_complete.store(true, Ordering::Relaxed);
+    }
+
+    /// If the blob was complete: makes all units absent, because others than those that were fetched again
+    /// are damaged, and returns true.
+    pub(super) fn forget_demoted(&self) -> bool {
+        let was_complete = self.was_complete.swap(false, Ordering::Relaxed);
+        if was_complete {
+            self.map.clear();
+        }
+        was_complete
     }
 
     /// Notes that the blob was used now.

@@ -11,9 +11,9 @@ use super::{Error, Partial, list};
 use crate::format::digest::Digest;
 use crate::format::presence::State;
 
-/// What became of an attempt to complete a blob.
+/// Publication of an attempt to complete a blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum Publication {
     /// The blob is complete, verified, and has its final name.
     Published,
     /// Units are missing.
@@ -35,28 +35,35 @@ impl Partial {
     /// # Errors
     /// [`Error::File`], [`Error::Full`] and [`Error::Locked`] if the system fails; the blob stays
     /// partial, and the call may be repeated.
-    pub fn publish(self: &Arc<Self>) -> Result<Outcome, Error> {
+    pub fn publish(self: &Arc<Self>) -> Result<Publication, Error> {
         let identity = *self.identity();
         // Nothing is stored meanwhile: what is hashed is what is published.
         let Some(_claim) = self.claim(identity.all_units())? else {
-            return Ok(Outcome::Busy);
+            return Ok(Publication::Busy);
         };
         match self.map().state() {
-            Some(State::Complete) => return Ok(Outcome::Published),
+            Some(State::Complete) => return Ok(Publication::Published),
             _ => self.check_open()?,
         }
         if !self.is_full() {
-            return Ok(Outcome::Incomplete);
+            return Ok(Publication::Incomplete);
         }
         let path = self.layout.data(&identity);
         let found = list::digest_of(&self.data).map_err(Error::file("read", &path))?;
         if found != identity.digest() {
+            if self.forget_demoted() {
+                log::warn!(
+                    "blob {} has more damaged bytes than were found; fetching all of it again",
+                    identity.digest()
+                );
+                return Ok(Publication::Incomplete);
+            }
             self.remove_bad()?;
-            return Ok(Outcome::Mismatch { found });
+            return Ok(Publication::Mismatch { found });
         }
         self.data.sync_all().map_err(Error::file("sync", &path))?;
         self.rename()?;
-        Ok(Outcome::Published)
+        Ok(Publication::Published)
     }
 
     fn rename(&self) -> Result<(), Error> {

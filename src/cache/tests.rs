@@ -1,5 +1,7 @@
 //! A cache directory through its whole life: filled, synced, published, evicted, damaged.
 
+mod demotion;
+
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::PathBuf;
@@ -9,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use super::{Cache, Entry, Error, Evicted, Limits, Outcome, Partial, Removal};
+use super::{Cache, Entry, Error, Evicted, Limits, Partial, Publication, Removal};
 use crate::format::digest::Digest;
 use crate::format::presence::{Identity, UNIT, UnitRange};
 
@@ -40,7 +42,7 @@ fn store(partial: &Arc<Partial>, bytes: &[u8], units: UnitRange) {
 fn fill(cache: &Cache, bytes: &[u8]) {
     let partial = partial(cache, identity(bytes));
     store(&partial, bytes, partial.identity().all_units());
-    assert_eq!(partial.publish().unwrap(), Outcome::Published);
+    assert_eq!(partial.publish().unwrap(), Publication::Published);
 }
 
 fn only_file(dir: &TempDir, kind: &str, extension: &str) -> PathBuf {
@@ -76,7 +78,7 @@ fn a_blob_from_nothing_to_complete() {
     let cache = Cache::open(dir.path()).unwrap();
     let bytes = content(3 * UNIT + 100, 1);
     let partial = partial(&cache, identity(&bytes));
-    assert_eq!(partial.publish().unwrap(), Outcome::Incomplete);
+    assert_eq!(partial.publish().unwrap(), Publication::Incomplete);
     store(&partial, &bytes, UnitRange::new(3, 4));
     store(&partial, &bytes, UnitRange::new(0, 2));
     assert_eq!(
@@ -85,15 +87,15 @@ fn a_blob_from_nothing_to_complete() {
     );
     store(&partial, &bytes, UnitRange::new(2, 3));
     let reader = partial.files().data.try_clone().unwrap();
-    assert_eq!(partial.publish().unwrap(), Outcome::Published);
-    assert_eq!(partial.publish().unwrap(), Outcome::Published);
+    assert_eq!(partial.publish().unwrap(), Publication::Published);
+    assert_eq!(partial.publish().unwrap(), Publication::Published);
     let claim = partial.claim(UnitRange::new(0, 1)).unwrap().unwrap();
     let error = claim.store(0, &bytes[..UNIT as usize]).unwrap_err();
     assert!(matches!(error, Error::Closed { .. }), "{error}");
     let Entry::Complete(file) = cache.entry(identity(&bytes)).unwrap() else {
         panic!("not complete");
     };
-    for file in [file, reader] {
+    for file in [file, Arc::new(reader)] {
         let mut found = vec![0; bytes.len()];
         file.read_exact_at(&mut found, 0).unwrap();
         assert_eq!(found, bytes);
@@ -157,7 +159,7 @@ fn one_process_fetches_a_unit() {
     );
     let claim = mine.claim(UnitRange::new(0, 2)).unwrap().unwrap();
     assert!(theirs.claim(UnitRange::new(1, 3)).unwrap().is_none());
-    assert_eq!(theirs.publish().unwrap(), Outcome::Busy);
+    assert_eq!(theirs.publish().unwrap(), Publication::Busy);
     claim.store(0, &bytes[..2 * UNIT as usize]).unwrap();
     drop(claim);
     assert_eq!(
@@ -166,8 +168,8 @@ fn one_process_fetches_a_unit() {
         "seen by the other"
     );
     store(&theirs, &bytes, UnitRange::new(2, 4));
-    assert_eq!(theirs.publish().unwrap(), Outcome::Published);
-    assert_eq!(mine.publish().unwrap(), Outcome::Published);
+    assert_eq!(theirs.publish().unwrap(), Publication::Published);
+    assert_eq!(mine.publish().unwrap(), Publication::Published);
 }
 
 #[test]
@@ -220,7 +222,7 @@ fn wrong_bytes_are_never_published() {
     let bad = partial(&cache, identity(&bytes));
     store(&bad, &wrong, UnitRange::new(0, 2));
     let found = Digest::of(&wrong);
-    assert_eq!(bad.publish().unwrap(), Outcome::Mismatch { found });
+    assert_eq!(bad.publish().unwrap(), Publication::Mismatch { found });
     assert!(bad.publish().is_err());
     let again = partial(&cache, identity(&bytes));
     assert_eq!(
@@ -228,7 +230,7 @@ fn wrong_bytes_are_never_published() {
         [UnitRange::new(0, 2)]
     );
     store(&again, &bytes, UnitRange::new(0, 2));
-    assert_eq!(again.publish().unwrap(), Outcome::Published);
+    assert_eq!(again.publish().unwrap(), Publication::Published);
 }
 
 #[test]
@@ -337,7 +339,7 @@ fn four(cache: &Cache) -> Vec<Vec<u8>> {
         let entry = partial(cache, identity(bytes));
         store(&entry, bytes, UnitRange::new(0, 4));
         if at < 3 {
-            assert_eq!(entry.publish().unwrap(), Outcome::Published);
+            assert_eq!(entry.publish().unwrap(), Publication::Published);
         }
         let time = start + Duration::from_secs(at as u64);
         entry.data.set_modified(time).unwrap();

@@ -7,12 +7,17 @@ use std::time::{Duration, Instant};
 use super::ahead::Ahead;
 use super::origin::{Failure, Origin};
 use super::pace::Pace;
-use crate::cache::{Entry, Partial};
+use crate::cache::{Cache, Demotion, Entry, Partial};
 use crate::format::digest::Digest;
-use crate::format::presence::Identity;
+use crate::format::presence::{Identity, UnitRange};
+use crate::reason::reason;
+use crate::source::FetchErrorKind;
 
 /// How long a server is taken for one that serves no ranges.
 const WITHOUT_RANGES: Duration = Duration::from_secs(600);
+
+/// How long a blob that was found to have its digest is not read again to find out.
+const INTACT_FOR: Duration = Duration::from_secs(60);
 
 /// Longest pause after a failure.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
@@ -40,7 +45,10 @@ pub struct Offer {
 pub(super) struct Blob {
     pub(super) id: BlobId,
     pub(super) identity: Identity,
-    pub(super) entry: Entry,
+    /// Changes when a complete blob turns out damaged.
+    entry: Mutex<Entry>,
+    /// When all bytes were last found to have the digest, after a reader found some to be damaged.
+    found_intact: Mutex<Option<Instant>>,
     /// The repositories that are said to have it; the first is asked.
     origins: Mutex<Vec<Arc<dyn Origin>>>,
     pub(super) pace: Mutex<Pace>,
@@ -69,7 +77,8 @@ impl Blob {
         Self {
             id,
             identity,
-            entry,
+            entry: Mutex::new(entry),
+            found_intact: Mutex::default(),
             origins: Mutex::new(vec![origin]),
             pace: Mutex::new(pace),
             ahead: Mutex::default(),
@@ -82,11 +91,58 @@ impl Blob {
         }
     }
 
+    /// What the cache has of the blob.
+    pub(super) fn entry(&self) -> Entry {
+        lock(&self.entry).clone()
+    }
+
     /// The partial entry, unless the blob was complete when it was opened.
-    pub(super) fn partial(&self) -> Option<&Arc<Partial>> {
-        match &self.entry {
+    pub(super) fn partial(&self) -> Option<Arc<Partial>> {
+        match self.entry() {
             Entry::Complete(_) => None,
             Entry::Partial(partial) => Some(partial),
+        }
+    }
+
+    /// Whether all bytes were compared with the digest, and nothing can be stored any more.
+    pub(super) fn is_final(&self) -> bool {
+        let is_final = |partial: Arc<Partial>| {
+            let state = partial.map().state();
+            state.is_none_or(|state| state.is_final())
+        };
+        self.partial().is_none_or(is_final)
+    }
+
+    /// Looks whether the bytes of a complete blob still have its digest. If not, makes the blob partial,
+    /// without the `damaged` units. Reads all of the blob, unless that was done a moment ago.
+    pub(super) fn check_damage(&self, cache: &Cache, damaged: UnitRange) -> Result<(), Failure> {
+        let is_recent = |at: &mut Instant| at.elapsed() < INTACT_FOR;
+        if lock(&self.found_intact).as_mut().is_some_and(is_recent) {
+            return Ok(());
+        }
+        let digest = self.identity.digest();
+        let _quiet = lock(&self.publishing);
+        match cache.demote(&self.entry(), &self.identity, damaged) {
+            Ok(Demotion::Intact) => {
+                log::warn!("blob {digest} is as its image has it: the image itself is damaged");
+                *lock(&self.found_intact) = Some(Instant::now());
+                Ok(())
+            }
+            Ok(Demotion::Demoted(partial)) => {
+                log::error!(
+                    "blob {digest} is damaged on storage; fetching the damaged bytes again"
+                );
+                *lock(&self.entry) = Entry::Partial(partial);
+                Ok(())
+            }
+            Ok(Demotion::Removed) => {
+                let reason = "the damaged blob was removed from the cache; restart the disk";
+                Err(Failure::definite(FetchErrorKind::Damaged, reason))
+            }
+            Err(error) => {
+                log::error!("blob {digest} is damaged on storage: {}", reason(&error));
+                Err(Failure::definite(FetchErrorKind::System, reason(&error)))
+            }
         }
     }
 

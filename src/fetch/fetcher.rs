@@ -17,7 +17,6 @@ use super::pace::Pace;
 use super::schedule::{Schedule, Urgency};
 use super::{keeper, session, worker};
 use crate::cache::{self, Cache, Entry, Limits};
-use crate::format::digest::Digest;
 use crate::format::presence::{Identity, UNIT, UnitRange};
 use crate::registry::statuses::Statuses;
 use crate::source::FetchErrorKind;
@@ -98,6 +97,14 @@ impl Waiter {
     }
 }
 
+/// Units of a complete blob that a reader found to be damaged.
+#[derive(Debug)]
+pub(super) struct Suspect {
+    pub(super) blob: Arc<Blob>,
+    pub(super) units: UnitRange,
+    pub(super) waiter: Option<Waiter>,
+}
+
 /// The blobs that a connection has open.
 #[derive(Debug, Default)]
 pub(super) struct Blobs {
@@ -146,7 +153,7 @@ pub(super) struct Shared {
     statuses: Arc<Statuses>,
     pub(super) stopping: AtomicBool,
     /// Complete blobs that a reader found to be damaged.
-    pub(super) suspects: Mutex<Vec<Digest>>,
+    pub(super) suspects: Mutex<Vec<Suspect>>,
     /// Whether the last store found no space.
     pub(super) is_full: AtomicBool,
     /// Whether the cache is over a limit, although what is not in use was evicted.
@@ -366,7 +373,7 @@ impl Shared {
     /// Wants bytes of a blob. The waiter, if any, is answered once they are present.
     pub(super) fn want(
         &self,
-        blob: &Blob,
+        blob: &Arc<Blob>,
         bytes: Range<u64>,
         cause: Cause,
         waiter: Option<Waiter>,
@@ -387,15 +394,18 @@ impl Shared {
             let failure = Failure::definite(FetchErrorKind::System, reason);
             return answer(waiter, Err(&failure));
         };
-        let Entry::Partial(partial) = &blob.entry else {
+        if cause == Cause::Repair && blob.is_final() {
+            // The keeper looks; it takes a while, and others must not wait for it.
+            let blob = Arc::clone(blob);
+            return lock(&self.suspects).push(Suspect {
+                blob,
+                units,
+                waiter,
+            });
+        }
+        let Some(partial) = blob.partial() else {
             return answer(waiter, Ok(()));
         };
-        if cause == Cause::Repair && partial.map().state().is_none_or(|state| state.is_final()) {
-            lock(&self.suspects).push(blob.identity.digest());
-            let reason = "the verified blob is now damaged on storage; restart the disk";
-            let failure = Failure::definite(FetchErrorKind::Damaged, reason);
-            return answer(waiter, Err(&failure));
-        }
         // Under the lock: what arrives from now on is reported after this waiter is known.
         let mut state = self.state();
         let runs = match cause {

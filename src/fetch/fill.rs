@@ -15,7 +15,7 @@ use thiserror::Error;
 use super::blob::{Blob, Offer, lock};
 use super::fetcher::{Fetcher, Shared, Waiter};
 use super::origin::Failure;
-use crate::cache::{self, Outcome, Partial};
+use crate::cache::{self, Partial, Publication};
 use crate::format::digest::Digest;
 use crate::format::presence::{UNIT, UnitRange};
 use crate::reason::reason;
@@ -139,8 +139,8 @@ impl Shared {
                 let _ = progress(blob.identity.len());
                 return Ok(());
             };
-            fetch_all(self, &blob, partial, options, progress)?;
-            match self.complete(&blob, partial)? {
+            fetch_all(self, &blob, &partial, options, progress)?;
+            match self.complete(&blob, &partial)? {
                 None => return Ok(()),
                 Some(found) => mismatch = Some(found),
             }
@@ -177,16 +177,16 @@ impl Shared {
             let outcome = partial.publish();
             drop(publishing);
             match outcome {
-                Ok(Outcome::Published) => return Ok(None),
-                Ok(Outcome::Mismatch { found }) => {
+                Ok(Publication::Published) => return Ok(None),
+                Ok(Publication::Mismatch { found }) => {
                     self.retire(blob);
                     return Ok(Some(found));
                 }
                 // The keeper found out before.
                 Err(cache::Error::Closed { .. }) => return Ok(Some(digest)),
                 // A failed sync lost some: the next round fetches them.
-                Ok(Outcome::Incomplete) => return Ok(Some(digest)),
-                Ok(Outcome::Busy) => thread::sleep(TICK),
+                Ok(Publication::Incomplete) => return Ok(Some(digest)),
+                Ok(Publication::Busy) => thread::sleep(TICK),
                 Err(error) => {
                     let source = Box::new(error);
                     return Err(FillError::Cache { digest, source });
@@ -202,7 +202,7 @@ impl Shared {
 /// Requests under way for one blob.
 struct Filling<'a> {
     shared: &'a Shared,
-    blob: &'a Blob,
+    blob: &'a Arc<Blob>,
     partial: &'a Partial,
     sender: mpsc::Sender<Result<(), Failure>>,
     receiver: Receiver<Result<(), Failure>>,
@@ -214,7 +214,7 @@ struct Filling<'a> {
 
 fn fetch_all(
     shared: &Shared,
-    blob: &Blob,
+    blob: &Arc<Blob>,
     partial: &Partial,
     options: FillOptions,
     progress: &mut dyn FnMut(u64) -> ControlFlow<()>,

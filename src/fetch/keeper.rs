@@ -6,10 +6,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::blob::{Blob, lock};
-use super::fetcher::Shared;
-use crate::cache::Outcome;
+use super::fetcher::{Shared, Suspect};
+use crate::cache::Publication;
 use crate::format::presence::State;
 use crate::reason::reason;
+use crate::source::protocol::Cause;
 
 const TICK: Duration = Duration::from_millis(200);
 
@@ -30,7 +31,7 @@ pub(super) fn run(shared: &Shared) {
             sync(&blob, SYNC_BYTES);
             publish(shared, &blob);
         }
-        verify_suspects(shared);
+        check_suspects(shared);
         if evicted.elapsed() >= EVICT_EVERY {
             evicted = Instant::now();
             evict(shared);
@@ -73,27 +74,42 @@ fn publish(shared: &Shared, blob: &Arc<Blob>) {
     let digest = blob.identity.digest();
     let _publishing = lock(&blob.publishing);
     match partial.publish() {
-        Ok(Outcome::Published) => {
+        Ok(Publication::Published) => {
             shared.counters.add_published();
             log::debug!("blob {digest} is complete");
         }
-        Ok(Outcome::Mismatch { found }) => {
+        Ok(Publication::Mismatch { found }) => {
             shared.counters.add_mismatch();
             shared.retire(blob);
             log::error!("blob {digest} was fetched completely but has digest {found}; removed it");
         }
-        Ok(Outcome::Incomplete | Outcome::Busy) => {}
+        Ok(Publication::Incomplete | Publication::Busy) => {}
         Err(error) => log::error!("blob {digest}: {}", reason(&error)),
     }
 }
 
-fn verify_suspects(shared: &Shared) {
+/// Has damaged units of complete blobs fetched again.
+fn check_suspects(shared: &Shared) {
     let suspects = std::mem::take(&mut *lock(&shared.suspects));
-    for digest in suspects {
-        match shared.cache.verify(&digest) {
-            Ok(Some(false)) => log::error!("blob {digest} is damaged on storage; removed it"),
-            Ok(_) => {}
-            Err(error) => log::warn!("blob {digest}: {}", reason(&error)),
+    for Suspect {
+        blob,
+        units,
+        waiter,
+    } in suspects
+    {
+        let is_done = match blob.is_final() {
+            true => blob.check_damage(&shared.cache, units),
+            // Another reader found damage before.
+            false => Ok(()),
+        };
+        match (is_done, waiter) {
+            (Ok(()), waiter) if !blob.is_final() => {
+                let bytes = blob.identity.bytes_of(units);
+                shared.want(&blob, bytes, Cause::Repair, waiter);
+            }
+            // An intact blob: the reader reads it again, and fails if that gives the same.
+            (result, Some(waiter)) => waiter.answer(result.as_ref().copied()),
+            (_, None) => {}
         }
     }
 }

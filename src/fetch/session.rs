@@ -192,7 +192,7 @@ impl Session {
 
     fn open(&mut self, number: u32) {
         let opened = self.blob(number).and_then(|blob| {
-            let files = descriptors(&blob.entry);
+            let files = descriptors(&blob.entry());
             let files = files
                 .map_err(|error| Failure::definite(FetchErrorKind::System, error.to_string()))?;
             Ok((blob, files))
@@ -202,7 +202,7 @@ impl Session {
                 let reply = Reply::Opened {
                     blob: number,
                     len: blob.identity.len(),
-                    complete: blob.entry.is_complete(),
+                    complete: blob.entry().is_complete(),
                 };
                 self.link.send(reply.encode(), files);
             }

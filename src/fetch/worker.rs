@@ -89,7 +89,7 @@ fn attempt(shared: &Shared, job: &Job, blob: &Blob, buffer: &mut [u8]) -> Result
         return Ok(());
     };
     let failed = |error: &Error| Interrupted::Failed(job.units.start(), store_failure(error));
-    report_present(shared, job, blob, partial);
+    report_present(shared, job, blob, &partial);
     // What is verified must not change.
     let _quiet = job.overwrites().then(|| lock(&blob.publishing));
     let whole = blob.needs_whole();
@@ -107,7 +107,7 @@ fn attempt(shared: &Shared, job: &Job, blob: &Blob, buffer: &mut [u8]) -> Result
         return fetch(shared, job, blob, &claim, units, whole, buffer);
     }
     // Only now: another process may have stored some meanwhile.
-    report_present(shared, job, blob, partial);
+    report_present(shared, job, blob, &partial);
     let gap = Urgency::of(job.cause).max_gap();
     for run in merged(partial.map().absent(units), gap) {
         fetch(shared, job, blob, &claim, run, false, buffer)?;

@@ -117,6 +117,14 @@ impl Blob {
         Self::new(layer, file, len, Some(presence))
     }
 
+    /// Creates a blob of `len` bytes that are all in `file`, and that `presence` fetches again if they turn out
+    /// damaged.
+    pub fn repairable(layer: LayerRef, file: File, len: u64, presence: Arc<dyn Presence>) -> Self {
+        let blob = Self::new(layer, file, len, Some(presence));
+        blob.completion.note();
+        blob
+    }
+
     fn new(layer: LayerRef, file: File, len: u64, presence: Option<Arc<dyn Presence>>) -> Self {
         Self {
             layer,

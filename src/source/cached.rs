@@ -2,7 +2,7 @@
 //!
 //! The fetcher opens data file and presence map and sends their descriptors. A unit that the map does not
 //! have is absent: the sparse data file would read as zeros there. A complete blob has no map, and is read
-//! like a local file.
+//! like a local file, until some of its bytes turn out damaged: those are absent until they are fetched again.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -19,10 +19,12 @@ use super::waker::{FetchError, FetchErrorKind, Presence, Ticket, Waker};
 use crate::format::presence::{Identity, State, UNIT, UnitRange};
 use crate::io::mapped_file::Access;
 
-/// Presence of a partial blob, and the client that fetches the rest.
+/// Presence of a blob, and the client that fetches what is absent or damaged.
 #[derive(Debug)]
 struct CachedPresence {
-    map: PresenceMap,
+    identity: Identity,
+    /// `None`: the blob was complete when it was opened.
+    map: Option<PresenceMap>,
     rejected: Arc<RejectedUnits>,
     client: Arc<Client>,
     blob: u32,
@@ -30,18 +32,20 @@ struct CachedPresence {
 
 impl CachedPresence {
     fn units(&self, offset: u64, len: u64) -> UnitRange {
-        let units = self.map.identity().units_of(offset, len);
+        let units = self.identity.units_of(offset, len);
         units.unwrap_or_default()
     }
 }
 
 impl Presence for CachedPresence {
     fn is_present(&self, offset: u64, len: u64) -> bool {
-        self.map.is_present(offset, len) && !self.rejected.holds_any(self.units(offset, len))
+        let is_stored = |map: &PresenceMap| map.is_present(offset, len);
+        self.map.as_ref().is_none_or(is_stored) && !self.rejected.holds_any(self.units(offset, len))
     }
 
     fn is_complete(&self) -> bool {
-        self.map.state() == Some(State::Complete)
+        let is_complete = |map: &PresenceMap| map.state() == Some(State::Complete);
+        self.map.as_ref().is_none_or(is_complete)
     }
 
     fn request(&self, offset: u64, len: u64, waker: &Arc<Waker>, ticket: Ticket) {
@@ -63,9 +67,9 @@ impl Presence for CachedPresence {
     }
 
     fn reject(&self, offset: u64, len: u64) -> bool {
-        let all = self.map.identity().units();
+        let all = self.identity.units();
         let rejected = self.rejected.add(self.units(offset, len), all);
-        let digest = self.map.identity().digest();
+        let digest = self.identity.digest();
         match rejected {
             true => log::warn!("blob {digest} is damaged at byte {offset}; fetching it again"),
             false => log::error!("blob {digest} is still damaged at byte {offset}"),
@@ -74,8 +78,8 @@ impl Presence for CachedPresence {
     }
 
     fn distrust(&self) -> bool {
-        let rejected = self.rejected.add_all(self.map.identity().units());
-        let digest = self.map.identity().digest();
+        let rejected = self.rejected.add_all(self.identity.units());
+        let digest = self.identity.digest();
         match rejected {
             true => log::warn!("blob {digest} is damaged; fetching again what opening it reads"),
             false => log::error!("blob {digest} is still damaged"),
@@ -84,12 +88,13 @@ impl Presence for CachedPresence {
     }
 
     fn trust(&self) {
-        self.rejected.replaced(self.map.identity().all_units());
+        self.rejected.replaced(self.identity.all_units());
     }
 
     fn local_bytes(&self) -> u64 {
-        let units = self.map.count(Bitmap::Live);
-        (units * UNIT).min(self.map.identity().len())
+        let stored = |map: &PresenceMap| map.count(Bitmap::Live).saturating_mul(UNIT);
+        let len = self.identity.len();
+        self.map.as_ref().map_or(len, stored).min(len)
     }
 
     fn patience(&self) -> Duration {
@@ -123,17 +128,25 @@ pub fn open(client: &Arc<Client>, blob: u32, layer: &Arc<RemoteBlob>) -> Result<
         return Err(system(reason));
     }
     let name = LayerRef::Remote(Arc::clone(layer));
-    let Some(map) = map else {
-        return Ok(Blob::complete(name, data, found));
+    let Ok(identity) = Identity::new(digest, found) else {
+        return match map {
+            None => Ok(Blob::complete(name, data, found)),
+            Some(_) => Err(system(format!("blob {digest} of {found} bytes has a map"))),
+        };
     };
-    let identity = Identity::new(digest, found).map_err(|error| system(error.to_string()))?;
-    let map = PresenceMap::open(&File::from(map), identity, Access::Read)
-        .map_err(|error| system(format!("blob {digest}: {error}")))?;
-    let presence = CachedPresence {
+    let opened = |map| PresenceMap::open(&File::from(map), identity, Access::Read);
+    let map = map.map(opened).transpose();
+    let map = map.map_err(|error| system(format!("blob {digest}: {error}")))?;
+    let is_complete = map.is_none();
+    let presence = Arc::new(CachedPresence {
+        identity,
         map,
         rejected: Arc::default(),
         client: Arc::clone(client),
         blob,
-    };
-    Ok(Blob::partial(name, data, found, Arc::new(presence)))
+    });
+    Ok(match is_complete {
+        true => Blob::repairable(name, data, found, presence),
+        false => Blob::partial(name, data, found, presence),
+    })
 }

@@ -137,6 +137,15 @@ impl PresenceMap {
         }
     }
 
+    /// Makes all units absent.
+    pub fn clear(&self) {
+        for bitmap in [Bitmap::Durable, Bitmap::Live] {
+            for (word, _) in words(0..self.identity.units()) {
+                self.with_word(bitmap, word, |bits| bits.store(0, Ordering::Release));
+            }
+        }
+    }
+
     /// Copies the words of the live bitmap.
     pub fn snapshot(&self) -> Vec<u64> {
         let all = words(0..self.identity.units());

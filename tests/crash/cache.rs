@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use common::content::Random;
-use ovbd_vhost::cache::{Cache, Entry, Outcome, Partial};
+use ovbd_vhost::cache::{Cache, Entry, Partial, Publication};
 use ovbd_vhost::format::digest::Digest;
 use ovbd_vhost::format::presence::{HEADER_LEN, Identity, UNIT, UnitRange};
 use ovbd_vhost::source::presence::Bitmap;
@@ -186,7 +186,7 @@ impl Model {
             let part = &self.bytes[bytes.start as usize..bytes.end as usize];
             claim.store(run.start(), part).unwrap();
         }
-        assert_eq!(self.partial().publish().unwrap(), Outcome::Published);
+        assert_eq!(self.partial().publish().unwrap(), Publication::Published);
         self.partial = None;
         let cache = Cache::open_in_boot(self.dir.path(), Uuid::new_v4()).unwrap();
         assert!(cache.entry(self.identity).unwrap().is_complete());

@@ -1,5 +1,7 @@
 //! Wrong bytes: noticed, fetched again, and never served.
 
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -70,6 +72,64 @@ fn a_bit_that_is_wrong_once_is_fetched_again() {
     assert!(daemon.log().contains("is damaged"), "{}", daemon.log());
 }
 
+/// Makes one byte of a complete blob in the cache wrong, as failing storage does.
+fn damage_on_storage(place: &Place, blob: &[u8], at: usize) {
+    let path = place
+        .path("cache/blobs/sha256")
+        .join(Digest::of(blob).hex());
+    until("the blob is complete", || path.exists());
+    fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("permissions");
+    let file = File::options().write(true).open(&path).expect("a blob");
+    file.write_all_at(&[blob[at] ^ 4], at as u64)
+        .expect("a damaged byte");
+}
+
+/// Damage of a complete blob is fetched again like that of a partial one, whether it was complete when the
+/// disk was opened or became so later, and the blob is complete again then.
+#[test]
+fn damage_of_a_complete_blob_on_storage_is_fetched_again() {
+    for complete_at_start in [true, false] {
+        let layers = Layers::new(4);
+        let place = Place::default();
+        let server = layers.registry();
+        place.config("http", &server.host(), &layers.lowers(), json!({}));
+        let mut daemon = place.serve(&[]);
+        let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
+        assert_eq!(failures(&mut guest, &layers.content), 0);
+        let blob = &layers.blobs[1];
+        let path = place
+            .path("cache/blobs/sha256")
+            .join(Digest::of(blob).hex());
+        until("the blob is complete", || path.exists());
+        if complete_at_start {
+            drop((guest, daemon));
+            daemon = place.serve(&[]);
+            guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
+        }
+        let before = asked_units(&server, blob);
+        let at = blob.len() / 2;
+        damage_on_storage(&place, blob, at);
+        assert_eq!(failures(&mut guest, &layers.content), 0, "{}", daemon.log());
+        let counts = asked_units(&server, blob);
+        let again: Vec<_> = (0..counts.len())
+            .filter(|unit| counts[*unit] > before[*unit])
+            .collect();
+        assert!(
+            again.contains(&(at / UNIT)) && again.len() <= 2,
+            "{again:?}"
+        );
+        until("the blob is complete again", || {
+            fs::read(&path).is_ok_and(|bytes| bytes == *blob)
+        });
+        assert!(
+            daemon.log().contains("damaged on storage"),
+            "{}",
+            daemon.log()
+        );
+        assert_eq!(failures(&mut guest, &layers.content), 0);
+    }
+}
+
 /// A block that is always wrong fails the reads of it, and no others.
 #[test]
 fn a_bit_that_is_always_wrong_fails_the_reads_of_it() {
@@ -138,7 +198,7 @@ fn a_blob_without_checksums_is_not_published_with_another_digest() {
     let published = place.path("cache/blobs/sha256").join(&name);
     until("the second download is right", || published.exists());
     assert_eq!(times.load(Ordering::SeqCst), 0);
-    assert!(std::fs::read(published).expect("a blob") == layers.blobs[0]);
+    assert!(fs::read(published).expect("a blob") == layers.blobs[0]);
     drop(daemon);
     drop(server);
     let daemon = place.serve(&[]);

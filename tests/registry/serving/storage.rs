@@ -9,7 +9,7 @@ use common::content::tagged;
 use common::daemon;
 use common::registry_server::until;
 use common::remote::{Layers, Place};
-use ovbd_vhost::cache::{Cache, Entry, Outcome};
+use ovbd_vhost::cache::{Cache, Entry, Publication};
 use ovbd_vhost::format::digest::Digest;
 use ovbd_vhost::format::presence::{BOOT_OFFSET, HEADER_LEN, Identity};
 use serde_json::json;
@@ -324,7 +324,10 @@ fn publish(cache: &Cache, bytes: &[u8]) {
         .expect("a claim");
     claim.store(0, bytes).expect("bytes");
     drop(claim);
-    assert_eq!(partial.publish().expect("published"), Outcome::Published);
+    assert_eq!(
+        partial.publish().expect("published"),
+        Publication::Published
+    );
 }
 
 /// A cache that is full or read-only at the start ends it with a reason.
