@@ -13,6 +13,8 @@
 //! | `session` | one connection: negotiation, memory, starting and stopping queues |
 //! | `returning` | a front-end that keeps memory, queues and in-flight region across connections |
 //! | `guest` | a session with memory and queues, ready to read |
+//! | `survivor` | a guest that connects again whenever its back-end ends, and checks what it wrote |
+//! | `node` | the real `ovbd-node` binary as a child process |
 //! | `raw` | vhost-user messages byte by byte, for what the polite front-end refuses to send |
 //! | `programs` | where the programs under test are, and the folder for temporary files |
 //! | `daemon` | the real `ovbd-vhost` binary as a child process |
@@ -51,6 +53,7 @@ pub mod memory;
 pub mod mixed;
 pub mod name_server;
 pub mod nginx;
+pub mod node;
 pub mod object_store;
 pub mod programs;
 pub mod queue;
@@ -63,6 +66,7 @@ pub mod remote;
 pub mod returning;
 pub mod ring;
 pub mod session;
+pub mod survivor;
 pub mod volume;
 pub mod writable;
 

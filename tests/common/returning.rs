@@ -43,11 +43,8 @@ impl Returning {
         let (_, file) = self.inflight.get_or_insert_with(|| {
             let session = Session::negotiate(daemon.connect(), Self::wanted());
             let size = self.vrings[0].size;
-            ask_for_region(
-                &mut session.expect("session"),
-                self.vrings.len() as u16,
-                size,
-            )
+            let queues = self.vrings.len() as u16;
+            ask_for_region(&mut session.expect("session"), queues, size).expect("region")
         });
         file
     }
@@ -55,28 +52,35 @@ impl Returning {
     /// Hands over memory and region, and starts the queues. The base is the used index, as QEMU
     /// sends it; the region overrules it.
     pub fn connect(&mut self, stream: UnixStream) -> Session {
-        let mut session = Session::negotiate(stream, Self::wanted()).expect("session");
-        session.share(&self.memory).expect("memory");
-        let (info, file) = self.inflight.get_or_insert_with(|| {
+        self.try_connect(stream).expect("connection")
+    }
+
+    /// The same with a back-end that may end at any moment.
+    pub fn try_connect(&mut self, stream: UnixStream) -> vhost::Result<Session> {
+        let mut session = Session::negotiate(stream, Self::wanted())?;
+        session.share(&self.memory)?;
+        if self.inflight.is_none() {
             let size = self.vrings[0].size;
-            ask_for_region(&mut session, self.vrings.len() as u16, size)
-        });
-        session
-            .frontend
-            .set_inflight_fd(info, file.as_raw_fd())
-            .expect("region");
+            let region = ask_for_region(&mut session, self.vrings.len() as u16, size)?;
+            self.inflight = Some(region);
+        }
+        if let Some((info, file)) = &self.inflight {
+            session.frontend.set_inflight_fd(info, file.as_raw_fd())?;
+        }
         for (index, vring) in self.vrings.iter().enumerate() {
-            session
-                .start_queue(index, vring, vring.used_index())
-                .expect("queue");
+            session.start_queue(index, vring, vring.used_index())?;
             vring.kick.write(1).expect("kick");
         }
-        session
+        Ok(session)
     }
 }
 
-fn ask_for_region(session: &mut Session, queues: u16, size: u16) -> (VhostUserInflight, File) {
+fn ask_for_region(
+    session: &mut Session,
+    queues: u16,
+    size: u16,
+) -> vhost::Result<(VhostUserInflight, File)> {
     let wanted = VhostUserInflight::new(0, 0, queues, size);
-    let region = session.frontend.get_inflight_fd(&wanted);
-    region.expect("in-flight region")
+    let region = session.frontend.get_inflight_fd(&wanted)?;
+    Ok(region)
 }

@@ -3,5 +3,6 @@
 mod faults;
 mod lifecycle;
 mod node;
+mod soak;
 mod units;
 mod verbs;
