@@ -13,13 +13,16 @@
 )]
 
 use std::env;
+use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{ArgMatches, Args as _, Command, CommandFactory, FromArgMatches, Parser};
 use ovbd_vhost::io::child_status;
 use ovbd_vhost::logging::{self, LogFormat};
 use ovbd_vhost::node::{self, Config, launch};
+use ovbd_vhost::registry::args::RegistryArgs;
 use ovbd_vhost::version::VERSION;
 
 /// Serve many disks on one host, by name, over an HTTP API.
@@ -50,6 +53,34 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FORMAT", value_enum, env = logging::VARIABLE, hide_env_values = true,
           default_value_t)]
     log_format: LogFormat,
+
+    /// Serve metrics over HTTP at this loopback address too, as http://ADDRESS:PORT/metrics [default: only on the
+    /// control socket].
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    metrics_listen: Option<SocketAddr>,
+
+    /// Cache directory of layers from registries and of image tables, shared by all disks; created if missing
+    /// [default: the one of --service-config].
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+
+    #[command(flatten)]
+    _registry: RegistryArgs,
+}
+
+/// Returns the options of the command line that all disks get, as they were given.
+fn disk_options(matches: &ArgMatches) -> Vec<OsString> {
+    let registry = RegistryArgs::augment_args(Command::new(""));
+    let named = registry
+        .get_arguments()
+        .filter_map(|option| Some((option.get_id().as_str(), option.get_long()?)));
+    let mut options = Vec::new();
+    for (id, name) in named.chain([("cache", "cache")]) {
+        for value in matches.get_raw(id).into_iter().flatten() {
+            options.extend([format!("--{name}").into(), value.to_owned()]);
+        }
+    }
+    options
 }
 
 fn main() -> ExitCode {
@@ -62,7 +93,8 @@ fn main() -> ExitCode {
     {
         return launch::launch(arguments);
     }
-    let args = Args::parse();
+    let matches = Args::command().get_matches();
+    let args = Args::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     logging::set_format(args.log_format);
     let beside = || {
         env::current_exe()
@@ -75,6 +107,8 @@ fn main() -> ExitCode {
         state: args.state,
         run_dir: args.run_dir,
         allow_dirs: args.allow_dirs,
+        disk_options: disk_options(&matches),
+        metrics_listen: args.metrics_listen,
     };
     match node::run(config) {
         Ok(()) => ExitCode::SUCCESS,

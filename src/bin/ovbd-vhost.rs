@@ -223,6 +223,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "size=N,refill_time=MS[,one_time_burst=BURST]")]
     limit_bandwidth: Option<BucketSpec>,
 
+    /// File of the counters of the disk, which outlives the daemon; created if missing. `ovbd-node` reads
+    /// it [default: counters start at 0, and only the control API shows them]
+    #[arg(long, value_name = "FILE")]
+    stats: Option<PathBuf>,
+
     /// Method of reading bytes that are not in the page cache
     #[arg(long, help_heading = "Performance", value_name = "METHOD", value_enum, default_value_t = Io::Uring)]
     io: Io,
@@ -389,6 +394,7 @@ impl From<Args> for Config {
                 ops: args.limit_ops,
                 bandwidth: args.limit_bandwidth,
             },
+            stats: args.stats,
         }
     }
 }

@@ -62,6 +62,8 @@ pub struct Config {
     pub tuning: Tuning,
     /// Rate limits at the start.
     pub limits: LimitsSpec,
+    /// File of the statistics page. `None`: only this process sees the page.
+    pub stats: Option<PathBuf>,
 }
 
 /// Number of io_uring rings for a disk without a chosen number of queues: one for each processor of the

@@ -14,6 +14,7 @@ use super::{Config, Error};
 use crate::engine::full_storage::FullStorage;
 use crate::engine::rate_limit::LimitsSpec;
 use crate::engine::ring::Rings;
+use crate::engine::stats::{DiskCell, StatsPage};
 use crate::engine::{BackendOptions, BlockBackend};
 use crate::image::Image;
 use crate::source::Blob;
@@ -33,6 +34,8 @@ pub(super) struct DeviceParts<'a> {
     pub(super) rings: Rings,
     /// The layers report their reads to it.
     pub(super) recorder: Option<&'a Arc<Recorder>>,
+    /// Counters and gauges.
+    pub(super) stats: Arc<StatsPage>,
 }
 
 /// A disk: its layers and its writable layer, the virtio-blk device that its queue workers serve, the front-ends
@@ -96,11 +99,19 @@ impl Device {
             on_full: config.on_full,
             tuning: config.tuning.clone(),
             limits: config.limits,
+            stats: parts.stats,
         };
         // All files are open now.
         let max_front_ends = limits.check(config.queues(), volume.is_writable())?;
+        let stats = &options.stats;
+        stats.set(DiskCell::Size, volume.size());
+        stats.set(DiskCell::Writable, volume.is_writable().into());
+        let limit = config.upper_limit.unwrap_or(u64::MAX);
+        stats.set(DiskCell::UpperLimit, limit);
+        let backend = Arc::new(BlockBackend::new(volume, options, parts.rings));
+        backend.record_used();
         Ok(Self {
-            backend: Arc::new(BlockBackend::new(volume, options, parts.rings)),
+            backend,
             snapshots,
             client: sources.client,
             trace: sources.trace,
@@ -162,6 +173,7 @@ impl Device {
         let volume = self.volume();
         let old = volume.size();
         snapshots.grow_disk(size)?;
+        self.stats().set(DiskCell::Size, volume.size());
         if size != old {
             log::info!("the disk has grown from {old} to {size} bytes");
         }
@@ -192,7 +204,13 @@ impl Device {
     /// [`writable::Error::ReadOnly`] without a writable layer, and those of [`Snapshots::take`].
     pub fn take_snapshot(&self, name: &str) -> Result<Snapshot, writable::Error> {
         let snapshots = self.snapshots.as_ref().ok_or(writable::Error::ReadOnly)?;
-        snapshots.take(name)
+        let taken = snapshots.take(name);
+        self.stats().count(match taken {
+            Ok(_) => DiskCell::SnapshotsTaken,
+            Err(_) => DiskCell::SnapshotsFailed,
+        });
+        self.count_unsealed();
+        taken
     }
 
     /// Seals the layers that snapshots froze.
@@ -202,7 +220,30 @@ impl Device {
     /// Those of [`Snapshots::seal`].
     pub fn seal(&self) -> Result<(), writable::Error> {
         let snapshots = self.snapshots.as_ref();
-        snapshots.map_or(Ok(()), |snapshots| snapshots.seal())
+        let sealed = snapshots.map_or(Ok(()), |snapshots| snapshots.seal());
+        self.count_unsealed();
+        sealed
+    }
+
+    /// Returns the counters and gauges.
+    pub fn stats(&self) -> &StatsPage {
+        self.backend.stats()
+    }
+
+    /// Returns the serial number as text.
+    pub fn serial(&self) -> String {
+        let serial = String::from_utf8_lossy(self.backend.serial());
+        serial.trim_end_matches('\0').to_owned()
+    }
+
+    fn count_unsealed(&self) {
+        let unsealed = self
+            .snapshots()
+            .iter()
+            .filter(|snapshot| !snapshot.sealed)
+            .count();
+        self.stats()
+            .set(DiskCell::SnapshotsUnsealed, unsealed as u64);
     }
 }
 

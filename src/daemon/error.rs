@@ -54,6 +54,9 @@ pub enum Error {
         /// Error of the system.
         source: io::Error,
     },
+    /// The statistics page cannot be set up.
+    #[error(transparent)]
+    Stats(#[from] crate::engine::stats::PageError),
     /// The service configuration cannot be used.
     #[error("cannot use the service configuration")]
     ServiceConfig(#[source] service_config::Error),

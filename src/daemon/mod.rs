@@ -37,7 +37,9 @@ pub use error::Error;
 
 use sd_notify::NotifyState;
 
+use crate::engine::ratelimited_log;
 use crate::engine::ring::Rings;
+use crate::engine::stats::StatsPage;
 use crate::fetch::process::Control;
 use crate::format::download::Download;
 use crate::image::config::{ImageConfig, Stack};
@@ -150,6 +152,11 @@ fn start(
     let (layers, download, trace) = open_layers(config, wanted)?;
     let record = config.remote.record.as_deref();
     let recording = record.map(Recording::create).transpose()?;
+    let stats = match &config.stats {
+        Some(path) => StatsPage::open(path)?,
+        None => StatsPage::anonymous()?,
+    };
+    ratelimited_log::count_in(&stats);
     let rings = device::make_rings(config.rings());
     let starting = Arc::new(AtomicBool::new(true));
     let signals = signals(&starting)?;
@@ -178,6 +185,7 @@ fn start(
         writable,
         rings,
         recorder,
+        stats,
     };
     let mut device = Device::load(config, parts, &limits)?;
     device.start_serving();

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::full_storage::FullStorage;
 use super::rate_limit::{LimitsSpec, RateLimiter};
 use super::ring::Rings;
+use super::stats::{DiskCell, StatsPage};
 use crate::image::block_cache::BlockCache;
 use crate::virtio::config::DeviceConfig;
 use crate::virtio::request::SERIAL_LEN;
@@ -26,6 +27,7 @@ pub struct BlockBackend {
     rings: Rings,
     tuning: Tuning,
     rate_limiter: RateLimiter,
+    stats: Arc<StatsPage>,
 }
 
 /// Settings of a block back-end that do not follow from its volume.
@@ -45,6 +47,8 @@ pub struct BackendOptions {
     pub tuning: Tuning,
     /// Rate limits at the start.
     pub limits: LimitsSpec,
+    /// Counters and gauges of the disk.
+    pub stats: Arc<StatsPage>,
 }
 
 /// Settings of queue workers that change speed, never answers.
@@ -82,6 +86,7 @@ impl BlockBackend {
             rings,
             tuning: options.tuning,
             rate_limiter: RateLimiter::new(options.limits),
+            stats: options.stats,
         }
     }
 
@@ -132,6 +137,18 @@ impl BlockBackend {
     /// io_uring rings for the workers.
     pub fn rings(&self) -> &Rings {
         &self.rings
+    }
+
+    /// Records how many bytes the writable layer holds, in the statistics.
+    pub fn record_used(&self) {
+        if let Some(layer) = self.volume.layers().first() {
+            self.stats.set(DiskCell::UpperUsed, layer.used());
+        }
+    }
+
+    /// Counters and gauges of the disk.
+    pub fn stats(&self) -> &Arc<StatsPage> {
+        &self.stats
     }
 
     /// Rate limits of the disk.

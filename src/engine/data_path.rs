@@ -15,6 +15,7 @@ use super::read_id::{ReadId, SubreadId};
 use super::read_plan::Subread;
 use super::read_table::ActiveRead;
 use super::ring::{Completion, Ring, is_passing};
+use super::stats::queue::QueueStats;
 use super::storage::Storage;
 use super::subreads::{PendingSubread, SubreadState};
 use crate::image::Error;
@@ -38,14 +39,18 @@ pub struct DataPath<'a> {
 }
 
 impl<'a> DataPath<'a> {
-    /// Data path of `backend`, which reads storage through `ring` if there is one.
+    /// Data path of `backend`, which reads storage through `ring` if there is one, and counts in `stats`.
     ///
     /// # Errors
     ///
     /// The process has no descriptor left.
-    pub fn new(backend: &'a BlockBackend, ring: Option<Ring>) -> io::Result<Self> {
+    pub fn new(
+        backend: &'a BlockBackend,
+        stats: QueueStats<'a>,
+        ring: Option<Ring>,
+    ) -> io::Result<Self> {
         Ok(Self {
-            delivery: Delivery::new(backend),
+            delivery: Delivery::new(backend, stats),
             storage: Storage::new(ring),
             fetches: Fetches::new()?,
         })

@@ -7,6 +7,7 @@
 use super::BlockBackend;
 use super::drop_behind::DropBehind;
 use super::read_plan::Subread;
+use super::stats::queue::{QueueStats, ReadSource, cell};
 use crate::image::pieces::{CompressedRun, Piece};
 use crate::image::unpack::Unpacker;
 use crate::image::{Error, Image, MAX_STORED};
@@ -22,16 +23,18 @@ pub struct Delivery<'a> {
     buffer: Vec<u8>,
     /// Drops bytes from the page cache once they are served, if enabled.
     drop_behind: Option<DropBehind<'a>>,
+    stats: QueueStats<'a>,
 }
 
 impl<'a> Delivery<'a> {
-    /// Decoders and buffers for `backend`.
-    pub fn new(backend: &'a BlockBackend) -> Self {
+    /// Decoders and buffers for `backend`. Counts reads in `stats`.
+    pub fn new(backend: &'a BlockBackend, stats: QueueStats<'a>) -> Self {
         Self {
             image: backend.volume().image(),
             unpacker: Unpacker::with_cache(backend.cache().cloned()),
             buffer: vec![0; MAX_STORED],
             drop_behind: backend.tuning().drop_cache.then(DropBehind::default),
+            stats,
         }
     }
 
@@ -95,7 +98,11 @@ impl<'a> Delivery<'a> {
                 }
                 at += target.len();
             });
-            return Ok(!blob.is_lost());
+            let intact = !blob.is_lost();
+            if intact {
+                self.stats.layer_read(ReadSource::Map, len);
+            }
+            return Ok(intact);
         };
         let bytes = &mut self.buffer[..len];
         mapped.copy_to(bytes);
@@ -103,8 +110,10 @@ impl<'a> Delivery<'a> {
         if blob.is_lost() {
             return Ok(false);
         }
+        self.stats.layer_read(ReadSource::Map, len);
         let container = self.image.container(run.layer);
-        self.unpacker.unpack(container, run, bytes, &mut cursor)?;
+        let unpacked = self.unpacker.unpack(container, run, bytes, &mut cursor);
+        self.count_damage(unpacked)?;
         Ok(true)
     }
 
@@ -124,8 +133,10 @@ impl<'a> Delivery<'a> {
         if !range.read_cached(bytes)? {
             return Ok(false);
         }
+        self.stats.layer_read(ReadSource::Pread, bytes.len());
         note_or_drop(&mut self.drop_behind, self.image, subread, range);
-        deliver(&mut self.unpacker, self.image, subread, bytes, cursor)?;
+        let delivered = deliver(&mut self.unpacker, self.image, subread, bytes, cursor);
+        self.count_damage(delivered)?;
         Ok(true)
     }
 
@@ -142,8 +153,10 @@ impl<'a> Delivery<'a> {
     ) -> Result<(), Error> {
         let bytes = &mut self.buffer[..range.len()];
         range.read_exact(bytes)?;
+        self.stats.layer_read(ReadSource::Pread, bytes.len());
         note_or_drop(&mut self.drop_behind, self.image, subread, range);
-        deliver(&mut self.unpacker, self.image, subread, bytes, cursor)
+        let delivered = deliver(&mut self.unpacker, self.image, subread, bytes, cursor);
+        self.count_damage(delivered)
     }
 
     /// Serves a subread from its stored bytes `bytes`, which the ring has read.
@@ -158,8 +171,19 @@ impl<'a> Delivery<'a> {
         bytes: &[u8],
         cursor: Cursor<'_, '_>,
     ) -> Result<(), Error> {
+        self.stats.layer_read(ReadSource::Uring, bytes.len());
         note_or_drop(&mut self.drop_behind, self.image, subread, range);
-        deliver(&mut self.unpacker, self.image, subread, bytes, cursor)
+        let delivered = deliver(&mut self.unpacker, self.image, subread, bytes, cursor);
+        self.count_damage(delivered)
+    }
+
+    /// Counts a damaged block.
+    #[inline]
+    fn count_damage(&self, result: Result<(), Error>) -> Result<(), Error> {
+        if let Err(Error::Block { .. }) = result {
+            self.stats.add(cell::DAMAGED_BLOCKS, 1);
+        }
+        result
     }
 }
 

@@ -61,6 +61,7 @@ pub mod reads;
 pub mod request;
 pub mod ring;
 pub mod setup;
+pub mod stats;
 pub mod storage;
 pub mod subreads;
 pub mod worker;

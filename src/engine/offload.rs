@@ -235,6 +235,7 @@ impl Offload {
                         // It fails if the counter is at its limit, which wakes the worker too.
                         let _ = wake.write(1);
                     });
+                    performer.backend.record_used();
                 }
             })?;
         Ok(Self {
@@ -309,6 +310,7 @@ mod tests {
     use super::*;
     use crate::engine::rate_limit::LimitsSpec;
     use crate::engine::ring::Rings;
+    use crate::engine::stats::StatsPage;
     use crate::engine::{BackendOptions, Tuning};
     use crate::format::lsmt::writable::Kind;
     use crate::format::lsmt::{HEADER_LEN, Header, HeaderKind};
@@ -347,6 +349,7 @@ mod tests {
             on_full: OnFull::Error,
             tuning: Tuning::default(),
             limits: LimitsSpec::default(),
+            stats: StatsPage::anonymous().unwrap(),
         };
         let volume = Volume::writable(image, upper).into();
         Arc::new(BlockBackend::new(volume, options, Rings::default()))

@@ -21,15 +21,16 @@ use super::rate_limit::throttle::Throttle;
 use super::ratelimited_log;
 use super::readahead::Readahead;
 use super::reads::Reads;
-use super::request::{Finished, Outcome, Request};
+use super::request::{Finished, Outcome, Put, Request};
 use super::setup::{ConnectionContext, Eventfds, QueueSetup, Stop};
+use super::stats::queue::{Op, RequestStats, cell};
 use crate::io::poller::{Poller, Trigger};
 use crate::reason::reason;
 use crate::source::resident_map::major_faults;
 use crate::virtio::chain::{BadChain, Chain, ChainError};
 use crate::virtio::memory::Memory;
 use crate::virtio::queue::{Head, Queue, QueueError};
-use crate::virtio::request::Operation;
+use crate::virtio::request::{HEADER, Operation};
 use crate::virtio::status::{Status, StatusByte};
 use offloaded::OffloadedRequests;
 use paused::PausedRequests;
@@ -105,6 +106,7 @@ pub struct QueueWorker<'a> {
     readahead: Readahead,
     prefetch: Prefetch<'a>,
     throttle: Throttle<'a>,
+    stats: RequestStats<'a>,
     reads: Reads<'a>,
     /// `None` for a read-only disk.
     offload: Option<OffloadedRequests<'a>>,
@@ -144,6 +146,9 @@ impl<'a> QueueWorker<'a> {
          creates N rings"
             ));
         }
+        let stats = RequestStats::new(backend.stats(), setup.index);
+        let counters = stats.counters();
+        counters.add(cell::RESUBMITTED, queue.open_chains() as u64);
         Ok(Self {
             queue,
             index: setup.index,
@@ -155,8 +160,9 @@ impl<'a> QueueWorker<'a> {
             polling: Polling::new(backend.tuning().poll),
             readahead: Readahead::new(backend.tuning().readahead),
             prefetch: Prefetch::default(),
-            throttle: Throttle::new(backend.rate_limiter()),
-            reads: Reads::new(setup.index, backend, ring)?,
+            throttle: Throttle::new(backend.rate_limiter(), counters),
+            stats,
+            reads: Reads::new(setup.index, backend, counters, ring)?,
             offload: offload.map(OffloadedRequests::new),
             paused: PausedRequests::default(),
             under_way: 0,
@@ -241,6 +247,7 @@ impl<'a> QueueWorker<'a> {
     fn turn(&mut self, stop: &Stop) -> Result<bool, ServeError> {
         let mut worked = false;
         self.throttle.begin_turn();
+        self.stats.begin_turn();
         // Bounded, so that a driver that never pauses does not delay finished reads.
         for _ in 0..self.queue.size() {
             if self.is_full() || stop.is_asked() {
@@ -302,7 +309,7 @@ impl<'a> QueueWorker<'a> {
     #[inline]
     fn take(&mut self, head: Head, status: StatusByte<'a>, chain: Box<Chain<'a>>) -> Request<'a> {
         self.under_way += 1;
-        Request::new(head, status, chain)
+        Request::new(head, status, chain, self.stats.take())
     }
 
     /// Answers a chain that breaks a rule.
@@ -319,6 +326,7 @@ impl<'a> QueueWorker<'a> {
         bad: BadChain<'a>,
     ) -> Result<(), ServeError> {
         let (index, number, error) = (self.index, head.number(), bad.error);
+        self.stats.counters().add(cell::BAD_CHAINS, 1);
         let Some(status) = bad.status else {
             self.queue.put_back(head);
             let head = number;
@@ -334,16 +342,18 @@ impl<'a> QueueWorker<'a> {
 
     /// Begins a request.
     #[inline]
-    fn begin(&mut self, request: Request<'a>) {
+    fn begin(&mut self, mut request: Request<'a>) {
         let capacity = self.backend.volume().sectors();
         match Operation::parse(request.chain(), self.backend.config(), capacity) {
             Ok(Operation::Read(range)) => {
+                request.is_a(Op::Read);
                 self.throttle.take_bytes(range.len().bytes());
                 let planned = self.reads.plan(request, range);
                 self.prefetch.push(planned);
                 self.readahead.record(self.backend.volume(), range);
             }
             Ok(Operation::GetId) => {
+                request.is_a(Op::GetId);
                 let data = request.chain().writable();
                 let serial = self.backend.serial();
                 let len = data.len().min(serial.len());
@@ -351,15 +361,21 @@ impl<'a> QueueWorker<'a> {
                 self.finish(request.finish(Outcome::Answered(Status::Ok), len));
             }
             Ok(Operation::Write(range)) => {
+                request.is_a(Op::Write);
                 self.throttle.take_bytes(range.len().bytes());
                 self.write(request, range);
             }
-            Ok(Operation::Flush) => self.flush(request, None),
+            Ok(Operation::Flush) => {
+                request.is_a(Op::Flush);
+                self.flush(request, None);
+            }
             Ok(Operation::Discard(ranges)) => {
-                self.discard_or_zero(request, Change::Discard, ranges)
+                request.is_a(Op::Discard);
+                self.discard_or_zero(request, Change::Discard, ranges);
             }
             Ok(Operation::WriteZeroes(ranges)) => {
-                self.discard_or_zero(request, Change::Zero, ranges)
+                request.is_a(Op::WriteZeroes);
+                self.discard_or_zero(request, Change::Zero, ranges);
             }
             Err(status) => self.finish(request.answer(status)),
         }
@@ -414,10 +430,16 @@ impl<'a> QueueWorker<'a> {
     #[inline]
     fn finish(&mut self, finished: Finished<'a>) {
         self.under_way -= 1;
-        let (len, chain) = finished.put(&mut self.queue);
-        if let Some(len) = len {
+        let Put { answer, chain } = finished.put(&mut self.queue);
+        if let Some(answer) = answer {
             self.unpublished += 1;
-            self.unpublished_bytes += len as usize;
+            self.unpublished_bytes += answer.len as usize;
+            let data = match answer.counted.op {
+                Op::Write if answer.status == Status::Ok => chain.readable().len() - HEADER,
+                _ => answer.len as usize - 1,
+            };
+            self.stats
+                .answer(answer.counted, answer.status, data as u64);
         }
         if chain.capacity() <= MAX_PIECES_KEPT {
             self.chains.give_back(chain);
@@ -443,6 +465,7 @@ impl<'a> QueueWorker<'a> {
             return Err(ServeError::MemoryLost);
         }
         (self.unpublished, self.unpublished_bytes) = (0, 0);
+        self.stats.publish();
         if self.queue.publish() {
             self.eventfds.signal_call();
         }

@@ -4,10 +4,12 @@
 //! process. A line after a pause says how many were left out.
 
 use std::fmt::Arguments;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use log::Level;
+
+use super::stats::{DiskCell, StatsPage};
 
 /// Lines logged at once after a quiet period.
 const BURST: u32 = 32;
@@ -23,6 +25,9 @@ static PROBLEMS: Mutex<Limit> = Mutex::new(Limit::NEW);
 
 /// Limit of informational lines, which never use up that of problems.
 static INFO: Mutex<Limit> = Mutex::new(Limit::NEW);
+
+/// Statistics page on which the lines that are left out are counted.
+static COUNTED: OnceLock<Arc<StatsPage>> = OnceLock::new();
 
 /// Token bucket of lines, and the count of those left out.
 #[derive(Debug)]
@@ -60,6 +65,11 @@ impl Limit {
     }
 }
 
+/// Counts the lines that are left out from now on in `page`. Only the first page of a process is used.
+pub fn count_in(page: &Arc<StatsPage>) {
+    COUNTED.get_or_init(|| page.clone());
+}
+
 /// Logs an action of a front-end, within the limit.
 pub fn info(message: Arguments<'_>) {
     log(Level::Info, message);
@@ -85,7 +95,11 @@ fn log(level: Level, message: Arguments<'_>) {
         .unwrap_or_else(PoisonError::into_inner)
         .admit(Instant::now());
     match admitted {
-        None => {}
+        None => {
+            if let Some(page) = COUNTED.get() {
+                page.count(DiskCell::LogDropped);
+            }
+        }
         Some(0) => log::log!(target: TARGET, level, "{message}"),
         Some(more) => {
             log::log!(target: TARGET, level, "{message} ({more} lines left out before it)");

@@ -15,6 +15,7 @@ use super::read_id::{ReadId, SubreadId};
 use super::read_table::{Planned, ReadTable};
 use super::request::{Finished, Request};
 use super::ring::Ring;
+use super::stats::queue::QueueStats;
 use super::subreads::{PendingSubread, SubreadState, Subreads};
 use crate::image::Error;
 use crate::reason::reason;
@@ -35,16 +36,22 @@ pub struct Reads<'a> {
 }
 
 impl<'a> Reads<'a> {
-    /// No read, for queue `queue` of `backend`, which reads storage through `ring` if there is one.
+    /// No read, for queue `queue` of `backend`, which reads storage through `ring` if there is one, and counts
+    /// in `stats`.
     ///
     /// # Errors
     ///
     /// The process has no descriptor left.
-    pub fn new(queue: u16, backend: &'a BlockBackend, ring: Option<Ring>) -> io::Result<Self> {
+    pub fn new(
+        queue: u16,
+        backend: &'a BlockBackend,
+        stats: QueueStats<'a>,
+        ring: Option<Ring>,
+    ) -> io::Result<Self> {
         Ok(Self {
             queue,
             volume: backend.volume(),
-            path: DataPath::new(backend, ring)?,
+            path: DataPath::new(backend, stats, ring)?,
             table: ReadTable::default(),
             finished: Vec::new(),
             spare: Pool::default(),

@@ -3,6 +3,7 @@
 //! Both hold the [`Head`] that must go back to the virtqueue, so that no request is dropped unanswered.
 #![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
+use super::stats::queue::{Counted, Op, Taken};
 use crate::virtio::chain::Chain;
 use crate::virtio::queue::{Head, Queue};
 use crate::virtio::status::{Status, StatusByte};
@@ -13,6 +14,7 @@ pub struct Request<'a> {
     head: Head,
     status: StatusByte<'a>,
     chain: Box<Chain<'a>>,
+    counted: Counted,
 }
 
 /// How a request ended.
@@ -35,13 +37,21 @@ pub struct Finished<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// A request whose chain was walked into `chain`.
-    pub fn new(head: Head, status: StatusByte<'a>, chain: Box<Chain<'a>>) -> Self {
+    /// A request whose chain was walked into `chain`, and which is taken at `begun`.
+    pub fn new(head: Head, status: StatusByte<'a>, chain: Box<Chain<'a>>, begun: Taken) -> Self {
+        let op = Op::Other;
         Self {
             head,
             status,
             chain,
+            counted: Counted { op, begun },
         }
+    }
+
+    /// Counts the request as one of operation `op`.
+    #[inline]
+    pub fn is_a(&mut self, op: Op) {
+        self.counted.op = op;
     }
 
     /// The guest memory of the request.
@@ -69,18 +79,23 @@ impl<'a> Request<'a> {
 impl<'a> Finished<'a> {
     /// Writes the status and puts the chain into the used ring, or leaves the chain to the next worker
     /// of `queue`. Without an in-flight area the queue has no such worker: then the request fails.
-    /// Returns the bytes written, with the status, and the lists of the chain, for reuse.
     #[inline]
-    pub fn put(self, queue: &mut Queue<'a>) -> (Option<u32>, Box<Chain<'a>>) {
+    pub fn put(self, queue: &mut Queue<'a>) -> Put<'a> {
         let Request {
             head,
             status: byte,
             chain,
+            counted,
         } = self.request;
         let (head, status) = match self.outcome {
             Outcome::Answered(status) => (head, status),
             Outcome::Open => match queue.leave(head) {
-                Ok(()) => return (None, chain),
+                Ok(()) => {
+                    return Put {
+                        answer: None,
+                        chain,
+                    };
+                }
                 Err(head) => (head, Status::IoError),
             },
         };
@@ -96,6 +111,34 @@ impl<'a> Finished<'a> {
         // The data is no longer than MAX_DATA.
         let len = data as u32 + 1;
         queue.finish(head, len);
-        (Some(len), chain)
+        let answer = Answer {
+            counted,
+            status,
+            len,
+        };
+        Put {
+            answer: Some(answer),
+            chain,
+        }
     }
+}
+
+/// A request that was put into the used ring, or left.
+#[derive(Debug)]
+pub struct Put<'a> {
+    /// `None` for a request that was left.
+    pub answer: Option<Answer>,
+    /// The lists of the chain, for reuse.
+    pub chain: Box<Chain<'a>>,
+}
+
+/// The answer of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Answer {
+    /// The request.
+    pub counted: Counted,
+    /// The status.
+    pub status: Status,
+    /// Bytes written, with the status.
+    pub len: u32,
 }

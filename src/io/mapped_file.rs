@@ -102,6 +102,7 @@ pub struct MappedFile {
     watch: Option<Watch>,
     start: NonNull<u8>,
     len: usize,
+    access: Access,
     _address_space: AddressSpace,
 }
 
@@ -149,6 +150,7 @@ impl MappedFile {
             watch: None,
             start,
             len: size,
+            access,
             _address_space: address_space,
         };
         // Guest memory must not get into a core dump of the daemon, as far as the kernel follows the advice.
@@ -175,6 +177,18 @@ impl MappedFile {
         // SAFETY: the range lies in the mapping, and the slice borrows from `self`, which keeps it mapped.
         // If the file is truncated, the addresses stay accessible (`sigbus`).
         Some(unsafe { VolatileSlice::new(self.start.as_ptr().add(offset), len) })
+    }
+
+    /// Returns the bytes as 64-bit cells; none if the mapping allows no writing. Other processes may change them.
+    pub fn cells(&self) -> &[AtomicU64] {
+        let count = match self.access {
+            Access::Read => 0,
+            Access::ReadWrite => self.len / size_of::<AtomicU64>(),
+        };
+        // SAFETY: the mapping begins at a page boundary, has room for `count` cells, of which any bytes are valid ones,
+        // allows writing, and lives as long as `self`. It is accessed only by atomics and volatile slices. If the file
+        // is truncated, the addresses stay accessible (`sigbus`).
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr().cast(), count) }
     }
 
     /// Whether a page that was accessed was missing from the file: what was read is not its content.

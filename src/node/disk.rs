@@ -17,12 +17,15 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::entry::Entry;
-use super::error::Failure;
+use super::error::{Error, Failure};
 use super::events::{Events, Kind};
 use super::id::DiskId;
 use super::launch::{Launcher, bind};
+use super::metrics::Metrics;
 use super::process::Process;
+use super::spec::DiskSpec;
 use super::state_dir::StateDir;
+use crate::engine::stats::figures::Figures;
 
 /// Ends of the process within [`CRASH_WINDOW`] after which it is not started again.
 const MAX_CRASHES: usize = 5;
@@ -87,6 +90,8 @@ pub struct Services {
     pub launcher: Launcher,
     /// Reports changes to clients.
     pub events: Events,
+    /// Counters of the node.
+    pub metrics: Metrics,
 }
 
 /// A disk.
@@ -102,7 +107,10 @@ pub struct Disk {
     stopping: AtomicBool,
     /// Whether the node itself ends the process, to replace it.
     replacing: AtomicBool,
-    restarts: AtomicU64,
+    /// Restarts after a crash.
+    crashes: AtomicU64,
+    /// Restarts that a client asked for.
+    replacements: AtomicU64,
 }
 
 impl Disk {
@@ -142,7 +150,8 @@ impl Disk {
             listener: Mutex::default(),
             stopping: AtomicBool::new(false),
             replacing: AtomicBool::new(false),
-            restarts: AtomicU64::new(0),
+            crashes: AtomicU64::new(0),
+            replacements: AtomicU64::new(0),
         }
     }
 
@@ -168,7 +177,18 @@ impl Disk {
 
     /// Returns how often its process was started again.
     pub fn restarts(&self) -> u64 {
-        self.restarts.load(Ordering::Relaxed)
+        self.restarts_by_reason()
+            .map(|(_, count)| count)
+            .iter()
+            .sum()
+    }
+
+    /// Returns the restarts of its process by their reason.
+    pub fn restarts_by_reason(&self) -> [(&'static str, u64); 2] {
+        [
+            ("crash", self.crashes.load(Ordering::Relaxed)),
+            ("request", self.replacements.load(Ordering::Relaxed)),
+        ]
     }
 
     /// Locked by operations, one after the other.
@@ -176,8 +196,8 @@ impl Disk {
         self.operation.lock().await
     }
 
-    /// Returns the description for clients.
-    pub fn view(&self) -> Value {
+    /// Returns the description for clients, with the front-end that `figures` names.
+    pub fn view(&self, figures: &Figures) -> Value {
         let status = self.status();
         let process = self.process();
         let pid = process.as_ref().map(|process| process.identity().pid);
@@ -188,6 +208,11 @@ impl Disk {
             "pid": pid,
             "size_bytes": status.size,
             "restarts": self.restarts(),
+            "front_end": match status.state {
+                State::Listening => figures.front_end(),
+                // The page is that of a process that has ended.
+                State::Starting | State::Failed | State::Deleting => Value::Null,
+            },
         });
         if let (Some(entry), Some(fields)) = (&status.entry, view.as_object_mut()) {
             fields.insert("generation".into(), json!(entry.generation));
@@ -196,9 +221,26 @@ impl Disk {
             fields.insert("upper".into(), json!(entry.upper));
             fields.insert("upper_limit".into(), json!(entry.spec.upper_limit));
             fields.insert("labels".into(), json!(entry.spec.labels));
+            fields.insert("limits".into(), json!(entry.spec.limits));
+            fields.insert("prefetch".into(), json!(entry.spec.prefetch));
             fields.insert("created".into(), json!(entry.created));
         }
         view
+    }
+
+    /// Replaces the specification, which changes the generation, durably.
+    ///
+    /// # Errors
+    /// The state directory cannot be written; the disk stays as it is.
+    pub fn set_spec(&self, spec: DiskSpec, services: &Services) -> Result<(), Error> {
+        let Some(mut entry) = self.entry() else {
+            return Ok(());
+        };
+        entry.spec = spec;
+        entry.generation += 1;
+        services.state.store(&entry)?;
+        self.status().entry = Some(entry);
+        Ok(())
     }
 
     /// Records the size that its process reported.
@@ -266,7 +308,7 @@ impl Disk {
         process: Process,
         listener: Option<UnixListener>,
         services: &Services,
-    ) -> Result<(), super::Error> {
+    ) -> Result<(), Error> {
         let mut entry = self.entry();
         if let Some(entry) = &mut entry {
             entry.process = Some(process.identity().clone());
@@ -321,7 +363,8 @@ impl Disk {
                 return;
             }
             self.status().state = State::Starting;
-            if !self.replacing.swap(false, Ordering::Relaxed) {
+            let asked = self.replacing.swap(false, Ordering::Relaxed);
+            if !asked {
                 let reason = services.launcher.reason(&self.id);
                 ends.push_back(Instant::now());
                 while ends.front().is_some_and(|end| end.elapsed() > CRASH_WINDOW) {
@@ -344,7 +387,11 @@ impl Disk {
             }
             match self.start_again(&services).await {
                 Ok(()) => {
-                    self.restarts.fetch_add(1, Ordering::Relaxed);
+                    let counter = match asked {
+                        true => &self.replacements,
+                        false => &self.crashes,
+                    };
+                    counter.fetch_add(1, Ordering::Relaxed);
                     services.events.add(&self.id, Kind::Restarted, None);
                 }
                 Err(failure) => return self.fail(&services, failure.text),
@@ -379,7 +426,7 @@ impl Disk {
     ///
     /// # Errors
     /// The state directory cannot be written; the disk stays, and the request can be repeated.
-    pub async fn remove(&self, services: &Services) -> Result<(), super::Error> {
+    pub async fn remove(&self, services: &Services) -> Result<(), Error> {
         let mut entry = self.entry();
         if let Some(entry) = &mut entry {
             entry.deleting = true;
@@ -389,6 +436,9 @@ impl Disk {
         self.status().state = State::Deleting;
         self.stop_process().await;
         *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        services
+            .metrics
+            .retire(&services.launcher.figures(&self.id));
         let socket = entry.map_or_else(|| services.launcher.socket(&self.id), |entry| entry.socket);
         services.launcher.clean(&self.id, &socket);
         services.state.remove(&self.id)?;

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
-use tokio::sync::Semaphore;
+use serde_json::{Map, Value, json};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::allow::AllowedDirs;
 use super::clock;
@@ -15,12 +16,21 @@ use super::error::{Code, Error, Failure};
 use super::events::{Events, Kind};
 use super::id::DiskId;
 use super::launch::Launcher;
+use super::metrics::Metrics;
 use super::spec::{Content, DiskSpec, Origin, Requested};
 use super::state_dir::{StateDir, StoredEntry};
+use crate::engine::stats::figures::Figures;
 use crate::tool::ctl::{self, Ask};
 
 /// Processes that are started at a time: more would only wait for the processors.
 const PARALLEL_STARTS: usize = 8;
+
+/// The same for processes that may wait for a registry, which must not delay others.
+const PARALLEL_REMOTE_STARTS: usize = 64;
+
+/// Longest wait for a front-end to disconnect, and pause between two looks.
+const MAX_LEAVE: Duration = Duration::from_secs(60);
+const LEAVE_PERIOD: Duration = Duration::from_millis(50);
 
 /// All disks of the node.
 #[derive(Debug)]
@@ -28,7 +38,10 @@ pub struct Disks {
     services: Arc<Services>,
     allowed: AllowedDirs,
     disks: Mutex<BTreeMap<DiskId, Arc<Disk>>>,
+    /// Permits to start processes of local layers.
     starts: Semaphore,
+    /// Permits to start processes that may wait for a registry.
+    remote_starts: Semaphore,
 }
 
 /// Result of a `PUT`.
@@ -49,10 +62,12 @@ impl Disks {
                 state,
                 launcher,
                 events,
+                metrics: Metrics::default(),
             }),
             allowed,
             disks: Mutex::default(),
             starts: Semaphore::new(PARALLEL_STARTS),
+            remote_starts: Semaphore::new(PARALLEL_REMOTE_STARTS),
         }
     }
 
@@ -92,8 +107,7 @@ impl Disks {
             }
             return;
         }
-        // Cannot fail: the semaphore is never closed.
-        let _start = self.starts.acquire().await;
+        let _start = self.permit(&disk).await;
         disk.recover(&self.services).await;
         drop(operation);
         self.learn_size(&disk).await;
@@ -149,7 +163,7 @@ impl Disks {
                 )),
             };
         }
-        let start = self.starts.acquire().await;
+        let start = self.permit(&disk).await;
         let made = disk.create(&self.services).await;
         drop((start, operation));
         match made {
@@ -163,6 +177,19 @@ impl Disks {
                 Err(failure)
             }
         }
+    }
+
+    /// Waits for the permit to start the process of a disk.
+    async fn permit(&self, disk: &Disk) -> Option<SemaphorePermit<'_>> {
+        let remote = disk
+            .entry()
+            .is_some_and(|entry| entry.content.may_be_remote());
+        let permits = match remote {
+            true => &self.remote_starts,
+            false => &self.starts,
+        };
+        // Cannot fail: the semaphore is never closed.
+        permits.acquire().await.ok()
     }
 
     /// Adds a new disk under its name. Returns the disk that has the name already.
@@ -191,21 +218,24 @@ impl Disks {
         Ok(None)
     }
 
-    /// Removes the disk `id`.
+    /// Removes the disk `id`. Waits up to `patience` for the front-end to disconnect.
     ///
     /// # Errors
-    /// [`Code::NotFound`]; [`Code::InUse`] while a front-end is connected or the process does not
-    /// answer, unless `force` is set.
-    pub async fn delete(&self, id: &DiskId, force: bool) -> Result<(), Failure> {
+    /// [`Code::NotFound`]; [`Code::InUse`] while a front-end is connected, unless `force` is set.
+    pub async fn delete(
+        &self,
+        id: &DiskId,
+        force: bool,
+        patience: Duration,
+    ) -> Result<(), Failure> {
         let disk = self.get(id)?;
-        let _operation = disk.operation().await;
-        if self
-            .find(id)
-            .is_none_or(|found| !Arc::ptr_eq(&found, &disk))
-        {
-            return Err(not_found(id));
+        let end = Instant::now() + patience.min(MAX_LEAVE);
+        while !force && self.in_use(&disk).is_some() && Instant::now() < end {
+            tokio::time::sleep(LEAVE_PERIOD).await;
         }
-        if !force && let Some(text) = self.in_use(&disk).await {
+        let _operation = disk.operation().await;
+        self.check_current(&disk)?;
+        if !force && let Some(text) = self.in_use(&disk) {
             return Err(Failure::new(Code::InUse, text));
         }
         disk.remove(&self.services).await?;
@@ -213,25 +243,86 @@ impl Disks {
         Ok(())
     }
 
-    /// Returns why the disk cannot be removed: a front-end is connected, or the process does not answer.
-    async fn in_use(&self, disk: &Disk) -> Option<String> {
-        if disk.state() != State::Listening {
-            return None;
+    /// Checks that the disk was not removed while an operation waited for another.
+    fn check_current(&self, disk: &Arc<Disk>) -> Result<(), Failure> {
+        let found = self.find(disk.id());
+        match found.is_some_and(|found| Arc::ptr_eq(&found, disk)) {
+            true => Ok(()),
+            false => Err(not_found(disk.id())),
         }
-        let id = disk.id();
-        match self.ask(id, Ask::Device).await {
-            Ok(device) => device
-                .get("front_end")
-                .is_some_and(|peer| !peer.is_null())
-                .then(|| {
-                    format!(
-                        "a front-end is connected to disk {id}; disconnect the front-end, or use ?force=true"
-                    )
-                }),
-            Err(_) => Some(format!(
-                "the process of disk {id} does not answer; use ?force=true to remove the disk"
-            )),
+    }
+
+    /// Returns why the disk cannot be removed: a front-end is connected.
+    fn in_use(&self, disk: &Disk) -> Option<String> {
+        let view = disk.view(&self.figures(disk));
+        let front_end = view.get("front_end").filter(|peer| !peer.is_null())?;
+        let pid = front_end.get("pid").cloned().unwrap_or_default();
+        Some(format!(
+            "a front-end (process {pid}) is connected to disk {}; disconnect the front-end, or use ?force=true",
+            disk.id()
+        ))
+    }
+
+    /// Changes limits, labels or the trace of the disk `id` by a merge patch. A changed trace is used at the next start
+    /// of the disk's process.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`]; those of [`DiskSpec::patched`]; what the disk process reports. The change is durable before
+    /// the disk process gets it.
+    pub async fn patch(
+        &self,
+        id: &DiskId,
+        patch: Map<String, Value>,
+    ) -> Result<Arc<Disk>, Failure> {
+        let disk = self.get(id)?;
+        let _operation = disk.operation().await;
+        self.check_current(&disk)?;
+        let Some(entry) = disk.entry() else {
+            let text = format!("the state entry of disk {id} is damaged; remove the disk");
+            return Err(Failure::new(Code::Conflict, text));
+        };
+        let spec = entry.spec.patched(patch)?;
+        spec.check(&self.allowed)?;
+        if spec == entry.spec {
+            return Ok(disk.clone());
         }
+        let limits = spec.limits;
+        disk.set_spec(spec, &self.services)?;
+        if limits != entry.spec.limits && disk.state() == State::Listening {
+            let limits = json!(limits);
+            self.ask(id, Ask::SetLimits { limits }).await?;
+        }
+        Ok(disk.clone())
+    }
+
+    /// Makes the disk `id` `size` bytes large. A disk of that size stays as it is.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`]; [`Code::Conflict`] if the disk is read-only or larger; what the disk process reports.
+    pub async fn resize(&self, id: &DiskId, size: u64) -> Result<Arc<Disk>, Failure> {
+        let disk = self.get(id)?;
+        let old = disk.size();
+        self.ask(id, Ask::Resize { size }).await?;
+        disk.set_size(Some(size));
+        if old != Some(size) {
+            self.services.events.add(id, Kind::Resized, None);
+        }
+        Ok(disk)
+    }
+
+    /// Returns the values of the disk's statistics page.
+    pub fn figures(&self, disk: &Disk) -> Figures {
+        self.services.launcher.figures(disk.id())
+    }
+
+    /// Returns the description of a disk for clients.
+    pub fn view(&self, disk: &Disk) -> Value {
+        disk.view(&self.figures(disk))
+    }
+
+    /// Returns the counters of the node.
+    pub fn metrics(&self) -> &Metrics {
+        &self.services.metrics
     }
 
     /// Replaces the process of the disk `id` by a new one.

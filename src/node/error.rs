@@ -1,10 +1,13 @@
 //! Errors of the node's start, and failures of requests.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use hyper::StatusCode;
+use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
 use serde_json::{Value, json};
 
 /// The node cannot start or continue.
@@ -32,6 +35,17 @@ pub enum Error {
     /// Another kind of file is at the path of the control socket.
     #[error("{} exists and is not a socket: remove it or choose another --control", .0.display())]
     NotASocket(PathBuf),
+    /// Metrics would be served to other hosts.
+    #[error("--metrics-listen {0}: expected a loopback address, such as 127.0.0.1 or [::1]")]
+    MetricsAddress(SocketAddr),
+    /// The address of the metrics cannot be bound.
+    #[error("cannot serve metrics on {address}")]
+    MetricsListen {
+        /// The address.
+        address: SocketAddr,
+        /// Error of the system.
+        source: io::Error,
+    },
     /// Another process holds the lock of the control socket.
     #[error(
         "another process held {} for {} s; stop that process or choose another --control",
@@ -72,6 +86,8 @@ pub enum Code {
     Method,
     /// A disk of that name has another specification.
     Conflict,
+    /// The field of a disk cannot be changed.
+    Immutable,
     /// A front-end is connected, or another disk uses the files.
     InUse,
     /// The body is longer than the limit.
@@ -96,6 +112,7 @@ impl Code {
             Self::NotFound => "not_found",
             Self::Method => "method",
             Self::Conflict => "conflict",
+            Self::Immutable => "immutable",
             Self::InUse => "in_use",
             Self::TooLarge => "too_large",
             Self::NoLayer => "no_layer",
@@ -112,7 +129,7 @@ impl Code {
             Self::BadRequest => StatusCode::BAD_REQUEST,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Conflict | Self::InUse => StatusCode::CONFLICT,
+            Self::Conflict | Self::Immutable | Self::InUse => StatusCode::CONFLICT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NoLayer => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Limit => StatusCode::SERVICE_UNAVAILABLE,
@@ -154,6 +171,22 @@ impl Failure {
         }
     }
 
+    /// The failure of a disk process that ended while it started, with the last line of its log. The line ends with
+    /// the error of the system, if there was one.
+    pub fn of_disk_process(line: String) -> Self {
+        let number = line.rsplit_once("(os error ").and_then(|(_, rest)| {
+            let (number, _) = rest.split_once(')')?;
+            number.parse::<i32>().ok()
+        });
+        let error = number.map(io::Error::from_raw_os_error);
+        let code = error.as_ref().map_or(Code::NoLayer, |error| {
+            code_of(error).unwrap_or(Code::NoLayer)
+        });
+        let mut failure = Self::new(code, line);
+        failure.causes.extend(error.as_ref().and_then(limit));
+        failure
+    }
+
     /// The body of the answer.
     pub fn body(&self) -> Value {
         json!({ "error": self.text, "code": self.code.word(), "causes": self.causes })
@@ -163,13 +196,88 @@ impl Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let code = match &error {
-            Error::File { source, .. } => match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Code::NoSpace,
-                _ => Code::Internal,
-            },
+            Error::File { source, .. } => code_of(source).unwrap_or(Code::Internal),
             Error::LongPath { .. } => Code::BadRequest,
             _ => Code::Internal,
         };
-        Self::caused(code, &error)
+        let mut failure = Self::caused(code, &error);
+        if let Error::File { source, .. } = &error {
+            failure.causes.extend(limit(source));
+        }
+        failure
+    }
+}
+
+/// The code for an error of the system that tells of a limit.
+fn code_of(error: &io::Error) -> Option<Code> {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(Code::NoSpace),
+        _ => limit(error).map(|_| Code::Limit),
+    }
+}
+
+/// The limit of the system that an error reports, with its value where the node knows it.
+fn limit(error: &io::Error) -> Option<String> {
+    let errno = Errno::from_io_error(error)?;
+    let value = |resource: Resource| {
+        let limit = getrlimit(resource).current;
+        limit.map_or("unlimited".to_owned(), |limit| limit.to_string())
+    };
+    let text = match errno {
+        Errno::MFILE => {
+            let value = value(Resource::Nofile);
+            format!("limit: open files of a process (RLIMIT_NOFILE, {value})")
+        }
+        Errno::NFILE => "limit: open files of the host (fs.file-max)".to_owned(),
+        Errno::AGAIN => {
+            let value = value(Resource::Nproc);
+            format!(
+                "limit: processes and threads (RLIMIT_NPROC, {value}; TasksMax of the unit; kernel.threads-max)"
+            )
+        }
+        Errno::NOMEM => "limit: memory".to_owned(),
+        _ => return None,
+    };
+    Some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_of_the_system_is_named() {
+        let failed = |errno: Errno| {
+            let source = io::Error::from(errno);
+            let what = "start";
+            Failure::from(Error::File {
+                what,
+                path: "/p".into(),
+                source,
+            })
+        };
+        for (errno, name) in [
+            (Errno::MFILE, "RLIMIT_NOFILE"),
+            (Errno::NFILE, "fs.file-max"),
+            (Errno::AGAIN, "RLIMIT_NPROC"),
+            (Errno::NOMEM, "memory"),
+        ] {
+            let failure = failed(errno);
+            assert_eq!(failure.code, Code::Limit);
+            let named = failure.causes.iter().any(|cause| cause.contains(name));
+            assert!(named, "{failure:?}");
+        }
+        assert_eq!(failed(Errno::NOSPC).code, Code::NoSpace);
+        assert_eq!(failed(Errno::ACCESS).code, Code::Internal);
+    }
+
+    #[test]
+    fn the_last_line_of_a_disk_process_decides_the_code() {
+        let code = |line: &str| Failure::of_disk_process(line.to_owned()).code;
+        assert_eq!(code("x: Too many open files (os error 24)"), Code::Limit);
+        assert_eq!(code("x: No space left (os error 28)"), Code::NoSpace);
+        assert_eq!(code("x: not found (os error 2)"), Code::NoLayer);
+        assert_eq!(code("(os error x)"), Code::NoLayer);
+        assert_eq!(code("not a layer"), Code::NoLayer);
     }
 }

@@ -41,6 +41,8 @@ pub enum Kind {
     Restarted,
     /// Its process keeps ending; it is not started again.
     Failed,
+    /// The disk has another size.
+    Resized,
     /// A snapshot was taken.
     Snapshot,
     /// The disk was removed.

@@ -25,6 +25,7 @@ use super::id::DiskId;
 use super::process::{Identity, Process};
 use super::spec::Content;
 use super::watcher::Watcher;
+use crate::engine::stats::figures::Figures;
 use crate::io::directory::create_all;
 use crate::io::regular::{create_regular, open_to_read};
 use crate::logging;
@@ -35,8 +36,8 @@ pub const LAUNCH: &str = "launch-disk";
 /// Most bytes of a socket's path.
 pub const MAX_SOCKET_PATH: usize = 107;
 
-/// How long a process may take to be ready.
-const START_LIMIT: Duration = Duration::from_secs(60);
+/// How long a process may take to be ready. It waits for a registry for a minute.
+const START_LIMIT: Duration = Duration::from_secs(90);
 
 /// Bytes of its log that are searched for the reason of a failure.
 const LOG_TAIL: u64 = 4096;
@@ -49,15 +50,17 @@ const PASSED: i32 = 3;
 pub struct Launcher {
     run_dir: PathBuf,
     program: PathBuf,
+    /// Options that all disks get.
+    options: Vec<OsString>,
     watcher: Watcher,
 }
 
 impl Launcher {
-    /// Creates the run directory if it is missing.
+    /// Creates the run directory if it is missing. `options` are options of `program` that all disks get.
     ///
     /// # Errors
     /// [`Error::File`] if the directory cannot be created, or the program does not exist.
-    pub fn new(run_dir: &Path, program: &Path) -> Result<Self, Error> {
+    pub fn new(run_dir: &Path, program: &Path, options: Vec<OsString>) -> Result<Self, Error> {
         create_all(run_dir).map_err(Error::file("create", run_dir))?;
         let run_dir = fs::canonicalize(run_dir).map_err(Error::file("find", run_dir))?;
         let program = fs::canonicalize(program).map_err(Error::file("find", program))?;
@@ -65,6 +68,7 @@ impl Launcher {
         Ok(Self {
             run_dir,
             program,
+            options,
             watcher,
         })
     }
@@ -81,6 +85,15 @@ impl Launcher {
 
     fn log(&self, id: &DiskId) -> PathBuf {
         self.run_dir.join(format!("{id}.log"))
+    }
+
+    fn stats(&self, id: &DiskId) -> PathBuf {
+        self.run_dir.join(format!("{id}.stats"))
+    }
+
+    /// Returns the values of a disk's statistics page; zeros if there is none.
+    pub fn figures(&self, id: &DiskId) -> Figures {
+        Figures::read(&self.stats(id)).unwrap_or_default()
     }
 
     fn notify(&self, id: &DiskId) -> PathBuf {
@@ -174,9 +187,12 @@ impl Launcher {
     }
 
     fn arguments(&self, entry: &Entry) -> Vec<OsString> {
-        let mut arguments: Vec<OsString> = vec!["--control".into(), self.control(&entry.id).into()];
+        let mut arguments = self.options.clone();
         let mut option = |name: &str, value: OsString| arguments.extend([name.into(), value]);
+        option("--control", self.control(&entry.id).into());
+        option("--stats", self.stats(&entry.id).into());
         match &entry.content {
+            Content::Image(reference) => option("--image", reference.into()),
             Content::Config(path) => option("--config", path.into()),
             Content::Layers(layers) => layers
                 .iter()
@@ -194,6 +210,18 @@ impl Launcher {
         }
         if let Some(queues) = spec.num_queues {
             option("--num-queues", queues.to_string().into());
+        }
+        if let Some(trace) = &spec.prefetch {
+            option("--prefetch", trace.into());
+        }
+        let limits = [
+            ("--limit-ops", spec.limits.ops),
+            ("--limit-bandwidth", spec.limits.bandwidth),
+        ];
+        for (name, limit) in limits {
+            if let Some(limit) = limit {
+                option(name, limit.to_string().into());
+            }
         }
         arguments
     }
@@ -218,7 +246,7 @@ impl Launcher {
         };
         tokio::select! {
             () = said_ready => Ok(process),
-            () = process.ended() => Err(Failure::new(Code::NoLayer, self.reason(&entry.id))),
+            () = process.ended() => Err(Failure::of_disk_process(self.reason(&entry.id))),
             () = tokio::time::sleep(START_LIMIT) => {
                 process.stop(Duration::ZERO).await;
                 let text = format!("disk {} was not ready within {START_LIMIT:?}", entry.id);
@@ -274,7 +302,13 @@ impl Launcher {
 
     /// Removes the socket, control socket and log of a disk that is gone.
     pub fn clean(&self, id: &DiskId, socket: &Path) {
-        for path in [socket, &self.control(id), &self.log(id), &self.notify(id)] {
+        let files = [
+            self.control(id),
+            self.log(id),
+            self.notify(id),
+            self.stats(id),
+        ];
+        for path in files.iter().map(PathBuf::as_path).chain([socket]) {
             // A path that is gone already is no failure.
             let _ = fs::remove_file(path);
         }

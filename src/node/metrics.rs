@@ -1,104 +1,224 @@
-//! `GET /metrics`: figures of the node and its disks as OpenMetrics text.
+//! `GET /metrics`: metrics of the node and its disks.
 //!
-//! Figures of disks are computed at each scrape from the state of the node, without asking disk processes.
+//! Those of disks come from their statistics pages, without a message to a disk process. A disk that is removed leaves
+//! its part of the sums over all disks to [`Metrics::retire`], so that the sums never shrink.
 
-use std::fmt;
-use std::sync::atomic::AtomicU64;
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::encoding::text::encode;
-use prometheus_client::metrics::counter::{ConstCounter, Counter};
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::Registry;
-
-use super::disk::State;
+use super::clock;
+use super::disk::{Disk, State};
 use super::disks::Disks;
+use crate::engine::stats::exposition::{Exposition, Format, Kind};
+use crate::engine::stats::figures::Figures;
+use crate::engine::stats::queue::{BUCKETS, DURATION_BOUNDS};
+use crate::engine::stats::report::{self, DiskFigures};
 use crate::version::VERSION;
 
-/// Type of the text.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// Methods that are counted by name; others are counted as `other`, so that a client cannot make series without end.
+const METHODS: [&str; 6] = ["GET", "HEAD", "PUT", "POST", "PATCH", "DELETE"];
 
 /// Labels of a counted request.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct RequestLabels {
-    /// Method of the request.
-    pub method: String,
-    /// Pattern of its route, never the path itself.
-    pub route: String,
-    /// Status of its answer.
-    pub code: u16,
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct RequestLabels {
+    route: &'static str,
+    method: &'static str,
+    code: u16,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct DiskLabels {
-    disk: String,
+/// Durations: counts by bucket, and their sum.
+#[derive(Clone, Copy, Debug, Default)]
+struct Durations {
+    counts: [u64; BUCKETS],
+    nanos: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StateLabels {
-    state: &'static str,
+impl Durations {
+    fn add(&mut self, took: Duration) {
+        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        let bucket = DURATION_BOUNDS.iter().position(|bound| nanos <= *bound);
+        self.counts[bucket.unwrap_or(BUCKETS - 1)] += 1;
+        self.nanos = self.nanos.saturating_add(nanos);
+    }
 }
 
 /// Counters of the node itself.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Metrics {
-    requests: Family<RequestLabels, Counter>,
+    requests: Mutex<Requests>,
+    /// Counters of disks that are gone.
+    retired: Mutex<Figures>,
+    /// Start of the node, in seconds since 1970.
+    start: u64,
+}
+
+#[derive(Debug, Default)]
+struct Requests {
+    answered: BTreeMap<RequestLabels, u64>,
+    durations: BTreeMap<&'static str, Durations>,
+    /// Of requests that made a disk.
+    adds: Durations,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            requests: Mutex::default(),
+            retired: Mutex::default(),
+            start: clock::now(),
+        }
+    }
 }
 
 impl Metrics {
-    /// Counts an answered request.
-    pub fn count(&self, labels: &RequestLabels) {
-        self.requests.get_or_create(labels).inc();
+    /// Counts an answered request. `route` is the pattern of its path, never the path itself.
+    pub fn count(&self, method: &str, route: &'static str, code: u16, took: Duration) {
+        let known = METHODS.into_iter().find(|known| *known == method);
+        let method = known.unwrap_or("other");
+        let labels = RequestLabels {
+            route,
+            method,
+            code,
+        };
+        let mut requests = self.requests();
+        *requests.answered.entry(labels).or_default() += 1;
+        requests.durations.entry(route).or_default().add(took);
+        if code == 201 {
+            requests.adds.add(took);
+        }
     }
 
-    /// Returns all figures as text.
-    ///
-    /// # Errors
-    /// None in practice: writing to a string cannot fail.
-    pub fn text(&self, disks: &Disks) -> Result<String, fmt::Error> {
-        let mut registry = Registry::default();
-        registry.register(
-            "ovbd_api_requests",
-            "Requests answered",
-            self.requests.clone(),
-        );
-        let build = Info::new(vec![("version", VERSION)]);
-        registry.register("ovbd_build", "Version of the node", build);
-        let states = Family::<StateLabels, Gauge>::default();
-        for state in State::ALL {
-            drop(states.get_or_create(&StateLabels {
-                state: state.word(),
-            }));
-        }
-        let sizes = Family::<DiskLabels, Gauge<u64, AtomicU64>>::default();
-        let restarts = Family::<DiskLabels, Counter>::default();
-        for disk in disks.all() {
-            let labels = DiskLabels {
-                disk: disk.id().to_string(),
-            };
-            states
-                .get_or_create(&StateLabels {
-                    state: disk.state().word(),
-                })
-                .inc();
-            if let Some(size) = disk.size() {
-                sizes.get_or_create(&labels).set(size);
-            }
-            restarts.get_or_create(&labels).inc_by(disk.restarts());
-        }
-        registry.register("ovbd_disks", "Disks by state", states);
-        registry.register("ovbd_disk_size_bytes", "Size of the disk", sizes);
-        registry.register(
-            "ovbd_disk_restarts",
-            "Restarts of the disk's process",
-            restarts,
-        );
-        let events = ConstCounter::new(disks.events().count());
-        registry.register("ovbd_events", "Events since the node's start", events);
-        let mut text = String::new();
-        encode(&mut text, &registry)?;
-        Ok(text)
+    /// Keeps the counters of a disk that is removed, for sums over all disks.
+    pub fn retire(&self, disk: &Figures) {
+        self.retired().add(disk);
     }
+
+    /// Returns all metrics as text. Reads files.
+    pub fn text(&self, disks: &Disks, format: Format) -> String {
+        let all = disks.all();
+        let mut text = Exposition::new(format);
+        text.family("ovbd_build", Kind::Info, "Version of the node.");
+        text.sample(&[("version", VERSION)], 1);
+        states(&mut text, &all);
+        let figures: Vec<_> = all
+            .iter()
+            .map(|disk| DiskFigures {
+                id: disk.id().to_string(),
+                figures: disks.figures(disk),
+            })
+            .collect();
+        let retired = self.retired().clone();
+        report::write(&mut text, &figures, &retired);
+        text.family(
+            "ovbd_events",
+            Kind::Counter,
+            "Events since the node's start.",
+        );
+        text.sample(&[], disks.events().count());
+        self.api(&mut text);
+        self.process(&mut text);
+        text.finish()
+    }
+
+    fn api(&self, text: &mut Exposition) {
+        let requests = self.requests();
+        text.family("ovbd_api_requests", Kind::Counter, "Requests answered.");
+        for (labels, count) in &requests.answered {
+            let code = labels.code.to_string();
+            let labels = [
+                ("method", labels.method),
+                ("route", labels.route),
+                ("code", &code),
+            ];
+            text.sample(&labels, count);
+        }
+        text.family(
+            "ovbd_api_request_duration_seconds",
+            Kind::Histogram,
+            "Time from the head of a request to its answer.",
+        );
+        for (route, durations) in &requests.durations {
+            text.durations(&[("route", route)], &durations.counts, durations.nanos);
+        }
+        text.family(
+            "ovbd_disk_add_duration_seconds",
+            Kind::Histogram,
+            "Time of requests that made a disk.",
+        );
+        text.durations(&[], &requests.adds.counts, requests.adds.nanos);
+    }
+
+    /// Metrics of the node's process, with their usual names.
+    fn process(&self, text: &mut Exposition) {
+        text.family(
+            "process_start_time_seconds",
+            Kind::Gauge,
+            "Start of the node, in seconds since 1970.",
+        );
+        text.sample(&[], self.start);
+        if let Ok(open) = fs::read_dir("/proc/self/fd") {
+            text.family("process_open_fds", Kind::Gauge, "Open descriptors.");
+            text.sample(&[], open.count());
+        }
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        if let Some(limit) = limit.current {
+            text.family("process_max_fds", Kind::Gauge, "Most open descriptors.");
+            text.sample(&[], limit);
+        }
+        if let Some(bytes) = resident_bytes() {
+            text.family(
+                "process_resident_memory_bytes",
+                Kind::Gauge,
+                "Resident memory.",
+            );
+            text.sample(&[], bytes);
+        }
+    }
+
+    fn requests(&self) -> MutexGuard<'_, Requests> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn retired(&self) -> MutexGuard<'_, Figures> {
+        self.retired.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Metrics that follow from the node's own knowledge of its disks.
+fn states(text: &mut Exposition, disks: &[Arc<Disk>]) {
+    text.family("ovbd_disks", Kind::Gauge, "Disks by state.");
+    for state in State::ALL {
+        let count = disks.iter().filter(|disk| disk.state() == state).count();
+        text.sample(&[("state", state.word())], count);
+    }
+    text.family("ovbd_disk", Kind::Info, "Content of the disk.");
+    for disk in disks {
+        let Some(entry) = disk.entry() else { continue };
+        let content = entry.content.name();
+        let readonly = entry.upper.is_none().to_string();
+        let labels = [
+            ("disk", disk.id().as_str()),
+            ("image", &content),
+            ("readonly", &readonly),
+        ];
+        text.sample(&labels, 1);
+    }
+    text.family(
+        "ovbd_disk_restarts",
+        Kind::Counter,
+        "Restarts of the disk's process since the node's start.",
+    );
+    for disk in disks {
+        for (reason, count) in disk.restarts_by_reason() {
+            text.sample(&[("disk", disk.id().as_str()), ("reason", reason)], count);
+        }
+    }
+}
+
+fn resident_bytes() -> Option<u64> {
+    let text = fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = text.split(' ').nth(1)?.parse().ok()?;
+    pages.checked_mul(rustix::param::page_size() as u64)
 }

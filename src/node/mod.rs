@@ -29,6 +29,8 @@ pub mod spec;
 pub mod state_dir;
 pub mod watcher;
 
+use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -39,6 +41,7 @@ pub use error::Error;
 
 use crate::daemon::notify::Manager;
 use allow::AllowedDirs;
+use api::exporter;
 use disks::Disks;
 use launch::Launcher;
 use state_dir::StateDir;
@@ -56,6 +59,10 @@ pub struct Config {
     pub allow_dirs: Vec<PathBuf>,
     /// The `ovbd-vhost` program.
     pub program: PathBuf,
+    /// Options of `ovbd-vhost` that all disks get: the cache directory, and access to registries.
+    pub disk_options: Vec<OsString>,
+    /// Loopback address on which metrics are served over TCP.
+    pub metrics_listen: Option<SocketAddr>,
 }
 
 /// Serves the API until SIGTERM or SIGINT. Disks keep running afterwards.
@@ -73,11 +80,15 @@ pub fn run(config: Config) -> Result<(), Error> {
 
 async fn serve(config: Config) -> Result<(), Error> {
     let state = StateDir::open(&config.state)?;
-    let launcher = Launcher::new(&config.run_dir, &config.program)?;
+    let launcher = Launcher::new(&config.run_dir, &config.program, config.disk_options)?;
     let allowed = AllowedDirs::open(&config.allow_dirs)?;
     let disks = Arc::new(Disks::new(state, launcher, allowed));
+    let exporter = config.metrics_listen.map(exporter::bind).transpose()?;
     let listener = api::bind(&config.control, api::BIND_LIMIT)?;
     disks.clone().recover().await?;
+    if let Some(exporter) = exporter {
+        tokio::spawn(exporter::serve(exporter, disks.clone()));
+    }
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Runtime)?;
     let manager = Manager::connect();

@@ -4,15 +4,21 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::allow::{AllowedDirs, Expected};
 use super::error::{Code, Failure};
 use super::id::DiskId;
+use crate::engine::rate_limit::LimitsSpec;
 use crate::image::MAX_LAYERS;
+use crate::registry::reference::Reference;
 
 /// Most labels of a disk, and most bytes of a key or a value.
 const MAX_LABELS: usize = 64;
 const MAX_LABEL_LEN: usize = 256;
+
+/// Fields that can be changed after the disk was made.
+const MUTABLE: [&str; 3] = ["labels", "limits", "prefetch"];
 
 /// Body of `PUT /disks/{id}`. Exactly one of `image`, `config`, `layers` and `from` names the content of the disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +51,12 @@ pub struct DiskSpec {
     /// Serial number of the disk, up to 20 bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
+    /// Rate limits.
+    #[serde(skip_serializing_if = "LimitsSpec::is_unlimited")]
+    pub limits: LimitsSpec,
+    /// Trace of reads that is replayed at the start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefetch: Option<PathBuf>,
     /// Queues that a front-end may use.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_queues: Option<u16>,
@@ -72,10 +84,29 @@ pub struct Upper {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Content {
+    /// An image in a registry.
+    Image(String),
     /// An image config.
     Config(PathBuf),
     /// Layers, bottom first.
     Layers(Vec<PathBuf>),
+}
+
+impl Content {
+    /// Returns the name in metrics: the reference, the image config, or the topmost layer.
+    pub fn name(&self) -> String {
+        let path = match self {
+            Self::Image(reference) => return reference.clone(),
+            Self::Config(path) => Some(path),
+            Self::Layers(layers) => layers.last(),
+        };
+        path.map_or_else(String::new, |path| path.to_string_lossy().into_owned())
+    }
+
+    /// Returns whether the start may wait for a registry.
+    pub fn may_be_remote(&self) -> bool {
+        matches!(self, Self::Image(_) | Self::Config(_))
+    }
 }
 
 /// Content of a disk as a request names it, before forks are resolved.
@@ -116,29 +147,32 @@ impl DiskSpec {
                 "expected exactly one of image, config, layers and from",
             ));
         }
-        if self.image.is_some() {
-            return Err(bad(
-                "image references are not supported by this node yet; name layers or a config",
-            ));
-        }
         self.check_values()?;
-        let requested = match (&self.config, &self.layers, &self.from) {
-            (Some(config), _, _) => {
+        let requested = match (&self.image, &self.config, &self.layers, &self.from) {
+            (Some(image), _, _, _) => {
+                let checked = image.parse::<Reference>();
+                checked.map_err(|error| Failure::caused(Code::BadRequest, &error))?;
+                Requested::Files(Content::Image(image.clone()))
+            }
+            (_, Some(config), _, _) => {
                 Requested::Files(Content::Config(allowed.resolve(config, Expected::File)?))
             }
-            (_, Some(layers), _) => {
+            (_, _, Some(layers), _) => {
                 let resolve = |layer: &PathBuf| allowed.resolve(layer, Expected::File);
                 Requested::Files(Content::Layers(
                     layers.iter().map(resolve).collect::<Result<_, _>>()?,
                 ))
             }
-            (_, _, Some(origin)) => Requested::Snapshot(origin.clone()),
+            (_, _, _, Some(origin)) => Requested::Snapshot(origin.clone()),
             _ => {
                 return Err(bad(
                     "expected exactly one of image, config, layers and from",
                 ));
             }
         };
+        if let Some(trace) = &self.prefetch {
+            allowed.resolve(trace, Expected::File)?;
+        }
         let upper = self
             .upper
             .as_ref()
@@ -148,6 +182,23 @@ impl DiskSpec {
             upper: upper.transpose()?,
             socket: self.socket.clone(),
         })
+    }
+
+    /// Returns the specification after a merge patch (RFC 7386) of the fields that can change.
+    ///
+    /// # Errors
+    /// [`Code::Immutable`] for another field; [`Code::BadRequest`] if a value is invalid.
+    pub fn patched(&self, patch: Map<String, Value>) -> Result<Self, Failure> {
+        for key in patch.keys() {
+            if !MUTABLE.contains(&key.as_str()) {
+                let text = format!("{key} cannot be changed; expected {}", MUTABLE.join(", "));
+                return Err(Failure::new(Code::Immutable, text));
+            }
+        }
+        let invalid = |error: serde_json::Error| Failure::caused(Code::BadRequest, &error);
+        let mut value = serde_json::to_value(self).map_err(invalid)?;
+        merge(&mut value, Value::Object(patch));
+        serde_json::from_value(value).map_err(invalid)
     }
 
     fn check_values(&self) -> Result<(), Failure> {
@@ -187,6 +238,26 @@ impl DiskSpec {
     }
 }
 
+/// Merges `patch` into `target` as RFC 7386 says. `patch` comes from `serde_json`, which limits its depth.
+fn merge(target: &mut Value, patch: Value) {
+    let Value::Object(patch) = patch else {
+        *target = patch;
+        return;
+    };
+    if !target.is_object() {
+        *target = Value::Object(Map::new());
+    }
+    let Some(fields) = target.as_object_mut() else {
+        return;
+    };
+    for (key, value) in patch {
+        match value.is_null() {
+            true => drop(fields.remove(&key)),
+            false => merge(fields.entry(key).or_insert(Value::Null), value),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -200,6 +271,40 @@ mod tests {
         assert!(parse(r#"{"layers":["/a"],"limit":1}"#).is_err());
         assert!(parse(r#"{"layers":["/a"],"upper":{"dir":"/u","x":1}}"#).is_err());
         assert!(parse(r#"{"from":{"disk":"../x","snapshot":"s"}}"#).is_err());
+    }
+
+    #[test]
+    fn a_patch_changes_limits_labels_and_prefetch_only() {
+        let spec = parse(
+            r#"{"layers":["/a"],"labels":{"a":"1","b":"2"},
+                "limits":{"ops":{"size":5,"refill_time":100}}}"#,
+        );
+        let spec = spec.unwrap();
+        let patched = |patch: &str| spec.patched(serde_json::from_str(patch).unwrap());
+        let changed = patched(
+            r#"{"labels":{"a":null,"c":"3"},"limits":{"ops":{"size":7},
+                "bandwidth":{"size":1,"refill_time":1}},"prefetch":"/t"}"#,
+        );
+        let expected = parse(
+            r#"{"layers":["/a"],"labels":{"b":"2","c":"3"},"prefetch":"/t",
+                "limits":{"ops":{"size":7,"refill_time":100},
+                "bandwidth":{"size":1,"refill_time":1}}}"#,
+        );
+        assert_eq!(changed.unwrap(), expected.unwrap());
+        let unlimited = patched(r#"{"limits":null}"#).unwrap();
+        assert_eq!(unlimited.limits, LimitsSpec::default());
+        assert_eq!(patched("{}").unwrap(), spec);
+        for (patch, code) in [
+            (r#"{"layers":["/b"]}"#, Code::Immutable),
+            (r#"{"upper":null}"#, Code::Immutable),
+            (r#"{"limit":{}}"#, Code::Immutable),
+            (r#"{"limits":{"ops":{"size":0}}}"#, Code::BadRequest),
+            (r#"{"limits":{"bandwidth":{"size":1}}}"#, Code::BadRequest),
+            (r#"{"limits":5}"#, Code::BadRequest),
+            (r#"{"labels":{"a":5}}"#, Code::BadRequest),
+        ] {
+            assert_eq!(patched(patch).unwrap_err().code, code, "{patch}");
+        }
     }
 
     #[test]

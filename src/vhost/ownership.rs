@@ -50,7 +50,7 @@ impl Ownership {
             return Err(Error::TakenOver);
         }
         match &*owner {
-            Some(current) if Arc::ptr_eq(current, session) => {}
+            Some(current) if Arc::ptr_eq(current, session) => return Ok(()),
             Some(current) if !self.policy.allows(&current.as_owner(), session.peer()) => {
                 self.refused.fetch_add(1, Ordering::Relaxed);
                 return Err(Error::TakeoverRefused {
@@ -65,6 +65,8 @@ impl Ownership {
             None => *owner = Some(session.clone()),
         }
         session.peer().hold();
+        let (pid, uid) = session.peer().ids();
+        session.stats().set_front_end(pid, uid);
         Ok(())
     }
 
@@ -86,6 +88,7 @@ impl Ownership {
             .is_some_and(|owner| Arc::ptr_eq(owner, session));
         if had {
             *owner = None;
+            session.stats().clear_front_end();
         }
         had
     }

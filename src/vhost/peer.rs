@@ -85,6 +85,14 @@ impl Peer {
         self.pid().is_some_and(|pid| other.pid() == Some(pid))
     }
 
+    /// Returns the numbers of the process and of its user, as far as they are known.
+    pub fn ids(&self) -> (Option<u32>, Option<u32>) {
+        let pid = self
+            .pid()
+            .map(|pid| pid.as_raw_nonzero().get().unsigned_abs());
+        (pid, self.credentials.map(|credentials| credentials.uid))
+    }
+
     fn pid(&self) -> Option<Pid> {
         self.credentials.and_then(|credentials| credentials.pid)
     }

@@ -19,6 +19,7 @@ use super::message::{Message, Reply};
 use super::ownership::Ownership;
 use super::peer::Peer;
 use super::takeover::Owner;
+use crate::engine::stats::{DiskCell, StatsPage};
 use crate::engine::{BlockBackend, ratelimited_log};
 use crate::io::interrupt::PeerCall;
 use crate::reason::reason;
@@ -38,6 +39,7 @@ pub struct Session {
     /// The front-end has handed its guest over to another by a migration.
     handed_over: AtomicBool,
     peer: Peer,
+    backend: Arc<BlockBackend>,
 }
 
 /// Counts of messages, for the log.
@@ -57,13 +59,16 @@ impl Session {
         let peer = Peer::of(&stream);
         let stream = Arc::new(stream);
         let calls = Arc::new(PeerCall::default());
+        backend.stats().count(DiskCell::Connections);
+        let handler = Handler::new(backend.clone(), front_ends, stream.clone(), &calls);
         Arc::new(Self {
-            handler: Mutex::new(Handler::new(backend, front_ends, stream.clone(), &calls)),
+            handler: Mutex::new(handler),
             stream,
             calls,
             retired: AtomicBool::new(false),
             handed_over: AtomicBool::new(false),
             peer,
+            backend,
         })
     }
 
@@ -212,8 +217,14 @@ impl Session {
         ));
     }
 
+    /// Returns the statistics of the disk.
+    pub fn stats(&self) -> &StatsPage {
+        self.backend.stats()
+    }
+
     fn log_start(&self, handler: &Handler) {
         let (name, features) = (&self.peer, handler.features());
+        self.stats().set(DiskCell::FrontEndFeatures, features);
         ratelimited_log::info(format_args!(
             "{name} uses the disk, with features {features:#x}"
         ));
@@ -222,6 +233,11 @@ impl Session {
     fn log_end(&self, had_disk: bool, result: &Result<(), Error>, counts: &Counts) {
         let name = &self.peer;
         let Counts { messages, refused } = counts;
+        match result {
+            Err(Error::TakeoverRefused { .. }) => self.stats().count(DiskCell::TakeoversRefused),
+            Ok(()) | Err(Error::TakenOver) => {}
+            Err(_) => self.stats().count(DiskCell::FrontEndErrors),
+        }
         match result {
             Ok(()) if had_disk => ratelimited_log::info(format_args!(
                 "{name} disconnected after {messages} messages, {refused} of them refused"

@@ -271,6 +271,11 @@ impl<'m> Queue<'m> {
         Ok(Some(Head(head)))
     }
 
+    /// Returns the number of chains that an earlier worker left open.
+    pub fn open_chains(&self) -> usize {
+        self.resubmit.len()
+    }
+
     /// Returns the chain taken last, which cannot be answered. A queue that starts again takes it again.
     pub fn put_back(&mut self, head: Head) {
         head.release();

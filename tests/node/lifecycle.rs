@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::node::{Node, until};
 
 /// A layer whose first sector is `byte`.
-fn layer(node: &Node, name: &str, byte: u8) -> String {
+pub fn layer(node: &Node, name: &str, byte: u8) -> String {
     let path = node.images().join(name);
     let bytes = LayerBuilder::new(1 << 20).data(0, &[byte; 512]).lsmt();
     fs::write(&path, bytes).unwrap();

@@ -24,12 +24,42 @@ pub type Answer = (u16, Value);
 
 impl Node {
     pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// Starts a node with more options.
+    pub fn start_with(options: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("images")).unwrap();
-        let child = spawn(dir.path());
+        Self::start_in(dir, |command| {
+            command.args(options);
+        })
+    }
+
+    /// Starts a node with the directories of `dir`, after `change` changed its command line.
+    pub fn start_in(dir: TempDir, change: impl FnOnce(&mut Command)) -> Self {
+        let mut command = Self::command(dir.path());
+        change(&mut command);
+        let child = command.spawn().unwrap();
         let node = Self { dir, child };
         node.until_ready();
         node
+    }
+
+    /// Returns the command line of a node with its directories in `dir`.
+    pub fn command(dir: &Path) -> Command {
+        fs::create_dir_all(dir.join("images")).unwrap();
+        let mut command = Command::new(programs::path("ovbd-node"));
+        command
+            .arg("--control")
+            .arg(dir.join("control.sock"))
+            .arg("--state")
+            .arg(dir.join("state"))
+            .arg("--run-dir")
+            .arg(dir.join("run"))
+            .arg("--allow-dir")
+            .arg(dir.join("images"))
+            .stdin(Stdio::null());
+        command
     }
 
     /// The directory below which requests may name files.
@@ -58,7 +88,7 @@ impl Node {
 
     /// Starts another node on the same directories.
     pub fn start_again(&mut self) {
-        self.child = spawn(self.dir.path());
+        self.child = Self::command(self.dir.path()).spawn().unwrap();
         self.until_ready();
     }
 
@@ -151,21 +181,6 @@ pub fn kill_disks(state: &Path) {
             let _ = kill_process(pid, Signal::KILL);
         }
     }
-}
-
-fn spawn(dir: &Path) -> Child {
-    Command::new(programs::path("ovbd-node"))
-        .arg("--control")
-        .arg(dir.join("control.sock"))
-        .arg("--state")
-        .arg(dir.join("state"))
-        .arg("--run-dir")
-        .arg(dir.join("run"))
-        .arg("--allow-dir")
-        .arg(dir.join("images"))
-        .stdin(Stdio::null())
-        .spawn()
-        .unwrap()
 }
 
 /// Waits until `done`, and fails after a minute.

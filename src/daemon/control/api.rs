@@ -6,9 +6,12 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use super::http::{Request, Response};
+use super::http::{Body, Request, Response};
 use crate::daemon::device::Device;
 use crate::engine::ratelimited_log;
+use crate::engine::stats::exposition::{Exposition, Format, Kind};
+use crate::engine::stats::figures::Figures;
+use crate::engine::stats::report::{self, DiskFigures};
 use crate::reason::reason;
 use crate::version::VERSION;
 use crate::writable::snapshots::MAX_NAME;
@@ -34,7 +37,14 @@ struct SnapshotRequest {
 impl Device {
     /// Executes a request.
     pub fn answer(&self, request: &Request) -> Response {
-        match (request.method.as_str(), request.path.as_str()) {
+        let method = match request.method.as_str() {
+            // The body is not sent.
+            "HEAD" => "GET",
+            method => method,
+        };
+        match (method, request.path.as_str()) {
+            ("GET", "/metrics") => self.metrics(Format::accepted(&request.accept)),
+            (_, "/metrics") => Response::error(405, "expected GET"),
             ("GET", "/api/v1/device") => found(self.describe()),
             ("GET", "/api/v1/snapshots") => found(self.snapshots().iter().map(summary).collect()),
             ("POST", "/api/v1/snapshots") => self.snapshot(&request.body),
@@ -47,8 +57,24 @@ impl Device {
             (_, "/api/v1/limits") => Response::error(405, "expected GET or PUT"),
             _ => Response::error(
                 404,
-                "expected /api/v1/device, /api/v1/snapshots, /api/v1/size or /api/v1/limits",
+                "expected /api/v1/device, /api/v1/snapshots, /api/v1/size, /api/v1/limits or /metrics",
             ),
+        }
+    }
+
+    /// Metrics of the disk, whose label is its serial number.
+    fn metrics(&self, format: Format) -> Response {
+        let disk = DiskFigures {
+            id: self.serial(),
+            figures: Figures::of(self.stats()),
+        };
+        let mut text = Exposition::new(format);
+        text.family("ovbd_build", Kind::Info, "Version of ovbd-vhost.");
+        text.sample(&[("version", VERSION)], 1);
+        report::write(&mut text, &[disk], &Figures::default());
+        Response {
+            status: 200,
+            body: Body::Text(format.content_type(), text.finish()),
         }
     }
 
@@ -80,6 +106,7 @@ impl Device {
                 "waiting_requests": waiting,
                 "pauses": full_storage.pauses(),
             },
+            "front_end": Figures::of(self.stats()).front_end(),
             "fetch": self.fetching(),
         })
     }
@@ -203,5 +230,8 @@ fn text(path: &Path) -> String {
 }
 
 fn found(body: Value) -> Response {
-    Response { status: 200, body }
+    Response {
+        status: 200,
+        body: Body::Json(body),
+    }
 }

@@ -33,6 +33,8 @@ pub struct Request {
     pub method: String,
     /// Path, as `/api/v1/device`, without the query.
     pub path: String,
+    /// Value of the header `Accept`; empty without one.
+    pub accept: String,
     /// Body of the announced length.
     pub body: Vec<u8>,
 }
@@ -43,7 +45,16 @@ pub struct Response {
     /// Status code, as 200.
     pub status: u16,
     /// Body.
-    pub body: Value,
+    pub body: Body,
+}
+
+/// Body of a response.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Body {
+    /// JSON.
+    Json(Value),
+    /// Text of a type, as `Content-Type` names it.
+    Text(&'static str, String),
 }
 
 /// A request cannot be read.
@@ -92,7 +103,7 @@ impl Response {
     pub fn error(status: u16, text: &str) -> Self {
         Self {
             status,
-            body: json!({ "error": text }),
+            body: Body::Json(json!({ "error": text })),
         }
     }
 
@@ -101,6 +112,21 @@ impl Response {
     /// # Errors
     /// Those of the socket; the client disconnected, or does not read.
     pub fn send(&self, stream: &mut UnixStream) -> io::Result<()> {
+        let (head, body) = self.text();
+        send_all(stream, (head + &body).as_bytes(), Instant::now() + LIMIT)
+    }
+
+    /// Sends the response without its body, as for `HEAD`.
+    ///
+    /// # Errors
+    /// Those of [`Response::send`].
+    pub fn send_head(&self, stream: &mut UnixStream) -> io::Result<()> {
+        let (head, _) = self.text();
+        send_all(stream, head.as_bytes(), Instant::now() + LIMIT)
+    }
+
+    /// Returns the head and the body as they are sent.
+    fn text(&self) -> (String, String) {
         let reason = match self.status {
             200 => "OK",
             400 => "Bad Request",
@@ -112,15 +138,17 @@ impl Response {
             413 => "Content Too Large",
             _ => "Internal Server Error",
         };
-        let body = self.body.to_string();
+        let (kind, body) = match &self.body {
+            Body::Json(value) => ("application/json", format!("{value}\n")),
+            Body::Text(kind, text) => (*kind, text.clone()),
+        };
         let head = format!(
             "HTTP/1.1 {} {reason}\r\nServer: ovbd-vhost\r\nConnection: close\r\n\
-             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+             Content-Type: {kind}\r\nContent-Length: {}\r\n\r\n",
             self.status,
-            body.len() + 1
+            body.len()
         );
-        let bytes = [head.as_bytes(), body.as_bytes(), b"\n"].concat();
-        send_all(stream, &bytes, Instant::now() + LIMIT)
+        (head, body)
     }
 }
 
@@ -182,12 +210,18 @@ pub fn read(stream: &mut UnixStream) -> Result<Request, Error> {
             }
             let method = request.method.unwrap_or_default().to_owned();
             let path = path_of(request.path.unwrap_or_default()).to_owned();
+            let accept = value_of(request.headers, "accept");
             let len = body_len(request.headers)?;
             while bytes.len() < head + len {
                 receive_more(stream, &mut bytes, end)?;
             }
             let body = bytes[head..head + len].to_vec();
-            return Ok(Request { method, path, body });
+            return Ok(Request {
+                method,
+                path,
+                accept,
+                body,
+            });
         }
         if bytes.len() >= MAX_HEAD {
             return Err(Error::TooLarge);
@@ -208,6 +242,15 @@ fn path_of(target: &str) -> &str {
         }
     };
     path.split('?').next().unwrap_or_default()
+}
+
+/// Returns the value of a header as text; empty without one.
+fn value_of(headers: &[httparse::Header<'_>], name: &str) -> String {
+    let mut found = headers.iter();
+    let found = found.find(|header| header.name.eq_ignore_ascii_case(name));
+    found.map_or_else(String::new, |header| {
+        String::from_utf8_lossy(header.value).into_owned()
+    })
 }
 
 fn body_len(headers: &[httparse::Header<'_>]) -> Result<usize, Error> {

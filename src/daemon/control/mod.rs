@@ -83,13 +83,18 @@ fn serve(mut stream: UnixStream, device: &Device, sealer: Option<&Sealer>) {
             let (method, path, status) = (&request.method, &request.path, response.status);
             match status {
                 // Monitoring asks again and again.
-                200 if method == "GET" => log::debug!("control: {method} {path}: {status}"),
+                200 if method == "GET" || method == "HEAD" => {
+                    log::debug!("control: {method} {path}: {status}")
+                }
                 200 => ratelimited_log::info(format_args!("control: {method} {path}: {status}")),
                 _ => ratelimited_log::warn(format_args!(
                     "control: {method:.20} {path:.100}: {status}"
                 )),
             }
-            response.send(&mut stream)
+            match method.as_str() {
+                "HEAD" => response.send_head(&mut stream),
+                _ => response.send(&mut stream),
+            }
         }
         // Not logged: a probe connects and sends nothing.
         Err(error) => error.send(&mut stream),

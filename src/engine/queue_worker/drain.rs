@@ -19,6 +19,7 @@ impl QueueWorker<'_> {
             _ => GRACE,
         };
         let deadline = Instant::now() + grace;
+        self.stats.begin_turn();
         while let Some(head) = self.queue.pop_open() {
             if let Err(error) = self.begin_chain(head) {
                 // The chain stays marked in the in-flight area.

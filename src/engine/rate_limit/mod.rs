@@ -27,6 +27,13 @@ pub struct LimitsSpec {
     pub bandwidth: Option<BucketSpec>,
 }
 
+impl LimitsSpec {
+    /// Returns whether there is no limit.
+    pub fn is_unlimited(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// The buckets of one [`LimitsSpec`] that limits something.
 #[derive(Debug)]
 struct Buckets {

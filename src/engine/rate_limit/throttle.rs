@@ -9,7 +9,9 @@
 
 use std::sync::Arc;
 
+use super::bucket::TokenBucket;
 use super::{Buckets, RateLimiter};
+use crate::engine::stats::queue::{QueueStats, cell};
 
 const NANOS_PER_MILLI: u64 = 1_000_000;
 
@@ -33,11 +35,14 @@ pub struct Throttle<'a> {
     at: u64,
     /// Time at which the chain that waits for tokens can be taken.
     waiting_until: Option<u64>,
+    /// Since when a chain waits, and the number of the bucket that it waits for.
+    waiting_since: Option<(u64, usize)>,
+    stats: QueueStats<'a>,
 }
 
 impl<'a> Throttle<'a> {
-    /// Follows the limits of `limiter`.
-    pub fn new(limiter: &'a RateLimiter) -> Self {
+    /// Follows the limits of `limiter`, and counts the waits in `stats`.
+    pub fn new(limiter: &'a RateLimiter, stats: QueueStats<'a>) -> Self {
         let (version, buckets) = limiter.buckets();
         Self {
             limiter,
@@ -46,6 +51,8 @@ impl<'a> Throttle<'a> {
             now: 0,
             at: 0,
             waiting_until: None,
+            waiting_since: None,
+            stats,
         }
     }
 
@@ -85,7 +92,12 @@ impl<'a> Throttle<'a> {
 
     /// Takes the token of an operation.
     #[inline]
-    pub fn take_operation(&self) {
+    pub fn take_operation(&mut self) {
+        if let Some((since, bucket)) = self.waiting_since.take() {
+            let waited = self.now.saturating_sub(since);
+            self.stats
+                .add(cell::THROTTLED_NANOS.saturating_add(bucket), waited);
+        }
         if let Some(bucket) = self.buckets.as_ref().and_then(|all| all.ops.as_ref()) {
             bucket.take(1, self.at);
         }
@@ -101,7 +113,18 @@ impl<'a> Throttle<'a> {
 
     /// Records that a chain waits for tokens.
     pub fn wait(&mut self) {
-        self.waiting_until = self.buckets.as_deref().map(ready_at);
+        let Some(buckets) = &self.buckets else {
+            return;
+        };
+        let until = ready_at(buckets);
+        self.waiting_until = Some(until);
+        if self.waiting_since.is_none() {
+            let operations = buckets.ops.as_ref().map(TokenBucket::ready_at);
+            let bucket = usize::from(operations != Some(until));
+            self.waiting_since = Some((self.now, bucket));
+            self.stats
+                .add(cell::THROTTLED_REQUESTS.saturating_add(bucket), 1);
+        }
     }
 
     /// Returns how long the worker may sleep, in milliseconds; `None` if no chain waits for tokens.
@@ -116,7 +139,7 @@ impl<'a> Throttle<'a> {
 
 /// Time from which on all buckets have a token.
 fn ready_at(buckets: &Buckets) -> u64 {
-    let ready = |bucket: &Option<super::TokenBucket>| bucket.as_ref().map_or(0, |b| b.ready_at());
+    let ready = |bucket: &Option<TokenBucket>| bucket.as_ref().map_or(0, |b| b.ready_at());
     ready(&buckets.ops).max(ready(&buckets.bandwidth))
 }
 
@@ -127,6 +150,7 @@ mod tests {
     use super::super::LimitsSpec;
     use super::super::bucket::BucketSpec;
     use super::*;
+    use crate::engine::stats::StatsPage;
 
     const SECOND: u64 = 1_000_000_000;
 
@@ -144,13 +168,19 @@ mod tests {
     /// Returns the number of requests taken within `seconds`.
     fn backlogged(
         limiter: &RateLimiter,
-        workers: usize,
+        workers: u16,
         bytes: u64,
         seconds: u64,
         mut late: impl FnMut() -> u64,
     ) -> u64 {
+        let page = StatsPage::anonymous().unwrap();
         let mut workers: Vec<_> = (0..workers)
-            .map(|_| (SECOND, Throttle::new(limiter)))
+            .map(|index| {
+                (
+                    SECOND,
+                    Throttle::new(limiter, QueueStats::new(&page, index)),
+                )
+            })
             .collect();
         let mut taken = 0;
         loop {
@@ -205,7 +235,8 @@ mod tests {
     #[test]
     fn limits_that_change_end_a_wait() {
         let limiter = limits(Some((1, 86_400_000)), None);
-        let mut throttle = Throttle::new(&limiter);
+        let page = StatsPage::anonymous().unwrap();
+        let mut throttle = Throttle::new(&limiter, QueueStats::new(&page, 0));
         throttle.begin_turn();
         throttle.take_operation();
         assert!(!throttle.admits());
@@ -224,14 +255,14 @@ mod tests {
         fn the_rate_holds_whatever_the_wake_ups(
             size in 1u64..2000,
             refill in 1u64..200,
-            workers in 1usize..5,
+            workers in 1u16..5,
             delays in prop::collection::vec(0u64..5 * NANOS_PER_MILLI, 1..50),
         ) {
             let limiter = limits(Some((size, refill)), None);
             let mut delays = delays.into_iter().cycle();
             let taken = backlogged(&limiter, workers, 0, 10, || delays.next().unwrap()) as f64;
             let arrived = (10_000 * size) as f64 / refill as f64;
-            let most = (arrived + size as f64) * 1.001 + workers as f64;
+            let most = (arrived + size as f64) * 1.001 + f64::from(workers);
             // The last sleep may end behind the tenth second.
             let least = arrived * 0.98 - size as f64 * (56.0 / refill as f64).max(1.0);
             prop_assert!(taken <= most && taken >= least, "{taken}, not {least} to {most}");

@@ -2,6 +2,7 @@
 //!
 //! `routes` is the table that `docs/openapi.yaml` describes; a test holds the two against each other.
 
+pub mod exporter;
 mod reply;
 pub mod routes;
 
@@ -20,7 +21,6 @@ use tokio::sync::Semaphore;
 
 use super::disks::Disks;
 use super::error::Error;
-use super::metrics::Metrics;
 use crate::io::file_lock::{LockKind, lock_within};
 use crate::io::regular::open_regular;
 use routes::{Caller, Context};
@@ -77,10 +77,7 @@ pub fn bind(path: &Path, limit: Duration) -> Result<UnixListener, Error> {
 
 /// Serves connections for ever.
 pub async fn serve(listener: UnixListener, disks: Arc<Disks>) {
-    let context = Arc::new(Context {
-        disks,
-        metrics: Metrics::default(),
-    });
+    let context = Arc::new(Context { disks });
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(slot) = slots.clone().acquire_owned().await else {

@@ -6,16 +6,16 @@ use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, HeaderValue};
+use hyper::header::{ACCEPT, ALLOW, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::reply::{self, Reply};
+use crate::engine::stats::exposition::Format;
 use crate::node::disks::{Disks, Put};
 use crate::node::error::{Code, Failure};
 use crate::node::id::DiskId;
-use crate::node::metrics::{CONTENT_TYPE, Metrics, RequestLabels};
 use crate::node::spec::DiskSpec;
 use crate::version::VERSION;
 
@@ -37,7 +37,9 @@ enum Action {
     ListDisks,
     PutDisk,
     GetDisk,
+    PatchDisk,
     DeleteDisk,
+    ResizeDisk,
     RestartDisk,
     ListSnapshots,
     MakeSnapshot,
@@ -50,11 +52,13 @@ enum Action {
 }
 
 /// Method, pattern and action of each route. A segment in braces stands for any one.
-const ROUTES: [(&str, &str, Action); 13] = [
+const ROUTES: [(&str, &str, Action); 15] = [
     ("GET", "/api/v1/disks", Action::ListDisks),
     ("PUT", "/api/v1/disks/{id}", Action::PutDisk),
     ("GET", "/api/v1/disks/{id}", Action::GetDisk),
+    ("PATCH", "/api/v1/disks/{id}", Action::PatchDisk),
     ("DELETE", "/api/v1/disks/{id}", Action::DeleteDisk),
+    ("PUT", "/api/v1/disks/{id}/size", Action::ResizeDisk),
     ("POST", "/api/v1/disks/{id}/restart", Action::RestartDisk),
     ("GET", "/api/v1/disks/{id}/snapshots", Action::ListSnapshots),
     ("POST", "/api/v1/disks/{id}/snapshots", Action::MakeSnapshot),
@@ -78,8 +82,6 @@ pub fn table() -> impl Iterator<Item = (&'static str, &'static str)> {
 pub struct Context {
     /// The disks.
     pub disks: Arc<Disks>,
-    /// Counters.
-    pub metrics: Metrics,
 }
 
 /// The process that sent a request (`SO_PEERCRED`).
@@ -116,14 +118,14 @@ pub async fn answer(
         Err(refused) => (*refused, "unknown"),
     };
     let code = reply.status().as_u16();
-    context.metrics.count(&RequestLabels {
-        method: method.to_string(),
-        route: pattern.to_owned(),
-        code,
-    });
+    let took = start.elapsed();
+    context
+        .disks
+        .metrics()
+        .count(method.as_str(), pattern, code, took);
     if method != Method::GET {
         let (uid, pid) = (caller.uid.map_or(-1, i64::from), caller.pid.unwrap_or(-1));
-        let took = start.elapsed().as_millis();
+        let took = took.as_millis();
         log::info!("{method} {path}: {code} in {took} ms, for uid {uid}, pid {pid}");
     }
     Ok(reply)
@@ -225,15 +227,24 @@ async fn run(
                 Put::Created => StatusCode::CREATED,
                 Put::Unchanged => StatusCode::OK,
             };
-            Ok(reply::json(status, &disk.view()))
+            Ok(reply::json(status, &disks.view(&disk)))
         }
-        Action::GetDisk => ok(disks.get(&id()?)?.view()),
+        Action::GetDisk => ok(disks.view(&*disks.get(&id()?)?)),
         Action::DeleteDisk => {
             let forced = value(&query, "force") == Some("true");
-            disks.delete(&id()?, forced).await?;
+            let patience = Duration::from_secs(number(&query, "wait")?);
+            disks.delete(&id()?, forced, patience).await?;
             Ok(reply::empty())
         }
-        Action::RestartDisk => ok(disks.restart(&id()?).await?.view()),
+        Action::PatchDisk => {
+            let patch = body::<Map<String, Value>>(request).await?;
+            ok(disks.view(&*disks.patch(&id()?, patch).await?))
+        }
+        Action::ResizeDisk => {
+            let SizeRequest { bytes } = body(request).await?;
+            ok(disks.view(&*disks.resize(&id()?, bytes).await?))
+        }
+        Action::RestartDisk => ok(disks.view(&*disks.restart(&id()?).await?)),
         Action::ListSnapshots => ok(disks.snapshots(&id()?).await?),
         Action::MakeSnapshot => {
             let wanted = body::<SnapshotRequest>(request).await?;
@@ -249,11 +260,19 @@ async fn run(
             Ok(reply::text(StatusCode::OK, "application/yaml", text))
         }
         Action::Metrics => {
-            let text = context.metrics.text(disks);
-            let text = text.map_err(|error| Failure::caused(Code::Internal, &error))?;
-            Ok(reply::text(StatusCode::OK, CONTENT_TYPE, text))
+            let accept = request.headers().get(ACCEPT);
+            let accept = accept.and_then(|accept| accept.to_str().ok());
+            metrics(disks.clone(), Format::accepted(accept.unwrap_or_default())).await
         }
     }
+}
+
+/// The answer to a scrape. The statistics pages are read on a thread that may block.
+pub async fn metrics(disks: Arc<Disks>, format: Format) -> Result<Reply, Failure> {
+    let read = move || disks.metrics().text(&disks, format);
+    let text = tokio::task::spawn_blocking(read).await;
+    let text = text.map_err(|error| Failure::caused(Code::Internal, &error))?;
+    Ok(reply::text(StatusCode::OK, format.content_type(), text))
 }
 
 /// Returns the disks with the label `KEY=VALUE` of the query, or all.
@@ -265,22 +284,22 @@ fn list_disks(disks: &Disks, query: &str) -> Value {
         let (key, wanted) = label.split_once('=').unwrap_or((label, ""));
         labels.is_some_and(|labels| labels.get(key).is_some_and(|found| found == wanted))
     });
-    json!({ "disks": chosen.map(|disk| disk.view()).collect::<Vec<_>>() })
+    json!({ "disks": chosen.map(|disk| disks.view(&disk)).collect::<Vec<_>>() })
 }
 
 /// Returns the events after number `after` of the query; waits for the first one for `wait` seconds.
 async fn events(disks: &Disks, query: &str) -> Result<Value, Failure> {
-    let number = |name| value(query, name).map(str::parse::<u64>).transpose();
-    let bad = |_| {
-        Failure::new(
-            Code::BadRequest,
-            "expected whole numbers for after and wait",
-        )
-    };
-    let after = number("after").map_err(bad)?.unwrap_or(0);
-    let wait = number("wait").map_err(bad)?.unwrap_or(0).min(MAX_WAIT);
+    let after = number(query, "after")?;
+    let wait = number(query, "wait")?.min(MAX_WAIT);
     let batch = disks.events().after(after, Duration::from_secs(wait)).await;
     Ok(json!(batch))
+}
+
+/// Body of `PUT /disks/{id}/size`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SizeRequest {
+    bytes: u64,
 }
 
 /// Body of `POST /disks/{id}/snapshots`.
@@ -308,6 +327,17 @@ async fn body<T: serde::de::DeserializeOwned>(request: Request<Incoming>) -> Res
     serde_json::from_slice::<Map<String, Value>>(&bytes)
         .and_then(|object| serde_json::from_value(Value::Object(object)))
         .map_err(|error| Failure::new(Code::BadRequest, format!("body: {error}")))
+}
+
+/// The number that a key of the query has; 0 without the key.
+fn number(query: &str, key: &str) -> Result<u64, Failure> {
+    let number = value(query, key).map(str::parse).transpose();
+    number.map(Option::unwrap_or_default).map_err(|_| {
+        Failure::new(
+            Code::BadRequest,
+            format!("expected a whole number for {key}"),
+        )
+    })
 }
 
 /// The value of a key of the query.
@@ -354,7 +384,7 @@ mod tests {
         }
         let refused = route(&Method::POST, "/api/v1/disks/a").unwrap_err();
         assert_eq!(refused.status(), StatusCode::METHOD_NOT_ALLOWED);
-        assert_eq!(refused.headers()[ALLOW], "PUT, GET, DELETE");
+        assert_eq!(refused.headers()[ALLOW], "PUT, GET, PATCH, DELETE");
     }
 
     #[test]

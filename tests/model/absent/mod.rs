@@ -114,6 +114,7 @@ impl Machine {
                 ..Tuning::default()
             },
             limits: Default::default(),
+            stats: ovbd_vhost::engine::stats::StatsPage::anonymous().expect("statistics page"),
         };
         let volume = Arc::new(Volume::read_only(image));
         let (rings, _) = Rings::make(usize::from(!setup.pread));
