@@ -19,6 +19,7 @@ use ovbd_vhost::image::tables::{TablesFile, TablesWriter, WriteError};
 use ovbd_vhost::image::{Error, Image, OpenStack};
 use ovbd_vhost::source::{Blob, LayerRef, Presence, RemoteBlob, Ticket, Waker};
 use ovbd_vhost::units::Sector;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
 fn open_stack(layers: &[PathBuf]) -> OpenStack {
     Stack::new(layers).open_files().unwrap()
@@ -232,6 +233,22 @@ fn a_file_cut_at_any_length_is_not_used() {
         assert!(read.index().iter().eq(image.index().iter()), "{cut}");
     }
     assert!(pieces(&image) == expected);
+}
+
+#[test]
+fn tables_that_do_not_fit_leave_an_empty_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let stack = open_stack(&forms(dir.path()));
+    let image = Image::load(stack.clone()).unwrap();
+    // A file that cannot grow, as on a full file system.
+    let flags = MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC;
+    let file = File::from(memfd_create("tables", flags).unwrap());
+    file.set_len(HEADER_LEN as u64 + 8192).unwrap();
+    fcntl_add_seals(&file, SealFlags::GROW).unwrap();
+    let writer = TablesWriter::new(file.try_clone().unwrap(), key(&stack));
+    let error = writer.write(&image).unwrap_err();
+    assert!(matches!(error, WriteError::Write(_)), "{error}");
+    assert_eq!(file.metadata().unwrap().len(), 0);
 }
 
 #[test]

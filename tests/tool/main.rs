@@ -1,6 +1,7 @@
 //! The programs as they are run by hand: the `ovbd` image tool, what it wrote and said, and the
 //! command line of the daemon.
 
+mod cache;
 mod check;
 mod command_line;
 mod commit;

@@ -19,7 +19,7 @@ use crate::{Result, Table, rate, round_trip};
 const GUEST: &str = "target/bench-guest";
 
 /// Files of the image.
-const FILES: &str = "/usr/share/doc";
+const FILES: &str = "/usr/bin";
 
 /// An ext4 image of [`FILES`], compressed.
 fn image() -> Result<Arc<Image>> {
@@ -123,7 +123,13 @@ pub fn table(links: &[Link]) -> Result<Table> {
             cells.join(" | "),
             fetched as f64 / 1e6
         );
-        for (what, time) in [("cold", cold), ("trace", traced), ("warm", warm)] {
+        let all = [
+            ("pull first", pulled),
+            ("cold", cold),
+            ("trace", traced),
+            ("warm", warm),
+        ];
+        for (what, time) in all {
             bars.push((format!("{name}, {what}"), time.as_secs_f64()));
         }
     }

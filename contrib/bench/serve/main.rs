@@ -6,6 +6,7 @@
 mod wide;
 
 mod bare;
+mod cached;
 mod content;
 mod data;
 mod drive;
@@ -26,13 +27,14 @@ use std::time::Duration;
 use clap::Parser;
 
 use bare::Bare;
+use cached::Registry;
 use content::Content;
 use data::{Data, FORMS};
 use drive::{Connection, Limit, Outcome, WORKLOADS, Workload};
 use mapped::Mapped;
 use process::{Process, bind};
 use report::{Row, Sample, Table};
-use subjects::{Build, Kind, Subject};
+use subjects::{Build, Kind, Source, Subject};
 
 /// Longest cold run of one image.
 const COLD_TIME: Duration = Duration::from_secs(3);
@@ -90,6 +92,10 @@ struct Args {
     /// The same build with other options, to compare with; repeatable.
     #[arg(long, value_name = "NAME=ARGS", allow_hyphen_values = true)]
     variant: Vec<String>,
+    /// Also serve our images from a registry, once all of them is in the cache: `+filled`, whose
+    /// layers were opened while they were absent, and `+cached`, whose layers were opened complete.
+    #[arg(long)]
+    cached: bool,
     /// Omit the runs with an empty page cache.
     #[arg(long)]
     no_cold: bool,
@@ -113,6 +119,7 @@ impl Args {
             label: label.to_owned(),
             program: program.clone(),
             arguments: words(&self.daemon_args).chain(words(more)).collect(),
+            source: Source::Files,
         };
         let mut builds = vec![build("", &self.daemon, "")];
         if let Some(baseline) = &self.baseline {
@@ -123,6 +130,12 @@ impl Args {
                 .split_once('=')
                 .ok_or("--variant: expected NAME=ARGS")?;
             builds.push(build(label, &self.daemon, more));
+        }
+        if self.cached {
+            for (label, source) in [("filled", Source::Filled), ("cached", Source::Cached)] {
+                let build = build(label, &self.daemon, "");
+                builds.push(Build { source, ..build });
+            }
         }
         Ok(builds)
     }
@@ -237,9 +250,10 @@ fn run(args: &Args) -> Result<()> {
         tool: args.tool.clone(),
     };
     let content = Content::read(&data.raw()?)?;
+    let registry = Registry::start();
     let mut tables = Vec::new();
     for set in args.sets() {
-        let subjects = subjects::subjects(&data, &builds, &set)?;
+        let subjects = subjects::subjects(&data, &builds, &set, &registry)?;
         compare(args, &data, &content, &subjects, &mut tables)?;
     }
     if args.only.is_empty() {
@@ -263,6 +277,7 @@ fn compare(
     let mut processes = Vec::new();
     for subject in subjects {
         let process = start(subject)?;
+        subject.wait_until_local()?;
         if subject.kind != Kind::Null {
             eprintln!("checking {}", subject.name);
             Connection::open(process.connect()?, 1, WORKLOADS[2], true)?
@@ -319,7 +334,8 @@ fn measure_cold(
     subjects: &[Subject],
     workload: Workload,
 ) -> Result<Table> {
-    let rows = subjects.iter().filter(|subject| subject.kind != Kind::Null);
+    let is_cold = |kind| !matches!(kind, Kind::Null | Kind::Cached);
+    let rows = subjects.iter().filter(|subject| is_cold(subject.kind));
     let mut table = Table {
         cold: true,
         workload: workload.name,

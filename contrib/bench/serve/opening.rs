@@ -12,7 +12,7 @@ use common::PATIENCE;
 use crate::Result;
 use crate::process::Process;
 use crate::report::median;
-use crate::subjects::Build;
+use crate::subjects::{Build, Source};
 use crate::wide;
 
 /// Layers of the stack.
@@ -35,7 +35,7 @@ pub fn table(builds: &[Build]) -> Result<String> {
         let files = wide::write(dir.path(), LAYERS, mappings);
         // Tables are only written of layers that have not changed for a moment.
         thread::sleep(Duration::from_millis(100));
-        for build in builds {
+        for build in builds.iter().filter(|build| build.source == Source::Files) {
             let (time, memory) = measure(|socket| build.command(&files, socket))?;
             let cache = tempfile::tempdir()?;
             let cached = |socket: &Path| {

@@ -86,7 +86,7 @@ fn bars(body: &mut String, table: &Table, left: f64, top: f64, figure: fn(&Sampl
 
 fn colour(row: &Row) -> &'static str {
     match row.kind {
-        Some(Kind::Ours) => "#1b6ca8",
+        Some(Kind::Ours | Kind::Cached) => "#1b6ca8",
         Some(Kind::Peer | Kind::Other) => "#d98032",
         Some(Kind::Null) | None => "#9a9a9a",
     }

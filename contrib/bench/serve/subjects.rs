@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::Result;
+use crate::cached::{Registry, Stack};
 use crate::data::{Data, FORMS};
 
 /// Layers of the tall stack.
@@ -16,6 +17,8 @@ const CHAIN: usize = 8;
 pub enum Kind {
     /// Our daemon.
     Ours,
+    /// Our daemon on layers of a registry that are all in its cache.
+    Cached,
     /// Our daemon on a layer that holds nothing: what the front-end can do.
     Null,
     /// `qemu-storage-daemon` on uncompressed data in one file through the page cache.
@@ -38,8 +41,21 @@ pub struct Subject<'b> {
 enum Server<'b> {
     /// Our daemon.
     Ours(&'b Build),
+    /// Our daemon, by way of a cache.
+    Cached(&'b Build, Stack),
     /// `qemu-storage-daemon` with these arguments, up to the address of the export.
     StorageDaemon(Vec<String>),
+}
+
+/// Where our daemon finds the layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// In local files.
+    Files,
+    /// In a registry, with an empty cache, which a download fills before anything is measured.
+    Filled,
+    /// In the cache that [`Source::Filled`] has filled.
+    Cached,
 }
 
 /// Our daemon in one build with some arguments.
@@ -50,6 +66,8 @@ pub struct Build {
     pub program: PathBuf,
     /// Its arguments beyond socket and layers.
     pub arguments: Vec<String>,
+    /// Where it finds the layers.
+    pub source: Source,
 }
 
 /// Names of the subjects of a quick run.
@@ -103,20 +121,35 @@ pub fn selected(only: &[String], name: &str) -> bool {
 }
 
 /// Makes the subjects that `only` asks for, and their files where they are missing.
-pub fn subjects<'b>(data: &Data, builds: &'b [Build], only: &[String]) -> Result<Vec<Subject<'b>>> {
+pub fn subjects<'b>(
+    data: &Data,
+    builds: &'b [Build],
+    only: &[String],
+    registry: &Registry,
+) -> Result<Vec<Subject<'b>>> {
     let mut found = Vec::new();
     let mut add = |name: &str, kind, files: &dyn Fn() -> Result<Vec<PathBuf>>| -> Result<()> {
+        let mut stack = None;
         for build in builds {
             let name = build.name(name);
-            if selected(only, &name) {
-                let server = Server::Ours(build);
-                found.push(Subject {
-                    name,
-                    kind,
-                    files: files()?,
-                    server,
-                });
+            let is_absurd = kind == Kind::Null && build.source != Source::Files;
+            if is_absurd || !selected(only, &name) {
+                continue;
             }
+            let files = files()?;
+            if build.source == Source::Filled {
+                stack = Some(registry.stack(&files)?);
+            }
+            let (kind, server) = match (build.source, &stack) {
+                (Source::Files, _) | (_, None) => (kind, Server::Ours(build)),
+                (_, Some(stack)) => (Kind::Cached, Server::Cached(build, stack.clone())),
+            };
+            found.push(Subject {
+                name,
+                kind,
+                files,
+                server,
+            });
         }
         Ok(())
     };
@@ -145,11 +178,16 @@ impl Build {
 
     /// The command that serves layers at `socket`.
     pub fn command(&self, layers: &[PathBuf], socket: &Path) -> Command {
-        let mut command = Command::new(&self.program);
-        command.args(&self.arguments).arg("--socket").arg(socket);
+        let mut command = self.without_layers(socket);
         for layer in layers {
             command.arg("--layers").arg(layer);
         }
+        command
+    }
+
+    fn without_layers(&self, socket: &Path) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(&self.arguments).arg("--socket").arg(socket);
         command
     }
 }
@@ -247,10 +285,23 @@ fn storage_daemon(files: &[PathBuf], raw: bool, options: &str, iothread: bool) -
 }
 
 impl Subject<'_> {
+    /// Waits until its daemon has all layers.
+    pub fn wait_until_local(&self) -> Result<()> {
+        match &self.server {
+            Server::Cached(_, stack) => stack.wait_until_local(),
+            Server::Ours(_) | Server::StorageDaemon(_) => Ok(()),
+        }
+    }
+
     /// The command that serves it at `socket`, to a front-end with up to two queues.
     pub fn command(&self, socket: &Path) -> Command {
         match &self.server {
             Server::Ours(build) => build.command(&self.files, socket),
+            Server::Cached(build, stack) => {
+                let mut command = build.without_layers(socket);
+                stack.name(&mut command);
+                command
+            }
             Server::StorageDaemon(arguments) => {
                 let address = format!(",addr.type=unix,addr.path={}", text(socket));
                 let (export, arguments) = arguments.split_last().expect("an export");

@@ -49,8 +49,17 @@ impl TablesWriter {
     /// then on. Returns its length.
     ///
     /// # Errors
-    /// A [`WriteError`]. The file has no header then, and the next process that finds it removes it.
+    /// A [`WriteError`]. The file is empty then, and the next process that finds it removes it.
     pub fn write(self, image: &Image) -> Result<u64, WriteError> {
+        let written = self.write_all(image);
+        if written.is_err() {
+            // Others may need the space. The file is not valid either way, because the header is written last.
+            let _ = self.file.set_len(0);
+        }
+        written
+    }
+
+    fn write_all(&self, image: &Image) -> Result<u64, WriteError> {
         let layers = image.layers.iter();
         let identities = identities(layers.map(|layer| layer.container().blob()))?;
         if identities.is_none_or(|layers| tables::key(&layers) != self.key) {

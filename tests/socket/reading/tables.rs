@@ -104,9 +104,10 @@ fn until(what: &str, holds: impl Fn() -> bool) {
     }
 }
 
-/// Whether the file has the header that is written last.
+/// Whether the file has the header that is written last, and its writer has let go of it.
 fn is_complete(path: &Path) -> bool {
-    fs::read(path).is_ok_and(|bytes| bytes.starts_with(b"ovbdtab1"))
+    let is_unlocked = || File::open(path).is_ok_and(|file| file.try_lock_shared().is_ok());
+    fs::read(path).is_ok_and(|bytes| bytes.starts_with(b"ovbdtab1")) && is_unlocked()
 }
 
 /// Whether the daemon has mapped a file of tables.
@@ -256,4 +257,50 @@ fn a_cache_that_cannot_be_written_costs_one_line() {
     let lines = daemon.log();
     let lines = lines.lines().filter(|line| line.contains("image tables"));
     assert_eq!(lines.count(), 1, "{}", daemon.log());
+}
+
+/// Serves the layer in a mount namespace where `setup` changes the cache, which is `$cache` there; asserts
+/// that the disk reads right, and returns the lines of the log about tables.
+fn lines_about_tables(place: &Place, setup: &str) -> Vec<String> {
+    let (layer, cache) = (place.layer(), place.cache());
+    let setup = format!("cache={}; {setup}", cache.display());
+    let options = [
+        "--layers",
+        layer.to_str().unwrap(),
+        "--cache",
+        cache.to_str().unwrap(),
+    ];
+    let daemon = Daemon::in_namespace(&setup, &options);
+    place.assert_reads(&daemon);
+    let lines = || {
+        let log = daemon.log();
+        let about = log.lines().filter(|line| line.contains("image tables"));
+        about.map(str::to_owned).collect::<Vec<_>>()
+    };
+    until("the log has a line about tables", || !lines().is_empty());
+    lines()
+}
+
+#[test]
+fn a_full_file_system_costs_one_line() {
+    let place = Place::new();
+    place.prepare();
+    fs::remove_dir_all(place.cache().join("tables")).unwrap();
+    let full = "mv $cache $cache.old; mkdir -m 700 $cache; mount -t tmpfs -o size=96k,mode=700 cache $cache; \
+                cp -a $cache.old/. $cache; mkdir -m 700 $cache/tables; \
+                head -c 1M /dev/zero >$cache/fill 2>/dev/null || true";
+    let lines = lines_about_tables(&place, full);
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains("cannot store"), "{lines:?}");
+    assert!(lines[0].contains("No space left"), "{lines:?}");
+}
+
+#[test]
+fn a_read_only_cache_costs_one_line() {
+    let place = Place::new();
+    place.prepare();
+    let read_only = "mount --bind $cache $cache; mount -o remount,bind,ro $cache";
+    let lines = lines_about_tables(&place, read_only);
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains("Read-only file system"), "{lines:?}");
 }
