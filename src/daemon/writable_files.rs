@@ -16,6 +16,7 @@ use crate::format::lsmt::writable::Kind;
 use crate::io::directory::create_all;
 use crate::io::file_lock::{LockKind, lock_within};
 use crate::io::regular::open_directory;
+use crate::writable::manifest::Pairs;
 use crate::writable::{self, Paths};
 
 /// How long another process may hold the lock of the directory: until its layer is open.
@@ -87,7 +88,9 @@ impl WritableFiles {
         let len = paths.data.metadata().map(|data| data.len());
         let is_there =
             paths.index.exists() || len.as_ref().is_ok_and(|len| *len > HEADER_LEN as u64);
-        if automatic.is_none() || is_there {
+        // The first pair of a disk is gone once its snapshot was deleted.
+        let has_snapshots = !Pairs::read(paths).is_ok_and(|pairs| pairs.active() == paths);
+        if automatic.is_none() || is_there || has_snapshots {
             return Ok(());
         }
         if len.is_ok() {

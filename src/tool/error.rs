@@ -36,6 +36,25 @@ pub enum Error {
         /// The fetcher's reason.
         source: FetchError,
     },
+    /// The disk has no snapshot of this name.
+    #[error("the disk has no snapshot {name:?}; it has: {}", list(names))]
+    NoSnapshot {
+        /// The name.
+        name: String,
+        /// The snapshots of the disk.
+        names: Vec<String>,
+    },
+    /// A rollback would delete later snapshots.
+    #[error(
+        "a rollback to {name:?} deletes later snapshots ({}); add --delete-newer to do so",
+        list(newer)
+    )]
+    NewerSnapshots {
+        /// The snapshot.
+        name: String,
+        /// The later ones.
+        newer: Vec<String>,
+    },
     /// A writable layer cannot be opened, read or written.
     #[error(transparent)]
     Upper(#[from] writable::Error),
@@ -169,5 +188,17 @@ pub enum Error {
 impl From<ProcessError> for Error {
     fn from(error: ProcessError) -> Self {
         OpenError::from(error).into()
+    }
+}
+
+/// Names, for a message.
+fn list(names: &[String]) -> String {
+    match names {
+        [] => "none".to_owned(),
+        _ => names
+            .iter()
+            .map(|name| format!("{name:?}"))
+            .collect::<Vec<_>>()
+            .join(", "),
     }
 }

@@ -69,7 +69,14 @@ impl WritableLayerReader {
     /// # Errors
     /// [`writable::Error`](crate::writable::Error) if a file cannot be read, or another process writes to the layer.
     pub fn open(paths: &Paths, map: ExtentMap) -> Result<Self, Error> {
-        let layer = load(paths, Access::Read, map)?;
+        Self::of(paths, load(paths, Access::Read, map)?)
+    }
+
+    /// A writable layer that is loaded.
+    ///
+    /// # Errors
+    /// Those of [`LoadedLayer::data_blob`].
+    pub fn of(paths: &Paths, layer: LoadedLayer) -> Result<Self, Error> {
         let blob = layer.data_blob(paths)?;
         let paths = paths.clone();
         Ok(Self { paths, layer, blob })
@@ -192,6 +199,11 @@ impl LoadedStack {
         let upper = self.upper.iter().map(|upper| upper.layer.header());
         let bottom = bottom.chain(upper).next()?;
         MadeUpon::split(&bottom.message).1
+    }
+
+    /// Takes the layers below the upper.
+    pub fn into_image(self) -> Option<Image> {
+        self.image
     }
 
     /// The layers below the upper.

@@ -29,6 +29,7 @@ pub mod pull;
 pub mod raw_image;
 pub mod remote;
 pub mod seal;
+pub mod snapshots;
 pub mod sources;
 mod table;
 pub mod trace;

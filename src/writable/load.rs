@@ -371,7 +371,7 @@ fn lock(data: &File, path: &Path, access: Access) -> Result<(), Error> {
 }
 
 /// Reads the header of a data file of `len` bytes.
-fn read_header(data: &File, path: &Path, len: u64) -> Result<(Header, Kind), Error> {
+pub(super) fn read_header(data: &File, path: &Path, len: u64) -> Result<(Header, Kind), Error> {
     if len < HEADER_LEN as u64 {
         return Err(Error::TooShort {
             path: path.to_owned(),

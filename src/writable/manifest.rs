@@ -10,6 +10,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -40,6 +41,9 @@ pub(super) struct FrozenPair {
     /// Uuid of the layer.
     uuid: Uuid,
     number: u64,
+    /// When the snapshot was taken, in seconds since 1970. Version 0.1 did not record it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    taken: Option<u64>,
 }
 
 impl FrozenPair {
@@ -51,6 +55,11 @@ impl FrozenPair {
     /// Returns the uuid of the layer.
     pub fn uuid(&self) -> Uuid {
         self.uuid
+    }
+
+    /// Returns when the snapshot was taken, in seconds since 1970, if that was recorded.
+    pub fn taken(&self) -> Option<u64> {
+        self.taken
     }
 
     /// Returns the files, for the disk that was created with `first`.
@@ -114,19 +123,45 @@ impl Manifest {
         uuid: Uuid,
         first: &Paths,
     ) -> Option<(Self, FrozenPair)> {
-        // Existing files may belong to a snapshot that was not completed.
-        let is_free = |number: &u64| {
-            let paths = numbered(first, *number);
-            !paths.data.exists() && !paths.index.exists()
-        };
-        let active = (self.active.checked_add(1)?..).find(is_free)?;
+        let active = self.free_number(first)?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let pair = FrozenPair {
             name: name.to_owned(),
             uuid,
             number: self.active,
+            taken: now.ok().map(|now| now.as_secs()),
         };
         let frozen = self.frozen.iter().chain([&pair]).cloned().collect();
         Some((Self { active, frozen }, pair))
+    }
+
+    /// Returns the next number of a pair whose files do not exist; `None` if no number is left. Existing files may belong
+    /// to a snapshot that was not completed.
+    pub fn free_number(&self, first: &Paths) -> Option<u64> {
+        let is_free = |number: &u64| {
+            let paths = numbered(first, *number);
+            !paths.data.exists() && !paths.index.exists()
+        };
+        (self.active.checked_add(1)?..).find(is_free)
+    }
+
+    /// Returns the manifest without the pair at `position`, whose content the next pair has too. That pair, frozen or
+    /// active, now has the number `number`.
+    pub fn without(&self, position: usize, number: u64) -> Self {
+        let mut manifest = self.clone();
+        manifest.frozen.remove(position);
+        match manifest.frozen.get_mut(position) {
+            Some(next) => next.number = number,
+            None => manifest.active = number,
+        }
+        manifest
+    }
+
+    /// Returns the manifest of the disk as the pair at `position` was frozen: the pairs above it are not part of it, and
+    /// the active pair has the number `active`.
+    pub fn back_at(&self, position: usize, active: u64) -> Self {
+        let frozen = self.frozen.iter().take(position.saturating_add(1));
+        Self::new(frozen.cloned().collect(), active)
     }
 }
 
@@ -180,7 +215,7 @@ pub(super) fn manifest_path(first: &Paths) -> PathBuf {
 }
 
 /// Returns the files of the pair with this number.
-fn numbered(first: &Paths, number: u64) -> Paths {
+pub(super) fn numbered(first: &Paths, number: u64) -> Paths {
     match number {
         0 => first.clone(),
         _ => Paths {
@@ -284,7 +319,11 @@ impl NewManifest {
         })
     }
 
-    fn sync(&self) -> Result<(), Error> {
+    /// Makes the replacement durable.
+    ///
+    /// # Errors
+    /// [`Error::File`]; then a power loss may bring the old manifest back.
+    pub fn sync(&self) -> Result<(), Error> {
         let synced = self.directory.sync_all();
         synced.map_err(Error::file("sync", parent_of(&self.path)))
     }

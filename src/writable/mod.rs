@@ -19,6 +19,7 @@
 
 mod above;
 pub mod allocator;
+pub mod at_rest;
 pub mod coverage;
 mod create;
 mod data_file;

@@ -22,6 +22,7 @@ use super::options::{
     FilesArgs, FormatArgs, JsonArgs, Opened, ParentArgs, SandboxArgs, ThreadArgs, UpperArgs,
 };
 use super::registry::{CacheCommand, PullArgs};
+use super::snapshot::SnapshotCommand;
 use super::trace::TraceCommand;
 use super::values::pair;
 
@@ -45,6 +46,8 @@ pub enum Command {
     Seal(SealArgs),
     Merge(MergeArgs),
     Resize(ResizeArgs),
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
     Ctl(CtlArgs),
     Node(NodeArgs),
     Pull(PullArgs),

@@ -17,6 +17,7 @@ mod confined;
 mod node;
 mod options;
 mod registry;
+mod snapshot;
 mod trace;
 mod values;
 
@@ -93,6 +94,7 @@ fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
         Command::Seal(args) => run_seal(&args)?,
         Command::Merge(args) => return run_merge(args),
         Command::Resize(args) => _ = resize(&args.upper.paths(), args.size, args.drop_data)?,
+        Command::Snapshot(command) => print(&command.run()?)?,
         Command::Ctl(args) => {
             let answer = ask(&args.socket, &args.ask.into())?;
             print(&(serde_json::to_string_pretty(&answer)? + "\n"))?;

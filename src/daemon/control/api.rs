@@ -211,6 +211,7 @@ fn summary(snapshot: &Snapshot) -> Value {
         "uuid": snapshot.uuid,
         "layer": snapshot.layers.last(),
         "sealed": snapshot.sealed,
+        "taken": snapshot.taken,
     })
 }
 
@@ -221,6 +222,7 @@ fn details(snapshot: &Snapshot) -> Value {
         "uuid": snapshot.uuid,
         "layers": snapshot.layers,
         "sealed": snapshot.sealed,
+        "taken": snapshot.taken,
     })
 }
 

@@ -11,7 +11,7 @@
 //! layer waits. The disk then folds the layer into those sealed before, and keeps only their common index and the open
 //! files.
 
-mod open;
+pub(super) mod open;
 #[cfg(test)]
 mod tests;
 
@@ -48,6 +48,8 @@ pub struct Snapshot {
     pub uuid: Uuid,
     /// The layers that make up the disk as it was, bottom first; the last one is the snapshot's.
     pub layers: Vec<LayerRef>,
+    /// When it was taken, in seconds since 1970. `None`: version 0.1 took it.
+    pub taken: Option<u64>,
     /// Whether the layer is sealed. A process that opens it waits until it is.
     pub sealed: bool,
 }
@@ -106,6 +108,7 @@ impl Snapshots {
             name: pair.name().to_owned(),
             uuid: pair.uuid(),
             layers: below.iter().cloned().chain([layer]).collect(),
+            taken: pair.taken(),
             sealed,
         }
     }

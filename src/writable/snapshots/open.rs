@@ -140,7 +140,7 @@ impl FrozenLayers {
 }
 
 /// Completes the seal of a frozen layer that is not in use.
-fn complete_seal(paths: &Paths) -> Result<(), Error> {
+pub(in crate::writable) fn complete_seal(paths: &Paths) -> Result<(), Error> {
     if !paths.index.exists() {
         return Ok(());
     }

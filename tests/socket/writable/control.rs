@@ -118,7 +118,7 @@ fn a_snapshot_is_a_layer_for_others_and_the_guest_goes_on() {
         assert_start(&mut guest, &model);
     }
     let listed = controlled.get("/api/v1/snapshots");
-    let summary = |snapshot: &Value| json!({ "name": snapshot["name"], "uuid": snapshot["uuid"], "layer": layers(snapshot).last(), "sealed": true });
+    let summary = |snapshot: &Value| json!({ "name": snapshot["name"], "uuid": snapshot["uuid"], "layer": layers(snapshot).last(), "sealed": true, "taken": snapshot["taken"] });
     let expected: Vec<_> = taken
         .iter()
         .map(|(snapshot, _)| summary(snapshot))
