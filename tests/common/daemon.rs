@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use super::namespace::{self, Namespace};
 use super::{PATIENCE, programs};
 
 /// A command line of the daemon that nothing was added to yet.
@@ -53,7 +54,7 @@ pub fn run<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Output {
 
 /// The same in a mount namespace of its own: see [`Daemon::in_namespace`].
 pub fn run_in_namespace(setup: &str, arguments: &[&str]) -> Output {
-    run_command(command_after(&in_namespace(setup)).args(arguments))
+    run_command(command_after(&namespace::with_own(setup)).args(arguments))
 }
 
 fn run_command(command: &mut Command) -> Output {
@@ -81,18 +82,6 @@ pub struct Daemon {
     arguments: Vec<OsString>,
 }
 
-/// A program and its first arguments, which run the command that follows in a mount namespace of its
-/// own, after a shell script.
-pub fn in_namespace(setup: &str) -> Vec<OsString> {
-    let namespace = match rustix::process::geteuid().is_root() {
-        true => "-m",
-        false => "-Urm",
-    };
-    let script = format!("set -e; {setup}; exec \"$@\"");
-    let prefix = ["unshare", namespace, "sh", "-c", &script, "sh"];
-    prefix.map(OsString::from).to_vec()
-}
-
 impl Daemon {
     /// Serves a stack of layers, bottom first, and waits until the socket listens.
     pub fn serve<P: AsRef<Path>>(layers: &[P]) -> Self {
@@ -114,7 +103,13 @@ impl Daemon {
     /// change what is mounted there.
     pub fn in_namespace(setup: &str, options: &[&str]) -> Self {
         let arguments = options.iter().map(OsString::from).collect();
-        Self::start(in_namespace(setup), arguments)
+        Self::start(namespace::with_own(setup), arguments)
+    }
+
+    /// Serves what the options say, in a mount namespace that is there.
+    pub fn inside(namespace: &Namespace, options: &[&str]) -> Self {
+        let arguments = options.iter().map(OsString::from).collect();
+        Self::start(namespace.enter(), arguments)
     }
 
     fn start(prefix: Vec<OsString>, arguments: Vec<OsString>) -> Self {

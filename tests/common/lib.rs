@@ -23,6 +23,7 @@
 //! | `reference` | a small back-end over a byte vector, to test the front-end itself |
 //! | `registry_server` | a registry that does as a test says, down to the bytes on the wire |
 //! | `delay` | a link with a round trip and a rate, between a program and a server |
+//! | `namespace` | mount namespaces, for a program that sees other files |
 //! | `name_server` | a name server that answers or is silent |
 //! | `nginx` | Debian's `nginx`, in front of a registry or as a store |
 //! | `object_store` | an object store with signed URLs, for a real registry to redirect to |
@@ -52,6 +53,7 @@ pub mod load;
 pub mod memory;
 pub mod mixed;
 pub mod name_server;
+pub mod namespace;
 pub mod nginx;
 pub mod node;
 pub mod object_store;

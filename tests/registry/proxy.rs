@@ -5,7 +5,7 @@ use std::env;
 use std::fs;
 use std::process::{Command, Output};
 
-use common::daemon;
+use common::namespace;
 use common::registry_server::{Received, Reply, Server, answer, raw, serve};
 
 use super::{blob, client, read};
@@ -82,7 +82,7 @@ fn this_machine_and_exempt_hosts_are_not() {
     let names = tempfile::NamedTempFile::new().unwrap();
     fs::write(names.path(), "127.0.0.1 r.test\n").unwrap();
     let setup = format!("mount --bind {} /etc/hosts", names.path().display());
-    let prefix = daemon::in_namespace(&setup);
+    let prefix = namespace::with_own(&setup);
     let mut command = Command::new(&prefix[0]);
     command.args(&prefix[1..]).arg(env::current_exe().unwrap());
     let host = server.host().replace("127.0.0.1", "r.test");

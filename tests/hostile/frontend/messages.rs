@@ -41,6 +41,23 @@ fn headers_that_make_no_sense() {
     }
 }
 
+/// A message that stops a queue without a drain belongs to protocol feature 20, which is not offered.
+#[test]
+fn a_stop_without_a_drain_is_not_offered_and_is_refused() {
+    const STOP: u32 = 45;
+    let mut disk = Disk::serve();
+    let mut raw = negotiated(&disk);
+    let offered = raw.ask(FrontendReq::GET_PROTOCOL_FEATURES, 0, &[]);
+    assert_eq!(offered.expect("features").number() >> 20 & 1, 0);
+    let body = words(&[0, 0]);
+    let flags = VERSION | NEED_REPLY;
+    assert!(raw.send_bytes(&message(STOP, flags, body.len() as u32, &body), &[]));
+    if let Some(answer) = raw.receive() {
+        assert_ne!(answer.number(), 0, "refused");
+    }
+    disk.assert_well();
+}
+
 #[test]
 fn payloads_of_the_wrong_length() {
     let mut disk = Disk::serve();

@@ -9,7 +9,7 @@ use common::remote::{Layers, Place};
 use ovbd_vhost::format::digest::Digest;
 use serde_json::{Value, json};
 
-use super::{Reader, asked_units};
+use super::{Reader, UNIT, asked_units, fetching};
 
 fn download(delay: u64, rate: u64, attempts: u64, block_size: u64) -> Value {
     json!({"download": {
@@ -113,4 +113,55 @@ fn a_download_is_tried_as_often_as_configured() {
     let counts = asked_units(&server, &layers.blobs[0]);
     assert_eq!(counts[16], 4, "{counts:?}");
     assert!(!are_complete(&layers, &place));
+}
+
+/// While requests of a guest wait for their turn, a download asks for nothing more.
+#[test]
+fn a_download_yields_to_the_guest() {
+    let layers = Layers::plain(16);
+    let place = Place::default();
+    let gates = Arc::new([AtomicBool::new(false), AtomicBool::new(false)]);
+    let opened = Arc::clone(&gates);
+    // The guest reads the second half; the download begins with the first, once the disk is open.
+    let is_demand = |first: usize| usize::from(first >= 8 << 20);
+    let server = layers.registry_that(move |request, blob| {
+        let (first, last) = request.range().expect("a range");
+        // What opening needs.
+        if first > 0 && last + 1 < blob.len() {
+            let gate = &opened[is_demand(first)];
+            until("the gate is open", || gate.load(Ordering::SeqCst));
+        }
+        serve(request, blob)
+    });
+    // Units of the second half, or of the first, that were asked for after the opening.
+    let asked = |demand: usize| {
+        let ranges = server.received().into_iter().filter_map(|one| one.range());
+        let ranges = ranges.filter(|(first, _)| *first > 0 && is_demand(*first) == demand);
+        let units = |(first, last)| last / UNIT - first / UNIT + 1;
+        ranges.map(units).sum::<usize>()
+    };
+    place.config(
+        "http",
+        &server.host(),
+        &layers.lowers(),
+        download(1, 0, 1, 4 << 16),
+    );
+    let control = place.path("control").display().to_string();
+    let daemon = place.serve(&["--control", &control]);
+    until("the download has begun", || asked(0) > 0);
+    let mut reader = Reader::connect(&daemon);
+    let opening = asked(1);
+    reader.ask((1..32).rev().map(|read| (8 << 20) + read * 4 * UNIT));
+    // As many as the fetcher has under way at once; the others wait in its queue.
+    until("the guest's requests", || {
+        asked(1) >= opening + 16 && fetching(&place)["waiting_reads"] == 31
+    });
+    gates[0].store(true, Ordering::SeqCst);
+    std::thread::sleep(Duration::from_secs(1));
+    // Of 120 units, two blocks of four were under way.
+    assert!(asked(0) <= 12, "{} units: the download yields", asked(0));
+    gates[1].store(true, Ordering::SeqCst);
+    reader.check(&layers.content);
+    until("the blob is complete", || are_complete(&layers, &place));
+    assert!(asked(0) > 64);
 }

@@ -1,7 +1,7 @@
 //! How many requests an opening takes, and how many of them side by side.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -75,27 +75,41 @@ impl Wave {
     }
 }
 
+/// Requests that the fetcher has under way at once.
+const AT_ONCE: usize = 16;
+
 /// The ranges of all layers are asked for side by side: after the first answer, which tells how the
-/// registry wants to be talked to, all others are on their way before the next one comes.
+/// registry wants to be talked to, as many as the fetcher has threads are on their way before the next
+/// one comes. So 1, 8, 32 and 255 layers take 2, 2, 5 and 17 round trips.
 #[test]
-fn all_layers_are_opened_in_one_wave() {
-    let layers = Layers::side_by_side(LAYERS, 2 * MIB);
-    let place = Place::default();
-    let wave = Arc::new(Wave::default());
-    let (first, joined) = (AtomicBool::new(true), Arc::clone(&wave));
-    let server = layers.registry_that(move |request, blob| {
-        if !first.swap(false, Ordering::SeqCst) {
-            joined.join(2 * LAYERS - 1);
-        }
-        serve(request, blob)
-    });
-    place.config("http", &server.host(), &layers.lowers(), json!({}));
-    let daemon = place.serve(&[]);
-    assert_eq!(server.count(), 2 * LAYERS);
-    wave.assert_whole();
-    let mut reader = Reader::connect(&daemon);
-    reader.ask([0]);
-    reader.check(&layers.content);
+fn layers_are_opened_in_waves_of_many_requests() {
+    for (count, piece, requests, round_trips) in [
+        (1, 2 * MIB, 2, 2),
+        (8, 2 * MIB, 16, 2),
+        (32, 5 * MIB / 4, 64, 5),
+        (255, UNIT, 255, 17),
+    ] {
+        let layers = Layers::side_by_side(count, piece);
+        let place = Place::default();
+        let waves: Vec<_> = (1..round_trips).map(|_| Wave::default()).collect();
+        let (number, waves) = (AtomicUsize::new(0), Arc::new(waves));
+        let joined = Arc::clone(&waves);
+        let server = layers.registry_that(move |request, blob| {
+            if let Some(later) = number.fetch_add(1, Ordering::SeqCst).checked_sub(1) {
+                let wave = later / AT_ONCE;
+                let size = AT_ONCE.min(requests - 1 - wave * AT_ONCE);
+                joined[wave].join(size);
+            }
+            serve(request, blob)
+        });
+        place.config("http", &server.host(), &layers.lowers(), json!({}));
+        let daemon = place.serve(&[]);
+        assert_eq!(server.count(), requests);
+        waves.iter().for_each(Wave::assert_whole);
+        let mut reader = Reader::connect(&daemon);
+        reader.ask([0]);
+        reader.check(&layers.content);
+    }
 }
 
 /// With a token, the wave begins once the token is there: three round trips, and a request each for the

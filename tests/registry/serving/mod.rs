@@ -6,7 +6,9 @@ mod counting;
 mod credentials;
 mod damage;
 mod eviction;
+mod filesystems;
 mod images;
+mod kills;
 mod links;
 mod network;
 mod opening;
@@ -20,6 +22,7 @@ mod tls;
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 
 use common::blk;
 use common::content::difference;
@@ -31,6 +34,10 @@ use common::remote::Place;
 use common::returning::Returning;
 use common::ring::{Addresses, Ring};
 use common::session::{Session, feature};
+use ovbd_vhost::cache::{Cache, Entry, Publication};
+use ovbd_vhost::format::digest::Digest;
+use ovbd_vhost::format::presence::Identity;
+use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 
 /// Shape of all requests of a [`Reader`].
@@ -126,7 +133,7 @@ fn fetching(place: &Place) -> Value {
 
 /// How often each unit of a blob was asked for, whole or in part.
 fn asked_units(server: &Server, blob: &[u8]) -> Vec<usize> {
-    let digest = ovbd_vhost::format::digest::Digest::of(blob).to_string();
+    let digest = Digest::of(blob).to_string();
     let mut counts = vec![0; blob.len().div_ceil(UNIT)];
     for request in server.received() {
         if !request.target.contains(&digest) {
@@ -138,4 +145,49 @@ fn asked_units(server: &Server, blob: &[u8]) -> Vec<usize> {
         }
     }
     counts
+}
+
+/// Data file and map of a blob in the cache.
+fn partial(place: &Place, blob: &[u8], extension: &str) -> PathBuf {
+    let name = format!("{}-{}.{extension}", Digest::of(blob).hex(), blob.len());
+    place.path("cache/partial/sha256").join(name)
+}
+
+/// The units that a bitmap of a map file has.
+fn units(map: &[u8], offset: u64, count: usize) -> Vec<bool> {
+    let bits = &map[offset as usize..];
+    (0..count)
+        .map(|unit| bits[unit / 8] >> (unit % 8) & 1 == 1)
+        .collect()
+}
+
+/// Stores a blob in a cache, complete.
+fn publish(cache: &Cache, bytes: &[u8]) {
+    let identity = Identity::new(Digest::of(bytes), bytes.len() as u64).expect("an identity");
+    let Ok(Entry::Partial(partial)) = cache.entry(identity) else {
+        panic!("an empty cache")
+    };
+    let claim = partial
+        .claim(identity.all_units())
+        .expect("a claim")
+        .expect("a claim");
+    for unit in 0..identity.units() {
+        let start = unit as usize * UNIT;
+        let end = bytes.len().min(start + UNIT);
+        claim.store(unit, &bytes[start..end]).expect("bytes");
+    }
+    drop(claim);
+    assert_eq!(
+        partial.publish().expect("published"),
+        Publication::Published
+    );
+}
+
+/// Kills a daemon and its fetcher at once, so that neither makes anything durable.
+fn kill_all(daemon: &mut Daemon) {
+    let (keeper, fetcher) = daemon.fetcher();
+    for pid in [keeper, fetcher].into_iter().flatten() {
+        let _ = kill_process(pid, Signal::KILL);
+    }
+    daemon.kill();
 }

@@ -1,35 +1,21 @@
-//! The cache's storage under served disks: power loss, damage, no space, eviction.
+//! The cache's storage under served disks: power loss, damage, a cache that takes nothing.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use common::content::tagged;
 use common::daemon;
 use common::registry_server::until;
 use common::remote::{Layers, Place};
-use ovbd_vhost::cache::{Cache, Entry, Publication};
+use ovbd_vhost::cache::Cache;
 use ovbd_vhost::format::digest::Digest;
 use ovbd_vhost::format::presence::{BOOT_OFFSET, HEADER_LEN, Identity};
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{Reader, UNIT, asked_units};
-
-/// Data file and map of a blob in the cache.
-fn partial(place: &Place, blob: &[u8], extension: &str) -> PathBuf {
-    let name = format!("{}-{}.{extension}", Digest::of(blob).hex(), blob.len());
-    place.path("cache/partial/sha256").join(name)
-}
-
-/// The units that a bitmap of a map file has.
-fn units(map: &[u8], offset: u64, count: usize) -> Vec<bool> {
-    let bits = &map[offset as usize..];
-    (0..count)
-        .map(|unit| bits[unit / 8] >> (unit % 8) & 1 == 1)
-        .collect()
-}
+use super::{Reader, UNIT, asked_units, kill_all, partial, publish, units};
 
 /// Leaves of a partial blob what a power loss may leave: all bits, and of the data only what was
 /// synced. Returns the units that are lost and those that are not.
@@ -82,7 +68,7 @@ fn nothing_that_a_power_loss_took_is_served() {
     let mut reader = Reader::connect(&daemon);
     reader.ask((0..32).map(|read| half + read * half / 64));
     reader.check(&layers.content);
-    kill(&mut daemon);
+    kill_all(&mut daemon);
     drop(reader);
     let before: Vec<_> = layers
         .blobs
@@ -110,15 +96,6 @@ fn nothing_that_a_power_loss_took_is_served() {
         assert!(lost.iter().all(|unit| after[*unit] == before[*unit] + 1));
         assert!(kept.iter().all(|unit| after[*unit] == before[*unit]));
     }
-}
-
-/// Kills a daemon and its fetcher at once, so that neither makes anything durable.
-fn kill(daemon: &mut daemon::Daemon) {
-    let (keeper, fetcher) = daemon.fetcher();
-    for pid in [keeper, fetcher].into_iter().flatten() {
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-    }
-    daemon.kill();
 }
 
 /// Files of the cache that are torn, cut, exchanged or gone at the next start.
@@ -246,88 +223,6 @@ fn data_that_are_cut_under_a_disk_are_errors() {
     drop((guest, daemon));
     let daemon = place.serve(&[]);
     Reader::connect(&daemon).check_all(&layers.content);
-}
-
-/// The path of a file as a process in another mount namespace sees it.
-fn inside(daemon: &daemon::Daemon, path: &Path) -> PathBuf {
-    let root = format!("/proc/{}/root", daemon.pid());
-    Path::new(&root).join(path.strip_prefix("/").expect("an absolute path"))
-}
-
-/// A full file system makes reads wait until there is space again.
-#[test]
-fn reads_wait_for_space() {
-    let layers = Layers::new(4);
-    let place = Place::default();
-    let server = layers.registry();
-    place.config("http", &server.host(), &layers.lowers(), json!({}));
-    let cache = place.path("cache").display().to_string();
-    fs::create_dir(&cache).expect("a folder");
-    // 6.2 MB of blobs; not all of them fit beside the other file.
-    let setup = format!(
-        "mount -t tmpfs -o size=8m,mode=0700 tmpfs {cache}; mkdir {cache}/c; chmod 700 {cache}/c; \
-         head -c 6M /dev/zero >{cache}/other"
-    );
-    let config = place.path("config.v1.json").display().to_string();
-    let options = ["--config", &config, "--cache", &format!("{cache}/c")];
-    let daemon = daemon::Daemon::in_namespace(&setup, &options);
-    let mut reader = Reader::connect(&daemon);
-    let asked = (0..32).map(|read| (read * 2 + read % 2) * UNIT);
-    reader.ask(asked);
-    until("the cache is full", || {
-        daemon.log().contains("no space left")
-    });
-    fs::remove_file(inside(&daemon, &place.path("cache/other"))).expect("removed");
-    reader.check(&layers.content);
-    reader.check_all(&layers.content);
-    until("the log says so", || {
-        daemon.log().contains("has space again")
-    });
-}
-
-/// Blobs that are not in use make room for those that are.
-#[test]
-fn what_is_not_in_use_makes_room() {
-    let layers = Layers::new(4);
-    let place = Place::default();
-    let server = layers.registry();
-    place.config("http", &server.host(), &layers.lowers(), json!({}));
-    // A complete blob of no disk.
-    let other = tagged(4 << 20, 9);
-    let source = place.path("other-cache");
-    publish(&Cache::open(&source).expect("a cache"), &other);
-    let cache = place.path("cache").display().to_string();
-    fs::create_dir(&cache).expect("a folder");
-    let setup = format!(
-        "mount -t tmpfs -o size=8m,mode=0700 tmpfs {cache}; cp -a {}/. {cache}",
-        source.display()
-    );
-    let daemon = place.serve_in_namespace(&setup, &[]);
-    let name = place
-        .path("cache/blobs/sha256")
-        .join(Digest::of(&other).hex());
-    assert!(inside(&daemon, &name).exists());
-    Reader::connect(&daemon).check_all(&layers.content);
-    assert!(!inside(&daemon, &name).exists());
-    assert!(!daemon.log().contains("no space left"), "{}", daemon.log());
-}
-
-/// Stores a blob in a cache, complete.
-fn publish(cache: &Cache, bytes: &[u8]) {
-    let identity = Identity::new(Digest::of(bytes), bytes.len() as u64).expect("an identity");
-    let Ok(Entry::Partial(partial)) = cache.entry(identity) else {
-        panic!("an empty cache")
-    };
-    let claim = partial
-        .claim(identity.all_units())
-        .expect("a claim")
-        .expect("a claim");
-    claim.store(0, bytes).expect("bytes");
-    drop(claim);
-    assert_eq!(
-        partial.publish().expect("published"),
-        Publication::Published
-    );
 }
 
 /// A cache that is full or read-only at the start ends it with a reason.
