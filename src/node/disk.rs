@@ -26,6 +26,7 @@ use super::process::Process;
 use super::spec::DiskSpec;
 use super::state_dir::StateDir;
 use crate::engine::stats::figures::Figures;
+use crate::reason::reason;
 
 /// Ends of the process within [`CRASH_WINDOW`] after which it is not started again.
 const MAX_CRASHES: usize = 5;
@@ -279,11 +280,13 @@ impl Disk {
     /// Takes over the process that a former node started, or starts one.
     pub async fn recover(&self, services: &Services) {
         let Some(entry) = self.entry() else { return };
-        if let Some(process) = entry
-            .process
-            .as_ref()
-            .and_then(|found| services.launcher.find(found))
-        {
+        let found = entry.process.as_ref();
+        let found = match found.and_then(|found| services.launcher.find(found)) {
+            Some(process) => Some(process),
+            // The entry names an earlier process if it could not be written after a restart of the disk.
+            None => services.launcher.serving(&self.id).await,
+        };
+        if let Some(process) = found {
             *self.process() = Some(Arc::new(process));
             self.status().state = State::Listening;
             services.events.add(&self.id, Kind::Found, None);
@@ -318,12 +321,11 @@ impl Disk {
         if listener.is_some() {
             *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = listener;
         }
-        if let Some(entry) = entry {
-            services.state.store(&entry)?;
-            let mut status = self.status();
-            (status.entry, status.state, status.error) = (Some(entry), State::Listening, None);
-        }
-        Ok(())
+        let Some(entry) = entry else { return Ok(()) };
+        let stored = services.state.store(&entry);
+        let mut status = self.status();
+        (status.entry, status.state, status.error) = (Some(entry), State::Listening, None);
+        stored
     }
 
     /// Starts a process on the listener of the former one, or on a new one.
@@ -344,9 +346,11 @@ impl Disk {
         // Kept after a failure too: front-ends wait in its backlog.
         *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = Some(listener);
         if let Err(error) = self.serve_with(started?, None, services) {
-            // Without an entry the next node would not find it.
-            self.stop_process().await;
-            return Err(error.into());
+            // As when the storage is full. The next node finds the process by its control socket.
+            let (id, reason) = (&self.id, reason(&error));
+            log::error!(
+                "disk {id} is served again, but its state entry is that of before: {reason}"
+            );
         }
         Ok(())
     }
@@ -430,7 +434,17 @@ impl Disk {
         let mut entry = self.entry();
         if let Some(entry) = &mut entry {
             entry.deleting = true;
-            services.state.store(entry)?;
+            match services.state.store(entry) {
+                // A removal makes room. A node that is killed before its end finds the disk as it was.
+                Err(error) if error.is_full() => {
+                    log::warn!(
+                        "disk {}: removal without a mark: {}",
+                        self.id,
+                        reason(&error)
+                    );
+                }
+                stored => stored?,
+            }
         }
         self.stopping.store(true, Ordering::Relaxed);
         self.status().state = State::Deleting;

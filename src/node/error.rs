@@ -68,6 +68,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// Returns whether the storage is full.
+    pub fn is_full(&self) -> bool {
+        let source = match self {
+            Self::File { source, .. } => Some(source),
+            _ => None,
+        };
+        source.and_then(code_of) == Some(Code::NoSpace)
+    }
+
     /// Makes the error of the operation `what` on `path`.
     pub fn file(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();

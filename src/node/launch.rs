@@ -280,6 +280,11 @@ impl Launcher {
         Ok(())
     }
 
+    /// Returns the process that serves the control socket of disk `id`, if there is one.
+    pub async fn serving(&self, id: &DiskId) -> Option<Process> {
+        self.owner(&self.control(id)).await
+    }
+
     /// The process of this program that listens on a control socket.
     async fn owner(&self, control: &Path) -> Option<Process> {
         let stream = tokio::net::UnixStream::connect(control).await.ok()?;

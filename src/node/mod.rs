@@ -34,12 +34,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use rustix::process::Resource;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 
 pub use error::Error;
 
 use crate::daemon::notify::Manager;
+use crate::io::rlimit;
 use allow::AllowedDirs;
 use api::exporter;
 use disks::Disks;
@@ -70,6 +72,8 @@ pub struct Config {
 /// # Errors
 /// [`Error`] if a directory or the control socket cannot be set up, or another node uses the state directory.
 pub fn run(config: Config) -> Result<(), Error> {
+    // A disk takes two descriptors, a client one.
+    rlimit::raise(Resource::Nofile, u64::MAX);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -3,7 +3,10 @@
 mod changes;
 mod contract;
 mod faults;
+mod images;
 mod lifecycle;
+mod limits;
+mod many;
 mod metrics;
 mod node;
 mod soak;

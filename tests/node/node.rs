@@ -129,6 +129,34 @@ impl Node {
         )
     }
 
+    /// Number of the node's process.
+    pub fn node_pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    /// Entries of `/proc/PID/NAME` of the node: `fd` or `task`.
+    pub fn count(&self, name: &str) -> usize {
+        let path = format!("/proc/{}/{name}", self.node_pid());
+        fs::read_dir(path).unwrap().count()
+    }
+
+    /// Number of the node's child processes, of all its threads.
+    pub fn children(&self) -> usize {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.node_pid())).unwrap();
+        let children = tasks.flatten().map(|task| {
+            let text = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            text.split_whitespace().count()
+        });
+        children.sum()
+    }
+
+    /// Sends bytes as they are, and waits for no answer; the connection stays open.
+    pub fn send(&self, request: &str) {
+        let mut stream = UnixStream::connect(self.control()).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        std::mem::forget(stream);
+    }
+
     /// Sends bytes as they are and returns all that is answered.
     pub fn exchange(&self, request: &str) -> String {
         let mut stream = UnixStream::connect(self.dir.path().join("control.sock")).unwrap();

@@ -2,6 +2,7 @@
 
 mod activation;
 mod limits;
+mod metrics;
 mod migration;
 mod reading;
 mod reference_backend;

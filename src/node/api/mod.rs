@@ -25,8 +25,9 @@ use crate::io::file_lock::{LockKind, lock_within};
 use crate::io::regular::open_regular;
 use routes::{Caller, Context};
 
-/// Connections that are served at a time; more wait.
-const MAX_CONNECTIONS: usize = 64;
+/// Connections that are served at a time; more wait. Many clients may wait for events, and a silent client has its
+/// connection for [`HEADER_LIMIT`].
+const MAX_CONNECTIONS: usize = 512;
 
 /// How long another node may take to bind the control socket.
 pub const BIND_LIMIT: Duration = Duration::from_secs(10);

@@ -109,7 +109,10 @@ pub async fn answer(
     let found = route(&method, &path);
     let (reply, pattern) = match found {
         Ok((action, pattern, id)) => {
-            let done = run(action, id, request, &context).await;
+            let done = match method == Method::GET {
+                true => run(action, id, request, &context).await,
+                false => run_to_end(action, id, request, context.clone()).await,
+            };
             (
                 done.unwrap_or_else(|failure| reply::failure(&failure)),
                 pattern,
@@ -204,6 +207,19 @@ fn decode(text: &str) -> String {
         }
     }
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Executes a request that changes something to its end, also if the client disconnects: the server drops the future of
+/// such a request, and a disk would stay half made.
+async fn run_to_end(
+    action: Action,
+    id: Option<DiskId>,
+    request: Request<Incoming>,
+    context: Arc<Context>,
+) -> Result<Reply, Failure> {
+    let task = tokio::spawn(async move { run(action, id, request, &context).await });
+    task.await
+        .unwrap_or_else(|error| Err(Failure::caused(Code::Internal, &error)))
 }
 
 async fn run(
