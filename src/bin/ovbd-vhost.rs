@@ -13,6 +13,7 @@
 )]
 
 use std::error::Error;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -188,6 +189,10 @@ pub(crate) struct Args {
         default_value_t
     )]
     takeover: Takeover,
+
+    /// Print the feature bits that disks of this program offer, as JSON, and exit
+    #[arg(long, exclusive = true)]
+    print_features: bool,
 
     /// Busy-poll the virtqueue for N microseconds before sleeping
     #[arg(long, help_heading = "Performance", value_name = "N", default_value_t = 0,
@@ -421,6 +426,12 @@ fn serve() -> ExitCode {
     }
     let args = Args::parse();
     logging::set_format(args.log_format);
+    if args.print_features {
+        return match writeln!(io::stdout(), "{}", daemon::offered_features()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error),
+        };
+    }
     if let Err((kind, text)) = args.check() {
         Args::command().error(kind, text).exit();
     }

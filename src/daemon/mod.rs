@@ -36,6 +36,7 @@ pub use config::Config;
 pub use error::Error;
 
 use sd_notify::NotifyState;
+use serde_json::{Value, json};
 
 use crate::engine::ratelimited_log;
 use crate::engine::ring::Rings;
@@ -46,6 +47,7 @@ use crate::image::config::{ImageConfig, Stack};
 use crate::io::regular::open_regular;
 use crate::reason::reason;
 use crate::registry::reference::Reference;
+use crate::vhost::handler::Offered;
 use crate::writable::Paths;
 use crate::writable::journal;
 use config::ImageSource;
@@ -116,6 +118,12 @@ pub fn run(config: Config) -> Result<(), Error> {
     let served = accept::serve(&socket, &device, &signals, &manager);
     let recorded = recording.map_or(Ok(()), |recording| recording.finish(volume.image()));
     served.and(recorded)
+}
+
+/// Returns the feature bits that disks of this program offer, as JSON. A program that offers fewer than another must not
+/// take its place under a connected front-end.
+pub fn offered_features() -> Value {
+    json!({ "read_only": Offered::of(false), "writable": Offered::of(true) })
 }
 
 /// A disk that is ready to serve, with its sockets.

@@ -1,12 +1,14 @@
 //! The set of disks, and the operations of requests on it.
 
+mod replace;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{Mutex as AsyncMutex, Semaphore, SemaphorePermit};
 
 use super::allow::AllowedDirs;
 use super::clock;
@@ -42,6 +44,8 @@ pub struct Disks {
     starts: Semaphore,
     /// Permits to start processes that may wait for a registry.
     remote_starts: Semaphore,
+    /// Held while all disk processes are replaced.
+    reloading: Arc<AsyncMutex<()>>,
 }
 
 /// Result of a `PUT`.
@@ -68,6 +72,7 @@ impl Disks {
             disks: Mutex::default(),
             starts: Semaphore::new(PARALLEL_STARTS),
             remote_starts: Semaphore::new(PARALLEL_REMOTE_STARTS),
+            reloading: Arc::default(),
         }
     }
 
@@ -323,26 +328,6 @@ impl Disks {
     /// Returns the counters of the node.
     pub fn metrics(&self) -> &Metrics {
         &self.services.metrics
-    }
-
-    /// Replaces the process of the disk `id` by a new one.
-    ///
-    /// # Errors
-    /// [`Code::NotFound`].
-    pub async fn restart(&self, id: &DiskId) -> Result<Arc<Disk>, Failure> {
-        let disk = self.get(id)?;
-        let operation = disk.operation().await;
-        if disk.state() == State::Failed {
-            disk.recover(&self.services).await;
-            drop(operation);
-            if disk.state() == State::Listening {
-                tokio::spawn(disk.clone().watch(self.services.clone()));
-            }
-        } else {
-            disk.restart().await;
-            drop(operation);
-        }
-        Ok(disk)
     }
 
     /// The snapshots of disk `id`, oldest first.

@@ -43,6 +43,12 @@ pub enum Kind {
     Failed,
     /// The disk has another size.
     Resized,
+    /// A front-end got the disk.
+    Connected,
+    /// The front-end that had the disk has left it.
+    Disconnected,
+    /// A front-end did not get the disk, because the takeover policy left it to another.
+    TakeoverRefused,
     /// A snapshot was taken.
     Snapshot,
     /// The disk was removed.

@@ -17,6 +17,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
+use serde_json::Value;
 use tokio::net::UnixDatagram;
 
 use super::entry::Entry;
@@ -38,6 +39,9 @@ pub const MAX_SOCKET_PATH: usize = 107;
 
 /// How long a process may take to be ready. It waits for a registry for a minute.
 const START_LIMIT: Duration = Duration::from_secs(90);
+
+/// How long the program may take to tell its feature bits.
+const FEATURES_LIMIT: Duration = Duration::from_secs(10);
 
 /// Bytes of its log that are searched for the reason of a failure.
 const LOG_TAIL: u64 = 4096;
@@ -211,6 +215,9 @@ impl Launcher {
         if let Some(queues) = spec.num_queues {
             option("--num-queues", queues.to_string().into());
         }
+        if let Some(policy) = spec.takeover {
+            option("--takeover", policy.word().into());
+        }
         if let Some(trace) = &spec.prefetch {
             option("--prefetch", trace.into());
         }
@@ -292,6 +299,26 @@ impl Launcher {
         let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
         (program == self.program).then_some(())?;
         Process::of_pid(&self.watcher, pid).ok()
+    }
+
+    /// Returns the feature bits that disks of the program offer.
+    ///
+    /// # Errors
+    /// [`Code::Internal`] if the program does not tell them.
+    pub async fn offered_features(&self) -> Result<Value, Failure> {
+        let failed = |error: io::Error| {
+            let text = format!("{} --print-features: {error}", self.program.display());
+            Failure::new(Code::Internal, text)
+        };
+        let asked = tokio::process::Command::new(&self.program)
+            .arg("--print-features")
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let output = tokio::time::timeout(FEATURES_LIMIT, asked).await;
+        let output = output.map_err(|_| failed(io::ErrorKind::TimedOut.into()))?;
+        let output = output.map_err(failed)?;
+        serde_json::from_slice(&output.stdout).map_err(|error| failed(error.into()))
     }
 
     /// Finds a process that a former node started.

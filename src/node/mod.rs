@@ -21,6 +21,7 @@ pub mod disks;
 pub mod entry;
 pub mod error;
 pub mod events;
+mod front_ends;
 pub mod id;
 pub mod launch;
 pub mod metrics;
@@ -95,6 +96,7 @@ async fn serve(config: Config) -> Result<(), Error> {
     }
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Runtime)?;
+    tokio::spawn(front_ends::report(disks.clone()));
     let manager = Manager::connect();
     manager.tell(&NotifyState::Ready);
     log::info!("serving the API on {}", config.control.display());

@@ -12,6 +12,7 @@ use super::id::DiskId;
 use crate::engine::rate_limit::LimitsSpec;
 use crate::image::MAX_LAYERS;
 use crate::registry::reference::Reference;
+use crate::vhost::takeover::Takeover;
 
 /// Most labels of a disk, and most bytes of a key or a value.
 const MAX_LABELS: usize = 64;
@@ -60,6 +61,9 @@ pub struct DiskSpec {
     /// Queues that a front-end may use.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_queues: Option<u16>,
+    /// When a front-end takes the disk over from another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub takeover: Option<Takeover>,
 }
 
 /// A snapshot of a disk of this node. It is taken if the disk has none of that name.

@@ -18,6 +18,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use rustix::io::ioctl_fionread;
+use serde::Serialize;
 use vhost::vhost_user::message::{
     VhostUserInflight, VhostUserLog, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
 };
@@ -28,7 +29,7 @@ use super::vring::{UserRings, Vring};
 use crate::engine::BlockBackend;
 use crate::engine::setup::{AfterStop, ConnectionContext};
 use crate::io::interrupt::PeerCall;
-use crate::virtio::config;
+use crate::virtio::config::{self, DeviceConfig};
 use crate::virtio::dirty_log::DirtyLog;
 use crate::virtio::inflight::{InflightArea, Queues};
 use crate::virtio::memory::{Memory, RegionInfo};
@@ -50,6 +51,25 @@ const PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
     .union(VhostUserProtocolFeatures::RESET_DEVICE)
     .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
     .union(VhostUserProtocolFeatures::DEVICE_STATE);
+
+/// Feature bits that a disk offers to front-ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Offered {
+    /// virtio and vhost feature bits.
+    pub features: u64,
+    /// Protocol features of vhost-user.
+    pub protocol_features: u64,
+}
+
+impl Offered {
+    /// Those of a disk that is writable or not.
+    pub fn of(writable: bool) -> Self {
+        Self {
+            features: DeviceConfig::features_of(writable) | TRANSPORT.bits(),
+            protocol_features: PROTOCOL.bits(),
+        }
+    }
+}
 
 /// Whether a front-end owns the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -239,7 +259,7 @@ impl Handler {
 
     /// Offered feature bits.
     pub fn offered(&self) -> u64 {
-        self.backend.config().features() | TRANSPORT.bits()
+        Offered::of(self.backend.config().writable).features
     }
 
     /// Sets the feature bits that the driver and the front-end acknowledged.

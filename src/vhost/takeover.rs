@@ -4,12 +4,14 @@
 //! such as two clones of one VM, would take a disk from each other for ever.
 
 use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 
 use super::peer::{Life, Peer};
 use crate::engine::ratelimited_log;
 
 /// When a front-end that starts a queue takes the disk over from another.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Takeover {
     /// Whenever it starts a queue
     Always,
@@ -33,6 +35,15 @@ pub struct Owner<'a> {
 }
 
 impl Takeover {
+    /// Returns the word for it on command lines and in requests.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Always => "always",
+            Self::Peer => "peer",
+            Self::Never => "never",
+        }
+    }
+
     /// Returns whether `newcomer` gets the disk from `owner`.
     pub fn allows(self, owner: &Owner<'_>, newcomer: &Peer) -> bool {
         match self {

@@ -65,6 +65,11 @@ impl DeviceConfig {
     /// Feature bits that the device offers. They must not change between versions of the daemon: a
     /// front-end that reconnects does not negotiate again.
     pub fn features(&self) -> u64 {
+        Self::features_of(self.writable)
+    }
+
+    /// Feature bits of a disk that is writable or not.
+    pub fn features_of(writable: bool) -> u64 {
         const ALWAYS: [u32; 7] = [
             VIRTIO_F_VERSION_1,
             VIRTIO_BLK_F_SEG_MAX,
@@ -81,11 +86,7 @@ impl DeviceConfig {
             VIRTIO_BLK_F_DISCARD,
             VIRTIO_BLK_F_WRITE_ZEROES,
         ];
-        let access = if self.writable {
-            &WRITABLE[..]
-        } else {
-            &READ_ONLY
-        };
+        let access = if writable { &WRITABLE[..] } else { &READ_ONLY };
         let bits = ALWAYS.iter().chain(access);
         bits.fold(0, |bits, bit| bits | 1 << bit)
     }

@@ -2,6 +2,7 @@
 
 mod changes;
 mod contract;
+mod dashboard;
 mod faults;
 mod images;
 mod lifecycle;
@@ -11,4 +12,5 @@ mod metrics;
 mod node;
 mod soak;
 mod units;
+mod upgrade;
 mod verbs;

@@ -12,6 +12,7 @@ use ovbd_vhost::tool;
 use ovbd_vhost::tool::node::client::{Content, DEFAULT_CONTROL, LimitChange, Node, Properties};
 use ovbd_vhost::tool::node::{events, list, top};
 use ovbd_vhost::units::parse_size;
+use ovbd_vhost::vhost::takeover::Takeover;
 use serde_json::{Value, json};
 
 /// Clears a terminal and moves to its first line.
@@ -83,6 +84,8 @@ enum NodeCommand {
         #[arg(long, value_name = "N")]
         count: Option<u64>,
     },
+    /// Replace the processes of all disks, one after the other, after an upgrade of ovbd-vhost
+    Reload,
     /// Replace the processes of disks, one after the other; guests see a pause. A failed disk is started
     /// again
     Restart {
@@ -154,6 +157,9 @@ struct PropertyArgs {
     /// Number of virtqueues [default: 256]
     #[arg(long, value_name = "N")]
     num_queues: Option<u16>,
+    /// When a front-end takes the disk over from another that is connected [default: peer]
+    #[arg(long, value_name = "POLICY", value_enum)]
+    takeover: Option<Takeover>,
     /// Label of the disk; repeatable
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     labels: Vec<(String, String)>,
@@ -237,6 +243,7 @@ impl PropertyArgs {
             socket: self.socket.map(full).transpose()?,
             serial: self.serial,
             num_queues: self.num_queues,
+            takeover: self.takeover.map(Takeover::word),
             labels: self.labels,
         })
     }
@@ -286,6 +293,14 @@ impl NodeArgs {
             NodeCommand::Events { after, follow } => out.events(&node, after, follow),
             NodeCommand::Top { interval, count } => {
                 out.top(&node, Duration::from_secs(interval), count)
+            }
+            NodeCommand::Reload => {
+                let begun = node.reload()?;
+                let count = begun["disks"].as_u64().unwrap_or_default();
+                out.print(
+                    || format!("{count} disks are being replaced\n"),
+                    || begun.clone(),
+                )
             }
             NodeCommand::Restart { ids } => {
                 ids.iter().try_for_each(|id| out.disk(&node.restart(id)?))

@@ -14,6 +14,7 @@ use crate::engine::stats::figures::Figures;
 use crate::engine::stats::report::{self, DiskFigures};
 use crate::reason::reason;
 use crate::version::VERSION;
+use crate::vhost::handler::Offered;
 use crate::writable::snapshots::MAX_NAME;
 use crate::writable::{Error, Snapshot};
 
@@ -100,6 +101,7 @@ impl Device {
             "layers": volume.image().layers().len(),
             "frozen_uppers": volume.layers_below_active(),
             "upper": upper,
+            "offered": Offered::of(volume.is_writable()),
             "takeovers_refused": self.ownership().refused(),
             "limits": self.limits(),
             "storage_full": {

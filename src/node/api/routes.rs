@@ -41,6 +41,7 @@ enum Action {
     DeleteDisk,
     ResizeDisk,
     RestartDisk,
+    Reload,
     ListSnapshots,
     MakeSnapshot,
     Events,
@@ -52,7 +53,7 @@ enum Action {
 }
 
 /// Method, pattern and action of each route. A segment in braces stands for any one.
-const ROUTES: [(&str, &str, Action); 15] = [
+const ROUTES: [(&str, &str, Action); 16] = [
     ("GET", "/api/v1/disks", Action::ListDisks),
     ("PUT", "/api/v1/disks/{id}", Action::PutDisk),
     ("GET", "/api/v1/disks/{id}", Action::GetDisk),
@@ -60,6 +61,7 @@ const ROUTES: [(&str, &str, Action); 15] = [
     ("DELETE", "/api/v1/disks/{id}", Action::DeleteDisk),
     ("PUT", "/api/v1/disks/{id}/size", Action::ResizeDisk),
     ("POST", "/api/v1/disks/{id}/restart", Action::RestartDisk),
+    ("POST", "/api/v1/reload", Action::Reload),
     ("GET", "/api/v1/disks/{id}/snapshots", Action::ListSnapshots),
     ("POST", "/api/v1/disks/{id}/snapshots", Action::MakeSnapshot),
     ("GET", "/api/v1/events", Action::Events),
@@ -261,6 +263,10 @@ async fn run(
             ok(disks.view(&*disks.resize(&id()?, bytes).await?))
         }
         Action::RestartDisk => ok(disks.view(&*disks.restart(&id()?).await?)),
+        Action::Reload => {
+            let body = json!({ "disks": disks.reload()? });
+            Ok(reply::json(StatusCode::ACCEPTED, &body))
+        }
         Action::ListSnapshots => ok(disks.snapshots(&id()?).await?),
         Action::MakeSnapshot => {
             let wanted = body::<SnapshotRequest>(request).await?;

@@ -52,6 +52,8 @@ pub struct Properties {
     pub serial: Option<String>,
     /// Number of virtqueues.
     pub num_queues: Option<u16>,
+    /// Takeover policy: `always`, `peer` or `never`.
+    pub takeover: Option<&'static str>,
     /// Labels.
     pub labels: Vec<(String, String)>,
 }
@@ -121,6 +123,14 @@ impl Node {
     /// [`Error`].
     pub fn restart(&self, id: &str) -> Result<Value, Error> {
         self.ask("POST", &disk(id, "/restart"), None, LIMIT)
+    }
+
+    /// Begins to replace the processes of all disks; returns their number.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn reload(&self) -> Result<Value, Error> {
+        self.ask("POST", "/reload", None, LIMIT)
     }
 
     /// Returns the snapshots of a disk, oldest first.
@@ -290,6 +300,7 @@ fn spec(content: &Content, more: &Properties) -> Value {
         ("socket", more.socket.clone().map(Value::from)),
         ("serial", more.serial.clone().map(Value::from)),
         ("num_queues", more.num_queues.map(Value::from)),
+        ("takeover", more.takeover.map(Value::from)),
         (
             "labels",
             (!labels.is_empty()).then_some(Value::Object(labels)),
