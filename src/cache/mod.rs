@@ -22,6 +22,16 @@
 //! description, so that it lasts as long as any process holds a descriptor of it, be it one that it
 //! was sent. Eviction takes the exclusive lock and skips the entry if it does not get it.
 //!
+//! Locks, in the order in which a thread takes them:
+//!
+//! | lock | guards | a thread waits for it |
+//! |---|---|---|
+//! | [`Claim`]: range locks on a map | units being stored; all units while a blob is verified | never |
+//! | `lock` file | names in the directory, while files are created, renamed and removed | at most 30 s |
+//! | `flock` of a data file | shared: in use; exclusive: being evicted | never |
+//!
+//! A thread that syncs a blob holds a mutex of that blob, and takes none of these locks meanwhile.
+//!
 //! There is no network here. The `fetch` module decides what is stored, and when.
 
 mod demote;

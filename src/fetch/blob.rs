@@ -1,29 +1,25 @@
-//! A blob that clients may request: what the cache has of it, and where the rest comes from.
+//! An open blob: what the cache has of it, and where the rest comes from.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::ahead::Ahead;
+use super::locks::{Rank, RankedMutex};
 use super::origin::{Failure, Origin};
 use super::pace::Pace;
+use super::sources::Sources;
 use crate::cache::{Cache, Demotion, Entry, Partial};
 use crate::format::digest::Digest;
 use crate::format::presence::{Identity, UnitRange};
+use crate::io::ranked_lock::Guard;
 use crate::reason::reason;
 use crate::source::FetchErrorKind;
 
-/// How long a server is taken for one that serves no ranges.
-const WITHOUT_RANGES: Duration = Duration::from_secs(600);
+/// Units are made durable after so long.
+const SYNC_AFTER: Duration = Duration::from_secs(5);
 
 /// How long a blob that was found to have its digest is not read again to find out.
 const INTACT_FOR: Duration = Duration::from_secs(60);
-
-/// Longest pause after a failure.
-const MAX_PAUSE: Duration = Duration::from_secs(30);
-
-/// Longest pause that a server may ask for.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
 /// Number of a blob in the fetcher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -40,30 +36,42 @@ pub struct Offer {
     pub origin: Arc<dyn Origin>,
 }
 
-/// An open blob. Dropped when no connection and no job uses it; then it may be evicted.
+/// An open blob. Dropped when no connection and no fetch uses it; then it may be evicted.
 #[derive(Debug)]
 pub(super) struct Blob {
-    pub(super) id: BlobId,
-    pub(super) identity: Identity,
-    /// Changes when a complete blob turns out damaged.
-    entry: Mutex<Entry>,
-    /// When all bytes were last found to have the digest, after a reader found some to be damaged.
-    found_intact: Mutex<Option<Instant>>,
-    /// The repositories that are said to have it; the first is asked.
-    origins: Mutex<Vec<Arc<dyn Origin>>>,
-    pub(super) pace: Mutex<Pace>,
-    pub(super) ahead: Mutex<Ahead>,
-    failures: AtomicU32,
-    /// Whether the last definite answer was a refusal.
-    refused: AtomicBool,
-    /// Held while the whole blob is streamed, so that one job streams it.
-    pub(super) whole: Mutex<()>,
-    /// Until when the server is taken for one that serves no ranges.
-    without_ranges: Mutex<Option<Instant>>,
-    /// Held while the blob is verified, and while units are overwritten.
-    pub(super) publishing: Mutex<()>,
+    id: BlobId,
+    identity: Identity,
+    stored: RankedMutex<Stored>,
+    sources: RankedMutex<Sources>,
+    readers: RankedMutex<Readers>,
+    streaming: RankedMutex<()>,
+    verifying: RankedMutex<()>,
     /// When units were made durable last.
-    pub(super) synced: Mutex<Instant>,
+    synced: RankedMutex<Instant>,
+}
+
+/// What the cache has of the blob.
+#[derive(Debug)]
+struct Stored {
+    /// Changes when a complete blob turns out damaged.
+    entry: Entry,
+    /// When all bytes were last found to have the digest, after a reader found some to be damaged.
+    found_intact: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Readers {
+    pace: Pace,
+    ahead: Ahead,
+}
+
+/// Units to fetch besides those that a reader waits for.
+#[derive(Debug)]
+pub(super) struct Hints {
+    /// Units right behind: the reader is near where one just was.
+    pub(super) near: UnitRange,
+    /// Units ahead of a sequential reader.
+    pub(super) ahead: UnitRange,
 }
 
 impl Blob {
@@ -74,26 +82,43 @@ impl Blob {
         origin: Arc<dyn Origin>,
         pace: Pace,
     ) -> Self {
+        let stored = Stored {
+            entry,
+            found_intact: None,
+        };
+        let ahead = Ahead::default();
         Self {
             id,
             identity,
-            entry: Mutex::new(entry),
-            found_intact: Mutex::default(),
-            origins: Mutex::new(vec![origin]),
-            pace: Mutex::new(pace),
-            ahead: Mutex::default(),
-            failures: AtomicU32::new(0),
-            refused: AtomicBool::new(false),
-            whole: Mutex::new(()),
-            without_ranges: Mutex::new(None),
-            publishing: Mutex::new(()),
-            synced: Mutex::new(Instant::now()),
+            stored: RankedMutex::new(Rank::Stored, stored),
+            sources: RankedMutex::new(Rank::Sources, Sources::new(origin)),
+            readers: RankedMutex::new(Rank::Readers, Readers { pace, ahead }),
+            streaming: RankedMutex::new(Rank::Streaming, ()),
+            verifying: RankedMutex::new(Rank::Verifying, ()),
+            synced: RankedMutex::new(Rank::Syncing, Instant::now()),
         }
+    }
+
+    pub(super) fn id(&self) -> BlobId {
+        self.id
+    }
+
+    pub(super) fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    pub(super) fn digest(&self) -> Digest {
+        self.identity.digest()
+    }
+
+    /// The origins, and what is known of them.
+    pub(super) fn sources(&self) -> Guard<MutexGuard<'_, Sources>> {
+        self.sources.lock()
     }
 
     /// What the cache has of the blob.
     pub(super) fn entry(&self) -> Entry {
-        lock(&self.entry).clone()
+        self.stored.lock().entry.clone()
     }
 
     /// The partial entry, unless the blob was complete when it was opened.
@@ -113,26 +138,84 @@ impl Blob {
         self.partial().is_none_or(is_final)
     }
 
+    /// Held while the blob is verified, and while units that are present are overwritten.
+    pub(super) fn lock_bytes(&self) -> Guard<MutexGuard<'_, ()>> {
+        self.verifying.lock()
+    }
+
+    /// The right to stream the whole blob; `None` if another thread has it.
+    pub(super) fn try_streaming(&self) -> Option<Guard<MutexGuard<'_, ()>>> {
+        self.streaming.try_lock()
+    }
+
+    /// Notes how fast an answer came.
+    pub(super) fn observe(&self, first_byte: Duration, bytes: u64, transfer: Duration) {
+        self.readers
+            .lock()
+            .pace
+            .observe(first_byte, bytes, transfer);
+    }
+
+    /// Units to ask for when a reader waits for one.
+    pub(super) fn demand_units(&self) -> u64 {
+        self.readers.lock().pace.demand_units()
+    }
+
+    /// Notes that a reader waits for `units`, and returns what to fetch besides.
+    pub(super) fn note_read(&self, units: UnitRange) -> Hints {
+        let all = self.identity.units();
+        let mut readers = self.readers.lock();
+        let is_near = readers.ahead.is_near(units);
+        let ahead = readers.ahead.wanted(units, all);
+        let end = units.start() + readers.pace.demand_units();
+        let near = match is_near {
+            true => UnitRange::new(units.end(), end.min(all)),
+            false => UnitRange::default(),
+        };
+        Hints { near, ahead }
+    }
+
+    /// Makes units durable if `many` bytes, or old ones, are not.
+    pub(super) fn sync(&self, many: u64) {
+        let Some(partial) = self.partial() else {
+            return;
+        };
+        let mut synced = self.synced.lock();
+        let unsynced = partial.unsynced();
+        if unsynced == 0 {
+            *synced = Instant::now();
+            return;
+        }
+        if unsynced < many && synced.elapsed() < SYNC_AFTER {
+            return;
+        }
+        if let Err(error) = partial.sync() {
+            let digest = self.digest();
+            log::error!("blob {digest}: {}; fetching it again", reason(&error));
+        }
+        *synced = Instant::now();
+    }
+
     /// Looks whether the bytes of a complete blob still have its digest. If not, makes the blob partial,
     /// without the `damaged` units. Reads all of the blob, unless that was done a moment ago.
     pub(super) fn check_damage(&self, cache: &Cache, damaged: UnitRange) -> Result<(), Failure> {
-        let is_recent = |at: &mut Instant| at.elapsed() < INTACT_FOR;
-        if lock(&self.found_intact).as_mut().is_some_and(is_recent) {
+        let found_intact = self.stored.lock().found_intact;
+        if found_intact.is_some_and(|at| at.elapsed() < INTACT_FOR) {
             return Ok(());
         }
-        let digest = self.identity.digest();
-        let _quiet = lock(&self.publishing);
+        let digest = self.digest();
+        let _quiet = self.lock_bytes();
         match cache.demote(&self.entry(), &self.identity, damaged) {
             Ok(Demotion::Intact) => {
                 log::warn!("blob {digest} is as its image has it: the image itself is damaged");
-                *lock(&self.found_intact) = Some(Instant::now());
+                self.stored.lock().found_intact = Some(Instant::now());
                 Ok(())
             }
             Ok(Demotion::Demoted(partial)) => {
                 log::error!(
                     "blob {digest} is damaged on storage; fetching the damaged bytes again"
                 );
-                *lock(&self.entry) = Entry::Partial(partial);
+                self.stored.lock().entry = Entry::Partial(partial);
                 Ok(())
             }
             Ok(Demotion::Removed) => {
@@ -145,75 +228,4 @@ impl Blob {
             }
         }
     }
-
-    /// Adds a place that is said to have the blob.
-    pub(super) fn add_origin(&self, origin: &Arc<dyn Origin>) {
-        const MAX: usize = 16;
-        let mut origins = lock(&self.origins);
-        if origins.len() < MAX && !origins.iter().any(|known| Arc::ptr_eq(known, origin)) {
-            origins.push(Arc::clone(origin));
-        }
-    }
-
-    pub(super) fn origin(&self) -> Option<Arc<dyn Origin>> {
-        lock(&self.origins).first().cloned()
-    }
-
-    /// Notes that bytes came, and returns whether they were refused before.
-    pub(super) fn succeeded(&self) -> bool {
-        self.failures.store(0, Ordering::Relaxed);
-        self.refused.load(Ordering::Relaxed) && self.refused.swap(false, Ordering::Relaxed)
-    }
-
-    /// Notes a definite refusal, and returns whether it is the first since bytes came.
-    pub(super) fn is_first_refusal(&self) -> bool {
-        !self.refused.swap(true, Ordering::Relaxed)
-    }
-
-    /// Notes a failure, and returns when to try again. A definite refusal moves the next place to
-    /// the front.
-    pub(super) fn failed(&self, failure: &Failure) -> Instant {
-        let now = Instant::now();
-        if failure.definite {
-            lock(&self.origins).rotate_left(1);
-        }
-        if failure.without_ranges {
-            // A cold proxy sends everything once, and ranges from then on.
-            let mut until = lock(&self.without_ranges);
-            let second = until.is_some();
-            *until = Some(now + WITHOUT_RANGES);
-            let pause = if second { 0 } else { 1000 };
-            return now + Duration::from_millis(pause);
-        }
-        let failures = self.failures.fetch_add(1, Ordering::Relaxed).min(16);
-        let most = match failure.definite {
-            true => MAX_PAUSE,
-            false => MAX_PAUSE.min(Duration::from_millis(100) * (1 << failures)),
-        };
-        let pause = most.mul_f64(jitter());
-        let asked = failure.retry_after.unwrap_or_default();
-        now + pause.max(asked.min(MAX_RETRY_AFTER))
-    }
-
-    /// Whether the whole blob must be streamed. The first refusal of a range is not counted: the
-    /// caller has tried again since.
-    pub(super) fn needs_whole(&self) -> bool {
-        lock(&self.without_ranges).is_some_and(|until| Instant::now() < until)
-    }
-
-    /// Notes that a range was served.
-    pub(super) fn serves_ranges(&self) {
-        *lock(&self.without_ranges) = None;
-    }
-}
-
-/// A random number between a half and one.
-pub(super) fn jitter() -> f64 {
-    use std::hash::{BuildHasher, RandomState};
-    let random = RandomState::new().hash_one(0u8);
-    0.5 + 0.5 * (random >> 11) as f64 / (1u64 << 53) as f64
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! What the fetcher did, in numbers.
+//! Counters of the fetcher.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

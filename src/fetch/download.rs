@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::blob::{Offer, jitter};
-use super::fetcher::Shared;
-use super::fill::FillOptions;
+use super::blob::Offer;
+use super::dispatcher::Dispatcher;
+use super::fill::{FillOptions, fill};
+use super::jitter::jitter;
 use crate::format::download;
 use crate::reason::reason;
 use crate::source::link::Link;
@@ -65,7 +66,7 @@ impl Download {
 /// A download, and what ends it.
 struct Running {
     download: Download,
-    shared: Arc<Shared>,
+    dispatcher: Arc<Dispatcher>,
     /// The disk's connection.
     disk: Weak<Link>,
 }
@@ -74,13 +75,13 @@ impl Download {
     /// Starts a thread that downloads blob after blob until the disk is gone.
     pub(super) fn start(
         self,
-        shared: Arc<Shared>,
+        dispatcher: Arc<Dispatcher>,
         offers: Vec<Offer>,
         disk: Weak<Link>,
     ) -> io::Result<JoinHandle<()>> {
         let running = Running {
             download: self,
-            shared,
+            dispatcher,
             disk,
         };
         thread::Builder::new()
@@ -115,7 +116,7 @@ impl Running {
                 true => ControlFlow::Break(()),
                 false => ControlFlow::Continue(()),
             };
-            match self.shared.fill(offer, options, &mut go_on) {
+            match fill(&self.dispatcher, offer, options, &mut go_on) {
                 Ok(()) => return true,
                 Err(_) if self.is_over() => return false,
                 Err(error) => {
@@ -131,7 +132,7 @@ impl Running {
     }
 
     fn is_over(&self) -> bool {
-        self.shared.is_stopping() || self.disk.strong_count() == 0
+        self.dispatcher.is_stopping() || self.disk.strong_count() == 0
     }
 
     fn wait(&self, pause: Duration) {

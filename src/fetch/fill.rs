@@ -5,16 +5,16 @@ mod tests;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use super::blob::{Blob, Offer, lock};
-use super::fetcher::{Fetcher, Shared, Waiter};
+use super::blob::{Blob, Offer};
+use super::dispatcher::Dispatcher;
 use super::origin::Failure;
+use super::waiter::Waiter;
 use crate::cache::{self, Partial, Publication};
 use crate::format::digest::Digest;
 use crate::format::presence::{UNIT, UnitRange};
@@ -106,102 +106,68 @@ impl From<FillError> for Failure {
     }
 }
 
-impl Fetcher {
-    /// Fetches all of a blob and verifies it. Calls `progress` with the number of bytes that are
-    /// present now and then, and stops when that breaks.
-    ///
-    /// # Errors
-    /// A [`FillError`]. What was fetched stays.
-    pub fn fill(
-        &self,
-        offer: &Offer,
-        options: FillOptions,
-        progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
-    ) -> Result<(), FillError> {
-        self.shared.fill(offer, options, progress)
+/// Fetches all of a blob and verifies it, as [`Fetcher::fill`](super::Fetcher::fill) does.
+pub(super) fn fill(
+    dispatcher: &Dispatcher,
+    offer: &Offer,
+    options: FillOptions,
+    progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
+) -> Result<(), FillError> {
+    let digest = offer.digest;
+    let mut mismatch = None;
+    for _ in 0..2 {
+        let opened = dispatcher.open(offer);
+        let blob = opened.map_err(|source| FillError::Fetch { digest, source })?;
+        let Some(partial) = blob.partial() else {
+            let _ = progress(blob.identity().len());
+            return Ok(());
+        };
+        fetch_all(dispatcher, &blob, &partial, options, progress)?;
+        match complete(dispatcher, &blob, &partial)? {
+            None => return Ok(()),
+            Some(found) => mismatch = Some(found),
+        }
     }
+    let found = mismatch.unwrap_or(digest);
+    Err(FillError::Mismatch { digest, found })
 }
 
-impl Shared {
-    /// As [`Fetcher::fill`].
-    pub(super) fn fill(
-        &self,
-        offer: &Offer,
-        options: FillOptions,
-        progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
-    ) -> Result<(), FillError> {
-        let digest = offer.digest;
-        let mut mismatch = None;
-        for _ in 0..2 {
-            let opened = self.open(offer);
-            let blob = opened.map_err(|source| FillError::Fetch { digest, source })?;
-            let Some(partial) = blob.partial() else {
-                let _ = progress(blob.identity.len());
-                return Ok(());
-            };
-            fetch_all(self, &blob, &partial, options, progress)?;
-            match self.complete(&blob, &partial)? {
-                None => return Ok(()),
-                Some(found) => mismatch = Some(found),
+/// Verifies a full blob; returns its digest if that is a wrong one.
+fn complete(
+    dispatcher: &Dispatcher,
+    blob: &Blob,
+    partial: &Arc<Partial>,
+) -> Result<Option<Digest>, FillError> {
+    let digest = blob.digest();
+    loop {
+        let quiet = blob.lock_bytes();
+        let publication = partial.publish();
+        drop(quiet);
+        match publication {
+            Ok(Publication::Published) => return Ok(None),
+            Ok(Publication::Mismatch { found }) => {
+                dispatcher.retire(blob);
+                return Ok(Some(found));
+            }
+            // The upkeep thread found out before.
+            Err(cache::Error::Closed { .. }) => return Ok(Some(digest)),
+            // A failed sync lost some: the next round fetches them.
+            Ok(Publication::Incomplete) => return Ok(Some(digest)),
+            Ok(Publication::Busy) => thread::sleep(TICK),
+            Err(error) => {
+                let source = Box::new(error);
+                return Err(FillError::Cache { digest, source });
             }
         }
-        let found = mismatch.unwrap_or(digest);
-        Err(FillError::Mismatch { digest, found })
-    }
-
-    /// Whether downloads pause because the cache is over a limit.
-    fn is_paused(&self) -> bool {
-        let is_over = self.is_over.load(Ordering::Relaxed);
-        let root = self.cache.root().display();
-        match (self.was_paused.swap(is_over, Ordering::Relaxed), is_over) {
-            (false, true) => log::warn!(
-                "the cache at {root} is over its limit, and all of it is in use: downloads pause"
-            ),
-            (true, false) => {
-                log::info!("the cache at {root} is within its limit again: downloads go on");
-            }
-            (false, false) | (true, true) => {}
-        }
-        is_over
-    }
-
-    /// Verifies a full blob; returns its digest if that is a wrong one.
-    fn complete(
-        &self,
-        blob: &Arc<Blob>,
-        partial: &Arc<Partial>,
-    ) -> Result<Option<Digest>, FillError> {
-        let digest = blob.identity.digest();
-        loop {
-            let publishing = lock(&blob.publishing);
-            let outcome = partial.publish();
-            drop(publishing);
-            match outcome {
-                Ok(Publication::Published) => return Ok(None),
-                Ok(Publication::Mismatch { found }) => {
-                    self.retire(blob);
-                    return Ok(Some(found));
-                }
-                // The keeper found out before.
-                Err(cache::Error::Closed { .. }) => return Ok(Some(digest)),
-                // A failed sync lost some: the next round fetches them.
-                Ok(Publication::Incomplete) => return Ok(Some(digest)),
-                Ok(Publication::Busy) => thread::sleep(TICK),
-                Err(error) => {
-                    let source = Box::new(error);
-                    return Err(FillError::Cache { digest, source });
-                }
-            }
-            if self.is_stopping() {
-                return Err(FillError::Stopped);
-            }
+        if dispatcher.is_stopping() {
+            return Err(FillError::Stopped);
         }
     }
 }
 
 /// Requests under way for one blob.
 struct Filling<'a> {
-    shared: &'a Shared,
+    dispatcher: &'a Dispatcher,
     blob: &'a Arc<Blob>,
     partial: &'a Partial,
     sender: mpsc::Sender<Result<(), Failure>>,
@@ -213,17 +179,17 @@ struct Filling<'a> {
 }
 
 fn fetch_all(
-    shared: &Shared,
+    dispatcher: &Dispatcher,
     blob: &Arc<Blob>,
     partial: &Partial,
     options: FillOptions,
     progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<(), FillError> {
-    let digest = blob.identity.digest();
+    let digest = blob.digest();
     let (sender, receiver) = mpsc::channel();
     let bucket = Bucket::new(options.rate);
     let mut filling = Filling {
-        shared,
+        dispatcher,
         blob,
         partial,
         sender,
@@ -236,10 +202,10 @@ fn fetch_all(
     loop {
         filling.ask(options);
         let present = filling.present();
-        if progress(present).is_break() || shared.is_stopping() {
+        if progress(present).is_break() || dispatcher.is_stopping() {
             return Err(FillError::Stopped);
         }
-        if filling.under_way == 0 && filling.next == blob.identity.units() {
+        if filling.under_way == 0 && filling.next == blob.identity().units() {
             return Ok(());
         }
         if present != before {
@@ -262,7 +228,7 @@ fn fetch_all(
 impl Filling<'_> {
     /// Asks for blocks until as many as wanted are under way.
     fn ask(&mut self, options: FillOptions) {
-        let all = self.blob.identity.units();
+        let all = self.blob.identity().units();
         let block = (options.block_size / UNIT).max(1);
         while self.under_way < options.parallel.max(1) && self.next < all {
             let left = UnitRange::new(self.next, all);
@@ -272,14 +238,14 @@ impl Filling<'_> {
                 return;
             };
             // Demand goes first: on a link that is full, a download would only delay it.
-            if self.shared.state().schedule.has_demand() {
+            if self.dispatcher.has_demand() {
                 return;
             }
-            if options.within_limits && self.shared.is_paused() {
+            if options.within_limits && self.dispatcher.space().pauses_downloads() {
                 return;
             }
             let units = UnitRange::new(run.start(), run.end().min(run.start() + block));
-            let bytes = self.blob.identity.bytes_of(units);
+            let bytes = self.blob.identity().bytes_of(units);
             if !self.bucket.take(bytes.end - bytes.start) {
                 return;
             }
@@ -287,14 +253,14 @@ impl Filling<'_> {
             self.under_way += 1;
             let sender = self.sender.clone();
             let waiter = Some(Waiter::Local { sender });
-            self.shared
+            self.dispatcher
                 .want(self.blob, bytes, Cause::Background, waiter);
         }
     }
 
     fn present(&self) -> u64 {
         let units = self.partial.map().count(Bitmap::Live);
-        (units * UNIT).min(self.blob.identity.len())
+        (units * UNIT).min(self.blob.identity().len())
     }
 }
 

@@ -6,7 +6,8 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::process::Resolved;
+use serde::{Deserialize, Serialize};
+
 use super::registry_blob::failure;
 use crate::cache::Cache;
 use crate::format::digest::Digest;
@@ -23,6 +24,22 @@ const ATTEMPT: Duration = Duration::from_secs(10);
 /// Pauses between two requests for a manifest.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// What was found of an image; sent to the owner of the fetcher as JSON.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Resolved {
+    Found {
+        manifest: String,
+        /// Digest and size of each layer, bottom first.
+        layers: Vec<(String, u64)>,
+        /// The same of the layer that holds the image's trace.
+        trace: Option<(String, u64)>,
+    },
+    Failed {
+        kind: FetchErrorKind,
+        reason: String,
+    },
+}
 
 /// Finds the layers of an image. Waits for a registry that does not answer for at most `patience`.
 pub(super) fn find(

@@ -11,7 +11,7 @@ use std::thread;
 
 use thiserror::Error;
 
-use super::Download;
+use super::download::Download;
 use super::process::{Process, ProcessError};
 use crate::format::presence::UNIT;
 use crate::format::tables::LayerIdentity;
@@ -36,7 +36,7 @@ pub enum OpenError {
     Remote {
         /// The blob.
         layer: LayerRef,
-        /// Why.
+        /// Cause.
         source: FetchError,
     },
     /// The fetcher does not take the connection.

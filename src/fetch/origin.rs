@@ -1,4 +1,4 @@
-//! Where a blob comes from.
+//! Origins: the interface to servers of blobs.
 
 use std::fmt::Debug;
 use std::io::Read;
@@ -44,7 +44,7 @@ pub struct Body {
     pub len: u64,
 }
 
-/// Why bytes did not come.
+/// Error of a fetch.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{reason}")]
 pub struct Failure {

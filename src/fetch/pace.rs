@@ -1,5 +1,4 @@
-//! How much to ask for at once when a reader waits that was near before: little on a slow link, much
-//! over a long one.
+//! Size of a demand request: small on a slow link, large over a long one.
 //!
 //! The time of an answer is a round trip and a transfer. Asking for as much as the link carries in
 //! a round trip doubles that time at most, and halves the number of round trips of a reader that
@@ -16,7 +15,7 @@ const START: u64 = 256 << 10;
 /// Weight of the newest measurement.
 const WEIGHT: f64 = 0.25;
 
-/// What is known of the way to one origin.
+/// Measurements of the link to one origin.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
     /// Bytes to ask for as long as nothing is known.

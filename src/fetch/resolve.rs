@@ -12,7 +12,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use thiserror::Error;
 
-use super::process::{MAX_TEXT, Process, ProcessError, Resolved};
+use super::image_lookup::Resolved;
+use super::process::{MAX_TEXT, Process, ProcessError};
 use crate::format::digest::Digest;
 use crate::registry::reference::Reference;
 use crate::source::{FetchError, FetchErrorKind, RemoteBlob};

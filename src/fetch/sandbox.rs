@@ -1,9 +1,9 @@
 //! The sandbox of the processes that talk to registries: network and cache, and little else.
 //!
-//! They read what strangers send (HTTP, TLS, DNS), and have neither guest memory nor layers' tables.
+//! They parse data from the network (HTTP, TLS, DNS), and have neither guest memory nor layers' tables.
 //! Landlock limits the files to the cache, the directories of credentials and the configuration of
-//! name resolution, and forbids listening. seccomp forbids to run programs and whatever fetching
-//! does not need. No capability is left. A forbidden call fails with EPERM: the C library's resolver
+//! name resolution, and forbids listening. seccomp forbids running programs, and all system calls that
+//! fetching does not need. No capability is left. A forbidden call fails with EPERM: the C library's resolver
 //! tries some that it can do without.
 //!
 //! Ports to connect to are not limited: a registry redirects to stores at ports of their own.
@@ -142,7 +142,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_rt_sigreturn,
     libc::SYS_sigaltstack,
     libc::SYS_tgkill,
-    // What libraries ask of the system.
+    // System queries of libraries.
     libc::SYS_clock_gettime,
     libc::SYS_gettimeofday,
     libc::SYS_getrandom,
@@ -163,7 +163,7 @@ const FAMILIES: [c_int; 4] = [
     libc::AF_NETLINK,
 ];
 
-/// What makes a new thread, rather than a new process.
+/// Flags of `clone` for a thread instead of a process.
 const THREAD: c_int = libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_THREAD;
 
 /// The sandbox cannot be entered.
@@ -186,7 +186,7 @@ pub enum Error {
     Seccomp(#[from] seccompiler::Error),
 }
 
-/// What stays reachable besides open files and the network.
+/// Files that stay accessible, besides open ones.
 #[derive(Clone, Debug)]
 pub struct Reach {
     /// Directory in which files are read, written, made and removed.

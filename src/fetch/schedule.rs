@@ -1,4 +1,4 @@
-//! What is fetched next: units that are wanted, by cause, and the requests that wait. No I/O.
+//! The schedule: wanted units by cause, queues by urgency, and the waiters. No I/O.
 //!
 //! ```text
 //! want -> Wanted(cause) --next--> InFlight --arrived--> (gone)     waiters whose units all arrived
@@ -71,13 +71,13 @@ impl Urgency {
 
 /// Units of one blob to be fetched by one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Job {
+pub(super) struct RangeFetch {
     pub(super) blob: BlobId,
     pub(super) units: UnitRange,
     pub(super) cause: Cause,
 }
 
-impl Job {
+impl RangeFetch {
     /// Whether units that are present are fetched and overwritten.
     pub(super) fn overwrites(&self) -> bool {
         self.cause == Cause::Repair
@@ -91,7 +91,7 @@ enum Status {
 }
 
 #[derive(Debug)]
-struct Waiter<W> {
+struct Waiting<W> {
     missing: BTreeSet<u64>,
     cause: Cause,
     /// Fails with what is wrong then, before its client gives up without a reason.
@@ -102,16 +102,16 @@ struct Waiter<W> {
 #[derive(Debug)]
 struct Units<W> {
     status: BTreeMap<u64, Status>,
-    waiters: Vec<Waiter<W>>,
+    waiters: Vec<Waiting<W>>,
 }
 
 /// The queues. `W` names a waiter.
 #[derive(Debug)]
 pub(super) struct Schedule<W> {
     blobs: HashMap<BlobId, Units<W>>,
-    queues: [VecDeque<Job>; QUEUES],
+    queues: [VecDeque<RangeFetch>; QUEUES],
     /// Jobs that are repeated later. The number tells apart those of one instant.
-    delayed: BTreeMap<(Instant, u64), Job>,
+    delayed: BTreeMap<(Instant, u64), RangeFetch>,
     number: u64,
 }
 
@@ -157,7 +157,7 @@ impl<W> Schedule<W> {
                 };
             }
             if is_new {
-                queue.push_back(Job {
+                queue.push_back(RangeFetch {
                     blob,
                     units: *run,
                     cause,
@@ -165,7 +165,7 @@ impl<W> Schedule<W> {
             }
         }
         if let Some(name) = waiter {
-            units.waiters.push(Waiter {
+            units.waiters.push(Waiting {
                 missing: runs.iter().flat_map(|run| run.numbers()).collect(),
                 cause,
                 until: matches!(cause, Cause::Start | Cause::Read)
@@ -175,14 +175,14 @@ impl<W> Schedule<W> {
         }
     }
 
-    /// Takes the most urgent job of those in `urgencies`. A job is grown over the wanted units
+    /// Takes the most urgent fetch of those in `urgencies`. A fetch is grown over the wanted units
     /// behind it, to `size(blob, cause)` units.
     pub(super) fn next(
         &mut self,
         urgencies: &[Urgency],
         size: impl Fn(BlobId, Cause) -> u64,
         absent: impl Fn(BlobId, u64) -> bool,
-    ) -> Option<Job> {
+    ) -> Option<RangeFetch> {
         for urgency in urgencies {
             while let Some(queued) = self.queues[*urgency as usize].pop_front() {
                 let Some(units) = self.blobs.get_mut(&queued.blob) else {
@@ -204,10 +204,10 @@ impl<W> Schedule<W> {
                 }
                 let units = UnitRange::new(range.end(), queued.units.end());
                 if !units.is_empty() {
-                    self.queues[*urgency as usize].push_front(Job { units, ..queued });
+                    self.queues[*urgency as usize].push_front(RangeFetch { units, ..queued });
                 }
                 let units = range;
-                return Some(Job { blob, units, cause });
+                return Some(RangeFetch { blob, units, cause });
             }
         }
         None
@@ -234,60 +234,61 @@ impl<W> Schedule<W> {
         done
     }
 
-    /// Notes that the rest of a job failed, and repeats what something waits for after `at`. Returns
+    /// Notes that the rest of a fetch failed, and repeats what something waits for after `at`. Returns
     /// the waiters that give up: those that the failure ends, and those for which `at` is too late.
-    pub(super) fn failed(&mut self, job: &Job, failure: &Failure, at: Instant) -> Vec<W> {
-        let Some(units) = self.blobs.get_mut(&job.blob) else {
+    pub(super) fn failed(&mut self, fetch: &RangeFetch, failure: &Failure, at: Instant) -> Vec<W> {
+        let Some(units) = self.blobs.get_mut(&fetch.blob) else {
             return Vec::new();
         };
-        let touches = |missing: &BTreeSet<u64>| missing.range(job.units.numbers()).next().is_some();
+        let touches =
+            |missing: &BTreeSet<u64>| missing.range(fetch.units.numbers()).next().is_some();
         let failed = units.waiters.extract_if(.., |waiter| {
             let over = waiter.until.is_some_and(|until| until < at + ATTEMPT);
             (waiter.is_ended_by(failure) || over) && touches(&waiter.missing)
         });
         let failed = failed.map(|waiter| waiter.name).collect();
-        for unit in job.units.numbers() {
+        for unit in fetch.units.numbers() {
             if units
                 .waiters
                 .iter()
                 .any(|waiter| waiter.missing.contains(&unit))
             {
-                units.status.insert(unit, Status::Wanted(job.cause));
+                units.status.insert(unit, Status::Wanted(fetch.cause));
             } else {
                 units.status.remove(&unit);
             }
         }
-        self.delay(job.clone(), at);
+        self.delay(fetch.clone(), at);
         failed
     }
 
-    /// Puts a job back for later, as another process fetches some of its units.
-    pub(super) fn postpone(&mut self, job: &Job, at: Instant) {
-        if let Some(units) = self.blobs.get_mut(&job.blob) {
-            for unit in job.units.numbers() {
+    /// Puts a fetch back for later, as another process fetches some of its units.
+    pub(super) fn postpone(&mut self, fetch: &RangeFetch, at: Instant) {
+        if let Some(units) = self.blobs.get_mut(&fetch.blob) {
+            for unit in fetch.units.numbers() {
                 if let Some(status) = units.status.get_mut(&unit) {
-                    *status = Status::Wanted(job.cause);
+                    *status = Status::Wanted(fetch.cause);
                 }
             }
         }
-        self.delay(job.clone(), at);
+        self.delay(fetch.clone(), at);
     }
 
-    fn delay(&mut self, job: Job, at: Instant) {
+    fn delay(&mut self, fetch: RangeFetch, at: Instant) {
         self.number += 1;
-        self.delayed.insert((at, self.number), job);
+        self.delayed.insert((at, self.number), fetch);
     }
 
-    /// Queues the jobs whose pause is over, and returns when the next one's will be.
+    /// Queues the fetches whose pause is over, and returns when the next one's will be.
     pub(super) fn wake(&mut self, now: Instant) -> Option<Instant> {
         while let Some(entry) = self.delayed.first_entry() {
             let at = entry.key().0;
             if at > now {
                 return Some(at);
             }
-            let job = entry.remove();
+            let fetch = entry.remove();
             // Before what came meanwhile: it has waited longest.
-            self.queues[Urgency::of(job.cause) as usize].push_front(job);
+            self.queues[Urgency::of(fetch.cause) as usize].push_front(fetch);
         }
         None
     }
@@ -309,7 +310,7 @@ impl<W> Schedule<W> {
     /// Whether something waits for units of the blob that no refusal ends.
     pub(super) fn is_waited_for_long(&self, blob: BlobId) -> bool {
         let units = self.blobs.get(&blob);
-        units.is_some_and(|units| units.waiters.iter().any(Waiter::waits_long))
+        units.is_some_and(|units| units.waiters.iter().any(Waiting::waits_long))
     }
 
     /// Number of waiters.
@@ -317,13 +318,13 @@ impl<W> Schedule<W> {
         self.blobs.values().map(|units| units.waiters.len()).sum()
     }
 
-    /// Whether a job that something waits for is queued.
+    /// Whether a fetch that something waits for is queued.
     pub(super) fn has_demand(&self) -> bool {
         !self.queues[Urgency::Demand as usize].is_empty()
     }
 }
 
-impl<W> Waiter<W> {
+impl<W> Waiting<W> {
     fn is_ended_by(&self, failure: &Failure) -> bool {
         match self.cause {
             Cause::Start => failure.ends_start,
@@ -339,11 +340,11 @@ impl<W> Waiter<W> {
 }
 
 impl<W> Units<W> {
-    /// First unit of a queued job that is still wanted for its cause.
-    fn first_wanted(&self, job: &Job) -> Option<u64> {
-        let mut inside = self.status.range(job.units.numbers());
+    /// First unit of a queued fetch that is still wanted for its cause.
+    fn first_wanted(&self, fetch: &RangeFetch) -> Option<u64> {
+        let mut inside = self.status.range(fetch.units.numbers());
         inside
-            .find(|(_, status)| **status == Status::Wanted(job.cause))
+            .find(|(_, status)| **status == Status::Wanted(fetch.cause))
             .map(|(unit, _)| *unit)
     }
 

@@ -4,16 +4,17 @@ use std::collections::BTreeSet;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::blob::{Blob, Offer, lock};
-use super::fetcher::{Shared, Waiter};
-use super::fill::FillOptions;
-use super::keeper;
+use super::blob::{Blob, Offer};
+use super::dispatcher::Dispatcher;
+use super::fill::{FillOptions, fill};
+use super::locks::{Rank, RankedMutex};
 use super::origin::Failure;
+use super::waiter::Waiter;
 use crate::cache::Entry;
 use crate::source::FetchErrorKind;
 use crate::source::link::{Link, Message, Turn};
@@ -29,29 +30,29 @@ const MAX_OUTSTANDING: usize = 4096;
 const MAX_FILLING: usize = 16;
 
 struct Session {
-    shared: Arc<Shared>,
+    dispatcher: Arc<Dispatcher>,
     link: Arc<Link>,
     offers: Vec<Offer>,
     /// The offered blobs that are open.
     blobs: Vec<Option<Arc<Blob>>>,
     outstanding: Arc<AtomicUsize>,
     /// Tickets of the blobs that are fetched whole at this moment.
-    filling: Arc<Mutex<BTreeSet<u64>>>,
+    filling: Arc<RankedMutex<BTreeSet<u64>>>,
 }
 
 /// Starts a thread that serves a disk process until either side ends the connection.
 pub(super) fn start(
-    shared: Arc<Shared>,
+    dispatcher: Arc<Dispatcher>,
     link: Arc<Link>,
     offers: Vec<Offer>,
 ) -> io::Result<JoinHandle<()>> {
     let session = Session {
-        shared,
+        dispatcher,
         link,
         blobs: offers.iter().map(|_| None).collect(),
         offers,
         outstanding: Arc::default(),
-        filling: Arc::default(),
+        filling: Arc::new(RankedMutex::new(Rank::Filling, BTreeSet::new())),
     };
     thread::Builder::new()
         .name("fetch-session".to_owned())
@@ -62,7 +63,7 @@ impl Session {
     fn run(mut self) {
         let link = Arc::clone(&self.link);
         link.send(Reply::Hello.encode(), Vec::new());
-        while !self.shared.is_stopping() {
+        while !self.dispatcher.is_stopping() {
             match link.turn(TICK, |message| self.take(&message)) {
                 Ok(Turn::Open) => {}
                 Ok(Turn::Ended) => break,
@@ -72,16 +73,12 @@ impl Session {
                 }
             }
         }
-        let is_mine = |waiter: &Waiter| match waiter {
-            Waiter::Session { link, .. } => Arc::ptr_eq(link, &self.link),
-            Waiter::Local { .. } => false,
-        };
-        self.shared.state().schedule.forget(is_mine);
+        self.dispatcher.forget(&self.link);
         // Threads that fetch whole blobs for it end.
         self.link.end();
-        // The keeper no longer sees those that no other connection has open.
+        // The upkeep thread no longer sees those that no other connection has open.
         for blob in self.blobs.iter().flatten() {
-            keeper::sync(blob, 1);
+            blob.sync(1);
         }
     }
 
@@ -99,7 +96,7 @@ impl Session {
                 let end = offset.saturating_add(len);
                 match (self.blob(blob), waiter) {
                     (Ok(blob), waiter) if self.has_room() => {
-                        self.shared.want(&blob, offset..end, cause, waiter);
+                        self.dispatcher.want(&blob, offset..end, cause, waiter);
                     }
                     (Ok(_), Some(waiter)) => {
                         let reason = format!("more than {MAX_OUTSTANDING} fetches wait");
@@ -112,7 +109,7 @@ impl Session {
             }
             Ok(Request::Fill { ticket, blob }) => self.fill(ticket, blob),
             Ok(Request::Count) => {
-                let reply = Reply::Counts(self.shared.counts());
+                let reply = Reply::Counts(self.dispatcher.counts());
                 self.link.send(reply.encode(), Vec::new());
             }
             // The other side is at fault, or hostile; this ends its disk, and no other.
@@ -149,7 +146,7 @@ impl Session {
             );
             Failure::definite(FetchErrorKind::NotFound, reason)
         })?;
-        let blob = self.shared.open(offer)?;
+        let blob = self.dispatcher.open(offer)?;
         self.blobs[at] = Some(Arc::clone(&blob));
         Ok(blob)
     }
@@ -157,7 +154,7 @@ impl Session {
     /// Fetches and verifies all of a blob, on a thread of its own.
     fn fill(&mut self, ticket: u64, number: u32) {
         // A client repeats what it asked before it learned that a fetcher is there.
-        if lock(&self.filling).contains(&ticket) {
+        if self.filling.lock().contains(&ticket) {
             return;
         }
         let waiter = self.waiter(ticket);
@@ -165,20 +162,20 @@ impl Session {
         let Some(offer) = self.offers.get(number as usize).cloned() else {
             return waiter.answer(Err(&refused(format!("request for blob {number}"))));
         };
-        if lock(&self.filling).len() >= MAX_FILLING {
+        if self.filling.lock().len() >= MAX_FILLING {
             let reason = format!("more than {MAX_FILLING} blobs are fetched whole at once");
             return waiter.answer(Err(&refused(reason)));
         }
-        let (shared, link) = (Arc::clone(&self.shared), Arc::clone(&self.link));
+        let (dispatcher, link) = (Arc::clone(&self.dispatcher), Arc::clone(&self.link));
         let filling = Arc::clone(&self.filling);
-        lock(&filling).insert(ticket);
+        filling.lock().insert(ticket);
         let run = move || {
-            let mut go_on = |_| match shared.is_stopping() || link.has_ended() {
+            let mut go_on = |_| match dispatcher.is_stopping() || link.has_ended() {
                 true => ControlFlow::Break(()),
                 false => ControlFlow::Continue(()),
             };
-            let filled = shared.fill(&offer, FillOptions::at_once(), &mut go_on);
-            lock(&filling).remove(&ticket);
+            let filled = fill(&dispatcher, &offer, FillOptions::at_once(), &mut go_on);
+            filling.lock().remove(&ticket);
             let filled = filled.map_err(Failure::from);
             waiter.answer(filled.as_ref().copied());
         };
@@ -201,7 +198,7 @@ impl Session {
             Ok((blob, files)) => {
                 let reply = Reply::Opened {
                     blob: number,
-                    len: blob.identity.len(),
+                    len: blob.identity().len(),
                     complete: blob.entry().is_complete(),
                 };
                 self.link.send(reply.encode(), files);

@@ -383,10 +383,10 @@ fn a_successor_answers_what_a_killed_fetcher_did_not() {
     until("asked for both", || setup.fake.asked().len() == 2);
     // It ends without an answer to the second, which comes after the pause.
     let Setup { dir, fetcher, fake } = setup;
-    let shared = Arc::clone(&fetcher.shared);
+    let dispatcher = Arc::clone(fetcher.dispatcher());
     thread::scope(|scope| {
         scope.spawn(|| drop(fetcher));
-        until("the fetcher stops", || shared.is_stopping());
+        until("the fetcher stops", || dispatcher.is_stopping());
         drop(release);
     });
     assert_eq!(client.waiting(), 1);

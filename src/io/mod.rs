@@ -13,6 +13,7 @@ pub mod peer;
 pub mod poller;
 pub mod prefetch;
 mod range_table;
+pub mod ranked_lock;
 pub mod regular;
 pub mod rlimit;
 pub mod scatter;

@@ -1,4 +1,4 @@
-//! Logging in to registries: which `Authorization` a request gets, and what a refusal changes.
+//! Authentication at registries: the `Authorization` of each request, and what a refusal changes.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -21,26 +21,26 @@ const MAX_REPLY: u64 = 64 << 10;
 /// registry that lets one thread wait lets all wait.
 const FIRST_CONTACT: Duration = Duration::from_secs(30);
 
-/// Words for a refusal.
+/// Advice in the error of a refusal.
 const HINT: &str = "check the credentials (--credentials) and that they may pull this repository";
 
-/// Logins at all registries that have been talked to.
+/// The state of authentication at each registry.
 #[derive(Debug)]
 pub(super) struct Logins {
     source: Source,
     hosts: Mutex<HashMap<String, Arc<HostState>>>,
 }
 
-/// How a registry wants to be talked to.
+/// Authentication that a registry requires.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Mode {
-    /// It was not asked yet.
+    /// No request was answered yet.
     Unknown,
-    /// It answered without credentials.
+    /// None: it answered without credentials.
     Anonymous,
-    /// With user name and password; the header's value.
+    /// User name and password; the value of the header.
     Basic(String),
-    /// With a token.
+    /// A token.
     Bearer(Bearer),
 }
 

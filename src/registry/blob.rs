@@ -1,4 +1,4 @@
-//! The bytes of a blob as they arrive: exactly those that were asked for, or an error.
+//! The body of a blob's response: exactly the requested bytes, or an error.
 
 use std::io::{self, Read};
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use super::peer::Health;
 use super::repository::{Host, Repository};
 use crate::format::digest::Digest;
 
-/// Bytes that must arrive in each [`FLOOR_PERIOD`]; else the server is as good as dead.
+/// Bytes that must arrive in each [`FLOOR_PERIOD`]; else the request times out.
 const FLOOR: u64 = 16 * 1024 * 30;
 
 /// See [`FLOOR`].
@@ -21,15 +21,15 @@ const FLOOR_PERIOD: Duration = Duration::from_secs(30);
 /// A blob in a registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlobRef {
-    /// Where it is.
+    /// Its repository.
     pub repository: Repository,
-    /// What it is.
+    /// Its digest.
     pub digest: Digest,
-    /// Bytes of it, if the image says.
+    /// Its length in bytes, if the image declares it.
     pub size: Option<u64>,
 }
 
-/// Bytes of a blob on their way.
+/// Bytes of a blob as they arrive.
 ///
 /// Reads yield at most [`BlobBody::len`] bytes and then 0. A body that ends early, is longer than
 /// it says or stalls is an [`Error`] inside the [`io::Error`].
@@ -46,7 +46,7 @@ pub struct BlobBody {
     peer: Option<Health>,
 }
 
-/// What was asked for.
+/// Requested range of a blob.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wanted<'a> {
     pub(super) blob: &'a BlobRef,

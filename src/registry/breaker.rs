@@ -1,5 +1,5 @@
-//! Spares a server that keeps failing: after several failures in a row it is asked now and then,
-//! by one request at a time, instead of by all threads.
+//! Circuit breakers: after several failures of a server in a row, one request at a time probes it, at growing
+//! intervals. All other requests to it fail at once.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use super::error::Error;
 
-/// When and for how long a server is spared.
+/// Policy of a circuit breaker.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Policy {
-    /// Failures in a row from which on it is.
+    /// Failures in a row after which the breaker opens.
     pub(super) limit: u32,
     /// First pause; doubled after each further failure.
     pub(super) first_pause: Duration,
@@ -18,7 +18,7 @@ pub(super) struct Policy {
     pub(super) max_pause: Duration,
 }
 
-/// For registries, and what they redirect to.
+/// Policy for registries and the targets of their redirects.
 pub(super) const SERVERS: Policy = Policy {
     limit: 8,
     first_pause: Duration::from_millis(100),
@@ -28,7 +28,7 @@ pub(super) const SERVERS: Policy = Policy {
 /// Most hosts that are remembered; redirect targets are among them.
 const MAX_HOSTS: usize = 1024;
 
-/// What is known of each server that failed last time.
+/// The breakers of all servers whose last request failed.
 #[derive(Debug)]
 pub(super) struct Breakers {
     policy: Policy,

@@ -1,4 +1,4 @@
-//! `WWW-Authenticate`: how a registry wants its clients to authenticate (RFC 9110, 11.6.1).
+//! Parser of `WWW-Authenticate`: the authentication that a registry requires (RFC 9110, 11.6.1).
 //!
 //! Real headers hold several challenges, unknown parameters, odd case and commas inside quotes, so
 //! parsing is lenient: what cannot be understood is skipped, and nothing here is an error.
@@ -18,7 +18,7 @@ pub enum Challenge {
     Bearer(Bearer),
 }
 
-/// Where a token comes from, and for what.
+/// Token server, service and scope of a bearer token.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bearer {
     realm: String,
@@ -37,7 +37,7 @@ impl Bearer {
         self.service.as_deref()
     }
 
-    /// What the token must permit.
+    /// Scope that the token must have.
     pub fn scope(&self) -> Option<&str> {
         self.scope.as_deref()
     }
@@ -57,7 +57,7 @@ pub fn strongest<'a>(headers: impl IntoIterator<Item = &'a str>) -> Option<Chall
     best
 }
 
-/// The challenges of one header that this program can meet, in their order.
+/// The challenges of one header that this program supports, in their order.
 pub fn parse(header: &str) -> Vec<Challenge> {
     let mut rest = Cursor(header.as_bytes());
     let mut found = Vec::new();

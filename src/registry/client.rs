@@ -1,4 +1,4 @@
-//! The client: manifests and ranges of blobs, from registries as they are.
+//! The client: manifests and ranges of blobs, from registries, mirrors and redirect targets.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,10 +28,10 @@ const MAX_TRIES: u32 = 8;
 /// Most links of the registry's own answer that one range is asked at.
 const MAX_NEW_LINKS: u32 = 2;
 
-/// How to talk to registries.
+/// Options of a [`Client`].
 #[derive(Debug, Default)]
 pub struct Options {
-    /// Where credentials come from.
+    /// Source of credentials.
     pub credentials: Source,
     /// Registries that are reached by plain HTTP.
     pub insecure: Vec<Host>,
@@ -313,7 +313,7 @@ fn registry_url(repository: &Repository, path: &str) -> Result<Url> {
     })
 }
 
-/// Whether a redirect's target may have expired or changed, so that the registry is to be asked.
+/// Whether the error suggests that a link expired, so that the registry is asked for another.
 fn may_be_stale(error: &Error) -> bool {
     match error {
         Error::NotFound { .. } | Error::Mismatch { .. } => true,

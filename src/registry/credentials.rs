@@ -23,7 +23,7 @@ pub(super) const MAX_CREDENTIALS: u64 = 1 << 20;
 /// Names under which Docker Hub stands in files, besides its API's host.
 const DOCKER_HUB: [&str; 2] = ["docker.io", "index.docker.io"];
 
-/// Why credentials cannot be had.
+/// Error of a look-up of credentials.
 #[derive(Clone, Debug, Error)]
 pub enum Error {
     /// The file cannot be read.
@@ -31,7 +31,7 @@ pub enum Error {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         source: Arc<io::Error>,
     },
     /// The file or reply is too long.
@@ -43,7 +43,7 @@ pub enum Error {
     /// An entry cannot be used.
     #[error("{0}: the entry of {1} is malformed: {2}")]
     Entry(String, String, &'static str),
-    /// The credentials are in a program's keeping.
+    /// A helper program keeps the credentials.
     #[error(
         "{origin}: the credentials of {host} are kept by docker-credential-{program}; \
          credential helpers are not run; use a credential service on a unix socket \
@@ -63,7 +63,7 @@ pub enum Error {
     Silent {
         /// The service.
         service: String,
-        /// What went wrong.
+        /// Cause.
         reason: String,
     },
     /// The credential service answers that it has none.
@@ -71,7 +71,7 @@ pub enum Error {
     Refused {
         /// The service.
         service: String,
-        /// What it says.
+        /// Its message.
         reason: String,
     },
 }
@@ -83,7 +83,7 @@ impl Error {
     }
 }
 
-/// Where credentials come from; asked each time a login is needed.
+/// Source of credentials. It is read at each login.
 #[derive(Debug, Default)]
 pub enum Source {
     /// Every registry is used without credentials.

@@ -1,4 +1,4 @@
-//! What a registry says of an error, for a line in a log.
+//! Text of a registry's error response, for log lines and error messages.
 
 use serde::Deserialize;
 

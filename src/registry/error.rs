@@ -1,4 +1,4 @@
-//! What can go wrong between here and a registry, and what a caller is to do about it.
+//! Errors of requests to registries, and their classes: whether repeating the request can help.
 
 use std::io;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::format::digest::Digest;
 /// Result of a request.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Why a request to a registry failed. Cheap to clone: several threads may wait for one login.
+/// Error of a request to a registry. Cheap to clone: several threads may wait for one login.
 #[derive(Clone, Debug, Error)]
 pub enum Error {
     /// The registry wants other credentials, or none that are configured will do.
@@ -30,7 +30,7 @@ pub enum Error {
         /// What to do.
         hint: &'static str,
     },
-    /// The credentials cannot be had.
+    /// The look-up of credentials failed.
     #[error("cannot get credentials for {host}")]
     Credentials {
         /// The registry.
@@ -38,7 +38,7 @@ pub enum Error {
         /// Why.
         source: Arc<credentials::Error>,
     },
-    /// The token server's reply is useless.
+    /// The token server's reply holds no usable token.
     #[error("cannot get a token for {host} from {realm}")]
     Token {
         /// The registry.
@@ -88,7 +88,7 @@ pub enum Error {
         /// Size or digest, as served.
         found: String,
     },
-    /// A server sends this program where it must not go.
+    /// A server redirects to a target that is refused.
     #[error("{host} redirects to {target}, which is refused: {reason}")]
     Redirect {
         /// The redirecting server.
@@ -124,7 +124,7 @@ pub enum Error {
         /// Its `Retry-After`, bounded.
         retry_after: Option<Duration>,
     },
-    /// A status that is not expected here.
+    /// A status that does not answer the request.
     #[error("{host} answers HTTP status {status} for {what}{}", said(.detail))]
     Status {
         /// The server.
@@ -136,7 +136,7 @@ pub enum Error {
         /// The server's own words.
         detail: String,
     },
-    /// An answer that makes no sense here.
+    /// A malformed answer, or one that does not fit the request.
     #[error("unexpected answer from {host} for {what}: {detail}")]
     Unexpected {
         /// The server.
@@ -161,7 +161,7 @@ pub enum Error {
     Timeout {
         /// The server.
         host: Host,
-        /// What was waited for.
+        /// Phase of the request.
         phase: String,
     },
     /// The connection could not be made, or broke.
@@ -172,7 +172,7 @@ pub enum Error {
         /// Why.
         source: Arc<ureq::Error>,
     },
-    /// The server failed so often that it is only tried now and then.
+    /// The circuit breaker of the server is open.
     #[error("{host} failed repeatedly; next attempt in {} ms", .retry_after.as_millis())]
     Resting {
         /// The server.

@@ -65,7 +65,7 @@ impl Default for Timeouts {
     }
 }
 
-/// Which party chose the host of a request.
+/// The party that chose the host of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Named {
     /// The user's: any address.
@@ -74,7 +74,7 @@ pub(super) enum Named {
     ByServer,
 }
 
-/// What to ask for.
+/// Kind of a request.
 pub(super) enum Ask<'a> {
     /// `GET` of a whole small answer.
     Get,

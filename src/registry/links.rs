@@ -38,7 +38,7 @@ struct Table {
 /// What is known of one blob.
 #[derive(Debug, Default)]
 struct Entry {
-    last: Option<Outcome>,
+    last: Option<LastAnswer>,
     /// Whether a thread asks the registry.
     is_renewing: bool,
     /// Number of renewals that ended.
@@ -47,7 +47,7 @@ struct Entry {
 
 /// What the registry answered last.
 #[derive(Clone, Debug)]
-enum Outcome {
+enum LastAnswer {
     Link(Target),
     Failed(Error),
 }
@@ -111,8 +111,8 @@ impl Links {
         let answered = entry.filter(|entry| entry.renewals != before);
         match answered.and_then(|entry| entry.last.clone()) {
             // Even one that expires at once: it is as new as if this thread had asked.
-            Some(Outcome::Link(target)) => Ok(Source::Link(target)),
-            Some(Outcome::Failed(error)) => Err(error),
+            Some(LastAnswer::Link(target)) => Ok(Source::Link(target)),
+            Some(LastAnswer::Failed(error)) => Err(error),
             None => Ok(Source::Registry(None)),
         }
     }
@@ -128,7 +128,7 @@ impl Links {
         table.make_room();
         table.redirecting.insert(key.0.host().clone());
         let entry = table.blobs.entry(key.clone()).or_default();
-        entry.end(Some(Outcome::Link(target.clone())));
+        entry.end(Some(LastAnswer::Link(target.clone())));
         drop(table);
         self.renewed.notify_all();
     }
@@ -145,7 +145,7 @@ impl Links {
     /// Records that a link is of no use any more, unless another one is known since.
     pub(super) fn expire(&self, key: &BlobKey, expired: &Target) {
         if let Some(entry) = self.table().blobs.get_mut(key)
-            && matches!(&entry.last, Some(Outcome::Link(last)) if last.url == expired.url)
+            && matches!(&entry.last, Some(LastAnswer::Link(last)) if last.url == expired.url)
         {
             entry.last = None;
         }
@@ -167,12 +167,12 @@ impl Table {
 impl Entry {
     fn fresh(&self) -> Option<Target> {
         match &self.last {
-            Some(Outcome::Link(target)) if Instant::now() < target.until => Some(target.clone()),
+            Some(LastAnswer::Link(target)) if Instant::now() < target.until => Some(target.clone()),
             _ => None,
         }
     }
 
-    fn end(&mut self, outcome: Option<Outcome>) {
+    fn end(&mut self, outcome: Option<LastAnswer>) {
         self.last = outcome;
         self.is_renewing = false;
         self.renewals += 1;
@@ -182,11 +182,11 @@ impl Entry {
 impl Renewal<'_> {
     /// Records that the registry cannot be asked. Threads that wait get the error.
     pub(super) fn fail(self, error: Error) {
-        self.end(Some(Outcome::Failed(error)));
+        self.end(Some(LastAnswer::Failed(error)));
     }
 
     /// Ends the renewal, unless it has ended.
-    fn end(&self, outcome: Option<Outcome>) {
+    fn end(&self, outcome: Option<LastAnswer>) {
         let mut table = self.links.table();
         let entry = table.blobs.get_mut(&self.key);
         let entry = entry.filter(|entry| entry.is_renewing && entry.renewals == self.number);

@@ -34,7 +34,7 @@ const LAYERS: [&str; 3] = [
     "application/vnd.docker.image.rootfs.foreign.diff.tar",
 ];
 
-/// What every annotation of OverlayBD begins with.
+/// Prefix of OverlayBD's annotations.
 const ANNOTATION: &str = "containerd.io/snapshot/overlaybd/";
 
 /// Annotations of TurboOCI layers, of today and of its first versions.
@@ -43,7 +43,7 @@ const TURBO: [&str; 2] = ["turbo-oci/target-digest", "fastoci/target-digest"];
 /// Longest text of the manifest that an error quotes.
 const MAX_QUOTE: usize = 200;
 
-/// Why a manifest is not that of an image that can be served.
+/// Error of a manifest that is not that of an OverlayBD image.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Error {
     /// Not JSON, or values of wrong types.
@@ -93,15 +93,15 @@ pub enum Error {
         key: &'static str,
         /// Its value.
         found: String,
-        /// What the descriptor says.
+        /// Value in the descriptor.
         expected: String,
     },
-    /// A digest or a size cannot be right.
+    /// A digest or a size is malformed.
     #[error("layer {number}: {what}")]
     Layer {
         /// Position of the layer.
         number: usize,
-        /// What is wrong.
+        /// Description of the error.
         what: String,
     },
     /// More layers than an image may have, or none.
@@ -126,7 +126,7 @@ pub struct Manifest {
     acceleration: Option<Layer>,
 }
 
-/// What a registry serves under a tag or digest.
+/// Document that a registry serves for a tag or digest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Document {
     /// An index; holds the digest of the manifest for this machine.
@@ -245,7 +245,7 @@ const fn architecture() -> &'static str {
     }
 }
 
-/// The digest of the first entry for this machine. Attestations are for none.
+/// The digest of the first entry for this machine. Attestations are for no machine.
 fn choose(entries: &[RawEntry]) -> Result<Digest, Error> {
     let wanted = architecture();
     let is_image = |entry: &&RawEntry| {

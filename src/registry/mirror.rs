@@ -2,7 +2,7 @@
 //!
 //! Two forms are in use. A mirror serves the registry API and learns from `ns` which registry is
 //! meant (containerd's form: Dragonfly, spegel, zot, Harbor, Artifactory). A prefix proxy gets the
-//! whole URL of what it is to fetch behind its own (upstream's `p2pConfig`: dadi-p2proxy, peerd).
+//! whole URL of the blob appended to its own (upstream's `p2pConfig`: dadi-p2proxy, peerd).
 
 use std::str::FromStr;
 
@@ -28,7 +28,7 @@ const RESERVED: [&str; 7] = [
     "transfer-encoding",
 ];
 
-/// Why an option does not name a mirror or a proxy.
+/// Error of an option that does not name a mirror or a proxy.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Error {
     /// No equals sign between registry and URL.

@@ -1,4 +1,4 @@
-//! Where a server may send this program: the target of a redirect, the realm of a challenge.
+//! Checks of URLs that servers choose: the target of a redirect, the realm of a challenge.
 
 use super::address::names_local;
 use super::error::{Error, Result};

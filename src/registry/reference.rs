@@ -11,10 +11,10 @@ use crate::format::digest::{Digest, DigestError};
 /// Most characters of a tag, from the distribution specification.
 const MAX_TAG: usize = 128;
 
-/// Why a text is not an image reference.
+/// Error of a text that is not an image reference.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Error {
-    /// The text is empty or absurdly long.
+    /// The text is empty or too long.
     #[error("an image reference has 1 to {MAX_REFERENCE} characters; found {0}")]
     Length(usize),
     /// The host or the repository's name is malformed.

@@ -21,7 +21,7 @@ pub(super) const MAX_NAME: usize = 255;
 /// Most characters of a host name, from RFC 1035.
 pub(super) const MAX_HOST: usize = 253;
 
-/// Why a text is not a host or a repository.
+/// Error of a text that is not a host or a repository.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Error {
     /// The text is not `HOST[:PORT]`.

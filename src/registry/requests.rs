@@ -1,4 +1,4 @@
-//! Requests that log in, follow redirects and spare servers that fail.
+//! Requests with authentication, redirects and circuit breakers.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -20,7 +20,7 @@ const MAX_HOPS: usize = 5;
 /// with credentials read again.
 const MAX_LOGINS: usize = 3;
 
-/// Connections, logins, and servers that fail.
+/// Connections, authentication and circuit breakers.
 #[derive(Debug)]
 pub(super) struct Requests {
     http: Http,
@@ -29,16 +29,16 @@ pub(super) struct Requests {
     statuses: Arc<Statuses>,
 }
 
-/// Where a request was redirected to.
+/// Target of a redirect.
 #[derive(Clone, Debug)]
 pub(super) struct Target {
     pub(super) url: Url,
     pub(super) named: Named,
-    /// Until when it may be used without asking the registry again.
+    /// End of its lifetime.
     pub(super) until: Instant,
 }
 
-/// Whether a server may redirect from one URL to another, and how far the other is trusted.
+/// Checks a redirect from one URL to another, and returns how far the target is trusted.
 pub(super) type Check<'a> = &'a dyn Fn(&Url, &Url) -> Result<Named>;
 
 impl Requests {

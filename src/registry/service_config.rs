@@ -31,7 +31,7 @@ const MAX_TIMEOUT: u64 = 60;
 /// Most workers of a replay that can be configured.
 const MAX_CONCURRENCY: u32 = 256;
 
-/// Why the configuration cannot be used.
+/// Error of a configuration that cannot be used.
 #[derive(Debug, Error)]
 pub enum Error {
     /// The file cannot be read.
@@ -39,7 +39,7 @@ pub enum Error {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
     /// Not JSON, or values of wrong types.
@@ -47,7 +47,7 @@ pub enum Error {
     Syntax {
         /// The file.
         path: PathBuf,
-        /// What is wrong, with line and column.
+        /// Description, with line and column.
         source: serde_json::Error,
     },
     /// A key has a value that cannot be used.
@@ -59,7 +59,7 @@ pub enum Error {
         key: &'static str,
         /// Its value.
         found: String,
-        /// What is allowed.
+        /// Allowed values.
         expected: &'static str,
     },
     /// The credential service cannot be set up.
@@ -80,10 +80,10 @@ pub enum Error {
     },
 }
 
-/// What the configuration says.
+/// Settings of the configuration.
 #[derive(Debug, Default)]
 pub struct ServiceConfig {
-    /// Where credentials come from.
+    /// Source of credentials.
     pub credentials: Source,
     /// Folder of upstream's cache; ours is a folder of its own in it.
     pub cache_dir: Option<PathBuf>,

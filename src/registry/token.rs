@@ -1,4 +1,4 @@
-//! Tokens: how they are asked for, what a token server answers, and how long one is good.
+//! Tokens: requests to token servers, parsing of their replies, and the lifetime of a token.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ const MAX_TOKEN: usize = 16 * 1024;
 /// Name this program gives itself at token servers.
 const CLIENT_ID: &str = "ovbd-vhost";
 
-/// Why a token server's reply holds no token.
+/// Error of a reply without a usable token.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Error {
     /// The reply is not JSON of the right shape.
@@ -39,7 +39,7 @@ pub enum Error {
     Unusable,
 }
 
-/// A token and when to get another.
+/// A token, and the time to renew it.
 #[derive(Clone)]
 pub struct Token {
     value: String,

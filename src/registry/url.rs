@@ -1,7 +1,7 @@
 //! URLs of registries, token servers and redirect targets.
 //!
-//! Only what this program sends requests to: `http` or `https`, a host without user information,
-//! a path and a query. Anything else is refused, so that two parsers never see two hosts in one.
+//! A URL has the scheme `http` or `https`, a host without user information, a path and a query. Other
+//! texts are refused, so that two parsers never find different hosts in one URL.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ use super::repository::{Host, Scheme};
 /// Longest URL, in bytes. Signed URLs have about 2 KiB.
 const MAX_URL: usize = 16 * 1024;
 
-/// The text is not a URL this program sends requests to.
+/// Error of a text that is not such a URL.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("invalid URL {0:?}: expected http(s)://HOST/PATH without a user name")]
 pub struct Error(String);

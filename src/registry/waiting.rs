@@ -1,5 +1,4 @@
-//! How long to wait before the next request, and how long a signed URL may be used: what servers
-//! say about time, bounded.
+//! Times that servers set, with bounds: the pause before the next request, and the lifetime of a signed URL.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -4,7 +4,7 @@ use std::fs::{File, Metadata};
 use std::io::{self, Seek, SeekFrom};
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -12,14 +12,13 @@ use std::time::Instant;
 use rustix::fs::{Advice, FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
+use super::blob_identity::BlobIdentity;
 use super::completion::Completion;
 use super::range::{AbsentRange, Located, PresentRange};
 use super::recorder::{Recorded, Recorder, Recording};
 use super::resident_map::{self, ResidentMap, ResidentMapError};
 use super::waker::Presence;
 use super::{Error, LayerRef};
-use crate::format::digest::Digest;
-use crate::format::tables::LayerIdentity;
 
 /// The bytes of a layer as stored: a local file, or a file in the cache with bytes that may be absent.
 #[derive(Debug)]
@@ -34,43 +33,6 @@ pub struct Blob {
     recording: Option<Recording>,
     /// The mapped file, unless it cannot be mapped.
     resident_map: OnceLock<ResidentMap>,
-}
-
-/// Identity of the bytes of a blob while it is open: the inode of an open file is not reused.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct BlobIdentity {
-    device: u64,
-    inode: u64,
-    len: u64,
-    content: Content,
-}
-
-/// Evidence that the file of a blob has the same bytes.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Content {
-    /// Times of a local file in seconds and nanoseconds.
-    Unchanged {
-        modified: (i64, i64),
-        changed: (i64, i64),
-    },
-    /// Digest of a blob in the cache, whose file changes while it is filled.
-    Digest(Digest),
-}
-
-impl BlobIdentity {
-    /// The identity that outlives the process: that of a cached blob is its digest.
-    pub fn stored(&self) -> LayerIdentity {
-        match self.content {
-            Content::Digest(digest) => LayerIdentity::Blob(digest),
-            Content::Unchanged { modified, changed } => LayerIdentity::File {
-                device: self.device,
-                inode: self.inode,
-                len: self.len,
-                modified,
-                changed,
-            },
-        }
-    }
 }
 
 impl Blob {
@@ -188,19 +150,7 @@ impl Blob {
         if !metadata.is_file() {
             return Ok(None);
         }
-        let content = match &self.layer {
-            LayerRef::File(_) => Content::Unchanged {
-                modified: (metadata.mtime(), metadata.mtime_nsec()),
-                changed: (metadata.ctime(), metadata.ctime_nsec()),
-            },
-            LayerRef::Remote(blob) => Content::Digest(blob.digest),
-        };
-        Ok(Some(BlobIdentity {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            len: self.len,
-            content,
-        }))
+        Ok(Some(BlobIdentity::new(&self.layer, &metadata, self.len)))
     }
 
     /// Length of the blob in bytes when it was opened.

@@ -28,7 +28,7 @@ use crate::format::presence::UnitRange;
 /// How often deadlines are looked at.
 const TICK: Duration = Duration::from_millis(200);
 
-/// A wait that is as good as one without end: 30 days.
+/// A wait without a deadline: 30 days.
 const ENDLESS: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Limits of the classes in which waits are counted.
@@ -43,7 +43,7 @@ pub const WAITS: [Duration; 8] = [
     Duration::from_secs(60),
 ];
 
-/// How long bytes are waited for.
+/// Deadlines of waits for bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
     /// While layers are opened.
@@ -76,7 +76,7 @@ struct Pending {
     started: Instant,
 }
 
-/// What is known of the opening of a blob.
+/// State of the opening of a blob.
 #[derive(Debug)]
 enum Opening {
     Asked,
@@ -92,7 +92,7 @@ struct Table {
     gone: bool,
 }
 
-/// What reads an open disk.
+/// Reader of an open disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum User {
     /// A guest, which an I/O error would damage.
@@ -295,7 +295,7 @@ impl Client {
         });
     }
 
-    /// What the fetcher did since it started; `None` if it does not answer in time.
+    /// The fetcher's counters since its start; `None` if it does not answer in time.
     pub fn counts(&self, patience: Duration) -> Option<Counts> {
         let deadline = Instant::now() + patience;
         let mut table = self.shared.table();

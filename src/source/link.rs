@@ -39,7 +39,7 @@ pub struct Message {
     pub files: Vec<OwnedFd>,
 }
 
-/// What became of a turn.
+/// Outcome of a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
     /// The connection goes on.

@@ -23,6 +23,7 @@
 //! the deadline of the blob's presence.
 
 pub mod blob;
+mod blob_identity;
 pub mod cached;
 pub mod client;
 mod completion;
@@ -45,7 +46,8 @@ use thiserror::Error;
 
 use crate::io::rlimit;
 
-pub use blob::{Blob, BlobIdentity};
+pub use blob::Blob;
+pub use blob_identity::BlobIdentity;
 pub use layer_ref::{LayerRef, RemoteBlob};
 pub use range::{AbsentRange, Located, PresentRange};
 pub use waker::{FetchError, FetchErrorKind, Fetched, Presence, Ticket, Waker};

@@ -33,16 +33,16 @@ const TEXT_LEN: usize = 208;
 /// A packet as it is sent.
 pub type Packet = [u8; MESSAGE_LEN];
 
-/// A packet is not a message.
+/// Error of a packet that is not a message.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Error {
     /// It has another length.
     #[error("message has {0} bytes, expected {MESSAGE_LEN}")]
     Length(usize),
-    /// It is of no kind that this side takes.
+    /// Its kind is unknown to this side.
     #[error("unknown message kind {0}")]
     Kind(u32),
-    /// A field has a value that it must not have.
+    /// A field has an invalid value.
     #[error("message of kind {kind} has the value {value} in field {field}")]
     Field {
         /// Kind of the message.
@@ -94,7 +94,7 @@ impl Cause {
     }
 }
 
-/// What a disk process asks for.
+/// Request of a disk process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
     /// The descriptors of a blob.
@@ -122,11 +122,11 @@ pub enum Request {
         /// Number of the blob.
         blob: u32,
     },
-    /// What the fetcher did so far.
+    /// The fetcher's counters.
     Count,
 }
 
-/// What a failure is about.
+/// Subject of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subject {
     /// The opening of this blob.
@@ -135,7 +135,7 @@ pub enum Subject {
     Ticket(u64),
 }
 
-/// What the fetcher answers.
+/// Reply of the fetcher.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
     /// A fetcher took over the connection, and knows of no earlier request.
@@ -163,7 +163,7 @@ pub enum Reply {
         /// Reason in words, at most 208 bytes.
         reason: String,
     },
-    /// What the fetcher did so far.
+    /// The fetcher's counters.
     Counts(Counts),
 }
 

@@ -165,6 +165,75 @@ fn floor_breaches(name: &str, code: &str, floors: &BTreeMap<String, Place>) -> V
     breaches
 }
 
+/// Directories whose modules are in an order, from the table in the documentation of their `mod.rs`: a
+/// module uses only those below it.
+const ORDERED: [&str; 1] = ["fetch"];
+
+/// The modules of a table, the uppermost first.
+fn rows(doc: &str) -> Vec<String> {
+    let row = |line: &str| {
+        let rest = line.strip_prefix("//! | [`")?;
+        rest.split('`').next().map(str::to_owned)
+    };
+    doc.lines().filter_map(row).collect()
+}
+
+/// Uses of modules of `directory` that are not below the one that `name` belongs to.
+fn order_breaches(directory: &str, name: &str, code: &str, rows: &[String]) -> Vec<String> {
+    let inner = &name[directory.len() + 1..];
+    let own = inner.split(['/', '.']).next().unwrap();
+    let place = |module: &str| rows.iter().position(|row| row == module);
+    // In `a/mod.rs` and `a/b.rs`, `super` is `a` or above it by as many levels.
+    let depth = inner.matches('/').count() + 1 - usize::from(inner.ends_with("/mod.rs"));
+    let root = vec!["super"; depth].join("::");
+    let mut used = modules_used(code, &root);
+    used.extend(modules_used(code, &format!("crate::{directory}")));
+    let is_above = |module: &String| match (place(own), place(module)) {
+        (Some(own), Some(used)) => used < own,
+        _ => true,
+    };
+    let breach = |module| format!("src/{name}: uses {module}, which is not below {own}");
+    used.into_iter()
+        .filter(|module| module != own)
+        .filter(is_above)
+        .map(breach)
+        .collect()
+}
+
+#[test]
+fn modules_of_an_ordered_directory_use_those_below_only() {
+    let sources = sources();
+    let mut findings = Vec::new();
+    for directory in ORDERED {
+        let root = format!("{directory}/mod.rs");
+        let root = sources.iter().find(|source| source.name == root).unwrap();
+        let rows = rows(&root.text);
+        let declared = root.code.lines().filter_map(|line| {
+            line.trim_start_matches("pub ")
+                .strip_prefix("mod ")?
+                .strip_suffix(';')
+        });
+        let mut declared: Vec<_> = declared.filter(|module| *module != "tests").collect();
+        declared.sort_unstable();
+        let mut listed: Vec<_> = rows.iter().map(String::as_str).collect();
+        listed.sort_unstable();
+        assert_eq!(
+            declared, listed,
+            "the table in src/{directory}/mod.rs lists each module once"
+        );
+        let prefix = format!("{directory}/");
+        let inside = sources.iter().filter(|source| {
+            source.name.starts_with(&prefix)
+                && source.name != root.name
+                && !source.name.contains("/tests")
+        });
+        findings.extend(
+            inside.flat_map(|source| order_breaches(directory, &source.name, &source.code, &rows)),
+        );
+    }
+    fail_on(findings);
+}
+
 fn fail_on(findings: Vec<String>) {
     assert!(findings.is_empty(), "\n{}\n", findings.join("\n"));
 }
@@ -272,6 +341,28 @@ fn the_rules_see_what_they_should() {
     assert!(breaches[0].contains("crate::engine"), "{breaches:?}");
     let escapes = |name| !floor_breaches(name, "use super::super::engine;", &floors).is_empty();
     assert!(escapes("image/mod.rs") && escapes("image/pieces.rs") && !escapes("image/zfile/a.rs"));
+    let rows = rows("//! | [`top`] | . |\n//! | [`middle`] | . |\n//! text\n//! | [`low`] | . |");
+    assert_eq!(rows, ["top", "middle", "low"]);
+    let order = |name: &str, code: &str| order_breaches("d", name, code, &rows).len();
+    assert_eq!(order("d/middle.rs", "use super::{low, top};"), 1);
+    assert_eq!(
+        order("d/middle.rs", "use super::low; use crate::d::top;"),
+        1
+    );
+    assert_eq!(order("d/middle.rs", "use super::Reexported;"), 1);
+    assert_eq!(
+        order("d/middle/mod.rs", "use super::low; use message::X;"),
+        0
+    );
+    assert_eq!(
+        order(
+            "d/middle/part.rs",
+            "use super::X; use super::super::low::Y;"
+        ),
+        0
+    );
+    assert_eq!(order("d/middle/part.rs", "use super::super::top::Y;"), 1);
+
     let logging =
         "log::warn!()\n// log\nX.call_once(|| log::warn!());\n  ::log::error!()\nlimit::warn()";
     assert_eq!(unlimited_logging(logging), [1, 4]);

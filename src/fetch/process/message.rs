@@ -14,7 +14,6 @@ use serde::{Deserialize, Serialize};
 
 use super::ProcessError;
 use crate::fetch::download::Download;
-use crate::source::FetchErrorKind;
 use crate::source::link::{self, Message};
 use crate::source::protocol::MESSAGE_LEN;
 
@@ -34,7 +33,7 @@ pub(super) enum Order {
         /// Download of the blobs while the disk is served.
         download: Option<Download>,
     },
-    /// To write the layers of an image, as [`Resolved`], to the socket.
+    /// To write the layers of an image, as [`Resolved`](crate::fetch::image_lookup::Resolved), to the socket.
     Resolve {
         reference: String,
         /// Longest wait for a registry that does not answer.
@@ -48,22 +47,6 @@ pub(super) struct Listed {
     pub(super) digest: String,
     pub(super) size: Option<u64>,
     pub(super) blobs_url: String,
-}
-
-/// The answer to [`Order::Resolve`].
-#[derive(Debug, Serialize, Deserialize)]
-pub(in crate::fetch) enum Resolved {
-    Found {
-        manifest: String,
-        /// Digest and size of each layer, bottom first.
-        layers: Vec<(String, u64)>,
-        /// The same of the layer that holds the image's trace.
-        trace: Option<(String, u64)>,
-    },
-    Failed {
-        kind: FetchErrorKind,
-        reason: String,
-    },
 }
 
 /// A message as it is received.

@@ -59,7 +59,7 @@ use crate::source::RemoteBlob;
 use crate::source::link;
 use message::{Listed, Order};
 
-pub(super) use message::{MAX_TEXT, Resolved};
+pub(super) use message::MAX_TEXT;
 
 /// The running program, also if its file was replaced since.
 pub const ITSELF: &str = "/proc/self/exe";
@@ -73,18 +73,18 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 const TICK: Duration = Duration::from_millis(100);
 
-/// What a fetcher needs to know.
+/// Configuration of a fetcher.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Config {
     /// The cache directory.
     pub cache: PathBuf,
     /// How to reach registries. Files that are named here are read again by each new fetcher.
     pub registry: RegistryArgs,
-    /// Whether the fetcher gives up what fetching does not need.
+    /// Whether the fetcher enters its sandbox.
     pub sandbox: bool,
 }
 
-/// What a configuration leads to.
+/// The cache and the client that a configuration describes.
 #[derive(Debug)]
 struct Access {
     cache: Cache,
@@ -231,7 +231,7 @@ impl Process {
         self.keeper.0.id()
     }
 
-    /// Gives up the child process: a sandbox may not let its owner wait for it. It stays a zombie
+    /// Detaches from the child process: a sandbox may forbid its owner to wait for it. It stays a zombie
     /// until the owner ends.
     pub fn into_control(self) -> Control {
         std::mem::forget(self.keeper);
@@ -304,7 +304,7 @@ pub fn run_if_asked() -> Option<ExitCode> {
     })
 }
 
-/// Survives what a terminal or a service manager sends to all processes of a service.
+/// Ignores the signals that a terminal or a service manager sends to all processes of a service.
 fn ignore_signals() {
     for signal in [SIGINT, SIGTERM] {
         if let Err(error) = signal_hook::flag::register(signal, Arc::default()) {

@@ -11,14 +11,14 @@ fn units(start: u64, end: u64) -> UnitRange {
     UnitRange::new(start, end)
 }
 
-fn next(schedule: &mut Test, urgencies: &[Urgency], size: u64) -> Option<Job> {
+fn next(schedule: &mut Test, urgencies: &[Urgency], size: u64) -> Option<RangeFetch> {
     // Units from 1000 on are present.
     schedule.next(urgencies, |_, _| size, |_, unit| unit < 1000)
 }
 
-fn job(units: UnitRange, cause: Cause) -> Option<Job> {
+fn job(units: UnitRange, cause: Cause) -> Option<RangeFetch> {
     let blob = BLOB;
-    Some(Job { blob, units, cause })
+    Some(RangeFetch { blob, units, cause })
 }
 
 fn passing() -> Failure {

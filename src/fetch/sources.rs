@@ -1,0 +1,108 @@
+//! The origins of a blob: which one is asked next, when to try again, and whether it serves ranges.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::jitter::jitter;
+use super::origin::{Failure, Origin};
+
+/// Most origins that are remembered.
+const MAX_ORIGINS: usize = 16;
+
+/// How long a server is taken for one that serves no ranges.
+const WITHOUT_RANGES: Duration = Duration::from_secs(600);
+
+/// A server that serves no ranges is asked again after this pause, before it is taken for such a one.
+const COLD_PROXY: Duration = Duration::from_millis(1000);
+
+/// Pause after a first failure, and the longest one after many.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+
+/// Longest pause that a server may ask for.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
+
+/// The origins of one blob, and their failures since bytes came last.
+#[derive(Debug)]
+pub(super) struct Sources {
+    /// The repositories that are said to have the blob; the first is asked.
+    origins: Vec<Arc<dyn Origin>>,
+    failures: u32,
+    /// Whether the last definite answer was a refusal.
+    is_refused: bool,
+    /// Until when the server is taken for one that serves no ranges.
+    without_ranges: Option<Instant>,
+}
+
+impl Sources {
+    pub(super) fn new(origin: Arc<dyn Origin>) -> Self {
+        Self {
+            origins: vec![origin],
+            failures: 0,
+            is_refused: false,
+            without_ranges: None,
+        }
+    }
+
+    /// Adds a place that is said to have the blob.
+    pub(super) fn add(&mut self, origin: &Arc<dyn Origin>) {
+        let is_known = self.origins.iter().any(|known| Arc::ptr_eq(known, origin));
+        if self.origins.len() < MAX_ORIGINS && !is_known {
+            self.origins.push(Arc::clone(origin));
+        }
+    }
+
+    /// The origin to ask.
+    pub(super) fn current(&self) -> Option<Arc<dyn Origin>> {
+        self.origins.first().cloned()
+    }
+
+    /// Notes that bytes came, and returns whether they were refused before.
+    pub(super) fn succeeded(&mut self) -> bool {
+        self.failures = 0;
+        std::mem::take(&mut self.is_refused)
+    }
+
+    /// Notes a definite refusal, and returns whether it is the first since bytes came.
+    pub(super) fn is_first_refusal(&mut self) -> bool {
+        !std::mem::replace(&mut self.is_refused, true)
+    }
+
+    /// Notes a failure, and returns when to try again. A definite refusal moves the next origin to
+    /// the front.
+    pub(super) fn failed(&mut self, failure: &Failure) -> Instant {
+        let now = Instant::now();
+        if failure.definite {
+            self.origins.rotate_left(1);
+        }
+        if failure.without_ranges {
+            // A cold proxy sends everything once, and ranges from then on.
+            let is_second = self.without_ranges.is_some();
+            self.without_ranges = Some(now + WITHOUT_RANGES);
+            return match is_second {
+                true => now,
+                false => now + COLD_PROXY,
+            };
+        }
+        let failures = self.failures.min(16);
+        self.failures = self.failures.saturating_add(1);
+        let most = match failure.definite {
+            true => MAX_PAUSE,
+            false => MAX_PAUSE.min(FIRST_PAUSE * (1 << failures)),
+        };
+        let asked = failure.retry_after.unwrap_or_default();
+        now + most.mul_f64(jitter()).max(asked.min(MAX_RETRY_AFTER))
+    }
+
+    /// Whether the whole blob must be streamed. The first refusal of a range is not counted: the
+    /// caller has tried again since.
+    pub(super) fn needs_whole(&self) -> bool {
+        self.without_ranges
+            .is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Notes that a range was served.
+    pub(super) fn serves_ranges(&mut self) {
+        self.without_ranges = None;
+    }
+}
