@@ -10,9 +10,9 @@ use common::daemon::Daemon;
 use common::delay::Link;
 use common::programs;
 
+use crate::bars::Group;
 use crate::front::{Host, Named};
 use crate::origin::{Image, Origin};
-use crate::plot::Chart;
 use crate::{Result, Table, rate, round_trip};
 
 /// Kernel and initial file system, which `contrib/bench/registry --boot` builds.
@@ -136,6 +136,6 @@ pub fn table(links: &[Link]) -> Result<Table> {
     Ok(Table {
         name: "boot",
         text,
-        charts: vec![Chart::new("start of a guest, s", bars)],
+        charts: vec![Group::new("start of a guest, s", bars)],
     })
 }

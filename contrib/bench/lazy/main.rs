@@ -2,11 +2,13 @@
 //! sequential reads and the start of a guest: see `contrib/bench/README.md`.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // Results, and progress.
 
+#[path = "../bars.rs"]
+mod bars;
+
 mod boot;
 mod front;
 mod open;
 mod origin;
-mod plot;
 mod rates;
 
 use std::error::Error;
@@ -18,7 +20,7 @@ use std::time::Duration;
 use clap::Parser;
 use common::delay::Link;
 
-use plot::Chart;
+use bars::Group;
 
 /// Whatever goes wrong ends the run, with a message.
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -54,7 +56,7 @@ pub struct Table {
     /// Name on the command line.
     name: &'static str,
     text: String,
-    charts: Vec<Chart>,
+    charts: Vec<Group>,
 }
 
 impl Args {
@@ -129,8 +131,8 @@ fn run(args: &Args) -> Result<()> {
     if args.boot {
         add("boot", &|| boot::table(&links))?;
     }
-    let charts: Vec<_> = tables.iter().flat_map(|table| &table.charts).collect();
-    fs::write(&args.svg, plot::svg(&charts))?;
+    let charts = tables.iter().flat_map(|table| &table.charts);
+    fs::write(&args.svg, bars::svg(charts))?;
     eprintln!("wrote {}", args.svg.display());
     Ok(())
 }

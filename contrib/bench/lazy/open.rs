@@ -7,9 +7,9 @@ use common::content::Random;
 use common::delay::Link;
 use common::layers::{LayerBuilder, Pack, wrap_tar, zfile};
 
+use crate::bars::Group;
 use crate::front::{Host, Named};
 use crate::origin::{Image, Origin};
-use crate::plot::Chart;
 use crate::{Result, Table, median, milliseconds, round_trip};
 
 /// Layers of the image.
@@ -99,8 +99,8 @@ pub fn table(round_trips: &[Duration], rounds: usize) -> Result<Table> {
         name: "open",
         text,
         charts: vec![
-            Chart::new("first open by config, ms, by round trip", first),
-            Chart::new("pull everything, then open, ms, by round trip", whole),
+            Group::new("first open by config, ms, by round trip", first),
+            Group::new("pull everything, then open, ms, by round trip", whole),
         ],
     })
 }

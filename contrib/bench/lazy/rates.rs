@@ -7,9 +7,9 @@ use common::content::Random;
 use common::delay::Link;
 use common::layers::{LayerBuilder, Pack, wrap_tar, zfile};
 
+use crate::bars::Group;
 use crate::front::{Host, Named, read};
 use crate::origin::{Image, Origin};
-use crate::plot::Chart;
 use crate::{Result, Table, rate, round_trip};
 
 /// Bytes of a random read.
@@ -65,7 +65,7 @@ pub fn random(links: &[Link], quick: bool) -> Result<Table> {
     Ok(Table {
         name: "random",
         text,
-        charts: vec![Chart::new(
+        charts: vec![Group::new(
             "bytes fetched to bytes read at random, by link",
             bars,
         )],
@@ -119,6 +119,6 @@ pub fn sequential(links: &[Link], quick: bool) -> Result<Table> {
     Ok(Table {
         name: "sequential",
         text,
-        charts: vec![Chart::new("sequential reads, MB/s, by link", bars)],
+        charts: vec![Group::new("sequential reads, MB/s, by link", bars)],
     })
 }

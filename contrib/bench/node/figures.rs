@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rustix::process::Pid;
 
-use crate::plot::Chart;
+use crate::bars::Group;
 
 /// What was measured with a number of disks.
 pub struct Figures {
@@ -115,12 +115,12 @@ pub fn table(results: &[Figures]) -> String {
 }
 
 /// The figures as charts.
-pub fn charts(results: &[Figures]) -> Vec<Chart> {
+pub fn charts(results: &[Figures]) -> Vec<Group> {
     let chart = |title, figure: fn(&Figures) -> f64| {
         let bars = results
             .iter()
             .map(|all| (format!("{} disks", all.disks), figure(all)));
-        Chart::new(title, bars.collect())
+        Group::new(title, bars.collect())
     };
     vec![
         chart("add one disk, median (ms)", |all| ms(all.add[0])),

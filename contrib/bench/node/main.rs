@@ -1,9 +1,9 @@
 //! Measures a node with 1, 50 and 500 disks: see `contrib/bench/README.md`.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // Results, and progress.
 
+#[path = "../bars.rs"]
+mod bars;
 mod figures;
-#[path = "../lazy/plot.rs"]
-mod plot;
 
 use std::fs;
 use std::path::PathBuf;
@@ -17,8 +17,8 @@ use common::node::NodeProcess;
 use ovbd_vhost::tool::node::client::{Content, Node, Properties};
 use rustix::process::{Signal, kill_process};
 
+use bars::Group;
 use figures::{Figures, memory_of, quantile};
-use plot::Chart;
 
 /// Requests that are sent at a time; the node serves 64 connections.
 const PARALLEL: usize = 50;
@@ -56,8 +56,8 @@ fn main() {
         })
         .collect();
     println!("{}", figures::table(&results));
-    let charts: Vec<Chart> = figures::charts(&results);
-    let picture = plot::svg(&charts.iter().collect::<Vec<_>>());
+    let charts: Vec<Group> = figures::charts(&results);
+    let picture = bars::svg(&charts);
     fs::write(&args.svg, picture).expect("picture");
 }
 

@@ -2,6 +2,8 @@
 //! vhost-user with one front-end, and compares what that took. See `contrib/bench/README.md`.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // Results, and progress.
 
+#[path = "../bars.rs"]
+mod bars;
 #[path = "../wide.rs"]
 mod wide;
 
