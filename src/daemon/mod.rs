@@ -44,6 +44,7 @@ use crate::engine::stats::StatsPage;
 use crate::fetch::process::Control;
 use crate::format::download::Download;
 use crate::image::config::{ImageConfig, Stack};
+use crate::io::heap;
 use crate::io::regular::open_regular;
 use crate::reason::reason;
 use crate::registry::reference::Reference;
@@ -106,6 +107,7 @@ pub fn run(config: Config) -> Result<(), Error> {
         manager,
     } = started?;
     manager.tell(&NotifyState::Ready);
+    heap::trim();
     let path = config.socket.as_deref();
     let volume = device.volume();
     log::info!(

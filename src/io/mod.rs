@@ -7,6 +7,7 @@ pub mod child_status;
 pub mod directory;
 pub mod file_lock;
 pub mod file_system;
+pub mod heap;
 pub mod interrupt;
 pub mod mapped_file;
 pub mod peer;

@@ -30,6 +30,7 @@ mod completion;
 pub mod counts;
 mod layer_ref;
 pub mod link;
+mod lock;
 mod opened;
 pub mod presence;
 pub mod protocol;
