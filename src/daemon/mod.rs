@@ -107,7 +107,6 @@ pub fn run(config: Config) -> Result<(), Error> {
         manager,
     } = started?;
     manager.tell(&NotifyState::Ready);
-    heap::trim();
     let path = config.socket.as_deref();
     let volume = device.volume();
     log::info!(
@@ -200,6 +199,7 @@ fn start(
     let mut device = Device::load(config, parts, &limits)?;
     device.start_serving();
     starting.store(false, Ordering::Relaxed);
+    heap::trim();
     let (socket, control) = sockets.listen()?;
     sandbox.map_or(Ok(()), Sandbox::tighten)?;
     let trace = trace.or(device.take_trace().map(TraceSource::Layer));
