@@ -130,3 +130,18 @@ fn wrong_use_is_told_apart_from_failure() {
     }
     assert!(attach(&["--help"]).status.success());
 }
+
+#[test]
+fn the_picture_of_the_performance_shows_the_figures_of_the_page() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let made = Command::new(root.join("contrib/bench/picture"))
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let kept = fs::read_to_string(root.join("docs/performance.svg")).unwrap();
+    assert_eq!(
+        text(&made.stdout),
+        kept,
+        "run contrib/bench/picture >docs/performance.svg"
+    );
+}
