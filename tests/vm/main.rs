@@ -5,6 +5,7 @@
 
 mod before_driver;
 mod growing;
+mod hot_plug;
 mod linux;
 mod machine;
 mod microvm;
