@@ -6,7 +6,6 @@
 //!                 └──────────────── deleting ─────────────────┘── gone
 //! ```
 
-use std::collections::VecDeque;
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,6 +15,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::Mutex as AsyncMutex;
 
+use super::crashes::Crashes;
 use super::entry::Entry;
 use super::error::{Error, Failure};
 use super::events::{Events, Kind};
@@ -27,13 +27,6 @@ use super::spec::DiskSpec;
 use super::state_dir::StateDir;
 use crate::engine::stats::figures::Figures;
 use crate::reason::reason;
-
-/// Ends of the process within [`CRASH_WINDOW`] after which it is not started again.
-const MAX_CRASHES: usize = 5;
-const CRASH_WINDOW: Duration = Duration::from_secs(60);
-
-/// Pause before the process is started again: doubled with each crash in the window.
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
 
 /// How long the process may take to finish what is in flight.
 pub const STOP_LIMIT: Duration = Duration::from_secs(10);
@@ -357,7 +350,9 @@ impl Disk {
 
     /// Watches the process, and starts it again when it ends, until the disk is stopped or fails.
     pub async fn watch(self: Arc<Self>, services: Arc<Services>) {
-        let mut ends = VecDeque::new();
+        let mut crashes = Crashes::default();
+        // Why the process could not be started, if a limit of the system was reached.
+        let mut refused = None;
         loop {
             let Some(process) = self.process().clone() else {
                 return;
@@ -369,21 +364,15 @@ impl Disk {
             self.status().state = State::Starting;
             let asked = self.replacing.swap(false, Ordering::Relaxed);
             if !asked {
-                let reason = services.launcher.reason(&self.id);
-                ends.push_back(Instant::now());
-                while ends.front().is_some_and(|end| end.elapsed() > CRASH_WINDOW) {
-                    ends.pop_front();
+                let pause = crashes.add(Instant::now(), refused.is_some());
+                let reason = refused.take();
+                let reason = reason.unwrap_or_else(|| services.launcher.reason(&self.id));
+                let (id, pid) = (&self.id, process.identity().pid);
+                log::warn!("disk {id}: process {pid} ended: {reason}");
+                match pause {
+                    Some(pause) => tokio::time::sleep(pause).await,
+                    None => return self.fail(&services, reason),
                 }
-                log::warn!(
-                    "disk {}: process {} ended: {reason}",
-                    self.id,
-                    process.identity().pid
-                );
-                if ends.len() >= MAX_CRASHES {
-                    return self.fail(&services, reason);
-                }
-                let pause = FIRST_PAUSE * 2u32.pow(ends.len() as u32);
-                tokio::time::sleep(pause).await;
             }
             let _operation = self.operation().await;
             if self.stopping.load(Ordering::Relaxed) {
@@ -398,6 +387,7 @@ impl Disk {
                     counter.fetch_add(1, Ordering::Relaxed);
                     services.events.add(&self.id, Kind::Restarted, None);
                 }
+                Err(failure) if failure.code.may_pass() => refused = Some(failure.text),
                 Err(failure) => return self.fail(&services, failure.text),
             }
         }

@@ -132,6 +132,11 @@ impl Code {
         }
     }
 
+    /// Returns whether the same operation may succeed later.
+    pub fn may_pass(self) -> bool {
+        matches!(self, Self::Limit | Self::NoSpace | Self::Timeout)
+    }
+
     /// Status of the answer.
     pub fn status(self) -> StatusCode {
         match self {

@@ -16,6 +16,7 @@
 pub mod allow;
 pub mod api;
 pub mod clock;
+pub mod crashes;
 pub mod disk;
 pub mod disks;
 pub mod entry;

@@ -179,7 +179,8 @@ fn every_descriptor_of_a_queue_is_counted() {
         set_up(&mut second, QUEUES).expect("queues");
         wait_for_answer(&first);
         wait_for_answer(&second);
-        let made = daemon.descriptors() - before;
+        // The process of the front-end that got the disk is held as well.
+        let made = daemon.descriptors() - before - 1;
         assert_eq!(counted, made, "writable: {writable}");
     }
 }

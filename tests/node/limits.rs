@@ -42,7 +42,15 @@ fn without_descriptors_the_next_disk_is_refused_by_name_of_the_limit() {
     );
     assert_eq!(node.get("/disks/b").0, 404, "no half disk");
     assert_serves(&node, "a");
+    // Nor can a process that ends be started again now; it is once there are descriptors.
+    kill(node.pid("a"));
+    until("its end is noticed", || {
+        node.get("/disks/a").1["state"] != "listening"
+    });
+    std::thread::sleep(std::time::Duration::from_millis(100));
     limit(before.current.unwrap() as usize);
+    node.until_state("a", "listening");
+    assert_serves(&node, "a");
     assert_eq!(node.put("/disks/b", &spec).0, 201);
     assert_serves(&node, "b");
 }

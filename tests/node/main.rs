@@ -3,6 +3,7 @@
 mod changes;
 mod contract;
 mod dashboard;
+mod crash;
 mod faults;
 mod images;
 mod lifecycle;

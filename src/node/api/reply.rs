@@ -2,7 +2,7 @@
 
 use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 use serde_json::Value;
 
@@ -35,5 +35,11 @@ pub fn empty() -> Reply {
 
 /// The answer of a request that failed.
 pub fn failure(failure: &Failure) -> Reply {
-    json(failure.code.status(), &failure.body())
+    let mut reply = json(failure.code.status(), &failure.body());
+    if reply.status() == StatusCode::SERVICE_UNAVAILABLE {
+        reply
+            .headers_mut()
+            .insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    reply
 }
