@@ -250,6 +250,7 @@ impl Disk {
         let Some(entry) = self.entry() else {
             return Ok(());
         };
+        services.launcher.end_stray(&entry.id).await;
         let listener = bind(&entry.socket)?;
         let undo = |failure: Failure| {
             services.launcher.clean(&entry.id, &entry.socket);
@@ -285,6 +286,7 @@ impl Disk {
             services.events.add(&self.id, Kind::Found, None);
             return;
         }
+        services.launcher.end_stray(&self.id).await;
         if let Err(failure) = self.start_again(services).await {
             self.fail(services, failure.text);
         }

@@ -4,6 +4,8 @@
 //! while the process is replaced. `LISTEN_PID` must name the process itself, whose number is known only after the fork.
 //! So the node starts its own program with [`launch`], which sets the variable and executes `ovbd-vhost`.
 
+mod strays;
+
 use std::env;
 use std::ffi::OsString;
 use std::fs;
@@ -262,31 +264,6 @@ impl Launcher {
         }
     }
 
-    /// Ends the processes in the run directory whose disks are not among `known`: their node was killed before it made
-    /// their entries durable.
-    ///
-    /// # Errors
-    /// [`Error::File`] if the directory cannot be listed.
-    pub async fn end_strays(&self, known: &[DiskId]) -> Result<(), Error> {
-        let list = fs::read_dir(&self.run_dir).map_err(Error::file("list", &self.run_dir))?;
-        for file in list.flatten() {
-            let name = file.file_name();
-            let id = name.to_str().and_then(|name| name.strip_suffix(".control"));
-            let Some(Ok(id)) = id.map(str::parse::<DiskId>) else {
-                continue;
-            };
-            if known.contains(&id) {
-                continue;
-            }
-            if let Some(process) = self.owner(&file.path()).await {
-                log::warn!("disk {id} has a process but no state entry; ending the process");
-                process.stop(Duration::ZERO).await;
-            }
-            self.clean(&id, &self.socket(&id));
-        }
-        Ok(())
-    }
-
     /// Returns the process that serves the control socket of disk `id`, if there is one.
     pub async fn serving(&self, id: &DiskId) -> Option<Process> {
         self.owner(&self.control(id)).await
@@ -339,6 +316,7 @@ impl Launcher {
             self.log(id),
             self.notify(id),
             self.stats(id),
+            hidden(socket),
         ];
         for path in files.iter().map(PathBuf::as_path).chain([socket]) {
             // A path that is gone already is no failure.
@@ -385,7 +363,7 @@ pub fn bind(path: &Path) -> Result<UnixListener, Failure> {
         Err(error) => return Err(Error::file("look at", path)(error).into()),
     }
     // Under another name until its mode is right.
-    let hidden = path.with_extension("new");
+    let hidden = hidden(path);
     let _ = fs::remove_file(&hidden);
     let make = || {
         let listener = UnixListener::bind(&hidden)?;
@@ -394,6 +372,11 @@ pub fn bind(path: &Path) -> Result<UnixListener, Failure> {
         Ok(listener)
     };
     Ok(make().map_err(Error::file("bind", path))?)
+}
+
+/// Name of a socket until its mode is right.
+fn hidden(socket: &Path) -> PathBuf {
+    socket.with_extension("new")
 }
 
 /// Becomes the program in `arguments`: the second half of [`Launcher::start`].

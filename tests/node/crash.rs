@@ -90,7 +90,8 @@ fn a_node_killed_at_any_moment_loses_nothing_that_it_acknowledged() {
                 assert_ne!(disk["state"], "failed", "round {round}: {disk}");
                 status == 404 || disk["state"] == "listening"
             });
-            assert!([200, 201].contains(&node.put(&format!("/disks/{id}"), &spec).0));
+            let (status, answer) = node.put(&format!("/disks/{id}"), &spec);
+            assert!([200, 201].contains(&status), "round {round}: {answer}");
             let mut guest = Guest::boot(node.connect(&id), Options::default()).unwrap();
             assert_eq!(guest.read(0, 0, 512)[0], 7);
         }

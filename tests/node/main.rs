@@ -2,8 +2,8 @@
 
 mod changes;
 mod contract;
-mod dashboard;
 mod crash;
+mod dashboard;
 mod faults;
 mod images;
 mod lifecycle;
