@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use super::config::WritableSource;
 use super::remote::Remote;
-use super::sandbox::privileges;
 use super::{Config, Error};
 use crate::fetch::open::{AttachedLayers, LocalLayers, Needs, OpenLayers};
 use crate::fetch::process::{Control, Process};
@@ -15,6 +14,7 @@ use crate::format::tables::LayerIdentity;
 use crate::image::config::Stack;
 use crate::image::tables::TablesFile;
 use crate::image::{self, Image, MAX_LAYERS, OpenStack};
+use crate::io::confine;
 use crate::registry::reference::Reference;
 use crate::source::client::Client;
 use crate::source::{self, Blob, LayerRef, RemoteBlob};
@@ -206,7 +206,7 @@ impl Sources {
             Files::Attached(layers) => {
                 // The sandbox dropped the other capabilities of all threads that start in it.
                 let drop_privileges = || {
-                    if let Err(error) = privileges::drop_rest() {
+                    if let Err(error) = confine::drop_rest() {
                         log::error!("cannot drop the privileges of a thread: {error}");
                     }
                 };

@@ -8,24 +8,20 @@
 //!
 //! Ports to connect to are not limited: a registry redirects to stores at ports of their own.
 
-use std::collections::BTreeMap;
-use std::env::consts::ARCH;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, LandlockStatus,
-    PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError,
-    Scope,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd,
+    Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, Scope,
 };
 use libc::{c_int, c_long};
-use rustix::thread::{self, CapabilitySet, CapabilitySets};
-use seccompiler::{
-    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
-    SeccompFilter, SeccompRule, TargetArch,
-};
+use rustix::thread::CapabilitySet;
+use seccompiler::{BackendError, SeccompAction};
 use thiserror::Error;
 
+use crate::io::confine::seccomp::{Calls, NOT_EXECUTABLE, THREAD, Test, install};
+use crate::io::confine::{self, Support};
 use crate::io::directory::parent_of;
 
 /// The newest set of rights to take away; an older kernel takes those it knows.
@@ -155,6 +151,13 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_getcwd,
 ];
 
+/// Calls that fail with ENOSYS: the flags of `clone3` lie in memory, where no filter can read them, and C
+/// libraries fall back to `clone`.
+const ABSENT: &[c_long] = &[libc::SYS_clone3];
+
+/// Name of the sandbox in log lines.
+const NAME: &str = "the fetcher's sandbox";
+
 /// Address families of sockets: the resolver asks a name service and the kernel's routing tables.
 const FAMILIES: [c_int; 4] = [
     libc::AF_INET,
@@ -162,9 +165,6 @@ const FAMILIES: [c_int; 4] = [
     libc::AF_UNIX,
     libc::AF_NETLINK,
 ];
-
-/// Flags of `clone` for a thread instead of a process.
-const THREAD: c_int = libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_THREAD;
 
 /// The sandbox cannot be entered.
 #[derive(Debug, Error)]
@@ -203,30 +203,16 @@ pub struct Reach {
 /// # Errors
 /// An [`Error`]: the kernel has a mechanism and refuses to apply it.
 pub fn enter(reach: &Reach) -> Result<(), Error> {
-    drop_capabilities().map_err(|errno| Error::Privileges(errno.into()))?;
-    if !close_paths(reach)? {
-        log::warn!("the fetcher's sandbox lacks Landlock: this kernel does not support it");
-    }
-    if !filter_calls()? {
-        log::warn!("the fetcher's sandbox lacks seccomp: no filter for this processor");
-    }
+    confine::drop_all_but(CapabilitySet::empty()).map_err(Error::Privileges)?;
+    close_paths(reach)?.warn(NAME, "Landlock");
+    filter_calls()?.warn(NAME, "seccomp");
     Ok(())
 }
 
-fn drop_capabilities() -> rustix::io::Result<()> {
-    thread::set_no_new_privs(true)?;
-    thread::clear_ambient_capability_set()?;
-    let none = CapabilitySet::empty();
-    let sets = CapabilitySets {
-        effective: none,
-        permitted: none,
-        inheritable: none,
-    };
-    thread::set_capabilities(None, sets)
-}
-
-/// Returns whether the kernel has Landlock.
-fn close_paths(reach: &Reach) -> Result<bool, Error> {
+fn close_paths(reach: &Reach) -> Result<Support, Error> {
+    if confine::landlock::is_forbidden() {
+        return Ok(Support::Forbidden);
+    }
     let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(NEWEST))?
@@ -255,8 +241,7 @@ fn close_paths(reach: &Reach) -> Result<bool, Error> {
     for path in RESOLVER_FILES {
         rules = allow(rules, Path::new(path), AccessFs::ReadFile.into())?;
     }
-    let status = rules.restrict_self()?.landlock;
-    Ok(matches!(status, LandlockStatus::Available { .. }))
+    Ok(rules.restrict_self()?.landlock.into())
 }
 
 /// Adds a rule for a path, if there is something.
@@ -272,47 +257,29 @@ fn allow(
     }
 }
 
-/// Returns whether there is a filter for this processor.
-fn filter_calls() -> Result<bool, Error> {
-    use SeccompCmpOp::{Eq, MaskedEq};
-    let Ok(arch) = TargetArch::try_from(ARCH) else {
-        return Ok(false);
+fn filter_calls() -> Result<Support, Error> {
+    let thread = Test::Bits {
+        mask: THREAD,
+        set: THREAD,
     };
-    let rule = |argument, test, value: c_int| {
-        let value = u64::from(value.cast_unsigned());
-        let width = SeccompCmpArgLen::Dword;
-        let condition = SeccompCondition::new(argument, width, test, value)?;
-        SeccompRule::new(vec![condition])
+    let mut conditional = vec![
+        (libc::SYS_clone, 0, thread),
+        (libc::SYS_mmap, 2, NOT_EXECUTABLE),
+        (libc::SYS_mprotect, 2, NOT_EXECUTABLE),
+        (libc::SYS_prctl, 0, Test::Is(libc::PR_SET_NAME)),
+        (libc::SYS_ioctl, 1, Test::Is(libc::FIONBIO as c_int)),
+        (libc::SYS_ioctl, 1, Test::Is(libc::FIONREAD as c_int)),
+    ];
+    let families = FAMILIES.map(|family| (libc::SYS_socket, 0, Test::Is(family)));
+    conditional.extend(families);
+    let calls = Calls {
+        allowed: ALLOWED.to_vec(),
+        conditional,
+        absent: ABSENT,
+        forbidden: SeccompAction::Errno(libc::EPERM.unsigned_abs()),
     };
-    let no_code = MaskedEq(u64::from(libc::PROT_EXEC.cast_unsigned()));
-    let thread = MaskedEq(u64::from(THREAD.cast_unsigned()));
-    let mut rules: BTreeMap<_, _> = ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
-    for family in FAMILIES {
-        let sockets: &mut Vec<_> = rules.entry(libc::SYS_socket).or_default();
-        sockets.push(rule(0, Eq, family)?);
+    match calls.filters()? {
+        Some(filters) => Ok(install(&filters)?),
+        None => Ok(Support::Missing),
     }
-    rules.insert(libc::SYS_clone, vec![rule(0, thread, THREAD)?]);
-    rules.insert(libc::SYS_mmap, vec![rule(2, no_code.clone(), 0)?]);
-    rules.insert(libc::SYS_mprotect, vec![rule(2, no_code, 0)?]);
-    rules.insert(libc::SYS_prctl, vec![rule(0, Eq, libc::PR_SET_NAME)?]);
-    let requests = [libc::FIONBIO, libc::FIONREAD].map(|request| request as c_int);
-    let requests = requests.map(|request| rule(1, Eq, request));
-    rules.insert(
-        libc::SYS_ioctl,
-        requests.into_iter().collect::<Result<_, _>>()?,
-    );
-    // Its flags lie in memory, where no filter can read them; C libraries fall back to `clone`.
-    let absent = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
-    let error = |number: c_int| SeccompAction::Errno(number.cast_unsigned());
-    let allow = SeccompAction::Allow;
-    let absent = SeccompFilter::new(absent, allow.clone(), error(libc::ENOSYS), arch)?;
-    // Of two filters, the kernel obeys the one with the stricter answer, and of two errors the one
-    // that was added last.
-    rules.insert(libc::SYS_clone3, Vec::new());
-    let known = SeccompFilter::new(rules, error(libc::EPERM), allow, arch)?;
-    for filter in [absent, known] {
-        let program: BpfProgram = filter.try_into()?;
-        seccompiler::apply_filter(&program)?;
-    }
-    Ok(true)
 }

@@ -4,6 +4,7 @@
 pub mod bitmap;
 pub mod boot;
 pub mod child_status;
+pub mod confine;
 pub mod directory;
 pub mod file_lock;
 pub mod file_system;

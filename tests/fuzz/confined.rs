@@ -14,7 +14,8 @@ use std::thread;
 use std::time::Duration;
 
 use ovbd_vhost::daemon::sandbox::seccomp::{self, Needs, Stage};
-use ovbd_vhost::daemon::sandbox::{Reach, Support, landlock, privileges};
+use ovbd_vhost::daemon::sandbox::{Reach, landlock};
+use ovbd_vhost::io::confine::{self, Support};
 use rustix::thread::CapabilitySet;
 use seccompiler::{BpfProgram, SeccompAction};
 
@@ -112,7 +113,7 @@ impl<T: Send + 'static> Confined<T> {
 /// Confines the calling thread, in the order of the daemon.
 fn enter(directories: &[PathBuf], filters: &Filters) {
     landlock::close(&reach(directories)).expect("Landlock");
-    privileges::drop_all_but(CapabilitySet::empty()).expect("capabilities");
+    confine::drop_all_but(CapabilitySet::empty()).expect("capabilities");
     for filter in filters {
         seccompiler::apply_filter(filter).expect("seccomp");
     }

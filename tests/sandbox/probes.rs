@@ -21,8 +21,9 @@ use std::thread;
 
 use io_uring::{IoUring, opcode};
 use libc::{SIGABRT, SIGSYS};
-use ovbd_vhost::daemon::sandbox::{Reach, Sandbox, Support, landlock};
+use ovbd_vhost::daemon::sandbox::{Reach, Sandbox, landlock};
 use ovbd_vhost::engine::ring::Rings;
+use ovbd_vhost::io::confine::Support;
 use ovbd_vhost::io::vectored;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};

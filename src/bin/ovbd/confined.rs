@@ -14,7 +14,8 @@ use std::path::PathBuf;
 use std::process::exit;
 
 use ovbd_vhost::daemon;
-use ovbd_vhost::daemon::sandbox::{Reach, Sandbox, privileges};
+use ovbd_vhost::daemon::sandbox::{Reach, Sandbox};
+use ovbd_vhost::io::confine;
 use ovbd_vhost::reason::reason;
 use ovbd_vhost::tool;
 use ovbd_vhost::tool::open_files::OpenFiles;
@@ -65,7 +66,7 @@ pub fn open(options: &SandboxArgs, sources: Sources) -> Result<OpenFiles, tool::
     let is_on = options.is_on();
     sources.open(move || {
         // The sandbox took the other capabilities from all threads that start in it.
-        if is_on && let Err(error) = privileges::drop_rest() {
+        if is_on && let Err(error) = confine::drop_rest() {
             log::error!("cannot drop the privileges of a thread: {error}");
         }
     })

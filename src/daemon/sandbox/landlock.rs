@@ -2,18 +2,16 @@
 //!
 //! Landlock checks the object of an access and not the system call. So it also applies to operations of
 //! io_uring, which seccomp cannot filter. Open files stay usable.
-#![allow(unsafe_code)] // the query of Landlock's version has no safe form
 
-use std::io;
 use std::path::Path;
-use std::ptr::null;
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, LandlockStatus,
-    PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr, Scope,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd,
+    Ruleset, RulesetAttr, RulesetCreatedAttr, Scope,
 };
 
-use super::{Error, Reach, Support};
+use super::{Error, Reach};
+use crate::io::confine::{self, Support};
 
 /// Newest set of rights that are restricted; an older kernel restricts those it knows.
 const NEWEST: ABI = ABI::V10;
@@ -26,7 +24,7 @@ const NEWEST: ABI = ABI::V10;
 ///
 /// The kernel has Landlock and refuses the rules; or a path of `reach` cannot be opened.
 pub fn close(reach: &Reach<'_>) -> Result<Support, Error> {
-    if is_forbidden() {
+    if confine::landlock::is_forbidden() {
         return Ok(Support::Forbidden);
     }
     let mut rules = Ruleset::default()
@@ -50,24 +48,11 @@ pub fn close(reach: &Reach<'_>) -> Result<Support, Error> {
             rules = rules.add_rule(rule(path, rights)?)?;
         }
     }
-    Ok(match rules.restrict_self()?.landlock {
-        LandlockStatus::Available { .. } => Support::Full,
-        LandlockStatus::NotEnabled | LandlockStatus::NotImplemented => Support::Missing,
-    })
+    Ok(rules.restrict_self()?.landlock.into())
 }
 
 fn rule(path: &Path, rights: BitFlags<AccessFs>) -> Result<PathBeneath<PathFd>, Error> {
     Ok(PathBeneath::new(PathFd::new(path)?, rights))
-}
-
-/// Returns whether a policy forbids Landlock with EPERM; the kernel itself never returns that.
-fn is_forbidden() -> bool {
-    const LANDLOCK_CREATE_RULESET_VERSION: u32 = 1;
-    let call = libc::SYS_landlock_create_ruleset;
-    // SAFETY: with this flag the call takes no pointer and returns a number.
-    let version =
-        unsafe { libc::syscall(call, null::<u8>(), 0usize, LANDLOCK_CREATE_RULESET_VERSION) };
-    version < 0 && io::Error::last_os_error().kind() == io::ErrorKind::PermissionDenied
 }
 
 #[cfg(test)]

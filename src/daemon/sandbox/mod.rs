@@ -15,6 +15,8 @@ use std::path::PathBuf;
 
 use rustix::thread::CapabilitySet;
 
+use crate::io::confine::{self, Support};
+
 /// The sandbox cannot be entered.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -33,17 +35,6 @@ pub enum Error {
     /// The kernel refuses the seccomp filter.
     #[error("seccomp refuses the filter")]
     Seccomp(#[from] seccompiler::Error),
-}
-
-/// Support for a mechanism.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Support {
-    /// It is in force.
-    Full,
-    /// The kernel does not support it, or not on this processor.
-    Missing,
-    /// Another policy, such as a container's seccomp profile, forbids its use.
-    Forbidden,
 }
 
 /// What a confined process can access beside its open files.
@@ -94,19 +85,10 @@ impl Sandbox {
             true if needs.read => CapabilitySet::DAC_READ_SEARCH,
             _ => CapabilitySet::empty(),
         };
-        privileges::drop_all_but(kept).map_err(Error::Privileges)?;
+        confine::drop_all_but(kept).map_err(Error::Privileges)?;
         let seccomp = seccomp::restrict(seccomp::Stage::Opening, needs)?;
         for (name, support) in [("Landlock", landlock), ("seccomp", seccomp)] {
-            match support {
-                Support::Full => {}
-                Support::Missing => {
-                    log::warn!("the sandbox lacks {name}: this kernel does not support it")
-                }
-                Support::Forbidden => log::warn!(
-                    "the sandbox lacks {name}: its use is forbidden (EPERM), probably by the seccomp \
-         profile of a container"
-                ),
-            }
+            support.warn("the sandbox", name);
         }
         Ok(Sandbox { needs })
     }
@@ -117,7 +99,7 @@ impl Sandbox {
     ///
     /// The kernel refuses the second filter.
     pub fn tighten(self) -> Result<(), Error> {
-        privileges::drop_rest().map_err(Error::Privileges)?;
+        confine::drop_rest().map_err(Error::Privileges)?;
         seccomp::restrict(seccomp::Stage::Serving, self.needs)?;
         Ok(())
     }

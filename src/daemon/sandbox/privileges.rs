@@ -7,7 +7,7 @@ use std::io;
 
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
-use rustix::thread::{self, CapabilitySet, CapabilitySets};
+use rustix::thread::{self, CapabilitySet};
 
 /// A user and a group for the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,38 +177,10 @@ pub fn bound() -> io::Result<()> {
     Ok(())
 }
 
-/// Drops all capabilities but those of `kept` that the thread has, and sets `no_new_privs`.
-///
-/// # Errors
-///
-/// Those of `prctl(2)` and `capset(2)`.
-pub fn drop_all_but(kept: CapabilitySet) -> io::Result<()> {
-    thread::set_no_new_privs(true)?;
-    thread::clear_ambient_capability_set()?;
-    set(thread::capabilities(None)?.effective & kept)
-}
-
-/// Drops the capabilities that [`drop_all_but`] kept.
-///
-/// # Errors
-///
-/// Those of `capset(2)`.
-pub fn drop_rest() -> io::Result<()> {
-    set(CapabilitySet::empty())
-}
-
-fn set(kept: CapabilitySet) -> io::Result<()> {
-    let sets = CapabilitySets {
-        effective: kept,
-        permitted: kept,
-        inheritable: CapabilitySet::empty(),
-    };
-    Ok(thread::set_capabilities(None, sets)?)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::confine;
 
     const USERS: &str = "root:x:0:0:root:/root:/bin/sh\n\nbad\nvm:x:64055:110::/:/bin/false\n";
     const GROUPS: &str = "root:x:0:\nkvm:x:110:vm,other\n";
@@ -264,10 +236,10 @@ mod tests {
             .contains(CapabilitySet::SETPCAP);
         let inside = std::thread::spawn(|| {
             bound().unwrap();
-            drop_all_but(CapabilitySet::DAC_OVERRIDE).unwrap();
+            confine::drop_all_but(CapabilitySet::DAC_OVERRIDE).unwrap();
             let kept = thread::capabilities(None).unwrap();
             assert!(CapabilitySet::DAC_OVERRIDE.contains(kept.effective | kept.permitted));
-            drop_rest().unwrap();
+            confine::drop_rest().unwrap();
             let sets = thread::capabilities(None).unwrap();
             assert_eq!(
                 sets.effective | sets.permitted | sets.inheritable,

@@ -4,17 +4,14 @@
 //! the tables kills the process, because only injected code makes one. A killed daemon is restarted,
 //! and its guest continues. A few calls that libraries can do without fail with ENOSYS.
 
-use std::collections::BTreeMap;
-use std::env::consts::ARCH;
 use std::process;
 
 use libc::{c_int, c_long};
-use seccompiler::{
-    BackendError, BpfProgram, Error as InstallError, SeccompAction, SeccompCmpArgLen, SeccompCmpOp,
-    SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
-};
+use seccompiler::{BpfProgram, SeccompAction};
 
-use super::{Error, Reach, Support};
+use super::{Error, Reach};
+use crate::io::confine::Support;
+use crate::io::confine::seccomp::{Calls, Conditional, NOT_EXECUTABLE, THREAD, Test, install};
 
 /// Calls that affect open files, memory and threads only.
 const ALLOWED: &[c_long] = &[
@@ -150,20 +147,6 @@ const ABSENT: &[c_long] = &[
     libc::SYS_getcwd,
 ];
 
-/// Condition for an argument.
-enum Test {
-    Is(c_int),
-    /// Of the bits in `mask`, exactly those in `set` are set.
-    Bits {
-        mask: c_int,
-        set: c_int,
-    },
-    Null,
-}
-
-/// Flags of `clone` for a thread instead of a process.
-const THREAD: c_int = libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_THREAD;
-
 const NEW_NAMESPACES: c_int = libc::CLONE_NEWNS
     | libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWUTS
@@ -172,18 +155,13 @@ const NEW_NAMESPACES: c_int = libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWNET;
 
-const NOT_EXECUTABLE: Test = Test::Bits {
-    mask: libc::PROT_EXEC,
-    set: 0,
-};
-
 /// Calls allowed for one argument only, counted from 0, to draw a progress bar on a terminal.
-fn conditional_for_progress() -> [(c_long, u8, Test); 2] {
+fn conditional_for_progress() -> [Conditional; 2] {
     [libc::TCGETS, libc::TIOCGWINSZ].map(|request| (libc::SYS_ioctl, 1, Test::Is(request as c_int)))
 }
 
 /// Calls allowed for one argument only, counted from 0, while the process opens and parses.
-fn conditional_while_opening() -> [(c_long, u8, Test); 2] {
+fn conditional_while_opening() -> [Conditional; 2] {
     [
         (libc::SYS_prlimit64, 0, Test::Is(0)), // to raise the limit of open files, of this process
         (libc::SYS_prctl, 0, Test::Is(libc::PR_SET_NO_NEW_PRIVS)), // set already, to tighten
@@ -191,7 +169,7 @@ fn conditional_while_opening() -> [(c_long, u8, Test); 2] {
 }
 
 /// Calls allowed for one argument only, counted from 0; several rows of a call are alternatives.
-fn conditional() -> [(c_long, u8, Test); 20] {
+fn conditional() -> [Conditional; 20] {
     use Test::{Bits, Is, Null};
     let thread = Bits {
         mask: THREAD | NEW_NAMESPACES,
@@ -219,20 +197,6 @@ fn conditional() -> [(c_long, u8, Test); 20] {
         (libc::SYS_sendto, 4, Null), // to a connected peer: the pipe of a signal
         (libc::SYS_tgkill, 0, Is(process::id() as c_int)), // abort; a call that a front-end blocks
     ]
-}
-
-impl Test {
-    fn rule(self, argument: u8) -> Result<SeccompRule, BackendError> {
-        use SeccompCmpArgLen::{Dword, Qword};
-        // The kernel uses only the low half of a register for an `int`.
-        let bits = |bits: c_int| u64::from(bits.cast_unsigned());
-        let (width, test, value) = match self {
-            Test::Is(value) => (Dword, SeccompCmpOp::Eq, bits(value)),
-            Test::Bits { mask, set } => (Dword, SeccompCmpOp::MaskedEq(bits(mask)), bits(set)),
-            Test::Null => (Qword, SeccompCmpOp::Eq, 0),
-        };
-        SeccompRule::new(vec![SeccompCondition::new(argument, width, test, value)?])
-    }
 }
 
 /// Stage of a confined process.
@@ -306,21 +270,10 @@ impl Needs {
 ///
 /// The kernel has seccomp and refuses the filters.
 pub fn restrict(stage: Stage, needs: Needs) -> Result<Support, Error> {
-    let Some(filters) = filters(stage, needs, SeccompAction::KillProcess)? else {
-        return Ok(Support::Missing);
-    };
-    for program in &filters {
-        match seccompiler::apply_filter_all_threads(program) {
-            Ok(()) => {}
-            Err(InstallError::Seccomp(error))
-                if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL)) =>
-            {
-                return Ok(Support::Missing);
-            }
-            Err(error) => return Err(error.into()),
-        }
+    match filters(stage, needs, SeccompAction::KillProcess)? {
+        Some(filters) => Ok(install(&filters)?),
+        None => Ok(Support::Missing),
     }
-    Ok(Support::Full)
 }
 
 /// Compiles the filters of a stage; a call outside the tables meets `forbidden`. `None` if there are
@@ -334,27 +287,18 @@ pub fn filters(
     needs: Needs,
     forbidden: SeccompAction,
 ) -> Result<Option<[BpfProgram; 2]>, Error> {
-    let Ok(arch) = TargetArch::try_from(ARCH) else {
-        return Ok(None);
-    };
-    let always = |call: &c_long| (*call, Vec::new());
-    let allowed = needs.tables(stage).concat();
-    let absent = ABSENT.iter().filter(|call| !allowed.contains(call));
-    let absent: BTreeMap<_, _> = absent.map(always).collect();
-    let mut known: BTreeMap<_, _> = allowed.iter().chain(ABSENT).map(always).collect();
-    let mut conditions: Vec<_> = conditional().into();
+    let mut conditional: Vec<_> = conditional().into();
     if stage == Stage::Opening {
-        conditions.extend(conditional_while_opening());
+        conditional.extend(conditional_while_opening());
     }
     if needs.progress {
-        conditions.extend(conditional_for_progress());
+        conditional.extend(conditional_for_progress());
     }
-    for (call, argument, test) in conditions {
-        known.entry(call).or_default().push(test.rule(argument)?);
-    }
-    let allow = SeccompAction::Allow;
-    let no_such_call = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
-    let absent = SeccompFilter::new(absent, allow.clone(), no_such_call, arch)?;
-    let known = SeccompFilter::new(known, forbidden, allow, arch)?;
-    Ok(Some([absent.try_into()?, known.try_into()?]))
+    let calls = Calls {
+        allowed: needs.tables(stage).concat(),
+        conditional,
+        absent: ABSENT,
+        forbidden,
+    };
+    Ok(calls.filters()?)
 }
