@@ -11,9 +11,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::error::Error;
 use super::pieces::{CompressedRun, Piece};
-use super::probe::{Strict, probe};
 use crate::format::{tar, zfile};
 use crate::source::Blob;
 
@@ -86,17 +84,6 @@ impl ZFileMap {
 }
 
 impl Container {
-    /// Parses the wrappers of a blob and verifies their checksums. Opens no file.
-    ///
-    /// # Errors
-    /// [`Error::Source`] if the blob cannot be read; [`Error::Foreign`], [`Error::Tar`],
-    /// [`Error::TarPayload`] and [`Error::ZFile`] for a damaged wrapper or another kind of file.
-    pub fn load(blob: Arc<Blob>) -> Result<Self, Error> {
-        let container = probe(blob, &mut Strict)?;
-        container.blob.map();
-        Ok(container)
-    }
-
     /// Creates the container of a blob whose wrappers were parsed.
     pub(super) fn new(blob: Arc<Blob>, payload: tar::Payload, zfile_map: Option<ZFileMap>) -> Self {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::container::{Container, ZFileMap};
 use super::error::Error;
-use super::open_layers;
+use super::open_layers::OpenLayers;
 use super::probe::{last_trailer, layer_trailer};
 use super::reader::Reader;
 use super::wait_for_seal;
@@ -30,6 +30,9 @@ pub struct Layer {
     shared: Arc<SharedLayer>,
 }
 
+/// The open layers of this process.
+static OPEN_LAYERS: OpenLayers<SharedLayer> = OpenLayers::new();
+
 /// An open layer, shared by all stacks of this process.
 #[derive(Debug)]
 pub(super) struct SharedLayer {
@@ -40,14 +43,14 @@ pub(super) struct SharedLayer {
     /// Number of mappings, without padding.
     mappings: usize,
     index_crc: u32,
-    /// The key in [`open_layers`]; `None` for a layer that is not shared.
+    /// The key in [`OPEN_LAYERS`]; `None` for a layer that is not shared.
     identity: Option<BlobIdentity>,
 }
 
 impl Drop for SharedLayer {
     fn drop(&mut self) {
         if let Some(identity) = &self.identity {
-            open_layers::remove(identity);
+            OPEN_LAYERS.remove(identity);
         }
     }
 }
@@ -177,7 +180,7 @@ impl SharedLayer {
         began: Option<Uuid>,
     ) -> Result<(Arc<Self>, Vec<Mapping>), Error> {
         let identity = blob.identity()?;
-        if let Some(open) = identity.as_ref().and_then(open_layers::find) {
+        if let Some(open) = identity.as_ref().and_then(|known| OPEN_LAYERS.find(known)) {
             let mut reader = Reader::new();
             let index = read_index(&open.container, &open.trailer, open.trailer_at, &mut reader)?;
             return Ok((open, index.mappings));
@@ -185,7 +188,7 @@ impl SharedLayer {
         let (mut layer, mappings) = Self::within(Container::load(blob)?, began)?;
         layer.identity.clone_from(&identity);
         let shared = match identity {
-            Some(identity) => open_layers::enter(layer, &identity),
+            Some(identity) => OPEN_LAYERS.enter(layer, &identity),
             None => Arc::new(layer),
         };
         Ok((shared, mappings))
@@ -301,7 +304,7 @@ mod tests {
 
     fn is_open(path: &Path) -> bool {
         let identity = Blob::open(path).unwrap().identity().unwrap();
-        open_layers::find(&identity.unwrap()).is_some()
+        OPEN_LAYERS.find(&identity.unwrap()).is_some()
     }
 
     #[test]

@@ -24,6 +24,7 @@ pub mod paths;
 pub mod pieces;
 pub mod probe;
 pub mod reader;
+mod sampling;
 mod search;
 pub mod segment;
 mod stack;
@@ -238,7 +239,11 @@ impl Image {
         if let Some(ids) = self.ids.get() {
             return Ok(ids);
         }
-        let ids = parallel::each(self.workers, self.layers.iter().collect(), LayerId::of);
+        let ids = parallel::each(
+            self.workers,
+            self.layers.iter().collect(),
+            sampling::identity_of,
+        );
         let ids = ids.into_iter().collect::<Result<_, _>>()?;
         Ok(self.ids.get_or_init(|| ids))
     }
@@ -324,7 +329,7 @@ impl Image {
     pub fn serial(&self, count: usize) -> String {
         let mut hash = Hash::EMPTY;
         for layer in self.layers.iter().take(count) {
-            identity::add_structures(&mut hash, layer);
+            sampling::add_structures(&mut hash, layer);
         }
         format!("ovbd{:016x}", hash.value())
     }

@@ -63,6 +63,19 @@ impl Judge for Strict {
     }
 }
 
+impl Container {
+    /// Parses the wrappers of a blob and verifies their checksums. Opens no file.
+    ///
+    /// # Errors
+    /// [`Error::Source`] if the blob cannot be read; [`Error::Foreign`], [`Error::Tar`],
+    /// [`Error::TarPayload`] and [`Error::ZFile`] for a damaged wrapper or another kind of file.
+    pub fn load(blob: Arc<Blob>) -> Result<Self, Error> {
+        let container = probe(blob, &mut Strict)?;
+        container.blob().map();
+        Ok(container)
+    }
+}
+
 /// Finds the bytes of the layer in a blob.
 ///
 /// # Errors
