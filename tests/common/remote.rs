@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Output;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ovbd_vhost::format::digest::Digest;
 use rustls::ServerConfig;
@@ -93,6 +94,18 @@ impl Layers {
         Server::start_tls(tls, self.handler(serve))
     }
 
+    /// A registry that has the blobs, and gives this reply while it is away.
+    pub fn registry_with_outages(&self, otherwise: Reply) -> Outages {
+        let away = Arc::<AtomicBool>::default();
+        let is_away = Arc::clone(&away);
+        let server =
+            self.registry_that(move |request, blob| match is_away.load(Ordering::SeqCst) {
+                true => otherwise.clone(),
+                false => serve(request, blob),
+            });
+        Outages { server, away }
+    }
+
     /// What a registry does that gives this reply to a request for a blob.
     pub fn handler(
         &self,
@@ -122,6 +135,34 @@ impl Layers {
         let lower =
             |blob: &Vec<u8>| json!({"digest": Digest::of(blob).to_string(), "size": blob.len()});
         self.blobs.iter().map(lower).collect()
+    }
+}
+
+/// A registry that a test takes away and brings back.
+pub struct Outages {
+    server: Server,
+    away: Arc<AtomicBool>,
+}
+
+impl Outages {
+    /// From now on, requests get another reply.
+    pub fn take_away(&self) {
+        self.away.store(true, Ordering::SeqCst);
+    }
+
+    /// From now on, blobs are served.
+    pub fn bring_back(&self) {
+        self.away.store(false, Ordering::SeqCst);
+    }
+
+    /// `HOST:PORT`.
+    pub fn host(&self) -> String {
+        self.server.host()
+    }
+
+    /// Number of requests so far.
+    pub fn count(&self) -> usize {
+        self.server.count()
     }
 }
 
@@ -225,6 +266,13 @@ impl Place {
         let mut unused = old.filter(|path| !path.exists());
         let old = unused.next().expect("a name");
         fs::rename(self.path("cache"), old).expect("a cache");
+    }
+
+    /// Whether the cache holds these layers, complete.
+    pub fn is_complete(&self, layers: &Layers) -> bool {
+        let blobs = self.path("cache/blobs/sha256");
+        let mut digests = layers.blobs.iter().map(|blob| Digest::of(blob).hex());
+        digests.all(|hex| blobs.join(hex).exists())
     }
 
     /// The content of the result file.

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use common::registry_server::{serve, until};
 use common::remote::{Layers, Place};
-use ovbd_vhost::format::digest::Digest;
 use serde_json::{Value, json};
 
 use super::{Reader, UNIT, asked_units, fetching};
@@ -16,15 +15,6 @@ fn download(delay: u64, rate: u64, attempts: u64, block_size: u64) -> Value {
         "enable": true, "delay": delay, "delayExtra": 0, "maxMBps": rate, "tryCnt": attempts,
         "blockSize": block_size,
     }})
-}
-
-fn are_complete(layers: &Layers, place: &Place) -> bool {
-    let path = |blob: &Vec<u8>| {
-        place
-            .path("cache/blobs/sha256")
-            .join(Digest::of(blob).hex())
-    };
-    layers.blobs.iter().all(|blob| path(blob).exists())
 }
 
 /// A guest reads before, while and after its blobs are completed and renamed; each unit comes once.
@@ -42,7 +32,7 @@ fn readers_go_on_while_blobs_are_completed() {
     let daemon = place.serve(&[]);
     let mut reader = Reader::connect(&daemon);
     let mut rounds = 0;
-    while !are_complete(&layers, &place) || rounds < 3 {
+    while !place.is_complete(&layers) || rounds < 3 {
         reader.check_all(&layers.content);
         rounds += 1;
     }
@@ -79,7 +69,7 @@ fn a_download_keeps_to_its_delay_and_rate() {
     let opened = server.count();
     until("the first block", || server.count() > opened);
     assert!(start.elapsed() >= Duration::from_secs(1), "the delay");
-    until("both blobs are complete", || are_complete(&layers, &place));
+    until("both blobs are complete", || place.is_complete(&layers));
     // Of 6 MiB, a block of each blob comes at once.
     assert!(
         start.elapsed() >= Duration::from_millis(1000 + 1500),
@@ -112,7 +102,7 @@ fn a_download_is_tried_as_often_as_configured() {
     std::thread::sleep(Duration::from_millis(500));
     let counts = asked_units(&server, &layers.blobs[0]);
     assert_eq!(counts[16], 4, "{counts:?}");
-    assert!(!are_complete(&layers, &place));
+    assert!(!place.is_complete(&layers));
 }
 
 /// While requests of a guest wait for their turn, a download asks for nothing more.
@@ -162,6 +152,6 @@ fn a_download_yields_to_the_guest() {
     assert!(asked(0) <= 12, "{} units: the download yields", asked(0));
     gates[1].store(true, Ordering::SeqCst);
     reader.check(&layers.content);
-    until("the blob is complete", || are_complete(&layers, &place));
+    until("the blob is complete", || place.is_complete(&layers));
     assert!(asked(0) > 64);
 }

@@ -224,20 +224,14 @@ fn an_index_that_is_longer_than_guessed_takes_one_wave_more() {
 fn a_cache_with_holes_starts_without_the_registry() {
     let layers = Layers::new(4);
     let place = Place::default();
-    let away = Arc::new(AtomicBool::new(false));
-    let is_away = Arc::clone(&away);
-    let server: Server =
-        layers.registry_that(move |request, blob| match is_away.load(Ordering::SeqCst) {
-            true => Reply::Reset(Vec::new()),
-            false => serve(request, blob),
-        });
+    let server = layers.registry_with_outages(Reply::Reset(Vec::new()));
     place.config("http", &server.host(), &layers.lowers(), json!({}));
     let daemon = place.serve(&[]);
     let mut reader = Reader::connect(&daemon);
     reader.ask([0, 2 * MIB]);
     reader.check(&layers.content);
     drop((reader, daemon));
-    away.store(true, Ordering::SeqCst);
+    server.take_away();
     let before = server.count();
     let daemon = place.serve(&[]);
     let mut reader = Reader::connect(&daemon);
@@ -247,7 +241,7 @@ fn a_cache_with_holes_starts_without_the_registry() {
     reader.ask([MIB + UNIT, 3 * MIB + UNIT]);
     until("a request fails", || server.count() > before);
     assert!(reader.load.take().is_none());
-    away.store(false, Ordering::SeqCst);
+    server.bring_back();
     reader.check(&layers.content);
     reader.check_all(&layers.content);
 }

@@ -131,8 +131,5 @@ fn what_was_in_the_cache_at_a_kill_is_not_fetched_again() {
             );
         }
     }
-    until("both blobs are complete", || {
-        let blobs = fs::read_dir(place.path("cache/blobs/sha256")).map(Iterator::count);
-        blobs.is_ok_and(|count| count == layers.blobs.len())
-    });
+    until("both blobs are complete", || place.is_complete(&layers));
 }

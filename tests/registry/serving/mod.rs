@@ -1,5 +1,6 @@
 //! The daemon with layers in registries: guest bytes, requests, refusals, outages, kills.
 
+mod absence;
 mod answers;
 mod background;
 mod counting;

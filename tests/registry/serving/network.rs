@@ -2,14 +2,12 @@
 
 use std::fs;
 use std::net::TcpStream;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::daemon;
 use common::name_server::NameServer;
 use common::registries::{DockerRegistry, Storage, free_address};
-use common::registry_server::{Reply, Server, answer, serve, until};
+use common::registry_server::{Reply, Server, answer, until};
 use common::remote::{Layers, Place, REPOSITORY};
 use rustix::net::{AddressFamily, SocketType, bind, listen, socket};
 use serde_json::json;
@@ -48,12 +46,7 @@ fn serve_by_name(place: &Place, setup: &str, layers: &Layers, server: &Server) -
 fn a_name_that_resolves_again_ends_the_wait() {
     let (place, setup) = with_names(&format!("127.0.0.1 {NAME}\n"), NO_SERVER);
     let layers = Layers::new(4);
-    let away = Arc::new(AtomicBool::new(false));
-    let is_away = Arc::clone(&away);
-    let server = layers.registry_that(move |request, blob| match is_away.load(Ordering::SeqCst) {
-        true => Reply::Close(Vec::new()),
-        false => serve(request, blob),
-    });
+    let server = layers.registry_with_outages(Reply::Close(Vec::new()));
     let host = server.host().replace("127.0.0.1", NAME);
     place.config("http", &host, &layers.lowers(), json!({}));
     let daemon = place.serve_in_namespace(&setup, &["--insecure-registry", &host]);
@@ -63,13 +56,13 @@ fn a_name_that_resolves_again_ends_the_wait() {
 
     // In place: the file is mounted.
     fs::write(place.path("hosts"), "").expect("names");
-    away.store(true, Ordering::SeqCst);
+    server.take_away();
     let before = server.count();
     reader.ask([3 << 20, 1 << 20]);
     until("a request fails", || server.count() > before);
     std::thread::sleep(Duration::from_secs(1));
     let failed = server.count();
-    away.store(false, Ordering::SeqCst);
+    server.bring_back();
     std::thread::sleep(Duration::from_secs(1));
     assert!(reader.load.take().is_none(), "no name, no bytes");
     assert_eq!(server.count(), failed, "no connection without a name");
@@ -132,12 +125,14 @@ fn a_start_without_an_answer_ends_with_the_reason() {
     let layers = Layers::new(1);
     let silent = Server::start(|_| Reply::Stall(Vec::new()));
     let busy = Server::start(|_| answer(503, &[("Retry-After", "1")], b""));
+    let closed = Server::start(|_| answer(503, &[("Retry-After", "31536000")], b""));
     let garbage = Server::start(|_| Reply::Close(b"garbage\r\n\r\n".to_vec()));
     let empty = Server::start(|_| answer(204, &[], b""));
     let cases = [
         (free_address(), "Connection failed"),
         (silent.host(), "Get meta timedout"),
         (busy.host(), "Too many requests"),
+        (closed.host(), "Too many requests"),
         (garbage.host(), "Unexpected response"),
         (empty.host(), "Unexpected response"),
     ];
@@ -205,24 +200,18 @@ fn a_guest_waits_out_a_silent_name_server() {
     let names = NameServer::start(NAME);
     let (place, setup) = with_names("", &names.resolv_conf());
     let layers = Layers::new(4);
-    let away = Arc::new(AtomicBool::new(false));
-    let is_away = Arc::clone(&away);
-    let server = layers.registry_that(move |request, blob| match is_away.load(Ordering::SeqCst) {
-        // The client forgets the address then.
-        true => Reply::Reset(Vec::new()),
-        false => serve(request, blob),
-    });
+    let server = layers.registry_with_outages(Reply::Reset(Vec::new()));
     let host = server.host().replace("127.0.0.1", NAME);
     place.config("http", &host, &layers.lowers(), json!({}));
     let control = place.path("control").display().to_string();
     let daemon = place.serve_in_namespace(&setup, &["--control", &control]);
     let mut reader = Reader::connect(&daemon);
     names.fall_silent();
-    away.store(true, Ordering::SeqCst);
+    server.take_away();
     let asked = names.asked();
     reader.ask([3 << 20, 1 << 20]);
     until("the name is looked up again", || names.asked() > asked);
-    away.store(false, Ordering::SeqCst);
+    server.bring_back();
     // A reset, which makes the client forget the address, and then a look-up that is late.
     let failed = || fetching(&place)["fetcher"]["retries"].as_u64().unwrap_or(0);
     until("the look-up is late", || failed() > 2);

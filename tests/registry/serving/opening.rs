@@ -8,7 +8,7 @@ use common::disk;
 use common::golden;
 use common::guest::{Guest, Options};
 use common::registries::{self, DockerRegistry, Storage, TokenServer};
-use common::registry_server::{Server, answer, serve, until};
+use common::registry_server::{Received, Server, answer, serve, until};
 use common::remote::{Layers, Place, REPOSITORY};
 use ovbd_vhost::format::digest::Digest;
 use serde_json::json;
@@ -75,7 +75,7 @@ fn the_second_start_makes_no_request() {
         );
     }
     drop(guest);
-    until_complete(&place);
+    until("both blobs are complete", || place.is_complete(&layers));
     drop(daemon);
     let before = server.count();
     let daemon = place.serve(&[]);
@@ -164,13 +164,6 @@ fn an_image_is_served_by_its_reference() {
     }
 }
 
-fn until_complete(place: &Place) {
-    until("both blobs are complete", || {
-        let blobs = fs::read_dir(place.path("cache/blobs/sha256")).map(Iterator::count);
-        blobs.is_ok_and(|count| count == 2)
-    });
-}
-
 /// `download` of the image, and of the service configuration for an image that says nothing.
 #[test]
 fn layers_are_downloaded_in_the_background() {
@@ -189,7 +182,7 @@ fn layers_are_downloaded_in_the_background() {
         let path = place.path("overlaybd.json");
         fs::write(&path, service.to_string()).expect("a service configuration");
         let daemon = place.serve(&["--service-config", &path.display().to_string()]);
-        until_complete(&place);
+        until("both blobs are complete", || place.is_complete(&layers));
         drop(server);
         assert_reads(&daemon, &layers.content);
     }
@@ -209,7 +202,8 @@ fn a_mirror_serves_the_layers_it_has() {
         }
     });
     place.config("http", &origin.host(), &layers.lowers(), json!({}));
-    let option = format!("{}={}", origin.host(), mirror.url(""));
+    let header = "X-Dragonfly-Registry:https://registry.example";
+    let option = format!("{}={},header={header}", origin.host(), mirror.url(""));
     let daemon = place.serve(&["--mirror", &option]);
     assert_reads(&daemon, &layers.content);
     let top = Digest::of(&layers.blobs[1]).to_string();
@@ -223,4 +217,8 @@ fn a_mirror_serves_the_layers_it_has() {
         asked.iter().all(|request| named(&request.target)),
         "{asked:?}"
     );
+    let registry = |request: &Received| {
+        request.header("x-dragonfly-registry") == Some("https://registry.example")
+    };
+    assert!(asked.iter().all(registry), "{asked:?}");
 }

@@ -10,21 +10,12 @@ use common::content::Random;
 use common::daemon::Daemon;
 use common::guest::{Guest, Options};
 use common::registries::{DockerRegistry, Storage};
-use common::registry_server::{Reply, Server, answer, serve, until};
+use common::registry_server::{Reply, answer, until};
 use common::remote::{Layers, Place, REPOSITORY};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use super::{Reader, SHAPE, UNIT};
-
-/// A registry that serves the layers while `serves` says so.
-fn switchable(layers: &Layers, serves: &Arc<AtomicBool>, otherwise: Reply) -> Server {
-    let serves = Arc::clone(serves);
-    layers.registry_that(move |request, blob| match serves.load(Ordering::SeqCst) {
-        true => serve(request, blob),
-        false => otherwise.clone(),
-    })
-}
 
 /// Reads at random while `disturb` is called; it leaves a daemon that listens.
 fn under_load(
@@ -104,8 +95,7 @@ fn everything_but_the_guest_is_killed_under_reads() {
 fn a_killed_keeper_costs_nothing() {
     let layers = Layers::new(8);
     let place = Place::default();
-    let serves = Arc::new(AtomicBool::new(true));
-    let server = switchable(&layers, &serves, Reply::Stall(Vec::new()));
+    let server = layers.registry_with_outages(Reply::Stall(Vec::new()));
     place.config("http", &server.host(), &layers.lowers(), json!({}));
     let daemon = place.serve(&[]);
     let (keeper, fetcher) = daemon.fetcher();
@@ -122,11 +112,10 @@ fn a_killed_keeper_costs_nothing() {
 fn wait_out(failure: Reply) {
     let layers = Layers::new(4);
     let place = Place::default();
-    let serves = Arc::new(AtomicBool::new(true));
-    let server = switchable(&layers, &serves, failure);
+    let server = layers.registry_with_outages(failure);
     place.config("http", &server.host(), &layers.lowers(), json!({}));
     let daemon = place.serve(&[]);
-    serves.store(false, Ordering::SeqCst);
+    server.take_away();
     let before = server.count();
     let answered = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -139,7 +128,7 @@ fn wait_out(failure: Reply) {
         });
         until("a request fails", || server.count() > before);
         assert!(!answered.load(Ordering::SeqCst));
-        serves.store(true, Ordering::SeqCst);
+        server.bring_back();
     });
 }
 
@@ -169,16 +158,15 @@ fn a_guest_waits_out_connections_that_break() {
 fn a_deadline_fails_reads_and_nothing_else() {
     let layers = Layers::new(4);
     let place = Place::default();
-    let serves = Arc::new(AtomicBool::new(true));
-    let server = switchable(&layers, &serves, Reply::Stall(Vec::new()));
+    let server = layers.registry_with_outages(Reply::Stall(Vec::new()));
     place.config("http", &server.host(), &layers.lowers(), json!({}));
     let daemon = place.serve(&["--fetch-deadline", "1"]);
-    serves.store(false, Ordering::SeqCst);
+    server.take_away();
     let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
     let middle = layers.content.len() / 2;
     let answer = guest.request(0, common::blk::IN, middle as u64 / 512, 4096);
     assert_eq!(answer.status, common::blk::IOERR);
-    serves.store(true, Ordering::SeqCst);
+    server.bring_back();
     // The request that stalls is given up after some seconds; until then reads may fail.
     until("the registry is used again", || {
         let answer = guest.request(0, common::blk::IN, middle as u64 / 512, 4096);
@@ -192,14 +180,13 @@ fn a_deadline_fails_reads_and_nothing_else() {
 fn a_stop_does_not_wait_for_the_network() {
     let layers = Layers::new(8);
     let place = Place::default();
-    let serves = Arc::new(AtomicBool::new(true));
-    let server = switchable(&layers, &serves, Reply::Stall(Vec::new()));
+    let server = layers.registry_with_outages(Reply::Stall(Vec::new()));
     place.config("http", &server.host(), &layers.lowers(), json!({}));
     let mut daemon = place.serve(&[]);
     let mut reader = Reader::connect(&daemon);
     reader.ask([0]);
     reader.check(&layers.content);
-    serves.store(false, Ordering::SeqCst);
+    server.take_away();
     let before = server.count();
     reader.ask((1..31).map(|read| read * 4 * UNIT));
     until("many requests stall", || server.count() >= before + 8);
@@ -219,7 +206,7 @@ fn a_stop_does_not_wait_for_the_network() {
     assert_eq!(daemon.terminate().code(), Some(0));
     assert!(reader.load.take().is_none(), "no read is answered");
 
-    serves.store(true, Ordering::SeqCst);
+    server.bring_back();
     daemon.restart();
     reader.reconnect(&daemon);
     reader.check(&layers.content);
@@ -230,8 +217,8 @@ fn a_stop_does_not_wait_for_the_network() {
 fn a_signal_ends_a_start_that_waits() {
     let layers = Layers::new(1);
     let place = Place::default();
-    let serves = Arc::new(AtomicBool::new(false));
-    let server = switchable(&layers, &serves, Reply::Stall(Vec::new()));
+    let server = layers.registry_with_outages(Reply::Stall(Vec::new()));
+    server.take_away();
     place.config("http", &server.host(), &layers.lowers(), json!({}));
     let socket = place.path("s");
     let mut child = common::daemon::command()

@@ -143,19 +143,34 @@ fn a_recorded_trace_leaves_nothing_to_wait_for() {
     read(&daemon);
 }
 
+/// A list of files, as other tools write it, and traces that are damaged in every part.
 #[test]
 fn a_trace_that_is_none_is_only_a_line_in_the_log() {
     let (layers, place) = (Layers::new(1), Place::default());
     let server = layers.registry();
-    fs::write(place.path("list"), "/usr/bin/redis\n/etc/passwd\n").expect("a file");
-    let more = json!({"recordTracePath": place.path("list")});
-    place.config("http", &server.host(), &layers.lowers(), more);
-    let daemon = place.serve(&[]);
-    until("the log says so", || {
-        daemon.log().contains("not a trace of reads")
-    });
-    let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
-    guest.assert_reads(0, &layers.content);
+    let good = whole_bottom();
+    let flipped = |at: usize| {
+        let mut trace = good.clone();
+        trace[at] ^= 0x40;
+        trace
+    };
+    let last = good.len() - 1;
+    let mut traces: Vec<_> = [0, 1, 8, 12, 16, last].map(flipped).to_vec();
+    traces.push(b"/usr/bin/redis\n/etc/passwd\n".to_vec());
+    traces.push(good[..last].to_vec());
+    for (number, trace) in traces.iter().enumerate() {
+        fs::write(place.path("trace"), trace).expect("a file");
+        let more = json!({"recordTracePath": place.path("trace")});
+        place.config("http", &server.host(), &layers.lowers(), more);
+        let daemon = place.serve(&[]);
+        let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
+        guest.assert_reads(0, &layers.content);
+        until("the log says so", || {
+            daemon.log().contains("cannot replay the trace")
+        });
+        let lines = daemon.log().matches("WARN").count();
+        assert_eq!(lines, 1, "{number}: {}", daemon.log());
+    }
 }
 
 #[test]
