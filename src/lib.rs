@@ -22,6 +22,7 @@
 //! | 0 | [`units`] | sectors and bytes that cannot be mixed |
 //! | 0 | [`io`] | system helpers: mappings, memory of requests, waiting, hints to the processor |
 //! | 0 | [`logging`], [`reason`](mod@reason) | log lines; an error and its causes, in one line |
+//! | 0 | [`ratelimited_log`] | log lines that other parties can cause again and again |
 //! | 0 | [`version`] | the version that the programs report |
 //!
 //! `docs/architecture.md` follows one read through them.
@@ -49,6 +50,7 @@ pub mod image;
 pub mod io;
 pub mod logging;
 pub mod node;
+pub mod ratelimited_log;
 pub mod reason;
 pub mod registry;
 pub mod source;

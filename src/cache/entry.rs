@@ -13,6 +13,7 @@ use crate::format::digest::Digest;
 use crate::format::presence::{Header, Identity, State};
 use crate::io::mapped_file::Access;
 use crate::io::regular::open_regular;
+use crate::ratelimited_log;
 use crate::source::presence::{self, PresenceMap};
 
 /// What the cache has of a blob.
@@ -66,10 +67,10 @@ impl Cache {
                         found,
                     });
                 }
-                log::warn!(
+                ratelimited_log::warn(format_args!(
                     "blob {} in the cache is damaged: {found} bytes; it will be fetched again",
                     identity.digest()
-                );
+                ));
                 self.retire(&file, &identity.digest())?;
                 continue;
             }
@@ -149,7 +150,9 @@ impl Cache {
     /// another entry it would turn holes into content.
     fn begin_again(&self, identity: &Identity, why: &str) -> Result<Option<Partial>, Error> {
         let digest = identity.digest();
-        log::warn!("blob {digest} in the cache is damaged and will be fetched again: {why}");
+        ratelimited_log::warn(format_args!(
+            "blob {digest} in the cache is damaged and will be fetched again: {why}"
+        ));
         layout::remove(&self.layout.map(identity))?;
         sync_dir(&self.layout.partials())?;
         layout::remove(&self.layout.data(identity))?;
@@ -252,7 +255,10 @@ fn hold(file: &File, path: &Path) -> Result<(), Error> {
     match file.try_lock_shared() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
-            log::warn!("a reader of {} locked it exclusively", path.display());
+            ratelimited_log::warn(format_args!(
+                "a reader of {} locked it exclusively",
+                path.display()
+            ));
         }
         Err(TryLockError::Error(error)) => return Err(Error::file("lock", path)(error)),
     }

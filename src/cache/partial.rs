@@ -9,6 +9,7 @@ use super::entry::{Files, touch};
 use super::layout::Layout;
 use super::{Error, range_lock};
 use crate::format::presence::{Identity, State, UNIT, UnitRange};
+use crate::ratelimited_log;
 use crate::source::presence::{self, Bitmap, PresenceMap};
 
 /// A partial blob, open for filling.
@@ -202,7 +203,9 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         if let Err(error) = range_lock::unlock(&self.partial.map_file, self.units) {
-            log::warn!("cannot unlock units of a cached blob: {error}");
+            ratelimited_log::warn(format_args!(
+                "cannot unlock units of a cached blob: {error}"
+            ));
         }
     }
 }

@@ -10,6 +10,7 @@ use super::lock::lock;
 use super::{Error, Partial, list};
 use crate::format::digest::Digest;
 use crate::format::presence::State;
+use crate::ratelimited_log;
 
 /// Publication of an attempt to complete a blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,10 +53,10 @@ impl Partial {
         let found = list::digest_of(&self.data).map_err(Error::file("read", &path))?;
         if found != identity.digest() {
             if self.forget_demoted() {
-                log::warn!(
+                ratelimited_log::warn(format_args!(
                     "blob {} has more damaged bytes than were found; fetching all of it again",
                     identity.digest()
-                );
+                ));
                 return Ok(Publication::Incomplete);
             }
             self.remove_bad()?;

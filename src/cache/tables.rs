@@ -20,6 +20,7 @@ use super::{Cache, Error};
 use crate::format::digest::Digest;
 use crate::format::tables::{Checksum, Counts, HEADER_LEN, Header, TablesError};
 use crate::io::regular::open_to_read;
+use crate::ratelimited_log;
 
 /// Bytes that are verified at a time.
 const STEP: usize = 256 << 10;
@@ -104,7 +105,10 @@ impl Cache {
     fn retire_tables(&self, file: &File, path: &Path, unfit: &TablesError) -> Result<(), Error> {
         match unfit {
             TablesError::Incomplete => log::debug!("{}: {unfit}", path.display()),
-            _ => log::warn!("removing the image tables {}: {unfit}", path.display()),
+            _ => ratelimited_log::warn(format_args!(
+                "removing the image tables {}: {unfit}",
+                path.display()
+            )),
         }
         let lock = self.lock()?;
         if is_at(file, path)? {

@@ -17,6 +17,7 @@ use crate::engine::ring::Rings;
 use crate::engine::stats::{DiskCell, StatsPage};
 use crate::engine::{BackendOptions, BlockBackend};
 use crate::image::Image;
+use crate::ratelimited_log;
 use crate::source::Blob;
 use crate::source::client::Client;
 use crate::source::recorder::Recorder;
@@ -175,7 +176,9 @@ impl Device {
         snapshots.grow_disk(size)?;
         self.stats().set(DiskCell::Size, volume.size());
         if size != old {
-            log::info!("the disk has grown from {old} to {size} bytes");
+            ratelimited_log::info(format_args!(
+                "the disk has grown from {old} to {size} bytes"
+            ));
         }
         self.front_ends.tell_size();
         Ok(())

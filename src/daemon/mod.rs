@@ -40,7 +40,7 @@ use serde_json::{Value, json};
 
 use crate::engine::ratelimited_log;
 use crate::engine::ring::Rings;
-use crate::engine::stats::StatsPage;
+use crate::engine::stats::{DiskCell, StatsPage};
 use crate::fetch::process::Control;
 use crate::format::download::Download;
 use crate::image::config::{ImageConfig, Stack};
@@ -161,11 +161,7 @@ fn start(
     let (layers, download, trace) = open_layers(config, wanted)?;
     let record = config.remote.record.as_deref();
     let recording = record.map(Recording::create).transpose()?;
-    let stats = match &config.stats {
-        Some(path) => StatsPage::open(path)?,
-        None => StatsPage::anonymous()?,
-    };
-    ratelimited_log::count_in(&stats);
+    let stats = open_stats(config)?;
     let rings = device::make_rings(config.rings());
     let starting = Arc::new(AtomicBool::new(true));
     let signals = signals(&starting)?;
@@ -221,6 +217,17 @@ fn start(
         signals,
         manager,
     })
+}
+
+/// Opens the statistics page, and counts in it the log lines that are left out.
+fn open_stats(config: &Config) -> Result<Arc<StatsPage>, Error> {
+    let stats = match &config.stats {
+        Some(path) => StatsPage::open(path)?,
+        None => StatsPage::anonymous()?,
+    };
+    let counted = stats.clone();
+    ratelimited_log::count_with(move || counted.count(DiskCell::LogDropped));
+    Ok(stats)
 }
 
 /// Opens local layers and traces, with the rights of the starter. Registries are contacted later, as the daemon's

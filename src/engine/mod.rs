@@ -52,7 +52,6 @@ pub mod pool;
 pub mod prefetch;
 pub mod queue_worker;
 pub mod rate_limit;
-pub mod ratelimited_log;
 pub mod read_id;
 pub mod read_plan;
 pub mod read_table;
@@ -66,4 +65,5 @@ pub mod storage;
 pub mod subreads;
 pub mod worker;
 
+pub use crate::ratelimited_log;
 pub use backend::{BackendOptions, BlockBackend, Tuning};

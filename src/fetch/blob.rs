@@ -12,6 +12,7 @@ use crate::cache::{Cache, Demotion, Entry, Partial};
 use crate::format::digest::Digest;
 use crate::format::presence::{Identity, UnitRange};
 use crate::io::ranked_lock::Guard;
+use crate::ratelimited_log;
 use crate::reason::reason;
 use crate::source::FetchErrorKind;
 
@@ -191,7 +192,10 @@ impl Blob {
         }
         if let Err(error) = partial.sync() {
             let digest = self.digest();
-            log::error!("blob {digest}: {}; fetching it again", reason(&error));
+            ratelimited_log::error(format_args!(
+                "blob {digest}: {}; fetching it again",
+                reason(&error)
+            ));
         }
         *synced = Instant::now();
     }
@@ -207,14 +211,16 @@ impl Blob {
         let _quiet = self.lock_bytes();
         match cache.demote(&self.entry(), &self.identity, damaged) {
             Ok(Demotion::Intact) => {
-                log::warn!("blob {digest} is as its image has it: the image itself is damaged");
+                ratelimited_log::warn(format_args!(
+                    "blob {digest} is as its image has it: the image itself is damaged"
+                ));
                 self.stored.lock().found_intact = Some(Instant::now());
                 Ok(())
             }
             Ok(Demotion::Demoted(partial)) => {
-                log::error!(
+                ratelimited_log::error(format_args!(
                     "blob {digest} is damaged on storage; fetching the damaged bytes again"
-                );
+                ));
                 self.stored.lock().entry = Entry::Partial(partial);
                 Ok(())
             }
@@ -223,7 +229,10 @@ impl Blob {
                 Err(Failure::definite(FetchErrorKind::Damaged, reason))
             }
             Err(error) => {
-                log::error!("blob {digest} is damaged on storage: {}", reason(&error));
+                ratelimited_log::error(format_args!(
+                    "blob {digest} is damaged on storage: {}",
+                    reason(&error)
+                ));
                 Err(Failure::definite(FetchErrorKind::System, reason(&error)))
             }
         }

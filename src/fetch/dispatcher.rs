@@ -18,6 +18,7 @@ use super::waiter::Waiter;
 use crate::cache;
 use crate::format::presence::{Identity, UNIT, UnitRange};
 use crate::io::ranked_lock::Guard;
+use crate::ratelimited_log;
 use crate::reason::reason;
 use crate::registry::statuses::Statuses;
 use crate::source::FetchErrorKind;
@@ -287,7 +288,9 @@ impl Dispatcher {
         drop(state);
         // The others report the refusal themselves.
         if failure.definite && guest_waits && blob.sources().is_first_refusal() {
-            log::warn!("cannot fetch blob {digest}: {failure}; uncached reads wait");
+            ratelimited_log::warn(format_args!(
+                "cannot fetch blob {digest}: {failure}; uncached reads wait"
+            ));
         }
         for waiter in failed {
             waiter.answer(Err(failure));

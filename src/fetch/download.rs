@@ -13,6 +13,7 @@ use super::dispatcher::Dispatcher;
 use super::fill::{FillOptions, fill};
 use super::jitter::jitter;
 use crate::format::download;
+use crate::ratelimited_log;
 use crate::reason::reason;
 use crate::source::link::Link;
 
@@ -121,10 +122,10 @@ impl Running {
                 Err(_) if self.is_over() => return false,
                 Err(error) => {
                     let digest = offer.digest;
-                    log::warn!(
+                    ratelimited_log::warn(format_args!(
                         "cannot download blob {digest} in the background (attempt {attempt}): {}",
                         reason(&error)
-                    );
+                    ));
                 }
             }
         }

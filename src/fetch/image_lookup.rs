@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::registry_blob::failure;
 use crate::cache::Cache;
 use crate::format::digest::Digest;
+use crate::ratelimited_log;
 use crate::reason::reason;
 use crate::registry::client::Client;
 use crate::registry::error::Error as RegistryError;
@@ -85,10 +86,10 @@ fn find_manifest(
         };
         let away = !error.is_definite() || matches!(error, RegistryError::Resolve { .. });
         if let Some((digest, manifest)) = kept.clone().filter(|_| away) {
-            log::warn!(
+            ratelimited_log::warn(format_args!(
                 "{}; using the cached manifest {digest} of {reference}",
                 reason(&error)
-            );
+            ));
             return Ok((digest, manifest));
         }
         let failure = failure(&error);
@@ -98,7 +99,10 @@ fn find_manifest(
         }
         if pause == FIRST_PAUSE {
             let seconds = patience.as_secs();
-            log::warn!("{}; trying again for up to {seconds} s", reason(&error));
+            ratelimited_log::warn(format_args!(
+                "{}; trying again for up to {seconds} s",
+                reason(&error)
+            ));
         }
         thread::sleep(wait);
         pause = (pause * 2).min(LONGEST_PAUSE);
@@ -125,10 +129,10 @@ fn ask(
     };
     let manifest = Manifest::parse(&found.bytes).map_err(refused)?;
     if let Err(error) = cache.keep_manifest(&reference.to_string(), &found.bytes) {
-        log::warn!(
+        ratelimited_log::warn(format_args!(
             "cannot store the manifest of {reference} in the cache; the next start needs the registry: {}",
             reason(&error)
-        );
+        ));
     }
     Ok((found.digest, manifest))
 }

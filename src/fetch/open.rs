@@ -15,6 +15,7 @@ use super::download::Download;
 use super::process::{Process, ProcessError};
 use crate::format::presence::UNIT;
 use crate::format::tables::LayerIdentity;
+use crate::ratelimited_log;
 use crate::reason::reason;
 use crate::source::client::{Client, Patience};
 use crate::source::protocol::Cause;
@@ -223,10 +224,10 @@ impl AttachedLayers {
         let trace = trace.and_then(|trace| {
             trace
                 .inspect_err(|error| {
-                    log::warn!(
+                    ratelimited_log::warn(format_args!(
                         "cannot use the trace of the image; starting without a trace: {}",
                         reason(error)
-                    )
+                    ))
                 })
                 .ok()
         });

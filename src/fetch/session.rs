@@ -16,6 +16,7 @@ use super::locks::{Rank, RankedMutex};
 use super::origin::Failure;
 use super::waiter::Waiter;
 use crate::cache::Entry;
+use crate::ratelimited_log;
 use crate::source::FetchErrorKind;
 use crate::source::link::{Link, Message, Turn};
 use crate::source::protocol::{Reply, Request, Subject};
@@ -68,7 +69,9 @@ impl Session {
                 Ok(Turn::Open) => {}
                 Ok(Turn::Ended) => break,
                 Err(error) => {
-                    log::warn!("the connection to a daemon failed: {error}");
+                    ratelimited_log::warn(format_args!(
+                        "the connection to a daemon failed: {error}"
+                    ));
                     break;
                 }
             }
@@ -114,7 +117,9 @@ impl Session {
             }
             // The other side is at fault, or hostile; this ends its disk, and no other.
             Err(error) => {
-                log::warn!("a daemon sent a malformed message and is disconnected: {error}");
+                ratelimited_log::warn(format_args!(
+                    "a daemon sent a malformed message and is disconnected: {error}"
+                ));
                 self.link.end();
             }
         }
@@ -182,7 +187,9 @@ impl Session {
         let thread = thread::Builder::new().name("fetch-fill".to_owned());
         if let Err(error) = thread.spawn(run) {
             // Its waiter is gone with it; the client has a deadline.
-            log::error!("cannot start a thread to fetch a blob: {error}");
+            ratelimited_log::error(format_args!(
+                "cannot start a thread to fetch a blob: {error}"
+            ));
             self.link.end();
         }
     }

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::origin::Failure;
 use crate::cache::{Cache, Claim, Error, Limits};
+use crate::ratelimited_log;
 use crate::reason::reason;
 use crate::source::FetchErrorKind;
 
@@ -63,7 +64,9 @@ impl Space {
             Err(error) => Err(failed(&error)),
             Ok(()) => {
                 if self.is_full.swap(false, Ordering::Relaxed) {
-                    log::info!("the cache has space again; waiting reads continue");
+                    ratelimited_log::info(format_args!(
+                        "the cache has space again; waiting reads continue"
+                    ));
                 }
                 Ok(())
             }
@@ -77,9 +80,9 @@ impl Space {
         }
         if !self.is_full.swap(true, Ordering::Relaxed) {
             let root = self.cache.root().display();
-            log::error!(
+            ratelimited_log::error(format_args!(
                 "no space left for the cache at {root}; reads of bytes that are not cached wait"
-            );
+            ));
         }
         let reason = "no space left in the cache";
         Err(Failure::passing(FetchErrorKind::System, reason))
@@ -89,10 +92,16 @@ impl Space {
     pub(super) fn evict(&self) {
         match self.cache.evict(self.limits) {
             Ok(evicted) if evicted.files > 0 => {
-                log::info!("evicted {} files, {} bytes", evicted.files, evicted.bytes);
+                ratelimited_log::info(format_args!(
+                    "evicted {} files, {} bytes",
+                    evicted.files, evicted.bytes
+                ));
             }
             Ok(_) => {}
-            Err(error) => log::warn!("cannot evict blobs from the cache: {}", reason(&error)),
+            Err(error) => ratelimited_log::warn(format_args!(
+                "cannot evict blobs from the cache: {}",
+                reason(&error)
+            )),
         }
         let is_over = self.cache.is_over(self.limits);
         let is_over = is_over.is_ok_and(|is_over| is_over);
@@ -104,11 +113,13 @@ impl Space {
         let is_over = self.is_over.load(Ordering::Relaxed);
         let root = self.cache.root().display();
         match (self.was_paused.swap(is_over, Ordering::Relaxed), is_over) {
-            (false, true) => log::warn!(
+            (false, true) => ratelimited_log::warn(format_args!(
                 "the cache at {root} is over its limit, and all of it is in use: downloads pause"
-            ),
+            )),
             (true, false) => {
-                log::info!("the cache at {root} is within its limit again: downloads go on");
+                ratelimited_log::info(format_args!(
+                    "the cache at {root} is within its limit again: downloads go on"
+                ));
             }
             (false, false) | (true, true) => {}
         }

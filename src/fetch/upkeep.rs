@@ -8,6 +8,7 @@ use super::blob::Blob;
 use super::dispatcher::{Dispatcher, Suspect};
 use crate::cache::Publication;
 use crate::format::presence::State;
+use crate::ratelimited_log;
 use crate::reason::reason;
 use crate::source::protocol::Cause;
 
@@ -58,10 +59,12 @@ fn publish(dispatcher: &Dispatcher, blob: &Arc<Blob>) {
         Ok(Publication::Mismatch { found }) => {
             dispatcher.counters().add_mismatch();
             dispatcher.retire(blob);
-            log::error!("blob {digest} was fetched completely but has digest {found}; removed it");
+            ratelimited_log::error(format_args!(
+                "blob {digest} was fetched completely but has digest {found}; removed it"
+            ));
         }
         Ok(Publication::Incomplete | Publication::Busy) => {}
-        Err(error) => log::error!("blob {digest}: {}", reason(&error)),
+        Err(error) => ratelimited_log::error(format_args!("blob {digest}: {}", reason(&error))),
     }
 }
 

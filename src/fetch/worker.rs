@@ -11,6 +11,7 @@ use super::origin::{Body, Failure, From};
 use super::schedule::{RangeFetch, Urgency};
 use crate::cache::{Claim, Error, Partial};
 use crate::format::presence::{UNIT, UnitRange};
+use crate::ratelimited_log;
 use crate::reason::reason;
 use crate::source::FetchErrorKind;
 use crate::source::presence::Bitmap;
@@ -222,7 +223,10 @@ impl Stream<'_> {
             self.units = UnitRange::new(unit + 1, self.units.end());
             let was_refused = blob.sources().succeeded();
             if was_refused {
-                log::info!("fetching blob {} succeeds again", blob.digest());
+                ratelimited_log::info(format_args!(
+                    "fetching blob {} succeeds again",
+                    blob.digest()
+                ));
             }
             dispatcher.arrived(blob, UnitRange::one(unit));
             if dispatcher.is_stopping() {

@@ -37,6 +37,7 @@ use crate::format::tables::{
 use crate::format::zfile::{BlockTable, Totals};
 use crate::io::mapped_file::{Access, MapError, MappedFile};
 use crate::io::section::Section;
+use crate::ratelimited_log;
 use crate::reason::reason;
 use crate::source::{self, Blob};
 
@@ -244,8 +245,8 @@ impl<'m> Sections<'m> {
 
 /// Logs why tables are not used.
 pub(super) fn refused(error: &LoadError) {
-    log::warn!(
+    ratelimited_log::warn(format_args!(
         "cannot use the image tables in the cache; reading the layers instead: {}",
         reason(error)
-    );
+    ));
 }

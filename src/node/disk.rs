@@ -26,6 +26,7 @@ use super::process::Process;
 use super::spec::DiskSpec;
 use super::state_dir::StateDir;
 use crate::engine::stats::figures::Figures;
+use crate::ratelimited_log;
 use crate::reason::reason;
 
 /// How long the process may take to finish what is in flight.
@@ -343,9 +344,9 @@ impl Disk {
         if let Err(error) = self.serve_with(started?, None, services) {
             // As when the storage is full. The next node finds the process by its control socket.
             let (id, reason) = (&self.id, reason(&error));
-            log::error!(
+            ratelimited_log::error(format_args!(
                 "disk {id} is served again, but its state entry is that of before: {reason}"
-            );
+            ));
         }
         Ok(())
     }
@@ -370,7 +371,7 @@ impl Disk {
                 let reason = refused.take();
                 let reason = reason.unwrap_or_else(|| services.launcher.reason(&self.id));
                 let (id, pid) = (&self.id, process.identity().pid);
-                log::warn!("disk {id}: process {pid} ended: {reason}");
+                ratelimited_log::warn(format_args!("disk {id}: process {pid} ended: {reason}"));
                 match pause {
                     Some(pause) => tokio::time::sleep(pause).await,
                     None => return self.fail(&services, reason),
@@ -397,7 +398,7 @@ impl Disk {
 
     /// Marks the disk as failed: closes its listener, keeps its entry.
     fn fail(&self, services: &Services, reason: String) {
-        log::error!("disk {} failed: {reason}", self.id);
+        ratelimited_log::error(format_args!("disk {} failed: {reason}", self.id));
         *self.process() = None;
         *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let mut status = self.status();
@@ -429,11 +430,11 @@ impl Disk {
             match services.state.store(entry) {
                 // A removal makes room. A node that is killed before its end finds the disk as it was.
                 Err(error) if error.is_full() => {
-                    log::warn!(
+                    ratelimited_log::warn(format_args!(
                         "disk {}: removal without a mark: {}",
                         self.id,
                         reason(&error)
-                    );
+                    ));
                 }
                 stored => stored?,
             }

@@ -22,6 +22,7 @@ use super::metrics::Metrics;
 use super::spec::{Content, DiskSpec, Origin, Requested};
 use super::state_dir::{StateDir, StoredEntry};
 use crate::engine::stats::figures::Figures;
+use crate::ratelimited_log;
 use crate::tool::ctl::{self, Ask};
 
 /// Processes that are started at a time: more would only wait for the processors.
@@ -106,9 +107,10 @@ impl Disks {
             disk.recover_removal(&self.services);
             match disk.remove(&self.services).await {
                 Ok(()) => drop(self.lock().remove(disk.id())),
-                Err(error) => {
-                    log::error!("disk {}: cannot complete the removal: {error}", disk.id())
-                }
+                Err(error) => ratelimited_log::error(format_args!(
+                    "disk {}: cannot complete the removal: {error}",
+                    disk.id()
+                )),
             }
             return;
         }

@@ -13,6 +13,7 @@ use super::events::Kind;
 use super::id::DiskId;
 use crate::engine::stats::DiskCell;
 use crate::engine::stats::figures::Figures;
+use crate::ratelimited_log;
 
 /// Pause between two looks at the pages.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -71,7 +72,7 @@ pub async fn report(disks: Arc<Disks>) {
         seen = match tokio::task::spawn_blocking(look).await {
             Ok(seen) => seen,
             Err(error) => {
-                log::error!("cannot report front-ends: {error}");
+                ratelimited_log::error(format_args!("cannot report front-ends: {error}"));
                 return;
             }
         };

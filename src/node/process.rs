@@ -14,6 +14,8 @@ use tokio::sync::watch;
 
 use super::watcher::Watcher;
 
+use crate::ratelimited_log;
+
 /// Identity of a process, across restarts of the node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
@@ -103,10 +105,10 @@ impl Process {
         // A process that has ended already cannot be signalled.
         let _ = pidfd_send_signal(&self.pidfd, Signal::TERM);
         if tokio::time::timeout(patience, self.ended()).await.is_err() {
-            log::warn!(
+            ratelimited_log::warn(format_args!(
                 "process {} did not end within {patience:?}; killing it",
                 self.identity.pid
-            );
+            ));
             let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
             self.ended().await;
         }

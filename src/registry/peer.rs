@@ -15,6 +15,7 @@ use super::repository::Repository;
 use super::requests::Requests;
 use super::url::Url;
 use crate::format::digest::Digest;
+use crate::ratelimited_log;
 use crate::reason::reason;
 
 /// A peer is left alone after so many failures, for so long.
@@ -166,17 +167,17 @@ impl Health {
     /// Records a good answer.
     pub(super) fn succeeded(&self) {
         if self.breakers.succeeded(&self.name) {
-            log::info!("mirror {} answers again", self.name);
+            ratelimited_log::info(format_args!("mirror {} answers again", self.name));
         }
     }
 
     /// Records a failure.
     pub(super) fn failed(&self, error: Error) {
         if self.breakers.failed(&self.name, Instant::now(), error) {
-            log::warn!(
+            ratelimited_log::warn(format_args!(
                 "mirror {} failed repeatedly; using the registry instead",
                 self.name
-            );
+            ));
         }
     }
 }

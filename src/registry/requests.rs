@@ -13,6 +13,8 @@ use super::statuses::Statuses;
 use super::url::Url;
 use super::waiting::{retry_after, target_lifetime};
 
+use crate::ratelimited_log;
+
 /// Most redirects that are followed for one request.
 const MAX_HOPS: usize = 5;
 
@@ -160,10 +162,12 @@ impl Requests {
             .count(result.as_ref().ok().map(Answer::status));
         if let Some(error) = outage(url, &result) {
             if self.breakers.failed(host.as_str(), Instant::now(), error) {
-                log::warn!("{host} stopped answering; probing it at intervals");
+                ratelimited_log::warn(format_args!(
+                    "{host} stopped answering; probing it at intervals"
+                ));
             }
         } else if self.breakers.succeeded(host.as_str()) {
-            log::info!("{host} answers again");
+            ratelimited_log::info(format_args!("{host} answers again"));
         }
         result
     }

@@ -20,6 +20,8 @@ use super::resident_map::{self, ResidentMap, ResidentMapError};
 use super::waker::Presence;
 use super::{Error, LayerRef};
 
+use crate::ratelimited_log;
+
 /// The bytes of a layer as stored: a local file, or a file in the cache with bytes that may be absent.
 #[derive(Debug)]
 pub struct Blob {
@@ -298,10 +300,10 @@ impl Blob {
     }
 
     fn not_mapped(&self, error: &dyn std::error::Error) {
-        log::info!(
+        ratelimited_log::info(format_args!(
             "{}: cannot map the file, reads use system calls: {error}",
             self.layer
-        );
+        ));
     }
 
     /// The mapped file.

@@ -18,6 +18,7 @@ use super::refetch::RejectedUnits;
 use super::waker::{FetchError, FetchErrorKind, Presence, Ticket, Waker};
 use crate::format::presence::{Identity, State, UNIT, UnitRange};
 use crate::io::mapped_file::Access;
+use crate::ratelimited_log;
 
 /// Presence of a blob, and the client that fetches what is absent or damaged.
 #[derive(Debug)]
@@ -71,8 +72,12 @@ impl Presence for CachedPresence {
         let rejected = self.rejected.add(self.units(offset, len), all);
         let digest = self.identity.digest();
         match rejected {
-            true => log::warn!("blob {digest} is damaged at byte {offset}; fetching it again"),
-            false => log::error!("blob {digest} is still damaged at byte {offset}"),
+            true => ratelimited_log::warn(format_args!(
+                "blob {digest} is damaged at byte {offset}; fetching it again"
+            )),
+            false => ratelimited_log::error(format_args!(
+                "blob {digest} is still damaged at byte {offset}"
+            )),
         }
         rejected
     }
@@ -81,8 +86,10 @@ impl Presence for CachedPresence {
         let rejected = self.rejected.add_all(self.identity.units());
         let digest = self.identity.digest();
         match rejected {
-            true => log::warn!("blob {digest} is damaged; fetching again what opening it reads"),
-            false => log::error!("blob {digest} is still damaged"),
+            true => ratelimited_log::warn(format_args!(
+                "blob {digest} is damaged; fetching again what opening it reads"
+            )),
+            false => ratelimited_log::error(format_args!("blob {digest} is still damaged")),
         }
         rejected
     }

@@ -24,6 +24,7 @@ use super::protocol::{Cause, MAX_FETCH, Reply, Request, Subject};
 use super::refetch::RejectedUnits;
 use super::waker::{FetchError, FetchErrorKind, Ticket, Waker};
 use crate::format::presence::UnitRange;
+use crate::ratelimited_log;
 
 /// How often deadlines are looked at.
 const TICK: Duration = Duration::from_millis(200);
@@ -457,7 +458,9 @@ fn receive(shared: &Weak<Shared>) {
             Ok(Turn::Open) => {}
             Ok(Turn::Ended) => break,
             Err(error) => {
-                log::error!("the connection to the fetcher failed: {error}");
+                ratelimited_log::error(format_args!(
+                    "the connection to the fetcher failed: {error}"
+                ));
                 break;
             }
         }
@@ -470,10 +473,10 @@ fn receive(shared: &Weak<Shared>) {
     while let Some(shared) = shared.upgrade() {
         shared.expire();
         if shared.is_serving() && !reported {
-            log::error!(
+            ratelimited_log::error(format_args!(
                 "the fetcher ended and is not replaced: reads of bytes that are not in the cache wait \
                  until the daemon is restarted"
-            );
+            ));
             reported = true;
         }
         drop(shared);

@@ -27,6 +27,7 @@ use crate::format::lsmt::writable::{Kind, decode_data_header, encode_data_header
 use crate::format::lsmt::{FIRST_DATA, HEADER_LEN, Header, HeaderKind, Mapping};
 use crate::io::file_lock::{LockKind, lock_within};
 use crate::io::regular::{open_regular, open_to_read};
+use crate::ratelimited_log;
 use crate::source::Blob;
 use crate::units::{Sector, SectorRange};
 
@@ -309,12 +310,12 @@ impl LoadedLayer {
             // Another program truncated the index.
             self.distrust_index(IndexState::Misleading);
         } else if !self.index.go_back(entry, &mappings)? {
-            ::log::warn!(
+            ratelimited_log::warn(format_args!(
                 "{}: another program changed the index since the journal was written; dropped {} mappings that \
                  were not flushed",
                 paths.index.display(),
                 mappings.len()
-            );
+            ));
             return Ok(Vec::new());
         }
         Ok(mappings)
@@ -329,12 +330,12 @@ impl LoadedLayer {
             false => without_data = without_data.saturating_add(1),
         })?;
         if torn > 0 || without_data > 0 {
-            ::log::warn!(
+            ratelimited_log::warn(format_args!(
                 "{}: dropped {torn} torn entries and {without_data} entries that point past the end of {}; their \
                  data was never flushed",
                 paths.index.display(),
                 paths.data.display()
-            );
+            ));
             self.distrust_index(match without_data {
                 0 => IndexState::Torn,
                 _ => IndexState::Misleading,

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::daemon::device::Device;
+use crate::ratelimited_log;
 use crate::reason::reason;
 
 /// Pause before a failed seal is tried again; the file system may have space by then.
@@ -46,10 +47,10 @@ fn serve(device: &Device, asked: &Receiver<()>) {
         wait = match device.seal() {
             Ok(()) => Duration::MAX,
             Err(error) => {
-                log::warn!(
+                ratelimited_log::warn(format_args!(
                     "control: cannot complete the layer of a snapshot: {}",
                     reason(&error)
-                );
+                ));
                 AGAIN
             }
         };

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::message::OwnerMessage;
 use super::{FETCHER, ITSELF, ProcessError, TICK, ignore_signals, spawn};
+use crate::ratelimited_log;
 use crate::source::link::{self, Link, Turn};
 
 /// Pauses between two starts of a fetcher.
@@ -28,7 +29,9 @@ pub(super) fn run(control: OwnedFd) -> Result<(), ProcessError> {
         let Some(status) = keep_one(&control, &mut kept)? else {
             return Ok(());
         };
-        log::warn!("the fetcher ended ({status}); starting another");
+        ratelimited_log::warn(format_args!(
+            "the fetcher ended ({status}); starting another"
+        ));
         pause = match started.elapsed() > SETTLED {
             true => FIRST_PAUSE,
             false => (pause * 2).min(LONGEST_PAUSE),

@@ -16,6 +16,7 @@ use crate::fetch::blob::Offer;
 use crate::fetch::fetcher::{Fetcher, Options};
 use crate::fetch::image_lookup;
 use crate::fetch::registry_blob::RegistryBlob;
+use crate::ratelimited_log;
 use crate::reason::reason;
 use crate::registry::blob::BlobRef;
 use crate::registry::client::Client;
@@ -55,7 +56,10 @@ pub(super) fn run(control: OwnedFd) -> Result<(), ProcessError> {
     loop {
         for message in waiting.drain(..) {
             if let Err(error) = server.take(message) {
-                log::error!("the fetcher cannot serve a disk: {}", reason(&error));
+                ratelimited_log::error(format_args!(
+                    "the fetcher cannot serve a disk: {}",
+                    reason(&error)
+                ));
             }
         }
         let turn = control.turn(TICK, |packet| waiting.extend(OwnerMessage::new(packet)))?;

@@ -23,6 +23,7 @@ use super::disks::Disks;
 use super::error::Error;
 use crate::io::file_lock::{LockKind, lock_within};
 use crate::io::regular::open_regular;
+use crate::ratelimited_log;
 use routes::{Caller, Context};
 
 /// Connections that are served at a time; more wait. Many clients may wait for events, and a silent client has its
@@ -93,7 +94,7 @@ pub async fn serve(listener: UnixListener, disks: Arc<Disks>) {
                 });
             }
             Err(error) => {
-                log::warn!("cannot accept a client: {error}");
+                ratelimited_log::warn(format_args!("cannot accept a client: {error}"));
                 // As when descriptors run out: others may be closed meanwhile.
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }

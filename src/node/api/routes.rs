@@ -17,6 +17,7 @@ use crate::node::disks::{Disks, Put};
 use crate::node::error::{Code, Failure};
 use crate::node::id::DiskId;
 use crate::node::spec::DiskSpec;
+use crate::ratelimited_log;
 use crate::version::VERSION;
 
 /// Longest body in bytes: 4094 layer paths of some length.
@@ -131,7 +132,9 @@ pub async fn answer(
     if method != Method::GET {
         let (uid, pid) = (caller.uid.map_or(-1, i64::from), caller.pid.unwrap_or(-1));
         let took = took.as_millis();
-        log::info!("{method} {path}: {code} in {took} ms, for uid {uid}, pid {pid}");
+        ratelimited_log::info(format_args!(
+            "{method} {path}: {code} in {took} ms, for uid {uid}, pid {pid}"
+        ));
     }
     Ok(reply)
 }

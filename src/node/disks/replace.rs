@@ -7,6 +7,8 @@ use serde_json::Value;
 
 use super::{Ask, Code, Disk, DiskId, Disks, Failure, State};
 
+use crate::ratelimited_log;
+
 /// How long a new process may take to serve before the next disk is replaced.
 const START_LIMIT: Duration = Duration::from_secs(70);
 
@@ -60,10 +62,14 @@ impl Disks {
         tokio::spawn(async move {
             for disk in disks {
                 if let Err(failure) = node.replace(&disk).await {
-                    log::error!("disk {} keeps its process: {}", disk.id(), failure.text);
+                    ratelimited_log::error(format_args!(
+                        "disk {} keeps its process: {}",
+                        disk.id(),
+                        failure.text
+                    ));
                 }
             }
-            log::info!("replaced the processes of {count} disks");
+            ratelimited_log::info(format_args!("replaced the processes of {count} disks"));
             drop(reloading);
         });
         Ok(count)

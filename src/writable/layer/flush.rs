@@ -9,6 +9,7 @@ use super::super::index_file::IndexFile;
 use super::super::reservation::Reservation;
 use super::{Flusher, Rewrite, WritableLayer};
 use crate::format::lsmt::{MAX_SECTORS, Mapping};
+use crate::ratelimited_log;
 use crate::units::{Sector, SectorRange};
 
 /// What one flush makes durable.
@@ -136,7 +137,7 @@ impl WritableLayer {
         if round.rewrite == Rewrite::Wanted {
             // Not at every flush: an attempt is expensive, and logs a line.
             flusher.retry_at = flusher.index.entries().saturating_mul(2);
-            ::log::warn!("cannot rewrite the index: {error}");
+            ratelimited_log::warn(format_args!("cannot rewrite the index: {error}"));
             return flusher.index.append(batch);
         }
         match self.is_full(flusher, batch.len()) {
@@ -213,11 +214,11 @@ impl WritableLayer {
             self.mark_broken();
             pending.journal_misleads = true;
         }
-        ::log::error!(
+        ratelimited_log::error(format_args!(
             "{}: sync failed ({error}): writes are refused until the daemon restarts, and writes \
              since the last successful flush may be lost",
             self.data.path().display()
-        );
+        ));
         self.invalidate_journal();
     }
 
@@ -229,10 +230,10 @@ impl WritableLayer {
         }
         match pending.journal.invalidate() {
             Ok(()) => pending.journal_misleads = false,
-            Err(error) => ::log::error!(
+            Err(error) => ratelimited_log::error(format_args!(
                 "{}: cannot empty the journal after a failed sync; unflushed data may be wrong: {error}",
                 self.data.path().display()
-            ),
+            )),
         }
     }
 }

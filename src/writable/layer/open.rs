@@ -23,6 +23,7 @@ use super::flush::is_long;
 use super::{Flusher, Pending, Placement, Rewrite};
 use crate::format::lsmt::writable::Kind;
 use crate::format::lsmt::{FIRST_DATA, MAX_ENTRIES, MAX_SECTORS};
+use crate::ratelimited_log;
 use crate::units::{Sector, SectorRange, Sectors};
 
 impl WritableLayer {
@@ -124,10 +125,10 @@ impl WritableLayer {
     fn catch_up(&self, rewrite: Rewrite) -> Result<(), Error> {
         match self.flush() {
             Err(error) if error.is_full() && rewrite != Rewrite::Needed => {
-                ::log::warn!(
+                ratelimited_log::warn(format_args!(
                     "{error}: no space for the index; writes of an earlier run stay in the \
                      journal until a flush succeeds"
-                );
+                ));
                 Ok(())
             }
             flushed => flushed,

@@ -9,6 +9,7 @@ use crate::image::config::Stack;
 use crate::image::lineage::Placed;
 use crate::image::segment::MAX_LAYERS;
 use crate::image::{Image, OpenStack};
+use crate::ratelimited_log;
 use crate::source::{self, LayerRef};
 use crate::writable::above::{Above, ActiveLayer, FrozenLayer};
 use crate::writable::files::sync_name;
@@ -133,7 +134,9 @@ impl FrozenLayers {
             layers.unsealed.push(frozen);
         }
         if let Some(error) = no_space {
-            log::warn!("cannot complete the layer of a snapshot: {error}");
+            ratelimited_log::warn(format_args!(
+                "cannot complete the layer of a snapshot: {error}"
+            ));
         }
         Ok(layers)
     }

@@ -1,15 +1,14 @@
-//! Rate-limited log for lines that a guest or a front-end can cause.
+//! Rate-limited log for lines that a guest, a front-end, a client, a registry or the storage can cause again and
+//! again.
 //!
 //! The first lines are logged at once, later ones at one per second, over all queues and connections of the
 //! process. A line after a pause says how many were left out.
 
 use std::fmt::Arguments;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use log::Level;
-
-use super::stats::{DiskCell, StatsPage};
 
 /// Lines logged at once after a quiet period.
 const BURST: u32 = 32;
@@ -20,14 +19,13 @@ const TARGET: &str = env!("CARGO_CRATE_NAME");
 /// Time after which one more line is admitted.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// Limit of errors and warnings.
-static PROBLEMS: Mutex<Limit> = Mutex::new(Limit::NEW);
-
-/// Limit of informational lines, which never use up that of problems.
+/// Limits by level: lines of one level never use up the limit of another.
+static ERRORS: Mutex<Limit> = Mutex::new(Limit::NEW);
+static WARNINGS: Mutex<Limit> = Mutex::new(Limit::NEW);
 static INFO: Mutex<Limit> = Mutex::new(Limit::NEW);
 
-/// Statistics page on which the lines that are left out are counted.
-static COUNTED: OnceLock<Arc<StatsPage>> = OnceLock::new();
+/// Called for each line that is left out.
+static COUNTER: OnceLock<Box<dyn Fn() + Send + Sync>> = OnceLock::new();
 
 /// Token bucket of lines, and the count of those left out.
 #[derive(Debug)]
@@ -65,29 +63,30 @@ impl Limit {
     }
 }
 
-/// Counts the lines that are left out from now on in `page`. Only the first page of a process is used.
-pub fn count_in(page: &Arc<StatsPage>) {
-    COUNTED.get_or_init(|| page.clone());
+/// Calls `counter` for each line that is left out from now on. Only the first counter of a process is used.
+pub fn count_with(counter: impl Fn() + Send + Sync + 'static) {
+    COUNTER.get_or_init(|| Box::new(counter));
 }
 
-/// Logs an action of a front-end, within the limit.
+/// Logs an action of another party, within the limit.
 pub fn info(message: Arguments<'_>) {
     log(Level::Info, message);
 }
 
-/// Logs a warning about a guest or a front-end, within the limit.
+/// Logs a warning about another party, within the limit.
 pub fn warn(message: Arguments<'_>) {
     log(Level::Warn, message);
 }
 
-/// Logs an error about a guest or a front-end, within the limit.
+/// Logs an error about another party, within the limit.
 pub fn error(message: Arguments<'_>) {
     log(Level::Error, message);
 }
 
 fn log(level: Level, message: Arguments<'_>) {
     let limit = match level {
-        Level::Error | Level::Warn => &PROBLEMS,
+        Level::Error => &ERRORS,
+        Level::Warn => &WARNINGS,
         _ => &INFO,
     };
     let admitted = limit
@@ -96,8 +95,8 @@ fn log(level: Level, message: Arguments<'_>) {
         .admit(Instant::now());
     match admitted {
         None => {
-            if let Some(page) = COUNTED.get() {
-                page.count(DiskCell::LogDropped);
+            if let Some(counter) = COUNTER.get() {
+                counter();
             }
         }
         Some(0) => log::log!(target: TARGET, level, "{message}"),
