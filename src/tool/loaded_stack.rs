@@ -8,7 +8,6 @@ use super::Error;
 use super::open_files::OpenFiles;
 use crate::format::lsmt::MAX_SECTORS;
 use crate::image::Image;
-use crate::image::config::Stack;
 use crate::image::layer::Layer;
 use crate::image::lineage::Placed;
 use crate::image::made_upon::MadeUpon;
@@ -23,27 +22,6 @@ use crate::writable::manifest::Pairs;
 
 /// Size of the largest disk, in bytes.
 const MAX_SIZE: u64 = MAX_SECTORS.bytes();
-
-/// Names of the files of a stack: layers, a writable layer, or both.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StackFiles {
-    /// The sealed layers; may be empty with a writable layer.
-    pub stack: Stack,
-    /// The writable layer. After snapshots: the pair of files that the disk started with.
-    pub upper: Option<Paths>,
-}
-
-impl StackFiles {
-    /// The same files, which may be the upper part of an image.
-    #[must_use]
-    pub fn as_part(&self) -> Self {
-        let lineage = self.stack.lineage().of_part();
-        Self {
-            stack: self.stack.clone().with_lineage(lineage),
-            upper: self.upper.clone(),
-        }
-    }
-}
 
 /// Layers and the writable layer above them, loaded. All threads share it.
 #[derive(Debug)]

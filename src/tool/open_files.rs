@@ -7,12 +7,33 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::Error;
-use super::loaded_stack::StackFiles;
+use crate::image::config::Stack;
 use crate::image::{self, Image, Lineage, MAX_LAYERS, OpenStack};
 use crate::source::client::Client;
 use crate::source::{self, Blob, LayerRef};
 use crate::writable::manifest::Pairs;
 use crate::writable::{Paths, journal};
+
+/// Names of the files of a stack: layers, a writable layer, or both.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StackFiles {
+    /// The sealed layers; may be empty with a writable layer.
+    pub stack: Stack,
+    /// The writable layer. After snapshots: the pair of files that the disk started with.
+    pub upper: Option<Paths>,
+}
+
+impl StackFiles {
+    /// The same files, which may be the upper part of an image.
+    #[must_use]
+    pub fn as_part(&self) -> Self {
+        let lineage = self.stack.lineage().of_part();
+        Self {
+            stack: self.stack.clone().with_lineage(lineage),
+            upper: self.upper.clone(),
+        }
+    }
+}
 
 /// A layer that was opened.
 #[derive(Debug)]

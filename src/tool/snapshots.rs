@@ -15,8 +15,9 @@ use vm_memory::VolatileSlice;
 
 use super::Error;
 use super::ctl::{self, Ask, ask};
-use super::loaded_stack::{Content, LoadedStack, StackFiles, WritableLayerReader};
+use super::loaded_stack::{Content, LoadedStack, WritableLayerReader};
 use super::merge::{Merge, merge};
+use super::open_files::StackFiles;
 use super::output::Unnamed;
 use super::table::{Align, Table, printable, seconds, size, span};
 use crate::format::lsmt::Header;

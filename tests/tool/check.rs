@@ -7,7 +7,7 @@ use ovbd_vhost::format::crc;
 use ovbd_vhost::format::lsmt::{Header, HeaderKind};
 use ovbd_vhost::format::zfile::{self, Algorithm, BlockFormat, Totals};
 use ovbd_vhost::tool;
-use ovbd_vhost::tool::loaded_stack::StackFiles;
+use ovbd_vhost::tool::open_files::StackFiles;
 use uuid::Uuid;
 
 use super::*;

@@ -6,7 +6,8 @@ use super::*;
 use ovbd_vhost::format::lsmt::Mapping;
 use ovbd_vhost::format::lsmt::writable::Kind;
 use ovbd_vhost::tool::commit;
-use ovbd_vhost::tool::loaded_stack::{LoadedStack, StackFiles, WritableLayerReader};
+use ovbd_vhost::tool::loaded_stack::{LoadedStack, WritableLayerReader};
+use ovbd_vhost::tool::open_files::StackFiles;
 use ovbd_vhost::writable::extent_map::ExtentMap;
 
 const PAIR: [&str; 4] = [
