@@ -60,7 +60,6 @@ impl Cache {
         // Another process may have done so before.
         match self.existing(identity)? {
             Some(partial) if same_file(&partial.data, file)? => {
-                partial.note_demoted();
                 Ok(Demotion::Demoted(Arc::new(partial)))
             }
             _ => Ok(Demotion::Removed),

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use super::layout::{self, sync_dir};
 use super::{Cache, Error, Partial, list};
 use crate::format::digest::Digest;
-use crate::format::presence::{Header, Identity, State};
+use crate::format::presence::{Header, Identity};
 use crate::io::mapped_file::Access;
 use crate::io::regular::open_regular;
 use crate::ratelimited_log;
@@ -136,9 +136,6 @@ impl Cache {
             }
             Err(unfit) => return self.begin_again(identity, &unfit.to_string()),
         };
-        if header.state == State::Bad {
-            return self.begin_again(identity, "an earlier verification found a wrong digest");
-        }
         if header.boot != self.boot || self.boot.is_nil() {
             map.forget_unsynced();
             map.set_boot(self.boot);

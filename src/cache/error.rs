@@ -98,7 +98,7 @@ pub enum Error {
         source: presence::Error,
     },
     /// Bytes were to be stored in a blob that takes no more.
-    #[error("blob {digest} is complete or damaged and accepts no more bytes")]
+    #[error("blob {digest} is complete and accepts no more bytes")]
     Closed {
         /// The blob.
         digest: Digest,

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::entry::{Files, touch};
@@ -25,8 +25,6 @@ pub struct Partial {
     /// Held by the one thread that syncs: a failed sync is reported once, and what it lost must
     /// not be taken for synced by another thread.
     syncing: Mutex<()>,
-    /// Whether the blob was complete, and most of its units were not fetched again since.
-    was_complete: AtomicBool,
 }
 
 impl Partial {
@@ -45,7 +43,6 @@ impl Partial {
             files,
             unsynced: AtomicU64::new(0),
             syncing: Mutex::new(()),
-            was_complete: AtomicBool::new(false),
         }
     }
 
@@ -109,19 +106,20 @@ impl Partial {
         self.map_file.sync_data().map_err(Error::file("sync", &map))
     }
 
-    /// Notes that the blob was complete, and turned out damaged.
-    pub(super) fn note_demoted(&self) {
-        self.was_complete.store(true, Ordering::Relaxed);
+    /// Makes all units absent, because some have wrong bytes. The files stay: disks have them open. The
+    /// caller has claimed all units.
+    pub(super) fn restart(&self) -> Result<(), Error> {
+        // A sync that began before must not mark wrong units durable.
+        let _syncing = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.map.set_state(State::Restarted);
+        self.map.clear();
+        let map = self.layout.map(self.identity());
+        self.map_file.sync_data().map_err(Error::file("sync", &map))
     }
 
-    /// If the blob was complete: makes all units absent, because others than those that were fetched again
-    /// are damaged, and returns true.
-    pub(super) fn forget_demoted(&self) -> bool {
-        let was_complete = self.was_complete.swap(false, Ordering::Relaxed);
-        if was_complete {
-            self.map.clear();
-        }
-        was_complete
+    /// Whether the blob was full and did not have its digest: then no mirror is trusted for it.
+    pub fn is_restarted(&self) -> bool {
+        self.map.state() == Some(State::Restarted)
     }
 
     /// Notes that the blob was used now.
@@ -132,8 +130,8 @@ impl Partial {
     /// Whether the map still takes units.
     pub(super) fn check_open(&self) -> Result<(), Error> {
         match self.map.state() {
-            Some(State::Partial) => Ok(()),
-            Some(State::Complete | State::Bad) => Err(Error::Closed {
+            Some(State::Partial | State::Restarted) => Ok(()),
+            Some(State::Complete) => Err(Error::Closed {
                 digest: self.identity().digest(),
             }),
             None => Err(self.lost()),
@@ -166,7 +164,7 @@ impl Claim {
     ///
     /// # Errors
     /// [`Error::NotUnits`] if the bytes are not whole claimed units; [`Error::Closed`] if the blob
-    /// is complete or bad; [`Error::Full`] if there is no room; [`Error::File`] if the system
+    /// is complete; [`Error::Full`] if there is no room; [`Error::File`] if the system
     /// fails; [`Error::Map`] if the map was cut short.
     pub fn store(&self, first: u64, bytes: &[u8]) -> Result<(), Error> {
         let partial = &*self.partial;

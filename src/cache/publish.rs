@@ -10,7 +10,6 @@ use super::lock::lock;
 use super::{Error, Partial, list};
 use crate::format::digest::Digest;
 use crate::format::presence::State;
-use crate::ratelimited_log;
 
 /// Publication of an attempt to complete a blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,8 +20,8 @@ pub enum Publication {
     Incomplete,
     /// Another process fetches units or verifies the blob; ask again later.
     Busy,
-    /// The blob's bytes have another digest. The entry is bad and was removed; the next
-    /// [`entry`](super::Cache::entry) begins with an empty one.
+    /// The blob's bytes have another digest. All units are absent now, and [`Partial::is_restarted`]
+    /// holds. Readers with open descriptors see the bytes that are stored next.
     Mismatch {
         /// Digest of the bytes.
         found: Digest,
@@ -52,14 +51,7 @@ impl Partial {
         let path = self.layout.data(&identity);
         let found = list::digest_of(&self.data).map_err(Error::file("read", &path))?;
         if found != identity.digest() {
-            if self.forget_demoted() {
-                ratelimited_log::warn(format_args!(
-                    "blob {} has more damaged bytes than were found; fetching all of it again",
-                    identity.digest()
-                ));
-                return Ok(Publication::Incomplete);
-            }
-            self.remove_bad()?;
+            self.restart()?;
             return Ok(Publication::Mismatch { found });
         }
         self.data.sync_all().map_err(Error::file("sync", &path))?;
@@ -87,19 +79,6 @@ impl Partial {
         }
         // Removed by hand: what is open can still be read.
         self.map().set_state(State::Complete);
-        Ok(())
-    }
-
-    fn remove_bad(&self) -> Result<(), Error> {
-        let identity = self.identity();
-        let _lock = lock(&self.layout)?;
-        self.map().set_state(State::Bad);
-        let path = self.layout.data(identity);
-        if is_at(&self.data, &path)? {
-            layout::remove(&self.layout.map(identity))?;
-            sync_dir(&self.layout.partials())?;
-            layout::remove(&path)?;
-        }
         Ok(())
     }
 }

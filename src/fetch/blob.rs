@@ -10,7 +10,7 @@ use super::pace::Pace;
 use super::sources::Sources;
 use crate::cache::{Cache, Demotion, Entry, Partial};
 use crate::format::digest::Digest;
-use crate::format::presence::{Identity, UnitRange};
+use crate::format::presence::{Identity, State, UnitRange};
 use crate::io::ranked_lock::Guard;
 use crate::ratelimited_log;
 use crate::reason::reason;
@@ -134,7 +134,7 @@ impl Blob {
     pub(super) fn is_final(&self) -> bool {
         let is_final = |partial: Arc<Partial>| {
             let state = partial.map().state();
-            state.is_none_or(|state| state.is_final())
+            state.is_none_or(|state| state == State::Complete)
         };
         self.partial().is_none_or(is_final)
     }

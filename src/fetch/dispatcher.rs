@@ -151,11 +151,6 @@ impl Dispatcher {
         Ok(self.state().blobs.add(identity, entry, offer, pace))
     }
 
-    /// Forgets an open blob whose entry is bad: the next one to open it gets a new entry.
-    pub(super) fn retire(&self, blob: &Blob) {
-        self.state().blobs.retire(blob.identity());
-    }
-
     /// All open blobs.
     pub(super) fn blobs(&self) -> Vec<Arc<Blob>> {
         self.state().blobs.all()

@@ -146,12 +146,10 @@ fn complete(
         match publication {
             Ok(Publication::Published) => return Ok(None),
             Ok(Publication::Mismatch { found }) => {
-                dispatcher.retire(blob);
                 return Ok(Some(found));
             }
-            // The upkeep thread found out before.
-            Err(cache::Error::Closed { .. }) => return Ok(Some(digest)),
-            // A failed sync lost some: the next round fetches them.
+            // The upkeep thread found a wrong digest before, or a failed sync lost some units: the next
+            // round fetches them.
             Ok(Publication::Incomplete) => return Ok(Some(digest)),
             Ok(Publication::Busy) => thread::sleep(TICK),
             Err(error) => {

@@ -47,9 +47,4 @@ impl OpenBlobs {
         self.by_identity.insert(identity, id);
         blob
     }
-
-    /// Forgets a blob whose entry is bad: the next one to open it gets a new entry.
-    pub(super) fn retire(&mut self, identity: &Identity) {
-        self.by_identity.remove(identity);
-    }
 }

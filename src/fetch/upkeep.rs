@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use super::blob::Blob;
 use super::dispatcher::{Dispatcher, Suspect};
 use crate::cache::Publication;
-use crate::format::presence::State;
 use crate::ratelimited_log;
 use crate::reason::reason;
 use crate::source::protocol::Cause;
@@ -46,7 +45,7 @@ fn publish(dispatcher: &Dispatcher, blob: &Arc<Blob>) {
     let Some(partial) = blob.partial() else {
         return;
     };
-    if partial.map().state() != Some(State::Partial) || !partial.is_full() {
+    if blob.is_final() || !partial.is_full() {
         return;
     }
     let digest = blob.digest();
@@ -58,9 +57,9 @@ fn publish(dispatcher: &Dispatcher, blob: &Arc<Blob>) {
         }
         Ok(Publication::Mismatch { found }) => {
             dispatcher.counters().add_mismatch();
-            dispatcher.retire(blob);
             ratelimited_log::error(format_args!(
-                "blob {digest} was fetched completely but has digest {found}; removed it"
+                "blob {digest} was fetched completely but has digest {found}; fetching it again \
+                 from the registry itself"
             ));
         }
         Ok(Publication::Incomplete | Publication::Busy) => {}

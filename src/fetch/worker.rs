@@ -66,14 +66,21 @@ impl Attempt<'_> {
         self.report_present(&partial);
         // What is verified must not change.
         let _quiet = self.fetch.overwrites().then(|| blob.lock_bytes());
-        if blob.sources().needs_whole() {
-            let _streaming = blob.try_streaming().ok_or(Interrupted::Elsewhere)?;
-            let all = blob.identity().all_units();
-            return self.request(&self.claim(&partial, all)?, all, true, buffer);
+        let whole = blob.sources().needs_whole();
+        let streaming = whole.then(|| blob.try_streaming().ok_or(Interrupted::Elsewhere));
+        let _streaming = streaming.transpose()?;
+        let claimed = match whole {
+            true => blob.identity().all_units(),
+            false => units,
+        };
+        let claim = self.claim(&partial, claimed)?;
+        // Only now: this or another process may have verified it meanwhile.
+        if blob.is_final() {
+            self.dispatcher.arrived(blob, units);
+            return Ok(());
         }
-        let claim = self.claim(&partial, units)?;
-        if self.fetch.overwrites() {
-            return self.request(&claim, units, false, buffer);
+        if whole || self.fetch.overwrites() {
+            return self.request(&claim, claimed, whole, buffer);
         }
         // Only now: another process may have stored some meanwhile.
         self.report_present(&partial);
@@ -105,7 +112,7 @@ impl Attempt<'_> {
         let first = self.fetch.units.start();
         let bytes = identity.bytes_of(units);
         let asked = Instant::now();
-        let from = match self.fetch.overwrites() {
+        let from = match self.fetch.overwrites() || claim.partial().is_restarted() {
             true => From::Registry,
             false => From::Nearest,
         };

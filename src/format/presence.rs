@@ -150,8 +150,9 @@ pub enum State {
     Partial,
     /// All units are present, and the digest was verified.
     Complete,
-    /// All units were fetched, and the digest did not match.
-    Bad,
+    /// As [`State::Partial`], after all units were present and did not have the digest. The units are
+    /// fetched again from the registry itself: a mirror may have served wrong bytes.
+    Restarted,
 }
 
 impl State {
@@ -160,13 +161,8 @@ impl State {
         match self {
             Self::Partial => 0,
             Self::Complete => 1,
-            Self::Bad => 2,
+            Self::Restarted => 2,
         }
-    }
-
-    /// Whether the blob accepts no more bytes.
-    pub const fn is_final(self) -> bool {
-        !matches!(self, Self::Partial)
     }
 
     /// Returns the state with this number.
@@ -177,7 +173,7 @@ impl State {
         match number {
             0 => Ok(Self::Partial),
             1 => Ok(Self::Complete),
-            2 => Ok(Self::Bad),
+            2 => Ok(Self::Restarted),
             other => Err(Error::State(other)),
         }
     }
@@ -412,7 +408,7 @@ mod tests {
         bytes[BOOT_OFFSET..][..16].copy_from_slice(boot.as_bytes());
         bytes[STATE_OFFSET] = 2;
         let header = Header::decode(&bytes, len, &identity).unwrap();
-        let state = State::Bad;
+        let state = State::Restarted;
         assert_eq!(header, Header { state, boot });
     }
 

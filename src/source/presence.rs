@@ -262,8 +262,8 @@ mod tests {
         assert_eq!(absent, [UnitRange::new(50, 100)]);
         let boot = Uuid::new_v4();
         map.set_boot(boot);
-        map.set_state(State::Bad);
-        let state = State::Bad;
+        map.set_state(State::Restarted);
+        let state = State::Restarted;
         assert_eq!(map.header().unwrap(), Header { state, boot });
     }
 

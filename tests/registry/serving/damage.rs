@@ -4,15 +4,17 @@ use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use common::blk;
 use common::guest::{Guest, Options};
 use common::registry_server::{Received, Reply, serve, until};
 use common::remote::{Layers, Place};
+use ovbd_vhost::cache::Cache;
 use ovbd_vhost::format::digest::Digest;
 use serde_json::json;
 
-use super::{UNIT, asked_units};
+use super::{Reader, UNIT, asked_units, store};
 
 /// Serves a blob with one bit wrong, in the middle, as often as `times` says.
 fn flipped(request: &Received, blob: &[u8], at: usize, times: &AtomicUsize) -> Reply {
@@ -151,7 +153,11 @@ fn a_bit_that_is_always_wrong_fails_the_reads_of_it() {
     let most = 1 + 3 * failed;
     assert!((4..=most).contains(&counts[at / UNIT]), "{counts:?}");
     // All others are there: the blob is whole, and found to be wrong.
-    until("the log says so", || daemon.log().contains("removed it"));
+    until("the log says so", || {
+        daemon
+            .log()
+            .contains("was fetched completely but has digest")
+    });
     assert!(
         !place
             .path("cache/blobs/sha256")
@@ -179,6 +185,64 @@ fn what_only_a_mirror_has_wrong_comes_from_the_registry() {
     let counts = asked_units(&origin, &layers.blobs[1]);
     let asked: usize = counts.iter().sum();
     assert!(counts[at / UNIT] == 1 && asked <= 2, "{counts:?}");
+}
+
+/// Waits until the cache has both blobs, complete and right.
+fn until_complete(place: &Place, layers: &Layers) {
+    for blob in &layers.blobs {
+        let path = place
+            .path("cache/blobs/sha256")
+            .join(Digest::of(blob).hex());
+        until("the blob is complete", || path.exists());
+        assert!(fs::read(path).expect("a blob") == *blob);
+    }
+}
+
+/// A mirror has zeros instead of most bytes, and they are downloaded faster than repairs come: also when a
+/// blob is full and wrong while repairs wait, all reads are answered, and right.
+#[test]
+fn a_mirror_that_serves_zeros_delays_a_guest_and_nothing_else() {
+    let layers = Layers::new(24);
+    let place = Place::default();
+    let origin = layers.registry_that(|request, blob| {
+        Reply::Later(Duration::from_millis(50), Box::new(serve(request, blob)))
+    });
+    let mirror = layers.registry_that(|request, blob| {
+        let mut wrong = blob.to_vec();
+        wrong[blob.len() / 8..][..blob.len() / 4 * 3].fill(0);
+        serve(request, &wrong)
+    });
+    let download = json!({"enable": true, "delay": 0, "delayExtra": 0, "maxMBps": 0});
+    let more = json!({"download": download});
+    place.config("http", &origin.host(), &layers.lowers(), more);
+    let option = format!("{}={}", origin.host(), mirror.url(""));
+    let daemon = place.serve(&["--mirror", &option]);
+    let mut reader = Reader::connect(&daemon);
+    let starts: Vec<_> = (0..layers.content.len()).step_by(16 << 10).collect();
+    for part in starts.chunks(32) {
+        reader.ask(part.iter().copied());
+        reader.check(&layers.content);
+    }
+    until_complete(&place, &layers);
+    reader.check_all(&layers.content);
+}
+
+/// A cache that holds all of a blob, and none of it right.
+#[test]
+fn a_full_blob_of_zeros_is_fetched_again() {
+    let layers = Layers::new(4);
+    let place = Place::default();
+    let server = layers.registry();
+    let download = json!({"enable": true, "delay": 0, "delayExtra": 0, "maxMBps": 0});
+    let more = json!({"download": download});
+    place.config("http", &server.host(), &layers.lowers(), more);
+    let cache = Cache::open(&place.path("cache")).expect("a cache");
+    for blob in &layers.blobs {
+        store(&cache, &Digest::of(blob), &vec![0; blob.len()]);
+    }
+    let daemon = place.serve(&[]);
+    Reader::connect(&daemon).check_all(&layers.content);
+    until_complete(&place, &layers);
 }
 
 /// Without checksums only the digest of the whole tells: the blob is never published.

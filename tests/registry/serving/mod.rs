@@ -24,6 +24,7 @@ mod tls;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use common::blk;
 use common::content::difference;
@@ -35,7 +36,7 @@ use common::remote::Place;
 use common::returning::Returning;
 use common::ring::{Addresses, Ring};
 use common::session::{Session, feature};
-use ovbd_vhost::cache::{Cache, Entry, Publication};
+use ovbd_vhost::cache::{Cache, Entry, Partial, Publication};
 use ovbd_vhost::format::digest::Digest;
 use ovbd_vhost::format::presence::Identity;
 use rustix::process::{Signal, kill_process};
@@ -164,7 +165,16 @@ fn units(map: &[u8], offset: u64, count: usize) -> Vec<bool> {
 
 /// Stores a blob in a cache, complete.
 fn publish(cache: &Cache, bytes: &[u8]) {
-    let identity = Identity::new(Digest::of(bytes), bytes.len() as u64).expect("an identity");
+    let partial = store(cache, &Digest::of(bytes), bytes);
+    assert_eq!(
+        partial.publish().expect("published"),
+        Publication::Published
+    );
+}
+
+/// Stores all units of a blob in a cache that has none of them.
+fn store(cache: &Cache, digest: &Digest, bytes: &[u8]) -> Arc<Partial> {
+    let identity = Identity::new(*digest, bytes.len() as u64).expect("an identity");
     let Ok(Entry::Partial(partial)) = cache.entry(identity) else {
         panic!("an empty cache")
     };
@@ -178,10 +188,7 @@ fn publish(cache: &Cache, bytes: &[u8]) {
         claim.store(unit, &bytes[start..end]).expect("bytes");
     }
     drop(claim);
-    assert_eq!(
-        partial.publish().expect("published"),
-        Publication::Published
-    );
+    partial
 }
 
 /// Kills a daemon and its fetcher at once, so that neither makes anything durable.
