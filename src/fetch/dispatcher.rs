@@ -27,14 +27,8 @@ use crate::source::link::Link;
 use crate::source::presence::Bitmap;
 use crate::source::protocol::Cause;
 
-/// Units of one request that something waits for, at most: the last waiter must not wait for long.
-const MAX_DEMAND: u64 = (4 << 20) / UNIT;
-
-/// Units of one request that nothing waits for.
-const MAX_AHEAD: u64 = (4 << 20) / UNIT;
-
-/// Units of one request of a background download.
-const MAX_BACKGROUND: u64 = (16 << 20) / UNIT;
+/// Most units of one request: the last waiter must not wait for long.
+const MAX_REQUEST: u64 = (4 << 20) / UNIT;
 
 /// How long a thread sleeps when nothing is due.
 const IDLE: Duration = Duration::from_secs(60);
@@ -268,6 +262,13 @@ impl Dispatcher {
         self.state().schedule.postpone(fetch, at);
     }
 
+    /// Repeats the failed fetches of a blob now: its server answers again.
+    pub(super) fn hurry(&self, blob: &Blob) {
+        self.state().schedule.hurry(blob.id(), Instant::now());
+        self.demand.notify_all();
+        self.others.notify_all();
+    }
+
     /// Counts a failure, tells those that do not wait any longer, and repeats the fetch later.
     pub(super) fn failed(&self, fetch: &RangeFetch, blob: &Blob, failure: &Failure) {
         let at = blob.sources().failed(failure);
@@ -325,14 +326,11 @@ fn is_absent(blobs: &OpenBlobs, blob: BlobId, unit: u64) -> bool {
 /// Units that one request of this cause may have.
 fn most_units(blobs: &OpenBlobs, blob: BlobId, cause: Cause) -> u64 {
     match Urgency::of(cause) {
-        // Never more than is wanted: all that loading a layer needs is one request.
-        Urgency::Demand if cause == Cause::Start => MAX_DEMAND,
-        Urgency::Demand => {
+        Urgency::Demand if cause != Cause::Start => {
             let pace = blobs.get(blob).map(|blob| blob.demand_units());
-            pace.unwrap_or(1).min(MAX_DEMAND)
+            pace.unwrap_or(1).min(MAX_REQUEST)
         }
-        Urgency::Replay | Urgency::ReadAhead => MAX_AHEAD,
-        // As large as they were asked for, unless neighbours are asked for at once.
-        Urgency::Background => MAX_BACKGROUND,
+        // Never more than is wanted: all that loading a layer needs is one request.
+        _ => MAX_REQUEST,
     }
 }

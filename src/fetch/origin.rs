@@ -56,6 +56,8 @@ pub struct Failure {
     pub ends_start: bool,
     /// The server's wish for a pause.
     pub retry_after: Option<Duration>,
+    /// Whether no request was made, because the server did not answer others.
+    pub resting: bool,
     /// Whether the server serves whole blobs only.
     pub without_ranges: bool,
     /// The reason in words.
@@ -70,6 +72,7 @@ impl Failure {
             definite: false,
             ends_start: false,
             retry_after: None,
+            resting: false,
             without_ranges: false,
             reason: reason.into(),
         }

@@ -107,6 +107,7 @@ pub(super) fn failure(error: &Error) -> Failure {
             ..Failure::passing(kind, reason(error))
         },
     };
+    failure.resting = matches!(error, Error::Resting { .. });
     failure.without_ranges = matches!(error, Error::WithoutRanges { .. });
     failure
 }

@@ -105,13 +105,21 @@ struct Units<W> {
     waiters: Vec<Waiting<W>>,
 }
 
+/// A fetch that is repeated later.
+#[derive(Debug)]
+struct Delayed {
+    fetch: RangeFetch,
+    /// Whether it is repeated at once when its server answers another request.
+    is_hurried: bool,
+}
+
 /// The queues. `W` names a waiter.
 #[derive(Debug)]
 pub(super) struct Schedule<W> {
     blobs: HashMap<BlobId, Units<W>>,
     queues: [VecDeque<RangeFetch>; QUEUES],
-    /// Jobs that are repeated later. The number tells apart those of one instant.
-    delayed: BTreeMap<(Instant, u64), RangeFetch>,
+    /// By when they are repeated. The number tells apart those of one instant.
+    delayed: BTreeMap<(Instant, u64), Delayed>,
     number: u64,
 }
 
@@ -258,7 +266,9 @@ impl<W> Schedule<W> {
                 units.status.remove(&unit);
             }
         }
-        self.delay(fetch.clone(), at);
+        // A pause that the server asks for is kept in any case.
+        let is_hurried = !failure.definite && (failure.resting || failure.retry_after.is_none());
+        self.delay(fetch.clone(), at, is_hurried);
         failed
     }
 
@@ -271,12 +281,26 @@ impl<W> Schedule<W> {
                 }
             }
         }
-        self.delay(fetch.clone(), at);
+        self.delay(fetch.clone(), at, false);
     }
 
-    fn delay(&mut self, fetch: RangeFetch, at: Instant) {
+    fn delay(&mut self, fetch: RangeFetch, at: Instant, is_hurried: bool) {
         self.number += 1;
-        self.delayed.insert((at, self.number), fetch);
+        let delayed = Delayed { fetch, is_hurried };
+        self.delayed.insert((at, self.number), delayed);
+    }
+
+    /// Ends the pauses of a blob's failed fetches.
+    pub(super) fn hurry(&mut self, blob: BlobId, now: Instant) {
+        let is_hurried = |delayed: &Delayed| delayed.is_hurried && delayed.fetch.blob == blob;
+        let later = self.delayed.range((now, u64::MAX)..);
+        let later = later.filter(|(_, delayed)| is_hurried(delayed));
+        let keys: Vec<_> = later.map(|(key, _)| *key).collect();
+        for key in keys {
+            if let Some(delayed) = self.delayed.remove(&key) {
+                self.delayed.insert((now, key.1), delayed);
+            }
+        }
     }
 
     /// Queues the fetches whose pause is over, and returns when the next one's will be.
@@ -286,7 +310,7 @@ impl<W> Schedule<W> {
             if at > now {
                 return Some(at);
             }
-            let fetch = entry.remove();
+            let fetch = entry.remove().fetch;
             // Before what came meanwhile: it has waited longest.
             self.queues[Urgency::of(fetch.cause) as usize].push_front(fetch);
         }

@@ -28,10 +28,22 @@ pub(super) struct Sources {
     /// The repositories that are said to have the blob; the first is asked.
     origins: Vec<Arc<dyn Origin>>,
     failures: u32,
+    /// When to try again after the last counted failure. Requests that were under way together fail
+    /// together, and before this they count as one failure.
+    again: Option<Instant>,
     /// Whether the last definite answer was a refusal.
     is_refused: bool,
     /// Until when the server is taken for one that serves no ranges.
     without_ranges: Option<Instant>,
+}
+
+/// What bytes that come put an end to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Recovery {
+    /// Requests had failed.
+    pub(super) had_failed: bool,
+    /// The last definite answer was a refusal.
+    pub(super) was_refused: bool,
 }
 
 impl Sources {
@@ -39,6 +51,7 @@ impl Sources {
         Self {
             origins: vec![origin],
             failures: 0,
+            again: None,
             is_refused: false,
             without_ranges: None,
         }
@@ -57,10 +70,13 @@ impl Sources {
         self.origins.first().cloned()
     }
 
-    /// Notes that bytes came, and returns whether they were refused before.
-    pub(super) fn succeeded(&mut self) -> bool {
-        self.failures = 0;
-        std::mem::take(&mut self.is_refused)
+    /// Notes that bytes came.
+    pub(super) fn succeeded(&mut self) -> Recovery {
+        self.again = None;
+        Recovery {
+            had_failed: std::mem::take(&mut self.failures) > 0,
+            was_refused: std::mem::take(&mut self.is_refused),
+        }
     }
 
     /// Notes a definite refusal, and returns whether it is the first since bytes came.
@@ -84,14 +100,24 @@ impl Sources {
                 false => now + COLD_PROXY,
             };
         }
+        let asked = failure.retry_after.unwrap_or_default();
+        let asked = now + asked.min(MAX_RETRY_AFTER);
+        if failure.resting {
+            self.failures = self.failures.max(1);
+            return asked;
+        }
+        if let Some(again) = self.again.filter(|again| now < *again && !failure.definite) {
+            return again.max(asked);
+        }
         let failures = self.failures.min(16);
         self.failures = self.failures.saturating_add(1);
         let most = match failure.definite {
             true => MAX_PAUSE,
             false => MAX_PAUSE.min(FIRST_PAUSE * (1 << failures)),
         };
-        let asked = failure.retry_after.unwrap_or_default();
-        now + most.mul_f64(jitter()).max(asked.min(MAX_RETRY_AFTER))
+        let again = now + most.mul_f64(jitter());
+        self.again = Some(again);
+        again.max(asked)
     }
 
     /// Whether the whole blob must be streamed. The first refusal of a range is not counted: the
@@ -104,5 +130,60 @@ impl Sources {
     /// Notes that a range was served.
     pub(super) fn serves_ranges(&mut self) {
         self.without_ranges = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fetch::origin::{Body, From};
+    use crate::source::FetchErrorKind;
+
+    #[derive(Debug)]
+    struct Nowhere;
+
+    impl Origin for Nowhere {
+        fn read(&self, _: u64, _: u64, _: From) -> Result<Body, Failure> {
+            Err(passing())
+        }
+
+        fn read_whole(&self) -> Result<Body, Failure> {
+            Err(passing())
+        }
+
+        fn blob_len(&self) -> Result<u64, Failure> {
+            Err(passing())
+        }
+    }
+
+    fn passing() -> Failure {
+        Failure::passing(FetchErrorKind::Unreachable, "not now")
+    }
+
+    #[test]
+    fn requests_that_fail_together_count_once() {
+        let mut sources = Sources::new(Arc::new(Nowhere));
+        let first = sources.failed(&passing());
+        for _ in 0..100 {
+            assert_eq!(sources.failed(&passing()), first);
+        }
+        assert_eq!(sources.failures, 1);
+        let resting = Failure {
+            resting: true,
+            retry_after: Some(Duration::from_millis(1)),
+            ..passing()
+        };
+        sources.failed(&resting);
+        assert_eq!(sources.failures, 1, "no request was made");
+        let all = Recovery {
+            had_failed: true,
+            was_refused: false,
+        };
+        assert_eq!(sources.succeeded(), all);
+        let none = Recovery {
+            had_failed: false,
+            was_refused: false,
+        };
+        assert_eq!(sources.succeeded(), none);
     }
 }

@@ -228,12 +228,15 @@ impl Stream<'_> {
                 dispatcher.space().store(self.claim, unit, buffer)?;
             }
             self.units = UnitRange::new(unit + 1, self.units.end());
-            let was_refused = blob.sources().succeeded();
-            if was_refused {
+            let recovery = blob.sources().succeeded();
+            if recovery.was_refused {
                 ratelimited_log::info(format_args!(
                     "fetching blob {} succeeds again",
                     blob.digest()
                 ));
+            }
+            if recovery.had_failed {
+                dispatcher.hurry(blob);
             }
             dispatcher.arrived(blob, UnitRange::one(unit));
             if dispatcher.is_stopping() {

@@ -126,7 +126,7 @@ impl Read for BlobBody {
             match &result {
                 Ok(_) if self.left == 0 => peer.succeeded(),
                 Ok(_) => {}
-                Err(error) => peer.failed(error.clone()),
+                Err(error) => peer.broke_off(error.clone()),
             }
         }
         result.map_err(io::Error::from)

@@ -1,5 +1,8 @@
 //! Circuit breakers: after several failures of a server in a row, one request at a time probes it, at growing
 //! intervals. All other requests to it fail at once.
+//!
+//! Requests that were under way together fail together. Once a breaker is open, only the probe's failure makes
+//! the pause longer: a short outage under many requests is followed by short pauses.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -37,7 +40,12 @@ pub(super) struct Breakers {
 
 #[derive(Debug)]
 struct Record {
+    /// Failures until the breaker opened.
     failures: u32,
+    /// Probes that failed since.
+    failed_probes: u32,
+    /// Whether a probe is under way.
+    is_probed: bool,
     next: Instant,
     /// The last failure.
     error: Error,
@@ -76,8 +84,9 @@ impl Breakers {
                 error: record.error.clone(),
             });
         }
-        // This request is the attempt; the others wait for what it finds.
-        record.next = now + self.policy.pause(record.failures);
+        // This request is the probe; the others wait for what it finds.
+        record.is_probed = true;
+        record.next = now + self.policy.pause(record.failed_probes.saturating_add(1));
         Ok(())
     }
 
@@ -91,28 +100,43 @@ impl Breakers {
 
     /// Records a failure; `true` if from now on the server is spared.
     pub(super) fn failed(&self, host: &str, now: Instant, error: Error) -> bool {
+        self.add_failures(host, now, error, 1)
+    }
+
+    /// Records a failure after which the server is spared; `true` if it was not before.
+    pub(super) fn open(&self, host: &str, now: Instant, error: Error) -> bool {
+        self.add_failures(host, now, error, self.policy.limit)
+    }
+
+    fn add_failures(&self, host: &str, now: Instant, error: Error, count: u32) -> bool {
         let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
         if records.len() >= MAX_HOSTS && !records.contains_key(host) {
             records.clear();
         }
         let record = records.entry(host.to_owned()).or_insert(Record {
             failures: 0,
+            failed_probes: 0,
+            is_probed: false,
             next: now,
             error: error.clone(),
         });
         record.error = error;
-        record.failures = record.failures.saturating_add(1);
-        if record.failures >= self.policy.limit {
-            record.next = now + self.policy.pause(record.failures);
+        let was_open = record.failures >= self.policy.limit;
+        record.failures = record.failures.saturating_add(count);
+        let is_open = record.failures >= self.policy.limit;
+        if std::mem::take(&mut record.is_probed) {
+            record.failed_probes = record.failed_probes.saturating_add(1);
+            record.next = now + self.policy.pause(record.failed_probes);
+        } else if is_open && !was_open {
+            record.next = now + self.policy.pause(0);
         }
-        record.failures == self.policy.limit
+        is_open && !was_open
     }
 }
 
 impl Policy {
-    fn pause(&self, failures: u32) -> Duration {
-        let doublings = failures.saturating_sub(self.limit).min(16);
-        (self.first_pause * (1 << doublings)).min(self.max_pause)
+    fn pause(&self, failed_probes: u32) -> Duration {
+        (self.first_pause * (1 << failed_probes.min(16))).min(self.max_pause)
     }
 }
 
@@ -169,6 +193,31 @@ mod tests {
         assert!(breakers.succeeded("h"));
         assert_eq!(pause(&breakers, "h", now), None);
         assert!(!breakers.succeeded("h"));
+    }
+
+    #[test]
+    fn requests_that_fail_together_count_once() {
+        let breakers = Breakers::new(SERVERS);
+        let start = Instant::now();
+        for number in 0..100 {
+            breakers.failed("h", start, error(number));
+        }
+        assert_eq!(pause(&breakers, "h", start), Some(SERVERS.first_pause));
+        let later = start + SERVERS.first_pause;
+        assert_eq!(pause(&breakers, "h", later), None, "the probe");
+        for number in 0..100 {
+            breakers.failed("h", later, error(number));
+        }
+        assert_eq!(pause(&breakers, "h", later), Some(2 * SERVERS.first_pause));
+    }
+
+    #[test]
+    fn one_bad_failure_opens_it() {
+        let breakers = Breakers::new(SERVERS);
+        let start = Instant::now();
+        assert!(breakers.open("h", start, error(0)));
+        assert!(!breakers.open("h", start, error(1)));
+        assert_eq!(pause(&breakers, "h", start), Some(SERVERS.first_pause));
     }
 
     #[test]

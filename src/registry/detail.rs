@@ -12,8 +12,7 @@ const MAX_TEXT: usize = 200;
 
 /// The code and message of the answer's first error; empty if it has none.
 pub(super) fn of(answer: Answer) -> String {
-    let bytes = answer.bytes("an error", MAX_BODY).unwrap_or_default();
-    text(&bytes)
+    text(&answer.start_of_body(MAX_BODY))
 }
 
 fn text(body: &[u8]) -> String {

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ureq::config::Config;
 use ureq::http::{HeaderMap, Request};
@@ -34,6 +34,9 @@ const MAX_IDLE_PER_HOST: usize = 16;
 
 /// An idle connection is closed after so long.
 const MAX_IDLE_AGE: Duration = Duration::from_secs(60);
+
+/// How long the body of a refusal or redirect is read. One piece may take [`Timeouts::read`] besides.
+const SMALL_BODY: Duration = Duration::from_secs(1);
 
 /// How long the parts of a request may take.
 #[derive(Clone, Copy, Debug)]
@@ -297,9 +300,23 @@ impl Answer {
         const MAX_DRAIN: u64 = 64 << 10;
         // A body that is longer, or lies about its length, closes the connection.
         if self.status != 416 && self.content_length().is_none_or(|len| len <= MAX_DRAIN) {
-            let mut bounded = io::Read::take(self.body.into_reader(), MAX_DRAIN);
-            let _ = io::copy(&mut bounded, &mut io::sink());
+            self.start_of_body(MAX_DRAIN);
         }
+    }
+
+    /// What comes of the body of a refusal or redirect, at most `limit` bytes. A server that sends it
+    /// slowly is not waited for, since something better can be asked meanwhile.
+    pub(super) fn start_of_body(self, limit: u64) -> Vec<u8> {
+        let mut bounded = io::Read::take(self.body.into_reader(), limit);
+        let (mut bytes, mut piece) = (Vec::new(), [0; 4096]);
+        let start = Instant::now();
+        while start.elapsed() < SMALL_BODY {
+            match io::Read::read(&mut bounded, &mut piece) {
+                Ok(0) | Err(_) => break,
+                Ok(len) => bytes.extend_from_slice(piece.get(..len).unwrap_or_default()),
+            }
+        }
+        bytes
     }
 }
 

@@ -28,7 +28,7 @@ const POLICY: Policy = Policy {
 /// How long a peer-to-peer proxy may take until its answer: it is worth it only if it is fast.
 const P2P_PATIENCE: Duration = Duration::from_millis(500);
 
-/// How long a mirror may take.
+/// How long a mirror may take, until its answer and for each piece of its body.
 const MIRROR_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Another way to a registry's blobs.
@@ -171,7 +171,7 @@ impl Health {
         }
     }
 
-    /// Records a failure.
+    /// Records a failed request.
     pub(super) fn failed(&self, error: Error) {
         if self.breakers.failed(&self.name, Instant::now(), error) {
             ratelimited_log::warn(format_args!(
@@ -180,10 +180,23 @@ impl Health {
             ));
         }
     }
+
+    /// Records a body that broke off or stalled. The mirror is left alone at once: a reader has waited
+    /// for it, and the next attempt must reach the registry.
+    pub(super) fn broke_off(&self, error: Error) {
+        let text = reason(&error);
+        if self.breakers.open(&self.name, Instant::now(), error) {
+            let name = &self.name;
+            ratelimited_log::warn(format_args!(
+                "mirror {name} broke off: {text}; using the registry for a while"
+            ));
+        }
+    }
 }
 
 fn bounded(timeouts: Timeouts, patience: Duration) -> Timeouts {
     Timeouts {
+        read: timeouts.read.min(MIRROR_PATIENCE),
         name: timeouts.name.min(patience),
         connect: timeouts.connect.min(patience),
         answer: timeouts.answer.min(patience),

@@ -1,5 +1,8 @@
 //! Mirrors and peer-to-peer proxies: asked first, and never in the way.
 
+use std::time::Duration;
+
+use common::PATIENCE;
 use common::content::tagged;
 use common::registry_server::{Reply, Server, answer, raw, serve};
 use ovbd_vhost::registry::client::{Client, Options};
@@ -115,7 +118,7 @@ fn bodies_that_break_off_count_against_a_mirror() {
         let mut body = client.read_blob(&wanted, 0, 1000).unwrap();
         whole += usize::from(std::io::Read::read_to_end(&mut body, &mut found).is_ok());
     }
-    assert_eq!((mirror.count(), whole), (5, 5));
+    assert_eq!((mirror.count(), whole), (1, 9));
 }
 
 #[test]
@@ -156,4 +159,53 @@ fn a_prefix_proxy_gets_the_url_and_its_authorization() {
     let last = asked.last().unwrap();
     assert_eq!(last.target, format!("/p2p/{}", store.url("/key?sig=x%2F")));
     assert_eq!(last.header("authorization"), None);
+}
+
+/// A refusal whose body takes minutes.
+#[test]
+fn a_mirror_that_drips_its_refusal_is_passed_by() {
+    for status in [401, 404, 307, 500] {
+        let bytes = tagged(1000, 7);
+        let registry = serving(&bytes);
+        let target = registry.url("/elsewhere");
+        let mirror = Server::start(move |_| {
+            let headers = [
+                ("Content-Length", "60000"),
+                ("Location", target.as_str()),
+                ("WWW-Authenticate", "Basic"),
+            ];
+            Reply::Drip(
+                raw(status, &headers, &[b' '; 60000]),
+                Duration::from_millis(8),
+            )
+        });
+        let client = with_mirror(&registry, &mirror);
+        let wanted = blob(&registry.host(), "a/b", &bytes);
+        let (done, answer) = std::sync::mpsc::channel();
+        std::thread::spawn(move || done.send(read(client.read_blob(&wanted, 10, 500).unwrap())));
+        let answer = answer.recv_timeout(PATIENCE);
+        assert!(
+            answer.expect("an answer in time") == bytes[10..510],
+            "{status}"
+        );
+        assert!(registry.count() > 0, "{status}");
+    }
+}
+
+#[test]
+fn a_mirror_whose_body_stalls_is_not_asked_again_at_once() {
+    let bytes = tagged(1000, 8);
+    let registry = serving(&bytes);
+    let headers = [
+        ("Content-Range", "bytes 10-509/1000"),
+        ("Content-Length", "500"),
+    ];
+    let half = raw(206, &headers, &bytes[10..260]);
+    let mirror = Server::start(move |_| Reply::Stall(half.clone()));
+    let client = with_mirror(&registry, &mirror);
+    let wanted = blob(&registry.host(), "a/b", &bytes);
+    let mut broken = client.read_blob(&wanted, 10, 500).unwrap();
+    std::io::copy(&mut broken, &mut std::io::sink()).expect_err("the body stalls");
+    assert!(read(client.read_blob(&wanted, 10, 500).unwrap()) == bytes[10..510]);
+    assert_eq!((registry.count(), mirror.count()), (1, 1));
 }

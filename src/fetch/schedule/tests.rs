@@ -257,3 +257,31 @@ fn waiters_can_be_dropped_and_a_blob_abandoned() {
     assert_eq!(schedule.abandon(BLOB), ["b"]);
     assert_eq!(next(&mut schedule, &Urgency::ALL, 4), None);
 }
+
+#[test]
+fn an_answer_ends_the_pauses_of_its_blob() {
+    let mut schedule = Test::default();
+    let now = Instant::now();
+    let later = now + Duration::from_secs(30);
+    let asked = Failure {
+        retry_after: Some(Duration::from_secs(30)),
+        ..passing()
+    };
+    for (unit, failure) in [(1, passing()), (2, asked), (3, refused())] {
+        schedule.want(BLOB, &[units(unit, unit + 1)], Cause::Demand, Some("a"));
+        let fetch = next(&mut schedule, &Urgency::ALL, 1).unwrap();
+        schedule.failed(&fetch, &failure, later);
+    }
+    schedule.hurry(BlobId(1), now);
+    schedule.wake(now);
+    assert_eq!(next(&mut schedule, &Urgency::ALL, 1), None, "another blob");
+    schedule.hurry(BLOB, now);
+    schedule.wake(now);
+    let hurried = next(&mut schedule, &Urgency::ALL, 1);
+    assert_eq!(hurried, job(units(1, 2), Cause::Demand));
+    assert_eq!(
+        next(&mut schedule, &Urgency::ALL, 1),
+        None,
+        "their pauses are kept"
+    );
+}
