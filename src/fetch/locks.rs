@@ -13,6 +13,7 @@
 //! | 9 | [`Rank::Stored`] | what the cache has of a blob | nothing |
 //! | 10 | [`Rank::Suspects`] | damage to be looked at | nothing |
 //! | 11 | [`Rank::Filling`] | blobs that a session has fetched whole | nothing |
+//! | 12 | [`Rank::Offered`] | whether a session has a blob open, and what was asked meanwhile | nothing |
 //!
 //! [`ranked_lock`] holds the code to that. The locks of `source::link` and `cache` are taken last: no
 //! code of this module runs while they are held.
@@ -44,6 +45,8 @@ pub(super) enum Rank {
     Suspects,
     /// In a session.
     Filling,
+    /// In an [`Offered`](super::offered::Offered).
+    Offered,
 }
 
 impl ranked_lock::Rank for Rank {

@@ -25,6 +25,7 @@
 //! | [`image_lookup`] | from a reference to the layers of an image |
 //! | [`fetcher`] | the threads of a fetcher |
 //! | [`session`] | the connection to one disk process |
+//! | [`offered`] | opens the blobs of a disk process |
 //! | [`download`] | downloads blobs while a disk is served |
 //! | [`fill`] | fetches and verifies a whole blob |
 //! | [`upkeep`] | syncs, verifies, repairs and evicts blobs |
@@ -58,6 +59,7 @@ mod fill;
 mod image_lookup;
 mod jitter;
 mod locks;
+mod offered;
 pub mod open;
 mod open_blobs;
 mod origin;

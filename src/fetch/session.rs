@@ -3,19 +3,18 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::ops::ControlFlow;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::blob::{Blob, Offer};
+use super::blob::Offer;
 use super::dispatcher::Dispatcher;
 use super::fill::{FillOptions, fill};
 use super::locks::{Rank, RankedMutex};
+use super::offered::{Asked, Offered};
 use super::origin::Failure;
 use super::waiter::Waiter;
-use crate::cache::Entry;
 use crate::ratelimited_log;
 use crate::source::FetchErrorKind;
 use crate::source::link::{Link, Message, Turn};
@@ -24,8 +23,8 @@ use crate::source::protocol::{Reply, Request, Subject};
 /// How often a session looks whether the fetcher stops.
 const TICK: Duration = Duration::from_millis(200);
 
-/// Fetches of one disk process that may wait at a time.
-const MAX_OUTSTANDING: usize = 4096;
+/// Fetches of one disk process that may wait at a time: twice as many as 256 queue workers begin.
+const MAX_OUTSTANDING: usize = 32_768;
 
 /// Blobs of one disk process that are fetched whole at a time.
 const MAX_FILLING: usize = 16;
@@ -33,9 +32,8 @@ const MAX_FILLING: usize = 16;
 struct Session {
     dispatcher: Arc<Dispatcher>,
     link: Arc<Link>,
-    offers: Vec<Offer>,
-    /// The offered blobs that are open.
-    blobs: Vec<Option<Arc<Blob>>>,
+    /// The offered blobs, by their numbers.
+    blobs: Vec<Arc<Offered>>,
     outstanding: Arc<AtomicUsize>,
     /// Tickets of the blobs that are fetched whole at this moment.
     filling: Arc<RankedMutex<BTreeSet<u64>>>,
@@ -47,11 +45,12 @@ pub(super) fn start(
     link: Arc<Link>,
     offers: Vec<Offer>,
 ) -> io::Result<JoinHandle<()>> {
+    let offered = offers.into_iter().zip(0..);
+    let offered = offered.map(|(offer, number)| Offered::new(number, offer, &dispatcher, &link));
     let session = Session {
+        blobs: offered.collect(),
         dispatcher,
         link,
-        blobs: offers.iter().map(|_| None).collect(),
-        offers,
         outstanding: Arc::default(),
         filling: Arc::new(RankedMutex::new(Rank::Filling, BTreeSet::new())),
     };
@@ -61,7 +60,7 @@ pub(super) fn start(
 }
 
 impl Session {
-    fn run(mut self) {
+    fn run(self) {
         let link = Arc::clone(&self.link);
         link.send(Reply::Hello.encode(), Vec::new());
         while !self.dispatcher.is_stopping() {
@@ -80,12 +79,12 @@ impl Session {
         // Threads that fetch whole blobs for it end.
         self.link.end();
         // The upkeep thread no longer sees those that no other connection has open.
-        for blob in self.blobs.iter().flatten() {
+        for blob in self.blobs.iter().filter_map(|offered| offered.opened()) {
             blob.sync(1);
         }
     }
 
-    fn take(&mut self, message: &Message) {
+    fn take(&self, message: &Message) {
         match Request::decode(&message.bytes) {
             Ok(Request::Open { blob }) => self.open(blob),
             Ok(Request::Fetch {
@@ -97,9 +96,14 @@ impl Session {
             }) => {
                 let waiter = cause.is_waited_for().then(|| self.waiter(ticket));
                 let end = offset.saturating_add(len);
-                match (self.blob(blob), waiter) {
-                    (Ok(blob), waiter) if self.has_room() => {
-                        self.dispatcher.want(&blob, offset..end, cause, waiter);
+                match (self.offered(blob), waiter) {
+                    (Ok(offered), waiter) if self.has_room() => {
+                        let bytes = offset..end;
+                        offered.ask(Asked::Bytes {
+                            bytes,
+                            cause,
+                            waiter,
+                        });
                     }
                     (Ok(_), Some(waiter)) => {
                         let reason = format!("more than {MAX_OUTSTANDING} fetches wait");
@@ -138,34 +142,42 @@ impl Session {
         self.outstanding.load(Ordering::Relaxed) <= MAX_OUTSTANDING
     }
 
-    /// The offered blob of this number, opened if it is not yet.
-    fn blob(&mut self, number: u32) -> Result<Arc<Blob>, Failure> {
-        let at = number as usize;
-        if let Some(Some(blob)) = self.blobs.get(at) {
-            return Ok(Arc::clone(blob));
-        }
-        let offer = self.offers.get(at).ok_or_else(|| {
+    /// The offered blob of this number.
+    fn offered(&self, number: u32) -> Result<&Arc<Offered>, Failure> {
+        self.blobs.get(number as usize).ok_or_else(|| {
             let reason = format!(
                 "request for blob {number}; the disk has {} blobs",
-                self.offers.len()
+                self.blobs.len()
             );
             Failure::definite(FetchErrorKind::NotFound, reason)
-        })?;
-        let blob = self.dispatcher.open(offer)?;
-        self.blobs[at] = Some(Arc::clone(&blob));
-        Ok(blob)
+        })
+    }
+
+    fn open(&self, number: u32) {
+        match self.offered(number) {
+            Ok(offered) => offered.ask(Asked::Descriptors),
+            Err(failure) => {
+                let reply = Reply::Failed {
+                    subject: Subject::Blob(number),
+                    kind: failure.kind,
+                    reason: failure.reason,
+                };
+                self.link.send(reply.encode(), Vec::new());
+            }
+        }
     }
 
     /// Fetches and verifies all of a blob, on a thread of its own.
-    fn fill(&mut self, ticket: u64, number: u32) {
+    fn fill(&self, ticket: u64, number: u32) {
         // A client repeats what it asked before it learned that a fetcher is there.
         if self.filling.lock().contains(&ticket) {
             return;
         }
         let waiter = self.waiter(ticket);
         let refused = |reason: String| Failure::definite(FetchErrorKind::System, reason);
-        let Some(offer) = self.offers.get(number as usize).cloned() else {
-            return waiter.answer(Err(&refused(format!("request for blob {number}"))));
+        let offer = match self.offered(number) {
+            Ok(offered) => offered.offer().clone(),
+            Err(failure) => return waiter.answer(Err(&failure)),
         };
         if self.filling.lock().len() >= MAX_FILLING {
             let reason = format!("more than {MAX_FILLING} blobs are fetched whole at once");
@@ -191,46 +203,6 @@ impl Session {
                 "cannot start a thread to fetch a blob: {error}"
             ));
             self.link.end();
-        }
-    }
-
-    fn open(&mut self, number: u32) {
-        let opened = self.blob(number).and_then(|blob| {
-            let files = descriptors(&blob.entry());
-            let files = files
-                .map_err(|error| Failure::definite(FetchErrorKind::System, error.to_string()))?;
-            Ok((blob, files))
-        });
-        match opened {
-            Ok((blob, files)) => {
-                let reply = Reply::Opened {
-                    blob: number,
-                    len: blob.identity().len(),
-                    complete: blob.entry().is_complete(),
-                };
-                self.link.send(reply.encode(), files);
-            }
-            Err(failure) => {
-                let reply = Reply::Failed {
-                    subject: Subject::Blob(number),
-                    kind: failure.kind,
-                    reason: failure.reason,
-                };
-                self.link.send(reply.encode(), Vec::new());
-            }
-        }
-    }
-}
-
-/// Descriptors that only read. They share the open file descriptions that are locked against
-/// eviction.
-fn descriptors(entry: &Entry) -> io::Result<Vec<OwnedFd>> {
-    match entry {
-        Entry::Complete(file) => Ok(vec![file.try_clone()?.into()]),
-        Entry::Partial(partial) => {
-            let files = partial.files();
-            let (data, map) = (files.data.try_clone()?, files.map.try_clone()?);
-            Ok(vec![data.into(), map.into()])
         }
     }
 }
