@@ -365,7 +365,7 @@ fn systemd_knows_the_settings_of_all_units() {
             .filter(|line| !line.starts_with("Documentation="))
             .map(|line| line.to_owned() + "\n")
             .collect::<String>();
-        for name in ["ovbd-node", "ovbd-vhost"] {
+        for name in ["ovbd", "ovbd-node", "ovbd-vhost"] {
             text = text.replace(
                 &format!("/usr/bin/{name} "),
                 &format!("{} ", program.display()),

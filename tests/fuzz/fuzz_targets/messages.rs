@@ -32,7 +32,9 @@ use std::time::Duration;
 use common::layers::{LayerBuilder, Pack, noise, zfile};
 use confined::Confined;
 use libfuzzer_sys::fuzz_target;
+use ovbd_vhost::engine::rate_limit::LimitsSpec;
 use ovbd_vhost::engine::ring::Rings;
+use ovbd_vhost::engine::stats::StatsPage;
 use ovbd_vhost::engine::{BackendOptions, BlockBackend, Tuning};
 use ovbd_vhost::format::lsmt::Header;
 use ovbd_vhost::format::lsmt::writable::Kind;
@@ -94,6 +96,8 @@ fn backend(volume: Volume) -> Arc<BlockBackend> {
         block_cache: 0,
         on_full: OnFull::Error,
         tuning: Tuning::default(),
+        limits: LimitsSpec::default(),
+        stats: StatsPage::anonymous().expect("statistics page"),
     };
     Arc::new(BlockBackend::new(volume.into(), options, Rings::default()))
 }
