@@ -17,8 +17,8 @@ use super::Error;
 use super::device::Device;
 use super::listener::Listener;
 use super::notify::Manager;
-use crate::engine::ratelimited_log;
 use crate::io::poller::{Poller, Trigger};
+use crate::ratelimited_log;
 use crate::vhost::session::Session;
 
 /// Most connections without a message so far, and most connections that wait for a thread. The oldest is closed for

@@ -38,7 +38,6 @@ pub use error::Error;
 use sd_notify::NotifyState;
 use serde_json::{Value, json};
 
-use crate::engine::ratelimited_log;
 use crate::engine::ring::Rings;
 use crate::engine::stats::{DiskCell, StatsPage};
 use crate::fetch::process::Control;
@@ -46,6 +45,7 @@ use crate::format::download::Download;
 use crate::image::config::{ImageConfig, Stack};
 use crate::io::heap;
 use crate::io::regular::open_regular;
+use crate::ratelimited_log;
 use crate::reason::reason;
 use crate::registry::reference::Reference;
 use crate::vhost::handler::Offered;

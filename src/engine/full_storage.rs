@@ -8,7 +8,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use super::ratelimited_log;
+use crate::ratelimited_log;
 use crate::writable::{Error, OnFull};
 
 /// What happens to requests of a disk while its storage is full, and which wait now.

@@ -65,5 +65,4 @@ pub mod storage;
 pub mod subreads;
 pub mod worker;
 
-pub use crate::ratelimited_log;
 pub use backend::{BackendOptions, BlockBackend, Tuning};

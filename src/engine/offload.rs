@@ -21,8 +21,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::BlockBackend;
-use super::ratelimited_log;
 use super::setup::GRACE;
+use crate::ratelimited_log;
 use crate::reason::reason;
 use crate::units::SectorRange;
 use crate::virtio::discard::DiscardRange;

@@ -12,9 +12,9 @@ use std::time::Duration;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use super::queue_worker::QueueWorker;
-use super::ratelimited_log;
 use super::setup::{AfterStop, ConnectionContext, QueueSetup, Stop};
 use crate::io::interrupt::PeerCall;
+use crate::ratelimited_log;
 use crate::reason::reason;
 use crate::virtio::queue::{Queue, StartError};
 

@@ -17,7 +17,7 @@ use super::error::Refusal;
 use super::handler::{Handler, MEMORY_SLOTS};
 use super::message::{FileKind, Message, Reply, parse, parse_unchecked};
 use super::vring::UserRings;
-use crate::engine::ratelimited_log;
+use crate::ratelimited_log;
 use crate::reason::reason;
 use crate::virtio::memory::RegionInfo;
 

@@ -19,9 +19,10 @@ use super::message::{Message, Reply};
 use super::ownership::Ownership;
 use super::peer::Peer;
 use super::takeover::Owner;
+use crate::engine::BlockBackend;
 use crate::engine::stats::{DiskCell, StatsPage};
-use crate::engine::{BlockBackend, ratelimited_log};
 use crate::io::interrupt::PeerCall;
+use crate::ratelimited_log;
 use crate::reason::reason;
 
 /// Pause between two attempts to lock the handler of a connection whose thread is busy.

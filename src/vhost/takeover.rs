@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::peer::{Life, Peer};
-use crate::engine::ratelimited_log;
+use crate::ratelimited_log;
 
 /// When a front-end that starts a queue takes the disk over from another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]

@@ -9,10 +9,10 @@ use std::fs::File;
 use std::sync::Arc;
 
 use super::error::Refusal;
-use crate::engine::ratelimited_log;
 use crate::engine::setup::{AfterStop, ConnectionContext, Eventfds, QueueSetup};
 use crate::engine::worker::{Resume, StartFailure, Worker};
 use crate::io::interrupt::PeerCall;
+use crate::ratelimited_log;
 use crate::reason::reason;
 use crate::virtio::inflight::InflightArea;
 use crate::virtio::memory::Memory;

@@ -8,10 +8,10 @@ use serde_json::{Map, Value, json};
 
 use super::http::{Body, Request, Response};
 use crate::daemon::device::Device;
-use crate::engine::ratelimited_log;
 use crate::engine::stats::exposition::{Exposition, Format, Kind};
 use crate::engine::stats::figures::Figures;
 use crate::engine::stats::report::{self, DiskFigures};
+use crate::ratelimited_log;
 use crate::reason::reason;
 use crate::version::VERSION;
 use crate::vhost::handler::Offered;

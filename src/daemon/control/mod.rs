@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use super::listener::Listener;
 use crate::daemon::device::Device;
-use crate::engine::ratelimited_log;
+use crate::ratelimited_log;
 use sealer::Sealer;
 
 /// Most connections at a time; a silent or slow client takes one of them. Further connections wait.

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::QueueWorker;
-use crate::engine::ratelimited_log;
 use crate::engine::setup::{AfterStop, GRACE};
+use crate::ratelimited_log;
 
 impl QueueWorker<'_> {
     /// Finishes the requests that were taken, by this process or an earlier one; returns the available index

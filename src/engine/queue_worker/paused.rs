@@ -11,8 +11,8 @@ use super::QueueWorker;
 use super::write::Write;
 use crate::engine::full_storage::SpaceWait;
 use crate::engine::offload::Job;
-use crate::engine::ratelimited_log;
 use crate::engine::request::{Outcome, Request};
+use crate::ratelimited_log;
 
 /// Time between two attempts.
 const RETRY_PERIOD: Duration = Duration::from_secs(1);
