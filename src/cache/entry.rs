@@ -44,6 +44,7 @@ impl Cache {
     pub fn entry(&self, identity: Identity) -> Result<Entry, Error> {
         loop {
             let lock = self.lock()?;
+            self.displace_special(&identity)?;
             if let Some(file) = self.complete(&identity)? {
                 let found = file
                     .metadata()
@@ -80,6 +81,33 @@ impl Cache {
             };
             return Ok(Entry::Partial(Arc::new(partial)));
         }
+    }
+
+    /// Removes what is no regular file from the names of a blob: a start would fail on it for ever. The
+    /// caller holds the lock.
+    fn displace_special(&self, identity: &Identity) -> Result<(), Error> {
+        for path in [
+            self.layout.blob(&identity.digest()),
+            self.layout.data(identity),
+            self.layout.map(identity),
+        ] {
+            let Ok(found) = std::fs::symlink_metadata(&path) else {
+                continue;
+            };
+            if found.is_file() {
+                continue;
+            }
+            ratelimited_log::warn(format_args!(
+                "{} is not a regular file; removing it",
+                path.display()
+            ));
+            match found.is_dir() {
+                // It may hold much.
+                true => self.discard_file(&path)?,
+                false => layout::remove(&path)?,
+            }
+        }
+        Ok(())
     }
 
     /// Length of a complete blob; `None` if there is none of this digest.

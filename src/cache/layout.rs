@@ -265,6 +265,14 @@ pub(super) fn remove(path: &Path) -> Result<(), Error> {
     }
 }
 
+/// Removes a directory and all that is in it, if it is there.
+pub(super) fn remove_directory(path: &Path) -> Result<(), Error> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.map_err(Error::file("remove", path)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

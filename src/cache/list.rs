@@ -157,8 +157,15 @@ impl Cache {
 
     /// Unlinks what lies in the trash. Long files take a while; the lock is not held.
     pub(super) fn empty_trash(&self) -> Result<(), Error> {
-        for (entry, _) in entries(&self.layout.trash())? {
-            layout::remove(&entry.path())?;
+        let trash = self.layout.trash();
+        let failed = |error| Error::file("list", &trash)(error);
+        for entry in fs::read_dir(&trash).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let is_directory = entry.file_type().is_ok_and(|found| found.is_dir());
+            match is_directory {
+                true => layout::remove_directory(&entry.path())?,
+                false => layout::remove(&entry.path())?,
+            }
         }
         Ok(())
     }

@@ -455,3 +455,33 @@ fn trash_left_by_a_killed_process_goes_at_the_next_start() {
     Cache::open(dir.path()).unwrap();
     assert!(!dir.path().join("trash/old").exists());
 }
+
+#[test]
+fn what_is_no_regular_file_is_removed() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    type Make = fn(&std::path::Path);
+    let makes: [Make; 3] = [
+        |path| fs::create_dir_all(path.join("full/of/directories")).unwrap(),
+        |path| std::os::unix::fs::symlink("/etc/passwd", path).unwrap(),
+        |path| mknodat(CWD, path, FileType::Fifo, Mode::RUSR, 0).unwrap(),
+    ];
+    let identity = identity(&content(3 * UNIT, 1));
+    for make in makes {
+        for name in ["blob", "data", "map"] {
+            let dir = tempfile::tempdir().unwrap();
+            let cache = Cache::open(dir.path()).unwrap();
+            let path = match name {
+                "blob" => cache.layout.blob(&identity.digest()),
+                "data" => cache.layout.data(&identity),
+                _ => cache.layout.map(&identity),
+            };
+            make(&path);
+            let entry = cache.entry(identity).unwrap();
+            assert!(!entry.is_complete(), "{name}");
+            drop(entry);
+            Cache::open(dir.path()).unwrap();
+            let left = fs::read_dir(dir.path().join("trash")).unwrap().count();
+            assert_eq!(left, 0, "{name}");
+        }
+    }
+}
