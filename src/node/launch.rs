@@ -133,9 +133,13 @@ impl Launcher {
         let ready = UnixDatagram::bind(&notify).map_err(Error::file("bind", &notify))?;
         let started = self.spawn(entry, listener, &notify);
         let outcome = match started {
-            Ok((process, child)) => {
+            Ok((Some(process), child)) => {
                 reap(child);
                 self.until_ready(entry, process, &ready).await
+            }
+            Ok((None, mut child)) => {
+                let _ = child.wait().await;
+                Err(Failure::of_disk_process(self.reason(&entry.id)))
             }
             Err(error) => Err(error.into()),
         };
@@ -143,12 +147,13 @@ impl Launcher {
         outcome
     }
 
+    /// Starts a process; `None` in place of it if it has ended before it could be watched.
     fn spawn(
         &self,
         entry: &Entry,
         listener: &UnixListener,
         notify: &Path,
-    ) -> Result<(Process, tokio::process::Child), Error> {
+    ) -> Result<(Option<Process>, tokio::process::Child), Error> {
         let path = self.log(&entry.id);
         let log = create_regular(&path).map_err(Error::file("create", &path))?;
         let errors = log.try_clone().map_err(Error::file("open", &path))?;
@@ -182,10 +187,13 @@ impl Launcher {
             .and_then(|pid| i32::try_from(pid).ok())
             .unwrap_or_default();
         match Process::of_pid(&self.watcher, pid) {
-            Ok(process) => Ok((process, child)),
+            Ok(process) => Ok((Some(process), child)),
             Err(error) => {
                 // A process that is not watched must not serve. One that has ended cannot be killed.
                 let _ = child.start_kill();
+                if error.kind() == io::ErrorKind::NotFound {
+                    return Ok((None, child));
+                }
                 reap(child);
                 Err(Error::file("watch", &self.program)(error))
             }

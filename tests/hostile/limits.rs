@@ -84,6 +84,20 @@ impl Limited {
         fs::read_dir(path).expect("the daemon runs").count()
     }
 
+    /// The same, once no connection is being closed any more: it does not change for a while.
+    fn settled_descriptors(&self) -> usize {
+        let mut last = self.descriptors();
+        for _ in 0..20 {
+            thread::sleep(Duration::from_millis(20));
+            let now = self.descriptors();
+            if now != last {
+                return self.settled_descriptors();
+            }
+            last = now;
+        }
+        last
+    }
+
     /// A front-end without queues.
     fn front_end(&self) -> vhost::Result<Guest> {
         let stream = self.connect().expect("the daemon listens");
@@ -173,7 +187,7 @@ fn every_descriptor_of_a_queue_is_counted() {
         let mut second = daemon.front_end().expect("session");
         wait_for_answer(&first);
         wait_for_answer(&second);
-        let before = daemon.descriptors();
+        let before = daemon.settled_descriptors();
         set_up(&mut first, QUEUES).expect("queues");
         enable_all(&mut first);
         set_up(&mut second, QUEUES).expect("queues");
