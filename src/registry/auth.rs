@@ -63,8 +63,26 @@ struct Slot {
     failure: Option<(Instant, Error)>,
 }
 
+/// A request to a registry, from the moment at which it was wanted.
+pub(super) struct Contact {
+    began: Instant,
+    first: Option<FirstContact>,
+}
+
+impl Contact {
+    /// When the request was wanted. A token that could not be had since then is not asked for again.
+    pub(super) fn began(&self) -> Instant {
+        self.began
+    }
+
+    /// Lets the threads go on that wait for the first request to the registry.
+    pub(super) fn end(&mut self) {
+        self.first = None;
+    }
+}
+
 /// The first request to a registry; the threads that wait for it go on when this is dropped.
-pub(super) struct FirstContact(Arc<HostState>);
+struct FirstContact(Arc<HostState>);
 
 impl Drop for FirstContact {
     fn drop(&mut self) {
@@ -81,7 +99,13 @@ impl Logins {
 
     /// Lets one thread make the first request to a registry. The others wait, and then know how
     /// to log in: without this, opening many layers at once would be as many refusals.
-    pub(super) fn first_contact(&self, repository: &Repository) -> Option<FirstContact> {
+    pub(super) fn first_contact(&self, repository: &Repository) -> Contact {
+        let began = Instant::now();
+        let first = self.first(repository);
+        Contact { began, first }
+    }
+
+    fn first(&self, repository: &Repository) -> Option<FirstContact> {
         let host = self.host(repository);
         if *lock(&host.mode) != Mode::Unknown {
             return None;
@@ -107,13 +131,17 @@ impl Logins {
         &self,
         http: &Http,
         repository: &Repository,
+        began: Instant,
     ) -> Result<Option<String>> {
         let host = self.host(repository);
         let mode = lock(&host.mode).clone();
         match mode {
             Mode::Unknown | Mode::Anonymous => Ok(None),
             Mode::Basic(value) => Ok(Some(value)),
-            Mode::Bearer(bearer) => self.token(http, repository, &host, &bearer).map(Some),
+            Mode::Bearer(bearer) => {
+                let token = self.token(http, repository, &host, &bearer, began);
+                token.map(Some)
+            }
         }
     }
 
@@ -192,8 +220,8 @@ impl Logins {
         repository: &Repository,
         host: &HostState,
         bearer: &Bearer,
+        began: Instant,
     ) -> Result<String> {
-        let began = Instant::now();
         let slot = host.slot(repository);
         let mut slot = lock(&slot);
         if let Some(token) = slot

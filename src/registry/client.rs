@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::auth::{FirstContact, Logins};
+use super::auth::{Contact, Logins};
 use super::blob::{BlobBody, BlobRef, Wanted};
 use super::credentials::Source;
 use super::error::{Error, Result};
@@ -266,7 +266,7 @@ impl Client {
     fn ask_registry(
         &self,
         key: &BlobKey,
-        contact: &mut Option<FirstContact>,
+        contact: &mut Contact,
         renewal: Option<Renewal<'_>>,
         headers: &[(&str, &str)],
     ) -> Result<(Answer, Option<Target>)> {
@@ -284,7 +284,7 @@ impl Client {
         let mut link = None;
         let mut redirected = |target: &Target| {
             self.links.remember(key, target);
-            *contact = None;
+            contact.end();
             link = Some(target.clone());
         };
         let check = &check_target;

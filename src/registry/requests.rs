@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::auth::{FirstContact, Logins, denied};
+use super::auth::{Contact, Logins, denied};
 use super::breaker::{Breakers, SERVERS, Spared};
 use super::detail;
 use super::error::{Error, Result};
@@ -55,8 +55,7 @@ impl Requests {
     }
 
     /// Lets one thread make the first request to a registry; the others wait until it is dropped.
-    /// `None` if it is known how to log in.
-    pub(super) fn first_contact(&self, repository: &Repository) -> Option<FirstContact> {
+    pub(super) fn first_contact(&self, repository: &Repository) -> Contact {
         self.logins.first_contact(repository)
     }
 
@@ -64,7 +63,7 @@ impl Requests {
     /// once it is known how.
     pub(super) fn log_in_and_ask(
         &self,
-        contact: &mut Option<FirstContact>,
+        contact: &mut Contact,
         repository: &Repository,
         ask: &Ask<'_>,
         url: &Url,
@@ -72,7 +71,9 @@ impl Requests {
     ) -> Result<Answer> {
         let mut attempt = 1;
         loop {
-            let authorization = self.logins.authorization(&self.http, repository)?;
+            let authorization =
+                self.logins
+                    .authorization(&self.http, repository, contact.began())?;
             let mut all = headers.to_vec();
             all.extend(
                 authorization
@@ -91,7 +92,7 @@ impl Requests {
                 return Err(denied(repository, answer, repository.name().to_owned()));
             }
             // Other threads need the token as well, and wait for it only.
-            *contact = None;
+            contact.end();
             answer.drain();
             attempt += 1;
         }
