@@ -300,9 +300,10 @@ fn a_token_server_without_a_token_ends_the_start() {
             result.starts_with(&format!("failed:{words}")),
             "{reply:?}: {result}"
         );
-        // Once for each of the two layers, at most.
+        // Requests that are under way together ask once. At most two open each of the two layers, and
+        // on a busy machine each may begin after the failure of the one before.
         assert!(
-            tokens.count() <= 2,
+            tokens.count() <= 4,
             "{reply:?}: {} questions",
             tokens.count()
         );
