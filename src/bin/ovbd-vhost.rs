@@ -218,14 +218,15 @@ pub(crate) struct Args {
     #[arg(long, help_heading = "Performance")]
     drop_cache: bool,
 
-    /// Limit of requests: a token bucket of N requests, which refills within MS milliseconds; all queues
-    /// share it. BURST more requests are served once [default: no limit]
-    #[arg(long, value_name = "size=N,refill_time=MS[,one_time_burst=BURST]")]
+    /// Limit of requests, as size=N,refill_time=MS[,one_time_burst=M]: a token bucket of N requests, which
+    /// refills within MS milliseconds; all queues share it. M more requests are served once [default: no
+    /// limit]
+    #[arg(long, help_heading = "Performance", value_name = "BUCKET")]
     limit_ops: Option<BucketSpec>,
 
     /// Limit of bytes read and written: a token bucket of N bytes, as for --limit-ops [default: no
     /// limit]
-    #[arg(long, value_name = "size=N,refill_time=MS[,one_time_burst=BURST]")]
+    #[arg(long, help_heading = "Performance", value_name = "BUCKET")]
     limit_bandwidth: Option<BucketSpec>,
 
     /// File of the counters of the disk, which outlives the daemon; created if missing. `ovbd-node` reads

@@ -4,6 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::PATIENCE;
+use ovbd_vhost::cache::Cache;
 use rustix::fs::{CWD, Mode, mkfifoat};
 
 use super::writable::*;
@@ -113,7 +114,7 @@ fn in_place_of_the_files_of_a_registry_and_a_cache() {
         (&digest.replace(':', "/"), &["cache", "verify", &digest]),
     ] {
         let _ = fs::remove_dir_all(dir.path().join("c"));
-        succeed(&dir, &["cache", "ls", "--cache", "c"], b"");
+        Cache::open(&dir.path().join("c")).unwrap();
         let folder = match name.starts_with("sha256") {
             true => "c/blobs",
             false => "c",

@@ -176,7 +176,9 @@ fn wrong_bytes_are_never_kept() {
         said.contains("was fetched twice; its bytes have digest"),
         "{said}"
     );
-    assert_eq!(list(&dir).len(), 0);
+    // An entry without a byte may be left.
+    let left = list(&dir);
+    assert!(left.iter().all(|blob| blob["present"] == 0), "{left:?}");
 }
 
 /// The process that talks to the registry is in its sandbox, and ends with the command.
