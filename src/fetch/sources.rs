@@ -40,8 +40,9 @@ pub(super) struct Sources {
 /// What bytes that come put an end to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Recovery {
-    /// Requests had failed.
-    pub(super) had_failed: bool,
+    /// The server did not answer for a while: several waves of requests had failed. One range that
+    /// always fails among others that come is none: it would be repeated with each of them.
+    pub(super) was_away: bool,
     /// The last definite answer was a refusal.
     pub(super) was_refused: bool,
 }
@@ -74,7 +75,7 @@ impl Sources {
     pub(super) fn succeeded(&mut self) -> Recovery {
         self.again = None;
         Recovery {
-            had_failed: std::mem::take(&mut self.failures) > 0,
+            was_away: std::mem::take(&mut self.failures) > 1,
             was_refused: std::mem::take(&mut self.is_refused),
         }
     }
@@ -103,7 +104,8 @@ impl Sources {
         let asked = failure.retry_after.unwrap_or_default();
         let asked = now + asked.min(MAX_RETRY_AFTER);
         if failure.resting {
-            self.failures = self.failures.max(1);
+            // Others have failed often enough for the server to be spared.
+            self.failures = self.failures.max(2);
             return asked;
         }
         if let Some(again) = self.again.filter(|again| now < *again && !failure.definite) {
@@ -168,22 +170,25 @@ mod tests {
             assert_eq!(sources.failed(&passing()), first);
         }
         assert_eq!(sources.failures, 1);
+        let once = Recovery {
+            was_away: false,
+            was_refused: false,
+        };
+        assert_eq!(sources.succeeded(), once, "its pause is short");
         let resting = Failure {
             resting: true,
             retry_after: Some(Duration::from_millis(1)),
             ..passing()
         };
-        sources.failed(&resting);
-        assert_eq!(sources.failures, 1, "no request was made");
-        let all = Recovery {
-            had_failed: true,
-            was_refused: false,
+        for _ in 0..100 {
+            sources.failed(&resting);
+        }
+        assert_eq!(sources.failures, 2, "no request was made");
+        let away = Recovery {
+            was_away: true,
+            ..once
         };
-        assert_eq!(sources.succeeded(), all);
-        let none = Recovery {
-            had_failed: false,
-            was_refused: false,
-        };
-        assert_eq!(sources.succeeded(), none);
+        assert_eq!(sources.succeeded(), away);
+        assert_eq!(sources.succeeded(), once);
     }
 }

@@ -235,7 +235,7 @@ impl Stream<'_> {
                     blob.digest()
                 ));
             }
-            if recovery.had_failed {
+            if recovery.was_away {
                 dispatcher.hurry(blob);
             }
             dispatcher.arrived(blob, UnitRange::one(unit));
