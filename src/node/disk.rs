@@ -15,13 +15,13 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::Mutex as AsyncMutex;
 
+use super::counters::Counters;
 use super::crashes::Crashes;
 use super::entry::Entry;
 use super::error::{Error, Failure};
 use super::events::{Events, Kind};
 use super::id::DiskId;
 use super::launch::{Launcher, bind};
-use super::metrics::Metrics;
 use super::process::Process;
 use super::spec::DiskSpec;
 use super::state_dir::StateDir;
@@ -86,7 +86,7 @@ pub struct Services {
     /// Reports changes to clients.
     pub events: Events,
     /// Counters of the node.
-    pub metrics: Metrics,
+    pub counters: Counters,
 }
 
 /// A disk.
@@ -444,7 +444,7 @@ impl Disk {
         self.stop_process().await;
         *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = None;
         services
-            .metrics
+            .counters
             .retire(&services.launcher.figures(&self.id));
         let socket = entry.map_or_else(|| services.launcher.socket(&self.id), |entry| entry.socket);
         services.launcher.clean(&self.id, &socket);

@@ -12,13 +12,13 @@ use tokio::sync::{Mutex as AsyncMutex, Semaphore, SemaphorePermit};
 
 use super::allow::AllowedDirs;
 use super::clock;
+use super::counters::Counters;
 use super::disk::{Disk, Services, State};
 use super::entry::{Entry, VERSION};
 use super::error::{Code, Error, Failure};
 use super::events::{Events, Kind};
 use super::id::DiskId;
 use super::launch::Launcher;
-use super::metrics::Metrics;
 use super::spec::{Content, DiskSpec, Origin, Requested};
 use super::state_dir::{StateDir, StoredEntry};
 use crate::engine::stats::figures::Figures;
@@ -67,7 +67,7 @@ impl Disks {
                 state,
                 launcher,
                 events,
-                metrics: Metrics::default(),
+                counters: Counters::default(),
             }),
             allowed,
             disks: Mutex::default(),
@@ -328,8 +328,8 @@ impl Disks {
     }
 
     /// Returns the counters of the node.
-    pub fn metrics(&self) -> &Metrics {
-        &self.services.metrics
+    pub fn counters(&self) -> &Counters {
+        &self.services.counters
     }
 
     /// The snapshots of disk `id`, oldest first.

@@ -11,11 +11,35 @@
 //! process ends ── watch ── disk: started again on the same listener, or `failed` after five ends in a minute
 //! ```
 //!
+//! A module uses only modules below it in this table. `tests/project/architecture.rs` holds the code to that.
+//!
+//! | module | content |
+//! |---|---|
+//! | [`api`] | HTTP: routes, bodies, answers |
+//! | [`front_ends`] | reports front-ends as events |
+//! | [`metrics`] | the text of the metrics |
+//! | [`disks`] | the set of disks, and the operations of requests on it |
+//! | [`disk`] | one disk: its entry, its process, its state |
+//! | [`launch`] | starts disk processes |
+//! | [`state_dir`] | state entries in files |
+//! | [`entry`] | the state entry of a disk |
+//! | [`spec`] | the specification of a disk |
+//! | [`allow`] | paths that requests may name |
+//! | [`error`] | errors, and failures of requests |
+//! | [`process`] | holds a process, and ends it |
+//! | [`watcher`] | waits for processes to end |
+//! | [`crashes`] | when a process is started again, and when given up |
+//! | [`counters`] | counters of the node |
+//! | [`events`] | numbered changes of disks |
+//! | [`id`] | names of disks |
+//! | [`clock`] | the time |
+//!
 //! `docs/node.md` has the states of a disk and what each failure leads to.
 
 pub mod allow;
 pub mod api;
 pub mod clock;
+pub mod counters;
 pub mod crashes;
 pub mod disk;
 pub mod disks;

@@ -16,6 +16,7 @@ use crate::engine::stats::exposition::Format;
 use crate::node::disks::{Disks, Put};
 use crate::node::error::{Code, Failure};
 use crate::node::id::DiskId;
+use crate::node::metrics;
 use crate::node::spec::DiskSpec;
 use crate::ratelimited_log;
 use crate::version::VERSION;
@@ -127,7 +128,7 @@ pub async fn answer(
     let took = start.elapsed();
     context
         .disks
-        .metrics()
+        .counters()
         .count(method.as_str(), pattern, code, took);
     if method != Method::GET {
         let (uid, pid) = (caller.uid.map_or(-1, i64::from), caller.pid.unwrap_or(-1));
@@ -294,7 +295,7 @@ async fn run(
 
 /// The answer to a scrape. The statistics pages are read on a thread that may block.
 pub async fn metrics(disks: Arc<Disks>, format: Format) -> Result<Reply, Failure> {
-    let read = move || disks.metrics().text(&disks, format);
+    let read = move || metrics::text(&disks, format);
     let text = tokio::task::spawn_blocking(read).await;
     let text = text.map_err(|error| Failure::caused(Code::Internal, &error))?;
     Ok(reply::text(StatusCode::OK, format.content_type(), text))
