@@ -21,7 +21,9 @@ use std::time::Duration;
 use clap::builder::{OsStringValueParser, TypedValueParser, UnknownArgumentValueParser};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
-use ovbd_vhost::daemon::config::{Config, ImageSource, MAX_QUEUES, RemoteConfig, WritableSource};
+use ovbd_vhost::daemon::config::{
+    Config, DEFAULT_QUEUE_SIZE, ImageSource, MAX_QUEUES, RemoteConfig, WritableSource,
+};
 use ovbd_vhost::daemon::{self, activation, limits};
 use ovbd_vhost::engine::Tuning;
 use ovbd_vhost::engine::rate_limit::{LimitsSpec, bucket::BucketSpec};
@@ -173,7 +175,7 @@ pub(crate) struct Args {
     _queues: Option<String>,
 
     /// Largest size of a virtqueue, in descriptors; a power of two
-    #[arg(long, help_heading = "Disk", value_name = "N", default_value = "1024", value_parser = parse_queue_size)]
+    #[arg(long, help_heading = "Disk", value_name = "N", default_value_t = DEFAULT_QUEUE_SIZE, value_parser = parse_queue_size)]
     queue_size: u16,
 
     /// Serial number of the disk, 1 to 20 printable ASCII characters [default: derived from the image]

@@ -19,6 +19,9 @@ use crate::writable::{self, OnFull};
 /// Largest number of virtqueues that vhost-user can address.
 pub const MAX_QUEUES: u16 = 256;
 
+/// Largest size of a virtqueue by default, in descriptors.
+pub const DEFAULT_QUEUE_SIZE: u16 = 1024;
+
 /// Configuration of one disk.
 #[derive(Debug)]
 pub struct Config {

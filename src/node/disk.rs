@@ -6,13 +6,14 @@
 //!                 └──────────────── deleting ─────────────────┘── gone
 //! ```
 
+mod view;
+
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use serde_json::{Value, json};
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::counters::Counters;
@@ -25,7 +26,6 @@ use super::launch::{Launcher, bind};
 use super::process::Process;
 use super::spec::DiskSpec;
 use super::state_dir::StateDir;
-use crate::engine::stats::figures::Figures;
 use crate::ratelimited_log;
 use crate::reason::reason;
 
@@ -73,7 +73,16 @@ struct Status {
     entry: Option<Entry>,
     state: State,
     error: Option<String>,
-    size: Option<u64>,
+    known: Known,
+}
+
+/// Values that the process of a disk reports once it serves.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// Size of the disk in bytes.
+    pub size: Option<u64>,
+    /// Serial number.
+    pub serial: Option<String>,
 }
 
 /// Services of the node that all disks share.
@@ -118,7 +127,7 @@ impl Disk {
                 entry: Some(entry),
                 state: State::Starting,
                 error: None,
-                size: None,
+                known: Known::default(),
             },
         )
     }
@@ -131,7 +140,7 @@ impl Disk {
                 entry: None,
                 state: State::Failed,
                 error: Some(reason),
-                size: None,
+                known: Known::default(),
             },
         )
     }
@@ -167,7 +176,7 @@ impl Disk {
 
     /// Returns the size in bytes, once its process has reported it.
     pub fn size(&self) -> Option<u64> {
-        self.status().size
+        self.status().known.size
     }
 
     /// Returns how often its process was started again.
@@ -191,38 +200,6 @@ impl Disk {
         self.operation.lock().await
     }
 
-    /// Returns the description for clients, with the front-end that `figures` names.
-    pub fn view(&self, figures: &Figures) -> Value {
-        let status = self.status();
-        let process = self.process();
-        let pid = process.as_ref().map(|process| process.identity().pid);
-        let mut view = json!({
-            "id": self.id,
-            "state": status.state,
-            "error": status.error,
-            "pid": pid,
-            "size_bytes": status.size,
-            "restarts": self.restarts(),
-            "front_end": match status.state {
-                State::Listening => figures.front_end(),
-                // The page is that of a process that has ended.
-                State::Starting | State::Failed | State::Deleting => Value::Null,
-            },
-        });
-        if let (Some(entry), Some(fields)) = (&status.entry, view.as_object_mut()) {
-            fields.insert("generation".into(), json!(entry.generation));
-            fields.insert("socket".into(), json!(entry.socket));
-            fields.insert("content".into(), json!(entry.content));
-            fields.insert("upper".into(), json!(entry.upper));
-            fields.insert("upper_limit".into(), json!(entry.spec.upper_limit));
-            fields.insert("labels".into(), json!(entry.spec.labels));
-            fields.insert("limits".into(), json!(entry.spec.limits));
-            fields.insert("prefetch".into(), json!(entry.spec.prefetch));
-            fields.insert("created".into(), json!(entry.created));
-        }
-        view
-    }
-
     /// Replaces the specification, which changes the generation, durably.
     ///
     /// # Errors
@@ -238,9 +215,14 @@ impl Disk {
         Ok(())
     }
 
-    /// Records the size that its process reported.
-    pub fn set_size(&self, size: Option<u64>) {
-        self.status().size = size;
+    /// Records the values that its process reported.
+    pub fn learn(&self, known: Known) {
+        self.status().known = known;
+    }
+
+    /// Records another size.
+    pub fn set_size(&self, size: u64) {
+        self.status().known.size = Some(size);
     }
 
     /// Binds the socket, starts the process, and makes the entry durable.
@@ -252,7 +234,7 @@ impl Disk {
             return Ok(());
         };
         services.launcher.end_stray(&entry.id).await;
-        let listener = bind(&entry.socket)?;
+        let listener = bind(&entry)?;
         let undo = |failure: Failure| {
             services.launcher.clean(&entry.id, &entry.socket);
             failure
@@ -336,7 +318,7 @@ impl Disk {
             .take();
         let listener = match kept {
             Some(listener) => listener,
-            None => bind(&entry.socket)?,
+            None => bind(&entry)?,
         };
         let started = services.launcher.start(&entry, &listener).await;
         // Kept after a failure too: front-ends wait in its backlog.

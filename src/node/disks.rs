@@ -13,7 +13,7 @@ use tokio::sync::{Mutex as AsyncMutex, Semaphore, SemaphorePermit};
 use super::allow::AllowedDirs;
 use super::clock;
 use super::counters::Counters;
-use super::disk::{Disk, Services, State};
+use super::disk::{Disk, Known, Services, State};
 use super::entry::{Entry, VERSION};
 use super::error::{Code, Error, Failure};
 use super::events::{Events, Kind};
@@ -117,7 +117,7 @@ impl Disks {
         let _start = self.permit(&disk).await;
         disk.recover(&self.services).await;
         drop(operation);
-        self.learn_size(&disk).await;
+        self.learn(&disk).await;
         if disk.state() == State::Listening {
             tokio::spawn(disk.watch(self.services.clone()));
         }
@@ -175,7 +175,7 @@ impl Disks {
         drop((start, operation));
         match made {
             Ok(()) => {
-                self.learn_size(&disk).await;
+                self.learn(&disk).await;
                 tokio::spawn(disk.clone().watch(self.services.clone()));
                 Ok((Put::Created, disk))
             }
@@ -310,7 +310,7 @@ impl Disks {
         let disk = self.get(id)?;
         let old = disk.size();
         self.ask(id, Ask::Resize { size }).await?;
-        disk.set_size(Some(size));
+        disk.set_size(size);
         if old != Some(size) {
             self.services.events.add(id, Kind::Resized, None);
         }
@@ -375,9 +375,13 @@ impl Disks {
         }
     }
 
-    async fn learn_size(&self, disk: &Disk) {
+    async fn learn(&self, disk: &Disk) {
         if let Ok(device) = self.ask(disk.id(), Ask::Device).await {
-            disk.set_size(device.get("size_bytes").and_then(Value::as_u64));
+            let serial = device.get("serial").and_then(Value::as_str);
+            disk.learn(Known {
+                size: device.get("size_bytes").and_then(Value::as_u64),
+                serial: serial.map(str::to_owned),
+            });
         }
     }
 
@@ -449,11 +453,18 @@ fn not_found(id: &DiskId) -> Failure {
 
 /// Answers a `PUT` of a name that is taken.
 fn compare(found: Arc<Disk>, spec: &DiskSpec) -> Result<(Put, Arc<Disk>), Failure> {
-    match found.entry() {
-        Some(entry) if entry.spec == *spec => Ok((Put::Unchanged, found)),
-        _ => {
-            let text = format!("disk {} exists with another specification", found.id());
-            Err(Failure::new(Code::Conflict, text))
-        }
+    let id = found.id();
+    let Some(entry) = found.entry() else {
+        let text = format!("the state entry of disk {id} is damaged; remove the disk");
+        return Err(Failure::new(Code::Conflict, text));
+    };
+    let differences = entry.spec.differences(spec);
+    if differences.is_empty() {
+        return Ok((Put::Unchanged, found));
     }
+    let text = format!(
+        "disk {id} exists with other values of {}; remove the disk, or choose another id",
+        differences.join(", ")
+    );
+    Err(Failure::new(Code::Conflict, text))
 }

@@ -4,6 +4,8 @@
 //! while the process is replaced. `LISTEN_PID` must name the process itself, whose number is known only after the fork.
 //! So the node starts its own program with [`launch`], which sets the variable and executes `ovbd-vhost`.
 
+mod arguments;
+mod socket;
 mod strays;
 
 use std::env;
@@ -11,8 +13,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -26,12 +27,14 @@ use super::entry::Entry;
 use super::error::{Code, Error, Failure};
 use super::id::DiskId;
 use super::process::{Identity, Process};
-use super::spec::Content;
 use super::watcher::Watcher;
 use crate::engine::stats::figures::Figures;
 use crate::io::directory::create_all;
 use crate::io::regular::{create_regular, open_to_read};
 use crate::logging;
+
+pub use socket::bind;
+use socket::hidden;
 
 /// First word of the arguments with which the node starts itself to become a disk process.
 pub const LAUNCH: &str = "launch-disk";
@@ -200,49 +203,6 @@ impl Launcher {
         }
     }
 
-    fn arguments(&self, entry: &Entry) -> Vec<OsString> {
-        let mut arguments = self.options.clone();
-        let mut option = |name: &str, value: OsString| arguments.extend([name.into(), value]);
-        option("--control", self.control(&entry.id).into());
-        option("--stats", self.stats(&entry.id).into());
-        match &entry.content {
-            Content::Image(reference) => option("--image", reference.into()),
-            Content::Config(path) => option("--config", path.into()),
-            Content::Layers(layers) => layers
-                .iter()
-                .for_each(|layer| option("--layer", layer.into())),
-        }
-        if let Some(dir) = &entry.upper {
-            option("--upper-auto", dir.into());
-        }
-        let spec = &entry.spec;
-        if let Some(limit) = spec.upper_limit {
-            option("--upper-limit", limit.to_string().into());
-        }
-        if let Some(serial) = &spec.serial {
-            option("--serial", serial.into());
-        }
-        if let Some(queues) = spec.num_queues {
-            option("--num-queues", queues.to_string().into());
-        }
-        if let Some(policy) = spec.takeover {
-            option("--takeover", policy.word().into());
-        }
-        if let Some(trace) = &spec.prefetch {
-            option("--prefetch", trace.into());
-        }
-        let limits = [
-            ("--limit-ops", spec.limits.ops),
-            ("--limit-bandwidth", spec.limits.bandwidth),
-        ];
-        for (name, limit) in limits {
-            if let Some(limit) = limit {
-                option(name, limit.to_string().into());
-            }
-        }
-        arguments
-    }
-
     async fn until_ready(
         &self,
         entry: &Entry,
@@ -352,39 +312,6 @@ fn last_line(path: &Path) -> Option<String> {
         .map(str::trim)
         .find(|line| !line.is_empty())
         .map(logging::message)
-}
-
-/// Binds the socket of a disk with mode 600. A socket that no process listens on is replaced.
-///
-/// # Errors
-/// [`Code::InUse`] if a process listens there, or another kind of file is at the path.
-pub fn bind(path: &Path) -> Result<UnixListener, Failure> {
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Ok(found) if found.file_type().is_socket() && UnixStream::connect(path).is_err() => {
-            fs::remove_file(path).map_err(Error::file("remove", path))?;
-        }
-        Ok(_) => {
-            let text = format!("{} is in use; choose another socket", path.display());
-            return Err(Failure::new(Code::InUse, text));
-        }
-        Err(error) => return Err(Error::file("look at", path)(error).into()),
-    }
-    // Under another name until its mode is right.
-    let hidden = hidden(path);
-    let _ = fs::remove_file(&hidden);
-    let make = || {
-        let listener = UnixListener::bind(&hidden)?;
-        fs::set_permissions(&hidden, fs::Permissions::from_mode(0o600))?;
-        fs::rename(&hidden, path)?;
-        Ok(listener)
-    };
-    Ok(make().map_err(Error::file("bind", path))?)
-}
-
-/// Name of a socket until its mode is right.
-fn hidden(socket: &Path) -> PathBuf {
-    socket.with_extension("new")
 }
 
 /// Becomes the program in `arguments`: the second half of [`Launcher::start`].

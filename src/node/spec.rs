@@ -1,6 +1,9 @@
 //! Specification of a disk in a request, and its checked form.
 
-use std::collections::BTreeMap;
+mod socket;
+mod values;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -9,14 +12,21 @@ use serde_json::{Map, Value};
 use super::allow::{AllowedDirs, Expected};
 use super::error::{Code, Failure};
 use super::id::DiskId;
+use crate::daemon::config::{DEFAULT_QUEUE_SIZE, MAX_QUEUES};
 use crate::engine::rate_limit::LimitsSpec;
-use crate::image::MAX_LAYERS;
+use crate::format::digest::Digest;
 use crate::registry::reference::Reference;
 use crate::vhost::takeover::Takeover;
+use crate::writable::OnFull;
+
+pub use socket::{SocketMode, SocketOwner};
 
 /// Most labels of a disk, and most bytes of a key or a value.
 const MAX_LABELS: usize = 64;
 const MAX_LABEL_LEN: usize = 256;
+
+/// Digits of [`Content::key`].
+const KEY_LEN: usize = 16;
 
 /// Fields that can be changed after the disk was made.
 const MUTABLE: [&str; 3] = ["labels", "limits", "prefetch"];
@@ -46,6 +56,12 @@ pub struct DiskSpec {
     /// Path of the vhost-user socket; default: below the run directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub socket: Option<PathBuf>,
+    /// Permissions of the socket.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket_mode: Option<SocketMode>,
+    /// Owner of the socket; default: the user and group of the node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket_owner: Option<SocketOwner>,
     /// Free key-value pairs.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
@@ -61,6 +77,18 @@ pub struct DiskSpec {
     /// Queues that a front-end may use.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_queues: Option<u16>,
+    /// Largest size of a queue, in descriptors.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_size: Option<u16>,
+    /// Busy-polling of queues before they sleep, in microseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub poll_us: Option<u32>,
+    /// Bytes of the cache of decompressed blocks; 0 for none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub block_cache: Option<u64>,
+    /// What becomes of writes while the storage of the writable layer is full.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_full: Option<OnFull>,
     /// When a front-end takes the disk over from another.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub takeover: Option<Takeover>,
@@ -105,6 +133,14 @@ impl Content {
             Self::Layers(layers) => layers.last(),
         };
         path.map_or_else(String::new, |path| path.to_string_lossy().into_owned())
+    }
+
+    /// Returns a name that disks of the same content share: the start of the digest of the content's description.
+    pub fn key(&self) -> String {
+        let text = serde_json::to_vec(self).unwrap_or_default();
+        let mut digits = Digest::of(&text).hex();
+        digits.truncate(KEY_LEN);
+        digits
     }
 
     /// Returns whether the start may wait for a registry.
@@ -177,6 +213,11 @@ impl DiskSpec {
         if let Some(trace) = &self.prefetch {
             allowed.resolve(trace, Expected::File)?;
         }
+        if let Some(owner) = &self.socket_owner {
+            owner
+                .numbers()
+                .map_err(|error| Failure::caused(Code::BadRequest, &error))?;
+        }
         let upper = self
             .upper
             .as_ref()
@@ -205,40 +246,35 @@ impl DiskSpec {
         serde_json::from_value(value).map_err(invalid)
     }
 
-    fn check_values(&self) -> Result<(), Failure> {
-        let bad = |text: String| Failure::new(Code::BadRequest, text);
-        if let Some(layers) = &self.layers
-            && (layers.is_empty() || layers.len() > MAX_LAYERS)
-        {
-            return Err(bad(format!(
-                "layers has {} entries; expected 1 to {MAX_LAYERS}",
-                layers.len()
-            )));
+    /// Returns the specification with the value of each field that has a default.
+    pub fn with_defaults(&self) -> Self {
+        Self {
+            socket_mode: Some(self.socket_mode.unwrap_or_default()),
+            num_queues: self.num_queues.or(Some(MAX_QUEUES)),
+            queue_size: self.queue_size.or(Some(DEFAULT_QUEUE_SIZE)),
+            poll_us: self.poll_us.or(Some(0)),
+            block_cache: self.block_cache.or(Some(0)),
+            on_full: Some(self.on_full.unwrap_or_default()),
+            takeover: Some(self.takeover.unwrap_or_default()),
+            ..self.clone()
         }
-        if self.upper_limit.is_some() && self.upper.is_none() {
-            return Err(bad(
-                "upper_limit without upper; name the writable layer's directory".to_owned(),
-            ));
-        }
-        if let Some(serial) = &self.serial
-            && (serial.len() > 20 || !serial.bytes().all(|byte| byte.is_ascii_graphic()))
-        {
-            return Err(bad(
-                "serial: expected at most 20 printable ASCII characters, without spaces".to_owned(),
-            ));
-        }
-        let long = |text: &String| text.len() > MAX_LABEL_LEN;
-        if self.labels.len() > MAX_LABELS
-            || self
-                .labels
-                .iter()
-                .any(|(key, value)| long(key) || long(value))
-        {
-            return Err(bad(format!(
-                "expected at most {MAX_LABELS} labels of {MAX_LABEL_LEN} bytes"
-            )));
-        }
-        Ok(())
+    }
+
+    /// Returns the fields with other values in `other`, after defaults are filled in.
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        let fields = |spec: &Self| match serde_json::to_value(spec.with_defaults()) {
+            Ok(Value::Object(fields)) => fields,
+            // Cannot be: a specification is an object.
+            _ => Map::new(),
+        };
+        let (ours, theirs) = (fields(self), fields(other));
+        let names: BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
+        let differ = |name: &&&String| ours.get(**name) != theirs.get(**name);
+        names
+            .iter()
+            .filter(differ)
+            .map(ToString::to_string)
+            .collect()
     }
 }
 
@@ -275,6 +311,18 @@ mod tests {
         assert!(parse(r#"{"layers":["/a"],"limit":1}"#).is_err());
         assert!(parse(r#"{"layers":["/a"],"upper":{"dir":"/u","x":1}}"#).is_err());
         assert!(parse(r#"{"from":{"disk":"../x","snapshot":"s"}}"#).is_err());
+    }
+
+    #[test]
+    fn specifications_differ_by_what_they_mean() {
+        let differences =
+            |one: &str, other: &str| parse(one).unwrap().differences(&parse(other).unwrap());
+        let plain = r#"{"layers":["/a/b"]}"#;
+        let spelled = r#"{"layers":["/a//b"],"takeover":"peer","on_full":"error","num_queues":256,
+            "queue_size":1024,"poll_us":0,"block_cache":0,"socket_mode":"600","labels":{},"limits":{}}"#;
+        assert_eq!(differences(plain, spelled), [""; 0]);
+        let other = r#"{"layers":["/a"],"takeover":"never","serial":"x"}"#;
+        assert_eq!(differences(plain, other), ["layers", "serial", "takeover"]);
     }
 
     #[test]
@@ -321,6 +369,20 @@ mod tests {
             r#"{"from":{"disk":"a","snapshot":"s"},"upper_limit":5}"#,
             r#"{"from":{"disk":"a","snapshot":"s"},"serial":"123456789012345678901"}"#,
             r#"{"layers":["/etc/passwd"]}"#,
+            r#"{"from":{"disk":"a","snapshot":"s"},"serial":""}"#,
+            r#"{"from":{"disk":"a","snapshot":"s"},"serial":"a\u0000"}"#,
+            r#"{"from":{"disk":"a","snapshot":"s"},"num_queues":0}"#,
+            r#"{"from":{"disk":"a","snapshot":"s"},"num_queues":257}"#,
+            r#"{"from":{"disk":"a","snapshot":"s"},"queue_size":1000}"#,
+            r#"{"from":{"disk":"a","snapshot":"s"},"queue_size":1}"#,
+            r#"{"from":{"disk":"a","snapshot":"s"},"poll_us":1000001}"#,
+            r#"{"from":{"disk":"a","snapshot":"s"},"block_cache":70368744177665}"#,
+            r#"{"from":{"disk":"a","snapshot":"s"},"upper":{"dir":"/a"},"upper_limit":70368744177665}"#,
+            r#"{"from":{"disk":"a","snapshot":"s"},"socket":"a.sock"}"#,
+            r#"{"from":{"disk":"a","snapshot":"s"},"socket":"/a\u0000b"}"#,
+            r#"{"from":{"disk":"a","snapshot":"s"},"socket":"/"}"#,
+            r#"{"from":{"disk":"a","snapshot":"s"},"socket_owner":"no-such-user"}"#,
+            r#"{"from":{"disk":"a","snapshot":"s"},"labels":{"":"x"}}"#,
         ] {
             let failure = parse(text).unwrap().check(&allowed).unwrap_err();
             assert_eq!(failure.code, Code::BadRequest, "{text}: {failure:?}");

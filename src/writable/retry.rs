@@ -1,13 +1,16 @@
 //! Policy for repeating a change that failed: after a flush ([`FlushRetries`]), or once the storage has space
 //! ([`OnFull`]). Queue workers, which leave the flush to their offload thread, and threads that may wait both use it.
 
+use serde::{Deserialize, Serialize};
+
 use super::Error;
 
 /// Most flushes of one change for lack of space: other changes may take the space that a flush frees.
 const MAX_FLUSHES: u32 = 3;
 
 /// What becomes of a request for which the file system has no space (`ENOSPC`, `EDQUOT`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum OnFull {
     /// It fails.
     #[default]
@@ -17,6 +20,14 @@ pub enum OnFull {
 }
 
 impl OnFull {
+    /// Returns the word for it on command lines and in requests.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Pause => "pause",
+        }
+    }
+
     /// Returns whether a change that failed with `error` waits for space.
     ///
     /// At the limit of a layer ([`Error::Full`]) no change waits: it is not the storage that is full. Only the guest makes

@@ -5,6 +5,7 @@ mod contract;
 mod crash;
 mod dashboard;
 mod faults;
+mod fields;
 mod images;
 mod lifecycle;
 mod limits;

@@ -98,6 +98,7 @@ impl Device {
             "version": VERSION,
             "state": if waiting > 0 { "paused: storage full" } else { "serving" },
             "size_bytes": volume.size(),
+            "serial": self.serial(),
             "layers": volume.image().layers().len(),
             "frozen_uppers": volume.layers_below_active(),
             "upper": upper,

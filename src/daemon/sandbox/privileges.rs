@@ -107,6 +107,24 @@ impl Identity {
     }
 }
 
+/// Finds the number of a user by its name or number.
+///
+/// # Errors
+///
+/// [`IdentityError::Unknown`] for a name that is not in `/etc/passwd`, [`IdentityError::List`] if that cannot be read.
+pub fn user_id(user: &str) -> Result<u32, IdentityError> {
+    identifier(user, entry_of(&read(PASSWD)?, user), PASSWD)
+}
+
+/// Finds the number of a group by its name or number.
+///
+/// # Errors
+///
+/// [`IdentityError::Unknown`] for a name that is not in `/etc/group`, [`IdentityError::List`] if that cannot be read.
+pub fn group_id(group: &str) -> Result<u32, IdentityError> {
+    identifier(group, entry_of(&read(GROUP)?, group), GROUP)
+}
+
 /// Reads a list. A missing one, as in a chroot, is empty.
 fn read(path: &'static str) -> Result<String, IdentityError> {
     match fs::read(path) {
