@@ -7,7 +7,7 @@ use crate::fetch::open::OpenError;
 use crate::fetch::process::ProcessError;
 use crate::fetch::resolve::ResolveError;
 use crate::registry::service_config;
-use crate::source::FetchError;
+use crate::source::{FetchError, FetchErrorKind};
 
 /// The daemon cannot start, or cannot end cleanly.
 #[derive(Debug, thiserror::Error)]
@@ -173,6 +173,9 @@ impl Error {
     pub fn upstream_words(&self) -> Option<&'static str> {
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
         while let Some(error) = cause {
+            if let Some(crate::image::Error::Served { .. }) = error.downcast_ref() {
+                return Some(FetchErrorKind::Damaged.upstream_words());
+            }
             if let Some(error) = error.downcast_ref::<FetchError>() {
                 return Some(error.kind().upstream_words());
             }

@@ -108,7 +108,7 @@ impl Counters {
         CountersSnapshot {
             start_bytes: bytes(Cause::Start),
             demand_bytes: bytes(Cause::Demand) + bytes(Cause::Read),
-            repair_bytes: bytes(Cause::Repair),
+            repair_bytes: bytes(Cause::Repair) + bytes(Cause::RepairRead),
             replay_bytes: bytes(Cause::Replay),
             read_ahead_bytes: bytes(Cause::ReadAhead),
             background_bytes: bytes(Cause::Background),

@@ -44,6 +44,7 @@ struct State {
 pub(super) struct Suspect {
     pub(super) blob: Arc<Blob>,
     pub(super) units: UnitRange,
+    pub(super) cause: Cause,
     pub(super) waiter: Option<Waiter>,
 }
 
@@ -169,12 +170,13 @@ impl Dispatcher {
             let failure = Failure::definite(FetchErrorKind::System, reason);
             return answer(waiter, Err(&failure));
         };
-        if cause == Cause::Repair && blob.is_final() {
+        if cause.repairs() && blob.is_final() {
             // The upkeep thread looks: that takes a while, and others must not wait for it.
             let blob = Arc::clone(blob);
             return self.suspects.lock().push(Suspect {
                 blob,
                 units,
+                cause,
                 waiter,
             });
         }
@@ -200,7 +202,7 @@ impl Dispatcher {
         // Under the lock: what arrives from now on is reported after this waiter is known.
         let mut state = self.state();
         let runs = match cause {
-            Cause::Repair => vec![units],
+            cause if cause.repairs() => vec![units],
             _ => partial.map().absent(units),
         };
         if runs.is_empty() {
@@ -271,7 +273,10 @@ impl Dispatcher {
 
     /// Counts a failure, tells those that do not wait any longer, and repeats the fetch later.
     pub(super) fn failed(&self, fetch: &RangeFetch, blob: &Blob, failure: &Failure) {
-        let at = blob.sources().failed(failure);
+        let (at, failure) = {
+            let mut sources = blob.sources();
+            (sources.failed(failure), &sources.judge(failure))
+        };
         self.counters.add_failure(failure.definite);
         let digest = blob.digest();
         log::debug!(

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::malformed::MalformedAnswers;
 use super::registry_blob::failure;
 use crate::cache::Cache;
 use crate::format::digest::Digest;
@@ -78,7 +79,7 @@ fn find_manifest(
         return Ok(kept);
     }
     let deadline = Instant::now() + patience.saturating_sub(ATTEMPT);
-    let mut pause = FIRST_PAUSE;
+    let (mut pause, mut malformed) = (FIRST_PAUSE, MalformedAnswers::default());
     loop {
         let error = match ask(cache, client, &reference) {
             Ok(found) => return Ok(found),
@@ -92,7 +93,7 @@ fn find_manifest(
             ));
             return Ok((digest, manifest));
         }
-        let failure = failure(&error);
+        let failure = malformed.judge(&failure(&error), Instant::now());
         let wait = failure.retry_after.unwrap_or_default().max(pause);
         if failure.ends_start || Instant::now() + wait > deadline {
             return Err(FetchError::new(failure.kind, failure.reason));

@@ -59,6 +59,7 @@ mod fill;
 mod image_lookup;
 mod jitter;
 mod locks;
+mod malformed;
 mod offered;
 pub mod open;
 mod open_blobs;

@@ -49,8 +49,7 @@ impl Asked {
         match self {
             Self::Descriptors => false,
             Self::Bytes { cause, .. } => {
-                matches!(cause, Cause::Demand | Cause::Repair)
-                    && failure.kind != FetchErrorKind::Damaged
+                cause.is_of_guest() && failure.kind != FetchErrorKind::Damaged
             }
         }
     }

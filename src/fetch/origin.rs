@@ -58,6 +58,8 @@ pub struct Failure {
     pub retry_after: Option<Duration>,
     /// Whether no request was made, because the server did not answer others.
     pub resting: bool,
+    /// Whether the server answered, and the answer cannot be one to the request.
+    pub malformed: bool,
     /// Whether the server serves whole blobs only.
     pub without_ranges: bool,
     /// The reason in words.
@@ -73,6 +75,7 @@ impl Failure {
             ends_start: false,
             retry_after: None,
             resting: false,
+            malformed: false,
             without_ranges: false,
             reason: reason.into(),
         }

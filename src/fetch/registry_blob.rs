@@ -108,6 +108,7 @@ pub(super) fn failure(error: &Error) -> Failure {
         },
     };
     failure.resting = matches!(error, Error::Resting { .. });
+    failure.malformed = error.is_malformed();
     failure.without_ranges = matches!(error, Error::WithoutRanges { .. });
     failure
 }

@@ -52,7 +52,8 @@ impl Urgency {
 
     pub(super) const fn of(cause: Cause) -> Self {
         match cause {
-            Cause::Start | Cause::Demand | Cause::Read | Cause::Repair => Self::Demand,
+            Cause::Start | Cause::Demand | Cause::Read => Self::Demand,
+            Cause::Repair | Cause::RepairRead => Self::Demand,
             Cause::Replay => Self::Replay,
             Cause::ReadAhead => Self::ReadAhead,
             Cause::Background => Self::Background,
@@ -80,7 +81,7 @@ pub(super) struct RangeFetch {
 impl RangeFetch {
     /// Whether units that are present are fetched and overwritten.
     pub(super) fn overwrites(&self) -> bool {
-        self.cause == Cause::Repair
+        self.cause.repairs()
     }
 }
 
@@ -176,7 +177,7 @@ impl<W> Schedule<W> {
             units.waiters.push(Waiting {
                 missing: runs.iter().flat_map(|run| run.numbers()).collect(),
                 cause,
-                until: matches!(cause, Cause::Start | Cause::Read)
+                until: matches!(cause, Cause::Start | Cause::Read | Cause::RepairRead)
                     .then(|| Instant::now() + PATIENCE),
                 name,
             });
@@ -203,9 +204,8 @@ impl<W> Schedule<W> {
                 let most = size(blob, cause).max(1);
                 let range = units.grow(start, most, cause, |unit| absent(blob, unit));
                 for unit in range.numbers() {
-                    let fetched = cause == Cause::Repair
-                        || units.status.contains_key(&unit)
-                        || absent(blob, unit);
+                    let fetched =
+                        cause.repairs() || units.status.contains_key(&unit) || absent(blob, unit);
                     if fetched {
                         units.status.insert(unit, Status::InFlight);
                     }
@@ -334,7 +334,8 @@ impl<W> Schedule<W> {
     /// Whether something waits for units of the blob that no refusal ends.
     pub(super) fn is_waited_for_long(&self, blob: BlobId) -> bool {
         let units = self.blobs.get(&blob);
-        units.is_some_and(|units| units.waiters.iter().any(Waiting::waits_long))
+        let is_of_guest = |waiter: &Waiting<W>| waiter.cause.is_of_guest();
+        units.is_some_and(|units| units.waiters.iter().any(is_of_guest))
     }
 
     /// Number of waiters.
@@ -351,15 +352,9 @@ impl<W> Schedule<W> {
 impl<W> Waiting<W> {
     fn is_ended_by(&self, failure: &Failure) -> bool {
         match self.cause {
-            Cause::Start => failure.ends_start,
-            _ => failure.definite && !self.waits_long(),
+            Cause::Start | Cause::RepairRead => failure.ends_start,
+            cause => failure.definite && !cause.is_of_guest(),
         }
-    }
-
-    /// Whether it outwaits refusals: a guest depends on it.
-    fn waits_long(&self) -> bool {
-        // A fetch of whole blobs counts its attempts itself.
-        !matches!(self.cause, Cause::Start | Cause::Read | Cause::Background)
     }
 }
 
@@ -376,7 +371,7 @@ impl<W> Units<W> {
     fn grow(&self, start: u64, most: u64, cause: Cause, absent: impl Fn(u64) -> bool) -> UnitRange {
         // A unit to be repaired is present; it must not come with a request that skips those.
         let joins = |unit| match self.status.get(&unit) {
-            Some(Status::Wanted(other)) => (*other == Cause::Repair) == (cause == Cause::Repair),
+            Some(Status::Wanted(other)) => other.repairs() == cause.repairs(),
             Some(Status::InFlight) => false,
             None => false,
         };

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::jitter::jitter;
+use super::malformed::MalformedAnswers;
 use super::origin::{Failure, Origin};
 
 /// Most origins that are remembered.
@@ -35,6 +36,7 @@ pub(super) struct Sources {
     is_refused: bool,
     /// Until when the server is taken for one that serves no ranges.
     without_ranges: Option<Instant>,
+    malformed: MalformedAnswers,
 }
 
 /// What bytes that come put an end to.
@@ -55,6 +57,7 @@ impl Sources {
             again: None,
             is_refused: false,
             without_ranges: None,
+            malformed: MalformedAnswers::default(),
         }
     }
 
@@ -74,6 +77,7 @@ impl Sources {
     /// Notes that bytes came.
     pub(super) fn succeeded(&mut self) -> Recovery {
         self.again = None;
+        self.malformed.end();
         Recovery {
             was_away: std::mem::take(&mut self.failures) > 1,
             was_refused: std::mem::take(&mut self.is_refused),
@@ -83,6 +87,11 @@ impl Sources {
     /// Notes a definite refusal, and returns whether it is the first since bytes came.
     pub(super) fn is_first_refusal(&mut self) -> bool {
         !std::mem::replace(&mut self.is_refused, true)
+    }
+
+    /// The failure, as one that ends a start if the servers have given malformed answers only for a while.
+    pub(super) fn judge(&mut self, failure: &Failure) -> Failure {
+        self.malformed.judge(failure, Instant::now())
     }
 
     /// Notes a failure, and returns when to try again. A definite refusal moves the next origin to

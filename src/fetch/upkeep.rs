@@ -9,7 +9,6 @@ use super::dispatcher::{Dispatcher, Suspect};
 use crate::cache::Publication;
 use crate::ratelimited_log;
 use crate::reason::reason;
-use crate::source::protocol::Cause;
 
 const TICK: Duration = Duration::from_millis(200);
 
@@ -72,6 +71,7 @@ fn check_suspects(dispatcher: &Dispatcher) {
     for Suspect {
         blob,
         units,
+        cause,
         waiter,
     } in dispatcher.take_suspects()
     {
@@ -82,7 +82,7 @@ fn check_suspects(dispatcher: &Dispatcher) {
         };
         if checked.is_ok() && !blob.is_final() {
             let bytes = blob.identity().bytes_of(units);
-            dispatcher.want(&blob, bytes, Cause::Repair, waiter);
+            dispatcher.want(&blob, bytes, cause, waiter);
         } else if let Some(waiter) = waiter {
             // An intact blob: the reader reads it again, and fails if that gives the same.
             waiter.answer(checked.as_ref().copied());

@@ -217,8 +217,14 @@ impl Stream<'_> {
             let bytes = blob.identity().bytes_of(UnitRange::one(unit));
             let len = bytes.end - bytes.start;
             if left < len {
-                let reason = "the server sent fewer bytes than requested";
-                return Err(Failure::passing(FetchErrorKind::Unreachable, reason));
+                let sent = body.len;
+                let reason = format!(
+                    "the server sent only {sent} bytes; unit {unit} has {len} and is incomplete"
+                );
+                return Err(Failure {
+                    malformed: true,
+                    ..Failure::passing(FetchErrorKind::Unexpected, reason)
+                });
             }
             let buffer = &mut buffer[..len as usize];
             body.reader.read_exact(buffer).map_err(body_failure)?;

@@ -19,6 +19,12 @@ pub enum Error {
     /// A layer's file cannot be opened or read.
     #[error(transparent)]
     Source(#[from] source::Error),
+    /// The bytes of a layer from a registry break a rule of its format, also after they were fetched again.
+    #[error("the registry serves bytes that are no valid layer, also when they are fetched again")]
+    Served {
+        /// The rule.
+        source: Box<Self>,
+    },
     /// The file has another format, such as qcow2.
     #[error("{layer} {kind}; expected an OverlayBD layer: {}", kind.hint())]
     Foreign {

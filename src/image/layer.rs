@@ -70,7 +70,13 @@ impl Layer {
             loaded = Self::load_once(Arc::clone(&blob));
         }
         blob.trust();
-        loaded
+        let is_remote = blob.layer().file().is_none();
+        loaded.map_err(|error| match is_remote && error.breaks_format() {
+            true => Error::Served {
+                source: Box::new(error),
+            },
+            false => error,
+        })
     }
 
     fn load_once(blob: Arc<Blob>) -> Result<(Self, Vec<Mapping>), Error> {

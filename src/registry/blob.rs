@@ -87,11 +87,16 @@ impl BlobBody {
         if most == 0 {
             return Ok(0);
         }
-        let read = self.reader.read(&mut buffer[..most]);
-        let read = read.map_err(|error| body_failure(self.host.clone(), error))?;
+        let read = match self.reader.read(&mut buffer[..most]) {
+            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
+                return Err(body_failure(self.host.clone(), error));
+            }
+            read => read.unwrap_or(0),
+        };
         if read == 0 {
-            let missing = self.left;
-            return Err(self.unexpected(format!("the body ends {missing} bytes early")));
+            let found = self.len - self.left;
+            let detail = format!("the body ends after {found} bytes; expected {}", self.len);
+            return Err(self.unexpected(detail));
         }
         self.left -= read as u64;
         self.floor.add(read as u64, Instant::now(), &self.host)?;

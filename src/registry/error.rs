@@ -250,6 +250,18 @@ impl Error {
         }
     }
 
+    /// Whether a server answered, and the answer cannot be one to the request. If there are no others
+    /// for a while, there will be none soon.
+    pub fn is_malformed(&self) -> bool {
+        match self {
+            Error::Unexpected { .. } => true,
+            // Overload and failures inside the server pass.
+            Error::Status { status, .. } => *status < 500 && !matches!(status, 408 | 425),
+            Error::Resting { source, .. } => source.is_malformed(),
+            _ => false,
+        }
+    }
+
     /// The words that upstream puts into an image's `resultFile` for the same class of error.
     pub fn upstream_words(&self) -> &'static str {
         match self {

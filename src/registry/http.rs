@@ -291,6 +291,11 @@ impl Answer {
                 expected: format!("at most {limit} bytes"),
                 found: "a longer body".to_owned(),
             }),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(Error::Unexpected {
+                host,
+                what: what.to_owned(),
+                detail: format!("the body ends after {} bytes", bytes.len()),
+            }),
             Err(error) => Err(body_failure(host, error)),
         }
     }

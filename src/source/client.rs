@@ -231,7 +231,8 @@ impl Client {
         repair: Option<Repair>,
     ) {
         let cause = match (&repair, self.shared.user.get()) {
-            (Some(_), _) => Cause::Repair,
+            (Some(_), Some(User::Guest)) => Cause::Repair,
+            (Some(_), _) => Cause::RepairRead,
             (None, Some(User::Guest)) => Cause::Demand,
             (None, Some(User::Tool)) => Cause::Read,
             (None, None) => Cause::Start,

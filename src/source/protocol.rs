@@ -68,6 +68,8 @@ pub enum Cause {
     Read,
     /// The bytes in the cache are damaged: they are fetched again and replaced, as a demand.
     Repair,
+    /// The same while a layer is opened, or for a program without a guest: a refusal ends the wait.
+    RepairRead,
     /// A recorded trace says that they will be needed. Nothing waits.
     Replay,
     /// A sequential reader will probably need them. Nothing waits.
@@ -78,11 +80,12 @@ pub enum Cause {
 
 impl Cause {
     /// All causes.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Start,
         Self::Demand,
         Self::Read,
         Self::Repair,
+        Self::RepairRead,
         Self::Replay,
         Self::ReadAhead,
         Self::Background,
@@ -90,7 +93,17 @@ impl Cause {
 
     /// Whether a request with this cause is answered.
     pub const fn is_waited_for(self) -> bool {
-        matches!(self, Self::Start | Self::Demand | Self::Read | Self::Repair)
+        matches!(self, Self::Start | Self::Demand | Self::Read) || self.repairs()
+    }
+
+    /// Whether a guest waits, which outwaits refusals: an error would damage its file system.
+    pub const fn is_of_guest(self) -> bool {
+        matches!(self, Self::Demand | Self::Repair)
+    }
+
+    /// Whether bytes that are present are fetched and replaced.
+    pub const fn repairs(self) -> bool {
+        matches!(self, Self::Repair | Self::RepairRead)
     }
 }
 

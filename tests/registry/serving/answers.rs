@@ -16,7 +16,7 @@ use serde_json::json;
 use super::{Reader, asked_units};
 
 /// An answer in place of the right one.
-type Fault = fn(&Received, &[u8]) -> Reply;
+pub(super) type Fault = fn(&Received, &[u8]) -> Reply;
 
 /// Headers and body of the right answer.
 fn right<'b>(request: &Received, blob: &'b [u8]) -> (String, &'b [u8]) {
@@ -140,6 +140,12 @@ const LASTING: [(&str, Fault); 6] = [
         Reply::Drip(raw(206, &headers, body), Duration::from_secs(1))
     }),
 ];
+
+/// The fault of this name.
+pub(super) fn fault(name: &str) -> Fault {
+    let mut all = PASSING.iter().chain(&LASTING);
+    all.find(|fault| fault.0 == name).expect("a fault").1
+}
 
 /// Serves a disk, and answers each of these faults once while the guest reads.
 fn survive(faults: &'static [(&'static str, Fault)]) {

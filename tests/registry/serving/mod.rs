@@ -21,6 +21,7 @@ mod reopening;
 mod sharing;
 mod storage;
 mod tls;
+mod wrong_answers;
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
