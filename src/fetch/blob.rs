@@ -1,9 +1,11 @@
 //! An open blob: what the cache has of it, and where the rest comes from.
 
+use std::io;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::ahead::Ahead;
+use super::holder::Holder;
 use super::locks::{Rank, RankedMutex};
 use super::origin::{Failure, Origin};
 use super::pace::Pace;
@@ -43,6 +45,8 @@ pub(super) struct Blob {
     id: BlobId,
     identity: Identity,
     stored: RankedMutex<Stored>,
+    /// Disk processes that have the descriptors of the entry.
+    holders: RankedMutex<Vec<Holder>>,
     sources: RankedMutex<Sources>,
     readers: RankedMutex<Readers>,
     streaming: RankedMutex<()>,
@@ -92,6 +96,7 @@ impl Blob {
             id,
             identity,
             stored: RankedMutex::new(Rank::Stored, stored),
+            holders: RankedMutex::new(Rank::Holders, Vec::new()),
             sources: RankedMutex::new(Rank::Sources, Sources::new(origin)),
             readers: RankedMutex::new(Rank::Readers, Readers { pace, ahead }),
             streaming: RankedMutex::new(Rank::Streaming, ()),
@@ -120,6 +125,29 @@ impl Blob {
     /// What the cache has of the blob.
     pub(super) fn entry(&self) -> Entry {
         self.stored.lock().entry.clone()
+    }
+
+    /// Sends the descriptors of the entry to a disk process, and those of the entries that replace it.
+    pub(super) fn add_holder(&self, holder: Holder) -> io::Result<()> {
+        let mut holders = self.holders.lock();
+        holder.send(&self.entry(), &self.identity)?;
+        holders.retain(|holder| !holder.is_gone());
+        holders.push(holder);
+        Ok(())
+    }
+
+    /// Replaces the entry by one with other files, and lets all disk processes read those.
+    fn replace_entry(&self, entry: Entry) {
+        let holders = self.holders.lock();
+        self.stored.lock().entry = entry;
+        for holder in holders.iter() {
+            if let Err(error) = holder.send(&self.entry(), &self.identity) {
+                let digest = self.digest();
+                ratelimited_log::error(format_args!(
+                    "cannot pass on the new file of blob {digest}: {error}; restart its disks"
+                ));
+            }
+        }
     }
 
     /// The partial entry, unless the blob was complete when it was opened.
@@ -225,8 +253,14 @@ impl Blob {
                 Ok(())
             }
             Ok(Demotion::Removed) => {
-                let reason = "the damaged blob was removed from the cache; restart the disk";
-                Err(Failure::definite(FetchErrorKind::Damaged, reason))
+                let entry = cache.entry(self.identity);
+                let entry = entry
+                    .map_err(|error| Failure::passing(FetchErrorKind::System, reason(&error)))?;
+                ratelimited_log::error(format_args!(
+                    "blob {digest} is damaged, and its file was removed from the cache; fetching it again"
+                ));
+                self.replace_entry(entry);
+                Ok(())
             }
             Err(error) => {
                 ratelimited_log::error(format_args!(

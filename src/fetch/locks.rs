@@ -10,10 +10,11 @@
 //! | 6 | [`Rank::State`] | the schedule and the open blobs | nothing |
 //! | 7 | [`Rank::Readers`] | readers of a blob and the pace of its origin | nothing |
 //! | 8 | [`Rank::Sources`] | origins of a blob and their failures | nothing |
-//! | 9 | [`Rank::Stored`] | what the cache has of a blob | nothing |
-//! | 10 | [`Rank::Suspects`] | damage to be looked at | nothing |
-//! | 11 | [`Rank::Filling`] | blobs that a session has fetched whole | nothing |
-//! | 12 | [`Rank::Offered`] | whether a session has a blob open, and what was asked meanwhile | nothing |
+//! | 9 | [`Rank::Holders`] | the disk processes that have a blob open | nothing |
+//! | 10 | [`Rank::Stored`] | what the cache has of a blob | nothing |
+//! | 11 | [`Rank::Suspects`] | damage to be looked at | nothing |
+//! | 12 | [`Rank::Filling`] | blobs that a session has fetched whole | nothing |
+//! | 13 | [`Rank::Offered`] | whether a session has a blob open, and what was asked meanwhile | nothing |
 //!
 //! [`ranked_lock`] holds the code to that. The locks of `source::link` and `cache` are taken last: no
 //! code of this module runs while they are held.
@@ -39,6 +40,8 @@ pub(super) enum Rank {
     Readers,
     /// In a [`Blob`](super::blob::Blob).
     Sources,
+    /// In a [`Blob`](super::blob::Blob).
+    Holders,
     /// In a [`Blob`](super::blob::Blob).
     Stored,
     /// In the [`Dispatcher`](super::dispatcher::Dispatcher).

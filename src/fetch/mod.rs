@@ -36,6 +36,7 @@
 //! | [`open_blobs`] | the blobs that connections have open |
 //! | [`blob`] | what the cache has of a blob, and where the rest comes from |
 //! | [`sources`] | the origins of a blob, and their failures |
+//! | [`holder`] | disk processes that have a blob open |
 //! | [`waiter`] | receivers of answers |
 //! | [`registry_blob`] | a blob in a registry as an origin |
 //! | [`origin`] | the interface to origins |
@@ -56,6 +57,7 @@ mod dispatcher;
 mod download;
 mod fetcher;
 mod fill;
+mod holder;
 mod image_lookup;
 mod jitter;
 mod locks;

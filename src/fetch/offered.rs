@@ -1,20 +1,18 @@
 //! A blob that a disk process may ask for. It is opened on a thread of its own: that may wait for storage
 //! and, if the image does not say how long the blob is, for its registry.
 
-use std::io;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::blob::{Blob, Offer};
 use super::dispatcher::Dispatcher;
+use super::holder::Holder;
 use super::jitter::jitter;
 use super::locks::{Rank, RankedMutex};
 use super::origin::Failure;
 use super::waiter::Waiter;
-use crate::cache::Entry;
 use crate::ratelimited_log;
 use crate::source::FetchErrorKind;
 use crate::source::link::Link;
@@ -144,7 +142,8 @@ impl Offered {
     fn open(&self) {
         let mut pause = FIRST_PAUSE;
         while !self.is_over() {
-            let failure = match self.dispatcher.open(&self.offer) {
+            let opened = self.dispatcher.open(&self.offer);
+            let failure = match opened.and_then(|blob| self.introduce(blob)) {
                 Ok(blob) => return self.hand_out(&blob),
                 Err(failure) => failure,
             };
@@ -160,10 +159,22 @@ impl Offered {
         }
     }
 
+    /// Sends the descriptors before any byte is reported present in them: an earlier fetcher may have sent those
+    /// of other files.
+    fn introduce(&self, blob: Arc<Blob>) -> Result<Arc<Blob>, Failure> {
+        let holder = Holder::new(&self.link, self.number);
+        let added = blob.add_holder(holder);
+        added.map_err(|error| Failure::definite(FetchErrorKind::System, error.to_string()))?;
+        Ok(blob)
+    }
+
     fn hand_out(&self, blob: &Arc<Blob>) {
         let slot = std::mem::replace(&mut *self.slot.lock(), Slot::Open(Arc::clone(blob)));
         if let Slot::Opening(asked) = slot {
-            asked.into_iter().for_each(|asked| self.answer(blob, asked));
+            let asked = asked.into_iter();
+            // The descriptors were sent.
+            let bytes = asked.filter(|asked| matches!(asked, Asked::Bytes { .. }));
+            bytes.for_each(|asked| self.answer(blob, asked));
         }
     }
 
@@ -206,20 +217,10 @@ impl Offered {
     }
 
     fn send_descriptors(&self, blob: &Blob) {
-        let entry = blob.entry();
-        match descriptors(&entry) {
-            Ok(files) => {
-                let reply = Reply::Opened {
-                    blob: self.number,
-                    len: blob.identity().len(),
-                    complete: entry.is_complete(),
-                };
-                self.link.send(reply.encode(), files);
-            }
-            Err(error) => {
-                let failure = Failure::definite(FetchErrorKind::System, error.to_string());
-                self.refuse_descriptors(&failure);
-            }
+        let holder = Holder::new(&self.link, self.number);
+        if let Err(error) = holder.send(&blob.entry(), blob.identity()) {
+            let failure = Failure::definite(FetchErrorKind::System, error.to_string());
+            self.refuse_descriptors(&failure);
         }
     }
 
@@ -240,19 +241,6 @@ impl Offered {
         let start = Instant::now();
         while start.elapsed() < pause && !self.is_over() {
             thread::sleep(TICK.min(pause));
-        }
-    }
-}
-
-/// Descriptors that only read. They share the open file descriptions that are locked against
-/// eviction.
-fn descriptors(entry: &Entry) -> io::Result<Vec<OwnedFd>> {
-    match entry {
-        Entry::Complete(file) => Ok(vec![file.try_clone()?.into()]),
-        Entry::Partial(partial) => {
-            let files = partial.files();
-            let (data, map) = (files.data.try_clone()?, files.map.try_clone()?);
-            Ok(vec![data.into(), map.into()])
         }
     }
 }

@@ -203,7 +203,13 @@ impl Blob {
             }
             return Located::Present(PresentRange::new(self, offset, len));
         }
-        Located::Absent(AbsentRange::new(self, presence, offset, inside, len))
+        let later = presence.successor().map(|blob| blob.locate(offset, len));
+        match later {
+            Some(present @ Located::Present(_)) => present,
+            Some(Located::Absent(_)) | None => {
+                Located::Absent(AbsentRange::new(self, presence, offset, inside, len))
+            }
+        }
     }
 
     /// Returns the first byte from `offset` on that is not in a hole of the file, or the end of the blob.

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use super::counts::Counts;
 use super::link::{Link, Message, Turn};
 use super::opened::Opened;
+use super::openings::{Openings, Reopen};
 use super::protocol::{Cause, MAX_FETCH, Reply, Request, Subject};
 use super::refetch::RejectedUnits;
 use super::waker::{FetchError, FetchErrorKind, Ticket, Waker};
@@ -77,18 +78,11 @@ struct Pending {
     started: Instant,
 }
 
-/// State of the opening of a blob.
-#[derive(Debug)]
-enum Opening {
-    Asked,
-    Done(Result<Opened, FetchError>),
-}
-
 #[derive(Debug, Default)]
 struct Table {
     next: u64,
     fetches: HashMap<u64, Pending>,
-    openings: HashMap<u32, Opening>,
+    openings: Openings,
     counts: Option<Counts>,
     gone: bool,
 }
@@ -199,12 +193,10 @@ impl Client {
     pub fn open(&self, blob: u32) -> Result<Opened, FetchError> {
         let deadline = Instant::now() + self.patience();
         let mut table = self.shared.table();
-        table.openings.insert(blob, Opening::Asked);
+        table.openings.ask(blob);
         self.shared.send(&Request::Open { blob });
         loop {
-            if let Some(Opening::Done(_)) = table.openings.get(&blob)
-                && let Some(Opening::Done(done)) = table.openings.remove(&blob)
-            {
+            if let Some(done) = table.openings.take(blob) {
                 return done;
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -212,12 +204,22 @@ impl Client {
                 return Err(gone());
             }
             if left.is_zero() {
-                table.openings.remove(&blob);
+                table.openings.give_up(blob);
                 let reason = "the fetcher did not open the blob in time";
                 return Err(FetchError::new(FetchErrorKind::Timeout, reason));
             }
             let waited = self.shared.opened.wait_timeout(table, left);
             table = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Lets `open`, which was made of the descriptors that [`Client::open`] returned, take those that a fetcher
+    /// sends later.
+    pub(super) fn register(&self, blob: u32, open: &Arc<impl Reopen + 'static>) {
+        let weak = Arc::downgrade(open);
+        let later = self.shared.table().openings.register(blob, weak);
+        if let Some(later) = later {
+            open.reopen(later);
         }
     }
 
@@ -381,10 +383,8 @@ impl Shared {
 
     fn repeat(&self) {
         let table = self.table();
-        for (blob, opening) in &table.openings {
-            if let Opening::Asked = opening {
-                self.send(&Request::Open { blob: *blob });
-            }
+        for blob in table.openings.asked() {
+            self.send(&Request::Open { blob });
         }
         for pending in table.fetches.values() {
             self.send(&pending.request);
@@ -392,10 +392,12 @@ impl Shared {
     }
 
     fn opened(&self, blob: u32, result: Result<Opened, FetchError>) {
-        if let Some(opening) = self.table().openings.get_mut(&blob) {
-            *opening = Opening::Done(result);
-        }
+        let taken = self.table().openings.answered(blob, result);
         self.opened.notify_all();
+        // Without the table's lock: this maps a file.
+        if let Some((open, opened)) = taken {
+            open.reopen(opened);
+        }
     }
 
     fn finish(&self, ticket: u64, result: Result<(), FetchError>) {

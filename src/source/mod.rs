@@ -32,6 +32,7 @@ mod layer_ref;
 pub mod link;
 mod lock;
 mod opened;
+mod openings;
 pub mod presence;
 pub mod protocol;
 pub mod range;

@@ -4,7 +4,8 @@
 //! disk process                                   fetcher
 //!      | <------------------------------- Hello     after each start of a fetcher: repeat what is unanswered
 //!      | Open { blob } ------------------------>
-//!      | <------- Opened { blob, len, complete }    with the data file, and the map if not complete
+//!      | <------- Opened { blob, len, complete }    with the data file, and the map if not complete;
+//!      |                                            also unasked, before bytes arrive in other files
 //!      | Fetch { ticket, blob, range, cause } -->
 //!      | <---------- Ready { ticket } | Failed { subject, kind, reason }
 //!      | Fill { ticket, blob } ---------------->   all of the blob, verified

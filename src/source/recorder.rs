@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use super::Blob;
 use super::waker::{Presence, Ticket, Waker};
 use crate::format::presence::{UNIT, UnitRange};
 use crate::io::bitmap::words;
@@ -95,6 +96,10 @@ impl Presence for Recorded {
         self.note(UnitRange::new(offset / UNIT, end));
         let inner = self.recording.unrecorded.as_ref();
         inner.is_none_or(|inner| inner.is_present(offset, len))
+    }
+
+    fn successor(&self) -> Option<&Blob> {
+        self.recording.unrecorded.as_ref()?.successor()
     }
 
     fn request(&self, offset: u64, len: u64, waker: &Arc<Waker>, ticket: Ticket) {

@@ -6,7 +6,7 @@
 //! and [`FetchCount`] how often one read fetches.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::waker::{FetchError, FetchErrorKind};
@@ -84,6 +84,8 @@ pub(super) struct RejectedUnits {
     counts: Mutex<HashMap<u64, u8>>,
     /// How often all units were rejected at once.
     distrusted: AtomicU8,
+    /// Whether units are fetched into another file: rejected ones of this file stay rejected.
+    is_superseded: AtomicBool,
 }
 
 impl RejectedUnits {
@@ -126,8 +128,22 @@ impl RejectedUnits {
         true
     }
 
+    /// Marks `units` damaged, without a limit: another file has their bytes.
+    pub(super) fn exclude(&self, units: UnitRange, all: u64) {
+        let bits = self.bits.get_or_init(|| AtomicBitmap::new(all));
+        bits.set(units.numbers());
+    }
+
+    /// Notes that units are fetched into another file from now on.
+    pub(super) fn supersede(&self) {
+        self.is_superseded.store(true, Ordering::Release);
+    }
+
     /// Notes that `units` were fetched again.
     pub(super) fn replaced(&self, units: UnitRange) {
+        if self.is_superseded.load(Ordering::Acquire) {
+            return;
+        }
         if let Some(bits) = self.bits.get() {
             bits.clear(units.numbers());
         }

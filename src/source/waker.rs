@@ -10,6 +10,8 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::Blob;
+
 /// Presence of the bytes of a blob that is fetched on demand. Ranges passed in are not empty and end
 /// inside the blob. No method waits.
 pub trait Presence: Debug + Send + Sync {
@@ -47,6 +49,11 @@ pub trait Presence: Debug + Send + Sync {
 
     /// Ends [`Presence::distrust`]: bytes that were not requested since then are present again.
     fn trust(&self) {}
+
+    /// The same blob in another file, which has the bytes that arrived since the cache lost this one.
+    fn successor(&self) -> Option<&Blob> {
+        None
+    }
 
     /// Bytes that are local, as far as they are counted.
     fn local_bytes(&self) -> u64 {

@@ -17,6 +17,7 @@ mod outages;
 mod prefetch;
 mod redirects;
 mod refusals;
+mod removal;
 mod reopening;
 mod sharing;
 mod storage;
