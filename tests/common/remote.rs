@@ -1,7 +1,9 @@
 //! The daemon with a disk whose layers are in a registry.
 
 use std::fs;
-use std::path::PathBuf;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -279,4 +281,16 @@ impl Place {
     pub fn result(&self) -> String {
         fs::read_to_string(self.path("result")).unwrap_or_default()
     }
+}
+
+/// What a daemon says on its control socket about the layers that it fetches.
+pub fn fetching(control: &Path) -> Value {
+    let mut stream = UnixStream::connect(control).expect("the control socket");
+    let request = b"GET /api/v1/device HTTP/1.1\r\nHost: x\r\n\r\n";
+    stream.write_all(request).expect("a request");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("an answer");
+    let (_, body) = text.split_once("\r\n\r\n").expect("a body");
+    let device: Value = serde_json::from_str(body).expect("JSON");
+    device["fetch"].clone()
 }

@@ -13,7 +13,7 @@ use common::programs;
 use crate::bars::Group;
 use crate::front::{Host, Named};
 use crate::origin::{Image, Origin};
-use crate::{Result, Table, rate, round_trip};
+use crate::{Result, Table, median, rate, round_trip};
 
 /// Kernel and initial file system, which `contrib/bench/registry --boot` builds.
 const GUEST: &str = "target/bench-guest";
@@ -85,52 +85,83 @@ fn boot(daemon: &Daemon) -> Result<()> {
     }
 }
 
+/// What the starts over one link took, and fetched.
+#[derive(Default)]
+struct Starts {
+    pulled: Vec<Duration>,
+    cold: Vec<Duration>,
+    traced: Vec<Duration>,
+    warm: Vec<Duration>,
+    /// Bytes fetched by a cold start, and by one with a trace.
+    bytes: [u64; 2],
+}
+
+impl Starts {
+    /// One start of each kind.
+    fn round(&mut self, origin: &Origin) -> Result<()> {
+        let run = |host: &Host, more: &[&str]| -> Result<(Duration, u64)> {
+            let (before, start) = (origin.bytes(), Instant::now());
+            let (mut daemon, _) = host.serve(origin, Named::Config, more);
+            boot(&daemon)?;
+            let took = start.elapsed();
+            daemon.terminate();
+            Ok((took, origin.bytes() - before))
+        };
+        let host = Host::new(origin)?;
+        let (cold, bytes) = run(&host, &[])?;
+        self.cold.push(cold);
+        self.bytes[0] = bytes;
+        self.warm.push(run(&host, &[])?.0);
+        let trace = host.path("trace");
+        run(&host, &["--record-trace", &trace])?;
+        let (traced, bytes) = run(&Host::new(origin)?, &["--prefetch", &trace])?;
+        self.traced.push(traced);
+        self.bytes[1] = bytes;
+        let host = Host::new(origin)?;
+        let pulled = host.pull(origin)?;
+        self.pulled.push(pulled + run(&host, &[])?.0);
+        Ok(())
+    }
+
+    /// The middle time of each kind of start.
+    fn times(self) -> [(&'static str, Duration); 4] {
+        [
+            ("pull first", self.pulled),
+            ("cold", self.cold),
+            ("trace", self.traced),
+            ("warm", self.warm),
+        ]
+        .map(|(kind, times)| (kind, median(times)))
+    }
+}
+
 /// The table over links.
-pub fn table(links: &[Link]) -> Result<Table> {
+pub fn table(links: &[Link], rounds: usize) -> Result<Table> {
     let image = image()?;
     let mut text = format!(
-        "| guest that reads a fifth of {:.0} MB | link | cold | with a trace | warm | pull everything, then \
-         boot | fetched cold |\n|--:|--:|--:|--:|--:|--:|--:|\n",
+        "| guest that reads a fifth of {:.0} MB | link | pull everything, then boot | cold | with a trace | \
+         warm | fetched: cold | with a trace |\n|--:|--:|--:|--:|--:|--:|--:|--:|\n",
         image.bytes() as f64 / 1e6
     );
     let mut bars = Vec::new();
     for link in links {
         let origin = Origin::start(&image, *link);
-        let run = |host: &Host, more: &[&str]| -> Result<Duration> {
-            let start = Instant::now();
-            let (mut daemon, _) = host.serve(&origin, Named::Config, more);
-            boot(&daemon)?;
-            let took = start.elapsed();
-            daemon.terminate();
-            Ok(took)
-        };
-        let host = Host::new(&origin)?;
-        let before = origin.bytes();
-        let cold = run(&host, &[])?;
-        let fetched = origin.bytes() - before;
-        let warm = run(&host, &[])?;
-        let trace = host.path("trace");
-        run(&host, &["--record-trace", &trace])?;
-        let traced = run(&Host::new(&origin)?, &["--prefetch", &trace])?;
-        let host = Host::new(&origin)?;
-        let pulled = host.pull(&origin)? + run(&host, &[])?;
-        let name = format!("{}, {}", round_trip(*link), rate(*link));
-        let cells = [cold, traced, warm, pulled].map(|time| format!("{:.1} s", time.as_secs_f64()));
+        let mut starts = Starts::default();
+        for _ in 0..rounds {
+            starts.round(&origin)?;
+        }
+        let [cold, traced] = starts.bytes.map(|bytes| bytes as f64 / 1e6);
+        let times = starts.times();
+        let cells = times.map(|(_, time)| format!("{:.1} s", time.as_secs_f64()));
         text += &format!(
-            "| {} | {} | {} | {:.0} MB |\n",
+            "| {} | {} | {} | {cold:.0} MB | {traced:.0} MB |\n",
             round_trip(*link),
             rate(*link),
             cells.join(" | "),
-            fetched as f64 / 1e6
         );
-        let all = [
-            ("pull first", pulled),
-            ("cold", cold),
-            ("trace", traced),
-            ("warm", warm),
-        ];
-        for (what, time) in all {
-            bars.push((format!("{name}, {what}"), time.as_secs_f64()));
+        for (kind, time) in times {
+            let name = format!("{}, {}, {kind}", round_trip(*link), rate(*link));
+            bars.push((name, time.as_secs_f64()));
         }
     }
     Ok(Table {

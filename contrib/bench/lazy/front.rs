@@ -1,19 +1,25 @@
 //! The guest's side: a daemon on a cache of its own, and reads through one queue.
 
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use common::daemon::Daemon;
 use common::load::{Load, Shape};
 use common::memory::{Memory, Region};
 use common::programs;
+use common::remote::fetching;
 use common::ring::{Addresses, Ring};
 use common::session::{Session, Wanted, feature};
 use tempfile::TempDir;
 
 use crate::Result;
 use crate::origin::Origin;
+
+/// Longest replay of a trace.
+const LONGEST: Duration = Duration::from_secs(300);
 
 /// A directory with a cache and an image config.
 pub struct Host {
@@ -75,6 +81,20 @@ impl Host {
             true => Ok(start.elapsed()),
             false => Err("ovbd pull failed".into()),
         }
+    }
+
+    /// Serves the image while a trace is replayed, and waits until `bytes` of it arrived: the time since
+    /// the start.
+    pub fn replay(&self, origin: &Origin, trace: &str, bytes: u64) -> Duration {
+        let control = self.path("control");
+        let options = ["--control", &control, "--prefetch", trace];
+        let start = Instant::now();
+        let (_daemon, _) = self.serve(origin, Named::Config, &options);
+        while fetching(Path::new(&control))["fetcher"]["replay_bytes"].as_u64() < Some(bytes) {
+            assert!(start.elapsed() < LONGEST, "the trace does not arrive");
+            thread::sleep(Duration::from_millis(5));
+        }
+        start.elapsed()
     }
 
     /// A path in the directory.

@@ -1,5 +1,5 @@
 //! Serves disks whose layers are in a registry behind a slow link, and measures opening, random reads,
-//! sequential reads and the start of a guest: see `contrib/bench/README.md`.
+//! sequential reads, replays of a trace and the start of a guest: see `contrib/bench/README.md`.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // Results, and progress.
 
 #[path = "../bars.rs"]
@@ -10,6 +10,7 @@ mod front;
 mod open;
 mod origin;
 mod rates;
+mod replay;
 
 use std::error::Error;
 use std::fs;
@@ -37,7 +38,7 @@ struct Args {
     /// Rates of the link in Mbit/s; 0: no limit [default: 25,100,1000,0; with --quick 100,0]
     #[arg(long, value_name = "MBIT", value_delimiter = ',')]
     rates: Vec<u64>,
-    /// Tables to make: open, random, sequential [default: all]
+    /// Tables to make: open, random, sequential, replay [default: all]
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     only: Vec<String>,
     /// Also boot a guest from the image: cold, with a trace, warm
@@ -128,8 +129,11 @@ fn run(args: &Args) -> Result<()> {
     })?;
     add("random", &|| rates::random(&links, args.quick))?;
     add("sequential", &|| rates::sequential(&links, args.quick))?;
+    add("replay", &|| replay::table(&links, args.quick))?;
     if args.boot {
-        add("boot", &|| boot::table(&links))?;
+        add("boot", &|| {
+            boot::table(&links, if args.quick { 1 } else { 3 })
+        })?;
     }
     let charts = tables.iter().flat_map(|table| &table.charts);
     fs::write(&args.svg, bars::svg(charts))?;

@@ -22,7 +22,7 @@ const WINDOW: u32 = 128 << 10;
 const LONGEST: Duration = Duration::from_secs(15);
 
 /// One layer of `mib` MiB that cannot be compressed: its bytes are those of the disk.
-fn image(mib: usize) -> Arc<Image> {
+pub fn incompressible(mib: usize) -> Arc<Image> {
     let len = mib << 20;
     let mut random = Random::new(7);
     let words = (0..len / 8).flat_map(|_| random.any().to_le_bytes());
@@ -33,7 +33,7 @@ fn image(mib: usize) -> Arc<Image> {
 /// The table of random reads, one after the other.
 pub fn random(links: &[Link], quick: bool) -> Result<Table> {
     let (mib, reads) = if quick { (64, 50) } else { (512, 300) };
-    let image = image(mib);
+    let image = incompressible(mib);
     let mut text = format!(
         "| {reads} reads of 4 KiB at random, one at a time | link | bytes fetched to bytes read | requests | \
          ms for a read |\n|--:|--:|--:|--:|--:|\n"
@@ -75,7 +75,7 @@ pub fn random(links: &[Link], quick: bool) -> Result<Table> {
 /// The table of sequential reads.
 pub fn sequential(links: &[Link], quick: bool) -> Result<Table> {
     let mib = if quick { 128 } else { 1024 };
-    let image = image(mib);
+    let image = incompressible(mib);
     let mut text =
         "| 128 KiB in order, 8 in flight | link | MB/s | of the link | requests | pull: MB/s |\n\
                     |--:|--:|--:|--:|--:|--:|\n"

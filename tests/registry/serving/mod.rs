@@ -24,8 +24,6 @@ mod storage;
 mod tls;
 mod wrong_answers;
 
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -35,7 +33,7 @@ use common::daemon::Daemon;
 use common::load::{Load, Shape};
 use common::memory::Memory;
 use common::registry_server::Server;
-use common::remote::Place;
+use common::remote::{self, Place};
 use common::returning::Returning;
 use common::ring::{Addresses, Ring};
 use common::session::{Session, feature};
@@ -126,14 +124,7 @@ impl Reader {
 
 /// What the control socket says about the fetcher and the layers.
 fn fetching(place: &Place) -> Value {
-    let mut stream = UnixStream::connect(place.path("control")).expect("the control socket");
-    let request = b"GET /api/v1/device HTTP/1.1\r\nHost: x\r\n\r\n";
-    stream.write_all(request).expect("a request");
-    let mut text = String::new();
-    stream.read_to_string(&mut text).expect("an answer");
-    let (_, body) = text.split_once("\r\n\r\n").expect("a body");
-    let device: Value = serde_json::from_str(body).expect("JSON");
-    device["fetch"].clone()
+    remote::fetching(&place.path("control"))
 }
 
 /// How often each unit of a blob was asked for, whole or in part.
