@@ -15,26 +15,55 @@ const METADATA: [IpAddr; 3] = [
     IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
 ];
 
-/// Whether `address` is loopback, link-local, unspecified or a metadata service.
-pub fn is_local(address: IpAddr) -> bool {
-    let address = embedded_v4(address);
-    let class = match address {
-        IpAddr::V4(v4) => {
-            let this_network = v4.octets()[0] == 0;
-            v4.is_loopback() || v4.is_link_local() || this_network || v4.is_broadcast()
-        }
-        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unspecified() || v6.is_unicast_link_local(),
-    };
-    class || METADATA.contains(&address)
+/// Where a local address leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Locality {
+    /// To this machine: loopback or unspecified.
+    Machine,
+    /// To what only this machine may reach: link-local, broadcast or a metadata service.
+    Link,
 }
 
-/// Whether `host` is an address for which [`is_local`] holds, or a name of this machine.
-pub fn names_local(host: &Host) -> bool {
+/// Where `address` leads; `None` if other machines reach the same by it.
+pub(super) fn locality_of(address: IpAddr) -> Option<Locality> {
+    let address = embedded_v4(address);
+    let (machine, link) = match address {
+        IpAddr::V4(v4) => {
+            let this_network = v4.octets()[0] == 0;
+            (
+                v4.is_loopback() || this_network,
+                v4.is_link_local() || v4.is_broadcast(),
+            )
+        }
+        IpAddr::V6(v6) => (
+            v6.is_loopback() || v6.is_unspecified(),
+            v6.is_unicast_link_local(),
+        ),
+    };
+    match machine {
+        true => Some(Locality::Machine),
+        false => (link || METADATA.contains(&address)).then_some(Locality::Link),
+    }
+}
+
+/// Where `host` leads, if it is an address or a name of this machine.
+pub(super) fn locality(host: &Host) -> Option<Locality> {
     let name = host.name();
     if name == "localhost" || name.ends_with(".localhost") {
-        return true;
+        return Some(Locality::Machine);
     }
-    literal(name).is_some_and(is_local)
+    literal(name).and_then(locality_of)
+}
+
+/// Whether `host` is a name of this machine, or a loopback or unspecified address.
+pub(super) fn names_this_machine(host: &Host) -> bool {
+    locality(host) == Some(Locality::Machine)
+}
+
+/// Whether `host` is a name of this machine, or an address that is loopback, link-local, unspecified
+/// or a metadata service's.
+pub fn names_local(host: &Host) -> bool {
+    locality(host).is_some()
 }
 
 /// The address that `name` is; IPv6 in brackets. Also the forms that only `inet_aton` knows
@@ -127,6 +156,29 @@ mod tests {
             "168.63.129.16",
         ] {
             assert!(local(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn this_machine_is_told_from_its_link() {
+        let at = |text: &str| locality(&text.parse().unwrap());
+        for text in [
+            "localhost:1",
+            "127.1",
+            "[::1]",
+            "0.0.0.0",
+            "[::ffff:127.0.0.1]",
+        ] {
+            assert_eq!(at(text), Some(Locality::Machine), "{text}");
+        }
+        for text in [
+            "169.254.169.254",
+            "[fe80::1]",
+            "[::ffff:169.254.0.1]",
+            "168.63.129.16",
+            "[fd00:ec2::254]",
+        ] {
+            assert_eq!(at(text), Some(Locality::Link), "{text}");
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::challenge::{self, Bearer, Challenge};
 use super::credentials::{Credential, Source};
 use super::error::{Error, Result};
-use super::http::{Answer, Ask, Http, Named};
+use super::http::{Answer, Ask, Http, NamedBy};
 use super::redirect::check_target;
 use super::repository::Repository;
 use super::token::{self, Token};
@@ -341,7 +341,7 @@ struct TokenRequest<'a> {
     bearer: &'a Bearer,
     scope: &'a str,
     realm: Url,
-    named: Named,
+    named: NamedBy,
 }
 
 impl<'a> TokenRequest<'a> {

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::credentials::{Credentials, Error, MAX_CREDENTIALS};
-use super::http::{Ask, Http, Named, Timeouts};
+use super::http::{Ask, Http, NamedBy, Timeouts};
 use super::repository::Repository;
 use super::tls::{ClientCertificate, Tls};
 use super::url::Url;
@@ -103,7 +103,7 @@ impl Service {
         let url =
             Url::parse(&format!("{url}{query}")).map_err(|error| self.silent(error.to_string()))?;
         let answer = http
-            .send(&Ask::Get, &url, &[], Named::ByUser)
+            .send(&Ask::Get, &url, &[], NamedBy::User)
             .map_err(failed)?;
         let status = answer.status();
         let body = answer

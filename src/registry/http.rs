@@ -4,6 +4,7 @@
 //! headers, TLS with this machine's roots, proxies, and idle connections that are used again.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ use ureq::unversioned::transport::{
 };
 use ureq::{Agent, Body, Proxy, Timeout};
 
-use super::address::names_local;
+use super::address::{Locality, locality_of, names_local};
 use super::error::{Error, Result};
 use super::names::Names;
 use super::repository::Host;
@@ -68,13 +69,26 @@ impl Default for Timeouts {
     }
 }
 
-/// The party that chose the host of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Named {
+/// The party that chose the host of a request; the least trusted last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum NamedBy {
     /// The user's: any address.
-    ByUser,
+    User,
+    /// A server's on this machine: no address of this machine's link.
+    Neighbor,
     /// A server's: no address of this machine or its link.
-    ByServer,
+    Server,
+}
+
+impl NamedBy {
+    /// Whether a host may have this address.
+    pub(super) fn may_reach(self, address: IpAddr) -> bool {
+        match self {
+            NamedBy::User => true,
+            NamedBy::Neighbor => locality_of(address) != Some(Locality::Link),
+            NamedBy::Server => locality_of(address).is_none(),
+        }
+    }
 }
 
 /// Kind of a request.
@@ -99,6 +113,7 @@ pub(super) struct Answer {
 #[derive(Debug)]
 pub(super) struct Http {
     open: Agent,
+    nearby: Agent,
     guarded: Agent,
     proxied: Option<(Proxy, Agent)>,
     names: Names,
@@ -113,13 +128,15 @@ impl Http {
         let tcp = timeouts.connect;
         let proxied = environment_proxy()?.map(|proxy| {
             // The proxy is the user's choice; it resolves the hosts itself.
-            let resolver = NameResolver::open(names.clone());
+            let resolver = NameResolver::new(names.clone(), NamedBy::User);
             let agent = agent(config(Some(proxy.clone())), tcp, resolver);
             (proxy, agent)
         });
+        let direct = |named| agent(config(None), tcp, NameResolver::new(names.clone(), named));
         Ok(Http {
-            open: agent(config(None), tcp, NameResolver::open(names.clone())),
-            guarded: agent(config(None), tcp, NameResolver::guarded(names.clone())),
+            open: direct(NamedBy::User),
+            nearby: direct(NamedBy::Neighbor),
+            guarded: direct(NamedBy::Server),
             proxied,
             names,
             timeouts,
@@ -138,7 +155,7 @@ impl Http {
         ask: &Ask<'_>,
         url: &Url,
         headers: &[(&str, &str)],
-        named: Named,
+        named: NamedBy,
     ) -> Result<Answer> {
         let first = self.attempt(ask, url, headers, named, false);
         let result = match first {
@@ -153,7 +170,7 @@ impl Http {
         ask: &Ask<'_>,
         url: &Url,
         headers: &[(&str, &str)],
-        named: Named,
+        named: NamedBy,
         fresh: bool,
     ) -> std::result::Result<Answer, ureq::Error> {
         let uri = url.to_string();
@@ -195,7 +212,7 @@ impl Http {
     }
 
     /// The agent for a URL. A proxy is never asked for this machine's own addresses.
-    fn agent(&self, url: &Url, named: Named) -> &Agent {
+    fn agent(&self, url: &Url, named: NamedBy) -> &Agent {
         let proxied = self.proxied.as_ref().filter(|(proxy, _)| {
             let exempt = url
                 .to_string()
@@ -205,8 +222,9 @@ impl Http {
         });
         match (proxied, named) {
             (Some((_, agent)), _) => agent,
-            (None, Named::ByUser) => &self.open,
-            (None, Named::ByServer) => &self.guarded,
+            (None, NamedBy::User) => &self.open,
+            (None, NamedBy::Neighbor) => &self.nearby,
+            (None, NamedBy::Server) => &self.guarded,
         }
     }
 

@@ -210,7 +210,7 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::registry::http::Named;
+    use crate::registry::http::NamedBy;
     use crate::registry::url::Url;
 
     fn key(blob: &str) -> BlobKey {
@@ -221,7 +221,7 @@ mod tests {
     fn target(url: &str, lifetime: Duration) -> Target {
         Target {
             url: Url::parse(url).unwrap(),
-            named: Named::ByServer,
+            named: NamedBy::Server,
             until: Instant::now() + lifetime,
         }
     }

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::address::names_local;
+use super::address::names_this_machine;
 use super::repository::{self, Host, Repository};
 use super::url::{self, Url};
 use crate::format::digest::Digest;
@@ -153,7 +153,7 @@ impl FromStr for Prefix {
             // Upstream's own example has no scheme.
             base_url(&format!("http://{text}"))?
         };
-        if !names_local(url.host()) {
+        if !names_this_machine(url.host()) {
             return Err(Error::Remote(url.host().clone()));
         }
         Ok(Prefix(url))
@@ -287,6 +287,8 @@ mod tests {
         for text in [
             "http://p2p.example/x",
             "10.0.0.1:80",
+            "169.254.169.254/x",
+            "[fe80::1]/x",
             "",
             "localhost?x",
             "http://",

@@ -4,11 +4,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::address::names_local;
+use super::address::names_this_machine;
 use super::blob::BlobBody;
 use super::breaker::{Breakers, Policy};
 use super::error::{Error, Result};
-use super::http::{Answer, Ask, Named, Timeouts};
+use super::http::{Answer, Ask, NamedBy, Timeouts};
 use super::mirror::{Mirror, Prefix};
 use super::redirect::check_peer_target;
 use super::repository::Repository;
@@ -119,7 +119,7 @@ impl Peer {
                 let requests = &self.requests;
                 requests.log_in_and_ask(&mut contact, login, &ask, &url, &headers)
             }
-            None => self.requests.ask(&ask, &url, &headers, Named::ByUser),
+            None => self.requests.ask(&ask, &url, &headers, NamedBy::User),
         };
         let check = |_: &Url, next: &Url| check_peer_target(actual, &url, next);
         Some(answer.and_then(|answer| {
@@ -153,7 +153,7 @@ impl Peer {
 /// machine, which passes the registry's challenge on.
 fn mirror_login(mirror: &Mirror, repository: &Repository) -> Option<Repository> {
     let host = mirror.own_host();
-    if names_local(host) {
+    if names_this_machine(host) {
         return Some(repository.clone());
     }
     Repository::new(repository.scheme(), host.clone(), repository.name()).ok()

@@ -1,16 +1,16 @@
 //! Checks of URLs that servers choose: the target of a redirect, the realm of a challenge.
 
-use super::address::names_local;
+use super::address::{Locality, locality};
 use super::error::{Error, Result};
-use super::http::Named;
-use super::repository::Scheme;
+use super::http::NamedBy;
+use super::repository::{Host, Scheme};
 use super::url::Url;
 
 /// Whether a server at `from` may send this program to `to`, and how far `to` is then trusted.
 ///
 /// # Errors
-/// [`Error::Redirect`]: from TLS to plain HTTP, or to this machine or its link.
-pub(super) fn check_target(from: &Url, to: &Url) -> Result<Named> {
+/// [`Error::Redirect`]: from TLS to plain HTTP, or to this machine or its link, unless `from` is there.
+pub(super) fn check_target(from: &Url, to: &Url) -> Result<NamedBy> {
     let refuse = |reason| {
         Err(Error::Redirect {
             host: from.host().clone(),
@@ -21,14 +21,7 @@ pub(super) fn check_target(from: &Url, to: &Url) -> Result<Named> {
     if from.scheme() == Scheme::Https && to.scheme() == Scheme::Http {
         return refuse("from https to plain http");
     }
-    // A registry on this machine was named by the user, and may use others on it.
-    if names_local(from.host()) {
-        return Ok(Named::ByUser);
-    }
-    if names_local(to.host()) {
-        return refuse("the target is loopback, link-local or a metadata service");
-    }
-    Ok(Named::ByServer)
+    named_from(from.host(), to.host()).map_or_else(|| refuse(ASTRAY), Ok)
 }
 
 /// Whether a mirror or proxy at `peer` may send this program to `to` for what the registry has at
@@ -36,18 +29,28 @@ pub(super) fn check_target(from: &Url, to: &Url) -> Result<Named> {
 ///
 /// # Errors
 /// [`Error::Redirect`]: to this machine or its link, other than to the proxy itself.
-pub(super) fn check_peer_target(actual: &Url, peer: &Url, to: &Url) -> Result<Named> {
-    if to.host() == peer.host() || names_local(actual.host()) {
-        return Ok(Named::ByUser);
+pub(super) fn check_peer_target(actual: &Url, peer: &Url, to: &Url) -> Result<NamedBy> {
+    if to.host() == peer.host() {
+        return Ok(NamedBy::User);
     }
-    if names_local(to.host()) {
-        return Err(Error::Redirect {
-            host: peer.host().clone(),
-            target: to.without_query(),
-            reason: "the target is loopback, link-local or a metadata service",
-        });
+    named_from(actual.host(), to.host()).ok_or_else(|| Error::Redirect {
+        host: peer.host().clone(),
+        target: to.without_query(),
+        reason: ASTRAY,
+    })
+}
+
+const ASTRAY: &str = "the target is loopback, link-local or a metadata service";
+
+/// How far `to` is trusted if a server at `from` names it; `None`: not at all. A server on this machine
+/// may use others on it, but not the services that only this machine reaches.
+fn named_from(from: &Host, to: &Host) -> Option<NamedBy> {
+    match (locality(from), locality(to)) {
+        (Some(Locality::Machine), Some(Locality::Machine) | None) => Some(NamedBy::Neighbor),
+        (Some(Locality::Link), Some(Locality::Link)) => Some(NamedBy::User),
+        (None | Some(Locality::Link), None) => Some(NamedBy::Server),
+        (_, Some(_)) => None,
     }
-    Ok(Named::ByServer)
 }
 
 #[cfg(test)]
@@ -59,33 +62,39 @@ mod tests {
         let url = |text: &str| Url::parse(text).unwrap();
         let (actual, peer) = (url("https://r.example/b"), url("http://127.0.0.1:19145/p"));
         let check = |to: &str| check_peer_target(&actual, &peer, &url(to));
-        assert_eq!(check("http://10.0.0.5:19145/p").unwrap(), Named::ByServer);
-        assert_eq!(check("http://127.0.0.1:19145/q").unwrap(), Named::ByUser);
+        assert_eq!(check("http://10.0.0.5:19145/p").unwrap(), NamedBy::Server);
+        assert_eq!(check("http://127.0.0.1:19145/q").unwrap(), NamedBy::User);
         for to in ["http://127.0.0.1:80/", "http://169.254.169.254/"] {
             assert!(check(to).is_err(), "{to}");
         }
+        let actual = url("http://127.0.0.1:5000/b");
+        let check = |to: &str| check_peer_target(&actual, &peer, &url(to));
+        assert_eq!(check("http://127.0.0.1:80/").unwrap(), NamedBy::Neighbor);
+        assert!(check("http://169.254.169.254/").is_err());
     }
 
-    fn check(from: &str, to: &str) -> Result<Named> {
+    fn check(from: &str, to: &str) -> Result<NamedBy> {
         check_target(&Url::parse(from).unwrap(), &Url::parse(to).unwrap())
     }
 
     #[test]
     fn targets_elsewhere_are_allowed() {
         for (from, to, named) in [
-            ("https://r.example/", "https://s.example/k", Named::ByServer),
-            ("http://r.example/", "https://s.example/k", Named::ByServer),
-            ("http://r.example/", "http://10.0.0.1/k", Named::ByServer),
+            ("https://r.example/", "https://s.example/k", NamedBy::Server),
+            ("http://r.example/", "https://s.example/k", NamedBy::Server),
+            ("http://r.example/", "http://10.0.0.1/k", NamedBy::Server),
             (
                 "http://127.0.0.1:5000/",
                 "http://127.0.0.1:9000/k",
-                Named::ByUser,
+                NamedBy::Neighbor,
             ),
             (
                 "http://localhost:5000/",
                 "https://s.example/k",
-                Named::ByUser,
+                NamedBy::Neighbor,
             ),
+            ("http://169.254.7.7/", "http://169.254.7.8/k", NamedBy::User),
+            ("http://[fe80::7]/", "https://s.example/k", NamedBy::Server),
         ] {
             assert_eq!(check(from, to).unwrap(), named, "{from} {to}");
         }
@@ -105,6 +114,10 @@ mod tests {
             ("http://r.example/", "http://[::ffff:127.0.0.1]/"),
             ("http://r.example/", "http://localhost/"),
             ("http://r.example/", "http://0/"),
+            ("http://127.0.0.1/", "http://169.254.169.254/"),
+            ("http://localhost/", "http://[fe80::1]/"),
+            ("http://[::1]/", "http://100.100.100.200/"),
+            ("http://169.254.7.7/", "http://127.0.0.1/"),
         ] {
             let refused = check(from, to).unwrap_err();
             assert!(matches!(refused, Error::Redirect { .. }), "{from} {to}");

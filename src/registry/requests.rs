@@ -7,7 +7,7 @@ use super::auth::{Contact, Logins, denied};
 use super::breaker::{Breakers, SERVERS, Spared};
 use super::detail;
 use super::error::{Error, Result};
-use super::http::{Answer, Ask, Http, Named};
+use super::http::{Answer, Ask, Http, NamedBy};
 use super::repository::Repository;
 use super::statuses::Statuses;
 use super::url::Url;
@@ -35,13 +35,13 @@ pub(super) struct Requests {
 #[derive(Clone, Debug)]
 pub(super) struct Target {
     pub(super) url: Url,
-    pub(super) named: Named,
+    pub(super) named: NamedBy,
     /// End of its lifetime.
     pub(super) until: Instant,
 }
 
 /// Checks a redirect from one URL to another, and returns how far the target is trusted.
-pub(super) type Check<'a> = &'a dyn Fn(&Url, &Url) -> Result<Named>;
+pub(super) type Check<'a> = &'a dyn Fn(&Url, &Url) -> Result<NamedBy>;
 
 impl Requests {
     pub(super) fn new(http: Http, logins: Arc<Logins>, statuses: Arc<Statuses>) -> Requests {
@@ -80,7 +80,7 @@ impl Requests {
                     .as_deref()
                     .map(|value| ("authorization", value)),
             );
-            let answer = self.ask(ask, url, &all, Named::ByUser)?;
+            let answer = self.ask(ask, url, &all, NamedBy::User)?;
             if !matches!(answer.status(), 401 | 403) {
                 self.logins.accepted(repository);
                 return Ok(answer);
@@ -119,9 +119,7 @@ impl Requests {
             let mut until = Instant::now() + target_lifetime(&next, answer.header("date"));
             if let Some(before) = &target {
                 until = until.min(before.until);
-                if before.named == Named::ByServer {
-                    named = Named::ByServer;
-                }
+                named = named.max(before.named);
             }
             let found = Target {
                 url: next.clone(),
@@ -147,7 +145,7 @@ impl Requests {
         ask: &Ask<'_>,
         url: &Url,
         headers: &[(&str, &str)],
-        named: Named,
+        named: NamedBy,
     ) -> Result<Answer> {
         let host = url.host();
         let resting = |spared: Spared| Error::Resting {

@@ -14,7 +14,7 @@ use ureq::http::Uri;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
 
-use super::address::is_local;
+use super::http::NamedBy;
 use super::names::Names;
 
 /// Longest wait for a look-up, whatever the request allows.
@@ -24,8 +24,8 @@ const MAX_WAIT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(super) struct NameResolver {
     names: Names,
-    /// Whether local addresses are left out.
-    guarded: bool,
+    /// Addresses that the party may not name are left out.
+    named: NamedBy,
 }
 
 /// The resolver's failure, apart from those of connections.
@@ -38,20 +38,9 @@ pub(super) enum Failure {
 }
 
 impl NameResolver {
-    /// A resolver of hosts that the user named.
-    pub(super) fn open(names: Names) -> NameResolver {
-        NameResolver {
-            names,
-            guarded: false,
-        }
-    }
-
-    /// A resolver of hosts that a server named.
-    pub(super) fn guarded(names: Names) -> NameResolver {
-        NameResolver {
-            names,
-            guarded: true,
-        }
+    /// A resolver of hosts that this party named.
+    pub(super) fn new(names: Names, named: NamedBy) -> NameResolver {
+        NameResolver { names, named }
     }
 }
 
@@ -73,7 +62,7 @@ impl Resolver for NameResolver {
             .map_err(|error| Error::Other(Box::new(Failure::Lookup(error))))?;
         let mut found = self.empty();
         for address in addresses {
-            if !self.guarded || !is_local(address.ip()) {
+            if self.named.may_reach(address.ip()) {
                 found.push(address);
             }
         }
@@ -109,7 +98,7 @@ mod tests {
 
     #[test]
     fn ports_have_their_defaults() {
-        let resolver = NameResolver::open(Names::default());
+        let resolver = NameResolver::new(Names::default(), NamedBy::User);
         for (uri, expected) in [
             ("http://127.0.0.1/", "127.0.0.1:80"),
             ("https://127.0.0.1/", "127.0.0.1:443"),
@@ -123,11 +112,12 @@ mod tests {
     #[test]
     fn local_addresses_are_left_out_if_guarded() {
         let names = Names::default();
-        let (open, guarded) = (
-            NameResolver::open(names.clone()),
-            NameResolver::guarded(names),
-        );
+        let [open, nearby, guarded] = [NamedBy::User, NamedBy::Neighbor, NamedBy::Server]
+            .map(|named| NameResolver::new(names.clone(), named));
         assert!(resolve(&open, "http://localhost/").is_ok());
+        assert!(resolve(&open, "http://169.254.169.254/").is_ok());
+        assert!(resolve(&nearby, "http://localhost/").is_ok());
+        assert!(resolve(&nearby, "http://169.254.169.254/").is_err());
         for uri in [
             "http://localhost/",
             "http://127.0.0.1/",

@@ -115,9 +115,16 @@ fn a_redirect_astray_ends_the_start() {
     let downgrading = Server::start_tls(tls, move |_| redirect(307, &location));
     let looping = layers.registry_that(|request, _| redirect(307, &request.target));
     let authority = authority.file().display().to_string();
+    let leading_to =
+        |location: &'static str| layers.registry_that(move |_, _| redirect(307, location));
+    let to_metadata = leading_to("http://169.254.169.254/latest/meta-data");
+    let to_link = leading_to("http://[fe80::1]/x");
+    let local = "loopback, link-local or a metadata service";
     for (scheme, server, words) in [
         ("https", &downgrading, "from https to plain http"),
         ("http", &looping, "more than 5 redirects"),
+        ("http", &to_metadata, local),
+        ("http", &to_link, local),
     ] {
         let place = Place::default();
         place.config(scheme, &server.host(), &layers.lowers(), json!({}));
