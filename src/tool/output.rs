@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, openat};
+use rustix::fs::{AtFlags, CWD, MemfdFlags, Mode, OFlags, linkat, memfd_create, openat};
 
 use super::Error;
 use super::appender::{Appender, Cache};
@@ -47,6 +47,30 @@ impl Unnamed {
         };
         let (file, scratch) = (nameless(&target), nameless(&target));
         Self::start(target, file, scratch)
+    }
+
+    /// Creates the file `target`, which must not exist, under its name: an interrupted command leaves that name and no
+    /// temporary one. Content that needs a second file is kept in memory.
+    ///
+    /// # Errors
+    /// [`Error::Write`].
+    pub fn create_named(target: &Path) -> Result<Self, Error> {
+        let failed = |source| Error::Write {
+            path: target.to_owned(),
+            source,
+        };
+        let mut options = OpenOptions::new();
+        let options = options.read(true).write(true).create_new(true);
+        let file = options.open(target).map_err(failed)?;
+        let temporary = Some(target.to_owned());
+        let scratch = memfd_create("scratch", MemfdFlags::CLOEXEC);
+        let scratch = scratch.map_err(|errno| failed(errno.into()))?;
+        Ok(Self {
+            file: Arc::new(file),
+            scratch: Arc::new(scratch.into()),
+            target: target.to_owned(),
+            temporary,
+        })
     }
 
     /// Takes files without names, or creates them under temporary names.
@@ -119,7 +143,9 @@ impl Unnamed {
         };
         // A failure before the rename removes the temporary name.
         let name = self.temporary.insert(name);
-        fs::rename(name, &self.target)?;
+        if *name != self.target {
+            fs::rename(name, &self.target)?;
+        }
         self.temporary = None;
         sync_parent(&self.target)
     }

@@ -210,12 +210,12 @@ pub fn delete(
     bar: &ProgressBar,
 ) -> Result<Changed, Error> {
     let start = Instant::now();
-    let (disk, active) = DiskAtRest::open(first)?;
+    let (mut disk, active) = DiskAtRest::open(first)?;
     let position = find(&disk, name)?;
     // At least the snapshot's layer, and the one above it unless that is the active one.
     disk.seal_up_to(position + 1)?;
     let below = disk.snapshot(position).into_iter();
-    let (number, paths) = disk.free()?;
+    let paths = disk.reserve()?;
     let merged = match disk.snapshot(position + 1) {
         Some(next) => {
             let layers = below.chain([next]).map(|paths| paths.data);
@@ -227,8 +227,9 @@ pub fn delete(
             merge_active(layers, above, &paths, bar)
         }
     };
-    merged.inspect_err(|_| remove(&paths))?;
-    disk.merge_into_next(position, number)?;
+    // After an error, the next use of the disk removes what was written.
+    merged?;
+    disk.merge_into_next(position)?;
     Ok(Changed {
         snapshot: name.to_owned(),
         rolled_back: false,
@@ -236,13 +237,6 @@ pub fn delete(
         size_bytes: storage_of(&paths.data.to_string_lossy()),
         seconds: start.elapsed().as_secs_f64(),
     })
-}
-
-/// Removes files that the manifest does not name.
-fn remove(paths: &Paths) {
-    // Not reported: the error before is.
-    let _ = writable::seal::remove_index(paths);
-    let _ = fs::remove_file(&paths.data);
 }
 
 /// The layers of a stack that may lack the layers below it.
@@ -266,7 +260,7 @@ fn merge_sealed(
         message: String::new(),
         threads,
     };
-    let file = Unnamed::create(target)?;
+    let file = Unnamed::create_named(target)?;
     merge(&stack, &task, file.content(), bar)?;
     file.publish()
 }

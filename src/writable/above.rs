@@ -6,7 +6,7 @@
 use std::iter;
 use std::sync::Arc;
 
-use super::manifest::{FrozenPair, Manifest};
+use super::manifest::{FrozenPair, Manifest, UnusedPairs};
 use super::sealed::SealedLayers;
 use super::{Error, WritableLayer};
 use crate::units::Sector;
@@ -196,9 +196,9 @@ impl Above {
         in_image.chain(self.beside_image())
     }
 
-    /// Returns the written form of this list.
-    pub fn manifest(&self) -> Manifest {
+    /// Returns the written form of this list, for a disk beside which there are the pairs `unused`.
+    pub fn manifest(&self, unused: &UnusedPairs) -> Manifest {
         let frozen = self.pairs().map(|(pair, _)| pair.clone());
-        Manifest::new(frozen.collect(), self.active.number)
+        Manifest::new(frozen.collect(), self.active.number, unused.clone())
     }
 }

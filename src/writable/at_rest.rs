@@ -1,8 +1,9 @@
 //! Snapshots of a disk that no process serves: listed, deleted, and rolled back to.
 //!
-//! A change prepares new files under a number that no pair has, then replaces the manifest by one rename, then removes
-//! the files that the manifest no longer names. A crash before the rename leaves the old disk, a later one the new disk;
-//! both may leave files that the manifest does not name.
+//! A change prepares new files under the number that the manifest reserves for the next pair, then replaces the manifest by
+//! one rename, then removes the files that the manifest no longer names. A crash before the rename leaves the old disk, a
+//! later one the new disk. The manifest tells in both cases which files are left over; the next start of the daemon and
+//! the next change remove them.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
@@ -11,14 +12,14 @@ use std::time::UNIX_EPOCH;
 use uuid::Uuid;
 
 use super::extent_map::ExtentMap;
-use super::files::remove_file;
 use super::load::{Access, LoadedLayer, load, read_header, waits_for_seal};
-use super::manifest::{FrozenPair, Manifest, ManifestFile, NewManifest, manifest_path, numbered};
-use super::seal::remove_index;
+use super::manifest::{FrozenPair, Manifest, ManifestFile, manifest_path, numbered};
+use super::remove::remove_layer;
 use super::snapshots::open::complete_seal;
 use super::{Error, Paths, create};
 use crate::format::lsmt::Header;
 use crate::format::lsmt::writable::Kind;
+use crate::ratelimited_log;
 use crate::source::Blob;
 
 /// A snapshot as its files describe it.
@@ -68,6 +69,7 @@ fn describe(pair: &FrozenPair, first: &Paths) -> SnapshotFiles {
 pub struct DiskAtRest {
     first: Paths,
     manifest: Manifest,
+    file: ManifestFile,
     /// Header and kind of the active layer.
     header: Header,
     kind: Kind,
@@ -79,7 +81,8 @@ impl DiskAtRest {
     /// Opens the disk that was created with the pair `first`; also returns its active layer.
     ///
     /// # Errors
-    /// [`Error::Busy`] if a process uses the disk; those of [`load`]; [`Error::File`] if the manifest cannot be read.
+    /// [`Error::Busy`] if a process uses the disk; those of [`load`]; [`Error::File`] if the manifest cannot be read, or
+    /// leftovers cannot be removed.
     pub fn open(first: &Paths) -> Result<(Self, LoadedLayer), Error> {
         let path = manifest_path(first);
         loop {
@@ -91,8 +94,10 @@ impl DiskAtRest {
                 continue;
             }
             let active = active?;
+            manifest.remove_leftovers(first)?;
             let disk = Self {
                 first: first.clone(),
+                file: ManifestFile::new(first, &manifest),
                 manifest,
                 header: active.header().clone(),
                 kind: active.kind(),
@@ -130,44 +135,38 @@ impl DiskAtRest {
             .try_for_each(|paths| complete_seal(&paths))
     }
 
-    /// Returns a number for new files, and the files.
+    /// Returns the files that the next pair gets. They do not exist; those of an interrupted operation are removed.
     ///
     /// # Errors
-    /// [`Error::TooTall`] if no number is left.
-    pub fn free(&self) -> Result<(u64, Paths), Error> {
-        let number = self.manifest.free_number(&self.first);
-        let number = number.ok_or(Error::TooTall)?;
-        Ok((number, numbered(&self.first, number)))
+    /// [`Error::TooTall`] if no number is left; [`Error::File`] if the manifest or a file cannot be written or removed.
+    pub fn reserve(&mut self) -> Result<Paths, Error> {
+        let (manifest, paths) = self.file.reserve(self.manifest.clone())?;
+        self.manifest = manifest;
+        Ok(paths)
     }
 
-    /// Deletes the snapshot at `position`. The files of number `number` have its data and that of the layer above it,
-    /// durably; they take the place of both.
+    /// Deletes the snapshot at `position`. The files that [`DiskAtRest::reserve`] returned have its data and that of the
+    /// layer above it, durably; they take the place of both.
     ///
     /// # Errors
-    /// [`Error::File`] if the manifest cannot be replaced or a file cannot be removed.
-    pub fn merge_into_next(self, position: usize, number: u64) -> Result<(), Error> {
-        let next = self.snapshot(position.saturating_add(1));
-        let old = [self.snapshot(position), Some(next.unwrap_or(self.active()))];
-        self.put_in_place(&self.manifest.without(position, number))?
-            .sync()?;
-        old.iter().flatten().try_for_each(remove)
+    /// [`Error::TooTall`] if there is no such snapshot or no number is left; [`Error::File`] if the manifest cannot be
+    /// replaced.
+    pub fn merge_into_next(self, position: usize) -> Result<(), Error> {
+        let merged = self.manifest.without(position, &self.first);
+        let (manifest, replaced) = merged.ok_or(Error::TooTall)?;
+        self.replace(&manifest, &replaced)
     }
 
     /// Makes the disk what it was at the snapshot at `position`: drops what was written since, and the later snapshots.
     ///
     /// # Errors
-    /// [`Error::TooTall`], those of [`create`]; [`Error::File`] if a file cannot be read, replaced or removed.
-    pub fn roll_back(self, position: usize) -> Result<(), Error> {
-        let above = self
-            .manifest
-            .frozen()
-            .iter()
-            .skip(position.saturating_add(1));
-        let mut old: Vec<_> = above.map(|pair| pair.paths(&self.first)).collect();
+    /// [`Error::TooTall`] if there is no such snapshot or no number is left; those of [`create`]; [`Error::File`] if a file
+    /// cannot be read or replaced.
+    pub fn roll_back(mut self, position: usize) -> Result<(), Error> {
         let target = self.snapshot(position).ok_or(Error::TooTall)?;
         // The layer right above was made upon the same stack, and has the record of it.
-        let model = match old.first() {
-            Some(paths) => header_of(paths)?,
+        let model = match self.snapshot(position.saturating_add(1)) {
+            Some(above) => header_of(&above)?,
             None => self.header.clone(),
         };
         let header = Header {
@@ -175,23 +174,25 @@ impl DiskAtRest {
             virtual_size: header_of(&target)?.virtual_size,
             ..model
         };
-        let (number, paths) = self.free()?;
+        let paths = self.reserve()?;
+        let rolled_back = self.manifest.back_at(position, &self.first);
+        let (manifest, replaced) = rolled_back.ok_or(Error::TooTall)?;
         create(&paths, self.kind, &header)?;
-        let new = self.put_in_place(&self.manifest.back_at(position, number));
-        let new = new.inspect_err(|_| {
-            // Otherwise each attempt would leave another pair.
-            let _ = remove(&paths);
-        })?;
-        new.sync()?;
-        old.push(self.active());
-        old.iter().try_for_each(remove)
+        self.replace(&manifest, &replaced)
     }
 
-    /// Replaces the manifest. The replacement is not durable yet.
-    fn put_in_place(&self, manifest: &Manifest) -> Result<NewManifest, Error> {
-        let new = ManifestFile::new(&self.first).prepare(manifest)?;
-        new.put_in_place()?;
-        Ok(new)
+    /// Replaces the manifest, durably, then removes the pairs number `replaced`.
+    fn replace(mut self, manifest: &Manifest, replaced: &[u64]) -> Result<(), Error> {
+        let new = self.file.prepare(manifest)?;
+        self.file.put_in_place(&new)?;
+        self.file.sync(&new)?;
+        let old = replaced.iter().map(|number| numbered(&self.first, *number));
+        for paths in old {
+            if let Err(error) = remove_layer(&paths) {
+                ratelimited_log::warn(format_args!("{error}; the next use of the disk removes it"));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -201,10 +202,4 @@ fn header_of(paths: &Paths) -> Result<Header, Error> {
     let data = File::open(path).map_err(Error::file("open", path))?;
     let len = data.metadata().map_err(Error::file("examine", path))?.len();
     Ok(read_header(&data, path, len)?.0)
-}
-
-/// Removes the files of a layer.
-fn remove(paths: &Paths) -> Result<(), Error> {
-    remove_index(paths)?;
-    remove_file(&paths.data)
 }

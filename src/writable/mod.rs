@@ -34,6 +34,7 @@ pub mod load;
 mod locks;
 pub mod lookup;
 pub mod manifest;
+mod remove;
 mod reservation;
 mod retry;
 pub mod seal;

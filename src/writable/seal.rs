@@ -7,8 +7,9 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::files::{remove_file, sync_name};
-use super::{Error, Paths, journal};
+use super::files::sync_name;
+use super::remove::remove_index_files;
+use super::{Error, Paths};
 use crate::format::lsmt::writable::{Kind, encode_seal};
 use crate::format::lsmt::{HEADER_LEN, Header, MAX_ENTRIES, Mapping};
 use crate::units::SECTOR_SIZE;
@@ -86,8 +87,6 @@ fn append(
 /// # Errors
 /// [`Error::File`] if a file cannot be removed.
 pub fn remove_index(paths: &Paths) -> Result<(), Error> {
-    journal::remove(&paths.index)?;
-    // The index file last: while it exists, the next start removes the rest.
-    remove_file(&paths.index)?;
+    remove_index_files(paths)?;
     sync_name(&paths.index)
 }

@@ -232,7 +232,7 @@ impl Volume {
         let above = self.swap()?;
         let _manifest_sync = self.manifest_sync.lock();
         FrozenLayer::freeze(pair, above.load_full().active(), |frozen| {
-            new.put_in_place()?;
+            file.put_in_place(new)?;
             above.rcu(|now| now.with_snapshot(frozen, next));
             Ok(())
         })?;

@@ -4,4 +4,5 @@ mod cache;
 mod disk;
 mod faults;
 mod operations;
+mod snapshots;
 mod writable;

@@ -15,7 +15,6 @@ pub(super) mod open;
 #[cfg(test)]
 mod tests;
 
-use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -24,7 +23,7 @@ use uuid::Uuid;
 use super::above::{Above, ActiveLayer};
 use super::locks::RankedMutex;
 use super::manifest::{FrozenPair, Manifest, ManifestFile};
-use super::seal::remove_index;
+use super::remove::remove_layer;
 use super::{Error, Options, Paths, Volume, WritableLayer, create};
 use crate::format::lsmt::{Header, MAX_ENTRIES};
 use crate::image::identity::{LayerId, StackId};
@@ -151,29 +150,29 @@ impl Snapshots {
         self.check_room(&above)?;
         // The snapshot's layer and the record of the one above it must name the same size.
         active.restore_size()?;
-        let next = above.manifest();
-        let next = next.after_snapshot(name, active.header().uuid, &self.first);
+        let (now, paths) = file.reserve(above.manifest(file.unused()))?;
+        let next = now.after_snapshot(name, active.header().uuid, &self.first);
         let (next, pair) = next.ok_or(Error::TooTall)?;
         let below = self.snapshots_of(&above).pop();
         let below = below.map_or_else(|| self.lower.clone(), |below| below.layers);
         let snapshot = self.describe(&pair, &below, false);
-        let durable = self.freeze(file, &above, &next, pair)?;
+        let durable = self.freeze(file, &above, &next, &paths, pair)?;
         // Writes may have arrived since the flush before the freeze.
         let flushed = durable.and_then(|()| active.flush());
         flushed.inspect_err(|_| self.seal_first.store(true, Ordering::Release))?;
         Ok(snapshot)
     }
 
-    /// Creates the active pair of `manifest` and puts it above the active layer, which it freezes as `pair`. The
+    /// Creates `paths`, the active pair of `manifest`, and puts it above the active layer, which it freezes as `pair`. The
     /// inner error is that of a manifest that may not be durable.
     fn freeze(
         &self,
         file: &mut ManifestFile,
         above: &Above,
         manifest: &Manifest,
+        paths: &Paths,
         pair: FrozenPair,
     ) -> Result<Result<(), Error>, Error> {
-        let paths = manifest.active_paths(&self.first);
         let below = above.active().header();
         let record = self.made_upon(above, &pair, below.virtual_size)?;
         let header = Header {
@@ -184,12 +183,11 @@ impl Snapshots {
                 .unwrap_or_default(),
             ..(*below).clone()
         };
-        create(&paths, above.active().kind(), &header)?;
-        self.put_above(file, &paths, manifest, pair)
+        create(paths, above.active().kind(), &header)?;
+        self.put_above(file, paths, manifest, pair)
             .inspect_err(|_| {
-                // Otherwise each attempt would leave another pair.
-                let _ = remove_index(&paths);
-                let _ = fs::remove_file(&paths.data);
+                // If this fails, the next snapshot or the next start does it.
+                let _ = remove_layer(paths);
             })
     }
 

@@ -46,7 +46,7 @@ impl Snapshots {
             let opened = Self::open_as(&first, &stack, files, options, &manifest);
             // The former process may have taken a snapshot while this one waited for its lock.
             if Manifest::load(&path)? == manifest {
-                return opened;
+                return opened.inspect(|_| remove_leftovers(&manifest, &first));
             }
             files = spare;
         }
@@ -89,11 +89,20 @@ impl Snapshots {
             options,
             lower: stack.layers().to_vec(),
             max_layers: source::make_room(MAX_LAYERS),
-            manifest: RankedMutex::new(Rank::Manifest, ManifestFile::new(first)),
+            manifest: RankedMutex::new(Rank::Manifest, ManifestFile::new(first, manifest)),
             sealing: RankedMutex::new(Rank::Seal, Sealing(())),
             seal_first: AtomicBool::new(seal_first),
         };
         Ok((volume, snapshots))
+    }
+}
+
+/// Removes what interrupted operations left beside the disk. The disk is served also if that fails.
+fn remove_leftovers(manifest: &Manifest, first: &Paths) {
+    if let Err(error) = manifest.remove_leftovers(first) {
+        ratelimited_log::warn(format_args!(
+            "cannot remove files that are not part of the disk: {error}"
+        ));
     }
 }
 

@@ -103,7 +103,8 @@ fn writes_do_not_wait_until_the_list_lasts() {
     let mut expected = vec![vec![BELOW]; SECTORS as usize];
     expected[0] = vec![[1; 512]];
     let mut random = Random::new(7);
-    let held = recorder.hold_folder_syncs("data.snapshots");
+    // The journal of the new layer is its last file: the next sync is that of the list.
+    let held = recorder.hold_folder_syncs("index.1.journal0");
     thread::scope(|scope| {
         let taken = scope.spawn(|| snapshots.take("one").map(drop));
         held.wait();
