@@ -21,6 +21,8 @@ use std::process::ExitCode;
 use clap::{ArgMatches, Args as _, Command, CommandFactory, FromArgMatches, Parser};
 use ovbd_vhost::io::child_status;
 use ovbd_vhost::logging::{self, LogFormat};
+use ovbd_vhost::node::api::ControlSocket;
+use ovbd_vhost::node::socket::{SocketMode, SocketOwner};
 use ovbd_vhost::node::{self, Config, launch};
 use ovbd_vhost::registry::args::RegistryArgs;
 use ovbd_vhost::version::VERSION;
@@ -29,9 +31,34 @@ use ovbd_vhost::version::VERSION;
 #[derive(Parser)]
 #[command(name = "ovbd-node", version = VERSION, max_term_width = 100)]
 pub(crate) struct Args {
-    /// Unix socket of the HTTP API; created with mode 600.
+    /// Unix socket of the HTTP API.
     #[arg(long, value_name = "PATH")]
     control: PathBuf,
+
+    /// Permissions of the socket of the API, in octal.
+    #[arg(long, value_name = "MODE", default_value = "0600")]
+    control_mode: SocketMode,
+
+    /// Owner of the socket of the API, as USER, USER:GROUP or :GROUP [default: the user and group of the node].
+    #[arg(long, value_name = "OWNER")]
+    control_owner: Option<SocketOwner>,
+
+    /// Second unix socket of the HTTP API, which serves GET only: for exporters and dashboards.
+    #[arg(long, value_name = "PATH")]
+    control_ro: Option<PathBuf>,
+
+    /// Permissions of the second socket, in octal.
+    #[arg(
+        long,
+        value_name = "MODE",
+        default_value = "0660",
+        requires = "control_ro"
+    )]
+    control_ro_mode: SocketMode,
+
+    /// Owner of the second socket, as USER, USER:GROUP or :GROUP [default: the user and group of the node].
+    #[arg(long, value_name = "OWNER", requires = "control_ro")]
+    control_ro_owner: Option<SocketOwner>,
 
     /// Directory of state entries, one per disk; created if missing.
     #[arg(long, value_name = "DIR")]
@@ -103,7 +130,16 @@ fn main() -> ExitCode {
     };
     let config = Config {
         program: args.program.unwrap_or_else(beside),
-        control: args.control,
+        control: ControlSocket {
+            path: args.control,
+            mode: args.control_mode,
+            owner: args.control_owner,
+        },
+        control_ro: args.control_ro.map(|path| ControlSocket {
+            path,
+            mode: args.control_ro_mode,
+            owner: args.control_ro_owner,
+        }),
         state: args.state,
         run_dir: args.run_dir,
         allow_dirs: args.allow_dirs,

@@ -283,6 +283,16 @@ impl Image {
         &self.index
     }
 
+    /// Bytes of the merged index and of the block tables.
+    pub fn table_bytes(&self) -> u64 {
+        let (nodes, values) = self.index.sections();
+        let tables = self.layers.iter().filter_map(|layer| {
+            let (bases, starts) = layer.container().zfile_map()?.table().sections();
+            Some(size_of_val(bases) + size_of_val(starts))
+        });
+        (size_of_val(nodes) + size_of_val(values) + tables.sum::<usize>()) as u64
+    }
+
     /// Checks that index and block tables were not truncated while they were mapped. Look-ups before a call
     /// without an error are valid.
     ///

@@ -19,7 +19,7 @@ use tokio::sync::Mutex as AsyncMutex;
 use super::counters::Counters;
 use super::crashes::Crashes;
 use super::entry::Entry;
-use super::error::{Error, Failure};
+use super::error::{Code, Error, Failure};
 use super::events::{Events, Kind};
 use super::id::DiskId;
 use super::launch::{Launcher, bind};
@@ -172,6 +172,37 @@ impl Disk {
     /// Returns its entry, unless that is damaged.
     pub fn entry(&self) -> Option<Entry> {
         self.status().entry.clone()
+    }
+
+    /// Returns the generation of its entry; 0 if that is damaged.
+    pub fn generation(&self) -> u64 {
+        let status = self.status();
+        status.entry.as_ref().map_or(0, |entry| entry.generation)
+    }
+
+    /// Checks that its process can be asked.
+    ///
+    /// # Errors
+    /// [`Code::Starting`] while it starts; [`Code::Conflict`] if it failed; [`Code::NotFound`] while it is removed.
+    pub fn check_served(&self) -> Result<(), Failure> {
+        let id = &self.id;
+        let status = self.status();
+        let (code, text) = match status.state {
+            State::Listening => return Ok(()),
+            State::Starting => (
+                Code::Starting,
+                format!("the process of disk {id} is starting; try again"),
+            ),
+            State::Failed => {
+                let reason = status.error.as_deref().unwrap_or("unknown");
+                (
+                    Code::Conflict,
+                    format!("disk {id} has failed; restart or remove it: {reason}"),
+                )
+            }
+            State::Deleting => (Code::NotFound, format!("disk {id} is being removed")),
+        };
+        Err(Failure::new(code, text))
     }
 
     /// Returns the size in bytes, once its process has reported it.

@@ -1,5 +1,6 @@
 //! The set of disks, and the operations of requests on it.
 
+mod ask;
 mod replace;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use tokio::sync::{Mutex as AsyncMutex, Semaphore, SemaphorePermit};
 
 use super::allow::AllowedDirs;
 use super::clock;
+use super::condition::Condition;
 use super::counters::Counters;
 use super::disk::{Disk, Known, Services, State};
 use super::entry::{Entry, VERSION};
@@ -23,7 +25,7 @@ use super::spec::{Content, DiskSpec, Origin, Requested};
 use super::state_dir::{StateDir, StoredEntry};
 use crate::engine::stats::figures::Figures;
 use crate::ratelimited_log;
-use crate::tool::ctl::{self, Ask};
+use crate::tool::ctl::Ask;
 
 /// Processes that are started at a time: more would only wait for the processors.
 const PARALLEL_STARTS: usize = 8;
@@ -126,16 +128,19 @@ impl Disks {
     /// Creates the disk `id`, unless it exists.
     ///
     /// # Errors
-    /// [`Code::Conflict`] if another disk has that name; those of [`DiskSpec::check`] and of the start.
+    /// [`Code::Conflict`] if another disk has that name; [`Code::Changed`] if `condition` does not hold; those of
+    /// [`DiskSpec::check`] and of the start.
     pub async fn put(
         self: &Arc<Self>,
         id: &DiskId,
         spec: DiskSpec,
+        condition: &Condition,
     ) -> Result<(Put, Arc<Disk>), Failure> {
         let checked = spec.check(&self.allowed)?;
         if let Some(found) = self.find_when_idle(id).await {
-            return compare(found, &spec);
+            return compare(found, &spec, condition);
         }
+        condition.check(None)?;
         let content = match checked.requested {
             Requested::Files(content) => content,
             Requested::Snapshot(origin) => self.fork(&origin).await?,
@@ -163,7 +168,7 @@ impl Disks {
         {
             // Another request was faster: its result decides.
             return match self.find_when_idle(id).await {
-                Some(found) => compare(found, &spec),
+                Some(found) => compare(found, &spec, condition),
                 None => Err(Failure::new(
                     Code::Conflict,
                     format!("disk {id} was created and removed by another request; retry"),
@@ -184,6 +189,38 @@ impl Disks {
                 Err(failure)
             }
         }
+    }
+
+    /// Performs the checks of [`Disks::put`] and makes nothing.
+    ///
+    /// # Errors
+    /// Those of [`Disks::put`], other than those of the start.
+    pub fn validate(
+        &self,
+        id: &DiskId,
+        spec: &DiskSpec,
+        condition: &Condition,
+    ) -> Result<(), Failure> {
+        let checked = spec.check(&self.allowed)?;
+        if let Some(found) = self.find(id) {
+            return compare(found, spec, condition).map(drop);
+        }
+        condition.check(None)?;
+        if let Requested::Snapshot(origin) = &checked.requested {
+            self.get(&origin.disk)?.check_served()?;
+        }
+        let launcher = &self.services.launcher;
+        let socket = checked.socket.unwrap_or_else(|| launcher.socket(id));
+        launcher.check_paths(id, &socket)?;
+        check_unused(&self.lock(), checked.upper.as_ref(), &socket)
+    }
+
+    /// Checks a condition of a request that leaves the generation of the disk `id` as it is.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`]; [`Code::Changed`].
+    pub fn check(&self, id: &DiskId, condition: &Condition) -> Result<(), Failure> {
+        condition.check(Some(self.get(id)?.generation()))
     }
 
     /// Waits for the permit to start the process of a disk.
@@ -210,17 +247,7 @@ impl Disks {
         if let Some(found) = disks.get(disk.id()) {
             return Ok(Some(found.clone()));
         }
-        for other in disks.values() {
-            let Some(entry) = other.entry() else { continue };
-            let shared = match upper.is_some() && entry.upper.as_ref() == upper {
-                true => Some("the writable layer's directory"),
-                false => (entry.socket == *socket).then_some("the socket"),
-            };
-            if let Some(what) = shared {
-                let text = format!("disk {} uses {what}", other.id());
-                return Err(Failure::new(Code::InUse, text));
-            }
-        }
+        check_unused(&disks, upper, socket)?;
         disks.insert(disk.id().clone(), disk.clone());
         Ok(None)
     }
@@ -228,20 +255,24 @@ impl Disks {
     /// Removes the disk `id`. Waits up to `patience` for the front-end to disconnect.
     ///
     /// # Errors
-    /// [`Code::NotFound`]; [`Code::InUse`] while a front-end is connected, unless `force` is set.
+    /// [`Code::NotFound`]; [`Code::InUse`] while a front-end is connected, unless `force` is set; [`Code::Changed`] if
+    /// `condition` does not hold.
     pub async fn delete(
         &self,
         id: &DiskId,
         force: bool,
         patience: Duration,
+        condition: &Condition,
     ) -> Result<(), Failure> {
         let disk = self.get(id)?;
+        condition.check(Some(disk.generation()))?;
         let end = Instant::now() + patience.min(MAX_LEAVE);
         while !force && self.in_use(&disk).is_some() && Instant::now() < end {
             tokio::time::sleep(LEAVE_PERIOD).await;
         }
         let _operation = disk.operation().await;
         self.check_current(&disk)?;
+        condition.check(Some(disk.generation()))?;
         if !force && let Some(text) = self.in_use(&disk) {
             return Err(Failure::new(Code::InUse, text));
         }
@@ -274,20 +305,19 @@ impl Disks {
     /// of the disk's process.
     ///
     /// # Errors
-    /// [`Code::NotFound`]; those of [`DiskSpec::patched`]; what the disk process reports. The change is durable before
+    /// [`Code::NotFound`]; [`Code::Changed`]; those of [`DiskSpec::patched`]; what the disk process reports. The change is durable before
     /// the disk process gets it.
     pub async fn patch(
         &self,
         id: &DiskId,
         patch: Map<String, Value>,
+        condition: &Condition,
     ) -> Result<Arc<Disk>, Failure> {
         let disk = self.get(id)?;
         let _operation = disk.operation().await;
         self.check_current(&disk)?;
-        let Some(entry) = disk.entry() else {
-            let text = format!("the state entry of disk {id} is damaged; remove the disk");
-            return Err(Failure::new(Code::Conflict, text));
-        };
+        condition.check(Some(disk.generation()))?;
+        let entry = disk.entry().ok_or_else(|| damaged(id))?;
         let spec = entry.spec.patched(patch)?;
         spec.check(&self.allowed)?;
         if spec == entry.spec {
@@ -297,24 +327,9 @@ impl Disks {
         disk.set_spec(spec, &self.services)?;
         if limits != entry.spec.limits && disk.state() == State::Listening {
             let limits = json!(limits);
-            self.ask(id, Ask::SetLimits { limits }).await?;
+            self.ask(&disk, Ask::SetLimits { limits }).await?;
         }
         Ok(disk.clone())
-    }
-
-    /// Makes the disk `id` `size` bytes large. A disk of that size stays as it is.
-    ///
-    /// # Errors
-    /// [`Code::NotFound`]; [`Code::Conflict`] if the disk is read-only or larger; what the disk process reports.
-    pub async fn resize(&self, id: &DiskId, size: u64) -> Result<Arc<Disk>, Failure> {
-        let disk = self.get(id)?;
-        let old = disk.size();
-        self.ask(id, Ask::Resize { size }).await?;
-        disk.set_size(size);
-        if old != Some(size) {
-            self.services.events.add(id, Kind::Resized, None);
-        }
-        Ok(disk)
     }
 
     /// Returns the values of the disk's statistics page.
@@ -330,75 +345,6 @@ impl Disks {
     /// Returns the counters of the node.
     pub fn counters(&self) -> &Counters {
         &self.services.counters
-    }
-
-    /// The snapshots of disk `id`, oldest first.
-    ///
-    /// # Errors
-    /// [`Code::NotFound`]; what the disk process reports.
-    pub async fn snapshots(&self, id: &DiskId) -> Result<Value, Failure> {
-        self.get(id)?;
-        self.ask(id, Ask::Snapshots).await
-    }
-
-    /// Takes a snapshot of disk `id`; one of the same name is returned as it is.
-    ///
-    /// # Errors
-    /// [`Code::NotFound`]; what the disk process reports.
-    pub async fn snapshot(&self, id: &DiskId, name: String, wait: bool) -> Result<Value, Failure> {
-        let disk = self.get(id)?;
-        let made = self.ask(id, Ask::Snapshot { name, wait }).await?;
-        self.services.events.add(disk.id(), Kind::Snapshot, None);
-        Ok(made)
-    }
-
-    /// The layers of a snapshot of another disk.
-    async fn fork(&self, origin: &Origin) -> Result<Content, Failure> {
-        let made = self
-            .snapshot(&origin.disk, origin.snapshot.clone(), false)
-            .await?;
-        let layers = made
-            .get("layers")
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten();
-        let layers: Vec<_> = layers
-            .filter_map(Value::as_str)
-            .map(PathBuf::from)
-            .collect();
-        match layers.is_empty() {
-            true => Err(Failure::new(
-                Code::Internal,
-                format!("disk {} reported no layers for the snapshot", origin.disk),
-            )),
-            false => Ok(Content::Layers(layers)),
-        }
-    }
-
-    async fn learn(&self, disk: &Disk) {
-        if let Ok(device) = self.ask(disk.id(), Ask::Device).await {
-            let serial = device.get("serial").and_then(Value::as_str);
-            disk.learn(Known {
-                size: device.get("size_bytes").and_then(Value::as_u64),
-                serial: serial.map(str::to_owned),
-            });
-        }
-    }
-
-    /// Asks the process of disk `id`.
-    async fn ask(&self, id: &DiskId, ask: Ask) -> Result<Value, Failure> {
-        let control = self.services.launcher.control(id);
-        let asked = tokio::task::spawn_blocking(move || ctl::ask(&control, &ask)).await;
-        let answer = asked.map_err(|error| Failure::caused(Code::Internal, &error))?;
-        answer.map_err(|error| {
-            let code = match &error {
-                ctl::Error::Refused { status: 409, .. } => Code::Conflict,
-                ctl::Error::Refused { status: 400, .. } => Code::BadRequest,
-                ctl::Error::Late { .. } => Code::Timeout,
-                _ => Code::Internal,
-            };
-            Failure::caused(code, &error)
-        })
     }
 
     /// The disk `id`.
@@ -451,13 +397,40 @@ fn not_found(id: &DiskId) -> Failure {
     Failure::new(Code::NotFound, format!("disk {id} does not exist"))
 }
 
+fn damaged(id: &DiskId) -> Failure {
+    let text = format!("the state entry of disk {id} is damaged; remove the disk");
+    Failure::new(Code::Conflict, text)
+}
+
+/// Checks that no other disk uses the directory of the writable layer or the socket of a new disk.
+fn check_unused(
+    disks: &BTreeMap<DiskId, Arc<Disk>>,
+    upper: Option<&PathBuf>,
+    socket: &PathBuf,
+) -> Result<(), Failure> {
+    for other in disks.values() {
+        let Some(entry) = other.entry() else { continue };
+        let shared = match upper.is_some() && entry.upper.as_ref() == upper {
+            true => Some("the writable layer's directory"),
+            false => (entry.socket == *socket).then_some("the socket"),
+        };
+        if let Some(what) = shared {
+            let text = format!("disk {} uses {what}", other.id());
+            return Err(Failure::new(Code::InUse, text));
+        }
+    }
+    Ok(())
+}
+
 /// Answers a `PUT` of a name that is taken.
-fn compare(found: Arc<Disk>, spec: &DiskSpec) -> Result<(Put, Arc<Disk>), Failure> {
+fn compare(
+    found: Arc<Disk>,
+    spec: &DiskSpec,
+    condition: &Condition,
+) -> Result<(Put, Arc<Disk>), Failure> {
+    condition.check(Some(found.generation()))?;
     let id = found.id();
-    let Some(entry) = found.entry() else {
-        let text = format!("the state entry of disk {id} is damaged; remove the disk");
-        return Err(Failure::new(Code::Conflict, text));
-    };
+    let entry = found.entry().ok_or_else(|| damaged(id))?;
     let differences = entry.spec.differences(spec);
     if differences.is_empty() {
         return Ok((Put::Unchanged, found));

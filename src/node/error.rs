@@ -10,6 +10,8 @@ use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 use serde_json::{Value, json};
 
+use super::socket::BindError;
+
 /// The node cannot start or continue.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -35,6 +37,14 @@ pub enum Error {
     /// Another kind of file is at the path of the control socket.
     #[error("{} exists and is not a socket: remove it or choose another --control", .0.display())]
     NotASocket(PathBuf),
+    /// The control socket cannot be given to its owner.
+    #[error("cannot bind {}", path.display())]
+    ControlOwner {
+        /// The socket.
+        path: PathBuf,
+        /// Why not.
+        source: BindError,
+    },
     /// Metrics would be served to other hosts.
     #[error("--metrics-listen {0}: expected a loopback address, such as 127.0.0.1 or [::1]")]
     MetricsAddress(SocketAddr),
@@ -89,6 +99,8 @@ impl Error {
 pub enum Code {
     /// The request is malformed or its values are invalid.
     BadRequest,
+    /// The request has a field or parameter that does not exist.
+    UnknownField,
     /// No disk, snapshot or route of that name.
     NotFound,
     /// The route does not have that method.
@@ -97,6 +109,10 @@ pub enum Code {
     Conflict,
     /// The field of a disk cannot be changed.
     Immutable,
+    /// The disk has no writable layer.
+    ReadOnly,
+    /// A condition of the request does not hold.
+    Changed,
     /// A front-end is connected, or another disk uses the files.
     InUse,
     /// The body is longer than the limit.
@@ -107,6 +123,8 @@ pub enum Code {
     Limit,
     /// The storage is full.
     NoSpace,
+    /// The process of the disk is being started.
+    Starting,
     /// The disk process did not answer in time.
     Timeout,
     /// Any other error.
@@ -118,15 +136,19 @@ impl Code {
     pub fn word(self) -> &'static str {
         match self {
             Self::BadRequest => "bad_request",
+            Self::UnknownField => "unknown_field",
             Self::NotFound => "not_found",
             Self::Method => "method",
             Self::Conflict => "conflict",
             Self::Immutable => "immutable",
+            Self::ReadOnly => "read_only",
+            Self::Changed => "changed",
             Self::InUse => "in_use",
             Self::TooLarge => "too_large",
             Self::NoLayer => "no_layer",
             Self::Limit => "limit",
             Self::NoSpace => "no_space",
+            Self::Starting => "starting",
             Self::Timeout => "timeout",
             Self::Internal => "internal",
         }
@@ -140,13 +162,14 @@ impl Code {
     /// Status of the answer.
     pub fn status(self) -> StatusCode {
         match self {
-            Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::BadRequest | Self::UnknownField => StatusCode::BAD_REQUEST,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Conflict | Self::Immutable | Self::InUse => StatusCode::CONFLICT,
+            Self::Conflict | Self::Immutable | Self::ReadOnly | Self::InUse => StatusCode::CONFLICT,
+            Self::Changed => StatusCode::PRECONDITION_FAILED,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NoLayer => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::Limit => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Limit | Self::Starting => StatusCode::SERVICE_UNAVAILABLE,
             Self::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -185,18 +208,21 @@ impl Failure {
         }
     }
 
-    /// The failure of a disk process that ended while it started, with the last line of its log. The line ends with
-    /// the error of the system, if there was one.
+    /// The failure of a disk process that ended while it started, with the last line of its log.
     pub fn of_disk_process(line: String) -> Self {
-        let number = line.rsplit_once("(os error ").and_then(|(_, rest)| {
+        Self::reported(line, Code::NoLayer)
+    }
+
+    /// A failure that a disk process reports. The text ends with the error of the system, if there was one; a limit of
+    /// the system decides the code, otherwise `code`.
+    pub fn reported(text: String, code: Code) -> Self {
+        let number = text.rsplit_once("(os error ").and_then(|(_, rest)| {
             let (number, _) = rest.split_once(')')?;
             number.parse::<i32>().ok()
         });
         let error = number.map(io::Error::from_raw_os_error);
-        let code = error.as_ref().map_or(Code::NoLayer, |error| {
-            code_of(error).unwrap_or(Code::NoLayer)
-        });
-        let mut failure = Self::new(code, line);
+        let code = error.as_ref().and_then(code_of).unwrap_or(code);
+        let mut failure = Self::new(code, text);
         failure.causes.extend(error.as_ref().and_then(limit));
         failure
     }

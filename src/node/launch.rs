@@ -27,6 +27,7 @@ use super::entry::Entry;
 use super::error::{Code, Error, Failure};
 use super::id::DiskId;
 use super::process::{Identity, Process};
+use super::socket::hidden;
 use super::watcher::Watcher;
 use crate::engine::stats::figures::Figures;
 use crate::io::directory::create_all;
@@ -34,7 +35,6 @@ use crate::io::regular::{create_regular, open_to_read};
 use crate::logging;
 
 pub use socket::bind;
-use socket::hidden;
 
 /// First word of the arguments with which the node starts itself to become a disk process.
 pub const LAUNCH: &str = "launch-disk";

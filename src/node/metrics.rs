@@ -3,6 +3,7 @@
 //! Those of disks come from their statistics pages, without a message to a disk process. A disk that is removed leaves
 //! its part of the sums over all disks to the node's counters, so that the sums never shrink.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::disk::{Disk, State};
@@ -43,6 +44,15 @@ fn states(text: &mut Exposition, disks: &[Arc<Disk>]) {
         let count = disks.iter().filter(|disk| disk.state() == state).count();
         text.sample(&[("state", state.word())], count);
     }
+    text.family(
+        "ovbd_images_open",
+        Kind::Gauge,
+        "Images that disks are made of.",
+    );
+    let keys = disks
+        .iter()
+        .filter_map(|disk| Some(disk.entry()?.content.key()));
+    text.sample(&[], keys.collect::<BTreeSet<_>>().len());
     text.family("ovbd_disk", Kind::Info, "Content of the disk.");
     for disk in disks {
         let Some(entry) = disk.entry() else { continue };

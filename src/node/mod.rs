@@ -18,6 +18,7 @@
 //! | [`api`] | HTTP: routes, bodies, answers |
 //! | [`front_ends`] | reports front-ends as events |
 //! | [`metrics`] | the text of the metrics |
+//! | [`inventory`] | lists of disks and images |
 //! | [`disks`] | the set of disks, and the operations of requests on it |
 //! | [`disk`] | one disk: its entry, its process, its state |
 //! | [`launch`] | starts disk processes |
@@ -25,7 +26,9 @@
 //! | [`entry`] | the state entry of a disk |
 //! | [`spec`] | the specification of a disk |
 //! | [`allow`] | paths that requests may name |
+//! | [`condition`] | conditions of requests |
 //! | [`error`] | errors, and failures of requests |
+//! | [`socket`] | listening sockets with a mode and an owner |
 //! | [`process`] | holds a process, and ends it |
 //! | [`watcher`] | waits for processes to end |
 //! | [`crashes`] | when a process is started again, and when given up |
@@ -39,6 +42,7 @@
 pub mod allow;
 pub mod api;
 pub mod clock;
+pub mod condition;
 pub mod counters;
 pub mod crashes;
 pub mod disk;
@@ -48,9 +52,11 @@ pub mod error;
 pub mod events;
 mod front_ends;
 pub mod id;
+pub mod inventory;
 pub mod launch;
 pub mod metrics;
 pub mod process;
+pub mod socket;
 pub mod spec;
 pub mod state_dir;
 pub mod watcher;
@@ -69,7 +75,7 @@ pub use error::Error;
 use crate::daemon::notify::Manager;
 use crate::io::rlimit;
 use allow::AllowedDirs;
-use api::exporter;
+use api::{Access, ControlSocket, exporter};
 use disks::Disks;
 use launch::Launcher;
 use state_dir::StateDir;
@@ -78,7 +84,9 @@ use state_dir::StateDir;
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Unix socket of the HTTP API.
-    pub control: PathBuf,
+    pub control: ControlSocket,
+    /// Unix socket of the HTTP API for clients that may only read.
+    pub control_ro: Option<ControlSocket>,
     /// Directory of the state entries; created if missing.
     pub state: PathBuf,
     /// Directory of the sockets and logs of disks; created if missing.
@@ -115,24 +123,33 @@ async fn serve(config: Config) -> Result<(), Error> {
     let disks = Arc::new(Disks::new(state, launcher, allowed));
     let exporter = config.metrics_listen.map(exporter::bind).transpose()?;
     let listener = api::bind(&config.control, api::BIND_LIMIT)?;
+    let reading = config.control_ro.as_ref();
+    let reading = reading
+        .map(|socket| api::bind(socket, api::BIND_LIMIT))
+        .transpose()?;
     disks.clone().recover().await?;
     if let Some(exporter) = exporter {
         tokio::spawn(exporter::serve(exporter, disks.clone()));
+    }
+    if let Some(reading) = reading {
+        tokio::spawn(api::serve(reading, Access::ReadOnly, disks.clone()));
     }
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Runtime)?;
     tokio::spawn(front_ends::report(disks.clone()));
     let manager = Manager::connect();
     manager.tell(&NotifyState::Ready);
-    log::info!("serving the API on {}", config.control.display());
+    log::info!("serving the API on {}", config.control.path.display());
     tokio::select! {
-        () = api::serve(listener, disks.clone()) => {}
+        () = api::serve(listener, Access::Full, disks.clone()) => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
     manager.tell(&NotifyState::Stopping);
     log::info!("stopping; disks keep running");
     // Removing a path that is gone already is no failure.
-    let _ = std::fs::remove_file(&config.control);
+    for socket in config.control_ro.iter().chain([&config.control]) {
+        let _ = std::fs::remove_file(&socket.path);
+    }
     Ok(())
 }

@@ -1,6 +1,5 @@
 //! Specification of a disk in a request, and its checked form.
 
-mod socket;
 mod values;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,14 +11,13 @@ use serde_json::{Map, Value};
 use super::allow::{AllowedDirs, Expected};
 use super::error::{Code, Failure};
 use super::id::DiskId;
+use super::socket::{SocketMode, SocketOwner};
 use crate::daemon::config::{DEFAULT_QUEUE_SIZE, MAX_QUEUES};
 use crate::engine::rate_limit::LimitsSpec;
 use crate::format::digest::Digest;
 use crate::registry::reference::Reference;
 use crate::vhost::takeover::Takeover;
 use crate::writable::OnFull;
-
-pub use socket::{SocketMode, SocketOwner};
 
 /// Most labels of a disk, and most bytes of a key or a value.
 const MAX_LABELS: usize = 64;
@@ -246,9 +244,17 @@ impl DiskSpec {
         serde_json::from_value(value).map_err(invalid)
     }
 
-    /// Returns the specification with the value of each field that has a default.
+    /// Returns the specification with the value of each field that has a default, and with paths in their plain form.
     pub fn with_defaults(&self) -> Self {
+        let plain = |path: &PathBuf| path.components().collect::<PathBuf>();
+        let layers = self.layers.as_ref();
+        let upper = self.upper.as_ref();
         Self {
+            config: self.config.as_ref().map(plain),
+            layers: layers.map(|layers| layers.iter().map(plain).collect()),
+            upper: upper.map(|Upper { dir }| Upper { dir: plain(dir) }),
+            socket: self.socket.as_ref().map(plain),
+            prefetch: self.prefetch.as_ref().map(plain),
             socket_mode: Some(self.socket_mode.unwrap_or_default()),
             num_queues: self.num_queues.or(Some(MAX_QUEUES)),
             queue_size: self.queue_size.or(Some(DEFAULT_QUEUE_SIZE)),
@@ -256,6 +262,23 @@ impl DiskSpec {
             block_cache: self.block_cache.or(Some(0)),
             on_full: Some(self.on_full.unwrap_or_default()),
             takeover: Some(self.takeover.unwrap_or_default()),
+            ..self.clone()
+        }
+    }
+
+    /// Returns the specification with its content as files of the host, or as an image in a registry.
+    pub fn with_content(&self, content: &Content) -> Self {
+        let (mut image, mut config, mut layers) = (None, None, None);
+        match content.clone() {
+            Content::Image(reference) => image = Some(reference),
+            Content::Config(path) => config = Some(path),
+            Content::Layers(paths) => layers = Some(paths),
+        }
+        Self {
+            image,
+            config,
+            layers,
+            from: None,
             ..self.clone()
         }
     }

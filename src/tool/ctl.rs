@@ -20,6 +20,8 @@ const SEAL_LIMIT: Duration = Duration::from_secs(3600);
 pub enum Ask {
     /// Describe the disk.
     Device,
+    /// Describe the layers.
+    Image,
     /// List the snapshots.
     Snapshots,
     /// Take a snapshot.
@@ -87,6 +89,7 @@ pub enum Error {
 pub fn ask(path: &Path, ask: &Ask) -> Result<Value, Error> {
     let (method, resource, body) = match ask {
         Ask::Device => ("GET", "device", String::new()),
+        Ask::Image => ("GET", "image", String::new()),
         Ask::Snapshots => ("GET", "snapshots", String::new()),
         Ask::Snapshot { name, wait } => {
             let body = json!({ "name": name, "wait": wait });

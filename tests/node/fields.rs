@@ -147,8 +147,6 @@ fn a_wrong_value_is_a_bad_request() {
         ("socket_owner", json!(":")),
         ("on_full", json!("wait")),
         ("takeover", json!("Peer")),
-        ("file", json!(true)),
-        ("upper", json!({ "data": "/d", "index": "/i" })),
         ("upper", Value::from("/d")),
     ] {
         let mut spec = json!({ "layers": [layer(&node, "a.obd", 7)] });
@@ -160,5 +158,17 @@ fn a_wrong_value_is_a_bad_request() {
             "{field} {value}: {refused}"
         );
         assert_eq!(node.get("/disks/a").0, 404, "{field}");
+    }
+    for (field, value) in [
+        ("file", json!(true)),
+        ("upper", json!({ "data": "/d", "index": "/i" })),
+    ] {
+        let spec = json!({ "layers": [layer(&node, "a.obd", 7)], field: value });
+        let (status, refused) = node.put("/disks/a", &spec);
+        assert_eq!(
+            (status, &refused["code"]),
+            (400, &json!("unknown_field")),
+            "{field}: {refused}"
+        );
     }
 }

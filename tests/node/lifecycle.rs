@@ -158,7 +158,12 @@ fn what_is_wrong_with_a_request_is_told() {
         ),
         ("x", json!({ "layers": [below("absent")] }), 422, "no_layer"),
         ("x", json!({ "layers": [below("text")] }), 422, "no_layer"),
-        ("x", json!({ "layer": [below("text")] }), 400, "bad_request"),
+        (
+            "x",
+            json!({ "layer": [below("text")] }),
+            400,
+            "unknown_field",
+        ),
         (
             "x",
             json!({ "from": { "disk": "none", "snapshot": "s" } }),

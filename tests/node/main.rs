@@ -12,6 +12,7 @@ mod limits;
 mod many;
 mod metrics;
 mod node;
+mod requests;
 mod soak;
 mod units;
 mod upgrade;

@@ -47,18 +47,20 @@ impl Device {
             ("GET", "/metrics") => self.metrics(Format::accepted(&request.accept)),
             (_, "/metrics") => Response::error(405, "expected GET"),
             ("GET", "/api/v1/device") => found(self.describe()),
+            ("GET", "/api/v1/image") => found(self.image()),
             ("GET", "/api/v1/snapshots") => found(self.snapshots().iter().map(summary).collect()),
             ("POST", "/api/v1/snapshots") => self.snapshot(&request.body),
             ("PUT", "/api/v1/size") => self.resize(&request.body),
             ("GET", "/api/v1/limits") => found(json!(self.limits())),
             ("PUT", "/api/v1/limits") => self.limit(&request.body),
-            (_, "/api/v1/device") => Response::error(405, "expected GET"),
+            (_, "/api/v1/device" | "/api/v1/image") => Response::error(405, "expected GET"),
             (_, "/api/v1/snapshots") => Response::error(405, "expected GET or POST"),
             (_, "/api/v1/size") => Response::error(405, "expected PUT"),
             (_, "/api/v1/limits") => Response::error(405, "expected GET or PUT"),
             _ => Response::error(
                 404,
-                "expected /api/v1/device, /api/v1/snapshots, /api/v1/size, /api/v1/limits or /metrics",
+                "expected /api/v1/device, /api/v1/image, /api/v1/snapshots, /api/v1/size, /api/v1/limits or \
+                 /metrics",
             ),
         }
     }
@@ -77,6 +79,20 @@ impl Device {
             status: 200,
             body: Body::Text(format.content_type(), text.finish()),
         }
+    }
+
+    /// Describes the layers of the image, bottom first.
+    fn image(&self) -> Value {
+        let image = self.volume().image();
+        let layers = image.layers().iter().map(|layer| {
+            let blob = layer.container().blob();
+            json!({
+                "layer": layer.layer_ref(),
+                "bytes": blob.len(),
+                "local_bytes": blob.local_bytes(),
+            })
+        });
+        json!({ "layers": layers.collect::<Value>(), "table_bytes": image.table_bytes() })
     }
 
     fn describe(&self) -> Value {

@@ -13,6 +13,7 @@
 //! Only the worker of a queue writes to the block of the queue, so that counting is a plain addition in a cache line of
 //! the worker's own. Readers trust no value: see [`figures::Figures`].
 
+pub mod describe;
 pub mod exposition;
 pub mod figures;
 pub mod queue;
@@ -73,6 +74,10 @@ pub enum DiskCell {
     FrontEndFeatures = 11,
     /// Snapshots that are not sealed yet.
     SnapshotsUnsealed = 12,
+    /// Bytes of the tables of the image.
+    TableBytes = 13,
+    /// Layers of the image.
+    Layers = 14,
     /// Front-ends that connected and sent a message. The first counter; the cells before it are gauges.
     Connections = 32,
     /// Connections that ended with an error.

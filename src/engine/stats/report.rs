@@ -15,13 +15,13 @@ pub struct DiskFigures {
 }
 
 /// Operations whose bytes are counted, in the order of their cells.
-const WITH_BYTES: [&str; 2] = ["read", "write"];
+pub(super) const WITH_BYTES: [&str; 2] = ["read", "write"];
 
 /// Buckets of the rate limits, in the order of their cells.
-const LIMITS: [&str; 2] = ["ops", "bandwidth"];
+pub(super) const LIMITS: [&str; 2] = ["ops", "bandwidth"];
 
 /// Gauges: name, help, cell.
-const GAUGES: [(&str, &str, DiskCell); 6] = [
+pub(super) const GAUGES: [(&str, &str, DiskCell); 8] = [
     ("ovbd_disk_size_bytes", "Size of the disk.", DiskCell::Size),
     (
         "ovbd_disk_upper_used_bytes",
@@ -48,10 +48,20 @@ const GAUGES: [(&str, &str, DiskCell); 6] = [
         "Snapshots whose layer is not complete yet.",
         DiskCell::SnapshotsUnsealed,
     ),
+    (
+        "ovbd_image_table_bytes",
+        "Index and block tables of the image.",
+        DiskCell::TableBytes,
+    ),
+    (
+        "ovbd_layers_open",
+        "Layers of the image that the process has open.",
+        DiskCell::Layers,
+    ),
 ];
 
 /// Counters of the disk without further labels: name, help, cell.
-const DISK_COUNTERS: [(&str, &str, DiskCell); 2] = [
+pub(super) const DISK_COUNTERS: [(&str, &str, DiskCell); 2] = [
     (
         "ovbd_frontend_connections",
         "Front-ends that connected.",
@@ -65,7 +75,7 @@ const DISK_COUNTERS: [(&str, &str, DiskCell); 2] = [
 ];
 
 /// Counters of queues without further labels: name, help, cell.
-const QUEUE_COUNTERS: [(&str, &str, usize); 3] = [
+pub(super) const QUEUE_COUNTERS: [(&str, &str, usize); 3] = [
     (
         "ovbd_bad_chains",
         "Descriptor chains that break a rule of virtio.",
@@ -80,6 +90,34 @@ const QUEUE_COUNTERS: [(&str, &str, usize); 3] = [
         "ovbd_checksum_errors",
         "Reads of layers that failed because a block is damaged.",
         cell::DAMAGED_BLOCKS,
+    ),
+];
+
+/// Name, help and second label of a family, and its words with their cells.
+type ByWord = (
+    (&'static str, &'static str, &'static str),
+    [(&'static str, DiskCell); 2],
+);
+
+/// Counters of the disk with a second label.
+pub(super) const BY_WORD: [ByWord; 2] = [
+    (
+        (
+            "ovbd_frontend_errors",
+            "Connections that ended with an error.",
+            "kind",
+        ),
+        [
+            ("protocol", DiskCell::FrontEndErrors),
+            ("takeover_refused", DiskCell::TakeoversRefused),
+        ],
+    ),
+    (
+        ("ovbd_snapshots", "Requests for snapshots.", "result"),
+        [
+            ("ok", DiskCell::SnapshotsTaken),
+            ("error", DiskCell::SnapshotsFailed),
+        ],
     ),
 ];
 
@@ -122,27 +160,7 @@ fn each(disks: &[DiskFigures], mut add: impl FnMut(&Figures, Labels<'_>)) {
 
 /// Counters of the disk's block with a second label.
 fn disk_counters_by_word(text: &mut Exposition, disks: &[DiskFigures]) {
-    let families = [
-        (
-            (
-                "ovbd_frontend_errors",
-                "Connections that ended with an error.",
-                "kind",
-            ),
-            [
-                ("protocol", DiskCell::FrontEndErrors),
-                ("takeover_refused", DiskCell::TakeoversRefused),
-            ],
-        ),
-        (
-            ("ovbd_snapshots", "Requests for snapshots.", "result"),
-            [
-                ("ok", DiskCell::SnapshotsTaken),
-                ("error", DiskCell::SnapshotsFailed),
-            ],
-        ),
-    ];
-    for ((name, help, label), cells) in families {
+    for ((name, help, label), cells) in BY_WORD {
         text.family(name, Kind::Counter, help);
         for disk in disks {
             for (word, counter) in cells {

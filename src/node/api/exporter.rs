@@ -16,8 +16,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
+use super::actions;
 use super::reply::{self, Reply};
-use super::routes;
 use crate::engine::stats::exposition::Format;
 use crate::node::disks::Disks;
 use crate::node::error::{Code, Error, Failure};
@@ -84,7 +84,7 @@ async fn answer(request: Request<Incoming>, disks: Arc<Disks>) -> Result<Reply, 
         ("/metrics", true) => {
             let accept = request.headers().get(ACCEPT);
             let accept = accept.and_then(|accept| accept.to_str().ok());
-            routes::metrics(disks, Format::accepted(accept.unwrap_or_default())).await
+            actions::metrics(disks, Format::accepted(accept.unwrap_or_default())).await
         }
         ("/metrics", false) => Err(Failure::new(Code::Method, "expected GET")),
         _ => Err(Failure::new(Code::NotFound, "expected /metrics")),

@@ -92,7 +92,7 @@ impl Disks {
         if self.in_use(disk).is_none() {
             return Ok(());
         }
-        let device = self.ask(disk.id(), Ask::Device).await?;
+        let device = self.ask(disk, Ask::Device).await?;
         let (Some(present), Some(upper)) = (device.get("offered"), device.get("upper")) else {
             // The process is older than this field.
             return Ok(());

@@ -1,6 +1,11 @@
-//! Permissions and owner of the vhost-user socket of a disk.
+//! Listening unix sockets with a mode and an owner, which they have before they have their names.
 
 use std::fmt;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -131,6 +136,68 @@ impl fmt::Display for SocketOwner {
             None => Ok(()),
         }
     }
+}
+
+/// A socket cannot be bound.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The socket cannot be made, protected or renamed.
+    #[error(transparent)]
+    Socket(#[from] io::Error),
+    /// The host does not know the owner.
+    #[error(transparent)]
+    Unknown(#[from] IdentityError),
+    /// The socket cannot be given to its owner.
+    #[error(
+        "cannot give the socket to {owner}: {source}; name a group of the node's user, or run the node as root"
+    )]
+    Owner {
+        /// The owner.
+        owner: SocketOwner,
+        /// Error of the system.
+        source: io::Error,
+    },
+}
+
+/// Binds `path`, where no file is.
+///
+/// # Errors
+/// A [`BindError`]; then nothing is left at the path.
+pub fn bind(
+    path: &Path,
+    mode: SocketMode,
+    owner: Option<&SocketOwner>,
+) -> Result<UnixListener, BindError> {
+    let hidden = hidden(path);
+    // The leftover of a node that was killed meanwhile.
+    let _ = fs::remove_file(&hidden);
+    let listener = UnixListener::bind(&hidden)?;
+    let named = protect(&hidden, mode, owner).and_then(|()| Ok(fs::rename(&hidden, path)?));
+    if let Err(error) = named {
+        // The error that is reported matters more than this one.
+        let _ = fs::remove_file(&hidden);
+        return Err(error);
+    }
+    Ok(listener)
+}
+
+fn protect(path: &Path, mode: SocketMode, owner: Option<&SocketOwner>) -> Result<(), BindError> {
+    if let Some(owner) = owner {
+        let (user, group) = owner.numbers()?;
+        chown(path, user, group).map_err(|source| BindError::Owner {
+            owner: owner.clone(),
+            source,
+        })?;
+    }
+    Ok(fs::set_permissions(
+        path,
+        fs::Permissions::from_mode(mode.bits()),
+    )?)
+}
+
+/// Name of a socket until its mode and its owner are right.
+pub fn hidden(socket: &Path) -> PathBuf {
+    socket.with_extension("new")
 }
 
 #[cfg(test)]
