@@ -195,7 +195,8 @@ impl Blob {
         let all = self.identity.units();
         let mut readers = self.readers.lock();
         let is_near = readers.ahead.is_near(units);
-        let ahead = readers.ahead.wanted(units, all);
+        let window = readers.pace.window_units();
+        let ahead = readers.ahead.wanted(units, all, window);
         let end = units.start() + readers.pace.demand_units();
         let near = match is_near {
             true => UnitRange::new(units.end(), end.min(all)),
