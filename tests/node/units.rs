@@ -346,7 +346,7 @@ fn the_unit_of_the_node_serves_disks_that_outlive_it() {
     assert!(list.contains("vm7   listening"), "{list}");
     assert_eq!(guest.read(0, 0, 512), [9; 512]);
     drop(guest);
-    host.run("ovbd node rm vm7");
+    host.run("ovbd node rm vm7 --force");
 }
 
 /// `systemd-analyze verify` knows each setting.
@@ -385,9 +385,6 @@ fn systemd_knows_the_settings_of_all_units() {
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
-    let wrong: Vec<_> = text
-        .lines()
-        .filter(|line| line.contains("ovbd"))
-        .collect();
+    let wrong: Vec<_> = text.lines().filter(|line| line.contains("ovbd")).collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
