@@ -86,6 +86,7 @@ fn kind_of(error: &Error) -> FetchErrorKind {
         Error::Status { .. }
         | Error::Unexpected { .. }
         | Error::Redirect { .. }
+        | Error::LocalAddress { .. }
         | Error::Manifest { .. }
         | Error::WithoutRanges { .. } => FetchErrorKind::Unexpected,
         Error::Tls { .. }

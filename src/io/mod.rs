@@ -1,5 +1,5 @@
 //! System helpers that all modules may use: bitmaps, boot id, child processes, directories, mapped files,
-//! memory of requests, limits, peers of sockets, polling, prefetch hints.
+//! memory of requests, limits, peers of sockets, polling, prefetch hints, unix sockets.
 
 pub mod bitmap;
 pub mod boot;
@@ -21,4 +21,5 @@ pub mod rlimit;
 pub mod scatter;
 pub mod section;
 pub mod sigbus;
+pub mod unix_stream;
 pub mod vectored;

@@ -24,6 +24,28 @@ pub(super) enum Locality {
     Link,
 }
 
+/// The party that chose the host of a request; the least trusted last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum NamedBy {
+    /// The user's: any address.
+    User,
+    /// A server's on this machine: no address of this machine's link.
+    Neighbor,
+    /// A server's: no address of this machine or its link.
+    Server,
+}
+
+impl NamedBy {
+    /// Whether a host may have this address.
+    pub(super) fn may_reach(self, address: IpAddr) -> bool {
+        match self {
+            NamedBy::User => true,
+            NamedBy::Neighbor => locality_of(address) != Some(Locality::Link),
+            NamedBy::Server => locality_of(address).is_none(),
+        }
+    }
+}
+
 /// Where `address` leads; `None` if other machines reach the same by it.
 pub(super) fn locality_of(address: IpAddr) -> Option<Locality> {
     let address = embedded_v4(address);

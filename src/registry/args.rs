@@ -7,7 +7,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use super::client::Options;
-use super::credentials::Source;
+use super::credential_source::Source;
 use super::mirror::{Mirror, Prefix};
 use super::repository::{Host, Repository};
 use super::service_config::{Error, ServiceConfig};

@@ -5,24 +5,17 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::challenge::{self, Bearer, Challenge};
-use super::credentials::{Credential, Source};
+use super::credential_source::Source;
+use super::credentials::Credential;
 use super::error::{Error, Result};
-use super::http::{Answer, Ask, Http, NamedBy};
-use super::redirect::check_target;
+use super::http::{Answer, Http};
 use super::repository::Repository;
-use super::token::{self, Token};
-use super::url::Url;
-use super::waiting::retry_after;
-
-/// Largest reply of a token server, in bytes.
-const MAX_REPLY: u64 = 64 << 10;
+use super::token::Token;
+use super::token_request::TokenRequest;
 
 /// How long a thread waits for what another learns of a registry: as long as that takes at most, since a
 /// registry that lets one thread wait lets all wait.
 const FIRST_CONTACT: Duration = Duration::from_secs(30);
-
-/// Advice in the error of a refusal.
-const HINT: &str = "check the credentials (--credentials) and that they may pull this repository";
 
 /// The state of authentication at each registry.
 #[derive(Debug)]
@@ -38,8 +31,8 @@ enum Mode {
     Unknown,
     /// None: it answered without credentials.
     Anonymous,
-    /// User name and password; the value of the header.
-    Basic(String),
+    /// User name and password.
+    Basic,
     /// A token.
     Bearer(Bearer),
 }
@@ -50,12 +43,16 @@ struct HostState {
     /// Whether a thread is making the first request.
     contact: Mutex<bool>,
     contact_ended: Condvar,
-    tokens: Mutex<HashMap<String, Arc<Mutex<Slot>>>>,
+    /// By the names of repositories: each may have credentials of its own.
+    logins: Mutex<HashMap<String, Arc<Mutex<Login>>>>,
 }
 
-/// The token for one repository. Locked while one is fetched, so that one thread does.
+/// The login for one repository. Locked while a token is fetched or credentials are looked up, so that one
+/// thread does.
 #[derive(Debug, Default)]
-struct Slot {
+struct Login {
+    /// User name and password, as the value of the header.
+    password: Option<String>,
     token: Option<Token>,
     /// The scope that the registry asked for.
     scope: Option<String>,
@@ -137,7 +134,7 @@ impl Logins {
         let mode = lock(&host.mode).clone();
         match mode {
             Mode::Unknown | Mode::Anonymous => Ok(None),
-            Mode::Basic(value) => Ok(Some(value)),
+            Mode::Basic => self.password(repository, &host, began),
             Mode::Bearer(bearer) => {
                 let token = self.token(http, repository, &host, &bearer, began);
                 token.map(Some)
@@ -155,13 +152,14 @@ impl Logins {
     }
 
     /// Learns from a 401 or 403 to a request that had `used` as its `Authorization`. `true` if
-    /// the request may be repeated.
+    /// the request may be repeated. Other threads go on as soon as the registry's authentication is known.
     ///
     /// # Errors
-    /// The credentials cannot be had.
+    /// The credentials cannot be looked up.
     pub(super) fn refused(
         &self,
         repository: &Repository,
+        contact: &mut Contact,
         answer: &Answer,
         used: Option<&str>,
     ) -> Result<bool> {
@@ -170,48 +168,89 @@ impl Logins {
         let mut mode = lock(&host.mode);
         match (challenge, mode.clone()) {
             (Some(Challenge::Bearer(bearer)), _) => {
-                let slot = host.slot(repository);
-                let mut slot = lock(&slot);
-                slot.scope = bearer.scope().map(str::to_owned);
-                slot.drop_token(used);
+                let scope = bearer.scope().map(str::to_owned);
                 *mode = Mode::Bearer(bearer);
+                drop(mode);
+                contact.end();
+                // Another thread may hold it while it fetches a token.
+                let login = host.login(repository);
+                let mut login = lock(&login);
+                login.scope = scope;
+                login.drop_token(used);
                 Ok(true)
             }
             // Harbor asks for a password where a token has expired. Without the token it asks for
             // another one.
             (Some(Challenge::Basic), Mode::Bearer(_)) => {
                 *mode = Mode::Unknown;
-                lock(&host.tokens).clear();
+                lock(&host.logins).clear();
                 Ok(used.is_some())
             }
-            (Some(Challenge::Basic), before) => {
-                let value = match self.credential(repository)? {
-                    Some(
-                        Credential::Password { user, password }
-                        | Credential::Identity {
-                            user,
-                            token: password,
-                        },
-                    ) => Credential::basic(&user, &password),
-                    Some(Credential::Registry(_)) | None => return Ok(false),
-                };
-                // The file may have been replaced; the same password again is of no use.
-                let mode_now = Mode::Basic(value);
-                let changed = mode_now != before || used.is_none();
-                *mode = mode_now;
-                Ok(changed)
+            (Some(Challenge::Basic), _) => {
+                *mode = Mode::Basic;
+                drop(mode);
+                contact.end();
+                self.renew_password(repository, &host, used)
             }
             // Some registries answer 403 without a challenge to an expired token (ECR).
             (None, Mode::Bearer(_)) => {
-                lock(&host.slot(repository)).drop_token(used);
+                drop(mode);
+                lock(&host.login(repository)).drop_token(used);
                 Ok(used.is_some())
             }
-            (None, Mode::Basic(before)) => {
+            (None, Mode::Basic) => {
                 *mode = Mode::Unknown;
-                Ok(used == Some(before.as_str()))
+                Ok(used.is_some())
             }
             (None, Mode::Unknown | Mode::Anonymous) => Ok(false),
         }
+    }
+
+    /// User name and password for a repository, if there are any.
+    fn password(
+        &self,
+        repository: &Repository,
+        host: &HostState,
+        began: Instant,
+    ) -> Result<Option<String>> {
+        let login = host.login(repository);
+        let mut login = lock(&login);
+        if login.password.is_none() {
+            login.fails_again(began)?;
+            let found = self.look_up_password(repository);
+            login.password = login.noted(found)?;
+        }
+        Ok(login.password.clone())
+    }
+
+    /// Looks up user name and password again, after a refusal of `used`. `true` if there are others now.
+    fn renew_password(
+        &self,
+        repository: &Repository,
+        host: &HostState,
+        used: Option<&str>,
+    ) -> Result<bool> {
+        let login = host.login(repository);
+        let mut login = lock(&login);
+        let differs = |password: &Option<String>| password.is_some() && password.as_deref() != used;
+        if !differs(&login.password) {
+            // The file may have been replaced; the same password again is of no use.
+            login.password = self.look_up_password(repository)?;
+        }
+        Ok(differs(&login.password))
+    }
+
+    fn look_up_password(&self, repository: &Repository) -> Result<Option<String>> {
+        Ok(match self.credential(repository)? {
+            Some(
+                Credential::Password { user, password }
+                | Credential::Identity {
+                    user,
+                    token: password,
+                },
+            ) => Some(Credential::basic(&user, &password)),
+            Some(Credential::Registry(_)) | None => None,
+        })
     }
 
     fn token(
@@ -222,34 +261,18 @@ impl Logins {
         bearer: &Bearer,
         began: Instant,
     ) -> Result<String> {
-        let slot = host.slot(repository);
-        let mut slot = lock(&slot);
-        if let Some(token) = slot
-            .token
-            .as_ref()
-            .filter(|token| token.is_fresh(Instant::now()))
-        {
+        let login = host.login(repository);
+        let mut login = lock(&login);
+        let now = Instant::now();
+        if let Some(token) = login.token.as_ref().filter(|token| token.is_fresh(now)) {
             return Ok(token.authorization());
         }
-        if let Some((_, error)) = slot.failure.as_ref().filter(|(at, _)| *at > began) {
-            return Err(error.clone());
-        }
-        let scope = slot
-            .scope
-            .clone()
-            .unwrap_or_else(|| repository.pull_scope());
-        match self.fetch_token(http, repository, bearer, &scope) {
-            Ok(token) => {
-                let value = token.authorization();
-                slot.token = Some(token);
-                slot.failure = None;
-                Ok(value)
-            }
-            Err(error) => {
-                slot.failure = Some((Instant::now(), error.clone()));
-                Err(error)
-            }
-        }
+        login.fails_again(began)?;
+        let scope = login.scope.clone();
+        let scope = scope.unwrap_or_else(|| repository.pull_scope());
+        let fetched = self.fetch_token(http, repository, bearer, &scope);
+        let token = login.noted(fetched)?;
+        Ok(login.token.insert(token).authorization())
     }
 
     fn fetch_token(
@@ -297,34 +320,22 @@ impl Logins {
             mode: Mutex::new(Mode::Unknown),
             contact: Mutex::default(),
             contact_ended: Condvar::new(),
-            tokens: Mutex::default(),
+            logins: Mutex::default(),
         });
         hosts.insert(key.to_owned(), Arc::clone(&host));
         host
     }
 }
 
-/// The error for a registry that refuses after all that can be tried.
-pub(super) fn denied(repository: &Repository, answer: Answer, what: String) -> Error {
-    let status = answer.status();
-    Error::Denied {
-        host: repository.host().clone(),
-        what,
-        status,
-        detail: super::detail::of(answer),
-        hint: HINT,
-    }
-}
-
 impl HostState {
-    fn slot(&self, repository: &Repository) -> Arc<Mutex<Slot>> {
-        let mut tokens = lock(&self.tokens);
-        let slot = tokens.entry(repository.name().to_owned()).or_default();
-        Arc::clone(slot)
+    fn login(&self, repository: &Repository) -> Arc<Mutex<Login>> {
+        let mut logins = lock(&self.logins);
+        let login = logins.entry(repository.name().to_owned()).or_default();
+        Arc::clone(login)
     }
 }
 
-impl Slot {
+impl Login {
     /// Drops the token that a request used, unless another thread renewed it since.
     fn drop_token(&mut self, used: Option<&str>) {
         let same = |token: &Token| Some(token.authorization().as_str()) == used;
@@ -332,116 +343,19 @@ impl Slot {
             self.token = None;
         }
     }
-}
 
-/// A request to a token server.
-struct TokenRequest<'a> {
-    http: &'a Http,
-    repository: &'a Repository,
-    bearer: &'a Bearer,
-    scope: &'a str,
-    realm: Url,
-    named: NamedBy,
-}
-
-impl<'a> TokenRequest<'a> {
     /// # Errors
-    /// The realm is malformed, or where a registry must not send this program.
-    fn new(
-        http: &'a Http,
-        repository: &'a Repository,
-        bearer: &'a Bearer,
-        scope: &'a str,
-    ) -> Result<TokenRequest<'a>> {
-        let unexpected = |detail: String| Error::Unexpected {
-            host: repository.host().clone(),
-            what: "WWW-Authenticate".to_owned(),
-            detail,
-        };
-        let registry = Url::parse(&repository.blob_url());
-        let registry = registry.map_err(|error| unexpected(error.to_string()))?;
-        let realm = Url::parse(bearer.realm()).map_err(|error| unexpected(error.to_string()))?;
-        let named = check_target(&registry, &realm)?;
-        Ok(TokenRequest {
-            http,
-            repository,
-            bearer,
-            scope,
-            realm,
-            named,
-        })
+    /// The last failure, if it is later than `began`: another thread tried meanwhile.
+    fn fails_again(&self, began: Instant) -> Result<()> {
+        let since = self.failure.as_ref().filter(|(at, _)| *at > began);
+        since.map_or(Ok(()), |(_, error)| Err(error.clone()))
     }
 
-    fn get(&self, login: Option<(&str, &str)>) -> Result<Token> {
-        let query = token::query(self.bearer, self.scope, login.map(|(user, _)| user));
-        let url = Url::parse(&format!("{}{query}", self.realm))
-            .map_err(|error| self.unexpected(error.to_string()))?;
-        let basic = login.map(|(user, password)| Credential::basic(user, password));
-        let header = basic
-            .as_ref()
-            .map(|value| ("authorization", value.as_str()));
-        let answer = self
-            .http
-            .send(&Ask::Get, &url, header.as_slice(), self.named)?;
-        self.token(answer)
-    }
-
-    /// Exchanges a refresh token. `None`: the server does not do that.
-    fn refresh(&self, refresh_token: &str) -> Result<Option<Token>> {
-        let form = token::refresh_form(self.bearer, self.scope, refresh_token);
-        let answer = self
-            .http
-            .send(&Ask::Form(&form), &self.realm, &[], self.named)?;
-        if matches!(answer.status(), 404 | 405) {
-            answer.drain();
-            return Ok(None);
-        }
-        self.token(answer).map(Some)
-    }
-
-    fn token(&self, answer: Answer) -> Result<Token> {
-        match answer.status() {
-            200 => self.read(&answer.bytes("a token", MAX_REPLY)?),
-            401 | 403 | 400 => Err(denied(self.repository, answer, self.realm.without_query())),
-            status @ (429 | 503) => {
-                let date = answer.header("date");
-                let wait = answer.header("retry-after");
-                let retry_after = wait.and_then(|value| retry_after(value, date));
-                let host = self.realm.host().clone();
-                answer.drain();
-                Err(Error::Busy {
-                    host,
-                    status,
-                    retry_after,
-                })
-            }
-            status => {
-                let host = self.realm.host().clone();
-                let detail = super::detail::of(answer);
-                Err(Error::Status {
-                    host,
-                    what: "a token".to_owned(),
-                    status,
-                    detail,
-                })
-            }
-        }
-    }
-
-    fn read(&self, reply: &[u8]) -> Result<Token> {
-        Token::from_reply(reply, Instant::now()).map_err(|source| Error::Token {
-            host: self.repository.host().clone(),
-            realm: self.realm.without_query(),
-            source,
-        })
-    }
-
-    fn unexpected(&self, detail: String) -> Error {
-        Error::Unexpected {
-            host: self.realm.host().clone(),
-            what: "a token".to_owned(),
-            detail,
-        }
+    /// Notes whether an attempt failed, and returns its result.
+    fn noted<T>(&mut self, result: Result<T>) -> Result<T> {
+        let failure = result.as_ref().err().cloned();
+        self.failure = failure.map(|error| (Instant::now(), error));
+        result
     }
 }
 

@@ -7,8 +7,8 @@ use ureq::BodyReader;
 
 use super::content_range::ContentRange;
 use super::error::{Error, Result};
+use super::health::Health;
 use super::http::{Answer, body_failure};
-use super::peer::Health;
 use super::repository::{Host, Repository};
 use crate::format::digest::Digest;
 

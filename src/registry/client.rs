@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::auth::{Contact, Logins};
 use super::blob::{BlobBody, BlobRef, Wanted};
-use super::credentials::Source;
+use super::credential_source::Source;
 use super::error::{Error, Result};
-use super::http::{Answer, Ask, Http, Timeouts};
+use super::http::{Answer, Ask, Http, Timeouts, USER_AGENT};
 use super::links::{BlobKey, Links, Renewal, Source as Place};
 use super::manifest::{self, Document, MAX_MANIFEST};
 use super::mirror::{Mirror, Prefix};
@@ -75,7 +75,7 @@ impl Client {
     /// [`Error::Setup`]: a certificate, or the proxy that the environment names, cannot be used.
     pub fn new(options: Options) -> Result<Client> {
         let tls = Tls::new(options.ca.as_deref(), options.certificate.as_ref())?;
-        let agent = options.user_agent.as_deref().unwrap_or(super::USER_AGENT);
+        let agent = options.user_agent.as_deref().unwrap_or(USER_AGENT);
         let logins = Arc::new(Logins::new(options.credentials));
         let statuses = Arc::<Statuses>::default();
         let requests = |timeouts| {

@@ -2,18 +2,19 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::address::NamedBy;
 use super::credentials::{Credentials, Error, MAX_CREDENTIALS};
-use super::http::{Ask, Http, NamedBy, Timeouts};
+use super::http::{Ask, Http, Timeouts, USER_AGENT};
 use super::repository::Repository;
 use super::tls::{ClientCertificate, Tls};
 use super::url::Url;
+use crate::io::unix_stream;
 
 /// Longest time to wait for a service, whatever the configuration says.
 const MAX_TIMEOUT: Duration = Duration::from_secs(60);
@@ -63,7 +64,7 @@ impl Service {
         };
         let failed = |error: super::error::Error| refuse(crate::reason::reason(&error));
         let tls = Tls::new(ca, certificate).map_err(failed)?;
-        let http = Http::new(&tls, super::USER_AGENT, timeouts).map_err(failed)?;
+        let http = Http::new(&tls, USER_AGENT, timeouts).map_err(failed)?;
         Ok(Service {
             name: address.to_owned(),
             reach: Reach::Http {
@@ -156,7 +157,8 @@ impl fmt::Debug for Service {
 
 /// One request over a unix socket; the connection ends with it.
 fn ask_unix(path: &Path, query: &str, deadline: Instant) -> io::Result<(u16, Vec<u8>)> {
-    let mut stream = UnixStream::connect(path)?;
+    let limit = deadline.saturating_duration_since(Instant::now());
+    let mut stream = unix_stream::connect(path, limit)?;
     let left = || {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {

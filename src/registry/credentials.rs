@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use base64::Engine;
@@ -12,10 +12,8 @@ use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use serde::Deserialize;
 use thiserror::Error;
 
-use super::credential_service::Service;
 use super::repository::{Host, Repository};
 use super::token;
-use crate::io::regular::open_to_read;
 
 /// Largest file or reply with credentials, in bytes.
 pub(super) const MAX_CREDENTIALS: u64 = 1 << 20;
@@ -83,18 +81,6 @@ impl Error {
     }
 }
 
-/// Source of credentials. It is read at each login.
-#[derive(Debug, Default)]
-pub enum Source {
-    /// Every registry is used without credentials.
-    #[default]
-    None,
-    /// A file, which is read again each time: it may be replaced.
-    File(PathBuf),
-    /// A service that is asked for each repository.
-    Service(Service),
-}
-
 /// Proves the identity of a client to a registry.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Credential {
@@ -133,31 +119,6 @@ struct Entry {
     path: String,
     /// Absent if the entry only says that a program keeps it.
     credential: Option<Credential>,
-}
-
-impl Source {
-    /// Verifies that a file of credentials can be read now. It may be replaced later.
-    ///
-    /// # Errors
-    /// [`Error::Read`], [`Error::TooLong`] or an error of its contents.
-    pub fn check(&self) -> Result<(), Error> {
-        match self {
-            Self::File(path) => read(path).map(drop),
-            Self::None | Self::Service(_) => Ok(()),
-        }
-    }
-
-    /// The credentials for a repository, if there are any.
-    ///
-    /// # Errors
-    /// The file or service cannot be used: see [`Error`].
-    pub fn look_up(&self, repository: &Repository) -> Result<Option<Credential>, Error> {
-        match self {
-            Source::None => Ok(None),
-            Source::File(path) => read(path)?.find(repository),
-            Source::Service(service) => service.ask(repository)?.find(repository),
-        }
-    }
 }
 
 impl Credential {
@@ -328,22 +289,6 @@ fn normalized(key: &str) -> (String, String) {
         return ("registry-1.docker.io".to_owned(), path.to_owned());
     }
     (host, path.to_owned())
-}
-
-fn read(path: &Path) -> Result<Credentials, Error> {
-    let failed = |source| Error::Read {
-        path: path.to_owned(),
-        source: Arc::new(source),
-    };
-    let file = open_to_read(path).map_err(failed)?;
-    let mut bytes = Vec::new();
-    let mut bounded = file.take(MAX_CREDENTIALS + 1);
-    bounded.read_to_end(&mut bytes).map_err(failed)?;
-    let origin = path.display().to_string();
-    if bytes.len() as u64 > MAX_CREDENTIALS {
-        return Err(Error::TooLong(origin));
-    }
-    Credentials::parse(&bytes, &origin)
 }
 
 #[cfg(test)]

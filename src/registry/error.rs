@@ -1,14 +1,20 @@
 //! Errors of requests to registries, and their classes: whether repeating the request can help.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
 
 use super::repository::Host;
+use super::url::Url;
 use super::{credentials, manifest, token};
 use crate::format::digest::Digest;
+
+/// Why an address of this machine or its link is refused. Metadata services count as such.
+const LOCAL_ADDRESS: &str = "only a server that the user named by an address of this machine or its link may name \
+    others there";
 
 /// Result of a request.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -96,7 +102,15 @@ pub enum Error {
         /// The target without its query.
         target: String,
         /// Why it is refused.
-        reason: &'static str,
+        reason: String,
+    },
+    /// A host that a server named has addresses that only the user may name.
+    #[error("{host}, which a server named, has the address {address}: {LOCAL_ADDRESS}")]
+    LocalAddress {
+        /// The host.
+        host: Host,
+        /// One of its addresses.
+        address: IpAddr,
     },
     /// The manifest is not that of an OverlayBD image.
     #[error("cannot use the manifest of {what}")]
@@ -229,10 +243,23 @@ impl Error {
             | Error::Resolve { .. }
             | Error::Mismatch { .. }
             | Error::Redirect { .. }
+            | Error::LocalAddress { .. }
             | Error::Manifest { .. }
             | Error::Setup { .. } => return Class::Definite,
         };
         Class::Passing { retry_after }
+    }
+
+    /// The error of a request to the URL `to`, to which the server `from` redirected or pointed.
+    pub(super) fn redirected(self, from: &Host, to: &Url) -> Error {
+        match self {
+            Error::LocalAddress { address, .. } => Error::Redirect {
+                host: from.clone(),
+                target: to.without_query(),
+                reason: format!("{} has the address {address}: {LOCAL_ADDRESS}", to.host()),
+            },
+            error => error,
+        }
     }
 
     /// Whether repeating the request soon gives the same.
@@ -278,6 +305,7 @@ impl Error {
             Error::Busy { .. } => "Too many requests",
             Error::Mismatch { .. }
             | Error::Redirect { .. }
+            | Error::LocalAddress { .. }
             | Error::Manifest { .. }
             | Error::WithoutRanges { .. }
             | Error::Status { .. }

@@ -4,7 +4,6 @@
 //! headers, TLS with this machine's roots, proxies, and idle connections that are used again.
 
 use std::io;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,13 +17,16 @@ use ureq::unversioned::transport::{
 };
 use ureq::{Agent, Body, Proxy, Timeout};
 
-use super::address::{Locality, locality_of, names_local};
+use super::address::{NamedBy, names_local};
 use super::error::{Error, Result};
 use super::names::Names;
 use super::repository::Host;
 use super::resolver::{Failure, NameResolver};
 use super::tls::Tls;
 use super::url::Url;
+
+/// Value of the `User-Agent` header, unless another is configured.
+pub(super) const USER_AGENT: &str = concat!("ovbd-vhost/", env!("CARGO_PKG_VERSION"));
 
 /// Largest answer's header, in bytes.
 const MAX_HEADER: usize = 64 << 10;
@@ -65,28 +67,6 @@ impl Default for Timeouts {
             answer: Duration::from_secs(10),
             read: Duration::from_secs(10),
             small: Duration::from_secs(30),
-        }
-    }
-}
-
-/// The party that chose the host of a request; the least trusted last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum NamedBy {
-    /// The user's: any address.
-    User,
-    /// A server's on this machine: no address of this machine's link.
-    Neighbor,
-    /// A server's: no address of this machine or its link.
-    Server,
-}
-
-impl NamedBy {
-    /// Whether a host may have this address.
-    pub(super) fn may_reach(self, address: IpAddr) -> bool {
-        match self {
-            NamedBy::User => true,
-            NamedBy::Neighbor => locality_of(address) != Some(Locality::Link),
-            NamedBy::Server => locality_of(address).is_none(),
         }
     }
 }
@@ -244,11 +224,7 @@ impl Http {
             ureq::Error::Other(other) => {
                 match other.downcast::<Failure>().map(|failure| *failure) {
                     Ok(Failure::Lookup(source)) => resolve_failure(host, source),
-                    Ok(Failure::Local) => Error::Redirect {
-                        target: host.to_string(),
-                        host,
-                        reason: "its addresses are loopback, link-local or a metadata service",
-                    },
+                    Ok(Failure::Local(address)) => Error::LocalAddress { host, address },
                     Err(other) => connection_failure(host, ureq::Error::Other(other)),
                 }
             }

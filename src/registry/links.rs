@@ -210,7 +210,7 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::registry::http::NamedBy;
+    use crate::registry::address::NamedBy;
     use crate::registry::url::Url;
 
     fn key(blob: &str) -> BlobKey {

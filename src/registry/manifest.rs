@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use thiserror::Error;
 
+use super::json::is_object;
 use crate::format::digest::Digest;
 use std::collections::HashMap;
 
@@ -176,7 +177,7 @@ impl Document {
     /// # Errors
     /// Each variant of [`Error`] names what is wrong with the document.
     pub fn parse(bytes: &[u8]) -> Result<Document, Error> {
-        if !super::is_object(bytes) {
+        if !is_object(bytes) {
             return Err(Error::Syntax("expected a JSON object".to_owned()));
         }
         let raw: RawDocument = serde_json::from_slice(bytes)

@@ -1,29 +1,19 @@
-//! Mirrors and proxies as they are used: each with its connections, and left alone for a while
-//! after it failed several times.
+//! Mirrors and proxies from which blobs are requested before the registry. Each has its own connections.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::address::names_this_machine;
+use super::address::{NamedBy, names_this_machine};
 use super::blob::BlobBody;
-use super::breaker::{Breakers, Policy};
 use super::error::{Error, Result};
-use super::http::{Answer, Ask, NamedBy, Timeouts};
+use super::health::Health;
+use super::http::{Answer, Ask, Timeouts};
 use super::mirror::{Mirror, Prefix};
 use super::redirect::check_peer_target;
 use super::repository::Repository;
 use super::requests::Requests;
 use super::url::Url;
 use crate::format::digest::Digest;
-use crate::ratelimited_log;
 use crate::reason::reason;
-
-/// A peer is left alone after so many failures, for so long.
-const POLICY: Policy = Policy {
-    limit: 5,
-    first_pause: Duration::from_secs(5),
-    max_pause: Duration::from_secs(60),
-};
 
 /// How long a peer-to-peer proxy may take until its answer: it is worth it only if it is fast.
 const P2P_PATIENCE: Duration = Duration::from_millis(500);
@@ -43,13 +33,6 @@ pub(super) struct Peer {
 enum Form {
     Mirror(Mirror),
     Prefix(Prefix),
-}
-
-/// Whether a peer fails; reported by the readers of its answers.
-#[derive(Clone, Debug)]
-pub(super) struct Health {
-    breakers: Arc<Breakers>,
-    name: String,
 }
 
 impl Peer {
@@ -74,11 +57,10 @@ impl Peer {
     }
 
     fn new(form: Form, name: String, requests: Requests) -> Peer {
-        let breakers = Arc::new(Breakers::new(POLICY));
         Peer {
             form,
             requests,
-            health: Health { breakers, name },
+            health: Health::new(name),
         }
     }
 
@@ -136,7 +118,7 @@ impl Peer {
         match result {
             Ok(body) => Some(body.of_peer(&self.health)),
             Err(error) => {
-                log::debug!("{}: {}", self.health.name, reason(&error));
+                log::debug!("{}: {}", self.health.name(), reason(&error));
                 // Not to have a blob is no failure.
                 if matches!(error, Error::NotFound { .. }) {
                     self.health.succeeded();
@@ -157,41 +139,6 @@ fn mirror_login(mirror: &Mirror, repository: &Repository) -> Option<Repository> 
         return Some(repository.clone());
     }
     Repository::new(repository.scheme(), host.clone(), repository.name()).ok()
-}
-
-impl Health {
-    fn admit(&self) -> bool {
-        self.breakers.admit(&self.name, Instant::now()).is_ok()
-    }
-
-    /// Records a good answer.
-    pub(super) fn succeeded(&self) {
-        if self.breakers.succeeded(&self.name) {
-            ratelimited_log::info(format_args!("mirror {} answers again", self.name));
-        }
-    }
-
-    /// Records a failed request.
-    pub(super) fn failed(&self, error: Error) {
-        if self.breakers.failed(&self.name, Instant::now(), error) {
-            ratelimited_log::warn(format_args!(
-                "mirror {} failed repeatedly; using the registry instead",
-                self.name
-            ));
-        }
-    }
-
-    /// Records a body that broke off or stalled. The mirror is left alone at once: a reader has waited
-    /// for it, and the next attempt must reach the registry.
-    pub(super) fn broke_off(&self, error: Error) {
-        let text = reason(&error);
-        if self.breakers.open(&self.name, Instant::now(), error) {
-            let name = &self.name;
-            ratelimited_log::warn(format_args!(
-                "mirror {name} broke off: {text}; using the registry for a while"
-            ));
-        }
-    }
 }
 
 fn bounded(timeouts: Timeouts, patience: Duration) -> Timeouts {

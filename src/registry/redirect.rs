@@ -1,8 +1,7 @@
 //! Checks of URLs that servers choose: the target of a redirect, the realm of a challenge.
 
-use super::address::{Locality, locality};
+use super::address::{Locality, NamedBy, locality};
 use super::error::{Error, Result};
-use super::http::NamedBy;
 use super::repository::{Host, Scheme};
 use super::url::Url;
 
@@ -11,11 +10,11 @@ use super::url::Url;
 /// # Errors
 /// [`Error::Redirect`]: from TLS to plain HTTP, or to this machine or its link, unless `from` is there.
 pub(super) fn check_target(from: &Url, to: &Url) -> Result<NamedBy> {
-    let refuse = |reason| {
+    let refuse = |reason: &str| {
         Err(Error::Redirect {
             host: from.host().clone(),
             target: to.without_query(),
-            reason,
+            reason: reason.to_owned(),
         })
     };
     if from.scheme() == Scheme::Https && to.scheme() == Scheme::Http {
@@ -36,7 +35,7 @@ pub(super) fn check_peer_target(actual: &Url, peer: &Url, to: &Url) -> Result<Na
     named_from(actual.host(), to.host()).ok_or_else(|| Error::Redirect {
         host: peer.host().clone(),
         target: to.without_query(),
-        reason: ASTRAY,
+        reason: ASTRAY.to_owned(),
     })
 }
 

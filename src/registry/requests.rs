@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::auth::{Contact, Logins, denied};
+use super::address::NamedBy;
+use super::auth::{Contact, Logins};
 use super::breaker::{Breakers, SERVERS, Spared};
 use super::detail;
 use super::error::{Error, Result};
-use super::http::{Answer, Ask, Http, NamedBy};
+use super::http::{Answer, Ask, Http};
 use super::repository::Repository;
 use super::statuses::Statuses;
+use super::token_request::denied;
 use super::url::Url;
 use super::waiting::{retry_after, target_lifetime};
 
@@ -85,14 +87,11 @@ impl Requests {
                 self.logins.accepted(repository);
                 return Ok(answer);
             }
-            let again = self
-                .logins
-                .refused(repository, &answer, authorization.as_deref())?;
+            let used = authorization.as_deref();
+            let again = self.logins.refused(repository, contact, &answer, used)?;
             if !again || attempt == MAX_LOGINS {
                 return Err(denied(repository, answer, repository.name().to_owned()));
             }
-            // Other threads need the token as well, and wait for it only.
-            contact.end();
             answer.drain();
             attempt += 1;
         }
@@ -129,13 +128,14 @@ impl Requests {
             redirected(&found);
             target = Some(found);
             answer.drain();
-            answer = self.ask(ask, &next, headers, named)?;
+            let asked = self.ask(ask, &next, headers, named);
+            answer = asked.map_err(|error| error.redirected(url.host(), &next))?;
             url = next;
         }
         Err(Error::Redirect {
             host: url.host().clone(),
             target: url.without_query(),
-            reason: "more than 5 redirects",
+            reason: "more than 5 redirects".to_owned(),
         })
     }
 

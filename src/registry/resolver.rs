@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use ureq::http::Uri;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
 
-use super::http::NamedBy;
+use super::address::NamedBy;
 use super::names::Names;
 
 /// Longest wait for a look-up, whatever the request allows.
@@ -33,8 +34,8 @@ pub(super) struct NameResolver {
 pub(super) enum Failure {
     /// The name has no address, or the look-up failed.
     Lookup(Arc<io::Error>),
-    /// All addresses are local ones.
-    Local,
+    /// All addresses are local; this is one of them.
+    Local(IpAddr),
 }
 
 impl NameResolver {
@@ -61,15 +62,18 @@ impl Resolver for NameResolver {
             .look_up(&format!("{host}:{port}"), (*timeout.after).min(MAX_WAIT))
             .map_err(|error| Error::Other(Box::new(Failure::Lookup(error))))?;
         let mut found = self.empty();
+        let mut local = None;
         for address in addresses {
             if self.named.may_reach(address.ip()) {
                 found.push(address);
+            } else {
+                local = Some(address.ip());
             }
         }
-        if found.is_empty() {
-            return Err(Error::Other(Box::new(Failure::Local)));
+        match local.filter(|_| found.is_empty()) {
+            Some(address) => Err(Error::Other(Box::new(Failure::Local(address)))),
+            None => Ok(found),
         }
-        Ok(found)
     }
 }
 
@@ -77,7 +81,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Failure::Lookup(_) => f.write_str("look-up failed"),
-            Failure::Local => f.write_str("the name has only local addresses"),
+            Failure::Local(address) => write!(f, "the name has only local addresses: {address}"),
         }
     }
 }
@@ -127,7 +131,7 @@ mod tests {
                 panic!("{uri} is resolved");
             };
             assert!(
-                matches!(refused.downcast_ref(), Some(Failure::Local)),
+                matches!(refused.downcast_ref(), Some(Failure::Local(_))),
                 "{uri}"
             );
         }

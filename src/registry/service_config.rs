@@ -16,7 +16,9 @@ use serde::de::Error as _;
 use thiserror::Error;
 
 use super::credential_service::Service;
-use super::credentials::{self, Source};
+use super::credential_source::Source;
+use super::credentials;
+use super::json::is_object;
 use super::mirror::{self, Prefix};
 use super::tls::ClientCertificate;
 use crate::format::download::Download;
@@ -207,7 +209,7 @@ impl ServiceConfig {
             path: path.to_owned(),
             source,
         };
-        if !super::is_object(text) {
+        if !is_object(text) {
             return Err(syntax(serde_json::Error::custom("expected a JSON object")));
         }
         let raw: Raw = serde_json::from_slice(text).map_err(syntax)?;

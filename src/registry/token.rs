@@ -8,6 +8,7 @@ use serde_json::Value;
 use thiserror::Error;
 
 use super::challenge::Bearer;
+use super::json::is_object;
 use super::url::encode;
 
 /// Lifetime of a token whose reply names none, from the distribution specification.
@@ -58,7 +59,7 @@ impl Token {
             access_token: Option<String>,
             expires_in: Option<Value>,
         }
-        if !super::is_object(reply) {
+        if !is_object(reply) {
             return Err(Error::Syntax("expected a JSON object".to_owned()));
         }
         let reply: Reply =

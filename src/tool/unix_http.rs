@@ -1,12 +1,10 @@
 //! Exchanges one HTTP/1.1 request and its answer over a unix socket, within a time limit.
 
 use std::io::{self, Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use crate::io::unix_stream;
 
 /// Longest answer, in bytes.
 const MAX_ANSWER: u64 = 64 << 20;
@@ -52,15 +50,7 @@ pub(super) fn exchange(
 fn send(path: &Path, request: &[u8], limit: Duration) -> io::Result<Vec<u8>> {
     let end = Instant::now() + limit;
     // A connection waits while the server serves others.
-    let socket = socket_with(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
-    set_socket_timeout(&socket, Timeout::Send, Some(limit))?;
-    connect(&socket, &SocketAddrUnix::new(path)?)?;
-    let mut stream = UnixStream::from(socket);
+    let mut stream = unix_stream::connect(path, limit)?;
     stream.write_all(request)?;
     let (mut answer, mut part) = (Vec::new(), [0; 4096]);
     while (answer.len() as u64) < MAX_ANSWER {

@@ -13,7 +13,7 @@ use common::content::tagged;
 use common::registry_server::{Received, Reply, Server, answer, serve};
 use ovbd_vhost::registry::Service;
 use ovbd_vhost::registry::client::{Client, Options};
-use ovbd_vhost::registry::credentials::Source;
+use ovbd_vhost::registry::credential_source::Source;
 use ovbd_vhost::registry::error::{Class, Error};
 
 use super::{blob, client, password_file, read, with_password};
@@ -272,6 +272,55 @@ fn replaced_credentials_are_used() {
         first_byte(&client, &registry, &bytes).unwrap(),
         bytes[..1],
         "still logged in"
+    );
+}
+
+/// Repositories of one registry with passwords of their own: neither is sent for the other.
+#[test]
+fn a_password_is_sent_for_its_repository_only() {
+    const A: &str = "Basic dTphYQ==";
+    const B: &str = "Basic dTpiYg==";
+    let bytes = tagged(10, 9);
+    let served = bytes.clone();
+    let registry = Server::start(move |request| {
+        let good = if request.target.contains("/team/a/") {
+            A
+        } else {
+            B
+        };
+        match request.header("authorization") {
+            Some(given) if given == good => serve(request, &served),
+            _ => answer(401, &[("WWW-Authenticate", "Basic realm=\"r\"")], b""),
+        }
+    });
+    let host = registry.host();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.json");
+    let entry = |name: &str, password: &str| {
+        format!(r#""{host}/team/{name}":{{"username":"u","password":"{password}"}}"#)
+    };
+    let text = format!(
+        "{{\"auths\":{{{},{}}}}}",
+        entry("a", "aa"),
+        entry("b", "bb")
+    );
+    fs::write(&path, text).unwrap();
+    let client = with_source(Source::File(path));
+    for _ in 0..2 {
+        for name in ["team/a", "team/b"] {
+            let body = client.read_blob(&blob(&host, name, &bytes), 0, 1).unwrap();
+            assert_eq!(read(body), bytes[..1]);
+        }
+    }
+    let stranger = client.read_blob(&blob(&host, "team/c", &bytes), 0, 1);
+    assert!(matches!(stranger.err(), Some(Error::Denied { .. })));
+    let sent = registry.received();
+    let sent: Vec<_> = sent.iter().map(|one| one.header("authorization")).collect();
+    let (a, b) = (Some(A), Some(B));
+    assert_eq!(
+        sent,
+        [None, a, b, a, b, None],
+        "one refusal, and that of a stranger"
     );
 }
 

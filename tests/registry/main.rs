@@ -18,7 +18,7 @@ use std::path::Path;
 use ovbd_vhost::format::digest::Digest;
 use ovbd_vhost::registry::blob::{BlobBody, BlobRef};
 use ovbd_vhost::registry::client::{Client, Options};
-use ovbd_vhost::registry::credentials::Source;
+use ovbd_vhost::registry::credential_source::Source;
 use ovbd_vhost::registry::repository::{Repository, Scheme};
 use tempfile::TempDir;
 

@@ -6,7 +6,7 @@ use common::PATIENCE;
 use common::content::tagged;
 use common::registry_server::{Reply, Server, answer, raw, serve};
 use ovbd_vhost::registry::client::{Client, Options};
-use ovbd_vhost::registry::credentials::Source;
+use ovbd_vhost::registry::credential_source::Source;
 
 use super::{blob, password_file, read};
 

@@ -6,7 +6,7 @@ use common::content::tagged;
 use common::registries::{DockerRegistry, Storage, TokenServer, layer, manifest};
 use ovbd_vhost::registry::blob::BlobRef;
 use ovbd_vhost::registry::client::{Client, Options};
-use ovbd_vhost::registry::credentials::Source;
+use ovbd_vhost::registry::credential_source::Source;
 use ovbd_vhost::registry::error::Error;
 use ovbd_vhost::registry::manifest::Manifest;
 use ovbd_vhost::registry::reference::Reference;

@@ -19,16 +19,6 @@ fn password(user: &str, password: &str) -> Option<Credential> {
 }
 
 #[test]
-fn a_pipe_is_refused_and_not_waited_for() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("pipe");
-    let mode = rustix::fs::Mode::RWXU;
-    rustix::fs::mkfifoat(rustix::fs::CWD, &path, mode).unwrap();
-    let error = read(&path).unwrap_err();
-    assert!(matches!(error, Error::Read { .. }), "{error:?}");
-}
-
-#[test]
 fn the_longest_prefix_wins() {
     let text = r#"{"auths":{
         "r.example":{"username":"all","password":"1"},
@@ -127,24 +117,4 @@ fn damaged_files_are_refused_without_their_secrets() {
     }
     let held = format!("{:?}", password("u", "SECRET"));
     assert!(!held.contains("SECRET"));
-}
-
-#[test]
-fn a_file_is_read_again_each_time() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("config.json");
-    let source = Source::File(path.clone());
-    let repository = repository("a", "x");
-    let absent = source.look_up(&repository).unwrap_err();
-    assert!(matches!(absent, Error::Read { .. }));
-    for user in ["u", "v"] {
-        let text = format!(r#"{{"auths":{{"a":{{"username":"{user}","password":"p"}}}}}}"#);
-        std::fs::write(&path, text).unwrap();
-        assert_eq!(source.look_up(&repository).unwrap(), password(user, "p"));
-    }
-    std::fs::write(&path, vec![b' '; MAX_CREDENTIALS as usize + 1]).unwrap();
-    assert!(matches!(
-        source.look_up(&repository),
-        Err(Error::TooLong(_))
-    ));
 }

@@ -10,10 +10,12 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use common::certificates::{Authority, Demands};
 use common::daemon::Daemon;
 use common::registry_server::{Reply, Server, answer, raw, serve, until};
 use common::remote::{Layers, Place, REPOSITORY};
-use serde_json::json;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
+use serde_json::{Value, json};
 
 use super::Reader;
 
@@ -53,6 +55,8 @@ impl Guarded {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
     Http,
+    /// With an authority of its own, and with a client certificate.
+    Https,
     Uds,
 }
 
@@ -60,9 +64,11 @@ enum Mode {
 struct Service {
     reply: Arc<Mutex<Reply>>,
     asked: Arc<Mutex<Vec<String>>>,
-    /// For `mode` and `path` of the service configuration.
-    config: (&'static str, String),
+    /// `credentialConfig` of the service configuration.
+    config: Value,
     _server: Option<Server>,
+    /// Has the files of the certificates.
+    _authority: Option<Authority>,
 }
 
 impl Service {
@@ -76,22 +82,41 @@ impl Service {
             record.lock().expect("requests").push(target.to_owned());
             shared.lock().expect("a reply").clone()
         };
-        let (config, server) = match mode {
-            Mode::Http => {
-                let server = Server::start(move |request| next(&request.target));
-                (("http", format!("{}/auth", server.host())), Some(server))
-            }
-            Mode::Uds => {
+        let authority = (mode == Mode::Https).then(Authority::new);
+        let mut config = json!({});
+        let server = match (mode, &authority) {
+            (Mode::Uds, _) => {
                 let path = place.path("credentials.sock");
                 listen(&path, next);
-                (("uds", path.display().to_string()), None)
+                config["path"] = json!(path);
+                None
+            }
+            (_, None) => Some(Server::start(move |request| next(&request.target))),
+            (_, Some(authority)) => {
+                let own = authority.sign("DNS:client");
+                config["server_ca_path"] = json!(authority.file());
+                config["client_cert_path"] = json!(own.certificate);
+                config["client_key_path"] = json!(own.key);
+                let client = Some(authority);
+                let demands = Demands { client, old: false };
+                let tls = authority.sign("IP:127.0.0.1").server(demands);
+                Some(Server::start_tls(tls, move |request| next(&request.target)))
             }
         };
+        if let Some(server) = &server {
+            config["path"] = json!(format!("{}/auth", server.host()));
+        }
+        config["mode"] = json!(match mode {
+            Mode::Http => "http",
+            Mode::Https => "https",
+            Mode::Uds => "uds",
+        });
         Service {
             reply,
             asked,
             config,
             _server: server,
+            _authority: authority,
         }
     }
 
@@ -105,13 +130,15 @@ impl Service {
 
     /// Options for a daemon that asks it, and waits for it for a second.
     fn options(&self, place: &Place) -> [String; 2] {
-        options(place, self.config.0, &self.config.1)
+        options(place, &self.config)
     }
 }
 
-fn options(place: &Place, mode: &str, path: &str) -> [String; 2] {
+fn options(place: &Place, config: &Value) -> [String; 2] {
     let file = place.path("overlaybd.json");
-    let text = json!({"credentialConfig": {"mode": mode, "path": path, "timeout": 1}});
+    let mut config = config.clone();
+    config["timeout"] = json!(1);
+    let text = json!({ "credentialConfig": config });
     fs::write(&file, text.to_string()).expect("a service configuration");
     ["--service-config".to_owned(), file.display().to_string()]
 }
@@ -144,7 +171,7 @@ fn converse(mut stream: UnixStream, reply: &dyn Fn(&str) -> Reply) {
     }
 }
 
-const MODES: [Mode; 2] = [Mode::Http, Mode::Uds];
+const MODES: [Mode; 3] = [Mode::Http, Mode::Https, Mode::Uds];
 
 fn serve_with(place: &Place, options: &[String; 2]) -> Daemon {
     place.serve(&[&options[0], &options[1]])
@@ -180,7 +207,7 @@ fn a_service_is_asked_when_a_login_is_needed() {
 #[test]
 fn a_service_that_refuses_ends_a_start_and_no_guest() {
     let refusal = || answer(200, &[], br#"{"success":false}"#);
-    for mode in MODES {
+    let check = |mode| {
         let (layers, place) = (Layers::new(2), Place::default());
         let registry = Guarded::start(&layers);
         let service = Service::start(mode, &place, refusal());
@@ -211,7 +238,12 @@ fn a_service_that_refuses_ends_a_start_and_no_guest() {
         service.set(registry.reply("new"));
         reader.check(&layers.content);
         reader.check_all(&layers.content);
-    }
+    };
+    thread::scope(|scope| {
+        for mode in MODES {
+            scope.spawn(move || check(mode));
+        }
+    });
 }
 
 /// A service that does not answer, answers 500, or is not there, is asked again: at the start and under
@@ -249,6 +281,52 @@ fn a_service_that_is_away_is_waited_for() {
     }
 }
 
+/// An https service whose certificate nothing trusts.
+#[test]
+fn a_service_without_a_trusted_certificate_ends_a_start() {
+    let (layers, place) = (Layers::new(1), Place::default());
+    let registry = Guarded::start(&layers);
+    let mut service = Service::start(Mode::Https, &place, registry.reply("pass"));
+    let other = Authority::new();
+    service.config["server_ca_path"] = json!(other.file());
+    place.config("http", &registry.server.host(), &layers.lowers(), json!({}));
+    let options = service.options(&place);
+    let output = place.run(&[&options[0], &options[1]]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("credential service") && said.contains("TLS"),
+        "{said}"
+    );
+    assert_eq!(service.count(), 0);
+}
+
+/// A service that accepts nothing, with a backlog that is full: it is given up after its second.
+#[test]
+fn a_service_with_a_full_backlog_is_given_up() {
+    let (layers, place) = (Layers::new(1), Place::default());
+    let registry = Guarded::start(&layers);
+    let path = place.path("credentials.sock");
+    let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None);
+    let socket = socket.expect("a socket");
+    let address = SocketAddrUnix::new(&path).expect("an address");
+    rustix::net::bind(&socket, &address).expect("a socket");
+    rustix::net::listen(&socket, 0).expect("a backlog");
+    let _first = UnixStream::connect(&path).expect("a connection");
+    place.config("http", &registry.server.host(), &layers.lowers(), json!({}));
+    let options = options(&place, &json!({"mode": "uds", "path": path}));
+    thread::scope(|scope| {
+        let starting = scope.spawn(|| serve_with(&place, &options));
+        until("the registry is asked", || registry.server.count() > 0);
+        // Time to begin to wait for the socket, which stays as it is.
+        thread::sleep(Duration::from_millis(500));
+        fs::remove_file(&path).expect("a socket");
+        let reply = registry.reply("pass");
+        listen(&path, move |_| reply.clone());
+        starting.join().expect("a daemon");
+    });
+}
+
 /// The socket of a service that starts after the daemon.
 #[test]
 fn a_service_that_is_absent_is_waited_for() {
@@ -256,7 +334,7 @@ fn a_service_that_is_absent_is_waited_for() {
     let registry = Guarded::start(&layers);
     place.config("http", &registry.server.host(), &layers.lowers(), json!({}));
     let path = place.path("credentials.sock");
-    let options = options(&place, "uds", &path.display().to_string());
+    let options = options(&place, &json!({"mode": "uds", "path": path}));
     let daemon = thread::scope(|scope| {
         let starting = scope.spawn(|| serve_with(&place, &options));
         until("the registry is asked", || registry.server.count() > 0);

@@ -220,3 +220,23 @@ fn a_guest_waits_out_a_silent_name_server() {
     reader.check(&layers.content);
     reader.check_all(&layers.content);
 }
+
+/// A registry by a name with a local address may not name that address itself: the error says which
+/// address, and what would be allowed.
+#[test]
+fn a_redirect_to_a_name_with_a_local_address_is_explained() {
+    let (place, setup) = with_names(&format!("127.0.0.1 {NAME}\n"), NO_SERVER);
+    let layers = Layers::new(1);
+    let server = Server::start(|_| answer(307, &[("Location", "/again")], b""));
+    let host = server.host().replace("127.0.0.1", NAME);
+    place.config("http", &host, &layers.lowers(), json!({}));
+    let path = |name| place.path(name).display().to_string();
+    let (config, cache, socket) = (path("config.v1.json"), path("cache"), path("s"));
+    let options = ["--config", &config, "--cache", &cache, "--socket", &socket];
+    let text = refused(&setup, &options);
+    let expected = format!(
+        "{host} redirects to http://{host}/again, which is refused: {host} has the address 127.0.0.1: only a server that the user named by an address"
+    );
+    assert!(text.contains(&expected), "{text}");
+    assert!(place.result().starts_with("failed:Unexpected response: "));
+}
