@@ -103,6 +103,22 @@ pub enum Error {
         /// The blob.
         digest: Digest,
     },
+    /// Bytes were to be stored that were asked for before all units of the blob were dropped.
+    #[error(
+        "blob {digest} had a wrong digest and is fetched again; these bytes were fetched before"
+    )]
+    Restarted {
+        /// The blob.
+        digest: Digest,
+    },
+    /// Another process writes or verifies the same units for long.
+    #[error(
+        "another process verifies blob {digest} or writes the same bytes; the fetch is repeated"
+    )]
+    Contended {
+        /// The blob.
+        digest: Digest,
+    },
     /// Bytes were to be stored that are no whole units of the blob.
     #[error("{len} bytes at byte {offset} are not whole units of blob {digest}")]
     NotUnits {

@@ -4,7 +4,7 @@
 //!  Cache::entry(digest, length)
 //!      |-- blobs/ has it  -> Entry::Complete   read it like a local file
 //!      '-- else           -> Entry::Partial    sparse data file + presence map
-//!                               | claim(units)            one process fetches a unit (range lock)
+//!                               | claim(units)            one process fetches a unit (range lock), unless it is stuck
 //!                               |   '-> Claim::store      pwrite, then the live bit
 //!                               | sync                    fdatasync(data), durable bits, fdatasync(map)
 //!                               '-- publish               all present: SHA-256, 0444, rename to blobs/
@@ -26,7 +26,8 @@
 //!
 //! | lock | guards | a thread waits for it |
 //! |---|---|---|
-//! | [`Claim`]: range locks on a map | units being stored; all units while a blob is verified | never |
+//! | [`Claim`]: range locks on a map | units being fetched | at most for as long as their fetcher makes progress |
+//! | a thread's turn to store, and other range locks | units being written; all units while a blob is verified | at most 1 s |
 //! | `lock` file | names in the directory, while files are created, renamed and removed | at most 30 s |
 //! | `flock` of a data file | shared: in use; exclusive: being evicted | never |
 //!
@@ -34,6 +35,7 @@
 //!
 //! There is no network here. The `fetch` module decides what is stored, and when.
 
+mod claim;
 mod demote;
 mod entry;
 mod error;
@@ -49,12 +51,13 @@ mod tables;
 #[cfg(test)]
 mod tests;
 
+pub use claim::Claim;
 pub use demote::Demotion;
 pub use entry::{Entry, Files};
 pub use error::Error;
 pub use evict::{Evicted, Limits};
 pub use list::{Item, Removal};
-pub use partial::{Claim, Partial};
+pub use partial::Partial;
 pub use publish::Publication;
 pub use tables::{Tables, TablesItem};
 

@@ -1,12 +1,14 @@
-//! A blob of which the cache has a part: claiming units, storing them, making them durable.
+//! A blob of which the cache has a part: claiming units, writing them, making them durable.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
+use super::claim::Claim;
 use super::entry::{Files, touch};
 use super::layout::Layout;
+use super::range_lock::Purpose;
 use super::{Error, range_lock};
 use crate::format::presence::{Identity, State, UNIT, UnitRange};
 use crate::ratelimited_log;
@@ -25,6 +27,9 @@ pub struct Partial {
     /// Held by the one thread that syncs: a failed sync is reported once, and what it lost must
     /// not be taken for synced by another thread.
     syncing: Mutex<()>,
+    /// Held by the one thread of this process that writes units, or verifies them all: range locks exclude
+    /// only other processes.
+    storing: Mutex<()>,
 }
 
 impl Partial {
@@ -43,6 +48,7 @@ impl Partial {
             files,
             unsynced: AtomicU64::new(0),
             syncing: Mutex::new(()),
+            storing: Mutex::new(()),
         }
     }
 
@@ -72,19 +78,79 @@ impl Partial {
         self.unsynced.load(Ordering::Relaxed)
     }
 
-    /// Claims the right to fetch `units`, and returns `None` if another process fetches one of
-    /// them. Never waits. Two claims of one `Partial` do not exclude each other.
+    /// Claims `units` for a fetch, and returns `None` if another process fetches one of them. Never waits.
+    /// Two claims of one `Partial` do not exclude each other.
     ///
     /// # Errors
     /// [`Error::File`] if the file system has no locks.
     pub fn claim(self: &Arc<Self>, units: UnitRange) -> Result<Option<Claim>, Error> {
-        let path = || self.layout.map(self.identity());
-        let locked = range_lock::try_lock(&self.map_file, units);
-        let locked = locked.map_err(|error| Error::file("lock", &path())(error))?;
-        Ok(locked.then(|| Claim {
-            partial: Arc::clone(self),
-            units,
-        }))
+        let locked = range_lock::try_lock(&self.map_file, Purpose::Fetch, units);
+        let locked = locked.map_err(|error| self.unlockable(error))?;
+        Ok(locked.then(|| Claim::new(self, units, true)))
+    }
+
+    /// Claims `units` although another process may fetch them: it was stuck for long. Both may store them; the
+    /// first to do so wins.
+    pub fn claim_anyway(self: &Arc<Self>, units: UnitRange) -> Claim {
+        Claim::new(self, units, false)
+    }
+
+    /// Ends a claim that locked `units`.
+    pub(super) fn unclaim(&self, units: UnitRange) {
+        if let Err(error) = range_lock::unlock(&self.map_file, Purpose::Fetch, units) {
+            ratelimited_log::warn(format_args!(
+                "cannot unlock units of a cached blob: {error}"
+            ));
+        }
+    }
+
+    /// The turn of a thread of this process to write units, or to verify them all. Waits for the one before.
+    pub(super) fn turn(&self) -> MutexGuard<'_, ()> {
+        self.storing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As [`Partial::turn`], but `None` if another thread has its turn.
+    pub(super) fn try_turn(&self) -> Option<MutexGuard<'_, ()>> {
+        match self.storing.try_lock() {
+            Ok(turn) => Some(turn),
+            Err(TryLockError::Poisoned(error)) => Some(error.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Calls `act` while no other process writes or verifies `units`. Returns `None` if one does.
+    pub(super) fn exclusively<T>(
+        &self,
+        _turn: &MutexGuard<'_, ()>,
+        units: UnitRange,
+        act: impl FnOnce() -> Result<T, Error>,
+    ) -> Result<Option<T>, Error> {
+        let locked = range_lock::try_lock(&self.map_file, Purpose::Store, units);
+        if !locked.map_err(|error| self.unlockable(error))? {
+            return Ok(None);
+        }
+        let result = act();
+        let unlocked = range_lock::unlock(&self.map_file, Purpose::Store, units);
+        unlocked.map_err(|error| self.unlockable(error))?;
+        result.map(Some)
+    }
+
+    fn unlockable(&self, error: std::io::Error) -> Error {
+        Error::file("lock", &self.layout.map(self.identity()))(error)
+    }
+
+    /// Writes whole units and marks them present. The caller holds them exclusively.
+    pub(super) fn write(&self, units: UnitRange, bytes: &[u8]) -> Result<(), Error> {
+        let path = || self.layout.data(self.identity());
+        let written = self.data.write_all_at(bytes, units.start() * UNIT);
+        written.map_err(|error| Error::file("write", &path())(error))?;
+        self.map.mark(Bitmap::Live, units);
+        self.unsynced
+            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        match self.map.is_lost() {
+            true => Err(self.lost()),
+            false => Ok(()),
+        }
     }
 
     /// Makes the present units durable: first the data, then their durable bits.
@@ -107,7 +173,7 @@ impl Partial {
     }
 
     /// Makes all units absent, because some have wrong bytes. The files stay: disks have them open. The
-    /// caller has claimed all units.
+    /// caller holds all units exclusively.
     pub(super) fn restart(&self) -> Result<(), Error> {
         // A sync that began before must not mark wrong units durable.
         let _syncing = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -142,68 +208,6 @@ impl Partial {
         Error::Map {
             path: self.layout.map(self.identity()),
             source: presence::Error::Lost,
-        }
-    }
-}
-
-/// The right to store some units of a partial blob, until dropped.
-#[derive(Debug)]
-pub struct Claim {
-    partial: Arc<Partial>,
-    units: UnitRange,
-}
-
-impl Claim {
-    /// The blob.
-    pub fn partial(&self) -> &Arc<Partial> {
-        &self.partial
-    }
-
-    /// Writes whole units from `first` on and marks them present. Only the blob's last unit may be
-    /// shorter than 64 KiB.
-    ///
-    /// # Errors
-    /// [`Error::NotUnits`] if the bytes are not whole claimed units; [`Error::Closed`] if the blob
-    /// is complete; [`Error::Full`] if there is no room; [`Error::File`] if the system
-    /// fails; [`Error::Map`] if the map was cut short.
-    pub fn store(&self, first: u64, bytes: &[u8]) -> Result<(), Error> {
-        let partial = &*self.partial;
-        let units = self.whole_units(first, bytes.len())?;
-        partial.check_open()?;
-        let path = || partial.layout.data(partial.identity());
-        let written = partial.data.write_all_at(bytes, first * UNIT);
-        written.map_err(|error| Error::file("write", &path())(error))?;
-        partial.map.mark(Bitmap::Live, units);
-        let len = bytes.len() as u64;
-        partial.unsynced.fetch_add(len, Ordering::Relaxed);
-        if partial.map.is_lost() {
-            return Err(partial.lost());
-        }
-        Ok(())
-    }
-
-    fn whole_units(&self, first: u64, len: usize) -> Result<UnitRange, Error> {
-        let identity = self.partial.identity();
-        let offset = first.saturating_mul(UNIT);
-        let units = identity.units_of(offset, len as u64);
-        let whole = units.filter(|units| {
-            let bytes = identity.bytes_of(*units);
-            self.units.contains(*units) && bytes.end - bytes.start == len as u64
-        });
-        whole.ok_or(Error::NotUnits {
-            digest: identity.digest(),
-            offset,
-            len,
-        })
-    }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        if let Err(error) = range_lock::unlock(&self.partial.map_file, self.units) {
-            ratelimited_log::warn(format_args!(
-                "cannot unlock units of a cached blob: {error}"
-            ));
         }
     }
 }

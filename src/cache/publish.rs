@@ -2,7 +2,6 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::sync::Arc;
 
 use super::entry::is_at;
 use super::layout::{self, sync_dir};
@@ -18,7 +17,7 @@ pub enum Publication {
     Published,
     /// Units are missing.
     Incomplete,
-    /// Another process fetches units or verifies the blob; ask again later.
+    /// Another thread or process writes units or verifies the blob; ask again later.
     Busy,
     /// The blob's bytes have another digest. All units are absent now, and [`Partial::is_restarted`]
     /// holds. Readers with open descriptors see the bytes that are stored next.
@@ -35,12 +34,19 @@ impl Partial {
     /// # Errors
     /// [`Error::File`], [`Error::Full`] and [`Error::Locked`] if the system fails; the blob stays
     /// partial, and the call may be repeated.
-    pub fn publish(self: &Arc<Self>) -> Result<Publication, Error> {
-        let identity = *self.identity();
+    pub fn publish(&self) -> Result<Publication, Error> {
         // Nothing is stored meanwhile: what is hashed is what is published.
-        let Some(_claim) = self.claim(identity.all_units())? else {
+        let Some(turn) = self.try_turn() else {
             return Ok(Publication::Busy);
         };
+        let all = self.identity().all_units();
+        let published = self.exclusively(&turn, all, || self.publish_quiet());
+        Ok(published?.unwrap_or(Publication::Busy))
+    }
+
+    /// Publishes the blob. The caller holds all units exclusively.
+    fn publish_quiet(&self) -> Result<Publication, Error> {
+        let identity = *self.identity();
         match self.map().state() {
             Some(State::Complete) => return Ok(Publication::Published),
             _ => self.check_open()?,

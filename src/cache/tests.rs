@@ -15,16 +15,16 @@ use super::{Cache, Entry, Error, Evicted, Limits, Partial, Publication, Removal}
 use crate::format::digest::Digest;
 use crate::format::presence::{Identity, UNIT, UnitRange};
 
-fn content(len: u64, seed: u8) -> Vec<u8> {
+pub(super) fn content(len: u64, seed: u8) -> Vec<u8> {
     let byte = |at: u64| (at / 7 % 251) as u8 ^ seed;
     (0..len).map(byte).collect()
 }
 
-fn identity(bytes: &[u8]) -> Identity {
+pub(super) fn identity(bytes: &[u8]) -> Identity {
     Identity::new(Digest::of(bytes), bytes.len() as u64).unwrap()
 }
 
-fn partial(cache: &Cache, identity: Identity) -> Arc<Partial> {
+pub(super) fn partial(cache: &Cache, identity: Identity) -> Arc<Partial> {
     match cache.entry(identity).unwrap() {
         Entry::Partial(partial) => partial,
         Entry::Complete(_) => panic!("complete"),
@@ -32,7 +32,7 @@ fn partial(cache: &Cache, identity: Identity) -> Arc<Partial> {
 }
 
 /// Stores units of `bytes`.
-fn store(partial: &Arc<Partial>, bytes: &[u8], units: UnitRange) {
+pub(super) fn store(partial: &Arc<Partial>, bytes: &[u8], units: UnitRange) {
     let claim = partial.claim(units).unwrap().unwrap();
     let range = partial.identity().bytes_of(units);
     let part = &bytes[range.start as usize..range.end as usize];
@@ -90,7 +90,8 @@ fn a_blob_from_nothing_to_complete() {
     assert_eq!(partial.publish().unwrap(), Publication::Published);
     assert_eq!(partial.publish().unwrap(), Publication::Published);
     let claim = partial.claim(UnitRange::new(0, 1)).unwrap().unwrap();
-    let error = claim.store(0, &bytes[..UNIT as usize]).unwrap_err();
+    claim.store(0, &[9; UNIT as usize]).unwrap();
+    let error = claim.replace(0, &bytes[..UNIT as usize]).unwrap_err();
     assert!(matches!(error, Error::Closed { .. }), "{error}");
     let Entry::Complete(file) = cache.entry(identity(&bytes)).unwrap() else {
         panic!("not complete");
@@ -143,33 +144,6 @@ fn only_whole_claimed_units_are_stored() {
         partial.map().absent(UnitRange::new(0, 4)),
         [UnitRange::new(0, 1)]
     );
-}
-
-#[test]
-fn one_process_fetches_a_unit() {
-    let dir = tempfile::tempdir().unwrap();
-    let (one, other) = (
-        Cache::open(dir.path()).unwrap(),
-        Cache::open(dir.path()).unwrap(),
-    );
-    let bytes = content(4 * UNIT, 1);
-    let (mine, theirs) = (
-        partial(&one, identity(&bytes)),
-        partial(&other, identity(&bytes)),
-    );
-    let claim = mine.claim(UnitRange::new(0, 2)).unwrap().unwrap();
-    assert!(theirs.claim(UnitRange::new(1, 3)).unwrap().is_none());
-    assert_eq!(theirs.publish().unwrap(), Publication::Busy);
-    claim.store(0, &bytes[..2 * UNIT as usize]).unwrap();
-    drop(claim);
-    assert_eq!(
-        theirs.map().absent(UnitRange::new(0, 4)),
-        [UnitRange::new(2, 4)],
-        "seen by the other"
-    );
-    store(&theirs, &bytes, UnitRange::new(2, 4));
-    assert_eq!(theirs.publish().unwrap(), Publication::Published);
-    assert_eq!(mine.publish().unwrap(), Publication::Published);
 }
 
 #[test]

@@ -24,6 +24,9 @@ const SYNC_AFTER: Duration = Duration::from_secs(5);
 /// How long a blob that was found to have its digest is not read again to find out.
 const INTACT_FOR: Duration = Duration::from_secs(60);
 
+/// How long units are fetched although another process that was stuck may fetch them.
+const STUCK_FOR: Duration = Duration::from_secs(60);
+
 /// Number of a blob in the fetcher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlobId(pub(super) u64);
@@ -50,7 +53,6 @@ pub(super) struct Blob {
     sources: RankedMutex<Sources>,
     readers: RankedMutex<Readers>,
     streaming: RankedMutex<()>,
-    verifying: RankedMutex<()>,
     /// When units were made durable last.
     synced: RankedMutex<Instant>,
 }
@@ -62,6 +64,8 @@ struct Stored {
     entry: Entry,
     /// When all bytes were last found to have the digest, after a reader found some to be damaged.
     found_intact: Option<Instant>,
+    /// When another process was last found to be stuck while it fetched units.
+    found_stuck: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -90,6 +94,7 @@ impl Blob {
         let stored = Stored {
             entry,
             found_intact: None,
+            found_stuck: None,
         };
         let ahead = Ahead::default();
         Self {
@@ -100,7 +105,6 @@ impl Blob {
             sources: RankedMutex::new(Rank::Sources, Sources::new(origin)),
             readers: RankedMutex::new(Rank::Readers, Readers { pace, ahead }),
             streaming: RankedMutex::new(Rank::Streaming, ()),
-            verifying: RankedMutex::new(Rank::Verifying, ()),
             synced: RankedMutex::new(Rank::Syncing, Instant::now()),
         }
     }
@@ -158,6 +162,17 @@ impl Blob {
         }
     }
 
+    /// Notes that another process was stuck while it fetched units.
+    pub(super) fn note_stuck(&self) {
+        self.stored.lock().found_stuck = Some(Instant::now());
+    }
+
+    /// Whether another process was stuck a moment ago.
+    pub(super) fn is_stuck_elsewhere(&self) -> bool {
+        let found = self.stored.lock().found_stuck;
+        found.is_some_and(|at| at.elapsed() < STUCK_FOR)
+    }
+
     /// Whether all bytes were compared with the digest, and nothing can be stored any more.
     pub(super) fn is_final(&self) -> bool {
         let is_final = |partial: Arc<Partial>| {
@@ -165,11 +180,6 @@ impl Blob {
             state.is_none_or(|state| state == State::Complete)
         };
         self.partial().is_none_or(is_final)
-    }
-
-    /// Held while the blob is verified, and while units that are present are overwritten.
-    pub(super) fn lock_bytes(&self) -> Guard<MutexGuard<'_, ()>> {
-        self.verifying.lock()
     }
 
     /// The right to stream the whole blob; `None` if another thread has it.
@@ -237,7 +247,6 @@ impl Blob {
             return Ok(());
         }
         let digest = self.digest();
-        let _quiet = self.lock_bytes();
         match cache.demote(&self.entry(), &self.identity, damaged) {
             Ok(Demotion::Intact) => {
                 ratelimited_log::warn(format_args!(

@@ -123,7 +123,7 @@ pub(super) fn fill(
             return Ok(());
         };
         fetch_all(dispatcher, &blob, &partial, options, progress)?;
-        match complete(dispatcher, &blob, &partial)? {
+        match complete(dispatcher, &blob, &partial, options.patience)? {
             None => return Ok(()),
             Some(found) => mismatch = Some(found),
         }
@@ -137,13 +137,12 @@ fn complete(
     dispatcher: &Dispatcher,
     blob: &Blob,
     partial: &Arc<Partial>,
+    patience: Option<Duration>,
 ) -> Result<Option<Digest>, FillError> {
     let digest = blob.digest();
+    let since = Instant::now();
     loop {
-        let quiet = blob.lock_bytes();
-        let publication = partial.publish();
-        drop(quiet);
-        match publication {
+        match partial.publish() {
             Ok(Publication::Published) => return Ok(None),
             Ok(Publication::Mismatch { found }) => {
                 return Ok(Some(found));
@@ -151,7 +150,13 @@ fn complete(
             // The upkeep thread found a wrong digest before, or a failed sync lost some units: the next
             // round fetches them.
             Ok(Publication::Incomplete) => return Ok(Some(digest)),
-            Ok(Publication::Busy) => thread::sleep(TICK),
+            Ok(Publication::Busy) => match patience {
+                // Another process verifies the blob, or is stuck while it does.
+                Some(patience) if since.elapsed() > patience => {
+                    return Err(FillError::Stalled { digest, patience });
+                }
+                _ => thread::sleep(TICK),
+            },
             Err(error) => {
                 let source = Box::new(error);
                 return Err(FillError::Cache { digest, source });

@@ -4,17 +4,16 @@
 //! |---|---|---|---|
 //! | 1 | [`Rank::Connections`] | the threads of connections | nothing |
 //! | 2 | [`Rank::Opening`] | one opening of a blob at a time | the cache's lock, storage |
-//! | 3 | [`Rank::Verifying`] | a blob is verified, or units of it are overwritten | storage; the network for an overwritten unit |
-//! | 4 | [`Rank::Streaming`] | a whole blob is streamed | the network |
-//! | 5 | [`Rank::Syncing`] | when units of a blob were made durable last | storage |
-//! | 6 | [`Rank::State`] | the schedule and the open blobs | nothing |
-//! | 7 | [`Rank::Readers`] | readers of a blob and the pace of its origin | nothing |
-//! | 8 | [`Rank::Sources`] | origins of a blob and their failures | nothing |
-//! | 9 | [`Rank::Holders`] | the disk processes that have a blob open | nothing |
-//! | 10 | [`Rank::Stored`] | what the cache has of a blob | nothing |
-//! | 11 | [`Rank::Suspects`] | damage to be looked at | nothing |
-//! | 12 | [`Rank::Filling`] | blobs that a session has fetched whole | nothing |
-//! | 13 | [`Rank::Offered`] | whether a session has a blob open, and what was asked meanwhile | nothing |
+//! | 3 | [`Rank::Streaming`] | a whole blob is streamed | the network |
+//! | 4 | [`Rank::Syncing`] | when units of a blob were made durable last | storage |
+//! | 5 | [`Rank::State`] | the schedule and the open blobs | nothing |
+//! | 6 | [`Rank::Readers`] | readers of a blob and the pace of its origin | nothing |
+//! | 7 | [`Rank::Sources`] | origins of a blob and their failures | nothing |
+//! | 8 | [`Rank::Holders`] | the disk processes that have a blob open | nothing |
+//! | 9 | [`Rank::Stored`] | what the cache has of a blob | nothing |
+//! | 10 | [`Rank::Suspects`] | damage to be looked at | nothing |
+//! | 11 | [`Rank::Filling`] | blobs that a session has fetched whole | nothing |
+//! | 12 | [`Rank::Offered`] | whether a session has a blob open, and what was asked meanwhile | nothing |
 //!
 //! [`ranked_lock`] holds the code to that. The locks of `source::link` and `cache` are taken last: no
 //! code of this module runs while they are held.
@@ -28,8 +27,6 @@ pub(super) enum Rank {
     Connections = 1,
     /// In the [`Dispatcher`](super::dispatcher::Dispatcher).
     Opening,
-    /// In a [`Blob`](super::blob::Blob).
-    Verifying,
     /// In a [`Blob`](super::blob::Blob).
     Streaming,
     /// In a [`Blob`](super::blob::Blob).

@@ -76,6 +76,17 @@ pub(super) struct RangeFetch {
     pub(super) blob: BlobId,
     pub(super) units: UnitRange,
     pub(super) cause: Cause,
+    /// Set while another process fetches some of the units.
+    pub(super) elsewhere: Option<Elsewhere>,
+}
+
+/// Progress of another process that fetches units.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Elsewhere {
+    /// Number of the units that are present.
+    pub(super) present: u64,
+    /// When it was first found to be so.
+    pub(super) since: Instant,
 }
 
 impl RangeFetch {
@@ -170,6 +181,7 @@ impl<W> Schedule<W> {
                     blob,
                     units: *run,
                     cause,
+                    elsewhere: None,
                 });
             }
         }
@@ -214,8 +226,10 @@ impl<W> Schedule<W> {
                 if !units.is_empty() {
                     self.queues[*urgency as usize].push_front(RangeFetch { units, ..queued });
                 }
-                let units = range;
-                return Some(RangeFetch { blob, units, cause });
+                return Some(RangeFetch {
+                    units: range,
+                    ..queued
+                });
             }
         }
         None

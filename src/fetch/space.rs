@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::origin::Failure;
-use crate::cache::{Cache, Claim, Error, Limits};
+use crate::cache::{Cache, Error, Limits};
 use crate::ratelimited_log;
 use crate::reason::reason;
 use crate::source::FetchErrorKind;
@@ -56,11 +56,11 @@ impl Space {
         }
     }
 
-    /// Stores one unit, and logs when the storage is full, and when it has space again.
-    pub(super) fn store(&self, claim: &Claim, unit: u64, bytes: &[u8]) -> Result<(), Failure> {
+    /// Calls `store`, which stores a unit, and logs when the storage is full, and when it has space again.
+    pub(super) fn store(&self, store: impl Fn() -> Result<(), Error>) -> Result<(), Failure> {
         let failed = |error: &Error| Failure::passing(FetchErrorKind::System, reason(error));
-        match claim.store(unit, bytes) {
-            Err(error) if error.is_full() => self.store_in_freed(claim, unit, bytes),
+        match store() {
+            Err(error) if error.is_full() => self.store_in_freed(store),
             Err(error) => Err(failed(&error)),
             Ok(()) => {
                 if self.is_full.swap(false, Ordering::Relaxed) {
@@ -73,9 +73,9 @@ impl Space {
         }
     }
 
-    fn store_in_freed(&self, claim: &Claim, unit: u64, bytes: &[u8]) -> Result<(), Failure> {
+    fn store_in_freed(&self, store: impl Fn() -> Result<(), Error>) -> Result<(), Failure> {
         let freed = self.cache.free(MAKE_ROOM);
-        if freed.is_ok_and(|freed| freed.bytes > 0) && claim.store(unit, bytes).is_ok() {
+        if freed.is_ok_and(|freed| freed.bytes > 0) && store().is_ok() {
             return Ok(());
         }
         if !self.is_full.swap(true, Ordering::Relaxed) {

@@ -48,7 +48,6 @@ fn publish(dispatcher: &Dispatcher, blob: &Arc<Blob>) {
         return;
     }
     let digest = blob.digest();
-    let _quiet = blob.lock_bytes();
     match partial.publish() {
         Ok(Publication::Published) => {
             dispatcher.counters().add_published();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::blob::Blob;
 use super::dispatcher::Dispatcher;
 use super::origin::{Body, Failure, From};
-use super::schedule::{RangeFetch, Urgency};
+use super::schedule::{Elsewhere, RangeFetch, Urgency};
 use crate::cache::{Claim, Error, Partial};
 use crate::format::presence::{UNIT, UnitRange};
 use crate::ratelimited_log;
@@ -16,13 +16,20 @@ use crate::reason::reason;
 use crate::source::FetchErrorKind;
 use crate::source::presence::Bitmap;
 
-/// Pause before units that another process fetches are looked at again.
+/// Pause before units that another process fetches are looked at again: a range, and a whole blob.
 const ELSEWHERE: Duration = Duration::from_millis(20);
+const STREAMED_ELSEWHERE: Duration = Duration::from_millis(200);
+
+/// How long another process may store none of the units that it fetches, before they are fetched by this one as
+/// well: it may be stopped, or wait for a server of its own.
+const STUCK: Duration = Duration::from_secs(5);
 
 /// Why a fetch did not end.
 enum Interrupted {
-    /// Another process, or another thread that streams the whole blob, fetches these units.
-    Elsewhere,
+    /// Another thread streams the whole blob.
+    Streamed,
+    /// Another process fetches these units.
+    Elsewhere(Elsewhere),
     /// The units from here on did not come.
     Failed(u64, Failure),
 }
@@ -45,8 +52,16 @@ pub(super) fn run(dispatcher: &Dispatcher, urgencies: &[Urgency]) {
         };
         match attempt.run(&mut buffer) {
             Ok(()) => {}
-            Err(Interrupted::Elsewhere) => {
+            Err(Interrupted::Streamed) => {
                 dispatcher.postpone(&fetch, Instant::now() + ELSEWHERE);
+            }
+            Err(Interrupted::Elsewhere(found)) => {
+                let pause = match blob.sources().needs_whole() {
+                    true => STREAMED_ELSEWHERE,
+                    false => ELSEWHERE,
+                };
+                let elsewhere = Some(found);
+                dispatcher.postpone(&RangeFetch { elsewhere, ..fetch }, Instant::now() + pause);
             }
             Err(Interrupted::Failed(from, failure)) => {
                 let units = UnitRange::new(from, fetch.units.end());
@@ -64,10 +79,8 @@ impl Attempt<'_> {
             return Ok(());
         };
         self.report_present(&partial);
-        // What is verified must not change.
-        let _quiet = self.fetch.overwrites().then(|| blob.lock_bytes());
         let whole = blob.sources().needs_whole();
-        let streaming = whole.then(|| blob.try_streaming().ok_or(Interrupted::Elsewhere));
+        let streaming = whole.then(|| blob.try_streaming().ok_or(Interrupted::Streamed));
         let _streaming = streaming.transpose()?;
         let claimed = match whole {
             true => blob.identity().all_units(),
@@ -96,8 +109,29 @@ impl Attempt<'_> {
             let failure = Failure::passing(FetchErrorKind::System, reason(&error));
             Interrupted::Failed(self.fetch.units.start(), failure)
         };
-        let claim = partial.claim(units).map_err(failed)?;
-        claim.ok_or(Interrupted::Elsewhere)
+        if let Some(claim) = partial.claim(units).map_err(failed)? {
+            return Ok(claim);
+        }
+        if self.blob.is_stuck_elsewhere() {
+            return Ok(partial.claim_anyway(units));
+        }
+        let present = partial.map().count_in(Bitmap::Live, units);
+        let before = self
+            .fetch
+            .elsewhere
+            .filter(|before| before.present == present);
+        let since = before.map_or_else(Instant::now, |before| before.since);
+        if since.elapsed() < STUCK {
+            return Err(Interrupted::Elsewhere(Elsewhere { since, present }));
+        }
+        self.blob.note_stuck();
+        ratelimited_log::warn(format_args!(
+            "another process has fetched a part of blob {} for {} s and stored nothing; fetching it here \
+             as well",
+            self.blob.digest(),
+            STUCK.as_secs()
+        ));
+        Ok(partial.claim_anyway(units))
     }
 
     /// Makes one request, for `units` or without a range for the whole blob, and stores what comes.
@@ -230,8 +264,13 @@ impl Stream<'_> {
             body.reader.read_exact(buffer).map_err(body_failure)?;
             left -= len;
             dispatcher.counters().add_bytes(fetch.cause, len);
-            if self.is_wanted(unit) {
-                dispatcher.space().store(self.claim, unit, buffer)?;
+            if fetch.overwrites() {
+                let replace = || self.claim.replace(unit, buffer);
+                dispatcher.space().store(replace)?;
+            } else if !self.is_present(unit) {
+                dispatcher
+                    .space()
+                    .store(|| self.claim.store(unit, buffer))?;
             }
             self.units = UnitRange::new(unit + 1, self.units.end());
             let recovery = blob.sources().succeeded();
@@ -255,9 +294,9 @@ impl Stream<'_> {
         Ok(())
     }
 
-    fn is_wanted(&self, unit: u64) -> bool {
-        let present = self.claim.partial().map();
-        self.attempt.fetch.overwrites() || !present.holds(Bitmap::Live, UnitRange::one(unit))
+    fn is_present(&self, unit: u64) -> bool {
+        let map = self.claim.partial().map();
+        map.holds(Bitmap::Live, UnitRange::one(unit))
     }
 }
 

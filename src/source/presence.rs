@@ -113,8 +113,14 @@ impl PresenceMap {
 
     /// Number of units that are set in `bitmap`.
     pub fn count(&self, bitmap: Bitmap) -> u64 {
-        let all = words(0..self.identity.units());
-        all.map(|(word, mask)| u64::from((self.load(bitmap, word) & mask).count_ones()))
+        self.count_in(bitmap, self.identity.all_units())
+    }
+
+    /// Number of `units` that are set in `bitmap`.
+    pub fn count_in(&self, bitmap: Bitmap, units: UnitRange) -> u64 {
+        let inside = words(units.numbers());
+        inside
+            .map(|(word, mask)| u64::from((self.load(bitmap, word) & mask).count_ones()))
             .sum()
     }
 

@@ -18,7 +18,13 @@ fn next(schedule: &mut Test, urgencies: &[Urgency], size: u64) -> Option<RangeFe
 
 fn job(units: UnitRange, cause: Cause) -> Option<RangeFetch> {
     let blob = BLOB;
-    Some(RangeFetch { blob, units, cause })
+    let elsewhere = None;
+    Some(RangeFetch {
+        blob,
+        units,
+        cause,
+        elsewhere,
+    })
 }
 
 fn passing() -> Failure {

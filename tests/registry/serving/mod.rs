@@ -21,6 +21,7 @@ mod removal;
 mod reopening;
 mod sharing;
 mod storage;
+mod stuck;
 mod tls;
 mod wrong_answers;
 
