@@ -40,7 +40,6 @@ use serde_json::{Value, json};
 
 use crate::engine::ring::Rings;
 use crate::engine::stats::{DiskCell, StatsPage};
-use crate::fetch::process::Control;
 use crate::format::download::Download;
 use crate::image::config::{ImageConfig, Stack};
 use crate::io::heap;
@@ -101,7 +100,6 @@ pub fn run(config: Config) -> Result<(), Error> {
         device,
         socket,
         control: _control, // removes its path at the end
-        fetcher: _fetcher, // ends it at the end
         recording,
         signals,
         manager,
@@ -132,7 +130,6 @@ struct Started {
     device: Arc<Device>,
     socket: Listener,
     control: Option<Listener>,
-    fetcher: Option<Control>,
     recording: Option<Recording>,
     signals: UnixStream,
     manager: Manager,
@@ -171,7 +168,7 @@ fn start(
         Layers::Open(sources) => sources,
         Layers::Named(reference) => Sources::resolve(config, reference)?,
     };
-    let (sources, fetcher) = sources.connect(config, download)?;
+    let sources = sources.connect(config, download)?;
     let tables = Tables::find(config, &sources);
     let sources = sources.with_tables(tables.found());
     let upper = sources.upper();
@@ -212,7 +209,6 @@ fn start(
         device,
         socket,
         control,
-        fetcher,
         recording,
         signals,
         manager,

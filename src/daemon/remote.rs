@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Config, Error};
 use crate::fetch::Download;
 use crate::fetch::open::{AttachedLayers, LocalLayers};
-use crate::fetch::process::{self, Control, Process};
+use crate::fetch::process::{self, Process};
 use crate::format::download;
 use crate::registry::service_config::ServiceConfig;
 use crate::source::RemoteBlob;
@@ -65,7 +65,8 @@ impl Remote {
     }
 
     /// Registers the layers and the layer of the image's trace with a fetcher. The fetcher downloads whole layers in
-    /// the background if `download` says so; without `download`, as the service configuration says.
+    /// the background if `download` says so; without `download`, as the service configuration says. The fetcher serves
+    /// the layers until they are dropped.
     ///
     /// # Errors
     /// [`Error::Layers`].
@@ -75,12 +76,14 @@ impl Remote {
         layers: LocalLayers,
         trace: Option<Arc<RemoteBlob>>,
         download: Option<&download::Download>,
-    ) -> Result<(AttachedLayers, Control), Error> {
+    ) -> Result<AttachedLayers, Error> {
         let download = download.or(self.download.as_ref());
         let download = download.and_then(Download::configured);
         let attached = layers
             .attach(&fetcher, trace, download)
             .map_err(Error::Layers)?;
-        Ok((attached, fetcher.into_control()))
+        // The daemon enters its sandbox without a socket for further orders.
+        fetcher.detach();
+        Ok(attached)
     }
 }

@@ -7,7 +7,7 @@ use super::config::WritableSource;
 use super::remote::Remote;
 use super::{Config, Error};
 use crate::fetch::open::{AttachedLayers, LocalLayers, Needs, OpenLayers};
-use crate::fetch::process::{Control, Process};
+use crate::fetch::process::Process;
 use crate::fetch::resolve::resolve;
 use crate::format::download::Download;
 use crate::format::tables::LayerIdentity;
@@ -149,19 +149,14 @@ impl Sources {
         })
     }
 
-    /// Starts a fetcher if some layers are in registries and none was started before. It ends when the returned control is
-    /// dropped. `download` is the image config's setting of the background download.
+    /// Starts a fetcher if some layers are in registries and none was started before. `download` is the image config's setting of the background download.
     ///
     /// # Errors
     ///
     /// Those of [`Remote::new`], [`Remote::start`] and [`Remote::attach`].
-    pub fn connect(
-        self,
-        config: &Config,
-        download: Option<&Download>,
-    ) -> Result<(Self, Option<Control>), Error> {
+    pub fn connect(self, config: &Config, download: Option<&Download>) -> Result<Self, Error> {
         let Files::Local(layers) = self.files else {
-            return Ok((self, None));
+            return Ok(self);
         };
         let wanted = || {
             let mut layers = self.stack.layers().iter();
@@ -172,16 +167,15 @@ impl Sources {
         let fetcher = self
             .fetcher
             .map_or_else(|| remote.start(), |fetcher| Ok(*fetcher))?;
-        let (layers, control) = remote.attach(fetcher, layers, self.trace.clone(), download)?;
+        let layers = remote.attach(fetcher, layers, self.trace.clone(), download)?;
         let files = Files::Attached(layers);
         let cache = Some(remote.cache().to_owned());
-        let sources = Self {
+        Ok(Self {
             files,
             cache,
             fetcher: None,
             ..self
-        };
-        Ok((sources, Some(control)))
+        })
     }
 
     /// Opens the layers that are in registries.

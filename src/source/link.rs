@@ -132,13 +132,17 @@ impl Link {
         Ok(Turn::Open)
     }
 
-    fn wait(&self, timeout: Duration) -> io::Result<()> {
-        let mut events = PollFlags::IN;
-        if !self.queue().is_empty() {
-            events |= PollFlags::OUT;
+    /// Events of the socket for which a thread that has several links takes a turn.
+    pub fn awaited(&self) -> PollFlags {
+        match self.queue().is_empty() {
+            true => PollFlags::IN,
+            false => PollFlags::IN | PollFlags::OUT,
         }
+    }
+
+    fn wait(&self, timeout: Duration) -> io::Result<()> {
         let mut polled = [
-            PollFd::new(&self.socket, events),
+            PollFd::new(&self.socket, self.awaited()),
             PollFd::new(&self.wake, PollFlags::IN),
         ];
         let timeout = Timespec::try_from(timeout).ok();
@@ -197,6 +201,12 @@ impl Link {
 
     fn queue(&self) -> MutexGuard<'_, VecDeque<Queued>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use super::fetch_processes::{Role, children};
 use super::namespace::{self, Namespace};
 use super::{PATIENCE, programs};
 
@@ -228,16 +229,9 @@ impl Daemon {
 
     /// The process that keeps the daemon's fetcher running, and the fetcher, as far as they run.
     pub fn fetcher(&self) -> (Option<Pid>, Option<Pid>) {
-        let child = |pid: Pid| {
-            let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
-            let mut children = threads.flatten().filter_map(|thread| {
-                let text = fs::read_to_string(thread.path().join("children")).ok()?;
-                Pid::from_raw(text.split_whitespace().next()?.parse().ok()?)
-            });
-            children.next()
-        };
-        let keeper = child(self.pid());
-        (keeper, keeper.and_then(child))
+        let keeper = children(self.pid(), Role::Keeper).first().copied();
+        let fetcher = keeper.and_then(|keeper| children(keeper, Role::Fetcher).first().copied());
+        (keeper, fetcher)
     }
 
     /// Asserts that it still runs: nothing so far made it end.

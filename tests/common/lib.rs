@@ -18,6 +18,7 @@
 //! | `raw` | vhost-user messages byte by byte, for what the polite front-end refuses to send |
 //! | `programs` | where the programs under test are, and the folder for temporary files |
 //! | `daemon` | the real `ovbd-vhost` binary as a child process |
+//! | `fetch_processes` | the processes of a fetcher |
 //! | `remote` | the daemon with a disk whose layers are in a registry |
 //! | `recorder` | a file system in memory that records what is done to it, and fails or does not answer on demand |
 //! | `reference` | a small back-end over a byte vector, to test the front-end itself |
@@ -46,6 +47,7 @@ pub mod content;
 pub mod daemon;
 pub mod delay;
 pub mod disk;
+pub mod fetch_processes;
 pub mod golden;
 pub mod guest;
 pub mod layers;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::thread;
 
 use common::content::Random;
+use common::fetch_processes::{Role, children};
 use common::golden;
 use common::registries::{DockerRegistry, Storage, TokenServer};
 use common::registry_server::until;
@@ -67,9 +68,8 @@ fn check(blob: &Blob, expected: &[u8], offset: usize, len: usize) {
 
 /// Process number of the fetcher.
 fn fetcher(process: &Process) -> Option<Pid> {
-    let keeper = process.keeper();
-    let children = fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children"));
-    Pid::from_raw(children.ok()?.split_whitespace().next()?.parse().ok()?)
+    let keeper = Pid::from_raw(i32::try_from(process.keeper()).ok()?)?;
+    children(keeper, Role::Fetcher).first().copied()
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What the owner of a fetcher sends through the keeper: texts in files in memory, with sockets.
 //!
-//! The first message is the configuration. Each further one is an [`Order`] with a socket for the answers.
+//! The first message is the configuration, with the socket at which further owners connect if the fetcher is
+//! shared. Each further one is an [`Order`] with a socket for the answers.
 //! The keeper passes messages on and parses none of them.
 
 use std::fs::File;
@@ -52,7 +53,7 @@ pub(super) struct Listed {
 /// A message as it is received.
 #[derive(Debug)]
 pub(super) struct OwnerMessage {
-    text: OwnedFd,
+    pub(super) text: OwnedFd,
     pub(super) socket: Option<OwnedFd>,
 }
 
@@ -84,10 +85,17 @@ impl OwnerMessage {
         Ok(serde_json::from_str(&text)?)
     }
 
-    /// Sends the same message again.
-    pub(super) fn pass_on(&self, control: &OwnedFd) -> Result<(), ProcessError> {
-        let socket = self.socket.as_ref().map(OwnedFd::try_clone).transpose()?;
-        send_text(control, self.text.try_clone()?, socket)
+    /// The descriptors of the packet.
+    pub(super) fn into_files(self) -> Vec<OwnedFd> {
+        std::iter::once(self.text).chain(self.socket).collect()
+    }
+
+    /// The same message, with descriptors of its own.
+    pub(super) fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            text: self.text.try_clone()?,
+            socket: self.socket.as_ref().map(OwnedFd::try_clone).transpose()?,
+        })
     }
 }
 
@@ -100,15 +108,8 @@ pub(super) fn send<T: Serialize>(
     let memory = memfd_create("fetch", MemfdFlags::CLOEXEC).map_err(io::Error::from)?;
     let mut file = File::from(memory);
     file.write_all(&serde_json::to_vec(value)?)?;
-    send_text(control, file.into(), socket)
-}
-
-fn send_text(
-    control: &OwnedFd,
-    text: OwnedFd,
-    socket: Option<OwnedFd>,
-) -> Result<(), ProcessError> {
-    let files: Vec<OwnedFd> = std::iter::once(text).chain(socket).collect();
+    let text = file.into();
+    let files = OwnerMessage { text, socket }.into_files();
     Ok(link::send_once(
         control,
         &[0; MESSAGE_LEN],

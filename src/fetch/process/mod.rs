@@ -10,28 +10,28 @@
 //! ```
 //! The owner may enter a sandbox that starts no programs; the keeper stays outside of it, has no
 //! network and parses nothing. It holds the fetcher's ends of the sockets, so that what a fetcher
-//! did not read when it died is read by the next one. Both end when the owner closes its end of
-//! the control socket. If the keeper dies before, the fetcher serves on until its disks are gone;
-//! only a new one is not started then.
+//! did not read when it died is read by the next one. The keeper has a standby, which holds the same and
+//! takes its place if it is killed. All end when no owner has its control socket open and no disk its
+//! connection: a disk needs no control socket once it is attached.
 //!
 //! The fetcher also resolves references to images: what it learned of the registry to get the manifest
 //! (how to log in, the token, open connections) serves the first request for a layer. A process of its
 //! own for this would have to hand tokens on, and pay for each round trip again. The owner reads a short,
 //! checked list of layers, and never what a registry wrote.
 //!
-//! Keeper and fetcher are this same program, told apart by the name they are called by;
-//! so the binaries call [`run_if_asked`] before anything else. Neither ends by SIGINT or SIGTERM,
+//! Keeper, standby and fetcher are this same program, told apart by the name they are called by;
+//! so the binaries call [`run_if_asked`] before anything else. None ends by SIGINT or SIGTERM,
 //! which a terminal or a service manager sends to all processes of a service: the disk still needs
 //! them to finish its reads.
 
+mod held;
 mod keeper;
 mod message;
 mod server;
 
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -67,6 +67,7 @@ pub const ITSELF: &str = "/proc/self/exe";
 
 /// Names that this program is called by.
 const KEEPER: &str = "ovbd-fetch-keeper";
+const STANDBY: &str = "ovbd-fetch-standby";
 const FETCHER: &str = "ovbd-fetcher";
 
 /// How long another process may take to end.
@@ -175,7 +176,7 @@ impl From<io::Error> for ProcessError {
     }
 }
 
-/// A running fetcher. Ends when dropped.
+/// A running fetcher. Ends when it is dropped and no disk is attached any more.
 #[derive(Debug)]
 pub struct Process {
     // Dropped first: the keeper ends then.
@@ -184,8 +185,8 @@ pub struct Process {
     registry: RegistryArgs,
 }
 
-/// The owner's end of the control socket. The fetcher ends when it is dropped, or when the process
-/// that holds it ends.
+/// The owner's end of the control socket. The fetcher ends when it was dropped and no disk is attached any
+/// more.
 #[derive(Debug)]
 pub struct Control(OwnedFd);
 
@@ -217,7 +218,8 @@ impl Process {
     pub fn start(program: &Path, config: &Config) -> Result<Self, ProcessError> {
         config.check()?;
         let (ours, theirs) = link::pair()?;
-        let keeper = spawn(program, KEEPER, theirs)?;
+        let cache = config.cache.as_os_str().to_owned();
+        let keeper = spawn(program, KEEPER, Some(cache), theirs)?;
         let process = Self {
             control: Control(ours),
             keeper: Keeper(keeper),
@@ -227,7 +229,7 @@ impl Process {
         Ok(process)
     }
 
-    /// Process number of the keeper, whose only child is the fetcher.
+    /// Process number of the keeper, whose children are the fetcher and the standby.
     pub fn keeper(&self) -> u32 {
         self.keeper.0.id()
     }
@@ -237,6 +239,11 @@ impl Process {
     pub fn into_control(self) -> Control {
         std::mem::forget(self.keeper);
         self.control
+    }
+
+    /// Lets go of a fetcher that serves attached disks: it ends with the last of them.
+    pub fn detach(self) {
+        drop(self.into_control());
     }
 
     /// Lets a disk process ask for the blobs by their places in the list, and downloads them
@@ -283,17 +290,17 @@ impl Process {
     }
 }
 
-/// Runs keeper or fetcher if this program was called by the name of one.
+/// Runs keeper, standby or fetcher if this program was called by the name of one.
 pub fn run_if_asked() -> Option<ExitCode> {
     let name = std::env::args_os().next()?;
-    let run = match name.to_str()? {
+    let name = name.to_str()?;
+    let run = match name {
         KEEPER => keeper::run,
+        STANDBY => keeper::run_standby,
         FETCHER => server::run,
         _ => return None,
     };
-    if let Ok(name) = CString::new(name.as_bytes()) {
-        let _ = rustix::thread::set_name(&name);
-    }
+    set_name(name);
     // The control socket. Its number is free again then: nothing else reads standard input.
     let control = io::stdin().as_fd().try_clone_to_owned();
     Some(match control.map_err(ProcessError::Start).and_then(run) {
@@ -314,10 +321,23 @@ fn ignore_signals() {
     }
 }
 
-/// Starts a program, called by this name, with a socket as its standard input.
-fn spawn(program: &Path, name: &str, input: OwnedFd) -> Result<Child, ProcessError> {
+/// Names the process, as lists of processes show it.
+fn set_name(name: &str) {
+    if let Ok(name) = CString::new(name) {
+        let _ = rustix::thread::set_name(&name);
+    }
+}
+
+/// Starts a program, called by this name, with a socket as its standard input. The argument is for people who
+/// list processes.
+fn spawn(
+    program: &Path,
+    name: &str,
+    argument: Option<OsString>,
+    input: OwnedFd,
+) -> Result<Child, ProcessError> {
     let mut command = Command::new(program);
-    command.arg0(name).stdin(Stdio::from(input));
+    command.arg0(name).args(argument).stdin(Stdio::from(input));
     logging::pass_format(&mut command);
     Ok(command.stdout(Stdio::null()).spawn()?)
 }

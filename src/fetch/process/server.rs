@@ -67,7 +67,7 @@ pub(super) fn run(control: OwnedFd) -> Result<(), ProcessError> {
             break;
         }
     }
-    // The keeper may have been killed: the disks do not suffer from it.
+    // Keeper and standby may have been killed: the disks do not suffer from it.
     while server.fetcher.has_connections() {
         thread::sleep(TICK);
     }

@@ -22,6 +22,7 @@ mod reopening;
 mod sharing;
 mod storage;
 mod stuck;
+mod successors;
 mod tls;
 mod wrong_answers;
 

@@ -90,7 +90,7 @@ fn everything_but_the_guest_is_killed_under_reads() {
     daemon.assert_alive();
 }
 
-/// Without the keeper no new fetcher is started; the one there is serves on.
+/// The fetcher serves on without its keeper, and ends with the disk.
 #[test]
 fn a_killed_keeper_costs_nothing() {
     let layers = Layers::new(8);
