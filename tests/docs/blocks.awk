@@ -1,5 +1,6 @@
 # Writes each block of a page to OUT.LINE, and a line `LINE KIND REASON` for it to OUT.blocks. Kinds
-# are `sh`, `monitor` and `not` (not run, for the reason).
+# are `sh`, `monitor`, `clean` (run only in a clean Debian, for the reason) and `not` (not run, for the
+# reason).
 
 function finish() {
   if (!start) return
@@ -22,6 +23,9 @@ comment != "" || /^ *<!--/ {
   if (comment ~ /^not run: ./) {
     kind = "not"
     reason = substr(comment, 10)
+  } else if (comment ~ /^in a clean Debian: ./) {
+    kind = "clean"
+    reason = substr(comment, 20)
   } else if (comment == "QEMU monitor") {
     kind = "monitor"
   }
