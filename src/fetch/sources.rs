@@ -34,9 +34,19 @@ pub(super) struct Sources {
     again: Option<Instant>,
     /// Whether the last definite answer was a refusal.
     is_refused: bool,
-    /// Until when the server is taken for one that serves no ranges.
-    without_ranges: Option<Instant>,
+    ranges: Ranges,
     malformed: MalformedAnswers,
+}
+
+/// Whether a blob's server serves ranges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ranges {
+    Served,
+    /// A range was answered with the whole blob, as by a proxy that does not have the blob yet. A range is
+    /// requested again at this time.
+    Doubted(Instant),
+    /// Another one was. Until this time, the blob is streamed.
+    Refused(Instant),
 }
 
 /// What bytes that come put an end to.
@@ -56,7 +66,7 @@ impl Sources {
             failures: 0,
             again: None,
             is_refused: false,
-            without_ranges: None,
+            ranges: Ranges::Served,
             malformed: MalformedAnswers::default(),
         }
     }
@@ -102,13 +112,7 @@ impl Sources {
             self.origins.rotate_left(1);
         }
         if failure.without_ranges {
-            // A cold proxy sends everything once, and ranges from then on.
-            let is_second = self.without_ranges.is_some();
-            self.without_ranges = Some(now + WITHOUT_RANGES);
-            return match is_second {
-                true => now,
-                false => now + COLD_PROXY,
-            };
+            return self.range_refused(now);
         }
         let asked = failure.retry_after.unwrap_or_default();
         let asked = now + asked.min(MAX_RETRY_AFTER);
@@ -131,16 +135,31 @@ impl Sources {
         again.max(asked)
     }
 
-    /// Whether the whole blob must be streamed. The first refusal of a range is not counted: the
-    /// caller has tried again since.
+    /// Notes that a range was answered with the whole blob, and returns when to try again. Requests that
+    /// were under way together count once.
+    fn range_refused(&mut self, now: Instant) -> Instant {
+        match self.ranges {
+            Ranges::Served => {
+                let again = now + COLD_PROXY;
+                self.ranges = Ranges::Doubted(again);
+                again
+            }
+            Ranges::Doubted(again) if now < again => again,
+            Ranges::Doubted(_) | Ranges::Refused(_) => {
+                self.ranges = Ranges::Refused(now + WITHOUT_RANGES);
+                now
+            }
+        }
+    }
+
+    /// Whether the whole blob must be streamed.
     pub(super) fn needs_whole(&self) -> bool {
-        self.without_ranges
-            .is_some_and(|until| Instant::now() < until)
+        matches!(self.ranges, Ranges::Refused(until) if Instant::now() < until)
     }
 
     /// Notes that a range was served.
     pub(super) fn serves_ranges(&mut self) {
-        self.without_ranges = None;
+        self.ranges = Ranges::Served;
     }
 }
 
@@ -169,6 +188,21 @@ mod tests {
 
     fn passing() -> Failure {
         Failure::passing(FetchErrorKind::Unreachable, "not now")
+    }
+
+    #[test]
+    fn a_blob_is_streamed_after_the_second_range_that_is_refused() {
+        let mut sources = Sources::new(Arc::new(Nowhere));
+        let now = Instant::now();
+        let again = sources.range_refused(now);
+        assert_eq!(again, now + COLD_PROXY);
+        assert_eq!(sources.range_refused(now), again, "under way together");
+        assert!(!sources.needs_whole(), "a cold proxy serves ranges later");
+        sources.serves_ranges();
+        let again = sources.range_refused(again) + Duration::from_millis(1);
+        assert!(!sources.needs_whole());
+        assert_eq!(sources.range_refused(again), again);
+        assert!(sources.needs_whole());
     }
 
     #[test]

@@ -190,7 +190,10 @@ impl Attempt<'_> {
             return Err(Failure::definite(FetchErrorKind::Damaged, reason));
         };
         let body = origin.read(bytes.start, len, from)?;
-        self.blob.sources().serves_ranges();
+        // From its start on, the whole blob serves as well.
+        if bytes.start > 0 {
+            self.blob.sources().serves_ranges();
+        }
         Ok(body)
     }
 

@@ -34,9 +34,13 @@ pub struct RegistryArgs {
     #[arg(long, value_name = "HOST=URL")]
     pub mirror: Vec<Mirror>,
     /// Request blobs from the peer-to-peer proxy at URL first; the blob URL is appended. URL must have
-    /// a loopback address
+    /// a loopback address, or a host that --p2p-host allows
     #[arg(long, value_name = "URL")]
     pub p2p: Option<Prefix>,
+    /// Allow a peer-to-peer proxy at this host, which then receives credentials of registries;
+    /// repeatable
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub p2p_host: Vec<Host>,
     /// Upstream's overlaybd.json. Used are its keys for credentials, client certificate, cache,
     /// download, peer-to-peer and user agent
     #[arg(long, value_name = "FILE")]
@@ -65,20 +69,25 @@ impl RegistryArgs {
     /// the command line wins, and the configuration for its other keys.
     ///
     /// # Errors
-    /// The service configuration cannot be read or used: see [`Error`].
+    /// The service configuration cannot be read or used, or the peer-to-peer proxy is not allowed: see
+    /// [`Error`].
     pub fn into_options(self) -> Result<(Options, ServiceConfig), Error> {
         let mut config = match &self.service_config {
             Some(path) => ServiceConfig::load(path)?,
             None => ServiceConfig::default(),
         };
         let configured = std::mem::take(&mut config.credentials);
+        let p2p = self.p2p.or(config.p2p.take());
+        if let Some(proxy) = &p2p {
+            proxy.check_allowed(&self.p2p_host)?;
+        }
         let options = Options {
             credentials: self.credentials.map_or(configured, Source::File),
             insecure: self.insecure_registry,
             ca: self.registry_ca,
             certificate: config.certificate.take(),
             mirrors: self.mirror,
-            p2p: self.p2p.or(config.p2p.take()),
+            p2p,
             user_agent: config.user_agent.take(),
             ..Options::default()
         };
@@ -134,12 +143,33 @@ mod tests {
         assert_eq!(options.p2p, Some("localhost:2".parse().unwrap()));
     }
 
+    /// A proxy on another machine would get credentials, wherever its address stands.
+    #[test]
+    fn a_proxy_elsewhere_is_used_only_if_its_host_is_allowed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("overlaybd.json");
+        let text = r#"{"p2pConfig":{"enable":true,"address":"p.example:19145/x"}}"#;
+        std::fs::write(&path, text).unwrap();
+        let path = path.to_str().unwrap();
+        for named in [["--service-config", path], ["--p2p", "p.example:19145/x"]] {
+            let options =
+                |more: &[&str]| parse(&[&named[..], more].concat()).unwrap().into_options();
+            for refused in [&[][..], &["--p2p-host", "p.example"]] {
+                let error = options(refused).unwrap_err().to_string();
+                assert!(error.contains("--p2p-host p.example:19145"), "{error}");
+            }
+            let (options, _) = options(&["--p2p-host", "p.example:19145"]).unwrap();
+            assert_eq!(options.p2p, Some("p.example:19145/x".parse().unwrap()));
+        }
+    }
+
     #[test]
     fn wrong_values_are_wrong_usage() {
         for args in [
             ["--insecure-registry", "http://h"],
             ["--mirror", "http://h"],
-            ["--p2p", "http://far.example"],
+            ["--p2p", "http://far.example?x"],
+            ["--p2p-host", "http://far.example"],
         ] {
             assert!(parse(&args).is_err(), "{args:?}");
         }

@@ -114,7 +114,8 @@ impl Client {
         &self.statuses
     }
 
-    /// The manifest of an image for this machine. An index is followed to it.
+    /// The manifest of an image for this machine. An index is followed to it. Mirrors are asked first
+    /// for what a digest pins; what a tag names, only the registry can say.
     ///
     /// # Errors
     /// [`Error::Mismatch`]: the text does not have the digest that pins it. [`Error::Manifest`]:
@@ -180,25 +181,23 @@ impl Client {
     ) -> Result<ManifestBytes> {
         let path = repository.manifest_path(selector);
         let url = registry_url(repository, &path)?;
+        if let Some(digest) = expected {
+            let mut peers = self.peers.iter();
+            let found = peers.find_map(|peer| {
+                let answer = peer.ask_manifest(repository, digest, &url)?;
+                peer.outcome_of(answer.and_then(|answer| manifest_bytes(answer, &path, expected)))
+            });
+            if let Some(found) = found {
+                return Ok(found);
+            }
+        }
         let headers = [("accept", manifest::ACCEPT)];
         let (requests, ask) = (&self.requests, Ask::Get);
         let mut contact = requests.first_contact(repository);
         let answer = requests.log_in_and_ask(&mut contact, repository, &ask, &url, &headers)?;
         drop(contact);
         let answer = requests.follow(&ask, url, answer, &headers, &check_target, &mut |_| {})?;
-        let answer = successful(answer, &path)?;
-        let host = answer.host().clone();
-        let bytes = answer.bytes(&path, MAX_MANIFEST)?;
-        let digest = Digest::of(&bytes);
-        match expected.filter(|expected| **expected != digest) {
-            None => Ok(ManifestBytes { bytes, digest }),
-            Some(expected) => Err(Error::Mismatch {
-                host,
-                what: "the digest of the manifest".to_owned(),
-                expected: expected.to_string(),
-                found: digest.to_string(),
-            }),
-        }
+        manifest_bytes(answer, &path, expected)
     }
 
     /// A range from a mirror or proxy, if it serves it. Whatever goes wrong there, the registry is
@@ -302,6 +301,23 @@ fn body(wanted: Wanted<'_>, answer: Answer) -> Result<BlobBody> {
     }
     let answer = successful(answer, &format!("blob {}", wanted.blob.digest))?;
     wanted.body(answer)
+}
+
+/// The document that a server answers with, which must have the digest that pins it.
+fn manifest_bytes(answer: Answer, path: &str, expected: Option<&Digest>) -> Result<ManifestBytes> {
+    let answer = successful(answer, path)?;
+    let host = answer.host().clone();
+    let bytes = answer.bytes(path, MAX_MANIFEST)?;
+    let digest = Digest::of(&bytes);
+    match expected.filter(|expected| **expected != digest) {
+        None => Ok(ManifestBytes { bytes, digest }),
+        Some(expected) => Err(Error::Mismatch {
+            host,
+            what: "the digest of the manifest".to_owned(),
+            expected: expected.to_string(),
+            found: digest.to_string(),
+        }),
+    }
 }
 
 fn registry_url(repository: &Repository, path: &str) -> Result<Url> {

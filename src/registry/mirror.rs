@@ -49,7 +49,7 @@ pub enum Error {
     /// A proxy that is not on this machine would get the registry's tokens.
     #[error(
         "peer-to-peer proxy {0} has no loopback address; expected one, because the proxy receives \
-         credentials of registries"
+         credentials of registries; allow it with --p2p-host {0}"
     )]
     Remote(Host),
 }
@@ -79,6 +79,15 @@ impl Mirror {
 
     /// URL of a blob at the mirror; `None` if it mirrors another registry.
     pub(super) fn blob(&self, repository: &Repository, digest: &Digest) -> Option<Url> {
+        self.url(repository, "blobs", digest)
+    }
+
+    /// URL of a manifest at the mirror; `None` if it mirrors another registry.
+    pub(super) fn manifest(&self, repository: &Repository, digest: &Digest) -> Option<Url> {
+        self.url(repository, "manifests", digest)
+    }
+
+    fn url(&self, repository: &Repository, kind: &str, digest: &Digest) -> Option<Url> {
         if self.host != *repository.host() {
             return None;
         }
@@ -88,7 +97,7 @@ impl Mirror {
         } else {
             "/v2"
         };
-        let mut path = format!("{base}{api}/{}/blobs/{digest}", repository.name());
+        let mut path = format!("{base}{api}/{}/{kind}/{digest}", repository.name());
         if self.base.host() != repository.host() {
             path.push_str(&format!("?ns={}", namespace(repository.host())));
         }
@@ -141,6 +150,19 @@ impl Prefix {
     pub fn own_host(&self) -> &Host {
         self.0.host()
     }
+
+    /// Checks that the proxy may get credentials of registries: it is on this machine, or at one of the
+    /// `allowed` hosts.
+    ///
+    /// # Errors
+    /// [`Error::Remote`].
+    pub(super) fn check_allowed(&self, allowed: &[Host]) -> Result<(), Error> {
+        let host = self.0.host();
+        match names_this_machine(host) || allowed.contains(host) {
+            true => Ok(()),
+            false => Err(Error::Remote(host.clone())),
+        }
+    }
 }
 
 impl FromStr for Prefix {
@@ -153,9 +175,6 @@ impl FromStr for Prefix {
             // Upstream's own example has no scheme.
             base_url(&format!("http://{text}"))?
         };
-        if !names_this_machine(url.host()) {
-            return Err(Error::Remote(url.host().clone()));
-        }
         Ok(Prefix(url))
     }
 }
@@ -289,10 +308,16 @@ mod tests {
             "10.0.0.1:80",
             "169.254.169.254/x",
             "[fe80::1]/x",
-            "",
-            "localhost?x",
-            "http://",
         ] {
+            let prefix: Prefix = text.parse().unwrap();
+            let refused = prefix.check_allowed(&["p.example".parse().unwrap()]);
+            assert!(matches!(refused, Err(Error::Remote(_))), "{text}");
+            let own = prefix.own_host().clone();
+            prefix.check_allowed(&[own]).unwrap();
+        }
+        let near: Prefix = "localhost:19145/x".parse().unwrap();
+        near.check_allowed(&[]).unwrap();
+        for text in ["", "localhost?x", "http://"] {
             assert!(text.parse::<Prefix>().is_err(), "{text}");
         }
     }

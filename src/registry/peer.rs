@@ -7,6 +7,7 @@ use super::blob::BlobBody;
 use super::error::{Error, Result};
 use super::health::Health;
 use super::http::{Answer, Ask, Timeouts};
+use super::manifest::ACCEPT;
 use super::mirror::{Mirror, Prefix};
 use super::redirect::check_peer_target;
 use super::repository::Repository;
@@ -89,27 +90,78 @@ impl Peer {
                 (prefix.of(actual)?, login, [].as_slice())
             }
         };
+        let (ask, header) = (Ask::Stream, ("range", range));
+        self.request(&ask, actual, &url, login.as_ref(), own, header)
+    }
+
+    /// Asks a mirror for the manifest with this digest, whose URL at the registry is `actual`. `None` as
+    /// for [`Peer::ask`]; a proxy is not asked.
+    pub(super) fn ask_manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        actual: &Url,
+    ) -> Option<Result<Answer>> {
+        let Form::Mirror(mirror) = &self.form else {
+            return None;
+        };
+        let url = mirror.manifest(repository, digest)?;
+        let login = mirror_login(mirror, repository)?;
+        let header = ("accept", ACCEPT);
+        self.request(
+            &Ask::Get,
+            actual,
+            &url,
+            Some(&login),
+            mirror.headers(),
+            header,
+        )
+    }
+
+    /// Makes a request with the peer's own headers and one more, and follows its redirects. `None`: the
+    /// peer is left alone just now.
+    fn request(
+        &self,
+        ask: &Ask<'_>,
+        actual: &Url,
+        url: &Url,
+        login: Option<&Repository>,
+        own: &[(String, String)],
+        header: (&str, &str),
+    ) -> Option<Result<Answer>> {
         if !self.health.admit() {
             return None;
         }
         let own = own.iter().map(|(name, value)| (&**name, &**value));
-        let headers: Vec<_> = own.chain([("range", range)]).collect();
-        let ask = Ask::Stream;
-        let answer = match &login {
+        let headers: Vec<_> = own.chain([header]).collect();
+        let requests = &self.requests;
+        let answer = match login {
             Some(login) => {
-                let mut contact = self.requests.first_contact(login);
-                let requests = &self.requests;
-                requests.log_in_and_ask(&mut contact, login, &ask, &url, &headers)
+                let mut contact = requests.first_contact(login);
+                requests.log_in_and_ask(&mut contact, login, ask, url, &headers)
             }
-            None => self.requests.ask(&ask, &url, &headers, NamedBy::User),
+            None => requests.ask(ask, url, &headers, NamedBy::User),
         };
-        let check = |_: &Url, next: &Url| check_peer_target(actual, &url, next);
+        let check = |_: &Url, next: &Url| check_peer_target(actual, url, next);
         Some(answer.and_then(|answer| {
-            // The headers are for the mirror; what it redirects to gets the range only.
-            let headers = [("range", range)];
-            self.requests
-                .follow(&ask, url.clone(), answer, &headers, &check, &mut |_| {})
+            // The peer's headers are for the peer; what it redirects to does not get them.
+            requests.follow(ask, url.clone(), answer, &[header], &check, &mut |_| {})
         }))
+    }
+
+    /// Records the outcome of a request whose answer was read to its end in the peer's health, and returns
+    /// what was read.
+    pub(super) fn outcome_of<T>(&self, result: Result<T>) -> Option<T> {
+        match result {
+            Ok(found) => {
+                self.health.succeeded();
+                Some(found)
+            }
+            Err(error) => {
+                self.note(error);
+                None
+            }
+        }
     }
 
     /// Records a failed answer in the peer's health. Returns the body of a good one, which records its
@@ -118,15 +170,19 @@ impl Peer {
         match result {
             Ok(body) => Some(body.of_peer(&self.health)),
             Err(error) => {
-                log::debug!("{}: {}", self.health.name(), reason(&error));
-                // Not to have a blob is no failure.
-                if matches!(error, Error::NotFound { .. }) {
-                    self.health.succeeded();
-                } else {
-                    self.health.failed(error);
-                }
+                self.note(error);
                 None
             }
+        }
+    }
+
+    fn note(&self, error: Error) {
+        log::debug!("{}: {}", self.health.name(), reason(&error));
+        // A mirror may lack what it is asked for.
+        if matches!(error, Error::NotFound { .. }) {
+            self.health.succeeded();
+        } else {
+            self.health.failed(error);
         }
     }
 }

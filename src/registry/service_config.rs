@@ -30,6 +30,10 @@ const MAX_CONFIG: u64 = 1 << 20;
 /// Longest wait for a credential service that can be configured, in seconds.
 const MAX_TIMEOUT: u64 = 60;
 
+/// Values of upstream's daemon for keys that the file does not have.
+const DEFAULT_CREDENTIALS: &str = "/opt/overlaybd/cred.json";
+const DEFAULT_P2P: &str = "http://localhost:9731/accelerator";
+
 /// Most workers of a replay that can be configured.
 const MAX_CONCURRENCY: u32 = 256;
 
@@ -80,6 +84,9 @@ pub enum Error {
         /// Why.
         source: mirror::Error,
     },
+    /// The peer-to-peer proxy may not be used.
+    #[error(transparent)]
+    Proxy(#[from] mirror::Error),
 }
 
 /// Settings of the configuration.
@@ -111,7 +118,7 @@ pub struct ServiceConfig {
 #[serde(default, rename_all = "camelCase")]
 struct Raw {
     credential_config: RawCredentials,
-    credential_file_path: String,
+    credential_file_path: Option<String>,
     cache_config: RawCache,
     registry_cache_dir: String,
     cache_type: String,
@@ -149,7 +156,7 @@ struct RawCache {
 #[serde(default)]
 struct RawP2p {
     enable: bool,
-    address: String,
+    address: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -243,7 +250,9 @@ impl ServiceConfig {
                 path: path.to_owned(),
                 source,
             };
-            Some(raw.p2p_config.address.parse().map_err(source)?)
+            let address = raw.p2p_config.address;
+            let address = address.as_deref().unwrap_or(DEFAULT_P2P);
+            Some(address.parse().map_err(source)?)
         } else {
             None
         };
@@ -314,7 +323,17 @@ fn user_agent(text: String) -> Result<Option<String>, String> {
     Ok(given(text))
 }
 
-fn source(raw: RawCredentials, legacy: String, path: &Path) -> Result<Source, Error> {
+/// The file of credentials that the older key names. Without the key, upstream's default, if that file
+/// is there.
+fn legacy_file(named: Option<String>) -> Source {
+    let file = match named {
+        Some(named) => given(named).map(PathBuf::from),
+        None => Some(PathBuf::from(DEFAULT_CREDENTIALS)).filter(|file| file.exists()),
+    };
+    file.map_or(Source::None, Source::File)
+}
+
+fn source(raw: RawCredentials, legacy: Option<String>, path: &Path) -> Result<Source, Error> {
     let timeout = Duration::from_secs(raw.timeout.unwrap_or(1).clamp(1, MAX_TIMEOUT));
     let failed = |source| Error::Credentials {
         path: path.to_owned(),
@@ -329,7 +348,7 @@ fn source(raw: RawCredentials, legacy: String, path: &Path) -> Result<Source, Er
         expected: "also client_key_path",
     };
     match raw.mode.as_str() {
-        "" => Ok(given(legacy).map_or(Source::None, |file| Source::File(file.into()))),
+        "" => Ok(legacy_file(legacy)),
         "file" => Ok(Source::File(raw.path.into())),
         "http" => Service::http(&raw.path, false, timeout, None, None)
             .map(Source::Service)

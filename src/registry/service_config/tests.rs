@@ -48,10 +48,15 @@ fn older_names_hold_where_the_newer_say_nothing() {
     assert_eq!(config.cache_size, Some(9 << 30));
 
     let empty = parse("{}").unwrap();
-    assert!(matches!(empty.credentials, Source::None));
+    let is_there = Path::new(DEFAULT_CREDENTIALS).exists();
+    assert_eq!(matches!(empty.credentials, Source::None), !is_there);
+    let none = parse(r#"{"credentialFilePath":""}"#).unwrap();
+    assert!(matches!(none.credentials, Source::None));
     assert!(empty.download.is_none() && empty.p2p.is_none() && empty.cache_dir.is_none());
     let off = parse(r#"{"p2pConfig":{"enable":false,"address":"http://far.example"}}"#).unwrap();
     assert!(off.p2p.is_none());
+    let on = parse(r#"{"p2pConfig":{"enable":true}}"#).unwrap();
+    assert_eq!(on.p2p, Some("localhost:9731/accelerator".parse().unwrap()));
 }
 
 #[test]
@@ -69,7 +74,7 @@ fn values_that_cannot_be_used_are_refused() {
         r#"{"credentialConfig":{"mode":"http","path":""}}"#,
         r#"{"credentialConfig":{"mode":"https","path":"h/x","client_cert_path":"/a"}}"#,
         r#"{"credentialConfig":{"mode":"https","path":"h/x","server_ca_path":"/no/such/file"}}"#,
-        r#"{"p2pConfig":{"enable":true,"address":"http://far.example"}}"#,
+        r#"{"p2pConfig":{"enable":true,"address":"http://far.example?x"}}"#,
         r#"{"p2pConfig":{"enable":true,"address":""}}"#,
         r#"{"certConfig":{"certFile":"/a"}}"#,
         "{\"userAgent\":\"a\\r\\nb\"}",

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::content::Random;
@@ -13,6 +13,7 @@ use common::remote::{Layers, Place, REPOSITORY};
 use ovbd_vhost::format::digest::Digest;
 use serde_json::json;
 
+use super::allowed::received_bytes;
 use super::{Reader, asked_units};
 
 /// An answer in place of the right one.
@@ -262,8 +263,6 @@ fn a_server_without_ranges_sends_each_blob_once() {
         .zip(layers.blobs.iter().map(Vec::as_slice));
     let files: Vec<_> = files.collect();
     let nginx = Nginx::start("", "max_ranges 0;", &files);
-    let sent = Arc::new(AtomicUsize::new(0));
-    let _ = sent;
     place.config("http", nginx.host(), &layers.lowers(), json!({}));
     let control = place.path("control").display().to_string();
     let daemon = place.serve(&["--control", &control]);
@@ -272,6 +271,11 @@ fn a_server_without_ranges_sends_each_blob_once() {
     // Each blob: its first bytes, a refusal of the last ones, and all of it.
     let requests = seen["fetcher"]["requests"].as_u64().expect("requests");
     assert!(requests <= 3 * 2 + 2, "{seen}");
+    // What came with a first answer may come again.
+    let bytes = received_bytes(&seen);
+    let stored: usize = layers.blobs.iter().map(Vec::len).sum();
+    let most = stored + layers.blobs.len() * super::UNIT;
+    assert!((stored as u64..=most as u64).contains(&bytes), "{seen}");
 }
 
 /// Debian's registry as a pull-through proxy: everything at first, and ranges from then on.
@@ -286,8 +290,22 @@ fn a_cold_proxy_is_waited_for() {
     let origin = DockerRegistry::open(storage);
     let proxy = DockerRegistry::proxy(&format!("http://{}", origin.host()));
     place.config("http", proxy.host(), &layers.lowers(), json!({}));
-    let daemon = place.serve(&[]);
+    let control = place.path("control").display().to_string();
+    let daemon = place.serve(&["--control", &control]);
     Reader::connect(&daemon).check_all(&layers.content);
+    let seen = super::fetching(&place);
+    let stored: usize = layers.blobs.iter().map(Vec::len).sum();
+    let most = stored + layers.blobs.len() * super::UNIT;
+    let bytes = received_bytes(&seen);
+    assert!((stored as u64..=most as u64).contains(&bytes), "{seen}");
+    // At most two that are answered with everything for each blob, and one for each unit.
+    let requests = seen["fetcher"]["requests"].as_u64().expect("requests");
+    let units = layers
+        .blobs
+        .iter()
+        .map(|blob| blob.len().div_ceil(super::UNIT));
+    let most = units.sum::<usize>() + 2 * layers.blobs.len();
+    assert!(requests <= most as u64, "{seen}");
 }
 
 /// Mirrors in every state are passed by, and a peer-to-peer proxy too.
@@ -316,9 +334,12 @@ fn dead_mirrors_do_not_keep_a_guest_waiting() {
             "--mirror" => format!("{}={url}", origin.host()),
             _ => url.clone(),
         };
-        let before = origin.count();
+        let before = (origin.count(), silent.count());
         let daemon = place.serve(&[option, &value]);
         Reader::connect(&daemon).check_all(&layers.content);
-        assert!(origin.count() > before, "{option} {url}");
+        assert!(origin.count() > before.0, "{option} {url}");
+        // Five that fail, and those that are under way meanwhile; then one a pause of 5 seconds and more.
+        let asked = silent.count() - before.1;
+        assert!(asked <= 5 + 24 + 8, "{option} {url}: {asked} requests");
     }
 }

@@ -15,16 +15,17 @@ use super::Reader;
 const ANNOTATION: &str = "containerd.io/snapshot/overlaybd/";
 
 /// What the paths `/manifests/SELECTOR` of a registry lead to.
-type Documents = Arc<Mutex<HashMap<String, String>>>;
+pub(super) type Documents = Arc<Mutex<HashMap<String, String>>>;
 
 /// A registry of layers, and of manifests that a test may exchange.
-fn registry(layers: &Layers, documents: &Documents) -> Server {
+pub(super) fn registry(layers: &Layers, documents: &Documents) -> Server {
     let documents = Arc::clone(documents);
     let blobs = layers.handler(serve);
     Server::start(move |request| {
         let Some((_, selector)) = request.target.split_once("/manifests/") else {
             return blobs(request);
         };
+        let selector = selector.split('?').next().unwrap_or_default();
         match documents.lock().expect("documents").get(selector) {
             Some(text) => answer(200, &[], text.as_bytes()),
             None => answer(404, &[], b""),
@@ -32,7 +33,7 @@ fn registry(layers: &Layers, documents: &Documents) -> Server {
     })
 }
 
-fn put(documents: &Documents, selector: &str, text: &str) -> Digest {
+pub(super) fn put(documents: &Documents, selector: &str, text: &str) -> Digest {
     let digest = Digest::of(text.as_bytes());
     let mut documents = documents.lock().expect("documents");
     for selector in [selector, &digest.to_string()] {
@@ -42,7 +43,7 @@ fn put(documents: &Documents, selector: &str, text: &str) -> Digest {
 }
 
 /// An entry of an index.
-fn entry(digest: &str, os: &str, architecture: &str) -> Value {
+pub(super) fn entry(digest: &str, os: &str, architecture: &str) -> Value {
     json!({
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
         "digest": digest,

@@ -1,6 +1,7 @@
 //! The daemon with layers in registries: guest bytes, requests, refusals, outages, kills.
 
 mod absence;
+mod allowed;
 mod answers;
 mod background;
 mod counting;
@@ -11,6 +12,7 @@ mod filesystems;
 mod images;
 mod kills;
 mod links;
+mod mirrors;
 mod network;
 mod opening;
 mod outages;
@@ -19,8 +21,10 @@ mod redirects;
 mod refusals;
 mod removal;
 mod reopening;
+mod service_config;
 mod sharing;
 mod storage;
+mod streaming;
 mod stuck;
 mod successors;
 mod tls;

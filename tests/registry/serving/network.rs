@@ -17,11 +17,11 @@ use super::{Reader, fetching};
 const NAME: &str = "registry.test";
 
 /// A configuration of name servers: one that is away. Nothing listens there.
-const NO_SERVER: &str = "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n";
+pub(super) const NO_SERVER: &str = "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n";
 
 /// A place in which the names of hosts come from files of the test alone: the addresses in `names`,
 /// and what the name servers in `servers` say.
-fn with_names(names: &str, servers: &str) -> (Place, String) {
+pub(super) fn with_names(names: &str, servers: &str) -> (Place, String) {
     let place = Place::default();
     fs::write(place.path("hosts"), names).expect("names");
     fs::write(place.path("resolv.conf"), servers).expect("a configuration");
