@@ -62,6 +62,12 @@ impl<'a> DataPath<'a> {
         &self.delivery
     }
 
+    /// Moves the counts of reads to the statistics page.
+    #[inline]
+    pub fn publish_counts(&mut self) {
+        self.delivery.publish_counts();
+    }
+
     /// Reads of storage.
     pub fn storage(&self) -> &Storage {
         &self.storage
@@ -87,30 +93,34 @@ impl<'a> DataPath<'a> {
     ///
     /// # Errors
     ///
-    /// A subread failed.
+    /// A subread failed, or the image tables are lost.
     #[inline]
     pub fn advance(&mut self, id: ReadId, read: &mut ActiveRead<'a>) -> Result<(), Error> {
-        while let Some((subread, position)) = read.subreads_mut().peek() {
-            let Some(slot) = read.subreads().vacant_slot() else {
-                return Ok(());
+        loop {
+            read.subreads_mut().prepare();
+            let Some((subread, position)) = read.subreads().next() else {
+                break;
             };
-            let begun = self.begin(SubreadId::new(id, slot), &subread, position, read)?;
-            let subreads = read.subreads_mut();
-            subreads.take(&subread);
-            if let Step::Pending(state) = begun {
+            let Some(slot) = read.subreads().vacant_slot() else {
+                break;
+            };
+            let begun = self.begin(SubreadId::new(id, slot), subread, position, read)?;
+            let taken = read.subreads_mut().take();
+            if let (Step::Pending(state), Some(subread)) = (begun, taken) {
                 let is_queued = matches!(state, SubreadState::Queued);
                 let pending = PendingSubread {
                     subread,
                     position,
                     state,
                 };
-                subreads.insert(slot, pending);
+                read.subreads_mut().insert(slot, pending);
                 if is_queued {
-                    return Ok(());
+                    break;
                 }
             }
         }
-        Ok(())
+        // A look-up in lost image tables may have found a wrong place.
+        self.delivery.image().check_tables()
     }
 
     /// Serves a subread if its bytes are in memory, and begins to read or to fetch them otherwise.
@@ -131,7 +141,9 @@ impl<'a> DataPath<'a> {
             let range = match self.delivery.locate(subread, read.subreads().lookup()) {
                 Some(Located::Present(range)) => range,
                 Some(Located::Absent(range)) => {
-                    return Ok(Step::Pending(self.fetches.begin(id, &range)));
+                    let begun = self.fetches.begin(id, &range);
+                    let state = begun.map_or(SubreadState::Queued, SubreadState::Fetching);
+                    return Ok(Step::Pending(state));
                 }
                 None => {
                     cursor.zero(subread.len() as usize);
@@ -228,8 +240,8 @@ impl<'a> DataPath<'a> {
         let subread = &pending.subread;
         match self.delivery.locate(subread, read.subreads().lookup()) {
             Some(Located::Absent(range)) => {
-                let again = self.fetches.retry(id, &range, fetching, result);
-                again.map(Step::Pending)
+                let again = self.fetches.retry(id, &range, fetching, result)?;
+                Ok(Step::Pending(SubreadState::Fetching(again)))
             }
             _ => self.begin(id, subread, pending.position, read),
         }

@@ -7,7 +7,7 @@
 use super::BlockBackend;
 use super::drop_behind::DropBehind;
 use super::read_plan::Subread;
-use super::stats::queue::{QueueStats, ReadSource, cell};
+use super::stats::queue::{LayerReads, QueueStats, ReadSource, cell};
 use crate::image::pieces::{CompressedRun, Piece};
 use crate::image::unpack::Unpacker;
 use crate::image::{Error, Image, MAX_STORED};
@@ -24,6 +24,7 @@ pub struct Delivery<'a> {
     /// Drops bytes from the page cache once they are served, if enabled.
     drop_behind: Option<DropBehind<'a>>,
     stats: QueueStats<'a>,
+    layer_reads: LayerReads,
 }
 
 impl<'a> Delivery<'a> {
@@ -35,7 +36,19 @@ impl<'a> Delivery<'a> {
             buffer: vec![0; MAX_STORED],
             drop_behind: backend.tuning().drop_cache.then(DropBehind::default),
             stats,
+            layer_reads: LayerReads::default(),
         }
+    }
+
+    /// Moves the counts of reads to the statistics page.
+    pub fn publish_counts(&mut self) {
+        self.layer_reads.publish(&self.stats);
+    }
+
+    /// The image.
+    #[inline]
+    pub fn image(&self) -> &'a Image {
+        self.image
     }
 
     /// Locates the stored bytes of `subread`, whose data files `lookup` names. `None` for zeros, which are
@@ -100,7 +113,7 @@ impl<'a> Delivery<'a> {
             });
             let intact = !blob.is_lost();
             if intact {
-                self.stats.layer_read(ReadSource::Map, len);
+                self.layer_reads.count(ReadSource::Map, len);
             }
             return Ok(intact);
         };
@@ -110,7 +123,7 @@ impl<'a> Delivery<'a> {
         if blob.is_lost() {
             return Ok(false);
         }
-        self.stats.layer_read(ReadSource::Map, len);
+        self.layer_reads.count(ReadSource::Map, len);
         let container = self.image.container(run.layer);
         let unpacked = self.unpacker.unpack(container, run, bytes, &mut cursor);
         self.count_damage(unpacked)?;
@@ -133,7 +146,7 @@ impl<'a> Delivery<'a> {
         if !range.read_cached(bytes)? {
             return Ok(false);
         }
-        self.stats.layer_read(ReadSource::Pread, bytes.len());
+        self.layer_reads.count(ReadSource::Pread, bytes.len());
         note_or_drop(&mut self.drop_behind, self.image, subread, range);
         let delivered = deliver(&mut self.unpacker, self.image, subread, bytes, cursor);
         self.count_damage(delivered)?;
@@ -153,7 +166,7 @@ impl<'a> Delivery<'a> {
     ) -> Result<(), Error> {
         let bytes = &mut self.buffer[..range.len()];
         range.read_exact(bytes)?;
-        self.stats.layer_read(ReadSource::Pread, bytes.len());
+        self.layer_reads.count(ReadSource::Pread, bytes.len());
         note_or_drop(&mut self.drop_behind, self.image, subread, range);
         let delivered = deliver(&mut self.unpacker, self.image, subread, bytes, cursor);
         self.count_damage(delivered)
@@ -171,7 +184,7 @@ impl<'a> Delivery<'a> {
         bytes: &[u8],
         cursor: Cursor<'_, '_>,
     ) -> Result<(), Error> {
-        self.stats.layer_read(ReadSource::Uring, bytes.len());
+        self.layer_reads.count(ReadSource::Uring, bytes.len());
         note_or_drop(&mut self.drop_behind, self.image, subread, range);
         let delivered = deliver(&mut self.unpacker, self.image, subread, bytes, cursor);
         self.count_damage(delivered)

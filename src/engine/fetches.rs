@@ -11,7 +11,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::read_id::SubreadId;
-use super::subreads::SubreadState;
 use crate::image::Error;
 use crate::source::refetch::FetchCount;
 use crate::source::{AbsentRange, FetchError, Fetched, Ticket, Waker};
@@ -74,13 +73,14 @@ impl Fetches {
         Rc::strong_count(&self.permits) - 1
     }
 
-    /// Asks the fetcher for `range`, the bytes of subread `id`. Without a permit the subread is queued.
-    pub fn begin(&mut self, id: SubreadId, range: &AbsentRange<'_>) -> SubreadState {
+    /// Asks the fetcher for `range`, the bytes of subread `id`. Without a permit the subread is queued, and
+    /// `None` returned.
+    pub fn begin(&mut self, id: SubreadId, range: &AbsentRange<'_>) -> Option<Fetching> {
         if self.under_way() >= MAX_UNDER_WAY {
             self.queue.push_back(id);
-            return SubreadState::Queued;
+            return None;
         }
-        self.request(id, range, FetchCount::FIRST)
+        Some(self.request(id, range, FetchCount::FIRST))
     }
 
     /// Asks again for the bytes of subread `id`, which are absent after a fetch with this result.
@@ -94,27 +94,22 @@ impl Fetches {
         range: &AbsentRange<'_>,
         ended: &Fetching,
         result: Result<(), FetchError>,
-    ) -> Result<SubreadState, Error> {
+    ) -> Result<Fetching, Error> {
         let count = result.and_then(|()| ended.count.next());
         let count = count.map_err(|error| range.error(error))?;
         Ok(self.request(id, range, count))
     }
 
-    fn request(
-        &mut self,
-        id: SubreadId,
-        range: &AbsentRange<'_>,
-        count: FetchCount,
-    ) -> SubreadState {
+    fn request(&mut self, id: SubreadId, range: &AbsentRange<'_>, count: FetchCount) -> Fetching {
         // A fetch that was given up may still end, so each has a ticket of its own.
         let ticket = Ticket(self.begun << SubreadId::BITS | u64::from(id.to_bits()));
         self.begun += 1;
         range.request(&self.waker, ticket);
-        SubreadState::Fetching(Fetching {
+        Fetching {
             ticket,
             count,
             _permit: self.permits.clone(),
-        })
+        }
     }
 
     /// Takes the result of one fetch that has ended. The fetch may have been given up.

@@ -68,8 +68,9 @@ fn first_range<'t>(
     planned: &'t mut Planned<'_>,
     delivery: &'t Delivery<'_>,
 ) -> Option<PresentRange<'t>> {
-    let (subread, _) = planned.subreads.peek()?;
-    match delivery.locate(&subread, planned.subreads.lookup())? {
+    planned.subreads.prepare();
+    let (subread, _) = planned.subreads.next()?;
+    match delivery.locate(subread, planned.subreads.lookup())? {
         Located::Present(range) => Some(range),
         Located::Absent(_) => None,
     }

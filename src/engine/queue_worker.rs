@@ -4,6 +4,7 @@
 mod drain;
 mod offloaded;
 mod paused;
+mod unfinished_write;
 mod write;
 
 use std::io;
@@ -447,10 +448,17 @@ impl<'a> QueueWorker<'a> {
     }
 
     /// Publishes the answers if they are a full batch.
+    #[inline]
     fn publish_batch(&mut self) {
-        let enough = self.unpublished >= BATCH || self.unpublished_bytes >= BATCH_BYTES;
+        if self.unpublished >= BATCH || self.unpublished_bytes >= BATCH_BYTES {
+            self.publish_full_batch();
+        }
+    }
+
+    #[inline(never)]
+    fn publish_full_batch(&mut self) {
         // An error is found again, and reported, at the end of the turn.
-        if enough && self.publish().is_ok() {
+        if self.publish().is_ok() {
             self.reads.submit();
         }
     }
@@ -466,6 +474,7 @@ impl<'a> QueueWorker<'a> {
         }
         (self.unpublished, self.unpublished_bytes) = (0, 0);
         self.stats.publish();
+        self.reads.publish_counts();
         if self.queue.publish() {
             self.eventfds.signal_call();
         }

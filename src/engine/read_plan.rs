@@ -32,37 +32,26 @@ impl Subread {
         }
     }
 
-    /// Its first bytes, as many as fit one buffer. Compressed runs are bounded already, and zeros need
-    /// no buffer.
-    fn first(self) -> Self {
+    /// Shortens it to the bytes that fit one buffer; returns the rest, if there is one. Compressed runs are
+    /// bounded already, and zeros need no buffer.
+    #[inline]
+    fn split_rest(&mut self) -> Option<Self> {
         const MOST: u64 = MAX_STORED as u64;
-        match self {
-            Subread::Image(Piece::Plain { layer, offset, len }) => {
-                let len = len.min(MOST);
-                Subread::Image(Piece::Plain { layer, offset, len })
-            }
-            Subread::Writable { file, offset, len } => {
-                let len = len.min(MOST);
-                Subread::Writable { file, offset, len }
-            }
-            other => other,
+        let (offset, len) = match self {
+            Subread::Image(Piece::Plain { offset, len, .. }) => (offset, len),
+            Subread::Writable { offset, len, .. } => (offset, len),
+            Subread::Image(_) => return None,
+        };
+        let left = len.checked_sub(MOST).filter(|left| *left > 0)?;
+        let after = *offset + MOST;
+        *len = MOST;
+        let mut rest = *self;
+        if let Subread::Image(Piece::Plain { offset, len, .. })
+        | Subread::Writable { offset, len, .. } = &mut rest
+        {
+            (*offset, *len) = (after, left);
         }
-    }
-
-    /// Itself without its first `taken` bytes; `None` if nothing is left.
-    fn rest(self, taken: u64) -> Option<Self> {
-        let left = self.len().checked_sub(taken).filter(|left| *left > 0);
-        match (self, left?) {
-            (Subread::Image(Piece::Plain { layer, offset, .. }), len) => {
-                let offset = offset + taken;
-                Some(Subread::Image(Piece::Plain { layer, offset, len }))
-            }
-            (Subread::Writable { file, offset, .. }, len) => {
-                let offset = offset + taken;
-                Some(Subread::Writable { file, offset, len })
-            }
-            _ => None,
-        }
+        Some(rest)
     }
 }
 
@@ -80,8 +69,10 @@ pub struct ReadPlan<'a> {
     span: usize,
     /// Sectors that are not planned yet.
     left: SectorRange,
-    /// Subread planned last, without the bytes that were taken.
+    /// The next subread, if it is planned. Its stored bytes fit one buffer of [`MAX_STORED`].
     next: Option<Subread>,
+    /// What follows it in the same place.
+    rest: Option<Subread>,
     /// First byte of the request's data that the next subread fills.
     position: usize,
 }
@@ -96,6 +87,7 @@ impl<'a> ReadPlan<'a> {
             span: 0,
             left: SectorRange::default(),
             next: None,
+            rest: None,
             position: 0,
         }
     }
@@ -112,7 +104,7 @@ impl<'a> ReadPlan<'a> {
             pieces.prefetch();
             (self.pieces, self.left) = (Some(pieces), SectorRange::default());
         }
-        (self.next, self.position) = (None, 0);
+        (self.next, self.rest, self.position) = (None, None, 0);
     }
 
     /// The looked-up spans, which name the data files of [`Subread::Writable`].
@@ -121,18 +113,24 @@ impl<'a> ReadPlan<'a> {
         &self.lookup
     }
 
-    /// The next subread, without taking it, and the first byte of the request's data that it fills. Its
-    /// stored bytes fit one buffer of [`MAX_STORED`].
+    /// Plans the next subread, unless it is planned already.
     #[inline]
-    pub fn peek(&mut self) -> Option<(Subread, usize)> {
+    pub fn prepare(&mut self) {
         if self.next.is_none() {
             self.next = match self.pieces.as_mut().and_then(Iterator::next) {
                 Some(piece) => Some(Subread::Image(piece)),
                 None if self.left.is_empty() => None,
                 None => self.next_span(),
             };
+            self.rest = self.next.as_mut().and_then(Subread::split_rest);
         }
-        Some((self.next?.first(), self.position))
+    }
+
+    /// The prepared subread, and the first byte of the request's data that it fills; `None` if there is no
+    /// subread left. Its stored bytes fit one buffer of [`MAX_STORED`].
+    #[inline]
+    pub fn next(&self) -> Option<(&Subread, usize)> {
+        Some((self.next.as_ref()?, self.position))
     }
 
     /// The next subread from the current span of the lookup on.
@@ -175,17 +173,22 @@ impl<'a> ReadPlan<'a> {
         SectorRange::new(start, middle)
     }
 
-    /// Takes `subread`, which [`ReadPlan::peek`] returned.
+    /// Takes the prepared subread.
     #[inline]
-    pub fn take(&mut self, subread: &Subread) {
+    pub fn take(&mut self) -> Option<Subread> {
+        let taken = self.next.take()?;
         // At most the request's data, which is a `usize`.
-        self.position += subread.len() as usize;
-        self.next = self.next.and_then(|next| next.rest(subread.len()));
+        self.position += taken.len() as usize;
+        if self.rest.is_some() {
+            self.next = self.rest.take();
+            self.rest = self.next.as_mut().and_then(Subread::split_rest);
+        }
+        Some(taken)
     }
 
     /// Drops the subreads that are not taken.
     pub fn abandon(&mut self) {
-        (self.pieces, self.next) = (None, None);
+        (self.pieces, self.next, self.rest) = (None, None, None);
         self.left = SectorRange::default();
     }
 

@@ -35,6 +35,16 @@ pub struct ActiveRead<'a> {
 }
 
 impl<'a> ActiveRead<'a> {
+    /// A read with nothing begun.
+    #[inline]
+    pub fn new(planned: Planned<'a>) -> Self {
+        Self {
+            request: planned.request,
+            subreads: planned.subreads,
+            verdict: Verdict::Good,
+        }
+    }
+
     /// The request.
     #[inline]
     pub fn request(&self) -> &Request<'a> {
@@ -71,6 +81,23 @@ impl<'a> ActiveRead<'a> {
         }
         self.subreads.abandon_plan();
     }
+
+    /// Ends a read of which no subread is pending. Its subreads can be used again.
+    #[inline]
+    pub fn finish(self) -> (Finished<'a>, Box<Subreads<'a>>) {
+        let outcome = match self.verdict {
+            Verdict::Good => Outcome::Answered(Status::Ok),
+            Verdict::Failed => Outcome::Answered(Status::IoError),
+            Verdict::GivenUp => Outcome::Open,
+        };
+        let written = self.request.chain().writable().len();
+        (self.request.finish(outcome, written), self.subreads)
+    }
+
+    /// Pieces of guest memory that it holds.
+    fn pieces(&self) -> usize {
+        self.request.chain().writable().pieces().len()
+    }
 }
 
 /// The active reads of one worker, by id.
@@ -83,29 +110,24 @@ pub struct ReadTable<'a> {
 }
 
 impl<'a> ReadTable<'a> {
-    /// Enters a read.
+    /// Id of the read that is entered next.
     #[inline]
-    pub fn insert(&mut self, planned: Planned<'a>) -> ReadId {
-        let Planned { request, subreads } = planned;
-        self.pieces += pieces(&request);
-        let read = Some(ActiveRead {
-            request,
-            subreads,
-            verdict: Verdict::Good,
-        });
+    pub fn vacant(&self) -> ReadId {
+        // As many reads as the queue has descriptors, at most 32768.
+        let new = ReadId(self.slots.len() as u16);
+        self.free.last().copied().unwrap_or(new)
+    }
+
+    /// Enters a read with pending subreads, by the id that [`ReadTable::vacant`] returned.
+    pub fn insert(&mut self, read: ActiveRead<'a>) {
+        self.pieces += read.pieces();
         match self.free.pop() {
             Some(id) => {
                 if let Some(slot) = self.slots.get_mut(usize::from(id.0)) {
-                    *slot = read;
+                    *slot = Some(read);
                 }
-                id
             }
-            None => {
-                // As many reads as the queue has descriptors, at most 32768.
-                let id = ReadId(self.slots.len() as u16);
-                self.slots.push(read);
-                id
-            }
+            None => self.slots.push(Some(read)),
         }
     }
 
@@ -133,25 +155,13 @@ impl<'a> ReadTable<'a> {
         })
     }
 
-    /// Removes a read of which no subread is pending. Its subreads can be used again.
-    #[inline]
-    pub fn finish(&mut self, id: ReadId) -> Option<(Finished<'a>, Box<Subreads<'a>>)> {
+    /// Removes a read if none of its subreads is pending.
+    pub fn take_ended(&mut self, id: ReadId) -> Option<ActiveRead<'a>> {
         let slot = self.slots.get_mut(usize::from(id.0))?;
         let read = slot.take_if(|read| !read.subreads.is_pending())?;
         self.free.push(id);
-        let ActiveRead {
-            request,
-            subreads,
-            verdict,
-        } = read;
-        self.pieces -= pieces(&request);
-        let outcome = match verdict {
-            Verdict::Good => Outcome::Answered(Status::Ok),
-            Verdict::Failed => Outcome::Answered(Status::IoError),
-            Verdict::GivenUp => Outcome::Open,
-        };
-        let written = request.chain().writable().len();
-        Some((request.finish(outcome, written), subreads))
+        self.pieces -= read.pieces();
+        Some(read)
     }
 
     /// Whether no read is active.
@@ -163,8 +173,4 @@ impl<'a> ReadTable<'a> {
     pub fn pieces(&self) -> usize {
         self.pieces
     }
-}
-
-fn pieces(request: &Request<'_>) -> usize {
-    request.chain().writable().pieces().len()
 }

@@ -11,7 +11,7 @@ use super::data_path::{DataPath, Step};
 use super::delivery::Delivery;
 use super::pool::Pool;
 use super::read_id::{ReadId, SubreadId};
-use super::read_table::{Planned, ReadTable};
+use super::read_table::{ActiveRead, Planned, ReadTable};
 use super::request::{Finished, Request};
 use super::ring::Ring;
 use super::stats::queue::QueueStats;
@@ -64,6 +64,12 @@ impl<'a> Reads<'a> {
         self.path.delivery()
     }
 
+    /// Moves the counts of reads to the statistics page.
+    #[inline]
+    pub fn publish_counts(&mut self) {
+        self.path.publish_counts();
+    }
+
     /// The ring, if there is one.
     pub fn ring(&self) -> Option<&Ring> {
         self.path.storage().ring()
@@ -87,32 +93,34 @@ impl<'a> Reads<'a> {
     /// later.
     #[inline]
     pub fn begin(&mut self, planned: Planned<'a>) -> Option<Finished<'a>> {
-        let id = self.table.insert(planned);
-        self.advance(id)
+        let mut read = ActiveRead::new(planned);
+        if let Err(error) = self.path.advance(self.table.vacant(), &mut read) {
+            fail(self.queue, &mut read, &error);
+        }
+        if read.subreads().is_pending() {
+            self.table.insert(read);
+            return None;
+        }
+        Some(self.finish(read))
     }
 
-    /// Begins the subreads to come of a read; returns it if it has finished.
-    #[inline]
+    /// Begins the subreads to come of a read in the table; returns it if it has finished.
     fn advance(&mut self, id: ReadId) -> Option<Finished<'a>> {
         let read = self.table.get_mut(id)?;
-        // A look-up in lost image tables may have found a wrong place.
-        let advanced = self.path.advance(id, read);
-        if let Err(error) = advanced.and_then(|()| self.volume.image().check_tables()) {
-            self.fail(id, &error);
+        if let Err(error) = self.path.advance(id, read) {
+            fail(self.queue, read, &error);
         }
-        let (finished, mut subreads) = self.table.finish(id)?;
-        subreads.clear();
-        self.spare.give_back(subreads);
-        Some(finished)
+        let read = self.table.take_ended(id)?;
+        Some(self.finish(read))
     }
 
-    #[cold]
-    fn fail(&mut self, id: ReadId, error: &Error) {
-        if let Some(read) = self.table.get_mut(id) {
-            read.fail();
-        }
-        let (queue, reason) = (self.queue, reason(error));
-        ratelimited_log::warn(format_args!("queue {queue}: a read failed: {reason}"));
+    /// Finishes a read of which no subread is pending.
+    #[inline(always)]
+    fn finish(&mut self, read: ActiveRead<'a>) -> Finished<'a> {
+        let (finished, mut subreads) = read.finish();
+        subreads.clear();
+        self.spare.give_back(subreads);
+        finished
     }
 
     /// Enters the outcome of a step of a pending subread, and goes on with its read.
@@ -121,7 +129,9 @@ impl<'a> Reads<'a> {
             Ok(Step::Pending(state)) => self.set_state(id, state),
             Ok(Step::Served) => self.end_subread(id),
             Err(error) => {
-                self.fail(id.read(), &error);
+                if let Some(read) = self.table.get_mut(id.read()) {
+                    fail(self.queue, read, &error);
+                }
                 self.end_subread(id);
             }
         }
@@ -278,4 +288,12 @@ impl<'a> Reads<'a> {
     pub fn pieces(&self) -> usize {
         self.table.pieces()
     }
+}
+
+/// Records and logs that a subread of `read` failed.
+#[cold]
+fn fail(queue: u16, read: &mut ActiveRead<'_>, error: &Error) {
+    read.fail();
+    let reason = reason(error);
+    ratelimited_log::warn(format_args!("queue {queue}: a read failed: {reason}"));
 }

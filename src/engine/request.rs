@@ -12,9 +12,10 @@ use crate::virtio::status::{Status, StatusByte};
 #[derive(Debug)]
 pub struct Request<'a> {
     head: Head,
+    op: Op,
+    begun: Taken,
     status: StatusByte<'a>,
     chain: Box<Chain<'a>>,
-    counted: Counted,
 }
 
 /// How a request ended.
@@ -39,19 +40,19 @@ pub struct Finished<'a> {
 impl<'a> Request<'a> {
     /// A request whose chain was walked into `chain`, and which is taken at `begun`.
     pub fn new(head: Head, status: StatusByte<'a>, chain: Box<Chain<'a>>, begun: Taken) -> Self {
-        let op = Op::Other;
         Self {
             head,
+            op: Op::Other,
+            begun,
             status,
             chain,
-            counted: Counted { op, begun },
         }
     }
 
     /// Counts the request as one of operation `op`.
     #[inline]
     pub fn is_a(&mut self, op: Op) {
-        self.counted.op = op;
+        self.op = op;
     }
 
     /// The guest memory of the request.
@@ -83,9 +84,10 @@ impl<'a> Finished<'a> {
     pub fn put(self, queue: &mut Queue<'a>) -> Put<'a> {
         let Request {
             head,
+            op,
+            begun,
             status: byte,
             chain,
-            counted,
         } = self.request;
         let (head, status) = match self.outcome {
             Outcome::Answered(status) => (head, status),
@@ -112,7 +114,7 @@ impl<'a> Finished<'a> {
         let len = data as u32 + 1;
         queue.finish(head, len);
         let answer = Answer {
-            counted,
+            counted: Counted { op, begun },
             status,
             len,
         };

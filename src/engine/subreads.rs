@@ -64,16 +64,22 @@ impl<'a> Subreads<'a> {
         self.plan.lookup()
     }
 
-    /// The next subread, without taking it, and the first byte of the request's data that it fills.
+    /// Plans the next subread, unless it is planned already.
     #[inline]
-    pub fn peek(&mut self) -> Option<(Subread, usize)> {
-        self.plan.peek()
+    pub fn prepare(&mut self) {
+        self.plan.prepare();
     }
 
-    /// Takes `subread`, which [`Subreads::peek`] returned.
+    /// The prepared subread, and the first byte of the request's data that it fills.
     #[inline]
-    pub fn take(&mut self, subread: &Subread) {
-        self.plan.take(subread);
+    pub fn next(&self) -> Option<(&Subread, usize)> {
+        self.plan.next()
+    }
+
+    /// Takes the prepared subread.
+    #[inline]
+    pub fn take(&mut self) -> Option<Subread> {
+        self.plan.take()
     }
 
     /// Drops the subreads to come.

@@ -82,11 +82,12 @@ impl Unpacker {
         let mut rest = stored;
         let mut skip = piece.skip as usize;
         let mut wanted = piece.len as usize;
-        for block in piece.first..piece.first + u64::from(piece.count) {
+        let end = piece.first + u64::from(piece.count);
+        for block in piece.first..end {
             let len = zfile_map.block_len(block);
             let part = wanted.min(len.saturating_sub(skip));
             let shared = self.cache.is_some() && piece.count == 1;
-            let result = match take_block(zfile_map, block, &mut rest) {
+            let result = match take_block(zfile_map, block, end, &mut rest) {
                 // Only damaged tables lead to bytes that the block does not have.
                 Ok(_) if part == 0 => Err(BlockError::Missing),
                 Ok(bytes) if part == len && !shared => self.whole(zfile_map, bytes, len, into),
@@ -149,15 +150,23 @@ impl Unpacker {
     }
 }
 
-/// Splits the next block off the stored bytes and verifies its checksum. Returns its compressed bytes.
+/// Splits the next block of a run, whose blocks are below `end`, off the stored bytes and verifies its checksum.
+/// Returns its compressed bytes.
 fn take_block<'s>(
     zfile_map: &ZFileMap,
     block: u64,
+    end: u64,
     rest: &mut &'s [u8],
 ) -> Result<&'s [u8], BlockError> {
     let table = zfile_map.table();
-    let len = table.offset(block + 1).checked_sub(table.offset(block));
-    let len = len.and_then(|len| usize::try_from(len).ok());
+    let len = match block + 1 == end {
+        // Most runs are one block: its bytes are all there are.
+        true => Some(rest.len()),
+        false => {
+            let len = table.offset(block + 1).checked_sub(table.offset(block));
+            len.and_then(|len| usize::try_from(len).ok())
+        }
+    };
     let split = len.and_then(|len| rest.split_at_checked(len));
     let (stored, after) = split.ok_or(BlockError::Missing)?;
     *rest = after;

@@ -17,10 +17,7 @@ pub fn value<T>(value: &T) {
 
 /// Prefetches the first `lines` cache lines of `slice` into the first-level cache.
 pub fn start(slice: VolatileSlice<'_>, lines: usize) {
-    let start = slice.ptr_guard();
-    for line in 0..lines.min(slice.len().div_ceil(LINE)) {
-        near(start.as_ptr().wrapping_add(line * LINE));
-    }
+    each_line::<4>(slice, lines, near);
 }
 
 /// Prefetches the first and the last byte of `slice` into the first-level cache, and with them the
@@ -34,10 +31,25 @@ pub fn ends(slice: VolatileSlice<'_>) {
 /// Prefetches the first `lines` cache lines of `slice` into the second-level cache: they would evict too
 /// much from the first.
 pub fn bulk(slice: VolatileSlice<'_>, lines: usize) {
+    each_line::<8>(slice, lines, far);
+}
+
+/// Calls `prefetch` with the first `lines` cache lines of `slice`, `ROUND` in a round: a loop over single
+/// lines would spend most of its instructions on counting.
+#[inline]
+fn each_line<const ROUND: usize>(
+    slice: VolatileSlice<'_>,
+    lines: usize,
+    prefetch: impl Fn(*const u8),
+) {
     let start = slice.ptr_guard();
-    for line in 0..lines.min(slice.len().div_ceil(LINE)) {
-        far(start.as_ptr().wrapping_add(line * LINE));
+    let mut at = start.as_ptr();
+    let lines = lines.min(slice.len().div_ceil(LINE));
+    for _ in 0..lines / ROUND {
+        (0..ROUND).for_each(|line| prefetch(at.wrapping_add(line * LINE)));
+        at = at.wrapping_add(ROUND * LINE);
     }
+    (0..lines % ROUND).for_each(|line| prefetch(at.wrapping_add(line * LINE)));
 }
 
 #[cfg(target_arch = "x86_64")]

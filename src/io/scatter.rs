@@ -56,20 +56,30 @@ impl<'m> Scatter<'m> {
     /// Removes the last `count` bytes, or all if there are fewer.
     pub fn truncate_by(&mut self, mut count: usize) {
         while count > 0 {
-            let Some(last) = self.pieces.pop() else {
+            let (Some(last), Some(end)) = (self.pieces.last_mut(), self.ends.last_mut()) else {
                 return;
             };
-            self.ends.pop();
-            let keep = last.len().saturating_sub(count);
-            count -= last.len() - keep;
-            if let Ok(kept) = last.subslice(0, keep) {
-                self.push(kept);
+            if let Some(keep) = last.len().checked_sub(count).filter(|keep| *keep > 0)
+                && let Ok(kept) = last.subslice(0, keep)
+            {
+                *last = kept;
+                *end -= count;
+                return;
             }
+            count -= last.len();
+            self.pieces.pop();
+            self.ends.pop();
         }
     }
 
     /// Returns a cursor at byte `position` of the list.
+    #[inline]
     pub fn cursor(&self, position: usize) -> Cursor<'_, 'm> {
+        // Most requests have all their data in one piece.
+        if self.ends.first().is_some_and(|end| position < *end) {
+            let (pieces, offset) = (self.pieces.as_slice(), position);
+            return Cursor { pieces, offset };
+        }
         let before = self.ends.partition_point(|end| *end <= position);
         debug_assert!(position <= self.len(), "a cursor past the end");
         let start = before.checked_sub(1).map_or(0, |last| self.ends[last]);

@@ -257,8 +257,11 @@ impl<'m> Chain<'m> {
         } else {
             return Err(ChainError::Order);
         };
-        if !memory.slices(addr, len as usize, |piece| list.push(piece)) {
-            return Err(ChainError::Memory { addr: addr.0, len });
+        match memory.slice(addr, len as usize) {
+            // Almost all descriptors lie in one region.
+            Some(piece) => list.push(piece),
+            None if memory.slices(addr, len as usize, |piece| list.push(piece)) => {}
+            None => return Err(ChainError::Memory { addr: addr.0, len }),
         }
         let (readable, writable) = (self.readable.pieces(), self.writable.pieces());
         if readable.len().saturating_add(writable.len()) > MAX_PIECES {

@@ -207,6 +207,7 @@ impl Memory {
     /// Calls `each` with the pieces of `[addr, addr + len)`, one for each region. Returns whether all of it
     /// is guest memory; if not, `each` may have been called with some pieces.
     #[must_use]
+    #[inline(never)]
     pub fn slices<'m>(
         &'m self,
         addr: GuestAddress,

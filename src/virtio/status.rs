@@ -1,7 +1,7 @@
 //! Status of a block request: the last byte of its writable memory (virtio 1.2, section 5.2.6).
 
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP};
-use vm_memory::{GuestAddress, VolatileSlice};
+use vm_memory::{GuestAddress, VolatileMemory, VolatileSlice};
 
 use super::dirty_log::DirtyLog;
 
@@ -42,7 +42,9 @@ impl<'m> StatusByte<'m> {
 
     /// Writes `status`, and marks the byte as written in `log`.
     pub fn write(&self, status: Status, log: Option<&DirtyLog>) {
-        self.byte.copy_from(&[status.byte()]);
+        if let Ok(byte) = self.byte.get_ref::<u8>(0) {
+            byte.store(status.byte());
+        }
         if let Some(log) = log {
             log.mark(self.address, 1);
         }

@@ -93,6 +93,12 @@ impl<'a> Throttle<'a> {
     /// Takes the token of an operation.
     #[inline]
     pub fn take_operation(&mut self) {
+        if self.buckets.is_some() || self.waiting_since.is_some() {
+            self.take_token();
+        }
+    }
+
+    fn take_token(&mut self) {
         if let Some((since, bucket)) = self.waiting_since.take() {
             let waited = self.now.saturating_sub(since);
             self.stats

@@ -9,7 +9,7 @@ use crate::virtio::status::Status;
 
 /// Operation of a counted request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(usize)]
+#[repr(u8)]
 pub enum Op {
     /// Read.
     Read = 0,
@@ -148,12 +148,36 @@ impl<'a> QueueStats<'a> {
             cell.store(sum, Ordering::Relaxed);
         }
     }
+}
 
+/// Reads of stored bytes that are not on the statistics page yet.
+#[derive(Debug, Default)]
+pub struct LayerReads {
+    counts: [u64; READ_SOURCES.len()],
+    bytes: [u64; READ_SOURCES.len()],
+}
+
+impl LayerReads {
     /// Counts a read of stored bytes.
     #[inline]
-    pub fn layer_read(&self, source: ReadSource, bytes: usize) {
-        self.add(cell::LAYER_READS + source as usize, 1);
-        self.add(cell::LAYER_READ_BYTES + source as usize, bytes as u64);
+    pub fn count(&mut self, source: ReadSource, bytes: usize) {
+        let source = source as usize;
+        if let (Some(count), Some(sum)) = (self.counts.get_mut(source), self.bytes.get_mut(source))
+        {
+            *count = count.wrapping_add(1);
+            *sum = sum.wrapping_add(bytes as u64);
+        }
+    }
+
+    /// Moves the counts to the statistics page.
+    pub fn publish(&mut self, stats: &QueueStats<'_>) {
+        let Self { counts, bytes } = std::mem::take(self);
+        for (source, (count, bytes)) in counts.into_iter().zip(bytes).enumerate() {
+            if count > 0 {
+                stats.add(cell::LAYER_READS + source, count);
+                stats.add(cell::LAYER_READ_BYTES + source, bytes);
+            }
+        }
     }
 }
 
@@ -177,7 +201,7 @@ impl Drop for Running<'_> {
 }
 
 /// A request, as far as it is counted.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counted {
     /// Its operation.
     pub op: Op,
@@ -189,16 +213,26 @@ pub struct Counted {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taken(u64);
 
+/// Answered requests of one kind that were taken in one turn, and are not published yet.
+#[derive(Debug)]
+struct Answered {
+    request: Counted,
+    status: Status,
+    count: u64,
+    /// Bytes of their data.
+    bytes: u64,
+}
+
 /// Counts the requests of a worker. The clock is read once for the requests that are taken in a turn, and once for
-/// the answers that are published together.
+/// the answers that are published together. The page is written once for all answers of one kind and one turn: most
+/// of a batch.
 #[derive(Debug)]
 pub struct RequestStats<'a> {
     stats: QueueStats<'a>,
     start: Instant,
     /// Time of the turn; `None` until a request is taken.
     turn: Option<Taken>,
-    /// Answered requests that are not published yet.
-    answered: Vec<Counted>,
+    answered: Vec<Answered>,
     _running: Running<'a>,
 }
 
@@ -242,30 +276,47 @@ impl<'a> RequestStats<'a> {
     /// Counts an answered request with `bytes` of data.
     #[inline]
     pub fn answer(&mut self, request: Counted, status: Status, bytes: u64) {
-        let op = request.op as usize;
-        self.stats
-            .add(cell::REQUESTS + op * RESULTS.len() + result(status), 1);
-        if op <= Op::Write as usize {
-            self.stats.add(cell::BYTES + op, bytes);
-        }
-        if request.op != Op::Other {
-            self.answered.push(request);
+        match self.answered.last_mut() {
+            Some(same) if same.request == request && same.status == status => {
+                same.count += 1;
+                same.bytes = same.bytes.wrapping_add(bytes);
+            }
+            _ => self.answered.push(Answered {
+                request,
+                status,
+                count: 1,
+                bytes,
+            }),
         }
     }
 
-    /// Measures the requests that are published now.
+    /// Enters the answers, which are published next, in the page: a front-end that has an answer finds it counted.
     #[inline]
     pub fn publish(&mut self) {
-        if self.answered.is_empty() {
-            return;
+        if !self.answered.is_empty() {
+            self.enter();
         }
+    }
+
+    #[inline(never)]
+    fn enter(&mut self) {
         let Taken(now) = self.now();
-        for Counted { op, begun } in self.answered.drain(..) {
-            let op = op as usize;
-            let took = now.saturating_sub(begun.0);
-            self.stats.add(cell::DURATION_NANOS + op, took);
+        for answered in self.answered.drain(..) {
+            let Counted { op, begun } = answered.request;
+            let (op, count) = (op as usize, answered.count);
+            let result = result(answered.status);
             self.stats
-                .add(cell::DURATIONS + op * BUCKETS + bucket(took), 1);
+                .add(cell::REQUESTS + op * RESULTS.len() + result, count);
+            if op <= Op::Write as usize {
+                self.stats.add(cell::BYTES + op, answered.bytes);
+            }
+            if op < Op::Other as usize {
+                let took = now.saturating_sub(begun.0);
+                let sum = took.wrapping_mul(count);
+                self.stats.add(cell::DURATION_NANOS + op, sum);
+                let bucket = op * BUCKETS + bucket(took);
+                self.stats.add(cell::DURATIONS + bucket, count);
+            }
         }
     }
 }
