@@ -15,12 +15,15 @@ use rustix::process::{Resource, geteuid, getrlimit};
 
 use memory::Usage;
 
-use super::accept::MAX_FRONT_ENDS;
 use crate::io::rlimit;
 use crate::io::sigbus::free_ranges;
-use crate::vhost::channel::MAX_HELD;
 use crate::vhost::closing::{MAX_CLOSERS, MAX_CLOSING};
 use crate::vhost::handler::MEMORY_SLOTS;
+use crate::vhost::message::MAX_HELD;
+
+/// Most connections with a thread, including one that is ending. The oldest without the disk is closed for a new one.
+/// The limits of the system may allow fewer.
+const MAX_FRONT_ENDS: usize = 17;
 
 /// Descriptors of a queue that its front-end sends: kick, call and error.
 const SENT_DESCRIPTORS: u64 = 3;

@@ -23,18 +23,11 @@ use rustix::net::{
 use vhost::vhost_user::message::{MAX_MSG_SIZE, VhostUserHeaderFlag};
 
 use super::closing;
-use super::message::{Message, Reply};
+use super::message::{MAX_DESCRIPTORS, Message, Reply};
 use crate::io::interrupt::PeerCall;
 
 /// Length of a message header: request, flags and length of the body, 32 bits each.
 const HEADER: usize = 12;
-
-/// Most descriptors of a message: as many as the longest memory table has regions.
-pub const MAX_DESCRIPTORS: usize = 32;
-
-/// Most descriptors held for one message: its last part may bring [`MAX_DESCRIPTORS`] more before the
-/// message is refused.
-pub const MAX_HELD: usize = 2 * MAX_DESCRIPTORS;
 
 /// Protocol version in the flags of a header.
 pub(super) const VERSION: u32 = 1;

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use super::channel::MAX_HELD;
+use super::message::MAX_HELD;
 use crate::io::file_system::may_wait;
 use crate::io::interrupt::PeerCall;
 

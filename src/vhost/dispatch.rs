@@ -12,10 +12,9 @@ use vhost::vhost_user::message::{
     VhostUserVringState,
 };
 
-use super::channel::MAX_DESCRIPTORS;
-use super::error::Refusal;
 use super::handler::{Handler, MEMORY_SLOTS};
-use super::message::{FileKind, Message, Reply, parse, parse_unchecked};
+use super::message::{FileKind, MAX_DESCRIPTORS, Message, Reply, parse, parse_unchecked};
+use super::refusal::Refusal;
 use super::vring::UserRings;
 use crate::ratelimited_log;
 use crate::reason::reason;

@@ -24,7 +24,7 @@ use vhost::vhost_user::message::{
 };
 
 use super::config_change::{FrontEnds, SizeNotifier};
-use super::error::Refusal;
+use super::refusal::Refusal;
 use super::vring::{UserRings, Vring};
 use crate::engine::BlockBackend;
 use crate::engine::setup::{AfterStop, ConnectionContext};

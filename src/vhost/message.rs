@@ -11,8 +11,15 @@ use rustix::net::sockopt::{socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketType};
 use vhost::vhost_user::message::VhostUserMsgValidator;
 
-use super::error::Refusal;
+use super::refusal::Refusal;
 use crate::io::file_system;
+
+/// Most descriptors of a message: as many as the longest memory table has regions.
+pub const MAX_DESCRIPTORS: usize = 32;
+
+/// Most descriptors held for one message: its last part may bring [`MAX_DESCRIPTORS`] more before the
+/// message is refused.
+pub const MAX_HELD: usize = 2 * MAX_DESCRIPTORS;
 
 /// A message as received.
 #[derive(Debug)]

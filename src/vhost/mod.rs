@@ -1,7 +1,7 @@
 //! vhost-user back-end: messages of front-ends start and stop queue workers.
 //!
-//! A [`session`] serves one connection. Its [`channel`] receives messages, [`dispatch`] decodes each, and
-//! the [`handler`] executes it. The handler keeps the description of each queue ([`vring`]) and runs a
+//! Each connection has a [`session`], whose messages are served by a thread ([`serving`]): the [`channel`]
+//! receives each, [`dispatch`] decodes it, and the [`handler`] executes it. The handler keeps the description of each queue ([`vring`]) and runs a
 //! queue worker for each complete one. When a connection ends, for whatever reason, its workers are
 //! drained and stopped.
 //!
@@ -18,6 +18,8 @@ pub mod handler;
 pub mod message;
 pub mod ownership;
 pub mod peer;
+pub mod refusal;
+pub mod serving;
 pub mod session;
 pub mod takeover;
 pub mod vring;

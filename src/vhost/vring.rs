@@ -8,7 +8,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use super::error::Refusal;
+use super::refusal::Refusal;
 use crate::engine::setup::{AfterStop, ConnectionContext, Eventfds, QueueSetup};
 use crate::engine::worker::{Resume, StartFailure, Worker};
 use crate::io::interrupt::PeerCall;

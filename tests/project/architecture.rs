@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// The only files that may allow themselves `unsafe`, which is denied elsewhere; each is small and has
 /// its reasons at the top.
-const UNSAFE_FILES: [&str; 17] = [
+const UNSAFE_FILES: [&str; 18] = [
     "bin/ovbd/confined.rs",
     "cache/range_lock.rs",
     "codec.rs",
@@ -25,6 +25,7 @@ const UNSAFE_FILES: [&str; 17] = [
     "io/prefetch.rs",
     "io/section.rs",
     "io/sigbus.rs",
+    "io/signal_event.rs",
     "io/vectored.rs",
     "source/resident_map.rs",
 ];
@@ -32,15 +33,15 @@ const UNSAFE_FILES: [&str; 17] = [
 /// A file longer than this does more than one thing.
 const MAX_LINES: usize = 500;
 
-struct Source {
+pub struct Source {
     /// Path below `src/`.
-    name: String,
+    pub name: String,
     text: String,
     /// `text` without comments and unit tests; same line numbers.
-    code: String,
+    pub code: String,
 }
 
-fn sources() -> Vec<Source> {
+pub fn sources() -> Vec<Source> {
     fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
@@ -235,7 +236,7 @@ fn modules_of_an_ordered_directory_use_those_below_only() {
     fail_on(findings);
 }
 
-fn fail_on(findings: Vec<String>) {
+pub fn fail_on(findings: Vec<String>) {
     assert!(findings.is_empty(), "\n{}\n", findings.join("\n"));
 }
 

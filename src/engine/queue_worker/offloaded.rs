@@ -6,7 +6,7 @@
 
 use super::QueueWorker;
 use super::paused::Paused;
-use super::write::Write;
+use super::unfinished_write::UnfinishedWrite;
 use crate::engine::full_storage::SpaceWait;
 use crate::engine::offload::{Change, Job, JobEnd, JobId, JobResult, Offload};
 use crate::engine::request::{Outcome, Request};
@@ -32,7 +32,7 @@ enum Then<'a> {
     /// The job's result is the answer.
     Answer(Request<'a>),
     /// The job is a flush, after which the write is repeated.
-    Write(Write<'a>),
+    Write(UnfinishedWrite<'a>),
 }
 
 /// Offload thread of a writable disk, and the requests that wait for its jobs, by job id.
@@ -113,7 +113,11 @@ impl<'a> QueueWorker<'a> {
     }
 
     /// Repeats a write, which may have waited for space, after a flush.
-    pub(super) fn flush_and_retry(&mut self, write: Write<'a>, wait: Option<SpaceWait<'a>>) {
+    pub(super) fn flush_and_retry(
+        &mut self,
+        write: UnfinishedWrite<'a>,
+        wait: Option<SpaceWait<'a>>,
+    ) {
         self.offload(Then::Write(write), wait, FLUSH);
     }
 

@@ -8,7 +8,7 @@ use std::mem;
 use std::time::{Duration, Instant};
 
 use super::QueueWorker;
-use super::write::Write;
+use super::unfinished_write::UnfinishedWrite;
 use crate::engine::full_storage::SpaceWait;
 use crate::engine::offload::Job;
 use crate::engine::request::{Outcome, Request};
@@ -21,7 +21,7 @@ const RETRY_PERIOD: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) enum Paused<'a> {
     /// A write, which is repeated.
-    Write(Write<'a>, SpaceWait<'a>),
+    Write(UnfinishedWrite<'a>, SpaceWait<'a>),
     /// A request whose job is repeated.
     Job(Request<'a>, Job, SpaceWait<'a>),
 }

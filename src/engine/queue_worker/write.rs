@@ -6,34 +6,13 @@
 
 use super::QueueWorker;
 use super::paused::Paused;
+use super::unfinished_write::UnfinishedWrite;
 use crate::engine::full_storage::SpaceWait;
 use crate::engine::request::Request;
 use crate::reason::reason;
 use crate::units::SectorRange;
 use crate::virtio::config::writes_through;
-use crate::virtio::request::HEADER;
 use crate::virtio::status::Status;
-use crate::writable::FlushRetries;
-
-/// A write that has not succeeded yet.
-#[derive(Debug)]
-pub(super) struct Write<'a> {
-    request: Request<'a>,
-    range: SectorRange,
-    retries: FlushRetries,
-}
-
-impl<'a> Write<'a> {
-    /// The request.
-    pub(super) fn request(&self) -> &Request<'a> {
-        &self.request
-    }
-
-    /// The request, to answer it.
-    pub(super) fn into_request(self) -> Request<'a> {
-        self.request
-    }
-}
 
 impl<'a> QueueWorker<'a> {
     /// Whether writes must be durable before they are answered.
@@ -44,36 +23,34 @@ impl<'a> QueueWorker<'a> {
     /// Writes the data of a request to a range of the disk.
     #[inline(never)]
     pub(super) fn write(&mut self, request: Request<'a>, range: SectorRange) {
-        let write = Write {
-            request,
-            range,
-            retries: FlushRetries::default(),
-        };
-        self.try_write(write, None);
+        self.try_write(UnfinishedWrite::new(request, range), None);
     }
 
     /// Tries a write, which may have waited for space. If it needs a flush first, the flush is offloaded, and the write
     /// repeated after it.
-    pub(super) fn try_write(&mut self, mut write: Write<'a>, wait: Option<SpaceWait<'a>>) {
+    pub(super) fn try_write(
+        &mut self,
+        mut write: UnfinishedWrite<'a>,
+        wait: Option<SpaceWait<'a>>,
+    ) {
         if self.context.is_lost() {
             // Lost memory reads as zeros, which are not the guest's data. The answer is not published.
-            return self.finish(write.request.answer(Status::IoError));
+            return self.finish(write.into_request().answer(Status::IoError));
         }
         // Read before the write: if the driver switches the mode during it, either mode is right.
         let through = self.writes_through();
-        let data = write.request.chain().readable().cursor(HEADER);
-        let written = self.backend.volume().write_now(write.range, data);
+        let written = self.backend.volume().write_now(write.range(), write.data());
         match written {
-            Ok(()) if through => self.flush(write.request, wait),
-            Ok(()) => self.finish(write.request.answer(Status::Ok)),
-            Err(error) if write.retries.allow(&error) => self.flush_and_retry(write, wait),
+            Ok(()) if through => self.flush(write.into_request(), wait),
+            Ok(()) => self.finish(write.into_request().answer(Status::Ok)),
+            Err(error) if write.may_retry(&error) => self.flush_and_retry(write, wait),
             Err(error) if self.backend.full_storage().pauses_on(&error) => {
                 let wait = self.wait_for_space(wait, &reason(&error));
                 self.pause(Paused::Write(write, wait));
             }
             Err(error) => {
                 self.warn("a write", &error);
-                self.finish(write.request.answer(Status::IoError));
+                self.finish(write.into_request().answer(Status::IoError));
             }
         }
     }

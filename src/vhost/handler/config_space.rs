@@ -5,7 +5,7 @@
 )]
 
 use super::{Handler, Standing};
-use crate::vhost::error::{CONFIG_SPACE, Refusal};
+use crate::vhost::refusal::{CONFIG_SPACE, Refusal};
 use crate::virtio::config;
 
 /// Some front-ends ask for the configuration space at the offset it has in virtio-mmio.

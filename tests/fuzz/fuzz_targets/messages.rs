@@ -43,6 +43,7 @@ use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::units::{SECTOR_SIZE, Sector, SectorRange};
 use ovbd_vhost::vhost::config_change::FrontEnds;
 use ovbd_vhost::vhost::ownership::Ownership;
+use ovbd_vhost::vhost::serving;
 use ovbd_vhost::vhost::session::Session;
 use ovbd_vhost::writable::{
     Bounds, Lookup, OnFull, Options, Paths, SpanContent, Volume, WritableLayer, create,
@@ -367,7 +368,7 @@ fuzz_target!(|bytes: &[u8]| {
     let session = Session::new(theirs, backend.clone(), &front_ends);
     let folder = layer.as_ref().map(|layer| layer.folder.path().to_owned());
     let serving = Confined::start(folder.into_iter().collect(), move || {
-        session.serve(&Ownership::default())
+        serving::serve(&session, &Ownership::default())
     });
     let fds = Fds::new();
     play(&ours, &fds, &front_ends, bytes);
