@@ -5,6 +5,7 @@
 //! ([`ownership`](crate::vhost::ownership)). The accepting thread waits for none of them.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
@@ -14,20 +15,18 @@ use rustix::net::{RecvFlags, recv};
 use sd_notify::NotifyState;
 
 use super::Error;
+use super::control::Control;
 use super::device::Device;
 use super::listener::Listener;
 use super::notify::Manager;
 use crate::io::poller::{Poller, Trigger};
 use crate::ratelimited_log;
+use crate::vhost::serving;
 use crate::vhost::session::Session;
 
 /// Most connections without a message so far, and most connections that wait for a thread. The oldest is closed for
 /// a new one.
 const MAX_SILENT: usize = 16;
-
-/// Most connections with a thread, including one that is ending. The oldest without the disk is closed for a new one.
-/// The limits of the system may allow fewer.
-pub const MAX_FRONT_ENDS: usize = 17;
 
 /// Pause between two interrupts of a thread that is to end, in milliseconds.
 const INTERRUPT_PERIOD: i32 = 20;
@@ -41,6 +40,7 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(30);
 
 const LISTENER: u64 = u64::MAX;
 const SIGNAL: u64 = u64::MAX - 1;
+const CONTROL: u64 = u64::MAX - 2;
 
 /// A connection without a message so far.
 struct Silent {
@@ -80,7 +80,7 @@ impl Connection {
             .spawn(move || {
                 let _end = end;
                 // The session logs why it ended.
-                let _ = theirs.serve(device.ownership());
+                let _ = serving::serve(&theirs, device.ownership());
             })?;
         Ok(Self {
             token,
@@ -106,7 +106,7 @@ impl Connection {
     }
 }
 
-/// Serves front-ends of `device` until `signals` becomes readable. Then drains all queues and flushes
+/// Serves front-ends of `device`, and clients of its control API, until `signals` becomes readable. Then drains all queues and flushes
 /// the disk.
 ///
 /// # Errors
@@ -115,11 +115,13 @@ impl Connection {
 /// [`Error::Flush`] and [`Error::FlushLate`] if writes may not be durable.
 pub fn serve(
     listener: &Listener,
+    control: Option<&Arc<Control>>,
     device: &Arc<Device>,
-    signals: &UnixStream,
+    signals: &OwnedFd,
     manager: &Manager,
 ) -> Result<(), Error> {
-    let mut connections = Connections::new(listener, device, signals).map_err(Error::Wait)?;
+    let mut connections =
+        Connections::new(listener, control, device, signals).map_err(Error::Wait)?;
     connections.serve().map_err(Error::Wait)?;
     log::info!("received a stop signal");
     manager.tell(&NotifyState::Stopping);
@@ -173,8 +175,9 @@ fn drain(stop: impl FnOnce() + Send + 'static, limit: Duration) -> Result<(), Er
 /// The connections of a listener.
 struct Connections<'a> {
     listener: &'a Listener,
+    control: Option<&'a Arc<Control>>,
     device: &'a Arc<Device>,
-    poller: Poller,
+    poller: Arc<Poller>,
     /// Token of the next connection or thread.
     next_token: u64,
     silent: Vec<Silent>,
@@ -187,14 +190,19 @@ struct Connections<'a> {
 impl<'a> Connections<'a> {
     fn new(
         listener: &'a Listener,
+        control: Option<&'a Arc<Control>>,
         device: &'a Arc<Device>,
-        signals: &UnixStream,
+        signals: &OwnedFd,
     ) -> io::Result<Self> {
-        let poller = Poller::new()?;
+        let poller = Arc::new(Poller::new()?);
         poller.watch(listener.socket(), LISTENER, Trigger::Level)?;
         poller.watch(signals, SIGNAL, Trigger::Level)?;
+        if let Some(control) = control {
+            control.watch(&poller, CONTROL)?;
+        }
         Ok(Self {
             listener,
+            control,
             device,
             poller,
             next_token: 0,
@@ -204,7 +212,7 @@ impl<'a> Connections<'a> {
         })
     }
 
-    /// Serves front-ends until a signal comes.
+    /// Serves front-ends, and clients of the control API, until a signal comes.
     fn serve(&mut self) -> io::Result<()> {
         let mut ready = Vec::new();
         loop {
@@ -218,6 +226,10 @@ impl<'a> Connections<'a> {
                 match token {
                     SIGNAL => return Ok(()),
                     LISTENER => self.accept(),
+                    CONTROL => {
+                        let control = self.control.into_iter();
+                        control.for_each(|control| control.accept(&self.poller, CONTROL));
+                    }
                     token => self.go_on(token),
                 }
             }

@@ -218,6 +218,11 @@ impl Device {
         taken
     }
 
+    /// Returns whether a snapshot froze a layer that is not sealed.
+    pub fn has_unsealed(&self) -> bool {
+        self.snapshots().iter().any(|snapshot| !snapshot.sealed)
+    }
+
     /// Seals the layers that snapshots froze.
     ///
     /// # Errors

@@ -157,9 +157,6 @@ pub enum Error {
         /// Time limit.
         seconds: u64,
     },
-    /// The control API cannot be started.
-    #[error("cannot serve the control socket")]
-    Control(#[source] io::Error),
     /// Signals cannot be caught.
     #[error("cannot catch signals")]
     Signals(#[source] io::Error),

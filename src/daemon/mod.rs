@@ -25,7 +25,8 @@ mod writable_files;
 
 use std::fs::File;
 use std::io::Write;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -44,6 +45,7 @@ use crate::format::download::Download;
 use crate::image::config::{ImageConfig, Stack};
 use crate::io::heap;
 use crate::io::regular::open_regular;
+use crate::io::signal_event;
 use crate::ratelimited_log;
 use crate::reason::reason;
 use crate::registry::reference::Reference;
@@ -51,6 +53,7 @@ use crate::vhost::handler::Offered;
 use crate::writable::Paths;
 use crate::writable::journal;
 use config::ImageSource;
+use control::Control;
 use device::{Device, DeviceParts};
 use limits::SystemLimits;
 use listener::{Claim, Listener};
@@ -99,7 +102,7 @@ pub fn run(config: Config) -> Result<(), Error> {
     let Started {
         device,
         socket,
-        control: _control, // removes its path at the end
+        control, // removes its path at the end
         recording,
         signals,
         manager,
@@ -114,7 +117,8 @@ pub fn run(config: Config) -> Result<(), Error> {
         volume.image().index().len(),
         path.map_or("the passed socket".into(), Path::to_string_lossy)
     );
-    let served = accept::serve(&socket, &device, &signals, &manager);
+    heap::trim();
+    let served = accept::serve(&socket, control.as_ref(), &device, &signals, &manager);
     let recorded = recording.map_or(Ok(()), |recording| recording.finish(volume.image()));
     served.and(recorded)
 }
@@ -129,9 +133,9 @@ pub fn offered_features() -> Value {
 struct Started {
     device: Arc<Device>,
     socket: Listener,
-    control: Option<Listener>,
+    control: Option<Arc<Control>>,
     recording: Option<Recording>,
-    signals: UnixStream,
+    signals: Arc<OwnedFd>,
     manager: Manager,
 }
 
@@ -192,7 +196,6 @@ fn start(
     let mut device = Device::load(config, parts, &limits)?;
     device.start_serving();
     starting.store(false, Ordering::Relaxed);
-    heap::trim();
     let (socket, control) = sockets.listen()?;
     sandbox.map_or(Ok(()), Sandbox::tighten)?;
     let trace = trace.or(device.take_trace().map(TraceSource::Layer));
@@ -202,9 +205,7 @@ fn start(
     if let Some(trace) = trace.filter(|_| recording.is_none()) {
         trace.start(device.clone());
     }
-    if let Some(control) = &control {
-        control::start(control, &device).map_err(Error::Control)?;
-    }
+    let control = control.map(|listener| Control::new(listener, &device));
     Ok(Started {
         device,
         socket,
@@ -328,24 +329,24 @@ impl Sockets {
     }
 }
 
-/// Returns a stream that becomes readable at the first SIGTERM or SIGINT. A second signal ends the process at once; so
+/// Returns an eventfd that becomes readable at the first SIGTERM or SIGINT. A second signal ends the process at once; so
 /// does the first one while `starting` is set, because a start may wait for a registry.
-fn signals(starting: &Arc<AtomicBool>) -> Result<UnixStream, Error> {
-    let pipe = || -> std::io::Result<UnixStream> {
-        let (read, write) = UnixStream::pair()?;
+fn signals(starting: &Arc<AtomicBool>) -> Result<Arc<OwnedFd>, Error> {
+    let catch = || -> std::io::Result<Arc<OwnedFd>> {
+        let event = signal_event::new()?;
         let asked = Arc::new(AtomicBool::new(false));
         for signal in [SIGTERM, SIGINT] {
             signal_hook::flag::register_conditional_shutdown(signal, 0, starting.clone())?;
             // In this order: the first signal finds the flag cleared, and sets it.
             signal_hook::flag::register_conditional_shutdown(signal, 1, asked.clone())?;
             signal_hook::flag::register(signal, asked.clone())?;
-            signal_hook::low_level::pipe::register(signal, write.try_clone()?)?;
+            signal_event::signal(signal, event.clone())?;
         }
         // A write beyond RLIMIT_FSIZE must fail with EFBIG, and not end the process.
         signal_hook::flag::register(libc::SIGXFSZ, Arc::default())?;
-        Ok(read)
+        Ok(event)
     };
-    pipe().map_err(Error::Signals)
+    catch().map_err(Error::Signals)
 }
 
 /// The `resultFile` of an image config.

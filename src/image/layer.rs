@@ -43,8 +43,8 @@ pub(super) struct SharedLayer {
     /// Number of mappings, without padding.
     mappings: usize,
     index_crc: u32,
-    /// The key in [`OPEN_LAYERS`]; `None` for a layer that is not shared.
-    identity: Option<BlobIdentity>,
+    /// The key in [`OPEN_LAYERS`]; `None` for a layer that is not shared, such as each one of image tables.
+    identity: Option<Box<BlobIdentity>>,
 }
 
 impl Drop for SharedLayer {
@@ -192,7 +192,7 @@ impl SharedLayer {
             return Ok((open, index.mappings));
         }
         let (mut layer, mappings) = Self::within(Container::load(blob)?, began)?;
-        layer.identity.clone_from(&identity);
+        layer.identity = identity.clone().map(Box::new);
         let shared = match identity {
             Some(identity) => OPEN_LAYERS.enter(layer, &identity),
             None => Arc::new(layer),

@@ -21,5 +21,6 @@ pub mod rlimit;
 pub mod scatter;
 pub mod section;
 pub mod sigbus;
+pub mod signal_event;
 pub mod unix_stream;
 pub mod vectored;

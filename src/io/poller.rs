@@ -21,6 +21,18 @@ pub enum Trigger {
     Level,
     /// After each new write to it, even if it was not read.
     Edge,
+    /// Once, when it is readable, until [`Poller::watch_again`].
+    Once,
+}
+
+impl Trigger {
+    fn events(self) -> Events {
+        match self {
+            Trigger::Level => Events::EPOLLIN | Events::EPOLLRDHUP,
+            Trigger::Edge => Events::EPOLLIN | Events::EPOLLET,
+            Trigger::Once => Events::EPOLLIN | Events::EPOLLONESHOT,
+        }
+    }
 }
 
 impl Poller {
@@ -40,12 +52,22 @@ impl Poller {
     /// # Errors
     /// That of `epoll_ctl(2)`.
     pub fn watch(&self, fd: &impl AsRawFd, token: u64, trigger: Trigger) -> io::Result<()> {
-        let events = match trigger {
-            Trigger::Level => Events::EPOLLIN | Events::EPOLLRDHUP,
-            Trigger::Edge => Events::EPOLLIN | Events::EPOLLET,
-        };
         let (add, fd) = (ControlOptions::EPOLL_CTL_ADD, fd.as_raw_fd());
-        epoll::ctl(self.epoll, add, fd, Event::new(events, token))
+        epoll::ctl(self.epoll, add, fd, Event::new(trigger.events(), token))
+    }
+
+    /// Watches `fd`, which was added with [`Trigger::Once`], once more; any thread may call this.
+    ///
+    /// # Errors
+    /// That of `epoll_ctl(2)`.
+    pub fn watch_again(&self, fd: &impl AsRawFd, token: u64) -> io::Result<()> {
+        let event = Event::new(Trigger::Once.events(), token);
+        epoll::ctl(
+            self.epoll,
+            ControlOptions::EPOLL_CTL_MOD,
+            fd.as_raw_fd(),
+            event,
+        )
     }
 
     /// Removes `fd`.

@@ -1,8 +1,9 @@
 //! The control socket: HTTP with JSON, for the operator of the disk.
 //!
-//! One thread accepts connections and starts a thread for each, which serves one request ([`http`], [`api`]) without
-//! stopping the queues. Another thread seals the layers that snapshots froze ([`sealer`]). The permissions of
-//! the socket are the only access control.
+//! The acceptor of front-ends also watches the control socket, so that an idle disk has one thread. It starts a
+//! thread for each connection, which serves one request ([`http`], [`api`]) without stopping the queues. Another
+//! thread seals the layers that snapshots froze, as long as there are any ([`sealer`]). The permissions of the socket
+//! are the only access control.
 
 pub mod api;
 pub mod http;
@@ -10,13 +11,14 @@ mod sealer;
 
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Duration;
 
 use super::listener::Listener;
 use crate::daemon::device::Device;
+use crate::io::poller::{Poller, Trigger};
 use crate::ratelimited_log;
 use sealer::Sealer;
 
@@ -24,56 +26,100 @@ use sealer::Sealer;
 const MAX_CONNECTIONS: usize = 8;
 
 /// Pause after a connection cannot be accepted.
-const PAUSE: Duration = Duration::from_millis(100);
+const PAUSE: Duration = Duration::from_millis(10);
 
-/// Starts to serve control requests, until the process ends.
-///
-/// # Errors
-/// Those of the system: no descriptor or thread is left.
-pub fn start(listener: &Listener, device: &Arc<Device>) -> io::Result<()> {
-    let socket = listener.socket().try_clone()?;
-    socket.set_nonblocking(false)?;
-    let device = device.clone();
-    let writable = device.volume().is_writable();
-    let sealer = writable
-        .then(|| Sealer::start(device.clone()).map(Arc::new))
-        .transpose()?;
-    let (back, slots) = sync_channel(MAX_CONNECTIONS);
-    (0..MAX_CONNECTIONS).for_each(|_| drop(ConnectionSlot(back.clone())));
-    let run = move || {
-        while slots.recv().is_ok() {
-            let slot = ConnectionSlot(back.clone());
-            let (device, sealer) = (device.clone(), sealer.clone());
-            let started = socket.accept().and_then(|(stream, _)| {
-                let run = move || {
-                    serve(stream, &device, sealer.as_deref());
-                    drop(slot);
-                };
-                thread::Builder::new()
-                    .name("control-client".into())
-                    .spawn(run)
-            });
-            if let Err(error) = started {
-                ratelimited_log::warn(format_args!("control: cannot serve a connection: {error}"));
-                thread::sleep(PAUSE);
-            }
-        }
-    };
-    thread::Builder::new().name("control".into()).spawn(run)?;
-    Ok(())
+/// The control API of a disk.
+#[derive(Debug)]
+pub struct Control {
+    listener: Listener,
+    device: Arc<Device>,
+    /// `None` for a read-only disk.
+    sealer: Option<Arc<Sealer>>,
+    /// Number of connections that are being served.
+    served: AtomicUsize,
 }
 
-/// The right to serve a connection, given back when dropped.
-struct ConnectionSlot(SyncSender<()>);
+impl Control {
+    /// Control API of `device` at `listener`. Seals what could not be sealed before.
+    pub fn new(listener: Listener, device: &Arc<Device>) -> Arc<Self> {
+        let writable = device.volume().is_writable();
+        let sealer = writable.then(|| Arc::new(Sealer::new(device.clone())));
+        // At the start there may have been no space to seal a layer.
+        sealer.iter().for_each(Sealer::wake);
+        Arc::new(Self {
+            listener,
+            device: device.clone(),
+            sealer,
+            served: AtomicUsize::new(0),
+        })
+    }
 
-impl Drop for ConnectionSlot {
-    fn drop(&mut self) {
-        // The channel has space for all slots.
-        let _ = self.0.try_send(());
+    /// Has `poller` report `token` when a client connects, for [`Control::accept`].
+    ///
+    /// # Errors
+    /// Those of [`Poller::watch`].
+    pub fn watch(&self, poller: &Poller, token: u64) -> io::Result<()> {
+        poller.watch(self.listener.socket(), token, Trigger::Once)
+    }
+
+    /// Accepts a connection, and serves it in a thread of its own. `poller` has reported `token`.
+    pub fn accept(self: &Arc<Self>, poller: &Arc<Poller>, token: u64) {
+        self.served.fetch_add(1, Ordering::AcqRel);
+        let slot = Slot {
+            control: Arc::downgrade(self),
+            poller: poller.clone(),
+            token,
+        };
+        let stream = match self.listener.socket().accept() {
+            Ok((stream, _)) => stream,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(error) => return failed(&error),
+        };
+        let (device, sealer) = (self.device.clone(), self.sealer.clone());
+        let run = move || {
+            serve(stream, &device, sealer.as_ref());
+            drop(slot);
+        };
+        let thread = thread::Builder::new().name("control-client".into());
+        if let Err(error) = thread.spawn(run) {
+            return failed(&error);
+        }
+        if self.served.load(Ordering::Acquire) < MAX_CONNECTIONS {
+            self.watch_again(poller, token);
+        }
+    }
+
+    fn watch_again(&self, poller: &Poller, token: u64) {
+        if let Err(error) = poller.watch_again(self.listener.socket(), token) {
+            ratelimited_log::error(format_args!("control: cannot watch the socket: {error}"));
+        }
     }
 }
 
-fn serve(mut stream: UnixStream, device: &Device, sealer: Option<&Sealer>) {
+fn failed(error: &io::Error) {
+    ratelimited_log::warn(format_args!("control: cannot serve a connection: {error}"));
+    thread::sleep(PAUSE);
+}
+
+/// A connection that is being served, in the number of such connections.
+struct Slot {
+    /// Weak: the path of the socket is removed when the disk ends, even while a connection is served.
+    control: Weak<Control>,
+    poller: Arc<Poller>,
+    token: u64,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if let Some(control) = self.control.upgrade() {
+            control.served.fetch_sub(1, Ordering::AcqRel);
+            // Connections may wait for the slot.
+            control.watch_again(&self.poller, self.token);
+        }
+    }
+}
+
+fn serve(mut stream: UnixStream, device: &Device, sealer: Option<&Arc<Sealer>>) {
     // A client that has disconnected needs no response.
     let _ = match http::read(&mut stream) {
         Ok(request) => {

@@ -1,8 +1,7 @@
-//! The thread that seals the layers that snapshots froze, while the disk is in use.
+//! Seals the layers that snapshots froze, while the disk is in use: by a thread that exists as long as there is
+//! something to seal.
 
-use std::io;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -13,46 +12,83 @@ use crate::reason::reason;
 /// Pause before a failed seal is tried again; the file system may have space by then.
 const AGAIN: Duration = Duration::from_secs(30);
 
-/// Handle of the thread. The thread ends when it is dropped.
+/// What the thread is to do.
+#[derive(Debug, Default)]
+struct Work {
+    /// Whether the thread exists.
+    running: bool,
+    /// Whether layers may have been frozen since the last seal began.
+    asked: bool,
+}
+
+/// Sealer of the frozen layers of a disk.
 #[derive(Debug)]
 pub struct Sealer {
-    wake: SyncSender<()>,
+    device: Arc<Device>,
+    work: Mutex<Work>,
+    /// Signalled when `asked` is set.
+    changed: Condvar,
 }
 
 impl Sealer {
-    /// Starts the thread.
-    ///
-    /// # Errors
-    /// Those of the system: no thread can be started.
-    pub fn start(device: Arc<Device>) -> io::Result<Self> {
-        let (wake, asked) = sync_channel(1);
-        let run = move || serve(&device, &asked);
-        thread::Builder::new().name("seal".into()).spawn(run)?;
-        let sealer = Self { wake };
-        // At the start there may have been no space to seal a layer.
-        sealer.wake();
-        Ok(sealer)
+    /// Sealer of `device`, without a thread.
+    pub fn new(device: Arc<Device>) -> Self {
+        Self {
+            device,
+            work: Mutex::default(),
+            changed: Condvar::new(),
+        }
     }
 
     /// Seals all layers that are frozen by now, in the background.
-    pub fn wake(&self) {
-        // A full channel holds a request that has not begun; it covers this one.
-        let _ = self.wake.try_send(());
+    pub fn wake(self: &Arc<Self>) {
+        let mut work = self.lock();
+        work.asked = true;
+        self.changed.notify_one();
+        if work.running || !self.device.has_unsealed() {
+            return;
+        }
+        work.running = true;
+        let own = Arc::clone(self);
+        let thread = thread::Builder::new().name("seal".into());
+        if let Err(error) = thread.spawn(move || own.run()) {
+            // The next request of a client tries again.
+            work.running = false;
+            ratelimited_log::warn(format_args!(
+                "control: cannot start the thread that completes layers: {error}"
+            ));
+        }
     }
-}
 
-fn serve(device: &Device, asked: &Receiver<()>) {
-    let mut wait = Duration::MAX;
-    while asked.recv_timeout(wait) != Err(RecvTimeoutError::Disconnected) {
-        wait = match device.seal() {
-            Ok(()) => Duration::MAX,
-            Err(error) => {
+    /// Seals until there is nothing left to seal.
+    fn run(&self) {
+        let mut work = self.lock();
+        while work.asked {
+            work.asked = false;
+            drop(work);
+            let sealed = self.device.seal();
+            work = self.lock();
+            if let Err(error) = sealed {
                 ratelimited_log::warn(format_args!(
                     "control: cannot complete the layer of a snapshot: {}",
                     reason(&error)
                 ));
-                AGAIN
+                work = self.pause(work);
             }
-        };
+        }
+        work.running = false;
+    }
+
+    /// Waits until the next seal is asked for, or a failed one is to be tried again.
+    fn pause<'w>(&self, work: MutexGuard<'w, Work>) -> MutexGuard<'w, Work> {
+        let unasked = |work: &mut Work| !work.asked;
+        let waited = self.changed.wait_timeout_while(work, AGAIN, unasked);
+        let (mut work, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        work.asked = true;
+        work
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -194,7 +194,7 @@ fn conditional() -> [Conditional; 20] {
         (libc::SYS_getsockopt, 2, Is(libc::SO_TYPE)),
         (libc::SYS_setsockopt, 2, Is(libc::SO_SNDTIMEO)), // a front-end that does not read
         (libc::SYS_setsockopt, 2, Is(libc::SO_RCVTIMEO)), // a control client that sends nothing
-        (libc::SYS_sendto, 4, Null), // to a connected peer: the pipe of a signal
+        (libc::SYS_sendto, 4, Null),                      // to a connected peer
         (libc::SYS_tgkill, 0, Is(process::id() as c_int)), // abort; a call that a front-end blocks
     ]
 }
