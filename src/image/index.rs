@@ -124,7 +124,11 @@ fn build(mut keys: Vec<u64>) -> Tree {
         keys = above.collect();
     }
     let mut nodes = Vec::with_capacity(count);
-    nodes.extend(levels.into_iter().rev().flatten());
+    // Level by level: each is one copy.
+    levels
+        .iter()
+        .rev()
+        .for_each(|level| nodes.extend_from_slice(level));
     Tree {
         nodes: nodes.into(),
         levels: starts,

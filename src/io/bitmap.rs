@@ -1,4 +1,5 @@
 //! Bitmaps: one that threads share without a lock, and iteration over the words of any bitmap.
+#![allow(unsafe_code)] // Zeroed memory for atomic words has no safe form
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,6 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::prefetch;
 
 const WORD_BITS: u64 = u64::BITS as u64;
+
+const _: () = assert!(align_of::<AtomicU64>() == align_of::<u64>());
 
 /// Iterates over the words that contain `bits`: the number of each word, and a mask of its bits in the range.
 #[inline]
@@ -32,10 +35,13 @@ pub struct AtomicBitmap {
 impl AtomicBitmap {
     /// Creates a bitmap of `bits` bits, rounded up to whole words, all clear.
     pub fn new(bits: u64) -> Self {
-        let words = 0..bits.div_ceil(WORD_BITS);
-        Self {
-            words: words.map(|_| AtomicU64::new(0)).collect(),
-        }
+        let count = usize::try_from(bits.div_ceil(WORD_BITS)).unwrap_or(usize::MAX);
+        // Zeros of the system: a page of a long bitmap takes memory once one of its bits is set.
+        let zeros = Box::into_raw(vec![0u64; count].into_boxed_slice());
+        // SAFETY: the pointer came from a box of words, and atomic words have the size, the alignment and
+        // the bit patterns of plain ones.
+        let words = unsafe { Box::from_raw(zeros as *mut [AtomicU64]) };
+        Self { words }
     }
 
     /// Size in bytes.
@@ -85,7 +91,10 @@ impl AtomicBitmap {
     /// Clears all bits.
     pub fn clear_all(&self) {
         for word in &self.words {
-            word.store(0, Ordering::Relaxed);
+            // A write would take memory for a page of zeros.
+            if word.load(Ordering::Relaxed) != 0 {
+                word.store(0, Ordering::Relaxed);
+            }
         }
     }
 

@@ -36,13 +36,18 @@ fn tree<'t>(text: &'t str, prefix: &[String], found: &mut BTreeSet<Module>) -> &
     let end = text.find(|char: char| !char.is_alphanumeric() && char != '_');
     let (word, rest) = text.split_at(end.unwrap_or(text.len()));
     if word.is_empty() {
+        if text.starts_with('*') {
+            found.insert(prefix.to_vec());
+        }
         return text;
     }
     let path = [prefix, &[word.to_owned()]].concat();
-    found.insert(path.clone());
     match rest.strip_prefix("::") {
         Some(rest) => tree(rest, &path, found),
-        None => rest,
+        None => {
+            found.insert(path);
+            rest
+        }
     }
 }
 
