@@ -1,9 +1,9 @@
 //! Offload thread: flushes, discards and writes zeroes, so that the queue worker need not wait. Each queue of
 //! a writable disk has one.
 //!
-//! Jobs go in through one channel, results come out through another, and an eventfd wakes the worker. The
-//! thread takes all waiting jobs together. It discards and writes zeroes one by one; then one flush serves all
-//! jobs that need one, because it covers every write before it.
+//! Operations go in through one channel, results come out through another, and an eventfd wakes the worker. The
+//! thread takes all waiting operations together. It discards and writes zeroes one by one; then one flush serves all
+//! operations that need one, because it covers every write before it.
 #![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
 use std::cell::Cell;
@@ -29,49 +29,49 @@ use crate::virtio::discard::DiscardRange;
 use crate::virtio::status::Status;
 use crate::writable::{Error, MAX_STEP, Volume};
 
-/// Id of a job, chosen by the worker.
+/// Id of an operation, chosen by the worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct JobId(pub u16);
+pub struct OperationId(pub u16);
 
-/// Work for one request.
+/// Operation on the volume that may take long: a change of ranges, a flush, or both.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Job {
+pub struct VolumeOperation {
     /// Change, and the ranges to apply it to, before the flush.
-    pub change: Option<(Change, Vec<DiscardRange>)>,
+    pub change: Option<(RangeChange, Vec<DiscardRange>)>,
     /// Whether to flush: to make the change and all writes before it durable.
     pub flush: bool,
 }
 
 /// Change of ranges of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum RangeChange {
     /// Discard their data.
     Discard,
     /// Make them read as zeros.
     Zero,
 }
 
-impl Change {
+impl RangeChange {
     /// Name in the log.
     fn name(self) -> &'static str {
         match self {
-            Change::Discard => "a discard",
-            Change::Zero => "writing zeros",
+            RangeChange::Discard => "a discard",
+            RangeChange::Zero => "writing zeros",
         }
     }
 
     /// Applies the change to one step of a range.
     fn apply(self, volume: &Volume, step: SectorRange, unmap: bool) -> Result<(), Error> {
         match self {
-            Change::Discard => volume.discard(step),
-            Change::Zero => volume.write_zeroes(step, unmap),
+            RangeChange::Discard => volume.discard(step),
+            RangeChange::Zero => volume.write_zeroes(step, unmap),
         }
     }
 }
 
-/// How a job ended.
+/// How an operation ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum JobEnd {
+pub enum OperationEnd {
     /// With this status of its request.
     Answered(Status),
     /// The queue stops: some ranges are not changed.
@@ -83,18 +83,18 @@ pub enum JobEnd {
     },
 }
 
-/// Result of a job.
+/// Result of an operation.
 #[derive(Debug, PartialEq, Eq)]
-pub struct JobResult {
+pub struct EndedOperation {
     /// Its id.
-    pub id: JobId,
+    pub id: OperationId,
     /// What is left of it, to repeat it.
-    pub job: Job,
+    pub operation: VolumeOperation,
     /// How it ended.
-    pub end: JobEnd,
+    pub end: OperationEnd,
 }
 
-/// Performs jobs on the thread.
+/// Performs operations on the thread.
 struct Performer {
     backend: Arc<BlockBackend>,
     queue: u16,
@@ -110,38 +110,42 @@ struct Performer {
 
 impl Performer {
     /// Runs `attempt`. An error or a panic fails the request, not the thread.
-    fn attempt(&self, what: &str, attempt: impl FnOnce(&Volume) -> Result<(), Error>) -> JobEnd {
+    fn attempt(
+        &self,
+        what: &str,
+        attempt: impl FnOnce(&Volume) -> Result<(), Error>,
+    ) -> OperationEnd {
         let attempt = AssertUnwindSafe(|| attempt(self.backend.volume()));
         let reason = match panic::catch_unwind(attempt) {
-            Ok(Ok(())) => return JobEnd::Answered(Status::Ok),
+            Ok(Ok(())) => return OperationEnd::Answered(Status::Ok),
             Ok(Err(error)) if self.backend.full_storage().pauses_on(&error) => {
                 let reason = reason(&error);
-                return JobEnd::StorageFull { reason };
+                return OperationEnd::StorageFull { reason };
             }
             Ok(Err(error)) => reason(&error),
             Err(_) => "a panic".to_owned(),
         };
         let queue = self.queue;
         ratelimited_log::warn(format_args!("queue {queue}: {what} failed: {reason}"));
-        JobEnd::Answered(Status::IoError)
+        OperationEnd::Answered(Status::IoError)
     }
 
     /// Applies a change to ranges, step by step, until a step fails or time runs out.
-    fn change(&self, change: Change, ranges: &[DiscardRange]) -> JobEnd {
+    fn change(&self, change: RangeChange, ranges: &[DiscardRange]) -> OperationEnd {
         let steps = ranges.iter().flat_map(|discard| {
             let steps = discard.range.steps(MAX_STEP);
             steps.map(|step| (step, discard.unmap))
         });
         for (step, unmap) in steps {
             if self.is_late() {
-                return JobEnd::Late;
+                return OperationEnd::Late;
             }
             match self.attempt(change.name(), |volume| change.apply(volume, step, unmap)) {
-                JobEnd::Answered(Status::Ok) => {}
+                OperationEnd::Answered(Status::Ok) => {}
                 failed => return failed,
             }
         }
-        JobEnd::Answered(Status::Ok)
+        OperationEnd::Answered(Status::Ok)
     }
 
     /// Whether the queue stops and its grace period is over.
@@ -160,29 +164,33 @@ impl Performer {
         since.elapsed() >= self.grace
     }
 
-    /// Performs all jobs of `batch`, and calls `done` with the result of each.
-    fn perform(&self, batch: Vec<(JobId, Job)>, mut done: impl FnMut(JobResult)) {
+    /// Performs all operations of `batch`, and calls `done` with the result of each.
+    fn perform(
+        &self,
+        batch: Vec<(OperationId, VolumeOperation)>,
+        mut done: impl FnMut(EndedOperation),
+    ) {
         let mut flushing = Vec::new();
-        for (id, mut job) in batch {
-            let end = match &job.change {
+        for (id, mut operation) in batch {
+            let end = match &operation.change {
                 Some((change, ranges)) => self.change(*change, ranges),
-                None => JobEnd::Answered(Status::Ok),
+                None => OperationEnd::Answered(Status::Ok),
             };
             match end {
-                JobEnd::Answered(Status::Ok) if job.flush => {
-                    job.change = None;
-                    flushing.push((id, job));
+                OperationEnd::Answered(Status::Ok) if operation.flush => {
+                    operation.change = None;
+                    flushing.push((id, operation));
                 }
-                end => done(JobResult { id, job, end }),
+                end => done(EndedOperation { id, operation, end }),
             }
         }
         if flushing.is_empty() {
             return;
         }
         let end = self.attempt("a flush", Volume::flush);
-        for (id, job) in flushing {
+        for (id, operation) in flushing {
             let end = end.clone();
-            done(JobResult { id, job, end });
+            done(EndedOperation { id, operation, end });
         }
     }
 }
@@ -191,8 +199,8 @@ impl Performer {
 #[derive(Debug)]
 pub struct Offload {
     /// Dropped to end the thread.
-    jobs: Option<Sender<(JobId, Job)>>,
-    results: Receiver<JobResult>,
+    operations: Option<Sender<(OperationId, VolumeOperation)>>,
+    results: Receiver<EndedOperation>,
     /// Signalled at each result.
     event: Arc<EventFd>,
     under_way: usize,
@@ -212,7 +220,7 @@ impl Offload {
         connection: Arc<UnixStream>,
     ) -> io::Result<Self> {
         let event = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
-        let (jobs, waiting) = channel::<(JobId, Job)>();
+        let (operations, waiting) = channel::<(OperationId, VolumeOperation)>();
         let (sender, results) = channel();
         let wake = event.clone();
         let abandoned = Arc::new(AtomicBool::new(false));
@@ -239,7 +247,7 @@ impl Offload {
                 }
             })?;
         Ok(Self {
-            jobs: Some(jobs),
+            operations: Some(operations),
             results,
             event,
             under_way: 0,
@@ -253,33 +261,39 @@ impl Offload {
         &self.event
     }
 
-    /// Number of jobs without a result.
+    /// Number of operations without a result.
     pub fn under_way(&self) -> usize {
         self.under_way
     }
 
-    /// Begins a job.
-    pub fn begin(&mut self, id: JobId, job: Job) {
-        let sent = self.jobs.as_ref().map(|jobs| jobs.send((id, job)));
-        debug_assert!(matches!(sent, Some(Ok(()))), "the thread outlives its jobs");
+    /// Begins an operation.
+    pub fn begin(&mut self, id: OperationId, operation: VolumeOperation) {
+        let sent = self
+            .operations
+            .as_ref()
+            .map(|operations| operations.send((id, operation)));
+        debug_assert!(
+            matches!(sent, Some(Ok(()))),
+            "the thread outlives its operations"
+        );
         self.under_way += 1;
     }
 
     /// Takes the next result, if there is one.
-    pub fn result(&mut self) -> Option<JobResult> {
-        self.end_job(|results| results.try_recv().ok())
+    pub fn result(&mut self) -> Option<EndedOperation> {
+        self.end_operation(|results| results.try_recv().ok())
     }
 
-    /// Waits for the next result; `None` if no job is under way.
-    pub fn wait(&mut self) -> Option<JobResult> {
-        self.end_job(|results| results.recv().ok())
+    /// Waits for the next result; `None` if no operation is under way.
+    pub fn wait(&mut self) -> Option<EndedOperation> {
+        self.end_operation(|results| results.recv().ok())
     }
 
-    /// Takes a result with `receive`, unless no job is under way.
-    fn end_job(
+    /// Takes a result with `receive`, unless no operation is under way.
+    fn end_operation(
         &mut self,
-        receive: impl FnOnce(&Receiver<JobResult>) -> Option<JobResult>,
-    ) -> Option<JobResult> {
+        receive: impl FnOnce(&Receiver<EndedOperation>) -> Option<EndedOperation>,
+    ) -> Option<EndedOperation> {
         if self.under_way == 0 {
             return None;
         }
@@ -292,7 +306,7 @@ impl Offload {
 impl Drop for Offload {
     fn drop(&mut self) {
         self.abandoned.store(true, Ordering::Relaxed);
-        drop(mem::take(&mut self.jobs));
+        drop(mem::take(&mut self.operations));
         if let Some(thread) = self.thread.take() {
             // It cannot fail: the thread catches panics.
             let _ = thread.join();
@@ -355,12 +369,12 @@ mod tests {
         Arc::new(BlockBackend::new(volume, options, Rings::default()))
     }
 
-    fn job(change: Change) -> Job {
+    fn operation(change: RangeChange) -> VolumeOperation {
         let range = DiscardRange {
             range: SectorRange::new(Sector(0), Sector(SECTORS)),
             unmap: false,
         };
-        Job {
+        VolumeOperation {
             change: Some((change, vec![range])),
             flush: false,
         }
@@ -405,21 +419,29 @@ mod tests {
         };
         let perform = || {
             let mut answers = Vec::new();
-            let jobs = [job(Change::Discard), job(Change::Zero), Job::default()];
-            let jobs = (0..).map(JobId).zip(jobs).collect();
-            performer.perform(jobs, |result| answers.push((result.id, result.end)));
+            let operations = [
+                operation(RangeChange::Discard),
+                operation(RangeChange::Zero),
+                VolumeOperation::default(),
+            ];
+            let operations = (0..).map(OperationId).zip(operations).collect();
+            performer.perform(operations, |result| answers.push((result.id, result.end)));
             answers
         };
         first(1);
-        let done = [0, 1, 2].map(|id| (JobId(id), JobEnd::Answered(Status::Ok)));
+        let done = [0, 1, 2].map(|id| (OperationId(id), OperationEnd::Answered(Status::Ok)));
         assert_eq!(perform(), done);
         assert_eq!(read(), [0; 512]);
 
         first(2);
         theirs.write_all(b"a message that is not read").unwrap();
         drop(theirs);
-        let cut = [JobEnd::Late, JobEnd::Late, JobEnd::Answered(Status::Ok)];
-        let cut: Vec<_> = (0..).map(JobId).zip(cut).collect();
+        let cut = [
+            OperationEnd::Late,
+            OperationEnd::Late,
+            OperationEnd::Answered(Status::Ok),
+        ];
+        let cut: Vec<_> = (0..).map(OperationId).zip(cut).collect();
         assert_eq!(perform(), cut);
         assert_eq!(read(), [2; 512]);
     }

@@ -14,14 +14,14 @@ use std::time::Instant;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 
 use super::BlockBackend;
-use super::offload::{Change, Offload};
+use super::offload::{Offload, RangeChange};
 use super::polling::Polling;
 use super::pool::Pool;
 use super::prefetch::Prefetch;
 use super::rate_limit::throttle::Throttle;
 use super::readahead::Readahead;
 use super::reads::Reads;
-use super::request::{Finished, Outcome, Put, Request};
+use super::request::{Finished, Put, Request, RequestEnd};
 use super::setup::{ConnectionContext, Eventfds, QueueSetup, Stop};
 use super::stats::queue::{Op, RequestStats, cell};
 use crate::io::poller::{Poller, Trigger};
@@ -359,7 +359,7 @@ impl<'a> QueueWorker<'a> {
                 let serial = self.backend.serial();
                 let len = data.len().min(serial.len());
                 data.cursor(0).write(serial.get(..len).unwrap_or(serial));
-                self.finish(request.finish(Outcome::Answered(Status::Ok), len));
+                self.finish(request.finish(RequestEnd::Answered(Status::Ok), len));
             }
             Ok(Operation::Write(range)) => {
                 request.is_a(Op::Write);
@@ -372,11 +372,11 @@ impl<'a> QueueWorker<'a> {
             }
             Ok(Operation::Discard(ranges)) => {
                 request.is_a(Op::Discard);
-                self.discard_or_zero(request, Change::Discard, ranges);
+                self.discard_or_zero(request, RangeChange::Discard, ranges);
             }
             Ok(Operation::WriteZeroes(ranges)) => {
                 request.is_a(Op::WriteZeroes);
-                self.discard_or_zero(request, Change::Zero, ranges);
+                self.discard_or_zero(request, RangeChange::Zero, ranges);
             }
             Err(status) => self.finish(request.answer(status)),
         }

@@ -2,7 +2,7 @@
 #![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
 use super::read_id::{ReadId, SubreadId};
-use super::request::{Finished, Outcome, Request};
+use super::request::{Finished, Request, RequestEnd};
 use super::subreads::{PendingSubread, SubreadState, Subreads};
 use crate::virtio::status::Status;
 
@@ -85,13 +85,13 @@ impl<'a> ActiveRead<'a> {
     /// Ends a read of which no subread is pending. Its subreads can be used again.
     #[inline]
     pub fn finish(self) -> (Finished<'a>, Box<Subreads<'a>>) {
-        let outcome = match self.verdict {
-            Verdict::Good => Outcome::Answered(Status::Ok),
-            Verdict::Failed => Outcome::Answered(Status::IoError),
-            Verdict::GivenUp => Outcome::Open,
+        let end = match self.verdict {
+            Verdict::Good => RequestEnd::Answered(Status::Ok),
+            Verdict::Failed => RequestEnd::Answered(Status::IoError),
+            Verdict::GivenUp => RequestEnd::Open,
         };
         let written = self.request.chain().writable().len();
-        (self.request.finish(outcome, written), self.subreads)
+        (self.request.finish(end, written), self.subreads)
     }
 
     /// Pieces of guest memory that it holds.

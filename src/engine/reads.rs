@@ -246,7 +246,7 @@ impl<'a> Reads<'a> {
     }
 
     /// Gives up all reads that wait for absent bytes. They end as
-    /// [`Outcome::Open`](super::request::Outcome::Open), once the ring has finished its reads for them.
+    /// [`RequestEnd::Open`](super::request::RequestEnd::Open), once the ring has finished its reads for them.
     pub fn give_up_fetches(&mut self) {
         let is_fetching = |state: &SubreadState| matches!(state, SubreadState::Fetching(_));
         let mut given_up: Vec<_> = self.table.subreads(is_fetching).collect();

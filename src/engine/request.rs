@@ -20,7 +20,7 @@ pub struct Request<'a> {
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum RequestEnd {
     /// Answer it with this status.
     Answered(Status),
     /// The queue stops before the request is done. The next worker of the queue repeats it.
@@ -31,7 +31,7 @@ pub enum Outcome {
 #[derive(Debug)]
 pub struct Finished<'a> {
     request: Request<'a>,
-    outcome: Outcome,
+    end: RequestEnd,
     /// Bytes of its writable memory that may have been written, from the first one on; all of them
     /// were if the status is good.
     written: usize,
@@ -63,17 +63,17 @@ impl<'a> Request<'a> {
 
     /// Ends the request. The first `written` bytes of its writable memory may have been written.
     #[inline]
-    pub fn finish(self, outcome: Outcome, written: usize) -> Finished<'a> {
+    pub fn finish(self, end: RequestEnd, written: usize) -> Finished<'a> {
         Finished {
             request: self,
-            outcome,
+            end,
             written,
         }
     }
 
     /// Ends a request that wrote nothing but its status.
     pub fn answer(self, status: Status) -> Finished<'a> {
-        self.finish(Outcome::Answered(status), 0)
+        self.finish(RequestEnd::Answered(status), 0)
     }
 }
 
@@ -89,9 +89,9 @@ impl<'a> Finished<'a> {
             status: byte,
             chain,
         } = self.request;
-        let (head, status) = match self.outcome {
-            Outcome::Answered(status) => (head, status),
-            Outcome::Open => match queue.leave(head) {
+        let (head, status) = match self.end {
+            RequestEnd::Answered(status) => (head, status),
+            RequestEnd::Open => match queue.leave(head) {
                 Ok(()) => {
                     return Put {
                         answer: None,

@@ -8,17 +8,19 @@ use super::QueueWorker;
 use super::paused::Paused;
 use super::unfinished_write::UnfinishedWrite;
 use crate::engine::full_storage::SpaceWait;
-use crate::engine::offload::{Change, Job, JobEnd, JobId, JobResult, Offload};
-use crate::engine::request::{Outcome, Request};
+use crate::engine::offload::{
+    EndedOperation, Offload, OperationEnd, OperationId, RangeChange, VolumeOperation,
+};
+use crate::engine::request::{Request, RequestEnd};
 use crate::virtio::discard::DiscardRange;
 use crate::virtio::status::Status;
 
-const FLUSH: Job = Job {
+const FLUSH: VolumeOperation = VolumeOperation {
     change: None,
     flush: true,
 };
 
-/// Request that waits for a job of the offload thread.
+/// Request that waits for an operation of the offload thread.
 #[derive(Debug)]
 struct Offloaded<'a> {
     then: Then<'a>,
@@ -26,16 +28,16 @@ struct Offloaded<'a> {
     wait: Option<SpaceWait<'a>>,
 }
 
-/// What follows the end of a job.
+/// What follows the end of an operation.
 #[derive(Debug)]
 enum Then<'a> {
-    /// The job's result is the answer.
+    /// The operation's result is the answer.
     Answer(Request<'a>),
-    /// The job is a flush, after which the write is repeated.
+    /// The operation is a flush, after which the write is repeated.
     Write(UnfinishedWrite<'a>),
 }
 
-/// Offload thread of a writable disk, and the requests that wait for its jobs, by job id.
+/// Offload thread of a writable disk, and the requests that wait for its operations, by operation id.
 #[derive(Debug)]
 pub struct OffloadedRequests<'a> {
     thread: Offload,
@@ -56,7 +58,7 @@ impl<'a> OffloadedRequests<'a> {
         &self.thread
     }
 
-    fn begin(&mut self, offloaded: Offloaded<'a>, job: Job) {
+    fn begin(&mut self, offloaded: Offloaded<'a>, operation: VolumeOperation) {
         let mut requests = (0u16..).zip(&mut self.requests);
         let id = match requests.find(|(_, request)| request.is_none()) {
             Some((id, request)) => {
@@ -70,10 +72,10 @@ impl<'a> OffloadedRequests<'a> {
                 id
             }
         };
-        self.thread.begin(JobId(id), job);
+        self.thread.begin(OperationId(id), operation);
     }
 
-    fn take(&mut self, JobId(index): JobId) -> Option<Offloaded<'a>> {
+    fn take(&mut self, OperationId(index): OperationId) -> Option<Offloaded<'a>> {
         self.requests.get_mut(usize::from(index))?.take()
     }
 }
@@ -99,17 +101,17 @@ impl<'a> QueueWorker<'a> {
     pub(super) fn discard_or_zero(
         &mut self,
         request: Request<'a>,
-        change: Change,
+        change: RangeChange,
         ranges: Vec<DiscardRange>,
     ) {
         if self.context.is_lost() {
             return self.finish(request.answer(Status::IoError));
         }
-        let job = Job {
+        let operation = VolumeOperation {
             change: Some((change, ranges)),
             flush: self.writes_through(),
         };
-        self.offload(Then::Answer(request), None, job);
+        self.offload(Then::Answer(request), None, operation);
     }
 
     /// Repeats a write, which may have waited for space, after a flush.
@@ -121,18 +123,23 @@ impl<'a> QueueWorker<'a> {
         self.offload(Then::Write(write), wait, FLUSH);
     }
 
-    /// Repeats the job of a request that waited for space.
-    pub(super) fn repeat_job(&mut self, request: Request<'a>, job: Job, wait: SpaceWait<'a>) {
-        self.offload(Then::Answer(request), Some(wait), job);
+    /// Repeats the operation of a request that waited for space.
+    pub(super) fn repeat_operation(
+        &mut self,
+        request: Request<'a>,
+        operation: VolumeOperation,
+        wait: SpaceWait<'a>,
+    ) {
+        self.offload(Then::Answer(request), Some(wait), operation);
     }
 
-    /// Offloads a job, for which a request waits.
-    fn offload(&mut self, then: Then<'a>, wait: Option<SpaceWait<'a>>, job: Job) {
+    /// Offloads an operation, for which a request waits.
+    fn offload(&mut self, then: Then<'a>, wait: Option<SpaceWait<'a>>, operation: VolumeOperation) {
         if let Some(offload) = &mut self.offload {
-            return offload.begin(Offloaded { then, wait }, job);
+            return offload.begin(Offloaded { then, wait }, operation);
         }
         // A read-only backend: a flush has nothing to do, and no other request comes here.
-        let status = match (&then, job.change) {
+        let status = match (&then, operation.change) {
             (Then::Answer(_), None) => Status::Ok,
             _ => Status::IoError,
         };
@@ -150,7 +157,7 @@ impl<'a> QueueWorker<'a> {
         let mut any = false;
         while let Some(result) = self.offload.as_mut().and_then(|own| own.thread.result()) {
             any = true;
-            self.end_job(result);
+            self.end_operation(result);
         }
         any
     }
@@ -158,32 +165,32 @@ impl<'a> QueueWorker<'a> {
     /// Waits for all offloaded requests.
     pub(super) fn wait_offloaded(&mut self) {
         while let Some(result) = self.offload.as_mut().and_then(|own| own.thread.wait()) {
-            self.end_job(result);
+            self.end_operation(result);
         }
     }
 
-    /// Answers the request of a job that has ended, or repeats its write.
-    fn end_job(&mut self, JobResult { id, job, end }: JobResult) {
+    /// Answers the request of an operation that has ended, or repeats its write.
+    fn end_operation(&mut self, EndedOperation { id, operation, end }: EndedOperation) {
         let Some(Offloaded { then, wait }) = self.offload.as_mut().and_then(|own| own.take(id))
         else {
             return;
         };
-        let outcome = match end {
-            JobEnd::StorageFull { reason } => {
+        let end = match end {
+            OperationEnd::StorageFull { reason } => {
                 let wait = self.wait_for_space(wait, &reason);
                 return self.pause(match then {
-                    Then::Answer(request) => Paused::Job(request, job, wait),
+                    Then::Answer(request) => Paused::Operation(request, operation, wait),
                     Then::Write(write) => Paused::Write(write, wait),
                 });
             }
-            JobEnd::Late => Outcome::Open,
-            JobEnd::Answered(status) => Outcome::Answered(status),
+            OperationEnd::Late => RequestEnd::Open,
+            OperationEnd::Answered(status) => RequestEnd::Answered(status),
         };
         match then {
-            Then::Write(write) if outcome == Outcome::Answered(Status::Ok) => {
+            Then::Write(write) if end == RequestEnd::Answered(Status::Ok) => {
                 self.try_write(write, wait);
             }
-            then => self.finish(then.into_request().finish(outcome, 0)),
+            then => self.finish(then.into_request().finish(end, 0)),
         }
     }
 }

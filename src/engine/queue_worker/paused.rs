@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use super::QueueWorker;
 use super::unfinished_write::UnfinishedWrite;
 use crate::engine::full_storage::SpaceWait;
-use crate::engine::offload::Job;
-use crate::engine::request::{Outcome, Request};
+use crate::engine::offload::VolumeOperation;
+use crate::engine::request::{Request, RequestEnd};
 use crate::ratelimited_log;
 
 /// Time between two attempts.
@@ -22,22 +22,22 @@ const RETRY_PERIOD: Duration = Duration::from_secs(1);
 pub(super) enum Paused<'a> {
     /// A write, which is repeated.
     Write(UnfinishedWrite<'a>, SpaceWait<'a>),
-    /// A request whose job is repeated.
-    Job(Request<'a>, Job, SpaceWait<'a>),
+    /// A request whose operation is repeated.
+    Operation(Request<'a>, VolumeOperation, SpaceWait<'a>),
 }
 
 impl<'a> Paused<'a> {
     fn request(&self) -> &Request<'a> {
         match self {
             Paused::Write(write, _) => write.request(),
-            Paused::Job(request, ..) => request,
+            Paused::Operation(request, ..) => request,
         }
     }
 
     fn into_request(self) -> Request<'a> {
         match self {
             Paused::Write(write, _) => write.into_request(),
-            Paused::Job(request, ..) => request,
+            Paused::Operation(request, ..) => request,
         }
     }
 }
@@ -109,7 +109,9 @@ impl<'a> QueueWorker<'a> {
             match paused {
                 Paused::Write(write, wait) if flush => self.flush_and_retry(write, Some(wait)),
                 Paused::Write(write, wait) => self.try_write(write, Some(wait)),
-                Paused::Job(request, job, wait) => self.repeat_job(request, job, wait),
+                Paused::Operation(request, operation, wait) => {
+                    self.repeat_operation(request, operation, wait)
+                }
             }
         }
         true
@@ -130,7 +132,7 @@ impl<'a> QueueWorker<'a> {
             "queue {index} stops while the storage is full: waiting requests ({count}) {end}"
         ));
         for paused in paused {
-            self.finish(paused.into_request().finish(Outcome::Open, 0));
+            self.finish(paused.into_request().finish(RequestEnd::Open, 0));
         }
     }
 }
