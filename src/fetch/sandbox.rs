@@ -23,6 +23,7 @@ use thiserror::Error;
 use crate::io::confine::seccomp::{Calls, NOT_EXECUTABLE, THREAD, Test, install};
 use crate::io::confine::{self, Support};
 use crate::io::directory::parent_of;
+use crate::io::name_service;
 
 /// The newest set of rights to take away; an older kernel takes those it knows.
 const NEWEST: ABI = ABI::V6;
@@ -203,6 +204,7 @@ pub struct Reach {
 /// # Errors
 /// An [`Error`]: the kernel has a mechanism and refuses to apply it.
 pub fn enter(reach: &Reach) -> Result<(), Error> {
+    name_service::load();
     confine::drop_all_but(CapabilitySet::empty()).map_err(Error::Privileges)?;
     close_paths(reach)?.warn(NAME, "Landlock");
     filter_calls()?.warn(NAME, "seccomp");

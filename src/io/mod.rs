@@ -1,5 +1,5 @@
 //! System helpers that all modules may use: bitmaps, boot id, child processes, directories, mapped files,
-//! memory of requests, limits, peers of sockets, polling, prefetch hints, unix sockets.
+//! memory of requests, limits, name resolution, peers of sockets, polling, prefetch hints, unix sockets.
 
 pub mod bitmap;
 pub mod boot;
@@ -11,6 +11,7 @@ pub mod file_system;
 pub mod heap;
 pub mod interrupt;
 pub mod mapped_file;
+pub mod name_service;
 pub mod peer;
 pub mod poller;
 pub mod prefetch;
