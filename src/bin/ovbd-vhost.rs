@@ -112,6 +112,11 @@ pub(crate) struct Args {
     #[command(flatten)]
     registry: RegistryArgs,
 
+    /// Share the fetcher, its tokens and its connections with the disks that name the same DIR and the same
+    /// options for registries; created if missing [default: the disk has a fetcher of its own]
+    #[arg(long, help_heading = "Registries", value_name = "DIR")]
+    shared_fetcher: Option<PathBuf>,
+
     /// Prefetch the reads recorded in this trace file [default: the trace that the image config names,
     /// or else the trace in the image]
     #[arg(long, help_heading = "Registries", value_name = "TRACE")]
@@ -368,6 +373,7 @@ impl From<Args> for Config {
             remote: RemoteConfig {
                 cache: args.cache,
                 registry: args.registry,
+                shared_fetcher: args.shared_fetcher,
                 prefetch: args.prefetch,
                 record: args.record_trace,
                 deadline: args.fetch_deadline.map(Duration::from_secs),

@@ -110,6 +110,8 @@ pub struct RemoteConfig {
     pub cache: Option<PathBuf>,
     /// Credentials, certificates and mirrors of the registries.
     pub registry: RegistryArgs,
+    /// Directory of the socket of a fetcher that disks share. `None`: the disk has a fetcher of its own.
+    pub shared_fetcher: Option<PathBuf>,
     /// Prefetch trace to replay in place of the image's own.
     pub prefetch: Option<PathBuf>,
     /// File to which a trace of the guest's reads is written.

@@ -1,6 +1,6 @@
 //! Layers in registries: the configuration of the fetcher, and its start.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{Config, Error};
@@ -15,6 +15,8 @@ use crate::source::RemoteBlob;
 #[derive(Debug)]
 pub struct Remote {
     fetcher: process::Config,
+    /// Directory of the socket of a fetcher that disks share.
+    shared: Option<PathBuf>,
     /// Background download of images whose config does not mention it.
     download: Option<download::Download>,
 }
@@ -47,6 +49,7 @@ impl Remote {
                 registry,
                 sandbox,
             },
+            shared: config.shared_fetcher.clone(),
             download: service.download,
         })
     }
@@ -56,12 +59,17 @@ impl Remote {
         &self.fetcher.cache
     }
 
-    /// Starts a fetcher.
+    /// Starts a fetcher, or connects to the shared one.
     ///
     /// # Errors
     /// [`Error::Fetcher`].
     pub fn start(&self) -> Result<Process, Error> {
-        Process::start(Path::new(process::ITSELF), &self.fetcher).map_err(Error::Fetcher)
+        let program = Path::new(process::ITSELF);
+        let process = match &self.shared {
+            Some(directory) => Process::share(program, &self.fetcher, directory),
+            None => Process::start(program, &self.fetcher),
+        };
+        process.map_err(Error::Fetcher)
     }
 
     /// Registers the layers and the layer of the image's trace with a fetcher. The fetcher downloads whole layers in

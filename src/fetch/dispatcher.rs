@@ -2,12 +2,13 @@
 //! are answered.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::blob::{Blob, BlobId, Offer};
 use super::counters::{Counters, CountersSnapshot};
+use super::fair_queue::ClientId;
 use super::locks::{Rank, RankedMutex};
 use super::open_blobs::OpenBlobs;
 use super::origin::Failure;
@@ -42,6 +43,7 @@ struct State {
 /// Damage of a complete blob, to be looked at.
 #[derive(Debug)]
 pub(super) struct Suspect {
+    pub(super) client: ClientId,
     pub(super) blob: Arc<Blob>,
     pub(super) units: UnitRange,
     pub(super) cause: Cause,
@@ -65,6 +67,7 @@ pub(super) struct Dispatcher {
     /// Answers that origins got.
     statuses: Arc<Statuses>,
     is_stopping: AtomicBool,
+    next_client: AtomicU64,
 }
 
 impl Dispatcher {
@@ -80,6 +83,7 @@ impl Dispatcher {
             counters: Counters::default(),
             statuses,
             is_stopping: AtomicBool::new(false),
+            next_client: AtomicU64::new(0),
         }
     }
 
@@ -146,6 +150,11 @@ impl Dispatcher {
         Ok(self.state().blobs.add(identity, entry, offer, pace))
     }
 
+    /// A name for another client.
+    pub(super) fn new_client(&self) -> ClientId {
+        ClientId(self.next_client.fetch_add(1, Ordering::Relaxed))
+    }
+
     /// All open blobs.
     pub(super) fn blobs(&self) -> Vec<Arc<Blob>> {
         self.state().blobs.all()
@@ -154,6 +163,7 @@ impl Dispatcher {
     /// Wants bytes of a blob. The waiter, if any, is answered once they are present.
     pub(super) fn want(
         &self,
+        client: ClientId,
         blob: &Arc<Blob>,
         bytes: Range<u64>,
         cause: Cause,
@@ -174,13 +184,14 @@ impl Dispatcher {
             // The upkeep thread looks: that takes a while, and others must not wait for it.
             let blob = Arc::clone(blob);
             return self.suspects.lock().push(Suspect {
+                client,
                 blob,
                 units,
                 cause,
                 waiter,
             });
         }
-        let waiter = self.schedule(blob, units, cause, waiter);
+        let waiter = self.schedule(client, blob, units, cause, waiter);
         answer(waiter, Ok(()));
         match Urgency::of(cause) {
             Urgency::Demand => self.demand.notify_one(),
@@ -191,6 +202,7 @@ impl Dispatcher {
     /// Schedules the absent ones of `units`. Gives the waiter back if none is.
     fn schedule(
         &self,
+        client: ClientId,
         blob: &Blob,
         units: UnitRange,
         cause: Cause,
@@ -209,13 +221,20 @@ impl Dispatcher {
             return waiter;
         }
         let schedule = &mut state.schedule;
-        schedule.want(blob.id(), &runs, cause, waiter);
+        let is_noted = schedule.want(client, blob.id(), &runs, cause, waiter);
         if matches!(cause, Cause::Demand | Cause::Read) {
             let hints = blob.note_read(units);
             for (units, cause) in [(hints.near, cause), (hints.ahead, Cause::ReadAhead)] {
-                schedule.want(blob.id(), &partial.map().absent(units), cause, None);
+                schedule.want(client, blob.id(), &partial.map().absent(units), cause, None);
             }
             self.others.notify_one();
+        }
+        drop(state);
+        if !is_noted {
+            ratelimited_log::info(format_args!(
+                "more parts of blob {} are to be prefetched than can wait; they are fetched when they are read",
+                blob.digest()
+            ));
         }
         None
     }
@@ -240,7 +259,10 @@ impl Dispatcher {
                 match blobs.get(fetch.blob) {
                     Some(blob) => return Some((fetch, blob)),
                     // No connection has it open any more: nothing waits.
-                    None => drop(schedule.abandon(fetch.blob)),
+                    None => {
+                        schedule.ended(fetch.client, fetch.cause);
+                        drop(schedule.abandon(fetch.blob));
+                    }
                 }
                 continue;
             }
@@ -251,6 +273,11 @@ impl Dispatcher {
             };
             state = state.wait_timeout(condition, pause);
         }
+    }
+
+    /// Notes that a worker is done with a fetch.
+    pub(super) fn ended(&self, client: ClientId, cause: Cause) {
+        self.state().schedule.ended(client, cause);
     }
 
     /// Tells the waiters of units that they are present.
@@ -298,9 +325,10 @@ impl Dispatcher {
         }
     }
 
-    /// Forgets the waiters of a disk process that is gone.
-    pub(super) fn forget(&self, link: &Arc<Link>) {
-        self.state().schedule.forget(|waiter| waiter.is_at(link));
+    /// Forgets what a disk process that is gone wants.
+    pub(super) fn forget(&self, client: ClientId, link: &Arc<Link>) {
+        let mut state = self.state();
+        state.schedule.forget(client, |waiter| waiter.is_at(link));
     }
 
     /// Whether something that is waited for is to be fetched.

@@ -19,10 +19,14 @@ use crate::cache::{Cache, Limits};
 use crate::registry::statuses::Statuses;
 use crate::source::link::Link;
 
+/// Disks for which there are threads of their own. More share those, and servers that do not answer are asked
+/// again after pauses only.
+const MAX_DISKS: usize = 16;
+
 /// How the fetcher works.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Threads for what something waits for: that many requests are under way.
+    /// Threads for what something waits for: that many requests of a disk are under way.
     pub demand_threads: usize,
     /// Threads for the rest.
     pub other_threads: usize,
@@ -48,9 +52,19 @@ impl Default for Options {
 #[derive(Debug)]
 pub struct Fetcher {
     dispatcher: Arc<Dispatcher>,
-    threads: Vec<JoinHandle<()>>,
-    /// Threads of connections to disk processes.
-    connections: RankedMutex<Vec<JoinHandle<()>>>,
+    options: Options,
+    threads: RankedMutex<Threads>,
+}
+
+/// The threads of a fetcher.
+#[derive(Debug, Default)]
+struct Threads {
+    /// Those that fetch, and the upkeep.
+    workers: Vec<JoinHandle<()>>,
+    /// Disks for which there are workers.
+    disks: usize,
+    /// Connections to disk processes.
+    connections: Vec<JoinHandle<()>>,
 }
 
 impl Fetcher {
@@ -62,34 +76,45 @@ impl Fetcher {
     pub fn start(cache: Cache, options: Options, statuses: Arc<Statuses>) -> io::Result<Self> {
         let space = Space::new(cache, options.limits);
         let dispatcher = Dispatcher::new(space, options.first_request, statuses);
-        let mut fetcher = Self {
+        let fetcher = Self {
             dispatcher: Arc::new(dispatcher),
-            threads: Vec::new(),
-            connections: RankedMutex::new(Rank::Connections, Vec::new()),
+            options,
+            threads: RankedMutex::new(Rank::Threads, Threads::default()),
         };
-        for _ in 0..options.demand_threads.max(1) {
-            fetcher.spawn("fetch-demand", |dispatcher| {
-                worker::run(dispatcher, &Urgency::ALL[..1]);
-            })?;
-        }
+        let mut threads = fetcher.threads.lock();
+        let upkeep = fetcher.spawn("fetch-upkeep", upkeep::run)?;
+        threads.workers.push(upkeep);
         for _ in 0..options.other_threads.max(1) {
-            fetcher.spawn("fetch-ahead", |dispatcher| {
+            let worker = fetcher.spawn("fetch-ahead", |dispatcher| {
                 worker::run(dispatcher, &Urgency::ALL[1..]);
             })?;
+            threads.workers.push(worker);
         }
-        fetcher.spawn("fetch-upkeep", upkeep::run)?;
+        fetcher.add_demand_threads(&mut threads)?;
+        drop(threads);
         Ok(fetcher)
     }
 
+    /// Starts the threads for the demands of one more disk.
+    fn add_demand_threads(&self, threads: &mut Threads) -> io::Result<()> {
+        for _ in 0..self.options.demand_threads.max(1) {
+            let worker = self.spawn("fetch-demand", |dispatcher| {
+                worker::run(dispatcher, &Urgency::ALL[..1]);
+            })?;
+            threads.workers.push(worker);
+        }
+        threads.disks += 1;
+        Ok(())
+    }
+
     fn spawn(
-        &mut self,
+        &self,
         name: &str,
         run: impl FnOnce(&Dispatcher) + Send + 'static,
-    ) -> io::Result<()> {
+    ) -> io::Result<JoinHandle<()>> {
         let dispatcher = Arc::clone(&self.dispatcher);
         let builder = thread::Builder::new().name(name.to_owned());
-        self.threads.push(builder.spawn(move || run(&dispatcher))?);
-        Ok(())
+        builder.spawn(move || run(&dispatcher))
     }
 
     /// Serves a disk process on the other end of `socket`, which may ask for the offered blobs by
@@ -105,8 +130,12 @@ impl Fetcher {
         download: Option<Download>,
     ) -> io::Result<()> {
         let link = Arc::new(Link::new(socket)?);
-        let mut connections = self.connections.lock();
-        connections.retain(|thread| !thread.is_finished());
+        let mut threads = self.threads.lock();
+        threads.connections.retain(|thread| !thread.is_finished());
+        if !threads.connections.is_empty() && threads.disks < MAX_DISKS {
+            self.add_demand_threads(&mut threads)?;
+        }
+        let connections = &mut threads.connections;
         if let Some(download) = download {
             let alive = Arc::downgrade(&link);
             let dispatcher = Arc::clone(&self.dispatcher);
@@ -118,8 +147,11 @@ impl Fetcher {
 
     /// Whether a disk process is connected, or was a moment ago.
     pub fn has_connections(&self) -> bool {
-        let connections = self.connections.lock();
-        connections.iter().any(|thread| !thread.is_finished())
+        let threads = self.threads.lock();
+        threads
+            .connections
+            .iter()
+            .any(|thread| !thread.is_finished())
     }
 
     /// Fetches all of a blob and verifies it. Calls `progress` with the number of bytes that are
@@ -162,8 +194,8 @@ impl Drop for Fetcher {
     fn drop(&mut self) {
         self.dispatcher.stop();
         // A session that still ran would read what is meant for the successor on its socket.
-        let connections = std::mem::take(&mut *self.connections.lock());
-        for thread in self.threads.drain(..).chain(connections) {
+        let threads = std::mem::take(&mut *self.threads.lock());
+        for thread in threads.workers.into_iter().chain(threads.connections) {
             let _ = thread.join();
         }
     }

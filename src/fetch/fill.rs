@@ -13,6 +13,7 @@ use thiserror::Error;
 
 use super::blob::{Blob, Offer};
 use super::dispatcher::Dispatcher;
+use super::fair_queue::ClientId;
 use super::origin::Failure;
 use super::waiter::Waiter;
 use crate::cache::{self, Partial, Publication};
@@ -170,6 +171,7 @@ fn complete(
 
 /// Requests under way for one blob.
 struct Filling<'a> {
+    client: ClientId,
     dispatcher: &'a Dispatcher,
     blob: &'a Arc<Blob>,
     partial: &'a Partial,
@@ -192,6 +194,7 @@ fn fetch_all(
     let (sender, receiver) = mpsc::channel();
     let bucket = Bucket::new(options.rate);
     let mut filling = Filling {
+        client: dispatcher.new_client(),
         dispatcher,
         blob,
         partial,
@@ -257,7 +260,7 @@ impl Filling<'_> {
             let sender = self.sender.clone();
             let waiter = Some(Waiter::Local { sender });
             self.dispatcher
-                .want(self.blob, bytes, Cause::Background, waiter);
+                .want(self.client, self.blob, bytes, Cause::Background, waiter);
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! | rank | lock | guards | held while waiting for |
 //! |---|---|---|---|
-//! | 1 | [`Rank::Connections`] | the threads of connections | nothing |
+//! | 1 | [`Rank::Threads`] | the threads of a fetcher | nothing |
 //! | 2 | [`Rank::Opening`] | one opening of a blob at a time | the cache's lock, storage |
 //! | 3 | [`Rank::Streaming`] | a whole blob is streamed | the network |
 //! | 4 | [`Rank::Syncing`] | when units of a blob were made durable last | storage |
@@ -24,7 +24,7 @@ use crate::io::ranked_lock;
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Rank {
     /// In a [`Fetcher`](super::Fetcher).
-    Connections = 1,
+    Threads = 1,
     /// In the [`Dispatcher`](super::dispatcher::Dispatcher).
     Opening,
     /// In a [`Blob`](super::blob::Blob).

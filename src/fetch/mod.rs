@@ -10,7 +10,7 @@
 //!       '--------- Ready ----------'<---- arrived --- cache: Claim::store (pwrite, then the live bit)
 //! ```
 //! Demand goes before replay, replay before read-ahead, read-ahead before background; demand has
-//! threads of its own. A failed fetch is repeated as long as something waits for it, with growing
+//! threads of its own. Disks that share a fetcher take turns. A failed fetch is repeated as long as something waits for it, with growing
 //! pauses; a client that opens a layer gets a definite refusal at once.
 //!
 //! A module uses only modules below it in this table. `tests/project/architecture.rs` holds the code to
@@ -32,6 +32,7 @@
 //! | [`worker`] | makes one request after the other |
 //! | [`dispatcher`] | what is wanted, and by which waiter; shared by all threads |
 //! | [`schedule`] | which units are fetched next |
+//! | [`fair_queue`] | lets disks take turns |
 //! | [`space`] | the storage of the cache, full or over its limits |
 //! | [`open_blobs`] | the blobs that connections have open |
 //! | [`blob`] | what the cache has of a blob, and where the rest comes from |
@@ -57,6 +58,7 @@ mod blob;
 mod counters;
 mod dispatcher;
 mod download;
+mod fair_queue;
 mod fetcher;
 mod fill;
 mod holder;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::blob::{Blob, Offer};
 use super::dispatcher::Dispatcher;
+use super::fair_queue::ClientId;
 use super::holder::Holder;
 use super::jitter::jitter;
 use super::locks::{Rank, RankedMutex};
@@ -70,6 +71,7 @@ enum Slot {
 pub(super) struct Offered {
     /// The blob's place in the list of offers.
     number: u32,
+    client: ClientId,
     offer: Offer,
     dispatcher: Arc<Dispatcher>,
     link: Arc<Link>,
@@ -78,6 +80,7 @@ pub(super) struct Offered {
 
 impl Offered {
     pub(super) fn new(
+        client: ClientId,
         number: u32,
         offer: Offer,
         dispatcher: &Arc<Dispatcher>,
@@ -85,6 +88,7 @@ impl Offered {
     ) -> Arc<Self> {
         Arc::new(Self {
             number,
+            client,
             offer,
             dispatcher: Arc::clone(dispatcher),
             link: Arc::clone(link),
@@ -211,7 +215,9 @@ impl Offered {
                 bytes,
                 cause,
                 waiter,
-            } => self.dispatcher.want(blob, bytes, cause, waiter),
+            } => self
+                .dispatcher
+                .want(self.client, blob, bytes, cause, waiter),
             Asked::Descriptors => self.send_descriptors(blob),
         }
     }

@@ -9,10 +9,11 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::blob::BlobId;
+use super::fair_queue::{ClientId, FairQueue};
 use super::origin::Failure;
 use crate::format::presence::UnitRange;
 use crate::source::protocol::Cause;
@@ -26,8 +27,11 @@ const PATIENCE: Duration = Duration::from_secs(45);
 /// Time that an attempt may take: none begins that would end after [`PATIENCE`].
 const ATTEMPT: Duration = Duration::from_secs(10);
 
-/// Hints that may wait; more are dropped.
+/// Hints of a client that may wait; more are dropped.
 const MAX_HINTS: usize = 4096;
+
+/// Demands of a client that are under way at a time: servers that do not answer one disk leave threads for others.
+pub(super) const MAX_IN_FLIGHT: usize = 16;
 
 /// A gap of so many present units is fetched as well, to save a request that nothing waits for.
 const MAX_GAP: u64 = 1;
@@ -73,6 +77,8 @@ impl Urgency {
 /// Units of one blob to be fetched by one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct RangeFetch {
+    /// The client that wants them.
+    pub(super) client: ClientId,
     pub(super) blob: BlobId,
     pub(super) units: UnitRange,
     pub(super) cause: Cause,
@@ -93,6 +99,12 @@ impl RangeFetch {
     /// Whether units that are present are fetched and overwritten.
     pub(super) fn overwrites(&self) -> bool {
         self.cause.repairs()
+    }
+
+    /// Whether it is as urgent as units that are wanted for this cause, and fetches them in the same way.
+    fn serves(&self, cause: Cause) -> bool {
+        let is_as_urgent = Urgency::of(self.cause) == Urgency::of(cause);
+        is_as_urgent && self.overwrites() == cause.repairs()
     }
 }
 
@@ -129,7 +141,9 @@ struct Delayed {
 #[derive(Debug)]
 pub(super) struct Schedule<W> {
     blobs: HashMap<BlobId, Units<W>>,
-    queues: [VecDeque<RangeFetch>; QUEUES],
+    queues: [FairQueue<RangeFetch>; QUEUES],
+    /// Demands under way.
+    in_flight: HashMap<ClientId, usize>,
     /// By when they are repeated. The number tells apart those of one instant.
     delayed: BTreeMap<(Instant, u64), Delayed>,
     number: u64,
@@ -140,6 +154,7 @@ impl<W> Default for Schedule<W> {
         Self {
             blobs: HashMap::new(),
             queues: Default::default(),
+            in_flight: HashMap::new(),
             delayed: BTreeMap::new(),
             number: 0,
         }
@@ -148,17 +163,19 @@ impl<W> Default for Schedule<W> {
 
 impl<W> Schedule<W> {
     /// Wants `runs` of a blob's units, none of them present unless they are to be repaired. The
-    /// waiter, if any, is returned by [`Schedule::arrived`] when all have arrived.
+    /// waiter, if any, is returned by [`Schedule::arrived`] when all have arrived. Returns whether that was
+    /// noted: a hint is dropped if too many wait.
     pub(super) fn want(
         &mut self,
+        client: ClientId,
         blob: BlobId,
         runs: &[UnitRange],
         cause: Cause,
         waiter: Option<W>,
-    ) {
+    ) -> bool {
         let queue = &mut self.queues[Urgency::of(cause) as usize];
-        if waiter.is_none() && queue.len() >= MAX_HINTS {
-            return;
+        if waiter.is_none() && queue.len_of(client) >= MAX_HINTS {
+            return false;
         }
         let units = self.blobs.entry(blob).or_insert_with(|| Units {
             status: BTreeMap::new(),
@@ -167,22 +184,27 @@ impl<W> Schedule<W> {
         for run in runs {
             let mut is_new = false;
             for unit in run.numbers() {
-                is_new |= match units.status.get(&unit) {
-                    None => true,
-                    Some(Status::Wanted(before)) => cause < *before,
+                match units.status.get(&unit) {
                     Some(Status::InFlight) => continue,
-                } && {
-                    units.status.insert(unit, Status::Wanted(cause));
-                    true
-                };
+                    // In the queue of this client as well: that of the other may be long.
+                    Some(Status::Wanted(before)) if cause >= *before => {
+                        is_new |= waiter.is_some() && Urgency::of(cause) == Urgency::of(*before);
+                        continue;
+                    }
+                    Some(Status::Wanted(_)) | None => {}
+                }
+                units.status.insert(unit, Status::Wanted(cause));
+                is_new = true;
             }
             if is_new {
-                queue.push_back(RangeFetch {
+                let fetch = RangeFetch {
+                    client,
                     blob,
                     units: *run,
                     cause,
                     elsewhere: None,
-                });
+                };
+                queue.push_back(client, fetch);
             }
         }
         if let Some(name) = waiter {
@@ -194,6 +216,7 @@ impl<W> Schedule<W> {
                 name,
             });
         }
+        true
     }
 
     /// Takes the most urgent fetch of those in `urgencies`. A fetch is grown over the wanted units
@@ -205,7 +228,10 @@ impl<W> Schedule<W> {
         absent: impl Fn(BlobId, u64) -> bool,
     ) -> Option<RangeFetch> {
         for urgency in urgencies {
-            while let Some(queued) = self.queues[*urgency as usize].pop_front() {
+            let in_flight = &self.in_flight;
+            let under_way = |client| in_flight.get(&client).copied().unwrap_or_default();
+            let may = |client| *urgency != Urgency::Demand || under_way(client) < MAX_IN_FLIGHT;
+            while let Some(queued) = self.queues[*urgency as usize].pop(may) {
                 let Some(units) = self.blobs.get_mut(&queued.blob) else {
                     continue;
                 };
@@ -224,7 +250,11 @@ impl<W> Schedule<W> {
                 }
                 let units = UnitRange::new(range.end(), queued.units.end());
                 if !units.is_empty() {
-                    self.queues[*urgency as usize].push_front(RangeFetch { units, ..queued });
+                    let rest = RangeFetch { units, ..queued };
+                    self.queues[*urgency as usize].push_front(queued.client, rest);
+                }
+                if *urgency == Urgency::Demand {
+                    *self.in_flight.entry(queued.client).or_default() += 1;
                 }
                 return Some(RangeFetch {
                     units: range,
@@ -233,6 +263,19 @@ impl<W> Schedule<W> {
             }
         }
         None
+    }
+
+    /// Notes that a fetch is no longer under way.
+    pub(super) fn ended(&mut self, client: ClientId, cause: Cause) {
+        if Urgency::of(cause) != Urgency::Demand {
+            return;
+        }
+        if let Some(count) = self.in_flight.get_mut(&client) {
+            *count -= 1;
+            if *count == 0 {
+                self.in_flight.remove(&client);
+            }
+        }
     }
 
     /// Notes that units are present, and returns the waiters that wait for nothing more.
@@ -326,15 +369,39 @@ impl<W> Schedule<W> {
             }
             let fetch = entry.remove().fetch;
             // Before what came meanwhile: it has waited longest.
-            self.queues[Urgency::of(fetch.cause) as usize].push_front(fetch);
+            self.queues[Urgency::of(fetch.cause) as usize].push_front(fetch.client, fetch);
         }
         None
     }
 
-    /// Drops the waiters of which `is_gone` holds.
-    pub(super) fn forget(&mut self, is_gone: impl Fn(&W) -> bool) {
+    /// Drops the waiters of which `is_gone` holds, and what their `client` wants and no other waits for.
+    pub(super) fn forget(&mut self, client: ClientId, is_gone: impl Fn(&W) -> bool) {
         for units in self.blobs.values_mut() {
             units.waiters.retain(|waiter| !is_gone(&waiter.name));
+        }
+        let fetches = self
+            .queues
+            .iter_mut()
+            .flat_map(|queue| queue.remove(client));
+        let mut dropped: HashMap<BlobId, Vec<UnitRange>> = HashMap::new();
+        for fetch in fetches {
+            dropped.entry(fetch.blob).or_default().push(fetch.units);
+        }
+        for (blob, runs) in dropped {
+            let Some(units) = self.blobs.get_mut(&blob) else {
+                continue;
+            };
+            let missing = units.waiters.iter().flat_map(|waiter| &waiter.missing);
+            let missing: HashSet<u64> = missing.copied().collect();
+            for unit in runs.iter().flat_map(|run| run.numbers()) {
+                let is_wanted = matches!(units.status.get(&unit), Some(Status::Wanted(_)));
+                if is_wanted && !missing.contains(&unit) {
+                    units.status.remove(&unit);
+                }
+            }
+            if units.status.is_empty() && units.waiters.is_empty() {
+                self.blobs.remove(&blob);
+            }
         }
     }
 
@@ -373,11 +440,14 @@ impl<W> Waiting<W> {
 }
 
 impl<W> Units<W> {
-    /// First unit of a queued fetch that is still wanted for its cause.
+    /// First unit of a queued fetch that is still wanted, as urgently.
     fn first_wanted(&self, fetch: &RangeFetch) -> Option<u64> {
         let mut inside = self.status.range(fetch.units.numbers());
         inside
-            .find(|(_, status)| **status == Status::Wanted(fetch.cause))
+            .find(|(_, status)| match status {
+                Status::Wanted(cause) => fetch.serves(*cause),
+                Status::InFlight => false,
+            })
             .map(|(unit, _)| *unit)
     }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::blob::Offer;
 use super::dispatcher::Dispatcher;
+use super::fair_queue::ClientId;
 use super::fill::{FillOptions, fill};
 use super::locks::{Rank, RankedMutex};
 use super::offered::{Asked, Offered};
@@ -30,6 +31,7 @@ const MAX_OUTSTANDING: usize = 32_768;
 const MAX_FILLING: usize = 16;
 
 struct Session {
+    client: ClientId,
     dispatcher: Arc<Dispatcher>,
     link: Arc<Link>,
     /// The offered blobs, by their numbers.
@@ -45,9 +47,12 @@ pub(super) fn start(
     link: Arc<Link>,
     offers: Vec<Offer>,
 ) -> io::Result<JoinHandle<()>> {
+    let client = dispatcher.new_client();
     let offered = offers.into_iter().zip(0..);
-    let offered = offered.map(|(offer, number)| Offered::new(number, offer, &dispatcher, &link));
+    let offered =
+        offered.map(|(offer, number)| Offered::new(client, number, offer, &dispatcher, &link));
     let session = Session {
+        client,
         blobs: offered.collect(),
         dispatcher,
         link,
@@ -75,7 +80,7 @@ impl Session {
                 }
             }
         }
-        self.dispatcher.forget(&self.link);
+        self.dispatcher.forget(self.client, &self.link);
         // Threads that fetch whole blobs for it end.
         self.link.end();
         // The upkeep thread no longer sees those that no other connection has open.

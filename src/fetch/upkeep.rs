@@ -68,6 +68,7 @@ fn publish(dispatcher: &Dispatcher, blob: &Arc<Blob>) {
 /// Has damaged units of complete blobs fetched again.
 fn check_suspects(dispatcher: &Dispatcher) {
     for Suspect {
+        client,
         blob,
         units,
         cause,
@@ -81,7 +82,7 @@ fn check_suspects(dispatcher: &Dispatcher) {
         };
         if checked.is_ok() && !blob.is_final() {
             let bytes = blob.identity().bytes_of(units);
-            dispatcher.want(&blob, bytes, cause, waiter);
+            dispatcher.want(client, &blob, bytes, cause, waiter);
         } else if let Some(waiter) = waiter {
             // An intact blob: the reader reads it again, and fails if that gives the same.
             waiter.answer(checked.as_ref().copied());

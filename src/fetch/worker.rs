@@ -45,6 +45,7 @@ struct Attempt<'a> {
 pub(super) fn run(dispatcher: &Dispatcher, urgencies: &[Urgency]) {
     let mut buffer = vec![0; UNIT as usize];
     while let Some((fetch, blob)) = dispatcher.next(urgencies) {
+        let (client, cause) = (fetch.client, fetch.cause);
         let attempt = Attempt {
             dispatcher,
             fetch: &fetch,
@@ -68,6 +69,7 @@ pub(super) fn run(dispatcher: &Dispatcher, urgencies: &[Urgency]) {
                 dispatcher.failed(&RangeFetch { units, ..fetch }, &blob, &failure);
             }
         }
+        dispatcher.ended(client, cause);
     }
 }
 

@@ -5,6 +5,7 @@ mod contract;
 mod crash;
 mod dashboard;
 mod faults;
+mod fetcher;
 mod fields;
 mod images;
 mod lifecycle;

@@ -92,6 +92,13 @@ impl Node {
         self.until_ready();
     }
 
+    /// Starts it again, with these options.
+    pub fn start_again_with(&mut self, options: &[&str]) {
+        let mut command = Self::command(self.dir.path());
+        self.child = command.args(options).spawn().unwrap();
+        self.until_ready();
+    }
+
     fn until_ready(&self) {
         until("the node is ready", || {
             UnixStream::connect(self.dir.path().join("control.sock")).is_ok()

@@ -68,7 +68,7 @@ fn check(blob: &Blob, expected: &[u8], offset: usize, len: usize) {
 
 /// Process number of the fetcher.
 fn fetcher(process: &Process) -> Option<Pid> {
-    let keeper = Pid::from_raw(i32::try_from(process.keeper()).ok()?)?;
+    let keeper = Pid::from_raw(i32::try_from(process.keeper()?).ok()?)?;
     children(keeper, Role::Fetcher).first().copied()
 }
 

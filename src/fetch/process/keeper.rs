@@ -5,7 +5,6 @@
 //! standby goes on in its place: with the fetcher that runs, or with another. Both end when no owner has its
 //! control socket open and no disk its connection.
 
-use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -20,7 +19,7 @@ use rustix::process::Resource;
 
 use super::held::{Held, Piece};
 use super::message::OwnerMessage;
-use super::{FETCHER, ITSELF, KEEPER, ProcessError, STANDBY, ignore_signals, set_name, spawn};
+use super::{FETCHER, ITSELF, KEEPER, ProcessError, STANDBY, command, ignore_signals, set_name};
 use crate::io::rlimit;
 use crate::ratelimited_log;
 use crate::reason::reason;
@@ -158,7 +157,7 @@ impl Keeper {
     /// Starts a fetcher, and passes on to it all that it needs to know.
     fn start_fetcher(&mut self) -> Result<(), ProcessError> {
         let (ours, theirs) = link::pair()?;
-        self.fetcher = Some(spawn(Path::new(ITSELF), FETCHER, argument(), theirs)?);
+        self.fetcher = Some(start(FETCHER, theirs)?);
         self.give(Piece::Fetcher(ours))?;
         let Held {
             fetcher: Some(fetcher),
@@ -184,7 +183,7 @@ impl Keeper {
             let (packet, files) = piece.encode();
             link.send(packet, files);
         }
-        let child = spawn(Path::new(ITSELF), STANDBY, argument(), theirs)?;
+        let child = start(STANDBY, theirs)?;
         Ok((link, child))
     }
 
@@ -367,7 +366,8 @@ fn end(mut child: Child) -> Option<ExitStatus> {
     child.wait().ok()
 }
 
-/// What this process was started with: the cache directory, which lists of processes show.
-fn argument() -> Option<OsString> {
-    std::env::args_os().nth(1)
+/// Starts this program, called by this name, with the argument that this process was started with.
+fn start(name: &str, input: OwnedFd) -> io::Result<Child> {
+    let argument = std::env::args_os().nth(1);
+    command(Path::new(ITSELF), name, argument.as_deref(), input).spawn()
 }

@@ -19,6 +19,9 @@
 //! own for this would have to hand tokens on, and pay for each round trip again. The owner reads a short,
 //! checked list of layers, and never what a registry wrote.
 //!
+//! Disks of a host may share one fetcher ([`Process::share`]): their daemons connect to a socket at which the
+//! keeper listens.
+//!
 //! Keeper, standby and fetcher are this same program, told apart by the name they are called by;
 //! so the binaries call [`run_if_asked`] before anything else. None ends by SIGINT or SIGTERM,
 //! which a terminal or a service manager sends to all processes of a service: the disk still needs
@@ -27,9 +30,11 @@
 mod held;
 mod keeper;
 mod message;
+mod resolver;
 mod server;
+mod shared;
 
-use std::ffi::{CString, OsString};
+use std::ffi::{CString, OsStr};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -165,6 +170,22 @@ pub enum ProcessError {
     /// The fetcher's sandbox cannot be entered.
     #[error("cannot enter the fetcher's sandbox; only `ovbd-vhost` can disable it (--sandbox off)")]
     Sandbox(#[source] sandbox::Error),
+    /// Other users could listen in the directory of a shared fetcher.
+    #[error(
+        "the directory {} of the shared fetcher belongs to user {owner} and has mode {mode:o}; expected user \
+         {user} and write access for no other",
+        path.display()
+    )]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+        /// Its permissions.
+        mode: u32,
+        /// The user of this process.
+        user: u32,
+    },
     /// The text of a message is malformed.
     #[error("malformed message to the fetcher")]
     Message(#[from] serde_json::Error),
@@ -181,7 +202,8 @@ impl From<io::Error> for ProcessError {
 pub struct Process {
     // Dropped first: the keeper ends then.
     control: Control,
-    keeper: Keeper,
+    /// The keeper, if this process started it.
+    keeper: Option<Keeper>,
     registry: RegistryArgs,
 }
 
@@ -218,20 +240,20 @@ impl Process {
     pub fn start(program: &Path, config: &Config) -> Result<Self, ProcessError> {
         config.check()?;
         let (ours, theirs) = link::pair()?;
-        let cache = config.cache.as_os_str().to_owned();
-        let keeper = spawn(program, KEEPER, Some(cache), theirs)?;
+        let cache = Some(config.cache.as_os_str());
+        let keeper = command(program, KEEPER, cache, theirs).spawn()?;
         let process = Self {
             control: Control(ours),
-            keeper: Keeper(keeper),
+            keeper: Some(Keeper(keeper)),
             registry: config.registry.clone(),
         };
         message::send(&process.control.0, config, None)?;
         Ok(process)
     }
 
-    /// Process number of the keeper, whose children are the fetcher and the standby.
-    pub fn keeper(&self) -> u32 {
-        self.keeper.0.id()
+    /// Process number of the keeper, whose children are the fetcher and the standby; `None` if another process started it.
+    pub fn keeper(&self) -> Option<u32> {
+        self.keeper.as_ref().map(|keeper| keeper.0.id())
     }
 
     /// Detaches from the child process: a sandbox may forbid its owner to wait for it. It stays a zombie
@@ -328,16 +350,12 @@ fn set_name(name: &str) {
     }
 }
 
-/// Starts a program, called by this name, with a socket as its standard input. The argument is for people who
-/// list processes.
-fn spawn(
-    program: &Path,
-    name: &str,
-    argument: Option<OsString>,
-    input: OwnedFd,
-) -> Result<Child, ProcessError> {
+/// The command that starts a program, called by this name, with a socket as its standard input. The argument is
+/// for people who list processes.
+fn command(program: &Path, name: &str, argument: Option<&OsStr>, input: OwnedFd) -> Command {
     let mut command = Command::new(program);
     command.arg0(name).args(argument).stdin(Stdio::from(input));
     logging::pass_format(&mut command);
-    Ok(command.stdout(Stdio::null()).spawn()?)
+    command.stdout(Stdio::null());
+    command
 }

@@ -1,21 +1,20 @@
 //! The main thread of the fetcher's process: takes the orders of its owner.
 
-use std::io::{self, Write};
-use std::net::Shutdown;
+use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+
+use rustix::process::Resource;
 
 use super::message::{Listed, Order, OwnerMessage};
+use super::resolver::{Job, Resolver};
 use super::{Config, ProcessError, TICK, ignore_signals};
-use crate::cache::{Cache, Limits};
+use crate::cache::Limits;
 use crate::fetch::blob::Offer;
 use crate::fetch::fetcher::{Fetcher, Options};
-use crate::fetch::image_lookup;
 use crate::fetch::registry_blob::RegistryBlob;
+use crate::io::rlimit;
 use crate::ratelimited_log;
 use crate::reason::reason;
 use crate::registry::blob::BlobRef;
@@ -24,23 +23,17 @@ use crate::registry::repository::Repository;
 use crate::registry::service_config::ServiceConfig;
 use crate::source::link::{Link, Turn};
 
-/// Images that are resolved at a time.
-const MAX_RESOLVING: usize = 16;
-
-/// How long the owner may take to read an answer.
-const PATIENCE: Duration = Duration::from_secs(2);
-
 struct Server {
     fetcher: Fetcher,
     client: Arc<Client>,
-    cache: Cache,
-    /// Images that are being resolved.
-    resolving: Arc<AtomicUsize>,
+    resolver: Arc<Resolver>,
 }
 
 /// Serves disk processes until the keeper closes the control socket.
 pub(super) fn run(control: OwnedFd) -> Result<(), ProcessError> {
     ignore_signals();
+    // A few for each disk, and for each of their blobs.
+    rlimit::raise(Resource::Nofile, u64::MAX);
     let control = Link::new(control)?;
     let mut messages = Vec::new();
     let mut turn = Turn::Open;
@@ -85,9 +78,8 @@ impl Server {
         let fetcher = Fetcher::start(access.cache, options(&access.service), statuses)?;
         Ok(Self {
             fetcher,
+            resolver: Resolver::new(cache, Arc::clone(&client)),
             client,
-            cache,
-            resolving: Arc::default(),
         })
     }
 
@@ -105,7 +97,15 @@ impl Server {
             Order::Resolve {
                 reference,
                 patience,
-            } => self.resolve(reference, patience, socket.into()),
+            } => {
+                let answer = socket.into();
+                let job = Job {
+                    reference,
+                    patience,
+                    answer,
+                };
+                Ok(self.resolver.resolve(job)?)
+            }
         }
     }
 
@@ -124,38 +124,6 @@ impl Server {
             len: blob.size,
             origin: Arc::new(RegistryBlob::new(Arc::clone(&self.client), found)),
         })
-    }
-
-    /// Finds an image on a thread of its own, and writes what is found to `answer`.
-    fn resolve(
-        &self,
-        reference: String,
-        patience: Duration,
-        mut answer: UnixStream,
-    ) -> Result<(), ProcessError> {
-        let resolving = Arc::clone(&self.resolving);
-        if resolving.fetch_add(1, Ordering::Relaxed) >= MAX_RESOLVING {
-            resolving.fetch_sub(1, Ordering::Relaxed);
-            let reason = format!("more than {MAX_RESOLVING} images are resolved at once");
-            return Err(ProcessError::Start(io::Error::other(reason)));
-        }
-        let (cache, client) = (self.cache.clone(), Arc::clone(&self.client));
-        let run = move || {
-            let found = image_lookup::find(&cache, &client, &reference, patience);
-            resolving.fetch_sub(1, Ordering::Relaxed);
-            let written = answer
-                .set_write_timeout(Some(PATIENCE))
-                .and_then(|()| answer.write_all(&serde_json::to_vec(&found)?))
-                // The keeper holds the socket open for the next fetcher.
-                .and_then(|()| answer.shutdown(Shutdown::Write));
-            if let Err(error) = written {
-                log::debug!("an owner does not read the layers of an image: {error}");
-            }
-        };
-        thread::Builder::new()
-            .name("fetch-resolve".to_owned())
-            .spawn(run)?;
-        Ok(())
     }
 }
 

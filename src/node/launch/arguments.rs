@@ -6,6 +6,9 @@ use super::super::entry::Entry;
 use super::super::spec::Content;
 use super::Launcher;
 
+/// Directory of the fetcher of all disks, below the run directory. No disk has such an id.
+const FETCHER: &str = ".fetcher";
+
 impl Launcher {
     /// Returns the arguments of the process of `entry`.
     pub(super) fn arguments(&self, entry: &Entry) -> Vec<OsString> {
@@ -13,6 +16,7 @@ impl Launcher {
         let mut option = |name: &str, value: OsString| arguments.extend([name.into(), value]);
         option("--control", self.control(&entry.id).into());
         option("--stats", self.stats(&entry.id).into());
+        option("--shared-fetcher", self.run_dir.join(FETCHER).into());
         match &entry.content {
             Content::Image(reference) => option("--image", reference.into()),
             Content::Config(path) => option("--config", path.into()),
