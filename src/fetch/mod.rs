@@ -39,7 +39,6 @@
 //! | [`sources`] | the origins of a blob, and their failures |
 //! | [`holder`] | disk processes that have a blob open |
 //! | [`waiter`] | receivers of answers |
-//! | [`malformed`] | when malformed answers end a start |
 //! | [`registry_blob`] | a blob in a registry as an origin |
 //! | [`malformed`] | malformed answers in a row |
 //! | [`origin`] | the interface to origins |
