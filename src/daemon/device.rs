@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use super::limits::SystemLimits;
+use super::recorder::DiskRecorder;
 use super::sources::Sources;
 use super::writable_files::WritableFiles;
 use super::{Config, Error};
@@ -20,7 +21,6 @@ use crate::image::Image;
 use crate::ratelimited_log;
 use crate::source::Blob;
 use crate::source::client::Client;
-use crate::source::recorder::Recorder;
 use crate::vhost::config_change::FrontEnds;
 use crate::vhost::ownership::Ownership;
 use crate::vhost::session::Session;
@@ -28,13 +28,13 @@ use crate::virtio::request::SERIAL_LEN;
 use crate::writable::{self, Options, Snapshot, Snapshots, Volume};
 
 /// What is opened before the sandbox is entered, for [`Device::load`].
-pub(super) struct DeviceParts<'a> {
+pub(super) struct DeviceParts {
     pub(super) sources: Sources,
     pub(super) writable: Option<WritableFiles>,
     /// Rings of the queue workers.
     pub(super) rings: Rings,
-    /// The layers report their reads to it.
-    pub(super) recorder: Option<&'a Arc<Recorder>>,
+    /// Whether a trace is recorded from the start on.
+    pub(super) record: bool,
     /// Counters and gauges.
     pub(super) stats: Arc<StatsPage>,
 }
@@ -50,6 +50,7 @@ pub struct Device {
     client: Option<Arc<Client>>,
     /// The layer in a registry that holds the image's trace.
     trace: Option<Blob>,
+    recorder: DiskRecorder,
     /// The connected front-ends.
     front_ends: FrontEnds,
     /// Which of them has the disk.
@@ -67,12 +68,13 @@ impl Device {
     /// format; [`Error::Limits`] if `limits` are too small for the queues.
     pub(super) fn load(
         config: &Config,
-        parts: DeviceParts<'_>,
+        parts: DeviceParts,
         limits: &SystemLimits,
     ) -> Result<Self, Error> {
-        let mut sources = parts.sources.open_remotes(config)?;
-        if let Some(recorder) = parts.recorder {
-            sources.files = sources.files.recorded(recorder);
+        let sources = parts.sources.open_remotes(config)?;
+        let recorder = DiskRecorder::default();
+        if parts.record {
+            recorder.start_loading(&sources.files);
         }
         let (volume, snapshots) = match parts.writable {
             None => {
@@ -118,6 +120,7 @@ impl Device {
             snapshots,
             client: sources.client,
             trace: sources.trace,
+            recorder,
             front_ends: FrontEnds::default(),
             ownership: Ownership::new(config.takeover),
             max_front_ends,
@@ -127,6 +130,11 @@ impl Device {
     /// Takes the layer in a registry that holds the image's trace.
     pub(super) fn take_trace(&mut self) -> Option<Blob> {
         self.trace.take()
+    }
+
+    /// Returns the recorder of the reads.
+    pub fn recorder(&self) -> &DiskRecorder {
+        &self.recorder
     }
 
     /// Returns the client of the fetcher, for a disk with layers in registries.

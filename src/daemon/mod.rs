@@ -16,6 +16,7 @@ pub mod limits;
 pub mod listener;
 pub mod notify;
 mod record;
+pub mod recorder;
 mod remote;
 pub mod sandbox;
 mod sources;
@@ -42,7 +43,7 @@ use serde_json::{Value, json};
 use crate::engine::ring::Rings;
 use crate::engine::stats::{DiskCell, StatsPage};
 use crate::format::download::Download;
-use crate::image::config::{ImageConfig, Stack};
+use crate::image::config::{ImageConfig, Stack, TracePath};
 use crate::io::heap;
 use crate::io::regular::open_regular;
 use crate::io::signal_event;
@@ -63,7 +64,7 @@ use sandbox::privileges::{self, Identity};
 use sandbox::{Reach, Sandbox};
 use sources::Sources;
 use tables::Tables;
-use trace_source::TraceSource;
+use trace_source::{Trace, TraceSource};
 use writable_files::WritableFiles;
 
 /// Permissions of the control socket: access for its owner only.
@@ -90,7 +91,8 @@ pub fn run(config: Config) -> Result<(), Error> {
             let result = image.result_file().map(ResultFile::create).transpose()?;
             let parts = image.stack_and_upper().map_err(Error::ImageConfig);
             let start = |(stack, upper)| {
-                let wanted = Wanted::Stack(stack, upper, image.download(), image.trace());
+                let trace = image.trace().map_err(Error::ImageConfig)?;
+                let wanted = Wanted::Stack(stack, upper, image.download(), trace);
                 start(&config, wanted, passed)
             };
             (parts.and_then(start), result)
@@ -119,7 +121,7 @@ pub fn run(config: Config) -> Result<(), Error> {
     );
     heap::trim();
     let served = accept::serve(&socket, control.as_ref(), &device, &signals, &manager);
-    let recorded = recording.map_or(Ok(()), |recording| recording.finish(volume.image()));
+    let recorded = recording.map_or(Ok(()), |recording| recording.finish(&device));
     served.and(recorded)
 }
 
@@ -134,7 +136,7 @@ struct Started {
     device: Arc<Device>,
     socket: Listener,
     control: Option<Arc<Control>>,
-    recording: Option<Recording>,
+    recording: Option<Arc<Recording>>,
     signals: Arc<OwnedFd>,
     manager: Manager,
 }
@@ -142,7 +144,12 @@ struct Started {
 /// Image to serve.
 enum Wanted<'a> {
     /// Layers; and the writable layer, the background download and the trace that an image config names.
-    Stack(Stack, Option<Paths>, Option<&'a Download>, Option<PathBuf>),
+    Stack(
+        Stack,
+        Option<Paths>,
+        Option<&'a Download>,
+        Option<TracePath>,
+    ),
     /// An image in a registry.
     Image(&'a Reference),
 }
@@ -160,8 +167,10 @@ fn start(
     passed: Option<UnixListener>,
 ) -> Result<Started, Error> {
     let (layers, download, trace) = open_layers(config, wanted)?;
-    let record = config.remote.record.as_deref();
-    let recording = record.map(Recording::create).transpose()?;
+    let (trace, recording) = prepare_trace(config, trace)?;
+    // Upstream's recordings have no download beside them.
+    let off = Download::default();
+    let download = recording.as_ref().map_or(download, |_| Some(&off));
     let stats = open_stats(config)?;
     let rings = device::make_rings(config.rings());
     let starting = Arc::new(AtomicBool::new(true));
@@ -173,7 +182,7 @@ fn start(
         Layers::Named(reference) => Sources::resolve(config, reference)?,
     };
     let sources = sources.connect(config, download)?;
-    let tables = Tables::find(config, &sources);
+    let tables = Tables::find(recording.is_some(), &sources);
     let sources = sources.with_tables(tables.found());
     let upper = sources.upper();
     upper.map(WritableFiles::create_directory).transpose()?;
@@ -184,13 +193,13 @@ fn start(
     let limits = SystemLimits::measure();
     limits.check_memory(config.queues(), writable.is_some())?;
     let writes = writable.is_some() || tables.are_wanted();
-    let sandbox = enter(config, &sockets, writable.as_ref(), writes, &rings)?;
-    let recorder = recording.as_ref().map(Recording::recorder);
+    let (files, recorded) = (writable.as_ref(), recording.as_ref());
+    let sandbox = enter(config, &sockets, files, recorded, writes, &rings)?;
     let parts = DeviceParts {
         sources,
         writable,
         rings,
-        recorder,
+        record: recording.is_some(),
         stats,
     };
     let mut device = Device::load(config, parts, &limits)?;
@@ -201,10 +210,7 @@ fn start(
     let trace = trace.or(device.take_trace().map(TraceSource::Layer));
     let device = Arc::new(device);
     tables.write(Arc::clone(&device));
-    // A replay would be recorded as reads.
-    if let Some(trace) = trace.filter(|_| recording.is_none()) {
-        trace.start(device.clone());
-    }
+    let recording = start_trace(trace, recording, &device);
     let control = control.map(|listener| Control::new(listener, &device));
     Ok(Started {
         device,
@@ -214,6 +220,36 @@ fn start(
         signals,
         manager,
     })
+}
+
+/// Returns the trace that is replayed, or the recording of one.
+fn prepare_trace(
+    config: &Config,
+    trace: Option<Trace>,
+) -> Result<(Option<TraceSource>, Option<Recording>), Error> {
+    Ok(match (&config.remote.record, trace) {
+        (Some(path), _) => (None, Some(Recording::create(path)?)),
+        (None, Some(Trace::Record(path, file))) => {
+            (None, Some(Recording::configured(&path, file)?))
+        }
+        (None, Some(Trace::Replay(source))) => (Some(source), None),
+        (None, None) => (None, None),
+    })
+}
+
+/// Starts the replay of the trace, unless reads are recorded: a replay would be recorded as reads.
+fn start_trace(
+    trace: Option<TraceSource>,
+    recording: Option<Recording>,
+    device: &Arc<Device>,
+) -> Option<Arc<Recording>> {
+    let recording = recording.map(Arc::new);
+    match (&recording, trace) {
+        (Some(recording), _) => Recording::watch(recording, device),
+        (None, Some(trace)) => trace.start(Arc::clone(device)),
+        (None, None) => {}
+    }
+    recording
 }
 
 /// Opens the statistics page, and counts in it the log lines that are left out.
@@ -232,7 +268,7 @@ fn open_stats(config: &Config) -> Result<Arc<StatsPage>, Error> {
 fn open_layers<'a>(
     config: &Config,
     wanted: Wanted<'a>,
-) -> Result<(Layers<'a>, Option<&'a Download>, Option<TraceSource>), Error> {
+) -> Result<(Layers<'a>, Option<&'a Download>, Option<Trace>), Error> {
     let (layers, download, trace) = match wanted {
         Wanted::Stack(stack, upper, download, trace) => {
             let layers = Layers::Open(Sources::open(config, &stack, upper)?);
@@ -240,7 +276,7 @@ fn open_layers<'a>(
         }
         Wanted::Image(reference) => (Layers::Named(reference), None, None),
     };
-    let trace = TraceSource::open(config.remote.prefetch.as_deref(), trace.as_deref())?;
+    let trace = Trace::open(config.remote.prefetch.as_deref(), trace.as_ref())?;
     Ok((layers, download, trace))
 }
 
@@ -256,19 +292,21 @@ fn change_user(config: &Config) -> Result<(), Error> {
 }
 
 /// Enters the sandbox, unless the command line disables it. `writes` says whether open files are written
-/// to.
+/// to. `recorded` creates and removes files at its end.
 fn enter(
     config: &Config,
     sockets: &Sockets,
     writable: Option<&WritableFiles>,
+    recorded: Option<&Recording>,
     writes: bool,
     rings: &Rings,
 ) -> Result<Option<Sandbox>, Error> {
     // Cached, because the sandbox allows no access to it.
     let _ = journal::boot_id();
-    let (directories, links) = writable.map_or_else(Default::default, |writable| {
+    let (mut directories, links) = writable.map_or_else(Default::default, |writable| {
         (writable.paths().directories(), writable.paths().links())
     });
+    directories.extend(recorded.and_then(Recording::directory));
     let reach = Reach {
         sockets: &sockets.directories(),
         directories: &directories,

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::Config;
 use super::device::Device;
 use super::sources::Sources;
 use crate::cache::{self, Cache};
@@ -35,9 +34,9 @@ enum FindError {
 impl Tables {
     /// Looks for the tables in the cache, and creates an empty file if they are not there. Opens no
     /// layer, and reads nothing but the file. A failure is logged.
-    pub(super) fn find(config: &Config, sources: &Sources) -> Self {
+    pub(super) fn find(is_recorded: bool, sources: &Sources) -> Self {
         // A trace records what a first open reads.
-        if !SUPPORTED || config.remote.record.is_some() {
+        if !SUPPORTED || is_recorded {
             return Self::None;
         }
         Self::try_find(sources).unwrap_or_else(|error| {

@@ -2,7 +2,7 @@
 //! which is fetched before this guest reads it.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -11,9 +11,19 @@ use super::Error;
 use super::device::Device;
 use crate::format::{tar, trace};
 use crate::image::Image;
+use crate::image::config::TracePath;
 use crate::io::regular::open_regular;
 use crate::reason::reason;
 use crate::source::Blob;
+
+/// What is done about the trace of a disk.
+#[derive(Debug)]
+pub enum Trace {
+    /// It is replayed.
+    Replay(TraceSource),
+    /// It is recorded to this empty file, which `recordTracePath` names.
+    Record(PathBuf, File),
+}
 
 /// Where a trace is stored. It is open and not read yet.
 #[derive(Debug)]
@@ -24,37 +34,60 @@ pub enum TraceSource {
     Layer(Blob),
 }
 
-impl TraceSource {
+impl Trace {
     /// Opens the trace that the command line names, else the one that the image config names. A configured trace that
     /// cannot be opened is logged and ignored.
     ///
     /// # Errors
     ///
     /// [`Error::Trace`] if the trace of the command line cannot be opened.
-    pub fn open(named: Option<&Path>, configured: Option<&Path>) -> Result<Option<Self>, Error> {
-        let open = |path: &Path| {
+    pub fn open(
+        named: Option<&Path>,
+        configured: Option<&TracePath>,
+    ) -> Result<Option<Self>, Error> {
+        let replay = |path: &Path| {
             let mut options = File::options();
             options.read(true);
-            let path = path.to_owned();
-            open_regular(&path, options).map(|file| Self::File(path, file))
+            let file = open_regular(path, options)?;
+            Ok(Self::Replay(TraceSource::File(path.to_owned(), file)))
         };
-        match (named, configured) {
-            (Some(path), _) => open(path).map(Some).map_err(|source| Error::Trace {
-                path: path.to_owned(),
-                source,
-            }),
-            (None, Some(path)) => Ok(open(path)
-                .inspect_err(|error| {
-                    log::info!(
-                        "cannot read the trace {}; starting without it: {error}",
-                        path.display()
-                    )
-                })
-                .ok()),
-            (None, None) => Ok(None),
+        if let Some(path) = named {
+            let path = path.to_owned();
+            return match replay(&path) {
+                Ok(trace) => Ok(Some(trace)),
+                Err(source) => Err(Error::Trace { path, source }),
+            };
         }
+        let (path, opened) = match configured {
+            None => return Ok(None),
+            Some(TracePath::Layer(path)) => (path, replay(path)),
+            Some(TracePath::Named(path)) => match record(path) {
+                Ok(Some(file)) => (path, Ok(Self::Record(path.clone(), file))),
+                Ok(None) => (path, replay(path)),
+                Err(error) => (path, Err(error)),
+            },
+        };
+        let logged = opened.inspect_err(|error| {
+            log::info!(
+                "cannot read the trace {}; starting without it: {error}",
+                path.display()
+            )
+        });
+        Ok(logged.ok())
     }
+}
 
+/// Opens an empty file to record to. Returns `None` for one that has content.
+fn record(path: &Path) -> io::Result<Option<File>> {
+    if path.metadata()?.len() > 0 {
+        return Ok(None);
+    }
+    let mut options = File::options();
+    options.write(true);
+    open_regular(path, options).map(Some)
+}
+
+impl TraceSource {
     /// Starts a thread that reads the trace and asks the fetcher for the ranges in it.
     pub fn start(self, device: Arc<Device>) {
         let run = move || {

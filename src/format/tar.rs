@@ -88,24 +88,39 @@ pub fn prefix(len: u64) -> [u8; PREFIX] {
     put(&mut pax, TYPE_FLAG, "x");
     seal(&mut pax);
 
-    let mut member = [0; BLOCK];
-    put(&mut member, 0, MEMBER_NAME);
-    put(&mut member, 100, "100644 ");
-    put(&mut member, 108, "     0 ");
-    put(&mut member, 116, "     0 ");
-    put(&mut member, SIZE.start, "          0 ");
-    put(&mut member, 136, "          0 ");
-    put(&mut member, TYPE_FLAG, "0");
-    put(&mut member, 265, "root");
-    put(&mut member, 297, "root");
-    seal(&mut member);
-
+    let member = member(MEMBER_NAME, "100644 ", "          0 ");
     let mut out = [0; PREFIX];
     let (blocks, _) = out.as_chunks_mut::<BLOCK>();
     for (to, from) in blocks.iter_mut().zip([pax, records, member]) {
         *to = from;
     }
     out
+}
+
+/// Returns an archive with one member, a read-only file of `root`.
+pub fn archive(name: &str, content: &[u8]) -> Vec<u8> {
+    let len = content.len() as u64;
+    let mut archive = member(name, "100444 ", &format!("{len:>11o} ")).to_vec();
+    archive.extend_from_slice(content);
+    let padding = usize::try_from(trailing(len)).unwrap_or_default();
+    archive.resize(archive.len().saturating_add(padding), 0);
+    archive
+}
+
+/// The header of a regular file.
+fn member(name: &str, mode: &str, size: &str) -> [u8; BLOCK] {
+    let mut member = [0; BLOCK];
+    put(&mut member, 0, name);
+    put(&mut member, 100, mode);
+    put(&mut member, 108, "     0 ");
+    put(&mut member, 116, "     0 ");
+    put(&mut member, SIZE.start, size);
+    put(&mut member, 136, "          0 ");
+    put(&mut member, TYPE_FLAG, "0");
+    put(&mut member, 265, "root");
+    put(&mut member, 297, "root");
+    seal(&mut member);
+    member
 }
 
 /// Number of zero bytes after a payload of `len` bytes: up to the next block, and two blocks.
@@ -226,6 +241,18 @@ mod tests {
         assert_eq!(trailing(512), 1024);
         assert_eq!(trailing(513), 511 + 1024);
         assert_eq!(trailing(1023), 1 + 1024);
+    }
+
+    #[test]
+    fn the_member_of_an_archive_is_found() {
+        for len in [0, 1, 512, 1000] {
+            let content = vec![7; len];
+            let archive = archive("trace", &content);
+            let found = payload(&archive).unwrap().unwrap();
+            assert_eq!((found.offset, found.len), (512, len as u64));
+            assert_eq!(archive[512..][..len], content);
+            assert_eq!(archive.len() % 512, 0);
+        }
     }
 
     #[test]

@@ -32,6 +32,16 @@ const NAMES_IN_DIR: [&str; 3] = ["overlaybd.commit", ".commit", "overlaybd.seale
 /// Why a config is not usable.
 #[derive(Debug, Error)]
 pub enum Error {
+    /// An acceleration layer and `recordTracePath`.
+    #[error(
+        "{}: Cannot record trace while acceleration layer exists: remove `recordTracePath` or the \
+         acceleration layer",
+        path.display()
+    )]
+    TwoTraces {
+        /// The config file.
+        path: PathBuf,
+    },
     /// The file cannot be read.
     #[error("cannot read {}", path.display())]
     Read {
@@ -148,6 +158,15 @@ impl Stack {
     }
 }
 
+/// Path of the prefetch trace that an image config names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TracePath {
+    /// In the acceleration layer; it is replayed.
+    Layer(PathBuf),
+    /// Of `recordTracePath`: an empty file is recorded to, another one is replayed.
+    Named(PathBuf),
+}
+
 /// An OverlayBD image config, as the snapshotter writes it.
 ///
 /// [`ImageConfig::load`] only parses it; [`ImageConfig::stack_and_upper`] verifies it, so that errors can be
@@ -234,13 +253,23 @@ impl ImageConfig {
         given(&self.keys.result_file).map(|file| self.resolve(file))
     }
 
-    /// Path of the prefetch trace: in the acceleration layer, or `recordTracePath`. The file may not exist.
-    pub fn trace(&self) -> Option<PathBuf> {
+    /// Path of the prefetch trace. The file may not exist.
+    ///
+    /// # Errors
+    /// [`Error::TwoTraces`]: there is an acceleration layer, and `recordTracePath` is set.
+    pub fn trace(&self) -> Result<Option<TracePath>, Error> {
         let (_, acceleration) = self.lowers();
-        let dir = acceleration.and_then(|lower| given(&lower.dir));
         let named = given(&self.keys.record_trace_path);
-        dir.map(|dir| self.resolve(dir).join(TRACE_IN_DIR))
-            .or(named.map(|path| self.resolve(path)))
+        match (acceleration, named) {
+            (Some(_), Some(_)) => Err(Error::TwoTraces {
+                path: self.path.clone(),
+            }),
+            (Some(lower), None) => {
+                Ok(given(&lower.dir)
+                    .map(|dir| TracePath::Layer(self.resolve(dir).join(TRACE_IN_DIR))))
+            }
+            (None, named) => Ok(named.map(|path| TracePath::Named(self.resolve(path)))),
+        }
     }
 
     /// The lower layers of the disk, and the acceleration layer above them, which has a trace.

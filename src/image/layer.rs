@@ -337,7 +337,8 @@ mod tests {
         let shared = open(&path);
         let recorder = Arc::new(Recorder::default());
         let recorded = |number| {
-            let blob = Blob::open(&path).unwrap().recorded(&recorder, number);
+            let blob = Blob::open(&path).unwrap();
+            blob.start_recording(&recorder, number);
             Layer::load(blob.into()).unwrap().0
         };
         let (first, second) = (recorded(0), recorded(1));

@@ -90,21 +90,10 @@ impl OpenStack {
         tables::identities(self.blobs.iter().map(|blob| &**blob))
     }
 
-    /// Adds `recorder`, which records the reads of all layers. Call it before the stack is cloned: a
-    /// blob that is shared by then is not recorded, and a warning is logged.
-    pub fn recorded(self, recorder: &Arc<Recorder>) -> Self {
-        let blobs = self.blobs.into_iter().enumerate();
-        let blobs = blobs.map(|(number, blob)| match Arc::try_unwrap(blob) {
-            Ok(blob) => Arc::new(blob.recorded(recorder, number)),
-            Err(shared) => {
-                let layer = shared.layer();
-                log::warn!("reads of {layer} are not recorded: another stack shares its file");
-                shared
-            }
-        });
-        Self {
-            blobs: blobs.collect(),
-            ..self
+    /// Records the reads of all layers from now on, also those that load them.
+    pub fn start_recording(&self, recorder: &Arc<Recorder>) {
+        for (number, blob) in self.blobs.iter().enumerate() {
+            blob.start_recording(recorder, number);
         }
     }
 

@@ -1,11 +1,12 @@
 //! Conversion between a prefetch trace, in bytes of layers, and units of the layers' blobs.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::Image;
 use crate::format::presence::{UNIT, UnitRange};
 use crate::format::trace::{MAX_RECORDS, TracedRead};
-use crate::source::recorder::ReadUnit;
+use crate::source::recorder::{ReadUnit, Recorder};
 use crate::source::{Blob, Located};
 
 /// Most units between two traced ones that are fetched with them, to save a request.
@@ -28,6 +29,19 @@ impl Image {
             bytes += fetch(layer.container().blob(), units);
         }
         bytes
+    }
+
+    /// Records the reads of all layers from now on.
+    pub fn start_recording(&self, recorder: &Arc<Recorder>) {
+        for (number, layer) in self.layers().iter().enumerate() {
+            layer.container().blob().start_recording(recorder, number);
+        }
+    }
+
+    /// Ends the recording.
+    pub fn stop_recording(&self) {
+        let blobs = self.layers().iter().map(|layer| layer.container().blob());
+        blobs.for_each(Blob::stop_recording);
     }
 
     /// Converts recorded units to a trace, in the same order.

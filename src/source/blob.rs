@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use super::blob_identity::BlobIdentity;
 use super::completion::Completion;
 use super::range::{AbsentRange, Located, PresentRange};
-use super::recorder::{Recorded, Recorder, Recording};
+use super::recorder::{Recorder, Tape};
 use super::resident_map::{self, ResidentMap, ResidentMapError};
 use super::waker::Presence;
 use super::{Error, LayerRef};
@@ -28,11 +28,12 @@ pub struct Blob {
     layer: LayerRef,
     file: File,
     len: u64,
-    /// Which bytes are local; `None`: all are. Also records the reads, if `recording` is set.
+    /// Which bytes are local; `None`: all are.
     presence: Option<Arc<dyn Presence>>,
-    /// Whether `presence` need not be asked any more.
+    /// Whether `presence` need not be asked any more, and whether reads are recorded.
     completion: Completion,
-    recording: Option<Recording>,
+    /// The record of the reads, once a recording began.
+    tape: OnceLock<Tape>,
     /// The mapped file, unless it cannot be mapped.
     resident_map: OnceLock<ResidentMap>,
 }
@@ -90,13 +91,17 @@ impl Blob {
     }
 
     fn new(layer: LayerRef, file: File, len: u64, presence: Option<Arc<dyn Presence>>) -> Self {
+        let completion = Completion::default();
+        if presence.is_none() {
+            completion.note();
+        }
         Self {
             layer,
             file,
             len,
             presence,
-            completion: Completion::default(),
-            recording: None,
+            completion,
+            tape: OnceLock::new(),
             resident_map: OnceLock::new(),
         }
     }
@@ -106,19 +111,19 @@ impl Blob {
         Self::new(layer, file, len, None)
     }
 
-    /// Adds `recorder`, which records the reads of this blob as reads of the layer with this number.
-    pub fn recorded(self, recorder: &Arc<Recorder>, layer: usize) -> Self {
-        let recording = Recording {
-            recorder: Arc::clone(recorder),
-            layer,
-            unrecorded: self.presence,
-        };
-        Self {
-            presence: Some(Arc::new(Recorded::new(&recording, self.len))),
-            completion: Completion::default(),
-            recording: Some(recording),
-            ..self
-        }
+    /// Records the reads of this blob from now on, as reads of the layer with this number. The recorder stays
+    /// that of the first recording.
+    pub fn start_recording(&self, recorder: &Arc<Recorder>, layer: usize) {
+        let tape = self
+            .tape
+            .get_or_init(|| Tape::new(recorder, layer, self.len));
+        tape.clear();
+        self.completion.set_recorded(true);
+    }
+
+    /// Ends the recording.
+    pub fn stop_recording(&self) {
+        self.completion.set_recorded(false);
     }
 
     /// The layer of the blob.
@@ -145,7 +150,7 @@ impl Blob {
     /// # Errors
     /// [`Error::Open`] if the file cannot be examined.
     pub fn identity(&self) -> Result<Option<BlobIdentity>, Error> {
-        if self.recording.is_some() {
+        if self.completion.is_recorded() {
             return Ok(None);
         }
         let metadata = self.metadata()?;
@@ -172,10 +177,10 @@ impl Blob {
     }
 
     /// What tells which bytes are local; `None` once all are known to be.
-    #[inline]
     fn lookup(&self) -> Option<&Arc<dyn Presence>> {
-        let presence = self.presence.as_ref()?;
-        (!self.completion.is_known()).then_some(presence)
+        self.presence
+            .as_ref()
+            .filter(|_| !self.completion.is_known())
     }
 
     /// Locates `len` bytes at `offset`: present if all are local. Never waits.
@@ -183,20 +188,23 @@ impl Blob {
     /// Bytes past the end of the blob count as present: reading them fails with [`Error::Short`].
     #[inline]
     pub fn locate(&self, offset: u64, len: usize) -> Located<'_> {
-        match self.lookup() {
-            None => Located::Present(PresentRange::new(self, offset, len)),
-            Some(presence) => self.locate_in(presence, offset, len),
+        match self.completion.is_known() {
+            true => Located::Present(PresentRange::new(self, offset, len)),
+            false => self.look_up(offset, len),
         }
     }
 
     #[inline(never)]
-    fn locate_in<'b>(
-        &'b self,
-        presence: &'b Arc<dyn Presence>,
-        offset: u64,
-        len: usize,
-    ) -> Located<'b> {
+    fn look_up(&self, offset: u64, len: usize) -> Located<'_> {
         let inside = (len as u64).min(self.len.saturating_sub(offset));
+        if self.completion.is_recorded()
+            && let Some(tape) = self.tape.get()
+        {
+            tape.note(offset, inside);
+        }
+        let Some(presence) = &self.presence else {
+            return Located::Present(PresentRange::new(self, offset, len));
+        };
         if inside == 0 || presence.is_present(offset, inside) {
             if presence.is_complete() {
                 self.completion.note();
@@ -361,11 +369,11 @@ impl Blob {
         let mut file = self.file.try_clone().map_err(failed)?;
         let len = file.seek(SeekFrom::End(0)).map_err(failed)?;
         let layer = self.layer.clone();
-        Ok(match &self.recording {
-            None => Self::new(layer, file, len, self.presence.clone()),
-            Some(recording) => Self::new(layer, file, len, recording.unrecorded.clone())
-                .recorded(&recording.recorder, recording.layer),
-        })
+        let measured = Self::new(layer, file, len, self.presence.clone());
+        if let Some(tape) = self.tape.get() {
+            measured.start_recording(&tape.recorder, tape.layer);
+        }
+        Ok(measured)
     }
 
     /// Creates the error of a failed read.

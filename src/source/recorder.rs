@@ -1,14 +1,11 @@
 //! Records the order in which units of blobs are read first, for a prefetch trace.
 //!
-//! A recorded blob calls [`Presence::is_present`] before each read, which records the units: it is never
-//! [`Presence::is_complete`]. A unit that is recorded already costs one atomic load.
+//! A recording may begin and end while the blobs are read. Blobs that are not recorded pay nothing for it:
+//! `Completion` tells both in one load.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-use super::Blob;
-use super::waker::{Presence, Ticket, Waker};
 use crate::format::presence::{UNIT, UnitRange};
 use crate::io::bitmap::words;
 
@@ -34,43 +31,55 @@ impl Recorder {
             .clone()
     }
 
+    /// Forgets all units.
+    pub fn clear(&self) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+    }
+
     fn note(&self, layer: usize, unit: u64) {
         let mut units = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         units.push(ReadUnit { layer, unit });
     }
 }
 
-/// How the reads of one blob are recorded.
-#[derive(Clone, Debug)]
-pub(super) struct Recording {
+/// The record of the reads of one blob.
+#[derive(Debug)]
+pub(super) struct Tape {
     pub(super) recorder: Arc<Recorder>,
     /// Number of the layer, from the bottom.
     pub(super) layer: usize,
-    /// The presence of the blob without recording; `None`: all bytes are local.
-    pub(super) unrecorded: Option<Arc<dyn Presence>>,
-}
-
-/// Presence of a blob whose reads are recorded.
-#[derive(Debug)]
-pub(super) struct Recorded {
-    recording: Recording,
     /// A bit for each unit that was read.
     seen: Box<[AtomicU64]>,
-    len: u64,
 }
 
-impl Recorded {
-    /// Records the reads of a blob of `len` bytes.
-    pub(super) fn new(recording: &Recording, len: u64) -> Self {
+impl Tape {
+    /// An empty record for a blob of `len` bytes.
+    pub(super) fn new(recorder: &Arc<Recorder>, layer: usize, len: u64) -> Self {
         let words = len.div_ceil(UNIT).div_ceil(64);
         Self {
-            recording: recording.clone(),
+            recorder: Arc::clone(recorder),
+            layer,
             seen: (0..words).map(|_| AtomicU64::new(0)).collect(),
-            len,
         }
     }
 
-    fn note(&self, units: UnitRange) {
+    /// Forgets which units were read.
+    pub(super) fn clear(&self) {
+        self.seen
+            .iter()
+            .for_each(|word| word.store(0, Ordering::Relaxed));
+    }
+
+    /// Records the units of `len` bytes at `offset`. A unit that is recorded already costs one atomic load.
+    pub(super) fn note(&self, offset: u64, len: u64) {
+        let end = offset.saturating_add(len).div_ceil(UNIT);
+        self.note_units(UnitRange::new(offset / UNIT, end));
+    }
+
+    fn note_units(&self, units: UnitRange) {
         for (word, mask) in words(units.numbers()) {
             let Some(seen) = self.seen.get(word as usize) else {
                 return;
@@ -80,71 +89,11 @@ impl Recorded {
             }
             let mut new = mask & !seen.fetch_or(mask, Ordering::Relaxed);
             while new != 0 {
-                let Recording {
-                    recorder, layer, ..
-                } = &self.recording;
-                recorder.note(*layer, word * 64 + u64::from(new.trailing_zeros()));
+                self.recorder
+                    .note(self.layer, word * 64 + u64::from(new.trailing_zeros()));
                 new &= new - 1;
             }
         }
-    }
-}
-
-impl Presence for Recorded {
-    fn is_present(&self, offset: u64, len: u64) -> bool {
-        let end = offset.saturating_add(len).div_ceil(UNIT);
-        self.note(UnitRange::new(offset / UNIT, end));
-        let inner = self.recording.unrecorded.as_ref();
-        inner.is_none_or(|inner| inner.is_present(offset, len))
-    }
-
-    fn successor(&self) -> Option<&Blob> {
-        self.recording.unrecorded.as_ref()?.successor()
-    }
-
-    fn request(&self, offset: u64, len: u64, waker: &Arc<Waker>, ticket: Ticket) {
-        match &self.recording.unrecorded {
-            Some(inner) => inner.request(offset, len, waker, ticket),
-            None => waker.finish(ticket, Ok(())),
-        }
-    }
-
-    fn fetch_ahead(&self, offset: u64, len: u64) {
-        if let Some(inner) = &self.recording.unrecorded {
-            inner.fetch_ahead(offset, len);
-        }
-    }
-
-    fn local_bytes(&self) -> u64 {
-        let inner = self.recording.unrecorded.as_ref();
-        inner.map_or(self.len, |inner| inner.local_bytes())
-    }
-
-    fn replay(&self, offset: u64, len: u64) {
-        if let Some(inner) = &self.recording.unrecorded {
-            inner.replay(offset, len);
-        }
-    }
-
-    fn reject(&self, offset: u64, len: u64) -> bool {
-        let inner = self.recording.unrecorded.as_ref();
-        inner.is_some_and(|inner| inner.reject(offset, len))
-    }
-
-    fn distrust(&self) -> bool {
-        let inner = self.recording.unrecorded.as_ref();
-        inner.is_some_and(|inner| inner.distrust())
-    }
-
-    fn trust(&self) {
-        if let Some(inner) = &self.recording.unrecorded {
-            inner.trust();
-        }
-    }
-
-    fn patience(&self) -> Duration {
-        let inner = self.recording.unrecorded.as_ref();
-        inner.map_or(Duration::ZERO, |inner| inner.patience())
     }
 }
 
@@ -160,7 +109,9 @@ mod tests {
         let bytes: Vec<u8> = (0..200 * UNIT).map(|at| (at / 7) as u8).collect();
         std::fs::write(&path, &bytes).unwrap();
         let recorder = Arc::new(Recorder::default());
-        let blob = Blob::open(&path).unwrap().recorded(&recorder, 3);
+        let blob = Blob::open(&path).unwrap();
+        blob.read_exact_at(&mut [0; 9], 77 * UNIT).unwrap();
+        blob.start_recording(&recorder, 3);
         for (offset, len) in [(150 * UNIT, 10), (UNIT - 1, 2), (0, 100), (150 * UNIT, 10)] {
             let mut found = vec![0; len];
             blob.read_exact_at(&mut found, offset).unwrap();
@@ -171,6 +122,13 @@ mod tests {
         assert_eq!(units, [150, 0, 1, 199]);
         assert!(recorder.units().iter().all(|read| read.layer == 3));
         assert!(!blob.reject(0, 1));
+        blob.stop_recording();
+        blob.read_exact_at(&mut [0; 9], 88 * UNIT).unwrap();
+        assert_eq!(recorder.units().len(), 4);
+        recorder.clear();
+        blob.start_recording(&recorder, 3);
+        blob.read_exact_at(&mut [0; 9], 0).unwrap();
+        assert_eq!(recorder.units(), [ReadUnit { layer: 3, unit: 0 }]);
     }
 
     #[test]
@@ -179,7 +137,8 @@ mod tests {
         let path = dir.path().join("blob");
         std::fs::write(&path, [1]).unwrap();
         let recorder = Arc::new(Recorder::default());
-        let before = Blob::open(&path).unwrap().recorded(&recorder, 1);
+        let before = Blob::open(&path).unwrap();
+        before.start_recording(&recorder, 1);
         std::fs::write(&path, vec![1; 100 * UNIT as usize]).unwrap();
         let grown = before.measured().unwrap();
         assert_eq!(grown.local_bytes(), 100 * UNIT);

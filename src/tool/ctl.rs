@@ -36,6 +36,10 @@ pub enum Ask {
         /// Size in bytes.
         size: u64,
     },
+    /// Start to record the guest's reads.
+    StartTrace,
+    /// End the recording, and return the reads.
+    EndTrace,
     /// Replace the rate limits of the disk.
     SetLimits {
         /// The limits, as `PUT /api/v1/limits` takes them.
@@ -96,6 +100,8 @@ pub fn ask(path: &Path, ask: &Ask) -> Result<Value, Error> {
             ("POST", "snapshots", body.to_string())
         }
         Ask::Resize { size } => ("PUT", "size", json!({ "size_bytes": size }).to_string()),
+        Ask::StartTrace => ("PUT", "trace", String::new()),
+        Ask::EndTrace => ("DELETE", "trace", String::new()),
         Ask::SetLimits { limits } => ("PUT", "limits", limits.to_string()),
     };
     let limit = match ask {

@@ -75,7 +75,7 @@ pub struct LayerInfo {
     pub layer: LayerRef,
     /// Bytes of the file or the blob.
     pub file_size: u64,
-    /// Bytes of them that were local when the layer was opened.
+    /// Bytes of them that were local before this program opened the layer and fetched what it reads.
     pub local_bytes: u64,
     /// Whether it is wrapped in a tar member.
     pub tar: bool,
@@ -346,7 +346,7 @@ const SIZE_COLUMNS: [(&str, Align); 12] = [
     ("block", Align::Right),
     ("checksum", Align::Left),
     ("file", Align::Right),
-    ("local", Align::Right),
+    ("was local", Align::Right),
     ("layer", Align::Right),
     ("ratio", Align::Right),
     ("mappings", Align::Right),

@@ -1,10 +1,14 @@
-//! `ovbd trace show`: the reads of a prefetch trace.
+//! `ovbd trace`: the reads of a prefetch trace, recording one from a running disk, and packing one as a layer.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use thiserror::Error;
 
+use super::ctl::{self, Ask, ask};
 use super::table::{Align, Table};
+use crate::format::tar;
 use crate::format::trace::TracedRead;
 
 /// The reads of a trace, in their order.
@@ -39,4 +43,36 @@ impl fmt::Display for Reads {
         }
         write!(f, "{table}")
     }
+}
+
+/// Why a trace cannot be recorded.
+#[derive(Debug, Error)]
+pub enum RecordError {
+    /// The daemon does not record.
+    #[error("cannot record a trace")]
+    Daemon(#[from] ctl::Error),
+    /// The daemon's answer has no reads.
+    #[error("{}: the answer has no list of reads; expected the control socket of ovbd-vhost", .0.display())]
+    Answer(PathBuf),
+}
+
+/// Records the reads of the guest whose daemon has its control socket at `socket`, until `wait` returns.
+///
+/// # Errors
+/// [`RecordError::Daemon`] if the daemon cannot be reached, or records to a file already;
+/// [`RecordError::Answer`] if the socket is another program's.
+pub fn record(socket: &Path, wait: impl FnOnce()) -> Result<Vec<TracedRead>, RecordError> {
+    ask(socket, &Ask::StartTrace)?;
+    wait();
+    let answer = ask(socket, &Ask::EndTrace)?;
+    let malformed = || RecordError::Answer(socket.to_owned());
+    let reads: Vec<(u32, u64, u64)> =
+        serde_json::from_value(answer["reads"].clone()).map_err(|_| malformed())?;
+    let read = |(layer, offset, len)| TracedRead { layer, offset, len };
+    Ok(reads.into_iter().map(read).collect())
+}
+
+/// Packs a trace as a layer of an image: an archive with the member `trace`.
+pub fn layer(trace: &[u8]) -> Vec<u8> {
+    tar::archive("trace", trace)
 }

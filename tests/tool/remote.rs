@@ -116,4 +116,25 @@ fn a_trace_is_shown() {
     )
     .unwrap();
     assert!(fail(&dir, 1, &["trace", "show", "list"]).contains("not a trace"));
+
+    let said = succeed(&dir, &["trace", "layer", "trace", "layer.tar"], b"");
+    let layer = fs::read(dir.path().join("layer.tar")).unwrap();
+    let expected = format!("{} {}\n", Digest::of(&layer), layer.len());
+    assert_eq!(String::from_utf8(said).unwrap(), expected);
+    let listed = Command::new("tar")
+        .arg("-tvf")
+        .arg(dir.path().join("layer.tar"))
+        .output();
+    let listed = String::from_utf8(listed.unwrap().stdout).unwrap();
+    assert!(
+        listed.starts_with("-r--r--r--") && listed.ends_with(" trace\n"),
+        "{listed}"
+    );
+    assert!(fail(&dir, 1, &["trace", "layer", "list", "x"]).contains("not a trace"));
+    let absent = fail(&dir, 1, &["trace", "record", "no-socket", "t"]);
+    assert!(
+        absent.contains("cannot reach a daemon at no-socket"),
+        "{absent}"
+    );
+    assert!(!dir.path().join("t").exists());
 }

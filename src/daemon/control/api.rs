@@ -8,9 +8,11 @@ use serde_json::{Map, Value, json};
 
 use super::http::{Body, Request, Response};
 use crate::daemon::device::Device;
+use crate::daemon::recorder::Purpose;
 use crate::engine::stats::exposition::{Exposition, Format, Kind};
 use crate::engine::stats::figures::Figures;
 use crate::engine::stats::report::{self, DiskFigures};
+use crate::format::trace::TracedRead;
 use crate::ratelimited_log;
 use crate::reason::reason;
 use crate::version::VERSION;
@@ -53,14 +55,17 @@ impl Device {
             ("PUT", "/api/v1/size") => self.resize(&request.body),
             ("GET", "/api/v1/limits") => found(json!(self.limits())),
             ("PUT", "/api/v1/limits") => self.limit(&request.body),
+            ("PUT", "/api/v1/trace") => self.record(),
+            ("DELETE", "/api/v1/trace") => self.end_record(),
+            (_, "/api/v1/trace") => Response::error(405, "expected PUT or DELETE"),
             (_, "/api/v1/device" | "/api/v1/image") => Response::error(405, "expected GET"),
             (_, "/api/v1/snapshots") => Response::error(405, "expected GET or POST"),
             (_, "/api/v1/size") => Response::error(405, "expected PUT"),
             (_, "/api/v1/limits") => Response::error(405, "expected GET or PUT"),
             _ => Response::error(
                 404,
-                "expected /api/v1/device, /api/v1/image, /api/v1/snapshots, /api/v1/size, /api/v1/limits or \
-                 /metrics",
+                "expected /api/v1/device, /api/v1/image, /api/v1/snapshots, /api/v1/size, /api/v1/limits, \
+                 /api/v1/trace or /metrics",
             ),
         }
     }
@@ -169,6 +174,27 @@ impl Device {
                 Response::error(400, &text)
             }
         }
+    }
+
+    fn record(&self) -> Response {
+        match self.recorder().start(self.volume().image()) {
+            true => found(json!({ "recording": true })),
+            false => {
+                let text =
+                    "the daemon records a trace to a file (--record-trace or recordTracePath)";
+                Response::error(409, text)
+            }
+        }
+    }
+
+    fn end_record(&self) -> Response {
+        let image = self.volume().image();
+        let Some(reads) = self.recorder().finish(image, Purpose::Client) else {
+            let text = "no trace is being recorded: PUT /api/v1/trace starts a recording";
+            return Response::error(409, text);
+        };
+        let read = |read: &TracedRead| json!([read.layer, read.offset, read.len]);
+        found(json!({ "reads": reads.iter().map(read).collect::<Vec<_>>() }))
     }
 
     fn snapshot(&self, body: &[u8]) -> Response {

@@ -14,6 +14,34 @@ fn stack(dir: &tempfile::TempDir, text: &str) -> Result<Stack, Error> {
 }
 
 #[test]
+fn a_trace_is_in_the_acceleration_layer_or_named() {
+    let trace = |keys: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.v1.json");
+        std::fs::write(
+            &path,
+            format!(r#"{{"lowers": [{{"file": "a"}}, {{"dir": "/d"}}]{keys}}}"#),
+        )
+        .unwrap();
+        ImageConfig::load(&path).unwrap().trace()
+    };
+    assert_eq!(trace("").unwrap(), None);
+    let layer = TracePath::Layer("/d/trace".into());
+    assert_eq!(
+        trace(r#", "accelerationLayer": true"#).unwrap(),
+        Some(layer)
+    );
+    let named = TracePath::Named("/t".into());
+    assert_eq!(trace(r#", "recordTracePath": "/t""#).unwrap(), Some(named));
+    let both = trace(r#", "accelerationLayer": true, "recordTracePath": "/t""#).unwrap_err();
+    let text = both.to_string();
+    assert!(
+        text.contains("Cannot record trace while acceleration layer exists"),
+        "{text}"
+    );
+}
+
+#[test]
 fn lowers_by_file_and_folder() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path();

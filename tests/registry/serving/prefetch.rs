@@ -1,6 +1,7 @@
 //! What a trace brings in, and what the control socket says about it.
 
 use std::fs;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::daemon::Daemon;
@@ -10,6 +11,7 @@ use common::registries::{DockerRegistry, Storage};
 use common::registry_server::{answer, serve, until};
 use common::remote::{Layers, Place, REPOSITORY};
 use ovbd_vhost::format::trace::{self, TracedRead};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use super::fetching;
@@ -120,7 +122,20 @@ fn a_recorded_trace_leaves_nothing_to_wait_for() {
     read(&daemon);
     assert_eq!(daemon.terminate().code(), Some(0));
     let reads = trace::parse(&fs::read(&trace).expect("a trace")).expect("a trace");
+    assert_covers(&reads, &wanted);
+    place.forget_cache();
+    let daemon = place.serve(&["--prefetch", &trace, "--control", &control]);
+    until("the trace is fetched", || {
+        let seen = fetching(&place);
+        seen["fetcher"]["replay_bytes"].as_u64() > Some(0)
+    });
+    read(&daemon);
+}
+
+/// Checks that a trace has the reads of 4096 bytes at these bytes of the disk.
+fn assert_covers(reads: &[TracedRead], wanted: &[usize]) {
     for start in wanted {
+        let start = *start;
         // A header of 4096 bytes, then the pieces of the layer: every other one of the disk is the top's.
         let piece = start / PIECE;
         let (layer, start) = match piece % 2 {
@@ -134,13 +149,107 @@ fn a_recorded_trace_leaves_nothing_to_wait_for() {
         };
         assert!(reads.iter().any(covers), "{layer}: {wanted:?} in {reads:?}");
     }
+}
+
+/// Reads 4096 bytes at these bytes of the disk.
+fn read_at(guest: &mut Guest, layers: &Layers, starts: &[usize]) {
+    for start in starts {
+        let found = guest.read(0, *start as u64 / 512, 4096);
+        assert!(found == layers.content[*start..start + 4096], "at {start}");
+    }
+}
+
+/// `ovbd trace record` records what a guest reads meanwhile, also of bytes that are local, and nothing else.
+#[test]
+fn a_trace_is_recorded_from_a_running_disk() {
+    let (layers, place) = (Layers::new(4), Place::default());
+    let server = layers.registry();
+    place.config("http", &server.host(), &layers.lowers(), json!({}));
+    let (trace, control) = (place.path("recorded"), place.path("control"));
+    let control_name = control.display().to_string();
+    let daemon = place.serve(&["--control", &control_name]);
+    let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
+    let (before, during, after) = ([1 << 20, 2 << 20], [2 << 20, 3 << 20], [PIECE]);
+    read_at(&mut guest, &layers, &before);
+    for _ in 0..2 {
+        let recordings = daemon.log().matches("PUT /api/v1/trace: 200").count();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ovbd"));
+        let command = command.args(["trace", "record"]).arg(&control).arg(&trace);
+        let mut recording = command.spawn().expect("ovbd");
+        until("the recording began", || {
+            daemon.log().matches("PUT /api/v1/trace: 200").count() > recordings
+        });
+        read_at(&mut guest, &layers, &during);
+        let pid = Pid::from_child(&recording);
+        kill_process(pid, Signal::INT).expect("a signal");
+        assert!(recording.wait().expect("ovbd").success());
+        read_at(&mut guest, &layers, &after);
+        let reads = trace::parse(&fs::read(&trace).expect("a trace")).expect("a trace");
+        assert_covers(&reads, &during);
+        let bytes: u64 = reads.iter().map(|read| read.len).sum();
+        assert!(bytes <= 4 * PIECE as u64, "{reads:?}");
+    }
+    drop((guest, daemon));
     place.forget_cache();
-    let daemon = place.serve(&["--prefetch", &trace, "--control", &control]);
+    let trace = trace.display().to_string();
+    let daemon = place.serve(&["--prefetch", &trace, "--control", &control_name]);
     until("the trace is fetched", || {
-        let seen = fetching(&place);
-        seen["fetcher"]["replay_bytes"].as_u64() > Some(0)
+        fetching(&place)["fetcher"]["replay_bytes"].as_u64() > Some(0)
     });
-    read(&daemon);
+    let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
+    read_at(&mut guest, &layers, &during);
+}
+
+/// An empty file of `recordTracePath` is recorded to, until its lock file is removed or the daemon ends.
+#[test]
+fn an_empty_file_of_the_config_is_recorded_to() {
+    for by_lock in [true, false] {
+        let (layers, place) = (Layers::new(4), Place::default());
+        let server = layers.registry();
+        let (trace, lock, ok) = (place.path("t"), place.path("t.lock"), place.path("t.ok"));
+        fs::write(&trace, "").expect("an empty file");
+        let more = json!({"recordTracePath": trace});
+        place.config("http", &server.host(), &layers.lowers(), more);
+        let mut daemon = place.serve(&[]);
+        assert!(lock.exists() && !ok.exists());
+        let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
+        read_at(&mut guest, &layers, &[2 << 20]);
+        if by_lock {
+            fs::remove_file(&lock).expect("the lock file");
+            until("the trace is complete", || ok.exists());
+            read_at(&mut guest, &layers, &[1 << 20]);
+            daemon.assert_alive();
+        }
+        assert_eq!(daemon.terminate().code(), Some(0));
+        assert!(ok.exists() && !lock.exists());
+        let reads = trace::parse(&fs::read(&trace).expect("a trace")).expect("a trace");
+        assert_covers(&reads, &[2 << 20]);
+        // Not empty any more: it is replayed.
+        place.forget_cache();
+        let control = place.path("control").display().to_string();
+        let _daemon = place.serve(&["--control", &control]);
+        until("the trace is fetched", || {
+            fetching(&place)["fetcher"]["replay_bytes"].as_u64() > Some(0)
+        });
+    }
+}
+
+/// Upstream's words for a config that has both.
+#[test]
+fn a_config_with_an_acceleration_layer_records_no_trace() {
+    let (layers, place) = (Layers::new(1), Place::default());
+    let mut lowers = layers.lowers();
+    lowers.push(json!({"dir": place.path("trace-layer")}));
+    let more = json!({"accelerationLayer": true, "recordTracePath": place.path("t")});
+    place.config("http", "127.0.0.1:1", &lowers, more);
+    let output = place.run(&[]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let result = place.result();
+    let words = "Cannot record trace while acceleration layer exists";
+    assert!(
+        result.starts_with("failed:") && result.contains(words),
+        "{result}"
+    );
 }
 
 /// A list of files, as other tools write it, and traces that are damaged in every part.
