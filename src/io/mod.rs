@@ -10,6 +10,7 @@ pub mod file_lock;
 pub mod file_system;
 pub mod heap;
 pub mod interrupt;
+pub mod lease;
 pub mod mapped_file;
 pub mod name_service;
 pub mod peer;

@@ -7,7 +7,7 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::table::{Align, Table, count, size, span};
-use crate::cache::{Cache, Error, Evicted, Item, TablesItem};
+use crate::cache::{Cache, Error, Evicted, Item, Removal, TablesItem};
 use crate::format::digest::Digest;
 
 /// The blobs and image tables of a cache, as text or as JSON.
@@ -149,16 +149,16 @@ impl fmt::Display for Listing {
     }
 }
 
-/// What was removed from a cache. Field names are those of the JSON.
+/// What was removed from a cache to shrink it. Field names are those of the JSON.
 #[derive(Debug, Serialize)]
-pub struct Removed {
+pub struct Shrunk {
     files: u64,
     bytes: u64,
     /// Bytes that are in use and were to be removed too.
     in_use_bytes: u64,
 }
 
-impl From<Evicted> for Removed {
+impl From<Evicted> for Shrunk {
     fn from(evicted: Evicted) -> Self {
         Self {
             files: evicted.files,
@@ -168,7 +168,7 @@ impl From<Evicted> for Removed {
     }
 }
 
-impl fmt::Display for Removed {
+impl fmt::Display for Shrunk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "removed {} files, {}", self.files, size(self.bytes))?;
         match self.in_use_bytes {
@@ -176,6 +176,55 @@ impl fmt::Display for Removed {
             more => writeln!(f, "cannot remove {} more: they are in use", size(more)),
         }
     }
+}
+
+/// What became of blobs and image tables that were to be removed. Field names are those of the JSON.
+#[derive(Debug, Default, Serialize)]
+pub struct Removed {
+    removed: Vec<String>,
+    /// Those that are in use, and are kept.
+    in_use: Vec<String>,
+    /// Those that are not in the cache.
+    absent: Vec<String>,
+}
+
+impl Removed {
+    /// Returns whether all were removed.
+    pub fn is_ok(&self) -> bool {
+        self.in_use.is_empty() && self.absent.is_empty()
+    }
+}
+
+impl fmt::Display for Removed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (digests, what) in [
+            (&self.removed, "removed"),
+            (&self.in_use, "is in use"),
+            (&self.absent, "is not in the cache"),
+        ] {
+            for digest in digests {
+                writeln!(f, "{digest} {what}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Removes blobs and image tables that are not in use.
+///
+/// # Errors
+/// [`Error::File`] and [`Error::Locked`] if the system fails.
+pub fn remove(cache: &Cache, digests: &[Digest]) -> Result<Removed, Error> {
+    let mut result = Removed::default();
+    for digest in digests {
+        let list = match cache.remove(digest)? {
+            Removal::Removed => &mut result.removed,
+            Removal::InUse => &mut result.in_use,
+            Removal::Absent => &mut result.absent,
+        };
+        list.push(digest.to_string());
+    }
+    Ok(result)
 }
 
 /// Result of verifying a cache. Field names are those of the JSON.

@@ -1,5 +1,6 @@
 //! `ovbd ctl`: sends requests to the control socket of a running daemon (`docs/control.md`).
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,6 +8,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use thiserror::Error;
 
+use super::snapshots;
+use super::table::{Align, Table, printable, size};
 use super::unix_http::{Failure, exchange};
 
 /// Time limit of an answer: a snapshot or a resize makes earlier writes durable.
@@ -128,5 +131,72 @@ pub fn ask(path: &Path, ask: &Ask) -> Result<Value, Error> {
             status,
             text: body["error"].as_str().unwrap_or_default().to_owned(),
         }),
+    }
+}
+
+/// Returns an answer as text.
+pub fn text(ask: &Ask, answer: &Value) -> String {
+    match ask {
+        Ask::Snapshots => snapshots::Listing::from_answer(answer).to_string(),
+        Ask::Snapshot { .. } => {
+            let name = printable(answer["name"].as_str().unwrap_or_default());
+            let layers = answer["layers"].as_array().map_or(0, Vec::len);
+            let sealed = match answer["sealed"].as_bool() {
+                Some(true) => "sealed",
+                _ => "not sealed yet",
+            };
+            format!("snapshot {name} of {layers} layers, {sealed}\n")
+        }
+        _ => {
+            let mut table = Table::new([("FIELD", Align::Left), ("VALUE", Align::Left)]);
+            fields("", answer, &mut table);
+            table.to_string()
+        }
+    }
+}
+
+/// Adds the fields of `value`, which is called `name`, and of all it consists of.
+fn fields(name: &str, value: &Value, table: &mut Table<2>) {
+    let inner = |part: &dyn fmt::Display| match name {
+        "" => part.to_string(),
+        _ => format!("{name}.{part}"),
+    };
+    match value {
+        Value::Object(object) => {
+            for (key, value) in object {
+                fields(&inner(key), value, table);
+            }
+        }
+        Value::Array(array) => {
+            for (number, value) in array.iter().enumerate() {
+                fields(&inner(&number), value, table);
+            }
+        }
+        Value::String(text) => table.add([name.to_owned(), text.clone()]),
+        Value::Null => table.add([name.to_owned(), "-".to_owned()]),
+        _ => {
+            let is_size = name.ends_with("bytes");
+            let bytes = value.as_u64().filter(|_| is_size).map(size);
+            table.add([name.to_owned(), bytes.unwrap_or_else(|| value.to_string())]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_have_the_names_of_what_they_are_part_of() {
+        let device = json!({
+            "size_bytes": 1536,
+            "upper": null,
+            "fetch": { "layers": [{ "layer": "a\u{1b}" }] },
+        });
+        let expected = "FIELD                 VALUE\n\
+                        fetch.layers.0.layer  a\\u{1b}\n\
+                        size_bytes            1.50 KiB\n\
+                        upper                 -\n";
+        assert_eq!(text(&Ask::Device, &device), expected);
     }
 }

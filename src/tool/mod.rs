@@ -28,6 +28,7 @@ pub mod progress;
 pub mod pull;
 pub mod raw_image;
 pub mod remote;
+pub mod resize;
 pub mod seal;
 pub mod snapshots;
 pub mod sources;

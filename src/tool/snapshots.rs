@@ -10,11 +10,11 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use indicatif::ProgressBar;
 use serde::Serialize;
+use serde_json::Value;
 use uuid::Uuid;
 use vm_memory::VolatileSlice;
 
 use super::Error;
-use super::ctl::{self, Ask, ask};
 use super::loaded_stack::{Content, LoadedStack, WritableLayerReader};
 use super::merge::{Merge, merge};
 use super::open_files::StackFiles;
@@ -73,25 +73,23 @@ pub fn list(first: &Paths) -> Result<Listing, Error> {
     Ok(Listing(files.map(Row::from).collect()))
 }
 
-/// Lists the snapshots of the disk whose daemon has the control socket at `control`.
-///
-/// # Errors
-/// Those of [`ask`].
-pub fn list_of_daemon(control: &Path) -> Result<Listing, ctl::Error> {
-    let answer = ask(control, &Ask::Snapshots)?;
-    let rows = answer.as_array().into_iter().flatten().map(|snapshot| {
-        let text = |key: &str| snapshot[key].as_str().unwrap_or_default().to_owned();
-        let layer = text("layer");
-        Row {
-            name: text("name"),
-            uuid: text("uuid").parse().unwrap_or_default(),
-            sealed: snapshot["sealed"] == true,
-            taken: snapshot["taken"].as_u64(),
-            size_bytes: storage_of(&layer),
-            layer,
-        }
-    });
-    Ok(Listing(rows.collect()))
+impl Listing {
+    /// The snapshots in the answer of a daemon.
+    pub fn from_answer(answer: &Value) -> Self {
+        let rows = answer.as_array().into_iter().flatten().map(|snapshot| {
+            let text = |key: &str| snapshot[key].as_str().unwrap_or_default().to_owned();
+            let layer = text("layer");
+            Row {
+                name: text("name"),
+                uuid: text("uuid").parse().unwrap_or_default(),
+                sealed: snapshot["sealed"] == true,
+                taken: snapshot["taken"].as_u64(),
+                size_bytes: storage_of(&layer),
+                layer,
+            }
+        });
+        Self(rows.collect())
+    }
 }
 
 fn storage_of(layer: &str) -> Option<u64> {
@@ -176,7 +174,8 @@ fn find(disk: &DiskAtRest, name: &str) -> Result<usize, Error> {
 /// snapshots are deleted, if `delete_newer` allows that.
 ///
 /// # Errors
-/// [`Error::NoSnapshot`], [`Error::NewerSnapshots`]; [`Error::Upper`] if the disk is in use, or a file cannot be changed.
+/// [`Error::NoSnapshot`], [`Error::NewerSnapshots`]; [`Error::Upper`] if the disk or a layer that would be removed is in
+/// use, or a file cannot be changed.
 pub fn roll_back(first: &Paths, name: &str, delete_newer: bool) -> Result<Changed, Error> {
     let start = Instant::now();
     let (disk, _active) = DiskAtRest::open(first)?;
@@ -201,8 +200,8 @@ pub fn roll_back(first: &Paths, name: &str, delete_newer: bool) -> Result<Change
 /// content.
 ///
 /// # Errors
-/// [`Error::NoSnapshot`]; [`Error::Upper`] if the disk is in use, or a file cannot be changed; [`Error::Image`] if a layer
-/// cannot be read.
+/// [`Error::NoSnapshot`]; [`Error::Upper`] if the disk or a layer that would be removed is in use, or a file cannot be
+/// changed; [`Error::Image`] if a layer cannot be read.
 pub fn delete(
     first: &Paths,
     name: &str,
@@ -212,6 +211,8 @@ pub fn delete(
     let start = Instant::now();
     let (mut disk, active) = DiskAtRest::open(first)?;
     let position = find(&disk, name)?;
+    // The layers that the merged one replaces.
+    disk.refuse_in_use(position, 2)?;
     // At least the snapshot's layer, and the one above it unless that is the active one.
     disk.seal_up_to(position + 1)?;
     let below = disk.snapshot(position).into_iter();

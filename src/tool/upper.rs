@@ -3,10 +3,14 @@
 //! A confined process parses the layers below and answers with a header ([`describe`]). Another one, which has
 //! parsed no layer, creates the files ([`create`]) and takes from the answer only what depends on those layers.
 
+use std::fmt;
+
+use serde::Serialize;
 use uuid::Uuid;
 
 use super::Error;
 use super::open_files::OpenFiles;
+use super::table::{printable, size};
 use crate::format::lsmt::writable::{Kind, decode_data_header, encode_data_header};
 use crate::format::lsmt::{HEADER_LEN, Header};
 use crate::image::Image;
@@ -23,6 +27,30 @@ pub struct CreateUpper {
     pub size: Option<u64>,
     /// Uuid of the layer.
     pub uuid: Uuid,
+}
+
+/// A writable layer that was created. Field names are those of the JSON; sizes are in bytes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CreatedUpper {
+    /// The data file.
+    pub data: String,
+    /// The index file.
+    pub index: String,
+    /// Placement of data: `append`, `sparse` or `hybrid`.
+    pub kind: &'static str,
+    /// Size of the disk.
+    pub virtual_size: u64,
+    /// Uuid of the layer.
+    pub uuid: Uuid,
+    /// Uuid of the parent layer; null if unset.
+    pub parent_uuid: Option<Uuid>,
+}
+
+impl fmt::Display for CreatedUpper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (data, kind, disk) = (printable(&self.data), self.kind, size(self.virtual_size));
+        writeln!(f, "{data}: empty {kind} layer for a disk of {disk}")
+    }
 }
 
 /// Parses the layers `below`, of which the topmost becomes the parent, and returns the header of the layer.
@@ -45,14 +73,22 @@ pub fn describe(task: &CreateUpper, below: OpenFiles) -> Result<[u8; HEADER_LEN]
 ///
 /// # Errors
 /// `described` is not a header, a file exists or cannot be written, or the size is invalid.
-pub fn create(task: &CreateUpper, described: &[u8; HEADER_LEN]) -> Result<(), Error> {
+pub fn create(task: &CreateUpper, described: &[u8; HEADER_LEN]) -> Result<CreatedUpper, Error> {
     let (described, _) = decode_data_header(described).map_err(Error::Described)?;
     let size = task.size.unwrap_or(described.virtual_size);
     let header = Header {
         message: described.message,
         ..Header::empty(size, task.uuid, described.parent_uuid)
     };
-    Ok(writable::create(&task.paths, task.kind, &header)?)
+    writable::create(&task.paths, task.kind, &header)?;
+    Ok(CreatedUpper {
+        data: task.paths.data.display().to_string(),
+        index: task.paths.index.display().to_string(),
+        kind: task.kind.name(),
+        virtual_size: size,
+        uuid: task.uuid,
+        parent_uuid: (!header.parent_uuid.is_nil()).then_some(header.parent_uuid),
+    })
 }
 
 #[cfg(test)]

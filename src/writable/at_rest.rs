@@ -7,7 +7,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use uuid::Uuid;
 
@@ -19,8 +19,12 @@ use super::snapshots::open::complete_seal;
 use super::{Error, Paths, create};
 use crate::format::lsmt::Header;
 use crate::format::lsmt::writable::Kind;
+use crate::io::lease::is_open_elsewhere;
 use crate::ratelimited_log;
 use crate::source::Blob;
+
+/// How long to wait until the kernel has closed the files of a process that ended.
+const CLOSE_LIMIT: Duration = Duration::from_millis(500);
 
 /// A snapshot as its files describe it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,6 +139,24 @@ impl DiskAtRest {
             .try_for_each(|paths| complete_seal(&paths))
     }
 
+    /// Fails if another process has one of the layers from `position` on open, at most `count` of them, that snapshots
+    /// froze: a fork of the disk does. Layers with further names (hard links) do not count, because they stay.
+    ///
+    /// # Errors
+    /// [`Error::LayerInUse`]; [`Error::File`] if a layer cannot be opened.
+    pub fn refuse_in_use(&self, position: usize, count: usize) -> Result<(), Error> {
+        let pairs = self.manifest.frozen().iter().skip(position).take(count);
+        for path in pairs.map(|pair| pair.paths(&self.first).data) {
+            let file = File::open(&path).map_err(Error::file("open", &path))?;
+            let metadata = file.metadata().map_err(Error::file("examine", &path))?;
+            let stays = metadata.nlink() > 1;
+            if !stays && is_open_elsewhere(&file, CLOSE_LIMIT) == Some(true) {
+                return Err(Error::LayerInUse { path });
+            }
+        }
+        Ok(())
+    }
+
     /// Returns the files that the next pair gets. They do not exist; those of an interrupted operation are removed.
     ///
     /// # Errors
@@ -160,10 +182,11 @@ impl DiskAtRest {
     /// Makes the disk what it was at the snapshot at `position`: drops what was written since, and the later snapshots.
     ///
     /// # Errors
-    /// [`Error::TooTall`] if there is no such snapshot or no number is left; those of [`create`]; [`Error::File`] if a file
-    /// cannot be read or replaced.
+    /// [`Error::TooTall`] if there is no such snapshot or no number is left; [`Error::LayerInUse`] for a later snapshot; those
+    /// of [`create`]; [`Error::File`] if a file cannot be read or replaced.
     pub fn roll_back(mut self, position: usize) -> Result<(), Error> {
         let target = self.snapshot(position).ok_or(Error::TooTall)?;
+        self.refuse_in_use(position.saturating_add(1), usize::MAX)?;
         // The layer right above was made upon the same stack, and has the record of it.
         let model = match self.snapshot(position.saturating_add(1)) {
             Some(above) => header_of(&above)?,

@@ -34,6 +34,16 @@ pub enum Error {
         /// Error of the system.
         source: io::Error,
     },
+    /// A layer that is to be removed is open in another process.
+    #[error(
+        "{} is open in another process, such as a fork of this disk, which could not start again without it; stop that \
+         process, or keep the snapshot",
+        path.display()
+    )]
+    LayerInUse {
+        /// The data file.
+        path: PathBuf,
+    },
     /// A file is not part of a writable layer.
     #[error("{} is not the {expected} of a writable layer", path.display())]
     Format {

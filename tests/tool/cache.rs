@@ -61,11 +61,16 @@ fn image_tables_are_listed_verified_and_removed() {
     assert_eq!(said, format!("{key} is not complete\n"));
     let said = cache(&dir, &["rm", &key], 1);
     assert_eq!(said, format!("{key} is not in the cache\n"));
+    let said = cache(&dir, &["rm", "--json", &key], 1);
+    let removed: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let expected = serde_json::json!({ "removed": [], "in_use": [], "absent": [key] });
+    assert_eq!(removed, expected);
 
     let (daemon, again) = serve(&dir);
     assert_eq!(again, key);
     drop(daemon);
-    assert_eq!(cache(&dir, &["rm", &key], 0), "");
+    let said = cache(&dir, &["rm", &key], 0);
+    assert_eq!(said, format!("{key} removed\n"));
     assert!(tables(&dir).is_empty());
 }
 

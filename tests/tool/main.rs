@@ -20,6 +20,7 @@ mod pipes;
 mod pull;
 mod remote;
 mod seal;
+mod shape;
 mod snapshot_verbs;
 mod snapshots;
 mod trouble;

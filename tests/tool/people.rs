@@ -64,10 +64,36 @@ fn what_makes_a_file_ends_with_one_line_about_it() {
     let sealed = json(&dir, &["seal", "--upper", UPPER]);
     let len = fs::metadata(dir.path().join("u.data")).unwrap().len();
     assert_eq!(sealed["file_size"], len);
+    assert_eq!(sealed["sealed_before"], false);
     let before = json(&dir, &["seal", "--upper", UPPER]);
     assert_eq!(before["sealed_before"], true);
     let before = text(&dir, &["seal", "--upper", UPPER]);
     assert_eq!(before, "the layer was sealed already\n");
+}
+
+#[test]
+fn a_writable_layer_is_described_when_it_is_made_and_resized() {
+    let dir = files();
+    let uuid = "11111111-2222-4333-8444-555555555555";
+    let make = ["upper", "create", "data=d,index=i", "--parent", "base"];
+    let made = json(&dir, &[&make[..], &["--uuid", uuid]].concat());
+    let parent = open(&dir, &["base"]).layers()[0].uuid().to_string();
+    let expected = serde_json::json!({
+        "data": "d", "index": "i", "kind": "hybrid", "virtual_size": 3 << 20,
+        "uuid": uuid, "parent_uuid": parent,
+    });
+    assert_eq!(made, expected);
+    let make = ["upper", "create", "data=e,index=j", "--size", "1M"];
+    let said = text(&dir, &[&make[..], &["--type", "sparse"]].concat());
+    assert_eq!(said, "e: empty sparse layer for a disk of 1.00 MiB\n");
+
+    let resize = ["resize", "--upper", "data=d,index=i"];
+    let said = text(&dir, &[&resize[..], &["8M"]].concat());
+    assert_eq!(said, "d: disk of 8.00 MiB, was 3.00 MiB\n");
+    let resized = json(&dir, &[&resize[..], &["9M"]].concat());
+    let expected =
+        serde_json::json!({ "data": "d", "virtual_size": 9 << 20, "old_virtual_size": 8 << 20 });
+    assert_eq!(resized, expected);
 }
 
 #[test]

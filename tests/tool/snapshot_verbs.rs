@@ -262,6 +262,66 @@ fn a_daemon_serves_what_is_left_and_is_asked_for_its_snapshots() {
     );
 }
 
+/// A disk that was forked from a snapshot has the layers open, and could not start again without them.
+#[test]
+fn layers_of_a_running_fork_are_kept() {
+    let mut model = Model::new(Kind::Hybrid, 9);
+    model.work(3);
+    model.assert_well();
+    let layers: Vec<_> = model.list()[..2]
+        .iter()
+        .map(|row| row["layer"].as_str().unwrap().to_owned())
+        .collect();
+    let (first, last) = (model.snapshots[0].0.clone(), model.snapshots[2].0.clone());
+    let fork = model.dir.path().join("fork");
+    let options = ["--upper-auto", fork.to_str().unwrap()];
+    let lower = model.dir.path().join("lower");
+    let [one, two] = [0, 1].map(|number| model.dir.path().join(&layers[number]));
+    let stack = [&lower, &one, &two];
+    let running = Daemon::with(&stack, &options);
+    let delete = ["snapshot", "delete", &first, "--upper", UPPER];
+    let back = [
+        "snapshot",
+        "rollback",
+        &first,
+        "--upper",
+        UPPER,
+        "--delete-newer",
+    ];
+    let before = names(&model.dir);
+    for (command, layer) in [(&delete[..], &layers[0]), (&back, &layers[1])] {
+        let refused = fail(&model.dir, 1, command);
+        let reason = format!("{layer} is open in another process, such as a fork");
+        assert!(refused.contains(&reason), "{refused}");
+        assert_eq!(names(&model.dir), before);
+    }
+    // The fork does not use this one.
+    succeed(
+        &model.dir,
+        &["snapshot", "delete", &last, "--upper", UPPER],
+        b"",
+    );
+    model.snapshots.remove(2);
+    drop(running);
+
+    // A fork with names of its own for the layers is not concerned.
+    let own = ["one", "two"].map(|name| model.dir.path().join(name));
+    for (layer, name) in [one, two].iter().zip(&own) {
+        fs::hard_link(layer, name).unwrap();
+    }
+    let stack = [&lower, &own[0], &own[1]];
+    let mut running = Daemon::with(&stack, &options);
+    succeed(&model.dir, &delete, b"");
+    assert_eq!(running.terminate().code(), Some(0));
+    running.restart();
+    drop(running);
+    let read = ["export", "-o", "-", "lower", "one", "two"];
+    let raw = succeed(&model.dir, &read, b"");
+    assert_eq!(difference(&raw, &model.snapshots[1].1), None);
+    model.snapshots.remove(0);
+    model.assert_well();
+}
+
 /// One layer rewritten by `merge` has the name of its source, so that the layers above still find it; and so has a chain
 /// that was compacted to one layer.
 #[test]

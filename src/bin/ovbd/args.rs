@@ -168,6 +168,8 @@ pub struct CreateUpperArgs {
     #[arg(long)]
     uuid: Option<Uuid>,
     #[command(flatten)]
+    pub json: JsonArgs,
+    #[command(flatten)]
     pub sandbox: SandboxArgs,
 }
 
@@ -212,11 +214,19 @@ pub struct SealArgs {
 }
 
 /// Send a request to a running daemon through its control socket.
+///
+/// Prints the JSON of the daemon, for scripts of version 0.1, or text with `--text`.
 #[derive(Args)]
 pub struct CtlArgs {
     /// Control socket of the daemon: the PATH of its --control
     #[arg(value_name = "SOCKET")]
     pub socket: PathBuf,
+    /// Write text in place of JSON
+    #[arg(long, global = true, conflicts_with = "json")]
+    pub text: bool,
+    /// Write JSON, which is the default
+    #[arg(long, global = true)]
+    json: bool,
     #[command(subcommand)]
     pub ask: CtlCommand,
 }
@@ -291,6 +301,8 @@ pub struct ResizeArgs {
     /// Drop data beyond the new end; without this option, a layer with such data is refused
     #[arg(long, alias = "force")] // its name in version 0.1
     pub drop_data: bool,
+    #[command(flatten)]
+    pub json: JsonArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

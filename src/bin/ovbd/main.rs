@@ -43,7 +43,7 @@ use ovbd_vhost::reason::reason;
 use ovbd_vhost::tool::check::{Finding, check};
 use ovbd_vhost::tool::commit::commit;
 use ovbd_vhost::tool::create::create;
-use ovbd_vhost::tool::ctl::ask;
+use ovbd_vhost::tool::ctl::{self, ask};
 use ovbd_vhost::tool::export::{Output, Target, export};
 use ovbd_vhost::tool::inspect::inspect;
 use ovbd_vhost::tool::layer_writer::{UPSTREAM_ENTRIES, Written};
@@ -54,10 +54,9 @@ use ovbd_vhost::tool::open_files::{OpenFiles, StackFiles};
 use ovbd_vhost::tool::output::{NewFile, Unnamed};
 use ovbd_vhost::tool::paint::Paint;
 use ovbd_vhost::tool::raw_image::RawImage;
-use ovbd_vhost::tool::seal::{Sealed, seal};
+use ovbd_vhost::tool::resize::resize;
+use ovbd_vhost::tool::seal::{SealReport, Sealed, seal};
 use ovbd_vhost::tool::{self, progress, upper};
-use ovbd_vhost::writable::resize;
-use serde_json::json;
 
 /// Exit code for wrong usage.
 const WRONG_USAGE: u8 = 2;
@@ -93,11 +92,18 @@ fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
         Command::Commit(args) => return run_commit(args),
         Command::Seal(args) => run_seal(&args)?,
         Command::Merge(args) => return run_merge(args),
-        Command::Resize(args) => _ = resize(&args.upper.paths(), args.size, args.drop_data)?,
+        Command::Resize(args) => {
+            let resized = resize(&args.upper.paths(), args.size, args.drop_data)?;
+            print(&args.json.text(&resized)?)?;
+        }
         Command::Snapshot(command) => print(&command.run()?)?,
         Command::Ctl(args) => {
-            let answer = ask(&args.socket, &args.ask.into())?;
-            print(&(serde_json::to_string_pretty(&answer)? + "\n"))?;
+            let request = args.ask.into();
+            let answer = ask(&args.socket, &request)?;
+            print(&match args.text {
+                true => ctl::text(&request, &answer),
+                false => serde_json::to_string_pretty(&answer)? + "\n",
+            })?;
         }
         Command::Node(args) => args.run()?,
         Command::Pull(args) => print(&args.run()?)?,
@@ -200,23 +206,12 @@ fn run_export(args: ExportArgs) -> Result<ExitCode, Box<dyn Error>> {
 
 fn run_seal(args: &SealArgs) -> Result<(), Box<dyn Error>> {
     let (start, paths) = (Instant::now(), args.upper.paths());
-    match seal(&paths)? {
-        Sealed::Now(written) => {
-            warn_of(written.mappings);
-            print_made(
-                &Made::layer(&paths.data, written, start.elapsed()),
-                args.json,
-            )
-        }
-        Sealed::Before if args.json.json => {
-            let path = paths.data.to_string_lossy();
-            Ok(print(&format!(
-                "{:#}\n",
-                json!({ "path": path, "sealed_before": true })
-            ))?)
-        }
-        Sealed::Before => Ok(print("the layer was sealed already\n")?),
+    let sealed = seal(&paths)?;
+    if let Sealed::Now(written) = sealed {
+        warn_of(written.mappings);
     }
+    let report = SealReport::new(&paths.data, sealed, start.elapsed());
+    Ok(print(&args.json.text(&report)?)?)
 }
 
 fn run_create(args: CreateArgs) -> Result<ExitCode, Box<dyn Error>> {
@@ -238,7 +233,7 @@ fn run_create(args: CreateArgs) -> Result<ExitCode, Box<dyn Error>> {
 }
 
 fn run_create_upper(args: CreateUpperArgs) -> Result<ExitCode, Box<dyn Error>> {
-    let sandbox = args.sandbox;
+    let (sandbox, json) = (args.sandbox, args.json);
     let (
         task,
         Opened {
@@ -252,10 +247,12 @@ fn run_create_upper(args: CreateUpperArgs) -> Result<ExitCode, Box<dyn Error>> {
         confined::tighten(entered)?;
         Ok(upper::describe(&task, below)?)
     })?;
-    if let Some(described) = &described {
-        upper::create(&task, described)?;
-    }
-    Ok(code_of(described.is_some()))
+    let Some(described) = described else {
+        return Ok(ExitCode::FAILURE);
+    };
+    let created = upper::create(&task, &described)?;
+    print(&json.text(&created)?)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn run_commit(args: CommitArgs) -> Result<ExitCode, Box<dyn Error>> {

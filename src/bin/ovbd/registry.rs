@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::options::JsonArgs;
 use clap::{Args, Subcommand};
-use ovbd_vhost::cache::{Cache, Limits, Removal};
+use ovbd_vhost::cache::{Cache, Limits};
 use ovbd_vhost::format::digest::Digest;
 use ovbd_vhost::registry::args::RegistryArgs;
 use ovbd_vhost::registry::reference::Reference;
@@ -95,6 +95,8 @@ pub struct VerifyArgs {
 }
 
 /// Remove blobs and image tables from the cache.
+///
+/// The exit code is 1 if one of them is in use or not in the cache; the others are removed.
 #[derive(Args)]
 pub struct RmArgs {
     #[command(flatten)]
@@ -102,6 +104,8 @@ pub struct RmArgs {
     /// Digests of the blobs, or keys of the image tables, to remove
     #[arg(value_name = "DIGEST", required = true)]
     digests: Vec<Digest>,
+    #[command(flatten)]
+    json: JsonArgs,
 }
 
 impl CacheCommand {
@@ -119,8 +123,8 @@ impl CacheCommand {
                     free_bytes: 0,
                 };
                 let evicted = Cache::open_existing(&args.cache.cache)?.evict(limits)?;
-                let removed = cache::Removed::from(evicted);
-                Ok((args.json.text(&removed)?, true))
+                let shrunk = cache::Shrunk::from(evicted);
+                Ok((args.json.text(&shrunk)?, true))
             }
             Self::Verify(args) => {
                 let cache = Cache::open_existing(&args.cache.cache)?;
@@ -128,21 +132,11 @@ impl CacheCommand {
                 let verified = cache::verify(&cache, &args.digests, &bar)?;
                 Ok((args.json.text(&verified)?, verified.is_ok()))
             }
-            Self::Rm(args) => remove(&Cache::open_existing(&args.cache.cache)?, &args.digests),
+            Self::Rm(args) => {
+                let cache = Cache::open_existing(&args.cache.cache)?;
+                let removed = cache::remove(&cache, &args.digests)?;
+                Ok((args.json.text(&removed)?, removed.is_ok()))
+            }
         }
     }
-}
-
-fn remove(cache: &Cache, digests: &[Digest]) -> Result<(String, bool), Box<dyn Error>> {
-    let (mut text, mut well) = (String::new(), true);
-    for digest in digests {
-        let trouble = match cache.remove(digest)? {
-            Removal::Removed => continue,
-            Removal::InUse => "is in use",
-            Removal::Absent => "is not in the cache",
-        };
-        text += &format!("{digest} {trouble}\n");
-        well = false;
-    }
-    Ok((text, well))
 }

@@ -4,6 +4,8 @@ use std::error::Error;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use ovbd_vhost::tool::ctl::{Ask, ask};
+use ovbd_vhost::tool::snapshots::Listing;
 use ovbd_vhost::tool::{progress, snapshots};
 use ovbd_vhost::writable::Paths;
 
@@ -91,7 +93,10 @@ impl SnapshotCommand {
                 let upper = upper.or(upper_auto.as_deref().map(Paths::in_directory));
                 let listing = match (upper, control) {
                     (Some(upper), _) => snapshots::list(&upper)?,
-                    (None, control) => snapshots::list_of_daemon(&control.unwrap_or_default())?,
+                    (None, control) => {
+                        let answer = ask(&control.unwrap_or_default(), &Ask::Snapshots)?;
+                        Listing::from_answer(&answer)
+                    }
                 };
                 Ok(args.json.text(&listing)?)
             }
