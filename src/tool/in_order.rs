@@ -1,6 +1,6 @@
-//! Runs jobs on many threads and returns their results in the order of the jobs.
+//! Runs tasks on many threads and returns their results in the order of the tasks.
 //!
-//! One caller adds jobs and takes results: once enough jobs are in progress, each [`InOrder::push`]
+//! One caller adds tasks and takes results: once enough tasks are in progress, each [`InOrder::push`]
 //! takes the oldest result first. This bounds memory, and makes the output independent of the
 //! number of threads.
 
@@ -14,29 +14,29 @@ use std::thread::{Builder, Scope};
 
 use super::Error;
 
-/// Jobs in progress for each thread: one runs, the others wait, so that the thread never does.
-const JOBS_PER_THREAD: usize = 4;
+/// Tasks in progress for each thread: one runs, the others wait, so that the thread never does.
+const TASKS_PER_THREAD: usize = 4;
 
-/// Additional jobs in progress, for a caller that is not scheduled while all processors are busy.
-const MORE_JOBS: usize = 8;
+/// Additional tasks in progress, for a caller that is not scheduled while all processors are busy.
+const MORE_TASKS: usize = 8;
 
-/// Threads that turn jobs `J` into results `D`.
-pub struct InOrder<J, D> {
-    jobs: Sender<(J, SyncSender<D>)>,
+/// Threads that turn tasks `T` into results `D`.
+pub struct InOrder<T, D> {
+    tasks: Sender<(T, SyncSender<D>)>,
     under_way: VecDeque<Receiver<D>>,
     most: usize,
     /// Whether this value was dropped.
     ended: Arc<AtomicBool>,
 }
 
-impl<J, D> Drop for InOrder<J, D> {
-    /// Drops the jobs that have not begun: each may wait for storage or a registry that fails.
+impl<T, D> Drop for InOrder<T, D> {
+    /// Drops the tasks that have not begun: each may wait for storage or a registry that fails.
     fn drop(&mut self) {
         self.ended.store(true, Ordering::Relaxed);
     }
 }
 
-impl<J: Send, D: Send> InOrder<J, D> {
+impl<T: Send, D: Send> InOrder<T, D> {
     /// Starts threads, each with its own worker. They end when this value is dropped.
     ///
     /// # Errors
@@ -47,11 +47,11 @@ impl<J: Send, D: Send> InOrder<J, D> {
         worker: impl Fn() -> W,
     ) -> Result<Self, Error>
     where
-        W: FnMut(J) -> D + Send + 'scope,
-        J: 'scope,
+        W: FnMut(T) -> D + Send + 'scope,
+        T: 'scope,
         D: 'scope,
     {
-        let (jobs, queue) = channel::<(J, SyncSender<D>)>();
+        let (tasks, queue) = channel::<(T, SyncSender<D>)>();
         let queue = Arc::new(Mutex::new(queue));
         let ended = Arc::new(AtomicBool::new(false));
         for number in 0..threads.get() {
@@ -61,12 +61,12 @@ impl<J: Send, D: Send> InOrder<J, D> {
                 loop {
                     // The lock is released before the work starts.
                     let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                    let Ok((job, done)) = next else { return };
+                    let Ok((task, done)) = next else { return };
                     if ended.load(Ordering::Relaxed) {
                         return;
                     }
                     // If the caller failed, the result is not needed.
-                    let _ = done.send(work(job));
+                    let _ = done.send(work(task));
                 }
             };
             match Builder::new().spawn_scoped(scope, run) {
@@ -77,30 +77,30 @@ impl<J: Send, D: Send> InOrder<J, D> {
             }
         }
         Ok(Self {
-            jobs,
+            tasks,
             under_way: VecDeque::new(),
-            most: threads.get() * JOBS_PER_THREAD + MORE_JOBS,
+            most: threads.get() * TASKS_PER_THREAD + MORE_TASKS,
             ended,
         })
     }
 
-    /// Adds a job; takes the oldest result if enough jobs are in progress.
+    /// Adds a task; takes the oldest result if enough tasks are in progress.
     ///
     /// # Errors
     /// The threads died.
-    pub fn push(&mut self, job: J) -> Result<Option<D>, Error> {
+    pub fn push(&mut self, task: T) -> Result<Option<D>, Error> {
         let oldest = if self.under_way.len() >= self.most {
             self.pop()?
         } else {
             None
         };
         let (done, result) = sync_channel(1);
-        self.jobs.send((job, done)).map_err(|_| died())?;
+        self.tasks.send((task, done)).map_err(|_| died())?;
         self.under_way.push_back(result);
         Ok(oldest)
     }
 
-    /// Waits for the oldest result and takes it. `None`: no job is in progress.
+    /// Waits for the oldest result and takes it. `None`: no task is in progress.
     ///
     /// # Errors
     /// The threads died.

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::Error;
 use super::appender::Cache;
-use super::jobs::{Job, Jobs};
+use super::chunks::{Chunk, ChunkPipeline};
 use super::output::NewFile;
 use super::zfile_writer::ZFileWriter;
 use crate::format::lsmt::{
@@ -128,7 +128,7 @@ pub struct LayerWriter {
 /// Destination of the layer's bytes.
 enum Body {
     /// The file, from byte `start` on.
-    Plain { start: u64, jobs: Jobs },
+    Plain { start: u64, chunks: ChunkPipeline },
     /// A ZFile.
     CompressedRun(Box<ZFileWriter>),
 }
@@ -163,7 +163,7 @@ impl LayerWriter {
         let body = match format.blocks {
             None => Body::Plain {
                 start: file.position(),
-                jobs: Jobs::start(scope, threads, fetch, || |_: &mut Job| Ok(()))?,
+                chunks: ChunkPipeline::start(scope, threads, fetch, || |_: &mut Chunk| Ok(()))?,
             },
             Some(blocks) => {
                 let keep_head = virtual_size.is_none();
@@ -223,7 +223,9 @@ impl LayerWriter {
         let file = &mut self.file;
         match &mut self.body {
             Body::CompressedRun(zfile) => zfile.fetch(file, len, from),
-            Body::Plain { jobs, .. } => jobs.fetch(len, from, |job| file.write(job.bytes())),
+            Body::Plain { chunks, .. } => {
+                chunks.fetch(len, from, |chunk| file.write(chunk.bytes()))
+            }
         }
     }
 
@@ -261,8 +263,8 @@ impl LayerWriter {
         let head = self.size_unknown.then_some(head.as_slice());
         let Self { mut file, body, .. } = self;
         match body {
-            Body::Plain { start, mut jobs } => {
-                jobs.finish(|job| file.write(job.bytes()))?;
+            Body::Plain { start, mut chunks } => {
+                chunks.finish(|chunk| file.write(chunk.bytes()))?;
                 if let Some(head) = head {
                     file.write_at(head, start)?;
                 }
@@ -307,7 +309,7 @@ impl LayerWriter {
         let file = &mut self.file;
         match &mut self.body {
             Body::CompressedRun(zfile) => zfile.write(file, bytes),
-            Body::Plain { jobs, .. } => jobs.write(bytes, |job| file.write(job.bytes())),
+            Body::Plain { chunks, .. } => chunks.write(bytes, |chunk| file.write(chunk.bytes())),
         }
     }
 }

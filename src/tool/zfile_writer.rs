@@ -10,7 +10,7 @@ use std::num::NonZero;
 use std::thread::Scope;
 
 use super::Error;
-use super::jobs::{Job, Jobs};
+use super::chunks::{Chunk, ChunkPipeline};
 use super::output::NewFile;
 use crate::codec::Encoder;
 use crate::format::crc;
@@ -32,14 +32,14 @@ pub struct ZFileWriter {
     start: u64,
     /// The first block, if it is kept back.
     head: Option<Vec<u8>>,
-    jobs: Jobs,
+    chunks: ChunkPipeline,
     table: Table,
     original_size: u64,
 }
 
 impl ZFileWriter {
     /// Starts a ZFile at the current position of `file`, and its threads, each with its own `fetch`
-    /// as in [`Jobs::start`]. With `keep_head`, the first block is kept back.
+    /// as in [`ChunkPipeline::start`]. With `keep_head`, the first block is kept back.
     ///
     /// # Errors
     /// The header cannot be written, or no thread can be started.
@@ -62,13 +62,13 @@ impl ZFileWriter {
         }
         let pack = || {
             let mut encoder = Encoder::new();
-            move |job: &mut Job| compress(&mut encoder, &format, job)
+            move |chunk: &mut Chunk| compress(&mut encoder, &format, chunk)
         };
         Ok(Self {
             format,
             start,
             head: keep_head.then(Vec::new),
-            jobs: Jobs::start(scope, threads, fetch, pack)?,
+            chunks: ChunkPipeline::start(scope, threads, fetch, pack)?,
             table: Table::new(TABLE_IN_MEMORY),
             original_size: 0,
         })
@@ -89,9 +89,12 @@ impl ZFileWriter {
             bytes = rest;
         }
         let Self {
-            jobs, table, head, ..
+            chunks,
+            table,
+            head,
+            ..
         } = self;
-        jobs.write(bytes, |job| take(file, table, head.is_some(), job))
+        chunks.write(bytes, |chunk| take(file, table, head.is_some(), chunk))
     }
 
     /// Adds `len` bytes, which `fetch` reads at `from`. Not with `keep_head`.
@@ -100,8 +103,8 @@ impl ZFileWriter {
     /// Those of [`ZFileWriter::write`]; the bytes cannot be fetched.
     pub fn fetch(&mut self, file: &mut NewFile, len: u64, from: u64) -> Result<(), Error> {
         self.original_size += len;
-        let Self { jobs, table, .. } = self;
-        jobs.fetch(len, from, |job| take(file, table, false, job))
+        let Self { chunks, table, .. } = self;
+        chunks.fetch(len, from, |chunk| take(file, table, false, chunk))
     }
 
     /// Writes the remaining blocks, the table and the trailer. `head` replaces the first bytes of a
@@ -111,12 +114,12 @@ impl ZFileWriter {
     /// A block cannot be compressed, or the file cannot be written.
     pub fn finish(mut self, file: &mut NewFile, head: Option<&[u8]>) -> Result<(), Error> {
         let Self {
-            jobs,
+            chunks,
             table,
             head: kept,
             ..
         } = &mut self;
-        jobs.finish(|job| take(file, table, kept.is_some(), job))?;
+        chunks.finish(|chunk| take(file, table, kept.is_some(), chunk))?;
         let first = self.write_head(file, head)?;
         let table_at = file.position();
         let table_crc = self.table.write(file, first)?;
@@ -142,13 +145,13 @@ impl ZFileWriter {
         if let Some(target) = head.and_then(|head| plain.get_mut(..head.len())) {
             target.copy_from_slice(head.unwrap_or_default());
         }
-        let mut job = Job::of(plain);
-        compress(&mut Encoder::new(), &self.format, &mut job)?;
-        check_stored(file, 0, job.stored.len())?;
+        let mut chunk = Chunk::of(plain);
+        compress(&mut Encoder::new(), &self.format, &mut chunk)?;
+        check_stored(file, 0, chunk.stored.len())?;
         let at = self.start + HEADER_LEN as u64;
-        file.write_at(&job.stored, at)?;
-        file.move_down(at + MAX_STORED_BLOCK as u64, at + job.stored.len() as u64)?;
-        Ok(job.lens.first().copied())
+        file.write_at(&chunk.stored, at)?;
+        file.move_down(at + MAX_STORED_BLOCK as u64, at + chunk.stored.len() as u64)?;
+        Ok(chunk.lens.first().copied())
     }
 }
 
@@ -165,10 +168,10 @@ fn check_stored(file: &NewFile, block: u64, stored: usize) -> Result<(), Error> 
     })
 }
 
-/// Compresses the blocks of a job.
-fn compress(encoder: &mut Encoder, format: &BlockFormat, job: &mut Job) -> Result<(), Error> {
-    let (mut stored, mut lens) = (mem::take(&mut job.stored), mem::take(&mut job.lens));
-    for plain in job.bytes().chunks(format.block_size as usize) {
+/// Compresses the blocks of a chunk.
+fn compress(encoder: &mut Encoder, format: &BlockFormat, chunk: &mut Chunk) -> Result<(), Error> {
+    let (mut stored, mut lens) = (mem::take(&mut chunk.stored), mem::take(&mut chunk.lens));
+    for plain in chunk.bytes().chunks(format.block_size as usize) {
         let start = stored.len();
         encoder.encode(format.algorithm, plain, &mut stored)?;
         if format.checksum {
@@ -179,18 +182,18 @@ fn compress(encoder: &mut Encoder, format: &BlockFormat, job: &mut Job) -> Resul
         // The stored length of 64 KiB always fits 32 bits.
         lens.push((stored.len() - start) as u32);
     }
-    (job.stored, job.lens) = (stored, lens);
+    (chunk.stored, chunk.lens) = (stored, lens);
     Ok(())
 }
 
-/// Writes the blocks of a finished job.
-fn take(file: &mut NewFile, table: &mut Table, head: bool, job: &Job) -> Result<(), Error> {
-    for len in &job.lens {
+/// Writes the blocks of a finished chunk.
+fn take(file: &mut NewFile, table: &mut Table, head: bool, chunk: &Chunk) -> Result<(), Error> {
+    for len in &chunk.lens {
         let block = u64::from(head) + table.len;
         check_stored(file, block, *len as usize)?;
         table.push(file, *len)?;
     }
-    file.write(&job.stored)
+    file.write(&chunk.stored)
 }
 
 /// Stored lengths of all blocks; the older ones of very many are in a file without a name.

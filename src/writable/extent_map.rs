@@ -257,6 +257,12 @@ fn extent((start, (end, place)): (&Sector, &(Sector, Place))) -> Extent {
     }
 }
 
+/// The sectors of a sparse data file that hold a range of the disk.
+pub(super) fn sparse_place(range: SectorRange) -> SectorRange {
+    let moved = |sector: Sector| FIRST_DATA + (sector - Sector(0));
+    SectorRange::new(moved(range.start()), moved(range.end()))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -16,11 +16,10 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
-use super::extent_map::{Extent, ExtentMap, Place, mappings};
+use super::extent_map::{Extent, ExtentMap, Place, mappings, sparse_place};
 use super::files::sync_names;
 use super::index_file::IndexFile;
 use super::journal::{self, IndexPosition, Journal};
-use super::layer::sparse_place;
 use super::seal;
 use super::{Error, Paths};
 use crate::format::lsmt::writable::{Kind, decode_data_header, encode_data_header};

@@ -46,3 +46,14 @@ pub(super) type RankedMutex<T> = ranked_lock::RankedMutex<Rank, T>;
 
 /// A reader-writer lock with a rank.
 pub(super) type RankedRwLock<T> = ranked_lock::RankedRwLock<Rank, T>;
+
+/// What a seal needs exclusively: a mutable reference to it is the proof that no other seal runs.
+#[derive(Debug)]
+pub(super) struct Sealing(());
+
+impl Sealing {
+    /// Returns that of one disk, behind its lock.
+    pub fn locked() -> RankedMutex<Self> {
+        RankedMutex::new(Rank::Seal, Self(()))
+    }
+}

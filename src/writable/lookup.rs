@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::allocator::Hold;
-use super::sealed::SealedFile;
+use super::sealed_file::SealedFile;
 use crate::source::Blob;
 use crate::units::{Sector, SectorRange, Sectors};
 

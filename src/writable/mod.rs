@@ -16,6 +16,38 @@
 //!
 //! A change that needs a flush first is repeated as [`FlushRetries`] allows, and one that finds the storage full as
 //! [`OnFull`] says. The order of locks is a table in [`locks`].
+//!
+//! A module uses only modules below it in this table. `tests/project/architecture.rs` holds the code to
+//! that.
+//!
+//! | module | content |
+//! |---|---|
+//! | [`at_rest`] | snapshots of a disk that no process serves |
+//! | [`snapshots`] | snapshots of a disk in use |
+//! | [`volume`] | an image under its writable layers, as one disk |
+//! | [`retry`] | which failed changes are repeated |
+//! | [`above`] | the layers above the image at one moment |
+//! | [`sealed`] | the sealed layers, folded into one |
+//! | [`frozen`] | layers that snapshots froze |
+//! | [`layer`] | a writable layer in use |
+//! | [`reservation`] | space for the entries of an index file |
+//! | [`data_file`] | the data file of a layer in use |
+//! | [`load`] | reads the files of a layer that is not in use |
+//! | [`create`] | creates the files of an empty layer |
+//! | [`extent_map`] | where a layer has which sectors |
+//! | [`seal`] | turns a data file into a read-only layer |
+//! | [`index_file`] | the index file of a layer |
+//! | [`growing_coverage`] | a coverage that follows the size of the disk |
+//! | [`coverage`] | which sectors a layer may have, without a lock |
+//! | [`lookup`] | the parts of a range that lie in writable layers |
+//! | [`sealed_file`] | the data file of a sealed layer |
+//! | [`manifest`] | which pairs of files there are |
+//! | [`remove`] | removes the files of a layer |
+//! | [`allocator`] | free sectors of a data file |
+//! | [`locks`] | the order of locks |
+//! | [`journal`] | mappings that are not in the index yet |
+//! | [`files`] | names and durability of files |
+//! | [`error`] | errors |
 
 mod above;
 pub mod allocator;
@@ -26,6 +58,7 @@ mod data_file;
 mod error;
 pub mod extent_map;
 mod files;
+mod frozen;
 mod growing_coverage;
 pub mod index_file;
 pub mod journal;
@@ -39,6 +72,7 @@ mod reservation;
 mod retry;
 pub mod seal;
 mod sealed;
+mod sealed_file;
 pub mod snapshots;
 pub mod volume;
 

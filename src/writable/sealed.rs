@@ -5,30 +5,16 @@
 
 use std::sync::Arc;
 
-use super::above::SealedLayer;
 use super::coverage::Coverage;
+use super::frozen::SealedLayer;
 use super::lookup::{Lookup, SpanContent};
 use super::manifest::FrozenPair;
+use super::sealed_file::SealedFile;
 use super::{Error, WritableLayer};
 use crate::image;
 use crate::image::index::Index;
 use crate::image::segment::{self, MAX_LAYERS, Segment, SegmentContent};
-use crate::source::Blob;
 use crate::units::{Sector, SectorRange};
-
-/// A sealed layer.
-#[derive(Clone, Debug)]
-pub(super) struct SealedFile {
-    pair: FrozenPair,
-    blob: Arc<Blob>,
-}
-
-impl SealedFile {
-    /// Returns the data file as readers use it.
-    pub fn blob(&self) -> &Arc<Blob> {
-        &self.blob
-    }
-}
 
 /// The folded layers.
 #[derive(Debug)]
@@ -61,10 +47,10 @@ impl SealedLayers {
             let segments = segments(layer.layer(), files.len())?;
             mappings += segments.len() as u64;
             merged = segment::merge(merged, &segments);
-            files.push(SealedFile {
-                pair: layer.pair().clone(),
-                blob: layer.layer().blob().clone(),
-            });
+            files.push(SealedFile::new(
+                layer.pair().clone(),
+                layer.layer().blob().clone(),
+            ));
         }
         if let Some(below) = below {
             merged = segment::merge(below.index.iter(), &merged);
@@ -92,7 +78,7 @@ impl SealedLayers {
 
     /// Returns the frozen pairs that the layers were, oldest first.
     pub fn pairs(&self) -> impl Iterator<Item = &FrozenPair> {
-        self.files.iter().map(|file| &file.pair)
+        self.files.iter().map(SealedFile::pair)
     }
 
     /// Returns the number of mappings of all layers.

@@ -16,13 +16,13 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use super::above::{Above, ActiveLayer, FrozenLayer, SealedLayer};
+use super::above::{Above, ActiveLayer};
 use super::create::check_size;
-use super::locks::{Rank, RankedMutex};
+use super::frozen::{FrozenLayer, SealedLayer};
+use super::locks::{Rank, RankedMutex, Sealing};
 use super::lookup::Lookup;
 use super::manifest::{FrozenPair, ManifestFile, NewManifest};
 use super::retry::FlushRetries;
-use super::snapshots::Sealing;
 use super::{Error, WritableLayer};
 use crate::image::{Image, SizedImage};
 use crate::io::scatter::Cursor;

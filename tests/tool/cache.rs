@@ -62,7 +62,7 @@ fn image_tables_are_listed_verified_and_removed() {
     let said = cache(&dir, &["rm", &key], 1);
     assert_eq!(said, format!("{key} is not in the cache\n"));
     let said = cache(&dir, &["rm", "--json", &key], 1);
-    let removed: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let removed: Value = serde_json::from_str(&said).unwrap();
     let expected = serde_json::json!({ "removed": [], "in_use": [], "absent": [key] });
     assert_eq!(removed, expected);
 

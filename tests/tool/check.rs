@@ -405,7 +405,7 @@ fn broken_blocks_without_end_are_not_read() {
 }
 
 /// Checks the file `layer`: what it came to, the bytes to be read, and what was found.
-fn checked(dir: &TempDir) -> (tool::check::Outcome, Option<u64>, Vec<String>) {
+fn checked(dir: &TempDir) -> (tool::check::CheckSummary, Option<u64>, Vec<String>) {
     let files = StackFiles {
         stack: Stack::new([dir.path().join("layer")]),
         upper: None,

@@ -1,6 +1,7 @@
 //! `ovbd merge`: what becomes of many layers.
 
 use super::create::{Bare, bare};
+use super::writable::UPPER;
 use super::*;
 use ovbd_vhost::format::lsmt::Mapping;
 
@@ -96,4 +97,37 @@ fn a_merged_layer_takes_the_place_of_its_parts() {
         );
         assert_eq!(merged.header.parent_uuid, bottom.header.parent_uuid);
     }
+}
+
+/// A long chain becomes three layers, and the layers and the writable layer above stay its children.
+#[test]
+fn a_chain_of_fifty_layers_is_compacted_below_its_children() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut disk = vec![0; 50 * 4096];
+    let mut chain: Vec<String> = Vec::new();
+    for number in 0..50 {
+        disk[number * 4096..][..4096].copy_from_slice(&tagged(4096, number as u64));
+        fs::write(dir.path().join("raw"), &disk).unwrap();
+        let (name, below) = (format!("l{number}"), chain.join(","));
+        let mut create = vec!["create", "--from", "raw", &name];
+        if number > 0 {
+            create.extend(["--parent", &below]);
+        }
+        succeed(&dir, &create, b"");
+        chain.push(name);
+    }
+    let all = chain.join(",");
+    succeed(&dir, &["upper", "create", UPPER, "--parent", &all], b"");
+    let (first, middle, last) = ("l0", chain[1..49].join(","), "l49");
+    succeed(&dir, &["merge", &middle, "-o", "middle"], b"");
+    let short = [first, "middle", last];
+    let with_upper = [&["check", "--strict"], &short[..], &["--upper", UPPER]].concat();
+    succeed(&dir, &with_upper, b"");
+    assert_reads(&dir, &short, &disk);
+    // The top of the chain too: the writable layer stays the child of what replaces it.
+    succeed(&dir, &["merge", "middle", last, "-o", "top"], b"");
+    let short = [first, "top"];
+    let with_upper = [&["check", "--strict"], &short[..], &["--upper", UPPER]].concat();
+    succeed(&dir, &with_upper, b"");
+    assert_reads(&dir, &short, &disk);
 }

@@ -158,11 +158,11 @@ fn run_check(args: CheckArgs) -> Result<ExitCode, Box<dyn Error>> {
     // Checking is parsing, so there is no second stage.
     let _sandbox = confined::enter(&args.sandbox, &sources.readable(), Writes::Nothing)?;
     let files = confined::open(&args.sandbox, sources)?;
-    let outcome = check(files, threads, &bar, &mut tell)?;
-    let well = outcome.is_ok(args.strict);
+    let summary = check(files, threads, &bar, &mut tell)?;
+    let well = summary.is_ok(args.strict);
     let text = match is_json {
-        true => serde_json::to_string_pretty(&outcome.with(&findings, well))?,
-        false => outcome.painted(paint, args.strict),
+        true => serde_json::to_string_pretty(&summary.with(&findings, well))?,
+        false => summary.painted(paint, args.strict),
     };
     print(&(text + "\n"))?;
     Ok(code_of(well))

@@ -8,8 +8,8 @@ use indicatif::ProgressBar;
 
 use super::super::Error;
 use super::super::in_order::InOrder;
-use super::Findings;
 use super::container::{PieceReader, Unreadable, place};
+use super::findings::Findings;
 use super::layout::Layout;
 use crate::image::Container;
 

@@ -5,22 +5,13 @@ use std::sync::Arc;
 use vm_memory::VolatileSlice;
 
 use super::super::Error;
-use super::Findings;
+use super::findings::{FilePlace, Findings};
 use crate::codec::Decoder;
 use crate::format::zfile::BlockFormat;
 use crate::image::probe::{Judge, probe};
 use crate::image::unpack::verified;
 use crate::image::{self, BlockError, Container, ZFileMap};
 use crate::source::{self, Blob};
-
-/// Where the file holds a byte of the layer.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct FilePlace {
-    /// Number of the compressed block, if any.
-    pub(super) block: Option<u64>,
-    /// Byte of the file: its own, or the start of its block.
-    pub(super) offset: u64,
-}
 
 /// A piece of a layer cannot be read.
 #[derive(Debug, thiserror::Error)]

@@ -1,7 +1,7 @@
 //! The digest of a layer in a registry, which covers the bytes that no other checksum does.
 
 use super::super::Error;
-use super::Findings;
+use super::findings::Findings;
 use crate::format::digest::{Digest, Hasher};
 use crate::source::{self, Blob};
 

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use super::super::Error;
 use super::super::layer_writer::UPSTREAM_ENTRIES;
-use super::Findings;
 use super::container::{PieceReader, place};
+use super::findings::Findings;
 use crate::format::lsmt::{
     ENTRY_LEN, HEADER_LEN, Header, HeaderKind, IndexReader, MAX_LENGTH, Mapping,
 };

@@ -5,7 +5,7 @@ use indicatif::ProgressBar;
 use super::super::Error;
 use super::super::loaded_stack::WritableLayerReader;
 use super::super::unit::CHUNK;
-use super::Findings;
+use super::findings::Findings;
 use crate::format::lsmt::writable::Kind;
 use crate::image::lineage::Placed;
 use crate::units::{Sector, Sectors};

@@ -2,9 +2,8 @@
 
 use super::super::Error;
 use super::super::allocator::{Hold, PAGE};
-use super::super::extent_map::{Extent, Place};
+use super::super::extent_map::{Extent, Place, sparse_place};
 use super::WritableLayer;
-use super::write::sparse_place;
 use crate::format::lsmt::writable::Kind;
 use crate::units::{SectorRange, Sectors};
 

@@ -29,7 +29,6 @@ use crate::source::Blob;
 use crate::units::{Sector, SectorRange};
 
 pub use discard::MAX_STEP;
-pub(super) use write::sparse_place;
 
 /// How a writable layer is used.
 #[derive(Clone, Copy, Debug)]

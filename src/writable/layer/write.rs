@@ -2,12 +2,12 @@
 
 use super::super::Error;
 use super::super::allocator::{Allocator, Hold};
-use super::super::extent_map::{Extent, Place};
+use super::super::extent_map::{Extent, Place, sparse_place};
 use super::{Placement, WritableLayer};
 use crate::format::lsmt::writable::Kind;
-use crate::format::lsmt::{FIRST_DATA, MAX_ENTRIES, Mapping};
+use crate::format::lsmt::{MAX_ENTRIES, Mapping};
 use crate::io::scatter::Cursor;
-use crate::units::{Sector, SectorRange, Sectors};
+use crate::units::{SectorRange, Sectors};
 
 /// Most sectors of a mapping of data, as upstream writes them: 4 MiB.
 const MAX_MAPPING: Sectors = Sectors(8192);
@@ -230,12 +230,6 @@ impl WritableLayer {
     }
 }
 
-/// The sectors of a sparse data file that hold a range of the disk.
-pub(in super::super) fn sparse_place(range: SectorRange) -> SectorRange {
-    let moved = |sector: Sector| FIRST_DATA + (sector - Sector(0));
-    SectorRange::new(moved(range.start()), moved(range.end()))
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -246,6 +240,7 @@ mod tests {
     use super::*;
     use crate::format::lsmt::Header;
     use crate::io::scatter::Scatter;
+    use crate::units::Sector;
     use crate::writable::{Options, Paths, create};
 
     fn layer(folder: &Path) -> WritableLayer {

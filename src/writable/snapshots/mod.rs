@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use uuid::Uuid;
 
 use super::above::{Above, ActiveLayer};
-use super::locks::RankedMutex;
+use super::locks::{RankedMutex, Sealing};
 use super::manifest::{FrozenPair, Manifest, ManifestFile};
 use super::remove::remove_layer;
 use super::{Error, Options, Paths, Volume, WritableLayer, create};
@@ -52,10 +52,6 @@ pub struct Snapshot {
     /// Whether the layer is sealed. A process that opens it waits until it is.
     pub sealed: bool,
 }
-
-/// What a seal needs exclusively: a mutable reference to it is the proof that no other seal runs.
-#[derive(Debug)]
-pub(super) struct Sealing(());
 
 /// The snapshots of a disk. The list of them is that of the layers in the [`Volume`].
 #[derive(Debug)]

@@ -4,16 +4,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use super::{Sealing, Snapshots};
+use super::Snapshots;
 use crate::image::config::Stack;
 use crate::image::lineage::Placed;
 use crate::image::segment::MAX_LAYERS;
 use crate::image::{Image, OpenStack};
 use crate::ratelimited_log;
 use crate::source::{self, LayerRef};
-use crate::writable::above::{Above, ActiveLayer, FrozenLayer};
+use crate::writable::above::{Above, ActiveLayer};
 use crate::writable::files::sync_name;
-use crate::writable::locks::{Rank, RankedMutex};
+use crate::writable::frozen::FrozenLayer;
+use crate::writable::locks::{Rank, RankedMutex, Sealing};
 use crate::writable::manifest::{FrozenPair, Manifest, ManifestFile, manifest_path};
 use crate::writable::seal::remove_index;
 use crate::writable::{Error, Options, Paths, Volume, WritableLayer};
@@ -90,7 +91,7 @@ impl Snapshots {
             lower: stack.layers().to_vec(),
             max_layers: source::make_room(MAX_LAYERS),
             manifest: RankedMutex::new(Rank::Manifest, ManifestFile::new(first, manifest)),
-            sealing: RankedMutex::new(Rank::Seal, Sealing(())),
+            sealing: Sealing::locked(),
             seal_first: AtomicBool::new(seal_first),
         };
         Ok((volume, snapshots))

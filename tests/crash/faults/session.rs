@@ -1,33 +1,27 @@
-//! Storage that fails for a while, then a crash: every short sequence of operations with a fault at
-//! each step of it and a crash at each later one, and long sequences at random.
-//!
-//! What was answered is there after a kill, and what was flushed after a power loss, whatever failed
-//! before. Only where storage lost data it had taken, what was not flushed may be gone.
+//! A disk at work on a recorder's files, and what must be found of it after a crash.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use common::content::Random;
-use common::recorder::{Failure, Op, Recorder, after_kill, after_power_loss};
-use fuser::Errno;
+use common::recorder::{Op, Recorder, after_kill, after_power_loss};
 use ovbd_vhost::format::lsmt::writable::Kind;
 use ovbd_vhost::image::config::Stack;
 use ovbd_vhost::units::Sector;
 use ovbd_vhost::writable::{Bounds, Error, Options, Snapshots, Volume};
 
-use super::disk::{
-    BELOW, Content, assert_holds, below, content, leftovers, make, paths, start_machine, write,
-};
+use super::expected::{Expected, Possible, add, lost_data, place, size_as_content, state};
+use crate::disk::{Content, assert_holds, content, leftovers, make, paths, start_machine, write};
 
 /// Sectors of the disk at first.
-const SECTORS: u64 = 24;
+pub(super) const SECTORS: u64 = 24;
 
 /// Sectors that the disk can grow to, and by how many at a time.
-const MOST_SECTORS: u64 = 48;
-const GROWTH: u64 = 8;
+pub(super) const MOST_SECTORS: u64 = 48;
+pub(super) const GROWTH: u64 = 8;
 
 /// Small, so that flushes by themselves and new index files happen.
-const OPTIONS: Options = Options {
+pub(super) const OPTIONS: Options = Options {
     limit: u64::MAX,
     bounds: Bounds {
         max_pending: 7,
@@ -37,7 +31,7 @@ const OPTIONS: Options = Options {
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Operation {
+pub(super) enum Operation {
     /// So many sectors from the first on.
     Write(u64, u64),
     Discard(u64, u64),
@@ -51,59 +45,8 @@ enum Operation {
     Grow,
 }
 
-/// What a disk may be: its size, as if that was the content of a sector, then what each sector may hold.
-type Possible = Vec<Vec<Content>>;
-
-/// The place of a sector in what a disk is.
-fn place(sector: u64) -> usize {
-    1 + sector as usize
-}
-
-/// The size of a disk, as if that was the content of a sector.
-fn size_as_content(sectors: u64) -> Content {
-    let mut content = [0; 512];
-    content[..8].copy_from_slice(&sectors.to_le_bytes());
-    content
-}
-
-/// What a disk is: its size, then what its sectors hold.
-fn state(volume: &Volume) -> Vec<Content> {
-    let size = size_as_content(volume.sectors().0);
-    [size].into_iter().chain(content(volume)).collect()
-}
-
-fn add(possible: &mut Possible, sector: usize, content: Content) {
-    if !possible[sector].contains(&content) {
-        possible[sector].push(content);
-    }
-}
-
-fn add_all(possible: &mut Possible, more: &Possible) {
-    for (sector, contents) in more.iter().enumerate() {
-        contents
-            .iter()
-            .for_each(|content| add(possible, sector, *content));
-    }
-}
-
-/// What may be found after a crash.
-#[derive(Clone)]
-struct Expected {
-    /// After a kill.
-    killed: Possible,
-    /// After a power loss.
-    no_power: Possible,
-}
-
-impl Expected {
-    /// Storage lost data: nothing but what was flushed is certain.
-    fn lose(&mut self) {
-        add_all(&mut self.killed, &self.no_power);
-    }
-}
-
 /// One operation.
-struct Step {
+pub(super) struct Step {
     operation: Operation,
     outcome: String,
     /// When it began and ended, by the recorder's count.
@@ -118,7 +61,7 @@ struct Step {
 }
 
 /// What was done before a point of the log, and how it ended.
-fn history(steps: &[Step], at: usize) -> String {
+pub(super) fn history(steps: &[Step], at: usize) -> String {
     let begun = steps.iter().filter(|step| step.began < at);
     begun
         .map(|step| {
@@ -131,7 +74,7 @@ fn history(steps: &[Step], at: usize) -> String {
 }
 
 /// A device at work on a recorder's files, and what must be found.
-struct Session<'a> {
+pub(super) struct Session<'a> {
     recorder: &'a Recorder,
     stack: &'a Stack,
     device: Option<(Arc<Volume>, Snapshots)>,
@@ -146,28 +89,12 @@ struct Session<'a> {
     failed: Vec<(Operation, u32)>,
 }
 
-fn open(folder: &Path, stack: &Stack) -> Result<(Arc<Volume>, Snapshots), Error> {
+pub(super) fn open(folder: &Path, stack: &Stack) -> Result<(Arc<Volume>, Snapshots), Error> {
     common::volume::open(stack, &paths(folder), OPTIONS)
 }
 
-/// Whether a sync of a data file failed.
-fn lost_data(log: &[Op], range: std::ops::Range<usize>) -> bool {
-    log[range].iter().any(|op| {
-        let Op::LostSync { file, .. } = op else {
-            return false;
-        };
-        log.iter().any(|op| match op {
-            Op::Create { name, file: own } => {
-                let name = name.to_string_lossy();
-                own == file && name.starts_with("data") && !name.contains("snapshots")
-            }
-            _ => false,
-        })
-    })
-}
-
 impl<'a> Session<'a> {
-    fn begin(recorder: &'a Recorder, stack: &'a Stack, kind: Kind) -> Self {
+    pub(super) fn begin(recorder: &'a Recorder, stack: &'a Stack, kind: Kind) -> Self {
         recorder.clear();
         make(recorder, kind, SECTORS);
         let device = open(recorder.path(), stack).unwrap();
@@ -191,20 +118,20 @@ impl<'a> Session<'a> {
     }
 
     /// Present sectors of the disk.
-    fn sectors(&self) -> u64 {
+    pub(super) fn sectors(&self) -> u64 {
         self.device().0.sectors().0
     }
 
-    fn device(&self) -> &(Arc<Volume>, Snapshots) {
+    pub(super) fn device(&self) -> &(Arc<Volume>, Snapshots) {
         self.device.as_ref().unwrap()
     }
 
-    fn apply(&mut self, operation: Operation) {
+    pub(super) fn apply(&mut self, operation: Operation) {
         self.apply_as(operation, self.steps.len() as u32 + 1);
     }
 
     /// Repeats the changes and flushes that failed, in their order, as the daemon does for requests that wait for space.
-    fn repeat_failed(&mut self) {
+    pub(super) fn repeat_failed(&mut self) {
         for (operation, number) in std::mem::take(&mut self.failed) {
             if matches!(
                 operation,
@@ -219,7 +146,7 @@ impl<'a> Session<'a> {
     }
 
     /// Applies an operation; what it writes has `number` in it.
-    fn apply_as(&mut self, operation: Operation, number: u32) {
+    pub(super) fn apply_as(&mut self, operation: Operation, number: u32) {
         let (before, began) = (self.expected.clone(), self.recorder.position());
         let new = match operation {
             Operation::Write(start, sectors) => (start..start + sectors)
@@ -284,7 +211,7 @@ impl<'a> Session<'a> {
         });
     }
 
-    fn act(
+    pub(super) fn act(
         &mut self,
         operation: Operation,
         number: u32,
@@ -325,7 +252,13 @@ impl<'a> Session<'a> {
     }
 
     /// What must be found from now on.
-    fn expect(&mut self, operation: Operation, new: &[(usize, Content)], done: bool, failed: bool) {
+    pub(super) fn expect(
+        &mut self,
+        operation: Operation,
+        new: &[(usize, Content)],
+        done: bool,
+        failed: bool,
+    ) {
         let Expected { killed, no_power } = &mut self.expected;
         for (sector, content) in new {
             match done {
@@ -365,7 +298,11 @@ impl<'a> Session<'a> {
     }
 
     /// What must be found after a crash at this point of the log.
-    fn expected_at(&self, log: &[Op], at: usize) -> (Expected, Option<&(String, Vec<Content>)>) {
+    pub(super) fn expected_at(
+        &self,
+        log: &[Op],
+        at: usize,
+    ) -> (Expected, Option<&(String, Vec<Content>)>) {
         let over = self.steps.iter().rev().find(|step| step.ended <= at);
         let snapshot = over.and_then(|step| step.snapshot.as_ref());
         let under_way = |step: &&Step| step.began < at && at < step.ended;
@@ -386,7 +323,13 @@ impl<'a> Session<'a> {
     }
 
     /// Crashes at each point of the log from `from` on that `chosen` takes.
-    fn crash(&self, from: usize, random: &mut Random, when: &dyn Fn() -> String, every: u64) {
+    pub(super) fn crash(
+        &self,
+        from: usize,
+        random: &mut Random,
+        when: &dyn Fn() -> String,
+        every: u64,
+    ) {
         let log = self.recorder.log();
         for at in from..=log.len() {
             if every > 1 && random.below(every) > 0 {
@@ -428,7 +371,7 @@ impl<'a> Session<'a> {
 }
 
 /// Asserts that the next process finds what is possible, and the last snapshot that was answered.
-fn check(
+pub(super) fn check(
     folder: &Path,
     stack: &Stack,
     possible: &Possible,
@@ -451,126 +394,5 @@ fn check(
                 .map(|content| &content[..5])
                 .collect::<Vec<_>>()
         );
-    }
-}
-
-const FAILURES: [(usize, Failure); 4] = [
-    (1, Failure::Error(Errno::EIO)),
-    (1, Failure::Short),
-    (5, Failure::Error(Errno::ENOSPC)),
-    // For what is undone after the first failure.
-    (2, Failure::Error(Errno::EIO)),
-];
-
-/// Every sequence of three operations with a fault at each step, then a few more without one; and a
-/// crash at each step from the fault on.
-fn every_short_sequence(kind: Kind) {
-    let letters = |place: u64| {
-        [
-            Operation::Write(place * 3, 5),
-            Operation::Discard(place * 2, 5),
-            Operation::Flush,
-            Operation::Restart,
-        ]
-    };
-    let sequences = (0..64).map(|sequence| {
-        let letter = |place| letters(place)[sequence >> (2 * place) & 3];
-        [0, 1, 2].map(letter)
-    });
-    // Growing twice: after a failure it is done again.
-    let growing = [0, 1, 2, 3].map(|letter| [letters(0)[letter], Operation::Grow, Operation::Grow]);
-    // What a snapshot records of a size that could neither be changed nor restored.
-    let growing =
-        growing
-            .into_iter()
-            .chain([[Operation::Grow, Operation::Snapshot, Operation::Restart]]);
-    let recorder = Recorder::mount();
-    let stack = Stack::new([] as [PathBuf; 0]);
-    let mut random = Random::new(99);
-    let sequences = sequences.map(|sequence| (sequence, &FAILURES[..3]));
-    let growing = growing.map(|sequence| (sequence, &FAILURES[..]));
-    for (operations, failures) in sequences.chain(growing) {
-        for &(steps, failure) in failures {
-            for after in 0.. {
-                let mut session = Session::begin(&recorder, &stack, kind);
-                session.apply(Operation::Write(1, 2));
-                recorder.fail_steps(after, steps, failure);
-                let from = recorder.position();
-                operations.iter().for_each(|step| session.apply(*step));
-                if recorder.failures() == 0 {
-                    break;
-                }
-                recorder.heal();
-                if failure == Failure::Error(Errno::ENOSPC) {
-                    session.repeat_failed();
-                }
-                for (place, last) in [Operation::Flush, Operation::Write(12, 3), Operation::Flush]
-                    .into_iter()
-                    .enumerate()
-                {
-                    session.apply(last);
-                    if place == 0 {
-                        session.apply(Operation::Write(9, 4));
-                    }
-                }
-                let when =
-                    || format!("{kind:?}: {operations:?}, {steps} x {failure:?} after {after}");
-                session.crash(from, &mut random, &when, 1);
-            }
-        }
-    }
-}
-
-/// Long sequences of everything, with faults now and then.
-fn at_random(kind: Kind, seed: u64) {
-    let recorder = Recorder::mount();
-    let (_folder, stack) = below(SECTORS);
-    assert!(BELOW != [0; 512]);
-    let mut random = Random::new(seed);
-    let mut session = Session::begin(&recorder, &stack, kind);
-    let from = recorder.position();
-    for _ in 0..100 {
-        if random.below(5) == 0 {
-            recorder.heal();
-            let (steps, failure) = match random.below(4) {
-                0 => (1, Failure::Error(Errno::EIO)),
-                1 => (2, Failure::Error(Errno::EIO)),
-                2 => (1, Failure::Short),
-                _ => (8, Failure::Error(Errno::ENOSPC)),
-            };
-            recorder.fail_steps(random.below(12) as usize, steps, failure);
-        }
-        let end = session.sectors();
-        let start = random.below(end);
-        let sectors = (1 + random.below(8)).min(end - start);
-        session.apply(match random.below(24) {
-            0..=4 => Operation::Flush,
-            5..=7 => Operation::Discard(start, sectors),
-            8 => Operation::WriteZeroes(start, sectors),
-            9 | 10 => Operation::Restart,
-            11 => Operation::Snapshot,
-            12 => Operation::Seal,
-            13 if end < MOST_SECTORS => Operation::Grow,
-            _ => Operation::Write(start, sectors),
-        });
-    }
-    let when = || format!("{kind:?}, seed {seed}");
-    session.crash(from, &mut random, &when, 2);
-}
-
-#[test]
-fn sparse() {
-    every_short_sequence(Kind::Sparse);
-}
-
-#[test]
-fn hybrid() {
-    every_short_sequence(Kind::Hybrid);
-}
-
-#[test]
-fn many_operations() {
-    for kind in [Kind::Append, Kind::Sparse, Kind::Hybrid] {
-        (1..9).for_each(|seed| at_random(kind, seed));
     }
 }

@@ -1,7 +1,7 @@
-//! Cuts the bytes of a layer into jobs for all threads.
+//! Cuts the bytes of a layer into chunks, which all threads compress.
 //!
-//! Bytes in memory are copied into a job. Bytes in files are only noted there; the thread that runs
-//! the job fetches them, so that reading overlaps with compression.
+//! Bytes in memory are copied into a chunk. Bytes in files are only noted there; the thread that
+//! compresses the chunk fetches them, so that reading overlaps with compression.
 
 use std::mem;
 use std::num::NonZero;
@@ -10,14 +10,14 @@ use std::thread::Scope;
 use super::Error;
 use super::in_order::InOrder;
 
-/// Bytes of a job, a multiple of each block size; the last job may be shorter.
-const JOB_LEN: usize = 256 * 1024;
+/// Bytes of a chunk, a multiple of each block size; the last chunk may be shorter.
+const CHUNK_LEN: usize = 256 * 1024;
 
 /// A piece of the layer, before and after compression.
 #[derive(Default)]
-pub struct Job {
+pub struct Chunk {
     /// Buffer of the bytes. It is never shortened, because clearing it would take time. If all
-    /// bytes of a job are fetched, the thread that runs it allocates the buffer.
+    /// bytes of a chunk are fetched, the thread that compresses it allocates the buffer.
     room: Vec<u8>,
     len: usize,
     fetches: Vec<Fetch>,
@@ -27,15 +27,15 @@ pub struct Job {
     pub lens: Vec<u32>,
 }
 
-/// A range of a job that its thread fetches.
+/// A range of a chunk that its thread fetches.
 struct Fetch {
     at: usize,
     len: usize,
     from: u64,
 }
 
-impl Job {
-    /// A job with these bytes.
+impl Chunk {
+    /// A chunk of these bytes.
     pub fn of(bytes: Vec<u8>) -> Self {
         Self {
             len: bytes.len(),
@@ -51,7 +51,7 @@ impl Job {
 
     /// Number of `wanted` bytes that fit.
     fn takes(&self, wanted: u64) -> usize {
-        wanted.min((JOB_LEN - self.len) as u64) as usize
+        wanted.min((CHUNK_LEN - self.len) as u64) as usize
     }
 
     fn note(&mut self, len: usize, from: u64) {
@@ -73,17 +73,17 @@ impl Job {
     }
 }
 
-/// Jobs in progress; results are taken in order.
-pub struct Jobs {
-    pending: Job,
-    under_way: InOrder<Job, Result<Job, Error>>,
-    /// Finished jobs, whose buffers are reused.
-    spare: Vec<Job>,
+/// Compresses chunks on several threads; the results are taken in order.
+pub struct ChunkPipeline {
+    pending: Chunk,
+    under_way: InOrder<Chunk, Result<Chunk, Error>>,
+    /// Finished chunks, whose buffers are reused.
+    spare: Vec<Chunk>,
 }
 
-impl Jobs {
+impl ChunkPipeline {
     /// Starts threads. Each has its own `fetch`, which fills bytes from a place in the source, and
-    /// its own `pack`, which runs a job on its bytes.
+    /// its own `pack`, which compresses a chunk.
     ///
     /// # Errors
     /// [`Error::Threads`].
@@ -95,48 +95,48 @@ impl Jobs {
     ) -> Result<Self, Error>
     where
         F: FnMut(u64, &mut [u8]) -> Result<(), Error> + Send + 'scope,
-        P: FnMut(&mut Job) -> Result<(), Error> + Send + 'scope,
+        P: FnMut(&mut Chunk) -> Result<(), Error> + Send + 'scope,
     {
         let worker = || {
             let (mut fetch, mut pack) = (fetch(), pack());
             let mut own_room = Vec::new();
-            move |mut job: Job| {
+            move |mut chunk: Chunk| {
                 // Bytes that are used once stay in this processor's cache.
-                let lent = job.room.is_empty();
+                let lent = chunk.room.is_empty();
                 if lent {
-                    mem::swap(&mut job.room, &mut own_room);
-                    job.room.resize(JOB_LEN, 0);
+                    mem::swap(&mut chunk.room, &mut own_room);
+                    chunk.room.resize(CHUNK_LEN, 0);
                 }
-                let Job { room, fetches, .. } = &mut job;
+                let Chunk { room, fetches, .. } = &mut chunk;
                 for Fetch { at, len, from } in fetches {
                     fetch(*from, &mut room[*at..*at + *len])?;
                 }
-                pack(&mut job)?;
-                if lent && !job.stored.is_empty() {
-                    mem::swap(&mut job.room, &mut own_room);
+                pack(&mut chunk)?;
+                if lent && !chunk.stored.is_empty() {
+                    mem::swap(&mut chunk.room, &mut own_room);
                 }
-                Ok(job)
+                Ok(chunk)
             }
         };
         Ok(Self {
-            pending: Job::default(),
+            pending: Chunk::default(),
             under_way: InOrder::start(scope, threads, worker)?,
             spare: Vec::new(),
         })
     }
 
-    /// Adds bytes. Passes finished jobs to `done`.
+    /// Adds bytes. Passes finished chunks to `done`.
     ///
     /// # Errors
-    /// A job or `done` failed.
+    /// A thread or `done` failed.
     pub fn write(
         &mut self,
         mut bytes: &[u8],
-        mut done: impl FnMut(&Job) -> Result<(), Error>,
+        mut done: impl FnMut(&Chunk) -> Result<(), Error>,
     ) -> Result<(), Error> {
         while !bytes.is_empty() {
             let part = self.pending.takes(bytes.len() as u64);
-            self.pending.room.resize(JOB_LEN, 0);
+            self.pending.room.resize(CHUNK_LEN, 0);
             let (now, later) = bytes.split_at(part);
             let at = self.pending.len;
             self.pending.room[at..at + part].copy_from_slice(now);
@@ -150,12 +150,12 @@ impl Jobs {
     /// Adds `len` bytes, which `fetch` reads at `from`.
     ///
     /// # Errors
-    /// Those of [`Jobs::write`].
+    /// Those of [`ChunkPipeline::write`].
     pub fn fetch(
         &mut self,
         mut len: u64,
         mut from: u64,
-        mut done: impl FnMut(&Job) -> Result<(), Error>,
+        mut done: impl FnMut(&Chunk) -> Result<(), Error>,
     ) -> Result<(), Error> {
         while len > 0 {
             let part = self.pending.takes(len);
@@ -166,35 +166,38 @@ impl Jobs {
         Ok(())
     }
 
-    fn submit_full(&mut self, done: impl FnMut(&Job) -> Result<(), Error>) -> Result<(), Error> {
+    fn submit_full(&mut self, done: impl FnMut(&Chunk) -> Result<(), Error>) -> Result<(), Error> {
         match self.pending.len {
-            JOB_LEN => self.submit(done),
+            CHUNK_LEN => self.submit(done),
             _ => Ok(()),
         }
     }
 
-    fn submit(&mut self, mut done: impl FnMut(&Job) -> Result<(), Error>) -> Result<(), Error> {
+    fn submit(&mut self, mut done: impl FnMut(&Chunk) -> Result<(), Error>) -> Result<(), Error> {
         let next = self.spare.pop().unwrap_or_default();
-        let job = mem::replace(&mut self.pending, next);
-        if let Some(oldest) = self.under_way.push(job)? {
-            let mut job = oldest?;
-            done(&job)?;
-            job.clear();
-            self.spare.push(job);
+        let chunk = mem::replace(&mut self.pending, next);
+        if let Some(oldest) = self.under_way.push(chunk)? {
+            let mut chunk = oldest?;
+            done(&chunk)?;
+            chunk.clear();
+            self.spare.push(chunk);
         }
         Ok(())
     }
 
-    /// Adds the last job, and waits for all jobs.
+    /// Adds the last chunk, and waits for all chunks.
     ///
     /// # Errors
-    /// Those of [`Jobs::write`].
-    pub fn finish(&mut self, mut done: impl FnMut(&Job) -> Result<(), Error>) -> Result<(), Error> {
+    /// Those of [`ChunkPipeline::write`].
+    pub fn finish(
+        &mut self,
+        mut done: impl FnMut(&Chunk) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         if self.pending.len > 0 {
             self.submit(&mut done)?;
         }
-        while let Some(job) = self.under_way.pop()? {
-            done(&job?)?;
+        while let Some(chunk) = self.under_way.pop()? {
+            done(&chunk?)?;
         }
         Ok(())
     }
