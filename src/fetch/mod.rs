@@ -40,7 +40,6 @@
 //! | [`holder`] | disk processes that have a blob open |
 //! | [`waiter`] | receivers of answers |
 //! | [`registry_blob`] | a blob in a registry as an origin |
-//! | [`malformed`] | malformed answers in a row |
 //! | [`origin`] | the interface to origins |
 //! | [`counters`] | what was fetched, in numbers |
 //! | [`ahead`] | finds sequential readers |
