@@ -23,7 +23,7 @@ use ovbd_vhost::io::child_status;
 use ovbd_vhost::logging::{self, LogFormat};
 use ovbd_vhost::node::api::ControlSocket;
 use ovbd_vhost::node::socket::{SocketMode, SocketOwner};
-use ovbd_vhost::node::{self, Config, launch};
+use ovbd_vhost::node::{self, Config};
 use ovbd_vhost::registry::args::RegistryArgs;
 use ovbd_vhost::version::VERSION;
 
@@ -113,13 +113,6 @@ fn disk_options(matches: &ArgMatches) -> Vec<OsString> {
 fn main() -> ExitCode {
     child_status::keep();
     logging::start("info");
-    let mut arguments = env::args_os().skip(1);
-    if arguments
-        .next()
-        .is_some_and(|first| first == launch::LAUNCH)
-    {
-        return launch::launch(arguments);
-    }
     let matches = Args::command().get_matches();
     let args = Args::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     logging::set_format(args.log_format);

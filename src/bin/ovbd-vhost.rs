@@ -50,6 +50,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
 
+    /// Take the socket from ovbd-node, over standard input.
+    #[arg(long, hide = true, conflicts_with = "socket")]
+    started_by_node: bool,
+
     /// Permissions of the socket, in octal
     #[arg(long, value_name = "MODE", default_value = "600", value_parser = parse_mode)]
     socket_mode: u32,
@@ -343,7 +347,7 @@ impl Args {
                         --upper";
             return Err((ErrorKind::MissingRequiredArgument, text));
         }
-        if self.socket.is_none() && !activation::is_offered() {
+        if self.socket.is_none() && !self.started_by_node && !activation::is_offered() {
             let text = "--socket is required unless a service manager passes a socket";
             return Err((ErrorKind::MissingRequiredArgument, text));
         }
@@ -359,6 +363,7 @@ impl From<Args> for Config {
     fn from(args: Args) -> Self {
         Config {
             socket: args.socket,
+            started_by_node: args.started_by_node,
             socket_mode: args.socket_mode,
             control: args.control,
             user: args.user,

@@ -11,8 +11,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
-use rustix::net::{AddressFamily, SocketType};
+use super::handover;
 
 /// The passed socket cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -53,12 +52,7 @@ pub fn is_offered() -> bool {
 ///
 /// [`Error`] if anything but one listening Unix stream socket was passed.
 pub fn take() -> Result<Option<UnixListener>, Error> {
-    static TAKEN: AtomicBool = AtomicBool::new(false);
-    let mut passed = sd_notify::listen_fds().map_err(|source| Error::Environment {
-        descriptors: env::var_os("LISTEN_FDS").unwrap_or_default(),
-        process: env::var_os("LISTEN_PID").unwrap_or_default(),
-        source,
-    })?;
+    let mut passed = sd_notify::listen_fds().map_err(environment)?;
     let (first, found) = (passed.next(), passed.len() + 1);
     let Some(number) = first.filter(|_| !TAKEN.swap(true, Ordering::Relaxed)) else {
         return Ok(None);
@@ -69,11 +63,36 @@ pub fn take() -> Result<Option<UnixListener>, Error> {
     // SAFETY: the descriptor is open, for its flags were just changed; it was so before the program
     // started, and `TAKEN` keeps any other call from taking it.
     let socket = unsafe { OwnedFd::from_raw_fd(number) };
-    let listens = socket_domain(&socket) == Ok(AddressFamily::UNIX)
-        && socket_type(&socket) == Ok(SocketType::STREAM)
-        && socket_acceptconn(&socket) == Ok(true);
-    if !listens {
-        return Err(Error::NotAListener);
+    let socket = handover::listening(socket).ok_or(Error::NotAListener)?;
+    Ok(Some(socket))
+}
+
+/// Takes all descriptors that were passed to this process, with their names (`LISTEN_FDNAMES`). A second call returns
+/// none.
+///
+/// # Errors
+///
+/// [`Error::Environment`] if the environment names descriptors that are not open.
+pub fn take_named() -> Result<Vec<(String, OwnedFd)>, Error> {
+    let passed = sd_notify::listen_fds_with_names().map_err(environment)?;
+    if TAKEN.swap(true, Ordering::Relaxed) {
+        return Ok(Vec::new());
     }
-    Ok(Some(UnixListener::from(socket)))
+    let taken = passed.map(|(number, name)| {
+        // SAFETY: the descriptor is open, for its flags were just changed; it was so before the program
+        // started, and `TAKEN` keeps any other call from taking it.
+        (name, unsafe { OwnedFd::from_raw_fd(number) })
+    });
+    Ok(taken.collect())
+}
+
+/// Whether the passed descriptors have an owner.
+static TAKEN: AtomicBool = AtomicBool::new(false);
+
+fn environment(source: io::Error) -> Error {
+    Error::Environment {
+        descriptors: env::var_os("LISTEN_FDS").unwrap_or_default(),
+        process: env::var_os("LISTEN_PID").unwrap_or_default(),
+        source,
+    }
 }

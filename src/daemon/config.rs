@@ -1,14 +1,13 @@
 //! Configuration of the daemon, validated.
 
-use std::num::NonZero;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
-use std::thread;
 use std::time::Duration;
 
 use crate::engine::Tuning;
 use crate::engine::rate_limit::LimitsSpec;
 use crate::image::Lineage;
+use crate::io::processors;
 use crate::registry::args::RegistryArgs;
 use crate::registry::reference::Reference;
 use crate::source::client::Patience;
@@ -27,6 +26,8 @@ pub const DEFAULT_QUEUE_SIZE: u16 = 1024;
 pub struct Config {
     /// Path of the vhost-user socket. `None`: the service manager passes the socket.
     pub socket: Option<PathBuf>,
+    /// Whether `ovbd-node` passes the socket over standard input.
+    pub started_by_node: bool,
     /// Permissions of the socket at `socket`.
     pub socket_mode: u32,
     /// Path of the control socket. `None`: no control API.
@@ -85,8 +86,7 @@ impl Config {
             (false, _) => 0,
             (true, Some(queues)) => usize::from(queues),
             (true, None) => {
-                let processors = thread::available_parallelism().map_or(1, NonZero::get);
-                processors.clamp(*DEFAULT_RINGS.start(), *DEFAULT_RINGS.end())
+                processors::available().clamp(*DEFAULT_RINGS.start(), *DEFAULT_RINGS.end())
             }
         }
     }

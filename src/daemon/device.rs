@@ -7,6 +7,7 @@
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use super::handover::Ready;
 use super::limits::SystemLimits;
 use super::recorder::DiskRecorder;
 use super::sources::Sources;
@@ -192,6 +193,14 @@ impl Device {
         }
         self.front_ends.tell_size();
         Ok(())
+    }
+
+    /// Returns what the node wants to know of a disk that is served.
+    pub fn ready(&self) -> Ready {
+        Ready {
+            size_bytes: self.volume().size(),
+            serial: self.serial(),
+        }
     }
 
     /// Returns the rate limits.

@@ -157,6 +157,12 @@ pub enum Error {
         /// Time limit.
         seconds: u64,
     },
+    /// The node did not pass a listening socket.
+    #[error("cannot take the socket from the node: --started-by-node is for ovbd-node only")]
+    Handover(#[source] io::Error),
+    /// The node that started the daemon has ended.
+    #[error("cannot report to the node that started this disk; the next node starts it again")]
+    NoNode(#[source] io::Error),
     /// Signals cannot be caught.
     #[error("cannot catch signals")]
     Signals(#[source] io::Error),

@@ -12,6 +12,7 @@ pub mod control;
 mod device;
 pub mod error;
 mod fetching;
+pub mod handover;
 pub mod limits;
 pub mod listener;
 pub mod notify;
@@ -56,6 +57,7 @@ use crate::writable::journal;
 use config::ImageSource;
 use control::Control;
 use device::{Device, DeviceParts};
+use handover::Handover;
 use limits::SystemLimits;
 use listener::{Claim, Listener};
 use notify::Manager;
@@ -76,7 +78,13 @@ const CONTROL_MODE: u32 = 0o600;
 ///
 /// [`Error`] if something cannot be opened, bound or confined, or does not end in time after a signal.
 pub fn run(config: Config) -> Result<(), Error> {
-    let passed = activation::take()?;
+    let (passed, node) = match config.started_by_node {
+        true => {
+            let handover = Handover::take().map_err(Error::Handover)?;
+            (Some(handover.listener), Some(handover.node))
+        }
+        false => (activation::take()?, None),
+    };
     let (started, result) = match &config.image {
         ImageSource::Layers(layers) => {
             let wanted = Wanted::Stack(Stack::new(layers), None, None, None);
@@ -110,6 +118,9 @@ pub fn run(config: Config) -> Result<(), Error> {
         manager,
     } = started?;
     manager.tell(&NotifyState::Ready);
+    if let Some(node) = node {
+        handover::report(node, &device.ready()).map_err(Error::NoNode)?;
+    }
     let path = config.socket.as_deref();
     let volume = device.volume();
     log::info!(
@@ -134,7 +145,7 @@ pub fn offered_features() -> Value {
 /// A disk that is ready to serve, with its sockets.
 struct Started {
     device: Arc<Device>,
-    socket: Listener,
+    socket: Arc<Listener>,
     control: Option<Arc<Control>>,
     recording: Option<Arc<Recording>>,
     signals: Arc<OwnedFd>,
@@ -211,7 +222,8 @@ fn start(
     let device = Arc::new(device);
     tables.write(Arc::clone(&device));
     let recording = start_trace(trace, recording, &device);
-    let control = control.map(|listener| Control::new(listener, &device));
+    let socket = Arc::new(socket);
+    let control = control.map(|listener| Control::new(listener, socket.clone(), &device));
     Ok(Started {
         device,
         socket,

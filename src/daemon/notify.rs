@@ -5,9 +5,11 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
 
 use sd_notify::NotifyState;
+
+use super::handover;
 
 /// The connection to the service manager, if there is one. Made early: the sandbox allows no new socket.
 #[derive(Debug)]
@@ -35,6 +37,27 @@ impl Manager {
         {
             log::warn!("cannot send {state} to the service manager: {error}");
         }
+    }
+}
+
+impl Manager {
+    /// Asks the service manager to keep a socket while the service is restarted, in place of an earlier one of this
+    /// name; a failure is logged. Without `FileDescriptorStoreMax=`, the service manager closes it.
+    pub fn keep(&self, name: &str, listener: &UnixListener) {
+        self.forget(name);
+        let message = format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0");
+        if let Some(socket) = &self.socket
+            && let Err(error) = handover::send_once(socket, message.as_bytes(), listener)
+        {
+            log::warn!("cannot leave the socket {name} to the service manager: {error}");
+        }
+    }
+
+    /// Asks the service manager to close the socket that it keeps by this name.
+    pub fn forget(&self, name: &str) {
+        self.tell(&NotifyState::Custom(&format!(
+            "FDSTOREREMOVE=1\nFDNAME={name}"
+        )));
     }
 }
 

@@ -17,7 +17,7 @@ use landlock::{
 };
 use libc::{c_int, c_long};
 use rustix::thread::CapabilitySet;
-use seccompiler::{BackendError, SeccompAction};
+use seccompiler::SeccompAction;
 use thiserror::Error;
 
 use crate::io::confine::seccomp::{Calls, NOT_EXECUTABLE, THREAD, Test, install};
@@ -179,9 +179,6 @@ pub enum Error {
     /// The kernel refuses the Landlock rules.
     #[error("Landlock refuses the rules")]
     Landlock(#[from] RulesetError),
-    /// The seccomp filter does not compile.
-    #[error("the seccomp filter does not compile")]
-    Filter(#[from] BackendError),
     /// The kernel refuses the seccomp filter.
     #[error("seccomp refuses the filter")]
     Seccomp(#[from] seccompiler::Error),
@@ -280,8 +277,8 @@ fn filter_calls() -> Result<Support, Error> {
         absent: ABSENT,
         forbidden: SeccompAction::Errno(libc::EPERM.unsigned_abs()),
     };
-    match calls.filters()? {
-        Some(filters) => Ok(install(&filters)?),
+    match calls.filter() {
+        Some(filter) => Ok(install(&filter)?),
         None => Ok(Support::Missing),
     }
 }

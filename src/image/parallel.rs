@@ -1,9 +1,10 @@
 //! Runs a list of jobs on a few threads.
 
-use std::num::NonZero;
 use std::panic::resume_unwind;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
+
+use crate::io::processors;
 
 /// Most threads.
 const MAX_WORKERS: usize = 8;
@@ -18,8 +19,7 @@ impl Workers {
 
     /// One thread for each core that this process may use, at most eight.
     pub fn available() -> Self {
-        let cores = thread::available_parallelism().map_or(1, NonZero::get);
-        Self(cores.min(MAX_WORKERS))
+        Self(processors::available().min(MAX_WORKERS))
     }
 }
 

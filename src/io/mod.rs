@@ -16,6 +16,7 @@ pub mod name_service;
 pub mod peer;
 pub mod poller;
 pub mod prefetch;
+pub mod processors;
 mod range_table;
 pub mod ranked_lock;
 pub mod regular;

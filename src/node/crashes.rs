@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 const MAX: usize = 5;
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// Pause before the process is started again after it ended: doubled with each end in the window.
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
+/// Pause before the process is started again after its second end in the window: doubled with each further one. After
+/// the first end there is none: a guest waits.
+const PAUSE: Duration = Duration::from_millis(80);
 
-/// The same after it could not be started for want of something that may come back.
-const FIRST_LONG_PAUSE: Duration = Duration::from_millis(500);
+/// The same after it could not be started for want of something that may come back; also after the first time.
+const LONG_PAUSE: Duration = Duration::from_secs(1);
 
 /// Ends of a process.
 #[derive(Debug, Default)]
@@ -27,12 +28,13 @@ impl Crashes {
         while (self.ends.front()).is_some_and(|end| now.duration_since(*end) > WINDOW) {
             self.ends.pop_front();
         }
-        let first = match refused {
-            true => FIRST_LONG_PAUSE,
-            false => FIRST_PAUSE,
+        let before = u32::try_from(self.ends.len() - 1).unwrap_or(u32::MAX);
+        let pause = || match (refused, before) {
+            (true, _) => LONG_PAUSE * 2u32.pow(before),
+            (false, 0) => Duration::ZERO,
+            (false, _) => PAUSE * 2u32.pow(before - 1),
         };
-        let doubled = u32::try_from(self.ends.len()).unwrap_or(u32::MAX);
-        (self.ends.len() < MAX).then(|| first * 2u32.pow(doubled))
+        (self.ends.len() < MAX).then(pause)
     }
 }
 
@@ -50,7 +52,8 @@ mod tests {
         }
         let mut crashes = Crashes::default();
         let pauses: Vec<_> = (0..5).map(|_| crashes.add(start, false)).collect();
-        assert_eq!(pauses[0], Some(Duration::from_millis(40)));
+        assert_eq!(pauses[0], Some(Duration::ZERO));
+        assert_eq!(pauses[1], Some(Duration::from_millis(80)));
         assert!(pauses[..4].is_sorted() && pauses[4].is_none(), "{pauses:?}");
         let mut crashes = Crashes::default();
         assert_eq!(crashes.add(start, true), Some(Duration::from_secs(1)));

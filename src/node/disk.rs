@@ -6,9 +6,11 @@
 //!                 └──────────────── deleting ─────────────────┘── gone
 //! ```
 
+mod recovery;
 mod view;
 
 use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,11 +23,13 @@ use super::crashes::Crashes;
 use super::entry::Entry;
 use super::error::{Code, Error, Failure};
 use super::events::{Events, Kind};
+use super::fd_store::FdStore;
 use super::id::DiskId;
 use super::launch::{Launcher, bind};
 use super::process::Process;
 use super::spec::DiskSpec;
 use super::state_dir::StateDir;
+use crate::daemon::handover::Ready;
 use crate::ratelimited_log;
 use crate::reason::reason;
 
@@ -85,6 +89,15 @@ pub struct Known {
     pub serial: Option<String>,
 }
 
+impl From<Ready> for Known {
+    fn from(ready: Ready) -> Self {
+        Self {
+            size: Some(ready.size_bytes),
+            serial: Some(ready.serial),
+        }
+    }
+}
+
 /// Services of the node that all disks share.
 #[derive(Debug)]
 pub struct Services {
@@ -92,6 +105,8 @@ pub struct Services {
     pub state: StateDir,
     /// Starts processes.
     pub launcher: Launcher,
+    /// Keeps listening sockets while no node runs.
+    pub fd_store: FdStore,
     /// Reports changes to clients.
     pub events: Events,
     /// Counters of the node.
@@ -106,7 +121,7 @@ pub struct Disk {
     operation: AsyncMutex<()>,
     status: Mutex<Status>,
     process: Mutex<Option<Arc<Process>>>,
-    /// `None` after a restart of the node, until the process ends.
+    /// `None` if the process of a former node does not give it, until the process ends.
     listener: Mutex<Option<UnixListener>>,
     stopping: AtomicBool,
     /// Whether the node itself ends the process, to replace it.
@@ -205,6 +220,16 @@ impl Disk {
         Err(Failure::new(code, text))
     }
 
+    /// Returns whether it uses the directory `upper` or the socket `socket`: the name of what it uses.
+    pub fn uses(&self, upper: Option<&PathBuf>, socket: &Path) -> Option<&'static str> {
+        let status = self.status();
+        let entry = status.entry.as_ref()?;
+        match upper.is_some() && entry.upper.as_ref() == upper {
+            true => Some("the writable layer's directory"),
+            false => (entry.socket == *socket).then_some("the socket"),
+        }
+    }
+
     /// Returns the size in bytes, once its process has reported it.
     pub fn size(&self) -> Option<u64> {
         self.status().known.size
@@ -235,20 +260,15 @@ impl Disk {
     ///
     /// # Errors
     /// The state directory cannot be written; the disk stays as it is.
-    pub fn set_spec(&self, spec: DiskSpec, services: &Services) -> Result<(), Error> {
+    pub async fn set_spec(&self, spec: DiskSpec, services: &Services) -> Result<(), Error> {
         let Some(mut entry) = self.entry() else {
             return Ok(());
         };
         entry.spec = spec;
         entry.generation += 1;
-        services.state.store(&entry)?;
+        services.state.store(&entry).await?;
         self.status().entry = Some(entry);
         Ok(())
-    }
-
-    /// Records the values that its process reported.
-    pub fn learn(&self, known: Known) {
-        self.status().known = known;
     }
 
     /// Records another size.
@@ -264,104 +284,83 @@ impl Disk {
         let Some(entry) = self.entry() else {
             return Ok(());
         };
-        services.launcher.end_stray(&entry.id).await;
         let listener = bind(&entry)?;
         let undo = |failure: Failure| {
             services.launcher.clean(&entry.id, &entry.socket);
             failure
         };
-        let process = services
-            .launcher
-            .start(&entry, &listener)
-            .await
-            .map_err(undo)?;
-        let stored = self.serve_with(process, Some(listener), services);
-        if let Err(error) = stored {
+        let started = services.launcher.start(&entry, &listener).await;
+        let (process, ready) = started.map_err(undo)?;
+        let entry = self.serve_with(process, ready);
+        if let Err(error) = self.store(entry, services).await {
             self.stopping.store(true, Ordering::Relaxed);
             self.stop_process().await;
+            // It may be there if only the directory could not be synced.
+            let _ = services.state.remove_entry(&self.id);
             return Err(undo(error.into()));
         }
+        services.fd_store.keep(&self.id, &listener);
+        *self.listener() = Some(listener);
+        self.serves();
         services.events.add(&self.id, Kind::Added, None);
         Ok(())
     }
 
-    /// Takes over the process that a former node started, or starts one.
-    pub async fn recover(&self, services: &Services) {
-        let Some(entry) = self.entry() else { return };
-        let found = entry.process.as_ref();
-        let found = match found.and_then(|found| services.launcher.find(found)) {
-            Some(process) => Some(process),
-            // The entry names an earlier process if it could not be written after a restart of the disk.
-            None => services.launcher.serving(&self.id).await,
-        };
-        if let Some(process) = found {
-            *self.process() = Some(Arc::new(process));
-            self.status().state = State::Listening;
-            services.events.add(&self.id, Kind::Found, None);
-            return;
-        }
-        services.launcher.end_stray(&self.id).await;
-        if let Err(failure) = self.start_again(services).await {
-            self.fail(services, failure.text);
-        }
-    }
-
-    /// Finds the process of a disk whose removal a killed node did not finish.
-    pub fn recover_removal(&self, services: &Services) {
-        let identity = self.entry().and_then(|entry| entry.process);
-        *self.process() = identity
-            .and_then(|found| services.launcher.find(&found))
-            .map(Arc::new);
-    }
-
-    /// Records the process that serves the disk from now on, also in the entry.
-    fn serve_with(
-        &self,
-        process: Process,
-        listener: Option<UnixListener>,
-        services: &Services,
-    ) -> Result<(), Error> {
-        let mut entry = self.entry();
-        if let Some(entry) = &mut entry {
+    /// Records the process that serves the disk from now on. Returns the entry that names it.
+    fn serve_with(&self, process: Process, ready: Ready) -> Option<Entry> {
+        let mut status = self.status();
+        status.known = ready.into();
+        if let Some(entry) = &mut status.entry {
             entry.process = Some(process.identity().clone());
         }
         *self.process() = Some(Arc::new(process));
         self.replacing.store(false, Ordering::Relaxed);
-        if listener.is_some() {
-            *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = listener;
-        }
-        let Some(entry) = entry else { return Ok(()) };
-        let stored = services.state.store(&entry);
-        let mut status = self.status();
-        (status.entry, status.state, status.error) = (Some(entry), State::Listening, None);
-        stored
+        status.entry.clone()
     }
 
-    /// Starts a process on the listener of the former one, or on a new one.
-    async fn start_again(&self, services: &Services) -> Result<(), Failure> {
-        let Some(entry) = self.entry() else {
-            return Ok(());
-        };
-        let kept = self
-            .listener
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        let listener = match kept {
-            Some(listener) => listener,
-            None => bind(&entry)?,
-        };
-        let started = services.launcher.start(&entry, &listener).await;
-        // Kept after a failure too: front-ends wait in its backlog.
-        *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = Some(listener);
-        if let Err(error) = self.serve_with(started?, None, services) {
+    /// Marks the disk as served.
+    fn serves(&self) {
+        let mut status = self.status();
+        (status.state, status.error) = (State::Listening, None);
+    }
+
+    async fn store(&self, entry: Option<Entry>, services: &Services) -> Result<(), Error> {
+        match entry {
+            Some(entry) => services.state.store(&entry).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Stores the entry of a disk that is served. A disk does not wait for the storage to be served again.
+    async fn store_if_possible(&self, entry: Option<Entry>, services: &Services) {
+        if let Err(error) = self.store(entry, services).await {
             // As when the storage is full. The next node finds the process by its control socket.
             let (id, reason) = (&self.id, reason(&error));
             ratelimited_log::error(format_args!(
                 "disk {id} is served again, but its state entry is that of before: {reason}"
             ));
         }
-        Ok(())
+    }
+
+    /// Starts a process on the listener of the former one, or on a new one. Returns the entry that names it.
+    async fn start_again(&self, services: &Services) -> Result<Option<Entry>, Failure> {
+        let Some(entry) = self.entry() else {
+            return Ok(None);
+        };
+        let kept = self.listener().take();
+        let listener = match kept {
+            Some(listener) => listener,
+            None => {
+                let listener = bind(&entry)?;
+                services.fd_store.keep(&self.id, &listener);
+                listener
+            }
+        };
+        let started = services.launcher.start(&entry, &listener).await;
+        // Kept after a failure too: front-ends wait in its backlog.
+        *self.listener() = Some(listener);
+        let (process, ready) = started?;
+        Ok(self.serve_with(process, ready))
     }
 
     /// Watches the process, and starts it again when it ends, until the disk is stopped or fails.
@@ -395,13 +394,15 @@ impl Disk {
                 return;
             }
             match self.start_again(&services).await {
-                Ok(()) => {
+                Ok(entry) => {
                     let counter = match asked {
                         true => &self.replacements,
                         false => &self.crashes,
                     };
                     counter.fetch_add(1, Ordering::Relaxed);
+                    self.serves();
                     services.events.add(&self.id, Kind::Restarted, None);
+                    self.store_if_possible(entry, &services).await;
                 }
                 Err(failure) if failure.code.may_pass() => refused = Some(failure.text),
                 Err(failure) => return self.fail(&services, failure.text),
@@ -413,7 +414,8 @@ impl Disk {
     fn fail(&self, services: &Services, reason: String) {
         ratelimited_log::error(format_args!("disk {} failed: {reason}", self.id));
         *self.process() = None;
-        *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.listener() = None;
+        services.fd_store.forget(&self.id);
         let mut status = self.status();
         (status.state, status.error) = (State::Failed, Some(reason.clone()));
         drop(status);
@@ -437,31 +439,30 @@ impl Disk {
     /// # Errors
     /// The state directory cannot be written; the disk stays, and the request can be repeated.
     pub async fn remove(&self, services: &Services) -> Result<(), Error> {
-        let mut entry = self.entry();
-        if let Some(entry) = &mut entry {
-            entry.deleting = true;
-            match services.state.store(entry) {
-                // A removal makes room. A node that is killed before its end finds the disk as it was.
-                Err(error) if error.is_full() => {
-                    ratelimited_log::warn(format_args!(
-                        "disk {}: removal without a mark: {}",
-                        self.id,
-                        reason(&error)
-                    ));
-                }
-                stored => stored?,
-            }
+        match services.state.mark(&self.id).await {
+            // A removal makes room. A node that is killed before its end finds the disk as it was.
+            Err(error) if error.is_full() => ratelimited_log::warn(format_args!(
+                "disk {}: removal without a mark: {}",
+                self.id,
+                reason(&error)
+            )),
+            marked => marked?,
         }
         self.stopping.store(true, Ordering::Relaxed);
         self.status().state = State::Deleting;
         self.stop_process().await;
-        *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.listener() = None;
+        services.fd_store.forget(&self.id);
         services
             .counters
             .retire(&services.launcher.figures(&self.id));
-        let socket = entry.map_or_else(|| services.launcher.socket(&self.id), |entry| entry.socket);
+        let socket = match self.entry() {
+            Some(entry) => entry.socket,
+            None => services.launcher.socket(&self.id),
+        };
         services.launcher.clean(&self.id, &socket);
-        services.state.remove(&self.id)?;
+        services.state.remove_entry(&self.id)?;
+        services.state.remove_mark(&self.id)?;
         services.events.add(&self.id, Kind::Removed, None);
         Ok(())
     }
@@ -475,6 +476,10 @@ impl Disk {
 
     fn status(&self) -> MutexGuard<'_, Status> {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn listener(&self) -> MutexGuard<'_, Option<UnixListener>> {
+        self.listener.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn process(&self) -> MutexGuard<'_, Option<Arc<Process>>> {

@@ -4,21 +4,22 @@ mod ask;
 mod replace;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
-use tokio::sync::{Mutex as AsyncMutex, Semaphore, SemaphorePermit};
+use tokio::sync::Mutex as AsyncMutex;
 
 use super::allow::AllowedDirs;
 use super::clock;
 use super::condition::Condition;
 use super::counters::Counters;
-use super::disk::{Disk, Known, Services, State};
+use super::disk::{Disk, Services, State};
 use super::entry::{Entry, VERSION};
 use super::error::{Code, Error, Failure};
 use super::events::{Events, Kind};
+use super::fd_store::FdStore;
 use super::id::DiskId;
 use super::launch::Launcher;
 use super::spec::{Content, DiskSpec, Origin, Requested};
@@ -26,12 +27,6 @@ use super::state_dir::{StateDir, StoredEntry};
 use crate::engine::stats::figures::Figures;
 use crate::ratelimited_log;
 use crate::tool::ctl::Ask;
-
-/// Processes that are started at a time: more would only wait for the processors.
-const PARALLEL_STARTS: usize = 8;
-
-/// The same for processes that may wait for a registry, which must not delay others.
-const PARALLEL_REMOTE_STARTS: usize = 64;
 
 /// Longest wait for a front-end to disconnect, and pause between two looks.
 const MAX_LEAVE: Duration = Duration::from_secs(60);
@@ -43,10 +38,6 @@ pub struct Disks {
     services: Arc<Services>,
     allowed: AllowedDirs,
     disks: Mutex<BTreeMap<DiskId, Arc<Disk>>>,
-    /// Permits to start processes of local layers.
-    starts: Semaphore,
-    /// Permits to start processes that may wait for a registry.
-    remote_starts: Semaphore,
     /// Held while all disk processes are replaced.
     reloading: Arc<AsyncMutex<()>>,
 }
@@ -62,19 +53,23 @@ pub enum Put {
 
 impl Disks {
     /// No disks yet.
-    pub fn new(state: StateDir, launcher: Launcher, allowed: AllowedDirs) -> Self {
+    pub fn new(
+        state: StateDir,
+        launcher: Launcher,
+        fd_store: FdStore,
+        allowed: AllowedDirs,
+    ) -> Self {
         let events = Events::default();
         Self {
             services: Arc::new(Services {
                 state,
                 launcher,
+                fd_store,
                 events,
                 counters: Counters::default(),
             }),
             allowed,
             disks: Mutex::default(),
-            starts: Semaphore::new(PARALLEL_STARTS),
-            remote_starts: Semaphore::new(PARALLEL_REMOTE_STARTS),
             reloading: Arc::default(),
         }
     }
@@ -85,9 +80,11 @@ impl Disks {
     /// [`Error::File`] if the directory cannot be read. A disk that cannot be served fails alone.
     pub async fn recover(self: Arc<Self>) -> Result<(), Error> {
         let found = self.services.state.load()?;
-        let known: Vec<_> = found.iter().map(|stored| stored.id().clone()).collect();
-        self.services.launcher.end_strays(&known).await?;
+        let known = found.iter().map(|stored| stored.id().clone()).collect();
+        let mut processes = self.services.launcher.end_strays(&known).await?;
+        self.services.fd_store.close_others(&known);
         for stored in found {
+            let left = processes.remove(stored.id()).unwrap_or_default();
             match stored {
                 StoredEntry::Damaged(id, reason) => {
                     log::error!("disk {id}: {reason}");
@@ -96,32 +93,40 @@ impl Disks {
                 StoredEntry::Valid(entry) => {
                     let disk = Arc::new(Disk::new(*entry));
                     self.insert(disk.clone());
-                    tokio::spawn(self.clone().recover_one(disk));
+                    tokio::spawn(self.clone().recover_one(disk, left));
+                }
+                StoredEntry::Removing(id, entry) => {
+                    let disk = Arc::new(match entry {
+                        Some(entry) => Disk::new(*entry),
+                        None => Disk::damaged(id, "the disk is being removed".to_owned()),
+                    });
+                    self.insert(disk.clone());
+                    tokio::spawn(self.clone().finish_removal(disk, left));
                 }
             }
         }
         Ok(())
     }
 
-    async fn recover_one(self: Arc<Self>, disk: Arc<Disk>) {
+    async fn recover_one(self: Arc<Self>, disk: Arc<Disk>, left: Vec<i32>) {
         let operation = disk.operation().await;
-        if disk.entry().is_some_and(|entry| entry.deleting) {
-            disk.recover_removal(&self.services);
-            match disk.remove(&self.services).await {
-                Ok(()) => drop(self.lock().remove(disk.id())),
-                Err(error) => ratelimited_log::error(format_args!(
-                    "disk {}: cannot complete the removal: {error}",
-                    disk.id()
-                )),
-            }
-            return;
-        }
-        let _start = self.permit(&disk).await;
-        disk.recover(&self.services).await;
+        disk.recover(&left, &self.services).await;
         drop(operation);
-        self.learn(&disk).await;
         if disk.state() == State::Listening {
             tokio::spawn(disk.watch(self.services.clone()));
+        }
+    }
+
+    /// Removes a disk whose removal an earlier node has begun.
+    async fn finish_removal(self: Arc<Self>, disk: Arc<Disk>, left: Vec<i32>) {
+        let _operation = disk.operation().await;
+        disk.recover_removal(&left, &self.services).await;
+        match disk.remove(&self.services).await {
+            Ok(()) => drop(self.lock().remove(disk.id())),
+            Err(error) => ratelimited_log::error(format_args!(
+                "disk {}: cannot complete the removal: {error}",
+                disk.id()
+            )),
         }
     }
 
@@ -158,7 +163,6 @@ impl Disks {
             upper: checked.upper.clone(),
             socket: socket.clone(),
             process: None,
-            deleting: false,
             created: clock::now(),
         }));
         let operation = disk.operation().await;
@@ -175,12 +179,10 @@ impl Disks {
                 )),
             };
         }
-        let start = self.permit(&disk).await;
         let made = disk.create(&self.services).await;
-        drop((start, operation));
+        drop(operation);
         match made {
             Ok(()) => {
-                self.learn(&disk).await;
                 tokio::spawn(disk.clone().watch(self.services.clone()));
                 Ok((Put::Created, disk))
             }
@@ -223,25 +225,12 @@ impl Disks {
         condition.check(Some(self.get(id)?.generation()))
     }
 
-    /// Waits for the permit to start the process of a disk.
-    async fn permit(&self, disk: &Disk) -> Option<SemaphorePermit<'_>> {
-        let remote = disk
-            .entry()
-            .is_some_and(|entry| entry.content.may_be_remote());
-        let permits = match remote {
-            true => &self.remote_starts,
-            false => &self.starts,
-        };
-        // Cannot fail: the semaphore is never closed.
-        permits.acquire().await.ok()
-    }
-
     /// Adds a new disk under its name. Returns the disk that has the name already.
     fn claim(
         &self,
         disk: &Arc<Disk>,
         upper: Option<&PathBuf>,
-        socket: &PathBuf,
+        socket: &Path,
     ) -> Result<Option<Arc<Disk>>, Failure> {
         let mut disks = self.lock();
         if let Some(found) = disks.get(disk.id()) {
@@ -324,7 +313,7 @@ impl Disks {
             return Ok(disk.clone());
         }
         let limits = spec.limits;
-        disk.set_spec(spec, &self.services)?;
+        disk.set_spec(spec, &self.services).await?;
         if limits != entry.spec.limits && disk.state() == State::Listening {
             let limits = json!(limits);
             self.ask(&disk, Ask::SetLimits { limits }).await?;
@@ -406,15 +395,10 @@ fn damaged(id: &DiskId) -> Failure {
 fn check_unused(
     disks: &BTreeMap<DiskId, Arc<Disk>>,
     upper: Option<&PathBuf>,
-    socket: &PathBuf,
+    socket: &Path,
 ) -> Result<(), Failure> {
     for other in disks.values() {
-        let Some(entry) = other.entry() else { continue };
-        let shared = match upper.is_some() && entry.upper.as_ref() == upper {
-            true => Some("the writable layer's directory"),
-            false => (entry.socket == *socket).then_some("the socket"),
-        };
-        if let Some(what) = shared {
+        if let Some(what) = other.uses(upper, socket) {
             let text = format!("disk {} uses {what}", other.id());
             return Err(Failure::new(Code::InUse, text));
         }

@@ -30,8 +30,6 @@ pub struct Entry {
     pub socket: PathBuf,
     /// The process that serves it, when the entry was written.
     pub process: Option<Identity>,
-    /// Whether the disk is being removed; a node that finds it set removes it.
-    pub deleting: bool,
     /// Time of the creation, in seconds since 1970.
     pub created: u64,
 }

@@ -1,43 +1,42 @@
 //! Starts disk processes.
 //!
-//! The node binds the listening socket and passes it to the process (`sd_listen_fds(3)`), so that front-ends can connect
-//! while the process is replaced. `LISTEN_PID` must name the process itself, whose number is known only after the fork.
-//! So the node starts its own program with [`launch`], which sets the variable and executes `ovbd-vhost`.
+//! The node binds the listening socket and passes it to the process ([`handover`]), so that front-ends can connect while
+//! the process is replaced. Everything that the process inherits is a standard stream: the C library can then start it
+//! without a copy of the node's page tables (`posix_spawn(3)`).
 
 mod arguments;
+mod recovery;
 mod socket;
 mod strays;
 
-use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use command_fds::{CommandFdExt, FdMapping};
 use serde_json::Value;
-use tokio::net::UnixDatagram;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::entry::Entry;
 use super::error::{Code, Error, Failure};
 use super::id::DiskId;
-use super::process::{Identity, Process};
+use super::process::Process;
 use super::socket::hidden;
 use super::watcher::Watcher;
+use crate::daemon::handover::{self, MAX_READY, Ready};
 use crate::engine::stats::figures::Figures;
 use crate::io::directory::create_all;
+use crate::io::processors;
 use crate::io::regular::{create_regular, open_to_read};
 use crate::logging;
 
 pub use socket::bind;
-
-/// First word of the arguments with which the node starts itself to become a disk process.
-pub const LAUNCH: &str = "launch-disk";
 
 /// Most bytes of a socket's path.
 pub const MAX_SOCKET_PATH: usize = 107;
@@ -51,8 +50,24 @@ const FEATURES_LIMIT: Duration = Duration::from_secs(10);
 /// Bytes of its log that are searched for the reason of a failure.
 const LOG_TAIL: u64 = 4096;
 
-/// Descriptor of the passed socket (`SD_LISTEN_FDS_START`).
-const PASSED: i32 = 3;
+/// How long a process that has closed its stream to the node may take to end.
+const END_LIMIT: Duration = Duration::from_secs(1);
+
+/// Processes of local layers that are started at a time, for each processor: more would only wait for it.
+const PARALLEL_STARTS: usize = 2;
+
+/// Processes that are started at a time and may wait for a registry, which must not delay others.
+const PARALLEL_REMOTE_STARTS: usize = 64;
+
+/// Variables of the service manager's interface, which concern the node alone.
+const OF_MANAGER: [&str; 6] = [
+    "NOTIFY_SOCKET",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+];
 
 /// Starts disk processes with their sockets and logs in the run directory.
 #[derive(Debug)]
@@ -62,6 +77,10 @@ pub struct Launcher {
     /// Options that all disks get.
     options: Vec<OsString>,
     watcher: Watcher,
+    /// Permits to start processes of local layers.
+    starts: Semaphore,
+    /// Permits to start processes that may wait for a registry.
+    remote_starts: Semaphore,
 }
 
 impl Launcher {
@@ -79,6 +98,8 @@ impl Launcher {
             program,
             options,
             watcher,
+            starts: Semaphore::new(PARALLEL_STARTS * processors::available()),
+            remote_starts: Semaphore::new(PARALLEL_REMOTE_STARTS),
         })
     }
 
@@ -105,16 +126,12 @@ impl Launcher {
         Figures::read(&self.stats(id)).unwrap_or_default()
     }
 
-    fn notify(&self, id: &DiskId) -> PathBuf {
-        self.run_dir.join(format!("{id}.notify"))
-    }
-
     /// Checks that the sockets of disk `id` fit the system's limit.
     ///
     /// # Errors
     /// [`Error::LongPath`] names the path.
     pub fn check_paths(&self, id: &DiskId, socket: &Path) -> Result<(), Error> {
-        for path in [socket.to_owned(), self.control(id), self.notify(id)] {
+        for path in [socket.to_owned(), self.control(id)] {
             if path.as_os_str().len() > MAX_SOCKET_PATH {
                 return Err(Error::LongPath {
                     path,
@@ -129,102 +146,27 @@ impl Launcher {
     ///
     /// # Errors
     /// [`Code::NoLayer`] with what the process reported, or [`Code::Timeout`] if it was not ready in time.
-    pub async fn start(&self, entry: &Entry, listener: &UnixListener) -> Result<Process, Failure> {
-        let notify = self.notify(&entry.id);
-        // The leftover of a node that was killed meanwhile.
-        let _ = fs::remove_file(&notify);
-        let ready = UnixDatagram::bind(&notify).map_err(Error::file("bind", &notify))?;
-        let started = self.spawn(entry, listener, &notify);
-        let outcome = match started {
-            Ok((Some(process), child)) => {
-                reap(child);
-                self.until_ready(entry, process, &ready).await
-            }
-            Ok((None, mut child)) => {
-                let _ = child.wait().await;
-                Err(Failure::of_disk_process(self.reason(&entry.id)))
-            }
-            Err(error) => Err(error.into()),
-        };
-        let _ = fs::remove_file(&notify);
-        outcome
-    }
-
-    /// Starts a process; `None` in place of it if it has ended before it could be watched.
-    fn spawn(
+    pub async fn start(
         &self,
         entry: &Entry,
         listener: &UnixListener,
-        notify: &Path,
-    ) -> Result<(Option<Process>, tokio::process::Child), Error> {
-        let path = self.log(&entry.id);
-        let log = create_regular(&path).map_err(Error::file("create", &path))?;
-        let errors = log.try_clone().map_err(Error::file("open", &path))?;
-        let itself = env::current_exe().map_err(Error::file("find", "/proc/self/exe"))?;
-        let passed = listener
-            .try_clone()
-            .map_err(Error::file("pass", &entry.socket))?;
-        let mut command = Command::new(itself);
-        command
-            .arg(LAUNCH)
-            .arg(&self.program)
-            .args(self.arguments(entry))
-            .env("NOTIFY_SOCKET", notify)
-            .env("LISTEN_FDS", "1")
-            .stdin(Stdio::null())
-            .stdout(log)
-            .stderr(errors)
-            // A signal to the node's terminal must not end its disks.
-            .process_group(0);
-        logging::pass_format(&mut command);
-        command
-            .fd_mappings(vec![FdMapping {
-                parent_fd: OwnedFd::from(passed),
-                child_fd: PASSED,
-            }])
-            .map_err(|error| Error::file("pass", &entry.socket)(io::Error::other(error)))?;
-        let child = tokio::process::Command::from(command).spawn();
-        let mut child = child.map_err(Error::file("start", &self.program))?;
-        let pid = child
-            .id()
-            .and_then(|pid| i32::try_from(pid).ok())
-            .unwrap_or_default();
-        match Process::of_pid(&self.watcher, pid) {
-            Ok(process) => Ok((Some(process), child)),
-            Err(error) => {
-                // A process that is not watched must not serve. One that has ended cannot be killed.
-                let _ = child.start_kill();
-                if error.kind() == io::ErrorKind::NotFound {
-                    return Ok((None, child));
-                }
-                reap(child);
-                Err(Error::file("watch", &self.program)(error))
-            }
-        }
-    }
-
-    async fn until_ready(
-        &self,
-        entry: &Entry,
-        process: Process,
-        ready: &UnixDatagram,
-    ) -> Result<Process, Failure> {
-        let mut message = [0; 512];
-        let said_ready = async {
-            loop {
-                let len = ready.recv(&mut message).await.unwrap_or_default();
-                if message[..len]
-                    .split(|byte| *byte == b'\n')
-                    .any(|line| line == b"READY=1")
-                {
-                    return;
-                }
+    ) -> Result<(Process, Ready), Failure> {
+        let _permit = self.permit(entry).await;
+        let (process, stream) = self.spawn(entry, listener)?;
+        let ready = async {
+            tokio::select! {
+                ready = until_ready(stream) => ready,
+                // A process that it started may have the stream too.
+                () = process.ended() => Err(io::ErrorKind::UnexpectedEof.into()),
             }
         };
-        tokio::select! {
-            () = said_ready => Ok(process),
-            () = process.ended() => Err(Failure::of_disk_process(self.reason(&entry.id))),
-            () = tokio::time::sleep(START_LIMIT) => {
+        match tokio::time::timeout(START_LIMIT, ready).await {
+            Ok(Ok(ready)) => Ok((process, ready)),
+            Ok(Err(_)) => {
+                process.stop(END_LIMIT).await;
+                Err(Failure::of_disk_process(self.reason(&entry.id)))
+            }
+            Err(_) => {
                 process.stop(Duration::ZERO).await;
                 let text = format!("disk {} was not ready within {START_LIMIT:?}", entry.id);
                 Err(Failure::new(Code::Timeout, text))
@@ -232,18 +174,60 @@ impl Launcher {
         }
     }
 
-    /// Returns the process that serves the control socket of disk `id`, if there is one.
-    pub async fn serving(&self, id: &DiskId) -> Option<Process> {
-        self.owner(&self.control(id)).await
+    /// Waits for the permit to start the process of a disk.
+    async fn permit(&self, entry: &Entry) -> Option<SemaphorePermit<'_>> {
+        let permits = match entry.content.may_be_remote() {
+            true => &self.remote_starts,
+            false => &self.starts,
+        };
+        // Cannot fail: the semaphore is never closed.
+        permits.acquire().await.ok()
     }
 
-    /// The process of this program that listens on a control socket.
-    async fn owner(&self, control: &Path) -> Option<Process> {
-        let stream = tokio::net::UnixStream::connect(control).await.ok()?;
-        let pid = stream.peer_cred().ok()?.pid()?;
-        let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
-        (program == self.program).then_some(())?;
-        Process::of_pid(&self.watcher, pid).ok()
+    /// Starts a process. Returns it with the node's end of the stream to it.
+    fn spawn(
+        &self,
+        entry: &Entry,
+        listener: &UnixListener,
+    ) -> Result<(Process, UnixStream), Failure> {
+        let prepared = handover::prepare(listener);
+        let (stream, stdin) = prepared.map_err(Error::file("pass", &entry.socket))?;
+        // The process's end is closed here before the answer is waited for: its end is the end of the stream.
+        let spawned = self.command(entry, stdin)?.spawn();
+        let mut child = spawned.map_err(Error::file("start", &self.program))?;
+        let pid = i32::try_from(child.id()).unwrap_or_default();
+        match Process::of_pid(&self.watcher, pid) {
+            Ok(process) => Ok((process, stream)),
+            Err(error) => {
+                // A process that is not watched must not serve. One that has ended cannot be killed.
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(match error.kind() {
+                    io::ErrorKind::NotFound => Failure::of_disk_process(self.reason(&entry.id)),
+                    _ => Error::file("watch", &self.program)(error).into(),
+                })
+            }
+        }
+    }
+
+    fn command(&self, entry: &Entry, stdin: OwnedFd) -> Result<Command, Error> {
+        let path = self.log(&entry.id);
+        let log = create_regular(&path).map_err(Error::file("create", &path))?;
+        let errors = log.try_clone().map_err(Error::file("open", &path))?;
+        let mut command = Command::new(&self.program);
+        command
+            .arg("--started-by-node")
+            .args(self.arguments(entry))
+            .stdin(stdin)
+            .stdout(log)
+            .stderr(errors)
+            // A signal to the node's terminal must not end its disks.
+            .process_group(0);
+        for variable in OF_MANAGER {
+            command.env_remove(variable);
+        }
+        logging::pass_format(&mut command);
+        Ok(command)
     }
 
     /// Returns the feature bits that disks of the program offer.
@@ -266,11 +250,6 @@ impl Launcher {
         serde_json::from_slice(&output.stdout).map_err(|error| failed(error.into()))
     }
 
-    /// Finds a process that a former node started.
-    pub fn find(&self, identity: &Identity) -> Option<Process> {
-        Process::find(&self.watcher, identity)
-    }
-
     /// What the process of `id` reported last.
     pub fn reason(&self, id: &DiskId) -> String {
         last_line(&self.log(id))
@@ -282,7 +261,6 @@ impl Launcher {
         let files = [
             self.control(id),
             self.log(id),
-            self.notify(id),
             self.stats(id),
             hidden(socket),
         ];
@@ -293,9 +271,14 @@ impl Launcher {
     }
 }
 
-/// Waits for the end of a child, so that it leaves no zombie.
-fn reap(mut child: tokio::process::Child) {
-    tokio::spawn(async move { child.wait().await });
+/// Waits for the report of a process that is ready.
+async fn until_ready(stream: UnixStream) -> io::Result<Ready> {
+    stream.set_nonblocking(true)?;
+    let stream = tokio::net::UnixStream::from_std(stream)?;
+    let mut line = Vec::new();
+    let limited = stream.take(MAX_READY as u64);
+    BufReader::new(limited).read_until(b'\n', &mut line).await?;
+    Ok(serde_json::from_slice(&line)?)
 }
 
 /// The last line of text in a log.
@@ -312,17 +295,4 @@ fn last_line(path: &Path) -> Option<String> {
         .map(str::trim)
         .find(|line| !line.is_empty())
         .map(logging::message)
-}
-
-/// Becomes the program in `arguments`: the second half of [`Launcher::start`].
-pub fn launch(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
-    let Some(program) = arguments.next() else {
-        return ExitCode::from(2);
-    };
-    let error = Command::new(&program)
-        .args(arguments)
-        .env("LISTEN_PID", std::process::id().to_string())
-        .exec();
-    log::error!("cannot execute {}: {error}", program.display());
-    ExitCode::FAILURE
 }

@@ -22,6 +22,7 @@
 //! | [`disks`] | the set of disks, and the operations of requests on it |
 //! | [`disk`] | one disk: its entry, its process, its state |
 //! | [`launch`] | starts disk processes |
+//! | [`fd_store`] | listening sockets that the service manager keeps |
 //! | [`state_dir`] | state entries in files |
 //! | [`entry`] | the state entry of a disk |
 //! | [`spec`] | the specification of a disk |
@@ -50,6 +51,7 @@ pub mod disks;
 pub mod entry;
 pub mod error;
 pub mod events;
+pub mod fd_store;
 mod front_ends;
 pub mod id;
 pub mod inventory;
@@ -77,6 +79,7 @@ use crate::io::rlimit;
 use allow::AllowedDirs;
 use api::{Access, ControlSocket, exporter};
 use disks::Disks;
+use fd_store::FdStore;
 use launch::Launcher;
 use state_dir::StateDir;
 
@@ -108,19 +111,21 @@ pub struct Config {
 pub fn run(config: Config) -> Result<(), Error> {
     // A disk takes two descriptors, a client one.
     rlimit::raise(Resource::Nofile, u64::MAX);
+    let manager = Arc::new(Manager::connect());
+    let fd_store = FdStore::open(manager.clone());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(Error::Runtime)?;
-    runtime.block_on(serve(config))
+    runtime.block_on(serve(config, &manager, fd_store))
 }
 
-async fn serve(config: Config) -> Result<(), Error> {
+async fn serve(config: Config, manager: &Manager, fd_store: FdStore) -> Result<(), Error> {
     let state = StateDir::open(&config.state)?;
     let launcher = Launcher::new(&config.run_dir, &config.program, config.disk_options)?;
     let allowed = AllowedDirs::open(&config.allow_dirs)?;
-    let disks = Arc::new(Disks::new(state, launcher, allowed));
+    let disks = Arc::new(Disks::new(state, launcher, fd_store, allowed));
     let exporter = config.metrics_listen.map(exporter::bind).transpose()?;
     let listener = api::bind(&config.control, api::BIND_LIMIT)?;
     let reading = config.control_ro.as_ref();
@@ -137,7 +142,6 @@ async fn serve(config: Config) -> Result<(), Error> {
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Runtime)?;
     tokio::spawn(front_ends::report(disks.clone()));
-    let manager = Manager::connect();
     manager.tell(&NotifyState::Ready);
     log::info!("serving the API on {}", config.control.path.display());
     tokio::select! {

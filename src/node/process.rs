@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use super::watcher::Watcher;
 
+use crate::io::boot::boot_id;
 use crate::ratelimited_log;
 
 /// Identity of a process, across restarts of the node.
@@ -31,11 +32,10 @@ impl Identity {
     /// Identity of the running process `pid`.
     fn of(pid: i32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
         Some(Self {
             pid,
             start: start_of(&stat)?,
-            boot: boot.trim().to_owned(),
+            boot: boot_id().to_string(),
         })
     }
 }
@@ -149,7 +149,9 @@ mod tests {
         };
         assert!(Process::find(&watcher, &other).is_none());
         process.stop(Duration::from_secs(60)).await;
-        child.wait().unwrap();
         assert!(Process::find(&watcher, &identity).is_none());
+        // The watcher has waited for it.
+        let waited = child.wait().unwrap_err();
+        assert_eq!(waited.raw_os_error(), Some(libc::ECHILD));
     }
 }

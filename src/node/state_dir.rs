@@ -1,25 +1,35 @@
 //! The state directory: one file per disk, replaced atomically.
 //!
 //! An entry is written under a temporary name, synced and renamed, and the directory is synced. A crash at any point
-//! leaves the old entry or the new one. A file that cannot be read affects its own disk only.
+//! leaves the old entry or the new one. A removal begins with another name of the entry, its mark. A file that cannot be
+//! read affects its own disk only.
+
+mod committer;
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::entry::{Entry, VERSION};
 use super::error::Error;
 use super::id::DiskId;
 use crate::io::directory::create_all;
-use crate::io::regular::{create_regular, open_regular, open_to_read};
+use crate::io::file_lock::{LockKind, lock_within};
+use crate::io::regular::{open_regular, open_to_read};
+use committer::{Change, Committer, entry_path, mark_path};
 
 /// Longest entry in bytes; layers are at most 4094 paths of 4096 bytes.
 const MAX_ENTRY: u64 = 20 << 20;
+
+/// How long another process may hold the lock: a disk process that a killed node was starting has it for a moment.
+const LOCK_LIMIT: Duration = Duration::from_secs(1);
 
 /// The state directory, locked for this node.
 #[derive(Debug)]
 pub struct StateDir {
     disks: PathBuf,
+    committer: Committer,
     /// Held for the lock.
     _lock: File,
 }
@@ -31,6 +41,8 @@ pub enum StoredEntry {
     Valid(Box<Entry>),
     /// An entry that cannot be used, and the reason.
     Damaged(DiskId, String),
+    /// The disk is being removed. The entry is absent if it was damaged.
+    Removing(DiskId, Option<Box<Entry>>),
 }
 
 impl StoredEntry {
@@ -38,7 +50,7 @@ impl StoredEntry {
     pub fn id(&self) -> &DiskId {
         match self {
             Self::Valid(entry) => &entry.id,
-            Self::Damaged(id, _) => id,
+            Self::Damaged(id, _) | Self::Removing(id, _) => id,
         }
     }
 }
@@ -56,11 +68,17 @@ impl StateDir {
         let mut options = File::options();
         options.write(true).create(true).truncate(false);
         let file = open_regular(&lock, options).map_err(Error::file("open", &lock))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Self { disks, _lock: file }),
-            Err(TryLockError::WouldBlock) => Err(Error::StateInUse(path.to_owned())),
-            Err(TryLockError::Error(error)) => Err(Error::file("lock", &lock)(error)),
+        match lock_within(&file, LockKind::Exclusive, LOCK_LIMIT) {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(Error::StateInUse(path.to_owned())),
+            Err(TryLockError::Error(error)) => return Err(Error::file("lock", &lock)(error)),
         }
+        let committer = Committer::start(disks.clone()).map_err(Error::Runtime)?;
+        Ok(Self {
+            disks,
+            committer,
+            _lock: file,
+        })
     }
 
     /// Reads all entries. Leftovers of interrupted writes are removed.
@@ -77,6 +95,8 @@ impl StateDir {
             if name.ends_with(".tmp") {
                 // A leftover that stays is found again at the next start.
                 let _ = fs::remove_file(file.path());
+            } else if let Some(Ok(id)) = name.strip_suffix(".deleting").map(str::parse) {
+                found.extend(self.removing(&file.path(), id));
             } else if let Some(Ok(id)) = name.strip_suffix(".json").map(str::parse::<DiskId>) {
                 found.push(match read(&file.path(), &id) {
                     Ok(entry) => StoredEntry::Valid(Box::new(entry)),
@@ -87,49 +107,62 @@ impl StateDir {
         Ok(found)
     }
 
+    /// Reads the mark of a removal. A disk that was made under the same name since has an entry: its removal ended, and the
+    /// mark came back by a power failure.
+    fn removing(&self, mark: &Path, id: DiskId) -> Option<StoredEntry> {
+        if entry_path(&self.disks, &id).exists() {
+            // A mark that stays is found again at the next start.
+            let _ = fs::remove_file(mark);
+            return None;
+        }
+        let entry = read(mark, &id).ok().map(Box::new);
+        Some(StoredEntry::Removing(id, entry))
+    }
+
     /// Makes `entry` durable under its name.
     ///
     /// # Errors
-    /// [`Error::File`]; the former entry stays.
-    pub fn store(&self, entry: &Entry) -> Result<(), Error> {
-        let path = self.path(&entry.id);
-        let temporary = self.disks.join(format!("{}.tmp", entry.id));
+    /// [`Error::File`]; the former entry stays, unless the directory cannot be synced.
+    pub async fn store(&self, entry: &Entry) -> Result<(), Error> {
+        let path = entry_path(&self.disks, &entry.id);
         let bytes = serde_json::to_vec(entry).map_err(io::Error::other);
         let bytes = bytes.map_err(Error::file("encode", &path))?;
-        let write = || {
-            let mut file = create_regular(&temporary)?;
-            file.write_all(&bytes)?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)?;
-            self.sync()
-        };
-        write().map_err(|source| {
-            // The error that is reported matters more than this one.
-            let _ = fs::remove_file(&temporary);
-            Error::file("write", &path)(source)
-        })
+        let stored = self.committer.commit(&entry.id, Change::Store(bytes)).await;
+        stored.map_err(Error::file("write", &path))
     }
 
-    /// Removes the entry of `id`, durably.
+    /// Replaces the entry of `id` by the mark of a removal, durably: a node that finds the mark removes the disk.
     ///
     /// # Errors
     /// [`Error::File`], also if the directory cannot be synced. A missing entry is not an error.
-    pub fn remove(&self, id: &DiskId) -> Result<(), Error> {
-        let path = self.path(id);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(Error::file("remove", &path)(error))
-            }
-            _ => self.sync().map_err(Error::file("sync", &self.disks)),
+    pub async fn mark(&self, id: &DiskId) -> Result<(), Error> {
+        let marked = self.committer.commit(id, Change::Mark).await;
+        marked.map_err(Error::file("rename", &entry_path(&self.disks, id)))
+    }
+
+    /// Ends a removal. A mark that comes back after a power failure only repeats it.
+    ///
+    /// # Errors
+    /// [`Error::File`]. A missing mark is not an error.
+    pub fn remove_mark(&self, id: &DiskId) -> Result<(), Error> {
+        remove(&mark_path(&self.disks, id))
+    }
+
+    /// Removes the entry of a disk that could not be made.
+    ///
+    /// # Errors
+    /// [`Error::File`]. A missing entry is not an error.
+    pub fn remove_entry(&self, id: &DiskId) -> Result<(), Error> {
+        remove(&entry_path(&self.disks, id))
+    }
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::file("remove", path)(error))
         }
-    }
-
-    fn path(&self, id: &DiskId) -> PathBuf {
-        self.disks.join(format!("{id}.json"))
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        File::open(&self.disks)?.sync_all()
+        _ => Ok(()),
     }
 }
 
@@ -173,21 +206,22 @@ mod tests {
             upper: None,
             socket: PathBuf::from("/run/a.sock"),
             process: None,
-            deleting: false,
             created: 5,
         }
     }
 
-    #[test]
-    fn entries_are_found_again_and_damage_stays_with_its_disk() {
+    #[tokio::test]
+    async fn entries_are_found_again_and_damage_stays_with_its_disk() {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::open(dir.path()).unwrap();
         assert!(matches!(
             StateDir::open(dir.path()),
             Err(Error::StateInUse(_))
         ));
-        for id in ["good", "torn", "empty", "other", "newer"] {
-            state.store(&entry(id)).unwrap();
+        for id in [
+            "good", "torn", "empty", "other", "newer", "going", "ill", "again",
+        ] {
+            state.store(&entry(id)).await.unwrap();
         }
         let path = |id: &str| dir.path().join(format!("disks/{id}.json"));
         let text = fs::read_to_string(path("torn")).unwrap();
@@ -200,21 +234,39 @@ mod tests {
         fs::write(path("newer"), newer).unwrap();
         fs::write(dir.path().join("disks/half.tmp"), "x").unwrap();
         fs::write(path(".hidden"), "x").unwrap();
+        fs::write(path("ill"), "x").unwrap();
+        for id in ["going", "ill", "again"] {
+            state.mark(&id.parse().unwrap()).await.unwrap();
+        }
+        state.store(&entry("again")).await.unwrap();
         // Opening it would wait for a writer.
         let mode = rustix::fs::Mode::RWXU;
         rustix::fs::mkfifoat(rustix::fs::CWD, path("pipe"), mode).unwrap();
-        let (mut good, mut bad) = (Vec::new(), Vec::new());
+        let (mut good, mut bad, mut going) = (Vec::new(), Vec::new(), Vec::new());
         for loaded in state.load().unwrap() {
             match loaded {
                 StoredEntry::Valid(entry) => good.push(entry.id.to_string()),
                 StoredEntry::Damaged(id, _) => bad.push(id.to_string()),
+                StoredEntry::Removing(id, entry) => going.push((id.to_string(), entry.is_some())),
             }
         }
+        good.sort();
         bad.sort();
-        assert_eq!(good, ["good"]);
+        going.sort();
+        assert_eq!(good, ["again", "good"]);
+        assert_eq!(
+            going,
+            [("going".to_owned(), true), ("ill".to_owned(), false)]
+        );
         assert_eq!(bad, ["empty", "newer", "pipe", "renamed", "torn"]);
         assert!(!dir.path().join("disks/half.tmp").exists());
-        state.remove(&"good".parse().unwrap()).unwrap();
-        state.remove(&"good".parse().unwrap()).unwrap();
+        let going: DiskId = "going".parse().unwrap();
+        for _ in 0..2 {
+            // What is gone already is no error.
+            state.mark(&going).await.unwrap();
+            state.remove_mark(&going).unwrap();
+            state.remove_entry(&"good".parse().unwrap()).unwrap();
+        }
+        assert_eq!(state.load().unwrap().len(), 7);
     }
 }

@@ -1,7 +1,8 @@
 //! A thread that waits for processes to end.
 //!
 //! A pidfd becomes readable when its process ends. One thread watches all of them. Among them are processes that a
-//! former node started, which this node cannot wait for as a parent.
+//! former node started, which this node cannot wait for as a parent. The thread waits for the others, so that they leave
+//! no zombies.
 
 use std::collections::HashMap;
 use std::io;
@@ -9,6 +10,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use tokio::sync::watch;
 
 use crate::io::poller::{Poller, Trigger};
@@ -62,6 +64,7 @@ impl Watcher {
 fn report(poller: &Poller, waiting: &Waiting) {
     loop {
         let waited = poller.wait(-1, |token| {
+            reap(token);
             let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(sender) = waiting.remove(&token) {
                 sender.send_replace(true);
@@ -71,5 +74,17 @@ fn report(poller: &Poller, waiting: &Waiting) {
             log::error!("cannot watch disk processes any longer: {error}");
             return;
         }
+    }
+}
+
+/// Takes the exit status of a process that has ended, if it is a child.
+fn reap(token: u64) {
+    let pid = i32::try_from(token).ok().and_then(Pid::from_raw);
+    if let Some(pid) = pid {
+        // A process that another node started is no child.
+        let _ = waitid(
+            WaitId::Pid(pid),
+            WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+        );
     }
 }

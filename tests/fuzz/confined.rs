@@ -28,14 +28,12 @@ const MOMENT: Duration = Duration::from_millis(5);
 /// Offset of `si_syscall` in `siginfo_t`, which has no field of that name in Rust.
 const SI_SYSCALL: usize = 24;
 
-type Filters = [BpfProgram; 2];
-
 /// The filters of a daemon with a writable layer, and of one without.
-static WRITABLE: LazyLock<Filters> = LazyLock::new(|| filters(&[PathBuf::from("/")]));
-static READ_ONLY: LazyLock<Filters> = LazyLock::new(|| filters(&[]));
+static WRITABLE: LazyLock<BpfProgram> = LazyLock::new(|| filter(&[PathBuf::from("/")]));
+static READ_ONLY: LazyLock<BpfProgram> = LazyLock::new(|| filter(&[]));
 
-/// The filters of a daemon on a kernel with Landlock.
-fn filters(directories: &[PathBuf]) -> Filters {
+/// The filter of a daemon on a kernel with Landlock.
+fn filter(directories: &[PathBuf]) -> BpfProgram {
     // SAFETY: zeros are a valid `sigaction`: no flags, an empty mask, the default action.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = stop as *const () as usize;
@@ -44,8 +42,8 @@ fn filters(directories: &[PathBuf]) -> Filters {
     let installed = unsafe { libc::sigaction(libc::SIGSYS, &action, std::ptr::null_mut()) };
     assert_eq!(installed, 0, "SIGSYS");
     let needs = Needs::of(&reach(directories), Support::Full);
-    let filters = seccomp::filters(Stage::Serving, needs, SeccompAction::Trap);
-    filters.expect("filters").expect("a known processor")
+    let filter = seccomp::filter(Stage::Serving, needs, SeccompAction::Trap);
+    filter.expect("a known processor")
 }
 
 fn reach(directories: &[PathBuf]) -> Reach<'_> {
@@ -77,15 +75,15 @@ impl<T: Send + 'static> Confined<T> {
     ///
     /// No thread can be started.
     pub fn start(directories: Vec<PathBuf>, work: impl FnOnce() -> T + Send + 'static) -> Self {
-        let filters = match directories.is_empty() {
+        let filter = match directories.is_empty() {
             true => &READ_ONLY,
             false => &WRITABLE,
         };
         // Compiled here: it would be slow in each thread.
-        LazyLock::force(filters);
+        LazyLock::force(filter);
         let (done, result) = mpsc::channel();
         thread::spawn(move || {
-            enter(&directories, filters);
+            enter(&directories, filter);
             let _ = done.send(work());
         });
         Self { result }
@@ -111,10 +109,8 @@ impl<T: Send + 'static> Confined<T> {
 }
 
 /// Confines the calling thread, in the order of the daemon.
-fn enter(directories: &[PathBuf], filters: &Filters) {
+fn enter(directories: &[PathBuf], filter: &BpfProgram) {
     landlock::close(&reach(directories)).expect("Landlock");
     confine::drop_all_but(CapabilitySet::empty()).expect("capabilities");
-    for filter in filters {
-        seccompiler::apply_filter(filter).expect("seccomp");
-    }
+    seccompiler::apply_filter(filter).expect("seccomp");
 }

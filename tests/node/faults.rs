@@ -131,12 +131,8 @@ fn damage_to_an_entry_and_an_interrupted_removal_concern_one_disk() {
     let (torn, half) = (node.pid("torn"), node.pid("half"));
     node.kill();
     fs::write(node.state("torn"), "{").unwrap();
-    let entry = fs::read_to_string(node.state("half")).unwrap();
-    fs::write(
-        node.state("half"),
-        entry.replace("\"deleting\":false", "\"deleting\":true"),
-    )
-    .unwrap();
+    let mark = node.state("half").with_extension("deleting");
+    fs::rename(node.state("half"), &mark).unwrap();
     node.start_again();
     node.until_state("good", "listening");
     let (_, broken) = node.get("/disks/torn");
@@ -149,6 +145,7 @@ fn damage_to_an_entry_and_an_interrupted_removal_concern_one_disk() {
         node.get("/disks/half").0 == 404
     });
     assert!(!Path::new(&format!("/proc/{half}/exe")).exists());
+    assert!(!mark.exists());
     assert_eq!(node.request("DELETE", "/disks/torn", "").0, 204);
     assert_eq!(node.get("/disks/torn").0, 404);
     kill(torn);

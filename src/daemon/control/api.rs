@@ -62,6 +62,7 @@ impl Device {
             (_, "/api/v1/snapshots") => Response::error(405, "expected GET or POST"),
             (_, "/api/v1/size") => Response::error(405, "expected PUT"),
             (_, "/api/v1/limits") => Response::error(405, "expected GET or PUT"),
+            (_, super::LISTENER) => Response::error(405, "expected GET"),
             _ => Response::error(
                 404,
                 "expected /api/v1/device, /api/v1/image, /api/v1/snapshots, /api/v1/size, /api/v1/limits, \

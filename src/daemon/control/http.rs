@@ -3,10 +3,12 @@
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+
+use crate::daemon::handover;
 
 /// How long a client may take in all to send its request, and again to read the response.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -114,6 +116,16 @@ impl Response {
     pub fn send(&self, stream: &mut UnixStream) -> io::Result<()> {
         let (head, body) = self.text();
         send_all(stream, (head + &body).as_bytes(), Instant::now() + LIMIT)
+    }
+
+    /// Sends the response with a copy of `listener` (`SCM_RIGHTS`).
+    ///
+    /// # Errors
+    /// Those of [`Response::send`].
+    pub fn send_with(&self, stream: &UnixStream, listener: &UnixListener) -> io::Result<()> {
+        let (head, body) = self.text();
+        stream.set_write_timeout(Some(LIMIT))?;
+        handover::send(stream, (head + &body).as_bytes(), listener)
     }
 
     /// Sends the response without its body, as for `HEAD`.

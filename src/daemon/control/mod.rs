@@ -10,17 +10,23 @@ pub mod http;
 mod sealer;
 
 use std::io;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Duration;
 
+use serde_json::json;
+
 use super::listener::Listener;
 use crate::daemon::device::Device;
 use crate::io::poller::{Poller, Trigger};
 use crate::ratelimited_log;
+use http::{Body, Response};
 use sealer::Sealer;
+
+/// Path of the listening socket, which the next node asks for.
+pub const LISTENER: &str = "/api/v1/listener";
 
 /// Most connections at a time; a silent or slow client takes one of them. Further connections wait.
 const MAX_CONNECTIONS: usize = 8;
@@ -32,6 +38,8 @@ const PAUSE: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub struct Control {
     listener: Listener,
+    /// Socket of front-ends, which the next node asks for.
+    guest: Arc<Listener>,
     device: Arc<Device>,
     /// `None` for a read-only disk.
     sealer: Option<Arc<Sealer>>,
@@ -40,14 +48,15 @@ pub struct Control {
 }
 
 impl Control {
-    /// Control API of `device` at `listener`. Seals what could not be sealed before.
-    pub fn new(listener: Listener, device: &Arc<Device>) -> Arc<Self> {
+    /// Control API of `device` at `listener`; `guest` is the socket of front-ends. Seals what could not be sealed before.
+    pub fn new(listener: Listener, guest: Arc<Listener>, device: &Arc<Device>) -> Arc<Self> {
         let writable = device.volume().is_writable();
         let sealer = writable.then(|| Arc::new(Sealer::new(device.clone())));
         // At the start there may have been no space to seal a layer.
         sealer.iter().for_each(Sealer::wake);
         Arc::new(Self {
             listener,
+            guest,
             device: device.clone(),
             sealer,
             served: AtomicUsize::new(0),
@@ -76,8 +85,9 @@ impl Control {
             Err(error) => return failed(&error),
         };
         let (device, sealer) = (self.device.clone(), self.sealer.clone());
+        let guest = self.guest.clone();
         let run = move || {
-            serve(stream, &device, sealer.as_ref());
+            serve(stream, &device, sealer.as_ref(), guest.socket());
             drop(slot);
         };
         let thread = thread::Builder::new().name("control-client".into());
@@ -119,9 +129,22 @@ impl Drop for Slot {
     }
 }
 
-fn serve(mut stream: UnixStream, device: &Device, sealer: Option<&Arc<Sealer>>) {
+fn serve(
+    mut stream: UnixStream,
+    device: &Device,
+    sealer: Option<&Arc<Sealer>>,
+    guest: &UnixListener,
+) {
     // A client that has disconnected needs no response.
     let _ = match http::read(&mut stream) {
+        Ok(request) if request.method == "GET" && request.path == LISTENER => {
+            log::debug!("control: passing on the listening socket");
+            let response = Response {
+                status: 200,
+                body: Body::Json(json!(device.ready())),
+            };
+            response.send_with(&stream, guest)
+        }
         Ok(request) => {
             let response = device.answer(&request);
             // After a snapshot there is a layer to seal; otherwise the sealer finds none.

@@ -6,12 +6,12 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::thread;
 
 use rustix::process::{Resource, getrlimit};
 
 use super::Shortage;
 use crate::io::mapped_file::limit_address_space;
+use crate::io::processors;
 use crate::io::rlimit::raise;
 
 /// Stack that the main thread needs, which parses command line, configs and layers.
@@ -110,7 +110,7 @@ fn arenas(threads: u64) -> u64 {
     }
     let chosen = std::env::var("MALLOC_ARENA_MAX").ok();
     let chosen = chosen.and_then(|number| number.parse().ok());
-    let processors = thread::available_parallelism().map_or(1, |number| number.get() as u64);
+    let processors = processors::available() as u64;
     threads.min(chosen.unwrap_or(8 * processors))
 }
 

@@ -29,9 +29,6 @@ pub enum Error {
     /// The kernel refuses the Landlock rules.
     #[error("Landlock refuses the rules")]
     Landlock(#[from] ::landlock::RulesetError),
-    /// The seccomp filter cannot be compiled.
-    #[error("the seccomp filter does not compile")]
-    Filter(#[from] seccompiler::BackendError),
     /// The kernel refuses the seccomp filter.
     #[error("seccomp refuses the filter")]
     Seccomp(#[from] seccompiler::Error),

@@ -263,30 +263,22 @@ impl Needs {
     }
 }
 
-/// Restricts all threads, present and future, to the tables above. The filters of a stage are put
-/// on top of those of the stage before: the kernel obeys the strictest.
+/// Restricts all threads, present and future, to the tables above. The filter of a stage is put
+/// on top of that of the stage before: the kernel obeys the strictest.
 ///
 /// # Errors
 ///
-/// The kernel has seccomp and refuses the filters.
+/// The kernel has seccomp and refuses the filter.
 pub fn restrict(stage: Stage, needs: Needs) -> Result<Support, Error> {
-    match filters(stage, needs, SeccompAction::KillProcess)? {
-        Some(filters) => Ok(install(&filters)?),
+    match filter(stage, needs, SeccompAction::KillProcess) {
+        Some(filter) => Ok(install(&filter)?),
         None => Ok(Support::Missing),
     }
 }
 
-/// Compiles the filters of a stage; a call outside the tables meets `forbidden`. `None` if there are
-/// no filters for this processor.
-///
-/// # Errors
-///
-/// [`Error::Filter`] if a filter does not compile.
-pub fn filters(
-    stage: Stage,
-    needs: Needs,
-    forbidden: SeccompAction,
-) -> Result<Option<[BpfProgram; 2]>, Error> {
+/// Compiles the filter of a stage; a call outside the tables meets `forbidden`. `None` if there is no filter for this
+/// processor.
+pub fn filter(stage: Stage, needs: Needs, forbidden: SeccompAction) -> Option<BpfProgram> {
     let mut conditional: Vec<_> = conditional().into();
     if stage == Stage::Opening {
         conditional.extend(conditional_while_opening());
@@ -300,5 +292,5 @@ pub fn filters(
         absent: ABSENT,
         forbidden,
     };
-    Ok(calls.filters()?)
+    calls.filter()
 }

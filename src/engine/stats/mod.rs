@@ -21,7 +21,7 @@ pub mod report;
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -124,16 +124,18 @@ impl StatsPage {
         let mut options = File::options();
         options.read(true).write(true).create(true).mode(0o600);
         let file = open_regular(path, options)?;
-        if file.metadata()?.len() != PAGE_LEN {
+        let mut magic = [0; 8];
+        let known = file
+            .read_exact_at(&mut magic, DiskCell::Magic as u64 * 8)
+            .is_ok()
+            && u64::from_le_bytes(magic) == MAGIC
+            && file.metadata()?.len() == PAGE_LEN;
+        if !known {
+            // A hole: cells that are never written take no memory.
             file.set_len(0)?;
             file.set_len(PAGE_LEN)?;
         }
         let page = Self::map(&file)?;
-        if page.get(DiskCell::Magic) != MAGIC {
-            page.cells()
-                .iter()
-                .for_each(|cell| cell.store(0, Ordering::Relaxed));
-        }
         page.begin();
         Ok(Arc::new(page))
     }

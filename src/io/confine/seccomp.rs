@@ -1,15 +1,9 @@
 //! seccomp filters from tables of system calls.
 
-use std::collections::BTreeMap;
-use std::env::consts::ARCH;
-
 use libc::{c_int, c_long};
-use seccompiler::{
-    BackendError, BpfProgram, Error, SeccompAction, SeccompCmpArgLen, SeccompCmpOp,
-    SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
-};
+use seccompiler::{BpfProgram, Error, SeccompAction};
 
-use super::Support;
+use super::{Support, filter};
 
 /// Flags of `clone` for a thread instead of a process.
 pub const THREAD: c_int = libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_THREAD;
@@ -45,7 +39,7 @@ pub type Conditional = (c_long, u8, Test);
 pub struct Calls {
     /// Allowed calls.
     pub allowed: Vec<c_long>,
-    /// Calls that are allowed with conditions.
+    /// Calls that are allowed with conditions; a condition counts also for a call in `allowed`.
     pub conditional: Vec<Conditional>,
     /// Calls that libraries can do without: they fail with ENOSYS, unless they are allowed.
     pub absent: &'static [c_long],
@@ -53,64 +47,28 @@ pub struct Calls {
     pub forbidden: SeccompAction,
 }
 
-impl Test {
-    fn rule(self, argument: u8) -> Result<SeccompRule, BackendError> {
-        use SeccompCmpArgLen::{Dword, Qword};
-        // The kernel uses only the low half of a register for an `int`.
-        let bits = |bits: c_int| u64::from(bits.cast_unsigned());
-        let (width, test, value) = match self {
-            Test::Is(value) => (Dword, SeccompCmpOp::Eq, bits(value)),
-            Test::Bits { mask, set } => (Dword, SeccompCmpOp::MaskedEq(bits(mask)), bits(set)),
-            Test::Null => (Qword, SeccompCmpOp::Eq, 0),
-        };
-        SeccompRule::new(vec![SeccompCondition::new(argument, width, test, value)?])
-    }
-}
-
 impl Calls {
-    /// Compiles the filters, to be installed in this order. `None` if there are none for this processor.
+    /// Compiles the filter. `None` if there is none for this processor.
     ///
-    /// Of two filters, the kernel obeys the one with the stricter answer, and of two errors that of the
-    /// filter that was installed last.
-    ///
-    /// # Errors
-    /// A filter does not compile.
-    pub fn filters(self) -> Result<Option<[BpfProgram; 2]>, BackendError> {
-        let Ok(arch) = TargetArch::try_from(ARCH) else {
-            return Ok(None);
-        };
-        let always = |call: &c_long| (*call, Vec::new());
-        let absent = self.absent.iter();
-        let absent = absent.filter(|call| !self.allowed.contains(call));
-        let absent: BTreeMap<_, _> = absent.map(always).collect();
-        let known = self.allowed.iter().chain(self.absent);
-        let mut known: BTreeMap<_, _> = known.map(always).collect();
-        for (call, argument, test) in self.conditional {
-            known.entry(call).or_default().push(test.rule(argument)?);
-        }
-        let allow = SeccompAction::Allow;
-        let no_such_call = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
-        let absent = SeccompFilter::new(absent, allow.clone(), no_such_call, arch)?;
-        let known = SeccompFilter::new(known, self.forbidden, allow, arch)?;
-        Ok(Some([absent.try_into()?, known.try_into()?]))
+    /// Of two filters that are installed one after the other, the kernel obeys the one with the stricter answer, and of
+    /// two errors that of the later filter.
+    pub fn filter(&self) -> Option<BpfProgram> {
+        filter::compile(self)
     }
 }
 
-/// Installs filters for all threads.
+/// Installs a filter for all threads.
 ///
 /// # Errors
-/// The kernel has seccomp and refuses a filter.
-pub fn install(filters: &[BpfProgram]) -> Result<Support, Error> {
-    for program in filters {
-        match seccompiler::apply_filter_all_threads(program) {
-            Ok(()) => {}
-            Err(Error::Seccomp(error))
-                if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL)) =>
-            {
-                return Ok(Support::Missing);
-            }
-            Err(error) => return Err(error),
+/// The kernel has seccomp and refuses the filter.
+pub fn install(filter: &BpfProgram) -> Result<Support, Error> {
+    match seccompiler::apply_filter_all_threads(filter) {
+        Ok(()) => Ok(Support::Full),
+        Err(Error::Seccomp(error))
+            if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL)) =>
+        {
+            Ok(Support::Missing)
         }
+        Err(error) => Err(error),
     }
-    Ok(Support::Full)
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use super::{Code, Content, Disk, DiskId, Disks, Failure, Kind, Known, Origin, State};
+use super::{Code, Content, Disk, DiskId, Disks, Failure, Kind, Origin, State};
 use crate::engine::stats::DiskCell;
 use crate::tool::ctl::{self, Ask};
 
@@ -71,17 +71,6 @@ impl Disks {
                 format!("disk {} reported no layers for the snapshot", origin.disk),
             )),
             false => Ok(Content::Layers(layers)),
-        }
-    }
-
-    /// Records what the process of a disk knows.
-    pub(super) async fn learn(&self, disk: &Disk) {
-        if let Ok(device) = self.ask(disk, Ask::Device).await {
-            let serial = device.get("serial").and_then(Value::as_str);
-            disk.learn(Known {
-                size: device.get("size_bytes").and_then(Value::as_u64),
-                serial: serial.map(str::to_owned),
-            });
         }
     }
 

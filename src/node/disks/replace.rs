@@ -29,7 +29,9 @@ impl Disks {
         let operation = disk.operation().await;
         self.check_current(&disk)?;
         if disk.state() == State::Failed {
-            disk.recover(&self.services).await;
+            let mut processes = self.services.launcher.processes();
+            let left = processes.remove(id).unwrap_or_default();
+            disk.recover(&left, &self.services).await;
             drop(operation);
             if disk.state() == State::Listening {
                 tokio::spawn(disk.clone().watch(self.services.clone()));
