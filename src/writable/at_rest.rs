@@ -12,6 +12,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use uuid::Uuid;
 
 use super::extent_map::ExtentMap;
+use super::files::sync_names;
 use super::load::{Access, LoadedLayer, load, read_header, waits_for_seal};
 use super::manifest::{FrozenPair, Manifest, ManifestFile, manifest_path, numbered};
 use super::remove::remove_layer;
@@ -99,9 +100,11 @@ impl DiskAtRest {
             }
             let active = active?;
             manifest.remove_leftovers(first)?;
+            let mut file = ManifestFile::new(first, &manifest);
+            let manifest = file.forget_replaced(manifest)?;
             let disk = Self {
                 first: first.clone(),
-                file: ManifestFile::new(first, &manifest),
+                file,
                 manifest,
                 header: active.header().clone(),
                 kind: active.kind(),
@@ -176,7 +179,7 @@ impl DiskAtRest {
     pub fn merge_into_next(self, position: usize) -> Result<(), Error> {
         let merged = self.manifest.without(position, &self.first);
         let (manifest, replaced) = merged.ok_or(Error::TooTall)?;
-        self.replace(&manifest, &replaced)
+        self.replace(manifest, &replaced)
     }
 
     /// Makes the disk what it was at the snapshot at `position`: drops what was written since, and the later snapshots.
@@ -201,21 +204,28 @@ impl DiskAtRest {
         let rolled_back = self.manifest.back_at(position, &self.first);
         let (manifest, replaced) = rolled_back.ok_or(Error::TooTall)?;
         create(&paths, self.kind, &header)?;
-        self.replace(&manifest, &replaced)
+        self.replace(manifest, &replaced)
     }
 
     /// Replaces the manifest, durably, then removes the pairs number `replaced`.
-    fn replace(mut self, manifest: &Manifest, replaced: &[u64]) -> Result<(), Error> {
-        let new = self.file.prepare(manifest)?;
+    fn replace(mut self, manifest: Manifest, replaced: &[u64]) -> Result<(), Error> {
+        let new = self.file.prepare(&manifest)?;
         self.file.put_in_place(&new)?;
         self.file.sync(&new)?;
-        let old = replaced.iter().map(|number| numbered(&self.first, *number));
-        for paths in old {
-            if let Err(error) = remove_layer(&paths) {
-                ratelimited_log::warn(format_args!("{error}; the next use of the disk removes it"));
-            }
+        if let Err(error) = self.remove_replaced(manifest, replaced) {
+            ratelimited_log::warn(format_args!(
+                "{error}; the next start of the daemon, or the next command, removes the files that are left over"
+            ));
         }
         Ok(())
+    }
+
+    /// Removes the pairs number `replaced`, then their record in the manifest.
+    fn remove_replaced(&mut self, manifest: Manifest, replaced: &[u64]) -> Result<(), Error> {
+        let old = replaced.iter().map(|number| numbered(&self.first, *number));
+        old.into_iter().try_for_each(|paths| remove_layer(&paths))?;
+        sync_names(&self.first)?;
+        self.file.forget_replaced(manifest).map(drop)
     }
 }
 

@@ -328,6 +328,21 @@ impl ManifestFile {
         }
     }
 
+    /// Removes the replaced pairs from `manifest`, which the file holds, and from the file. Their own files are removed,
+    /// durably: files of these names that appear later are not the disk's.
+    ///
+    /// # Errors
+    /// [`Error::File`] if the manifest cannot be replaced.
+    pub fn forget_replaced(&mut self, mut manifest: Manifest) -> Result<Manifest, Error> {
+        if !manifest.unused.replaced.is_empty() {
+            manifest.unused.replaced.clear();
+            let new = self.prepare(&manifest)?;
+            self.put_in_place(&new)?;
+            self.sync(&new)?;
+        }
+        Ok(manifest)
+    }
+
     /// Returns what the file says about pairs that are not part of the disk.
     pub fn unused(&self) -> &UnusedPairs {
         &self.unused

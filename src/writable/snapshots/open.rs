@@ -47,7 +47,7 @@ impl Snapshots {
             let opened = Self::open_as(&first, &stack, files, options, &manifest);
             // The former process may have taken a snapshot while this one waited for its lock.
             if Manifest::load(&path)? == manifest {
-                return opened.inspect(|_| remove_leftovers(&manifest, &first));
+                return opened.inspect(|(_, snapshots)| snapshots.remove_leftovers(manifest));
             }
             files = spare;
         }
@@ -96,14 +96,17 @@ impl Snapshots {
         };
         Ok((volume, snapshots))
     }
-}
 
-/// Removes what interrupted operations left beside the disk. The disk is served also if that fails.
-fn remove_leftovers(manifest: &Manifest, first: &Paths) {
-    if let Err(error) = manifest.remove_leftovers(first) {
-        ratelimited_log::warn(format_args!(
-            "cannot remove files that are not part of the disk: {error}"
-        ));
+    /// Removes what interrupted operations left beside the disk, whose manifest is `manifest`. The disk is served also if
+    /// that fails.
+    fn remove_leftovers(&self, manifest: Manifest) {
+        let mut file = self.manifest.lock();
+        let removed = manifest.remove_leftovers(&self.first);
+        if let Err(error) = removed.and_then(|()| file.forget_replaced(manifest)) {
+            ratelimited_log::warn(format_args!(
+                "cannot remove files that are not part of the disk: {error}"
+            ));
+        }
     }
 }
 

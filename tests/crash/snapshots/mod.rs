@@ -152,6 +152,22 @@ fn a_failed_rollback_is_whole_or_not_done() {
     every_failure(Kind::Append, Change::RollBack(1));
 }
 
+/// A file that gets the name of a pair that is gone is not the disk's.
+#[test]
+fn a_new_file_with_an_old_name_is_kept() {
+    let recorder = Recorder::mount();
+    let model = Model::make(&recorder, Kind::Hybrid, 3);
+    Change::Delete(0).apply(recorder.path(), &model).unwrap();
+    let first = recorder.path().join("data");
+    assert!(!first.exists());
+    std::fs::write(&first, "a copy").unwrap();
+    let model = Model::find(recorder.path());
+    Change::Take.apply(recorder.path(), &model).unwrap();
+    let found = Model::find(recorder.path());
+    assert!(found == model.after(Change::Take));
+    assert_eq!(std::fs::read_to_string(&first).unwrap(), "a copy");
+}
+
 /// Files that are named like pairs of a disk, but are not recorded as its own, are left alone.
 #[test]
 fn files_of_others_are_kept() {
