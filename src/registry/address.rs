@@ -46,7 +46,7 @@ impl NamedBy {
     }
 }
 
-/// Where `address` leads; `None` if other machines reach the same by it.
+/// Where `address` leads; `None` for an address that is valid beyond this machine and its link.
 pub(super) fn locality_of(address: IpAddr) -> Option<Locality> {
     let address = embedded_v4(address);
     let (machine, link) = match address {

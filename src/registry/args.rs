@@ -143,7 +143,7 @@ mod tests {
         assert_eq!(options.p2p, Some("localhost:2".parse().unwrap()));
     }
 
-    /// A proxy on another machine would get credentials, wherever its address stands.
+    /// A proxy on another machine would get credentials, whichever option names it.
     #[test]
     fn a_proxy_elsewhere_is_used_only_if_its_host_is_allowed() {
         let folder = tempfile::tempdir().unwrap();

@@ -13,8 +13,7 @@ use super::repository::Repository;
 use super::token::Token;
 use super::token_request::TokenRequest;
 
-/// How long a thread waits for what another learns of a registry: as long as that takes at most, since a
-/// registry that lets one thread wait lets all wait.
+/// Longest wait of a thread for another thread's first request to the same registry.
 const FIRST_CONTACT: Duration = Duration::from_secs(30);
 
 /// The state of authentication at each registry.
@@ -234,7 +233,7 @@ impl Logins {
         let mut login = lock(&login);
         let differs = |password: &Option<String>| password.is_some() && password.as_deref() != used;
         if !differs(&login.password) {
-            // The file may have been replaced; the same password again is of no use.
+            // The file may have been replaced. A refused password is not sent again.
             login.password = self.look_up_password(repository)?;
         }
         Ok(differs(&login.password))
@@ -310,7 +309,7 @@ impl Logins {
     }
 
     fn host(&self, repository: &Repository) -> Arc<HostState> {
-        // Registries are named by the user, so that there are few.
+        // Only the user names registries: the table stays small.
         let key = repository.host().as_str();
         let mut hosts = lock(&self.hosts);
         if let Some(host) = hosts.get(key) {

@@ -31,8 +31,8 @@ pub struct BlobRef {
 
 /// Bytes of a blob as they arrive.
 ///
-/// Reads yield at most [`BlobBody::len`] bytes and then 0. A body that ends early, is longer than
-/// it says or stalls is an [`Error`] inside the [`io::Error`].
+/// Reads yield at most [`BlobBody::len`] bytes and then 0. A body that is shorter or longer
+/// than its header says, or that stalls, is an [`Error`] inside the [`io::Error`].
 pub struct BlobBody {
     reader: BodyReader<'static>,
     host: Host,
@@ -60,7 +60,7 @@ struct Floor {
 }
 
 impl BlobBody {
-    /// Bytes that the body yields. A server may serve fewer than asked for, from the same start.
+    /// Bytes that the body yields: at most as many as were requested.
     #[allow(clippy::len_without_is_empty, reason = "it is never empty")]
     pub fn len(&self) -> u64 {
         self.len

@@ -51,7 +51,7 @@ struct Record {
     error: Error,
 }
 
-/// A server is not asked now.
+/// The breaker of a server is open.
 #[derive(Debug)]
 pub(super) struct Spared {
     /// Time until the next attempt.
@@ -90,7 +90,7 @@ impl Breakers {
         Ok(())
     }
 
-    /// Records an answer; `true` if the server had stopped answering.
+    /// Records an answer. Returns `true` if the breaker was open.
     pub(super) fn succeeded(&self, host: &str) -> bool {
         let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
         records
@@ -98,12 +98,12 @@ impl Breakers {
             .is_some_and(|record| record.failures >= self.policy.limit)
     }
 
-    /// Records a failure; `true` if from now on the server is spared.
+    /// Records a failure. Returns `true` if it opened the breaker.
     pub(super) fn failed(&self, host: &str, now: Instant, error: Error) -> bool {
         self.add_failures(host, now, error, 1)
     }
 
-    /// Records a failure after which the server is spared; `true` if it was not before.
+    /// Records a failure and opens the breaker. Returns `true` if it was closed.
     pub(super) fn open(&self, host: &str, now: Instant, error: Error) -> bool {
         self.add_failures(host, now, error, self.policy.limit)
     }
@@ -151,7 +151,7 @@ mod tests {
         }
     }
 
-    /// Time until the next attempt, if the server is spared.
+    /// Time until the next attempt, if the breaker is open.
     fn pause(breakers: &Breakers, host: &str, now: Instant) -> Option<Duration> {
         breakers
             .admit(host, now)

@@ -119,7 +119,7 @@ impl Client {
     ///
     /// # Errors
     /// [`Error::Mismatch`]: the text does not have the digest that pins it. [`Error::Manifest`]:
-    /// not an image that can be served. Else what the registry or the way to it failed with.
+    /// not an image that can be served. Otherwise the error of the request.
     pub fn manifest(&self, reference: &Reference) -> Result<ManifestBytes> {
         let repository = reference.repository().reached(&self.insecure);
         let found = self.document(&repository, &reference.selector(), reference.digest())?;
@@ -141,7 +141,7 @@ impl Client {
     ///
     /// # Errors
     /// [`Error::WithoutRanges`]: the server would send the whole blob; ask again after a second,
-    /// then use [`Client::read_whole`]. Else what the registry or the way to it failed with.
+    /// then use [`Client::read_whole`]. Otherwise the error of the request.
     pub fn read_blob(&self, blob: &BlobRef, offset: u64, len: u64) -> Result<BlobBody> {
         let wanted = Wanted::new(blob, offset, len)?;
         let mut peers = self.peers.iter();
@@ -168,7 +168,7 @@ impl Client {
     /// The whole blob from its first byte on, without a range, for servers that serve none.
     ///
     /// # Errors
-    /// What the registry or the way to it failed with.
+    /// The error of the request.
     pub fn read_whole(&self, blob: &BlobRef) -> Result<BlobBody> {
         self.fetch(Wanted::whole(blob), &[])
     }
@@ -253,7 +253,8 @@ impl Client {
         headers: &[(&str, &str)],
     ) -> Result<Answer> {
         let ask = Ask::Stream;
-        let answer = self.requests.ask(&ask, &link.url, headers, link.named)?;
+        let answer = self.requests.ask(&ask, &link.url, headers, link.named);
+        let answer = answer.map_err(|error| error.redirected(key.0.host(), &link.url))?;
         let url = link.url.clone();
         let mut remember = |target: &Target| self.links.remember(key, target);
         self.requests

@@ -1,4 +1,4 @@
-//! `Content-Range`: which bytes of how many an answer holds (RFC 9110, 14.4).
+//! `Content-Range`: the range of bytes in an answer, and their total (RFC 9110, 14.4).
 
 /// The value of a `Content-Range` header in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,7 +18,7 @@ use super::token;
 /// Largest file or reply with credentials, in bytes.
 pub(super) const MAX_CREDENTIALS: u64 = 1 << 20;
 
-/// Names under which Docker Hub stands in files, besides its API's host.
+/// Names of Docker Hub in files, besides the host of its API.
 const DOCKER_HUB: [&str; 2] = ["docker.io", "index.docker.io"];
 
 /// Error of a look-up of credentials.

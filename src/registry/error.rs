@@ -22,7 +22,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// Error of a request to a registry. Cheap to clone: several threads may wait for one login.
 #[derive(Clone, Debug, Error)]
 pub enum Error {
-    /// The registry wants other credentials, or none that are configured will do.
+    /// The registry refuses the configured credentials, or requires some and there are none.
     #[error("{host} refuses access to {what} (HTTP status {status}{}); {hint}", said(.detail))]
     Denied {
         /// The registry.
@@ -128,7 +128,7 @@ pub enum Error {
         /// The blob.
         digest: Digest,
     },
-    /// The server asks for patience: status 429 or 503.
+    /// The server is overloaded or limits the rate: status 429 or 503.
     #[error("{host} answers HTTP status {status}, too many requests or overload")]
     Busy {
         /// The server.
@@ -209,8 +209,8 @@ pub enum Error {
 /// What to do about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// Repeating the request soon gives the same. A start ends; a running guest's read is repeated
-    /// rarely, because credentials and registries get mended.
+    /// A repetition fails as well, for now. A start ends; a guest's read is repeated at long intervals,
+    /// because credentials and registries are repaired.
     Definite,
     /// The next attempt may succeed.
     Passing {
@@ -314,7 +314,7 @@ impl Error {
         }
     }
 
-    /// Whether a server is to blame that answers nothing useful, so that it should be spared.
+    /// Whether the error counts as a failure of the server for its circuit breaker.
     pub(super) fn is_outage(&self) -> bool {
         matches!(
             self,

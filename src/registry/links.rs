@@ -142,7 +142,7 @@ impl Links {
         self.renewed.notify_all();
     }
 
-    /// Records that a link is of no use any more, unless another one is known since.
+    /// Records that a link has expired, unless another one is known since.
     pub(super) fn expire(&self, key: &BlobKey, expired: &Target) {
         if let Some(entry) = self.table().blobs.get_mut(key)
             && matches!(&entry.last, Some(LastAnswer::Link(last)) if last.url == expired.url)

@@ -17,7 +17,7 @@ use crate::format::digest::Digest;
 /// Most headers of one mirror.
 const MAX_HEADERS: usize = 16;
 
-/// Headers that are this program's to set.
+/// Headers that only this program sets.
 const RESERVED: [&str; 7] = [
     "accept-encoding",
     "authorization",

@@ -2,8 +2,8 @@
 //!
 //! The C library waits for a silent name server as its configuration says: from seconds to minutes,
 //! and nothing can interrupt it. So each look-up runs in a thread of its own, and a caller waits for
-//! it until a deadline. Callers that ask for the same name share one look-up, also one that hangs, so
-//! that threads do not pile up.
+//! it until a deadline. Callers with the same name share one look-up, also one that hangs. This limits
+//! the number of threads.
 
 use std::collections::HashMap;
 use std::io;
@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Addresses are looked up again after so long.
+/// Age at which addresses are looked up again.
 const MAX_AGE: Duration = Duration::from_secs(60);
 
 /// Most names that are remembered.
@@ -54,7 +54,7 @@ impl Names {
     /// The addresses of `name`, which is `HOST:PORT`.
     ///
     /// # Errors
-    /// [`io::ErrorKind::TimedOut`] after `patience`; else what the C library says.
+    /// [`io::ErrorKind::TimedOut`] after `patience`; otherwise the error of the C library.
     pub(super) fn look_up(&self, name: &str, patience: Duration) -> Found {
         match name.parse() {
             Ok(address) => Ok(vec![address]),

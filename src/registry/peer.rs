@@ -67,7 +67,7 @@ impl Peer {
 
     /// Asks for a range of a blob whose URL is `actual`: the registry's, or a signed one that is
     /// complete without credentials. `None`: the peer does not have this registry's blobs, or is
-    /// left alone just now.
+    /// skipped for now.
     pub(super) fn ask(
         &self,
         repository: &Repository,
@@ -119,7 +119,7 @@ impl Peer {
     }
 
     /// Makes a request with the peer's own headers and one more, and follows its redirects. `None`: the
-    /// peer is left alone just now.
+    /// peer is skipped for now.
     fn request(
         &self,
         ask: &Ask<'_>,

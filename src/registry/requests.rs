@@ -61,8 +61,8 @@ impl Requests {
         self.logins.first_contact(repository)
     }
 
-    /// Asks a registry, logging in to `repository` as far as it wants that. The first contact ends
-    /// once it is known how.
+    /// Sends a request to a registry, with the login to `repository` that it requires. The first contact ends
+    /// as soon as the kind of login is known.
     pub(super) fn log_in_and_ask(
         &self,
         contact: &mut Contact,
@@ -139,7 +139,7 @@ impl Requests {
         })
     }
 
-    /// One request, if its host is not spared just now.
+    /// Sends one request, unless the circuit breaker of its host is open.
     pub(super) fn ask(
         &self,
         ask: &Ask<'_>,
@@ -207,7 +207,7 @@ fn next(url: &Url, answer: &Answer) -> Result<Url> {
         .map_err(|error| unexpected(error.to_string()))
 }
 
-/// The answer if its status is 200, else the error that it stands for.
+/// Returns an answer of status 200; otherwise the error of the status.
 pub(super) fn successful(answer: Answer, what: &str) -> Result<Answer> {
     let (host, status) = (answer.host().clone(), answer.status());
     let what = what.to_owned();

@@ -1,4 +1,4 @@
-//! The resolver of `ureq`'s agents: addresses of hosts, without those that a server may not send us to.
+//! The resolver of `ureq`'s agents: addresses of hosts, without those to which a server may not send this program.
 //!
 //! `ureq` resolves for every request, also where it then takes an idle connection; [`Names`] remembers
 //! addresses, so that a range does not cost a look-up.
@@ -21,7 +21,7 @@ use super::names::Names;
 /// Longest wait for a look-up, whatever the request allows.
 const MAX_WAIT: Duration = Duration::from_secs(30);
 
-/// Resolves for an agent.
+/// Resolver of one agent.
 #[derive(Debug)]
 pub(super) struct NameResolver {
     names: Names,

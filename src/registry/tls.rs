@@ -24,7 +24,7 @@ pub struct ClientCertificate {
     pub key: PathBuf,
 }
 
-/// What TLS connections use; read from files once.
+/// Configuration of TLS connections; read from files once.
 pub(super) struct Tls(TlsConfig);
 
 impl Tls {
@@ -52,7 +52,7 @@ impl Tls {
         Ok(Tls(config))
     }
 
-    /// For an agent.
+    /// The configuration of an agent.
     pub(super) fn config(&self) -> TlsConfig {
         self.0.clone()
     }

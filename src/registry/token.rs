@@ -14,16 +14,16 @@ use super::url::encode;
 /// Lifetime of a token whose reply names none, from the distribution specification.
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(60);
 
-/// A token is not kept longer, whatever its server says.
+/// Longest time for which a token is kept.
 const MAX_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
-/// A token is renewed so long before it expires, or at half its lifetime if that is shorter.
+/// Time before its expiry at which a token is renewed; half of its lifetime if that is shorter.
 const RENEWAL_MARGIN: Duration = Duration::from_secs(30);
 
 /// Longest token, in bytes: it must fit a request's header.
 const MAX_TOKEN: usize = 16 * 1024;
 
-/// Name this program gives itself at token servers.
+/// Name of this program at token servers.
 const CLIENT_ID: &str = "ovbd-vhost";
 
 /// Error of a reply without a usable token.

@@ -50,7 +50,7 @@ impl Url {
         let path = path.split('#').next().unwrap_or_default();
         let slash = if path.starts_with('/') { "" } else { "/" };
         let path = format!("{slash}{path}");
-        // `<`, `>`, `"` and the like stand in no valid URL, and in no request either.
+        // No valid URL or request line contains `<`, `>`, `"` and similar characters.
         let plain = |byte: u8| byte.is_ascii_graphic() && !b"\"<>\\^`{|}".contains(&byte);
         (path.len() <= MAX_URL && path.bytes().all(plain)).then_some(Url { scheme, host, path })
     }

@@ -8,10 +8,10 @@ use super::url::{Url, decode};
 /// Longest wait that a `Retry-After` header can impose.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
-/// A redirect's target is used again for so long at most.
+/// Longest time for which a redirect's target is used again.
 const MAX_TARGET_LIFETIME: Duration = Duration::from_secs(300);
 
-/// A signed URL is no longer used so long before it expires.
+/// Time before its expiry from which a signed URL is not used.
 const EXPIRY_MARGIN: u64 = 30;
 
 /// The wait that a `Retry-After` header asks for, in seconds or as a date. `date` is the answer's
