@@ -19,6 +19,7 @@ pub mod notify;
 mod record;
 pub mod recorder;
 mod remote;
+mod replay;
 pub mod sandbox;
 mod sources;
 mod tables;

@@ -9,9 +9,10 @@ use std::thread;
 
 use super::Error;
 use super::device::Device;
+use super::replay::{self, Outcome};
 use crate::format::{tar, trace};
-use crate::image::Image;
 use crate::image::config::TracePath;
+use crate::image::{Image, TracedRun};
 use crate::io::regular::open_regular;
 use crate::reason::reason;
 use crate::source::Blob;
@@ -88,12 +89,13 @@ fn record(path: &Path) -> io::Result<Option<File>> {
 }
 
 impl TraceSource {
-    /// Starts a thread that reads the trace and asks the fetcher for the ranges in it.
+    /// Starts a thread that reads the trace and asks the fetcher for the ranges in it, until they are
+    /// local.
     pub fn start(self, device: Arc<Device>) {
         let run = move || {
             let name = self.name();
-            match self.replay(device.volume().image()) {
-                Ok(bytes) => log::info!("prefetching {bytes} bytes recorded in the trace {name}"),
+            match self.runs(device.volume().image()) {
+                Ok(runs) => replay_runs(&name, device, runs),
                 Err(error) => log::warn!("cannot replay the trace {name}: {error}"),
             }
         };
@@ -110,13 +112,27 @@ impl TraceSource {
         }
     }
 
-    fn replay(&self, image: &Image) -> Result<u64, String> {
+    fn runs(&self, image: &Image) -> Result<Vec<TracedRun>, String> {
         let reads = match self {
             Self::File(_, file) => trace::parse(&read(file)?),
             Self::Layer(blob) => trace::parse(member(&fetch(blob)?)?),
         };
         let reads = reads.map_err(|error| reason(&error))?;
-        Ok(image.replay(&reads))
+        Ok(image.traced_runs(&reads))
+    }
+}
+
+fn replay_runs(name: &str, device: Arc<Device>, runs: Vec<TracedRun>) {
+    let image = device.volume().image();
+    let bytes: u64 = runs.iter().map(|run| image.absent_bytes(run)).sum();
+    log::info!("prefetching {bytes} bytes recorded in the trace {name}");
+    match replay::run(device, runs) {
+        Outcome::Local => log::info!("prefetched the bytes recorded in the trace {name}"),
+        Outcome::GivenUp(runs) => log::warn!(
+            "stopped prefetching the trace {name}: {runs} of its ranges are not local, and none became \
+             local for 10 minutes; they are fetched when the guest reads them"
+        ),
+        Outcome::Stopped => {}
     }
 }
 

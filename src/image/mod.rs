@@ -42,6 +42,7 @@ pub use lineage::Lineage;
 pub use pieces::SizedImage;
 pub use segment::MAX_LAYERS;
 pub use stack::OpenStack;
+pub use trace_units::TracedRun;
 
 use uuid::Uuid;
 

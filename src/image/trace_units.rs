@@ -18,17 +18,57 @@ const MAX_READ: u64 = 1 << 20;
 /// Most units of one request.
 const MAX_RUN: u64 = (4 << 20) / UNIT;
 
+/// Units of a layer that a trace lists, to be fetched by one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TracedRun {
+    layer: usize,
+    units: UnitRange,
+}
+
+impl TracedRun {
+    /// Units of the layer with this number, counted from the bottom.
+    #[cfg(test)]
+    pub(crate) fn new(layer: usize, units: UnitRange) -> Self {
+        Self { layer, units }
+    }
+
+    /// The units.
+    #[cfg(test)]
+    pub(crate) fn units(&self) -> UnitRange {
+        self.units
+    }
+}
+
 impl Image {
-    /// Suggests to fetch the absent units of a trace, and returns their number of bytes. Never waits.
-    pub fn replay(&self, reads: &[TracedRead]) -> u64 {
-        let mut bytes = 0;
-        for (layer, units) in runs(&self.first_reads(reads)) {
-            let Some(layer) = self.layers().get(layer) else {
-                continue;
-            };
-            bytes += fetch(layer.container().blob(), units);
+    /// Returns the runs of a trace with an absent unit, in the order of their first reads.
+    pub fn traced_runs(&self, reads: &[TracedRead]) -> Vec<TracedRun> {
+        let mut runs = runs(&self.first_reads(reads));
+        runs.retain(|run| self.absent_bytes(run) > 0);
+        runs
+    }
+
+    /// Suggests to fetch the absent units of a run. Never waits.
+    pub fn replay(&self, run: &TracedRun) {
+        if let Some((Located::Absent(range), _)) = self.locate_run(run) {
+            range.replay();
         }
-        bytes
+    }
+
+    /// Returns the number of bytes of a run with an absent unit; otherwise 0.
+    pub fn absent_bytes(&self, run: &TracedRun) -> u64 {
+        match self.locate_run(run) {
+            Some((Located::Absent(_), len)) => len,
+            Some((Located::Present(_), _)) | None => 0,
+        }
+    }
+
+    fn locate_run(&self, run: &TracedRun) -> Option<(Located<'_>, u64)> {
+        let blob = self.layers().get(run.layer)?.container().blob();
+        let start = run.units.start() * UNIT;
+        let len = (run.units.end() * UNIT)
+            .min(blob.len())
+            .saturating_sub(start);
+        Some((blob.locate(start, len as usize), len))
     }
 
     /// Records the reads of all layers from now on.
@@ -90,7 +130,7 @@ impl Image {
 }
 
 /// Joins units of the same layer to runs, sorted by the first read of each run.
-fn runs(first: &BTreeMap<(usize, u64), usize>) -> Vec<(usize, UnitRange)> {
+fn runs(first: &BTreeMap<(usize, u64), usize>) -> Vec<TracedRun> {
     let mut runs: Vec<(usize, usize, UnitRange)> = Vec::new();
     for ((layer, unit), number) in first {
         match runs.last_mut() {
@@ -107,21 +147,8 @@ fn runs(first: &BTreeMap<(usize, u64), usize>) -> Vec<(usize, UnitRange)> {
     }
     runs.sort_by_key(|(_, number, _)| *number);
     runs.into_iter()
-        .map(|(layer, _, run)| (layer, run))
+        .map(|(layer, _, units)| TracedRun { layer, units })
         .collect()
-}
-
-/// Suggests to fetch units of a blob, if one is absent. Returns their number of bytes, or 0.
-fn fetch(blob: &Blob, units: UnitRange) -> u64 {
-    let start = units.start() * UNIT;
-    let len = (units.end() * UNIT).min(blob.len()).saturating_sub(start);
-    match blob.locate(start, len as usize) {
-        Located::Absent(range) => {
-            range.replay();
-            len
-        }
-        Located::Present(_) => 0,
-    }
 }
 
 #[cfg(test)]
@@ -138,9 +165,9 @@ mod tests {
             ((1, 12), 0),
         ]);
         let expected = [
-            (1, UnitRange::one(12)),
-            (0, UnitRange::one(11)),
-            (0, UnitRange::new(5, 9)),
+            TracedRun::new(1, UnitRange::one(12)),
+            TracedRun::new(0, UnitRange::one(11)),
+            TracedRun::new(0, UnitRange::new(5, 9)),
         ];
         assert_eq!(runs(&first), expected);
     }
@@ -149,7 +176,7 @@ mod tests {
     fn a_run_is_bounded() {
         let first: BTreeMap<_, _> = (0..200).map(|unit| ((0, unit), 0)).collect();
         let runs = runs(&first);
-        assert!(runs.iter().all(|(_, run)| run.len() <= MAX_RUN));
+        assert!(runs.iter().all(|run| run.units.len() <= MAX_RUN));
         assert_eq!(runs.len(), 4);
     }
 }

@@ -83,7 +83,7 @@ fn a_limited_server_says_when_to_come_back() {
 }
 
 /// The hash that `secure_link_md5` expects.
-fn link_hash(text: &str) -> String {
+pub(super) fn link_hash(text: &str) -> String {
     let mut openssl = Command::new("sh")
         .args(["-c", "openssl md5 -binary | openssl base64"])
         .stdin(Stdio::piped())

@@ -8,7 +8,7 @@ use common::daemon::Daemon;
 use common::guest::{Guest, Options};
 use common::layers::wrap_tar;
 use common::registries::{DockerRegistry, Storage};
-use common::registry_server::{answer, serve, until};
+use common::registry_server::{Server, answer, serve, until};
 use common::remote::{Layers, Place, REPOSITORY};
 use ovbd_vhost::format::trace::{self, TracedRead};
 use rustix::process::{Pid, Signal, kill_process};
@@ -125,11 +125,22 @@ fn a_recorded_trace_leaves_nothing_to_wait_for() {
     assert_covers(&reads, &wanted);
     place.forget_cache();
     let daemon = place.serve(&["--prefetch", &trace, "--control", &control]);
-    until("the trace is fetched", || {
-        let seen = fetching(&place);
-        seen["fetcher"]["replay_bytes"].as_u64() > Some(0)
+    check_foreseen(&daemon, &place, &server, || read(&daemon));
+}
+
+/// Waits until a trace is local, and checks that none of the reads asks for anything.
+fn check_foreseen(daemon: &Daemon, place: &Place, server: &Server, read: impl FnOnce()) {
+    until("the trace is local", || {
+        daemon
+            .log()
+            .contains("prefetched the bytes recorded in the trace")
     });
-    read(&daemon);
+    let requests = server.count();
+    read();
+    assert_eq!(server.count(), requests, "every read was foreseen");
+    let seen = fetching(place);
+    assert_eq!(seen["fetcher"]["demand_bytes"], 0, "{seen}");
+    assert_eq!(seen["fetcher"]["read_ahead_bytes"], 0, "{seen}");
 }
 
 /// Checks that a trace has the reads of 4096 bytes at these bytes of the disk.
@@ -193,11 +204,10 @@ fn a_trace_is_recorded_from_a_running_disk() {
     place.forget_cache();
     let trace = trace.display().to_string();
     let daemon = place.serve(&["--prefetch", &trace, "--control", &control_name]);
-    until("the trace is fetched", || {
-        fetching(&place)["fetcher"]["replay_bytes"].as_u64() > Some(0)
-    });
     let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
-    read_at(&mut guest, &layers, &during);
+    check_foreseen(&daemon, &place, &server, || {
+        read_at(&mut guest, &layers, &during)
+    });
 }
 
 /// An empty file of `recordTracePath` is recorded to, until its lock file is removed or the daemon ends.
