@@ -1,6 +1,7 @@
 //! Reads of bytes that are absent: the worker asks for them, goes on, and serves them once they are
 //! there. No zeros of a hole are ever served for them.
 
+mod faults;
 mod machine;
 mod remote;
 

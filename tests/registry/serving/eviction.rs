@@ -7,12 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::content::{Random, tagged};
+use common::remote::{Layers, Place};
 use ovbd_vhost::cache::{Cache, Entry};
 use ovbd_vhost::format::digest::Digest;
 use ovbd_vhost::format::presence::{Identity, UnitRange};
 use ovbd_vhost::source::presence::Bitmap;
+use serde_json::json;
 
-use super::UNIT;
+use super::{Reader, UNIT};
 
 /// Two evictors and several disks that come and go: what is open is never taken away, and what is
 /// opened is either there or empty.
@@ -58,6 +60,33 @@ fn openers_and_evictors_do_not_meet() {
             .sum();
         assert!(files > 20, "{files} files were evicted");
     });
+}
+
+/// Disks that start, read everything and end, while all that can be evicted is.
+#[test]
+fn disks_start_and_read_while_the_cache_is_emptied() {
+    let (layers, place) = (Layers::new(2), Place::default());
+    let server = layers.registry();
+    place.config("http", &server.host(), &layers.lowers(), json!({}));
+    let done = AtomicBool::new(false);
+    let files = std::thread::scope(|scope| {
+        let evictor = scope.spawn(|| {
+            let cache = Cache::open(&place.path("cache")).expect("a cache");
+            let mut files = 0;
+            while !done.load(Ordering::Relaxed) {
+                files += cache.free(1 << 30).expect("an eviction").files;
+                std::thread::sleep(Duration::from_millis(3));
+            }
+            files
+        });
+        for _ in 0..6 {
+            let daemon = place.serve(&[]);
+            Reader::connect(&daemon).check_all(&layers.content);
+        }
+        done.store(true, Ordering::Relaxed);
+        evictor.join().expect("evictor")
+    });
+    assert!(files >= 5, "{files} files were evicted");
 }
 
 /// Opens a blob, checks what is there, adds a unit, and checks that it was not taken away meanwhile.

@@ -102,6 +102,63 @@ fn an_index_leads_to_the_layers() {
     }
 }
 
+const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
+
+/// What each convertor makes: Docker's types, OCI's, and Docker's manifest with layers of both kinds.
+#[test]
+fn the_manifests_of_all_convertors_are_served() {
+    let docker_config = "application/vnd.docker.container.image.v1+json";
+    for (manifest, config, kinds) in [
+        (DOCKER_MANIFEST, docker_config, [DOCKER_LAYER, DOCKER_LAYER]),
+        (DOCKER_MANIFEST, docker_config, [OCI_LAYER, OCI_LAYER]),
+        (DOCKER_MANIFEST, docker_config, [DOCKER_LAYER, OCI_LAYER]),
+        (
+            OCI_MANIFEST,
+            "application/vnd.oci.image.config.v1+json",
+            [OCI_LAYER, DOCKER_LAYER],
+        ),
+    ] {
+        let (layers, place, documents) = (Layers::new(1), Place::default(), Documents::default());
+        let server = registry(&layers, &documents);
+        let mut image = layers.manifest();
+        image["mediaType"] = manifest.into();
+        image["config"]["mediaType"] = config.into();
+        for (number, kind) in kinds.iter().enumerate() {
+            image["layers"][number]["mediaType"] = (*kind).into();
+        }
+        let image = put(&documents, "image", &image.to_string());
+        let mut right = entry(&image.to_string(), "linux", ARCHITECTURE);
+        right["mediaType"] = manifest.into();
+        let index = json!({"schemaVersion": 2, "manifests": [attestation(), right]});
+        put(&documents, "index", &index.to_string());
+        let daemon = place.serve_image(&server.host(), ":index", &[]);
+        Reader::connect(&daemon).check_all(&layers.content);
+        let asked = server.received();
+        let manifests: Vec<_> = asked
+            .iter()
+            .filter(|one| one.target.contains("/manifests/"))
+            .collect();
+        assert_eq!(manifests.len(), 2, "{manifests:?}");
+        for request in manifests {
+            let accept = request.header("accept").unwrap_or_default();
+            let mut accept: Vec<_> = accept.split(',').map(str::trim).collect();
+            accept.sort_unstable();
+            assert_eq!(
+                accept,
+                [
+                    "application/vnd.docker.distribution.manifest.list.v2+json",
+                    DOCKER_MANIFEST,
+                    "application/vnd.oci.image.index.v1+json",
+                    OCI_MANIFEST,
+                ]
+            );
+        }
+    }
+}
+
 /// Documents that lead to no image for this machine, or to one that is not served, and what the daemon
 /// says about them.
 fn refused(layers: &Layers) -> Vec<(Value, &'static str)> {

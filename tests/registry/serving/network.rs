@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::daemon;
 use common::name_server::NameServer;
@@ -182,7 +182,10 @@ fn a_start_ends_if_no_name_server_knows_the_registry() {
                 let reference = format!("{NAME}/{REPOSITORY}:1");
                 for image in [["--config", &config], ["--image", &reference]] {
                     let more = ["--socket", &socket, "--cache", &cache];
+                    let start = Instant::now();
                     let text = refused(&setup, &[&image, &more[..]].concat());
+                    // Three times the longest look-up.
+                    assert!(start.elapsed() < Duration::from_secs(15), "{text}");
                     assert!(text.contains(reason), "{image:?}: {text}");
                     assert!(text.contains("cannot resolve the host name"), "{text}");
                 }

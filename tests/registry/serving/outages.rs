@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::checks;
 use common::content::Random;
 use common::daemon::Daemon;
 use common::guest::{Guest, Options};
+use common::queue::Layout;
 use common::registries::{DockerRegistry, Storage};
 use common::registry_server::{Reply, answer, until};
 use common::remote::{Layers, Place, REPOSITORY};
@@ -199,7 +200,10 @@ fn a_stop_does_not_wait_for_the_network() {
     let done = reader.load.take().expect("an answer");
     assert_eq!((done.status, done.sector), (common::blk::OK, 0));
 
+    let start = Instant::now();
     reader.session.stop_queue(0).expect("the queue stops");
+    // After 5 seconds, whatever the network does: it would never answer.
+    assert!(start.elapsed() < Duration::from_secs(20), "the stop waits");
     reader.reconnect(&daemon);
     // The connection ends without a word.
     reader.reconnect(&daemon);
@@ -210,6 +214,34 @@ fn a_stop_does_not_wait_for_the_network() {
     daemon.restart();
     reader.reconnect(&daemon);
     reader.check(&layers.content);
+}
+
+/// Without a region for requests in flight, nothing can be left for a later daemon: reads that wait when
+/// the queue stops fail, and succeed when the driver repeats them.
+#[test]
+fn a_stop_without_a_region_fails_the_reads_that_wait() {
+    let (layers, place) = (Layers::new(4), Place::default());
+    let server = layers.registry_with_outages(Reply::Stall(Vec::new()));
+    place.config("http", &server.host(), &layers.lowers(), json!({}));
+    let daemon = place.serve(&[]);
+    let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
+    server.take_away();
+    let before = server.count();
+    let middle = layers.content.len() / 2;
+    let placed = guest.place(common::blk::IN, middle as u64 / 512, 4096);
+    guest.queues[0].submit(&placed.chain, Layout::Direct);
+    guest.queues[0].publish();
+    until("the read's request stalls", || server.count() > before);
+    let start = Instant::now();
+    guest.session.stop_queue(0).expect("the queue stops");
+    assert!(start.elapsed() < Duration::from_secs(20), "the stop waits");
+    let used = guest.queues[0].take().expect("an answer");
+    let answer = guest.answer(&placed, used);
+    assert_eq!(answer.status, common::blk::IOERR);
+    server.bring_back();
+    guest.start_queue(0).expect("the queue starts");
+    let found = guest.read(0, middle as u64 / 512, 4096);
+    assert!(found == layers.content[middle..middle + 4096]);
 }
 
 /// SIGTERM ends a start that waits for a registry.

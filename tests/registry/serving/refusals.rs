@@ -41,7 +41,7 @@ fn check_server(scheme: &str, server: &Server, words: &str, upstreams: &str) {
     );
     assert!(!place.path("s").exists());
     // Far from the minute that a registry without an answer gets.
-    assert!(start.elapsed() < Duration::from_secs(40), "{words}");
+    assert!(start.elapsed() < Duration::from_secs(15), "{words}");
 }
 
 #[test]

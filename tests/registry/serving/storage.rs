@@ -292,6 +292,9 @@ fn a_cache_over_its_mark_serves_what_is_in_use() {
     until("the log says so", || {
         daemon.log().contains("downloads pause")
     });
+    let unused = Digest::of(&tagged(UNIT, 9)).hex();
+    let unused = place.path("cache/blobs/sha256").join(unused);
+    until("what is not in use is evicted", || !unused.exists());
     let before = server.count();
     std::thread::sleep(Duration::from_secs(1));
     assert_eq!(server.count(), before, "nothing is downloaded");

