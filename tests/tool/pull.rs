@@ -90,6 +90,38 @@ fn a_pulled_image_is_in_the_cache_and_is_not_fetched_again() {
     assert_eq!(table.lines().count(), 5, "{table}");
 }
 
+/// On a terminal, a bar shows how much of how much has come, and is gone at the end.
+#[test]
+fn a_pull_shows_its_progress_on_a_terminal() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = DockerRegistry::open(storage(&layers()));
+    let reference = format!("{}/team/app:1.2", registry.host());
+    let command = pull(registry.host(), &reference).join(" ");
+    let line = format!(
+        "stty columns 100; exec {} {command}",
+        env!("CARGO_BIN_EXE_ovbd")
+    );
+    let output = Command::new("script")
+        .args(["-qefc", &line, "/dev/null"])
+        .current_dir(dir.path())
+        .env("TERM", "xterm")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{shown}");
+    // 20 MiB, 1 MiB and some more.
+    assert!(
+        shown.contains("pulling [") && shown.contains("/21.07 MiB"),
+        "{shown}"
+    );
+    let (_, last) = shown.rsplit_once("sha256:").unwrap();
+    assert!(
+        last.contains(": 4 layers, ") && !last.contains("pulling"),
+        "{shown}"
+    );
+}
+
 #[test]
 fn a_cache_is_verified_shrunk_and_emptied() {
     let dir = tempfile::tempdir().unwrap();
