@@ -222,7 +222,7 @@ mod tests {
         let placed = |(number, (uuid, parent)): (usize, &(u128, u128))| {
             let uuid = Uuid::from_u128(*uuid);
             Placed {
-                layer: LayerRef::File(number.to_string().into()),
+                layer: std::path::PathBuf::from(number.to_string()).into(),
                 uuid,
                 parent: Uuid::from_u128(*parent),
                 size: SIZE,

@@ -18,7 +18,7 @@ use crate::format::digest::Digest;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum LayerRef {
     /// A local file with all bytes.
-    File(PathBuf),
+    File(Arc<Path>),
     /// A blob in a registry.
     Remote(Arc<RemoteBlob>),
 }
@@ -42,7 +42,14 @@ impl LayerRef {
     /// Those of [`std::path::absolute`]: the current directory cannot be found, or the path is empty.
     pub fn absolute(&self) -> io::Result<Self> {
         match self {
-            Self::File(path) => Ok(Self::File(std::path::absolute(path)?)),
+            Self::File(path) => {
+                let absolute = std::path::absolute(path)?;
+                // One path is kept once, however many references there are to it.
+                Ok(match absolute.as_os_str() == path.as_os_str() {
+                    true => self.clone(),
+                    false => absolute.into(),
+                })
+            }
             Self::Remote(_) => Ok(self.clone()),
         }
     }
@@ -86,19 +93,19 @@ impl Serialize for LayerRef {
 
 impl From<PathBuf> for LayerRef {
     fn from(path: PathBuf) -> Self {
-        Self::File(path)
+        Self::File(path.into())
     }
 }
 
 impl From<&PathBuf> for LayerRef {
     fn from(path: &PathBuf) -> Self {
-        Self::File(path.clone())
+        Self::File(path.as_path().into())
     }
 }
 
 impl From<&Path> for LayerRef {
     fn from(path: &Path) -> Self {
-        Self::File(path.to_owned())
+        Self::File(path.into())
     }
 }
 

@@ -354,7 +354,12 @@ mod tests {
         });
         let presence = Arc::new(units.clone());
         (
-            Blob::partial(LayerRef::File("blob".into()), file, LEN, presence),
+            Blob::partial(
+                LayerRef::from(std::path::Path::new("blob")),
+                file,
+                LEN,
+                presence,
+            ),
             units,
         )
     }

@@ -201,7 +201,12 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.set_len(8).unwrap();
         let presence = Arc::new(unit.clone());
-        let blob = Blob::partial(LayerRef::File("blob".into()), file, 8, presence);
+        let blob = Blob::partial(
+            LayerRef::from(std::path::Path::new("blob")),
+            file,
+            8,
+            presence,
+        );
         let mut decodings = 0;
         let read = blob.read_decoded(&mut [1; 8], 0, |stored| {
             assert_eq!(stored, [0; 8]);

@@ -98,7 +98,7 @@ fn a_digest_is_a_layer_unless_its_file_is_local() {
             blobs_url: "https://host/v2/x/blobs".to_owned(),
         }))
     };
-    let local = LayerRef::File(dir.path().join("./.commit"));
+    let local = LayerRef::from(dir.path().join("./.commit"));
     let expected = [remote(Some(5)), remote(None), local];
     let stack = stack(&dir, &text).unwrap();
     assert_eq!(stack.layers(), expected);

@@ -83,7 +83,7 @@ impl Remote {
         });
         let len = remote.content.len() as u64;
         let map = Arc::new(Map(remote.clone()));
-        let blob = Blob::partial(LayerRef::File(path.to_owned()), file, len, map);
+        let blob = Blob::partial(LayerRef::from(path), file, len, map);
         (remote, blob)
     }
 
