@@ -124,14 +124,8 @@ impl StatsPage {
         let mut options = File::options();
         options.read(true).write(true).create(true).mode(0o600);
         let file = open_regular(path, options)?;
-        let mut magic = [0; 8];
-        let known = file
-            .read_exact_at(&mut magic, DiskCell::Magic as u64 * 8)
-            .is_ok()
-            && u64::from_le_bytes(magic) == MAGIC
-            && file.metadata()?.len() == PAGE_LEN;
-        if !known {
-            // A hole: cells that are never written take no memory.
+        if !is_page(&file)? {
+            // A hole: blocks of queues that never run take neither memory nor storage.
             file.set_len(0)?;
             file.set_len(PAGE_LEN)?;
         }
@@ -220,8 +214,21 @@ impl StatsPage {
     }
 }
 
+/// Returns whether `file` is a statistics page of this format.
+fn is_page(file: &File) -> io::Result<bool> {
+    let mut magic = [0; size_of::<u64>()];
+    if file.metadata()?.len() != PAGE_LEN {
+        return Ok(false);
+    }
+    file.read_exact_at(&mut magic, 0)?;
+    // Cells have the byte order of the processor.
+    Ok(u64::from_le_bytes(magic) == MAGIC.to_le())
+}
+
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::figures::Figures;
     use super::*;
 
@@ -239,6 +246,20 @@ mod tests {
         assert_eq!(page.get(DiskCell::Connected), 0);
         let read = Figures::read(&path).unwrap();
         assert_eq!(read.disk(DiskCell::Connections), 2);
+    }
+
+    #[test]
+    fn blocks_of_queues_that_never_ran_take_no_space() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.stats");
+        let page = StatsPage::open(&path).unwrap();
+        let queue = queue::QueueStats::new(&page, 0);
+        queue.add(queue::cell::BAD_CHAINS, 1);
+        drop(page);
+        let page = StatsPage::open(&path).unwrap();
+        assert_eq!(Figures::of(&page).queue(queue::cell::BAD_CHAINS), 1);
+        let bytes = std::fs::metadata(&path).unwrap().blocks() * 512;
+        assert!(bytes < PAGE_LEN / 4, "{bytes}");
     }
 
     #[test]
