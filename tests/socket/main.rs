@@ -1,6 +1,7 @@
 //! The daemon through its sockets, with front-ends and guests that keep to the protocol.
 
 mod activation;
+mod idle;
 mod limits;
 mod metrics;
 mod migration;
