@@ -159,7 +159,7 @@ impl Partial {
     /// [`Error::Full`] and [`Error::File`]. After a failed sync the system may have dropped what
     /// was not on storage, so those units become absent.
     pub fn sync(&self) -> Result<(), Error> {
-        let _syncing = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _syncing = self.syncing();
         self.unsynced.store(0, Ordering::Relaxed);
         let snapshot = self.map.snapshot();
         let data = self.layout.data(self.identity());
@@ -172,11 +172,16 @@ impl Partial {
         self.map_file.sync_data().map_err(Error::file("sync", &map))
     }
 
+    /// The turn of a thread to sync.
+    pub(super) fn syncing(&self) -> MutexGuard<'_, ()> {
+        self.syncing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Makes all units absent, because some have wrong bytes. The files stay: disks have them open. The
     /// caller holds all units exclusively.
     pub(super) fn restart(&self) -> Result<(), Error> {
         // A sync that began before must not mark wrong units durable.
-        let _syncing = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _syncing = self.syncing();
         self.map.set_state(State::Restarted);
         self.map.clear();
         let map = self.layout.map(self.identity());

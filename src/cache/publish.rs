@@ -60,6 +60,11 @@ impl Partial {
             self.restart()?;
             return Ok(Publication::Mismatch { found });
         }
+        // A sync that failed meanwhile reported what it lost, and this one would not.
+        let _syncing = self.syncing();
+        if !self.is_full() {
+            return Ok(Publication::Incomplete);
+        }
         self.data.sync_all().map_err(Error::file("sync", &path))?;
         self.rename()?;
         Ok(Publication::Published)

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::engine::Tuning;
+use crate::engine::fetches::MAX_UNDER_WAY;
 use crate::engine::rate_limit::LimitsSpec;
+use crate::fetch::MAX_OUTSTANDING;
 use crate::image::Lineage;
 use crate::io::processors;
 use crate::registry::args::RegistryArgs;
@@ -17,6 +19,9 @@ use crate::writable::{self, OnFull};
 
 /// Largest number of virtqueues that vhost-user can address.
 pub const MAX_QUEUES: u16 = 256;
+
+// The fetcher refuses no read of a guest that uses all queues.
+const _: () = assert!(MAX_QUEUES as usize * MAX_UNDER_WAY <= MAX_OUTSTANDING);
 
 /// Largest size of a virtqueue by default, in descriptors.
 pub const DEFAULT_QUEUE_SIZE: u16 = 1024;

@@ -82,8 +82,14 @@ impl Fetcher {
             threads: RankedMutex::new(Rank::Threads, Threads::default()),
         };
         let mut threads = fetcher.threads.lock();
-        let upkeep = fetcher.spawn("fetch-upkeep", upkeep::run)?;
-        threads.workers.push(upkeep);
+        let upkeep: [(_, fn(&Dispatcher)); 3] = [
+            ("fetch-upkeep", upkeep::run),
+            ("fetch-verify", upkeep::verify),
+            ("fetch-damage", upkeep::look_at_damage),
+        ];
+        for (name, run) in upkeep {
+            threads.workers.push(fetcher.spawn(name, run)?);
+        }
         for _ in 0..options.other_threads.max(1) {
             let worker = fetcher.spawn("fetch-ahead", |dispatcher| {
                 worker::run(dispatcher, &Urgency::ALL[1..]);

@@ -90,3 +90,4 @@ pub use fetcher::{Fetcher, Options};
 pub use fill::{FillError, FillOptions};
 pub use origin::{Body, Failure, From, Origin};
 pub use registry_blob::RegistryBlob;
+pub use session::MAX_OUTSTANDING;

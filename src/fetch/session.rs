@@ -24,8 +24,8 @@ use crate::source::protocol::{Reply, Request, Subject};
 /// How often a session looks whether the fetcher stops.
 const TICK: Duration = Duration::from_millis(200);
 
-/// Fetches of one disk process that may wait at a time: twice as many as 256 queue workers begin.
-const MAX_OUTSTANDING: usize = 32_768;
+/// Fetches of one disk process that may wait at a time.
+pub const MAX_OUTSTANDING: usize = 32_768;
 
 /// Blobs of one disk process that are fetched whole at a time.
 const MAX_FILLING: usize = 16;

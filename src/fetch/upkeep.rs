@@ -1,4 +1,7 @@
-//! The upkeep of the cache: makes units durable, verifies full blobs, looks at damage, evicts.
+//! The upkeep of the cache: makes units durable, evicts, verifies full blobs, looks at damage.
+//!
+//! Verifying a blob, and looking at damage, reads all of it. Each has a thread of its own, so that a large blob
+//! delays neither the upkeep of the others nor the reads that wait for the repair of another.
 
 use std::sync::Arc;
 use std::thread;
@@ -18,7 +21,7 @@ const SYNC_BYTES: u64 = 64 << 20;
 /// How often the size of the cache is looked at, and the time of what is in use is noted.
 const EVICT_EVERY: Duration = Duration::from_secs(30);
 
-/// Runs until the fetcher stops; then makes durable what is there.
+/// Makes units durable and evicts, until the fetcher stops; then makes durable what is there.
 pub(super) fn run(dispatcher: &Dispatcher) {
     // Nothing is evicted at once: a disk that starts has not opened what it needs.
     let mut evicted = Instant::now();
@@ -26,9 +29,7 @@ pub(super) fn run(dispatcher: &Dispatcher) {
         thread::sleep(TICK);
         for blob in dispatcher.blobs() {
             blob.sync(SYNC_BYTES);
-            publish(dispatcher, &blob);
         }
-        check_suspects(dispatcher);
         if evicted.elapsed() >= EVICT_EVERY {
             evicted = Instant::now();
             evict(dispatcher);
@@ -36,6 +37,24 @@ pub(super) fn run(dispatcher: &Dispatcher) {
     }
     for blob in dispatcher.blobs() {
         blob.sync(1);
+    }
+}
+
+/// Verifies full blobs until the fetcher stops.
+pub(super) fn verify(dispatcher: &Dispatcher) {
+    while !dispatcher.is_stopping() {
+        thread::sleep(TICK);
+        for blob in dispatcher.blobs() {
+            publish(dispatcher, &blob);
+        }
+    }
+}
+
+/// Looks at damage until the fetcher stops.
+pub(super) fn look_at_damage(dispatcher: &Dispatcher) {
+    while !dispatcher.is_stopping() {
+        thread::sleep(TICK);
+        check_suspects(dispatcher);
     }
 }
 
