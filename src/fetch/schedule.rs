@@ -3,7 +3,7 @@
 //! ```text
 //! want -> Wanted(cause) --next--> InFlight --arrived--> (gone)     waiters whose units all arrived
 //!            ^                        |
-//!            '------ failed ----------'   after a pause, if something still waits
+//!            '-- wake -- Delayed <----'   failed, if something still waits; postponed
 //! ```
 
 #[cfg(test)]
@@ -112,6 +112,8 @@ impl RangeFetch {
 enum Status {
     Wanted(Cause),
     InFlight,
+    /// Fetched after a pause.
+    Delayed(Cause),
 }
 
 #[derive(Debug)]
@@ -186,12 +188,13 @@ impl<W> Schedule<W> {
             for unit in run.numbers() {
                 match units.status.get(&unit) {
                     Some(Status::InFlight) => continue,
+                    Some(Status::Delayed(before)) if cause >= *before => continue,
                     // In the queue of this client as well: that of the other may be long.
                     Some(Status::Wanted(before)) if cause >= *before => {
                         is_new |= waiter.is_some() && Urgency::of(cause) == Urgency::of(*before);
                         continue;
                     }
-                    Some(Status::Wanted(_)) | None => {}
+                    Some(Status::Wanted(_) | Status::Delayed(_)) | None => {}
                 }
                 units.status.insert(unit, Status::Wanted(cause));
                 is_new = true;
@@ -318,7 +321,7 @@ impl<W> Schedule<W> {
                 .iter()
                 .any(|waiter| waiter.missing.contains(&unit))
             {
-                units.status.insert(unit, Status::Wanted(fetch.cause));
+                units.status.insert(unit, Status::Delayed(fetch.cause));
             } else {
                 units.status.remove(&unit);
             }
@@ -334,7 +337,7 @@ impl<W> Schedule<W> {
         if let Some(units) = self.blobs.get_mut(&fetch.blob) {
             for unit in fetch.units.numbers() {
                 if let Some(status) = units.status.get_mut(&unit) {
-                    *status = Status::Wanted(fetch.cause);
+                    *status = Status::Delayed(fetch.cause);
                 }
             }
         }
@@ -368,6 +371,13 @@ impl<W> Schedule<W> {
                 return Some(at);
             }
             let fetch = entry.remove().fetch;
+            let units = self.blobs.get_mut(&fetch.blob);
+            let inside = units.map(|units| units.status.range_mut(fetch.units.numbers()));
+            for (_, status) in inside.into_iter().flatten() {
+                if let Status::Delayed(cause) = *status {
+                    *status = Status::Wanted(cause);
+                }
+            }
             // Before what came meanwhile: it has waited longest.
             self.queues[Urgency::of(fetch.cause) as usize].push_front(fetch.client, fetch);
         }
@@ -446,7 +456,7 @@ impl<W> Units<W> {
         inside
             .find(|(_, status)| match status {
                 Status::Wanted(cause) => fetch.serves(*cause),
-                Status::InFlight => false,
+                Status::InFlight | Status::Delayed(_) => false,
             })
             .map(|(unit, _)| *unit)
     }
@@ -456,8 +466,7 @@ impl<W> Units<W> {
         // A unit to be repaired is present; it must not come with a request that skips those.
         let joins = |unit| match self.status.get(&unit) {
             Some(Status::Wanted(other)) => other.repairs() == cause.repairs(),
-            Some(Status::InFlight) => false,
-            None => false,
+            Some(Status::InFlight | Status::Delayed(_)) | None => false,
         };
         let is_gap = |unit| !self.status.contains_key(&unit) && !absent(unit);
         let gap = Urgency::of(cause).max_gap();

@@ -371,3 +371,22 @@ fn a_disk_that_is_gone_wants_nothing() {
     assert_eq!((fetch.client, fetch.units), (OTHER, units(2, 3)));
     assert_eq!(next(&mut schedule, &Urgency::ALL, 4), None);
 }
+
+/// Two disks want a unit, and its fetch fails: neither asks again before the pause is over.
+#[test]
+fn a_pause_is_kept_whoever_wants_the_unit() {
+    let mut schedule = Test::default();
+    let now = Instant::now();
+    schedule.want(CLIENT, BLOB, &[units(0, 1)], Cause::Demand, Some("a"));
+    schedule.want(OTHER, BLOB, &[units(0, 1)], Cause::Demand, Some("b"));
+    let fetch = next(&mut schedule, &Urgency::ALL, 1).unwrap();
+    schedule.failed(&fetch, &passing(), now + Duration::from_secs(1));
+    assert_eq!(next(&mut schedule, &Urgency::ALL, 1), None);
+    schedule.want(OTHER, BLOB, &[units(0, 1)], Cause::Demand, Some("c"));
+    schedule.wake(now);
+    assert_eq!(next(&mut schedule, &Urgency::ALL, 1), None);
+    schedule.wake(now + Duration::from_secs(1));
+    assert!(next(&mut schedule, &Urgency::ALL, 1).is_some());
+    assert_eq!(next(&mut schedule, &Urgency::ALL, 1), None);
+    assert_eq!(schedule.arrived(BLOB, units(0, 1)), ["a", "b", "c"]);
+}
