@@ -11,6 +11,9 @@ mod tool;
 mod users;
 
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -94,18 +97,45 @@ fn no_thread_of_a_writable_device_has_a_privilege_left() {
     });
     guest.write(0, 7, &[7; 4096]);
     guest.flush(1);
+    // A client that has not sent its request.
+    let _client = UnixStream::connect(&control).unwrap();
     let names = [
-        "control",
+        "control-client",
         "flush-0",
         "flush-1",
         "front-end",
         "ovbd-vhost",
         "queue-0",
         "queue-1",
-        "seal",
     ];
     assert_threads(disk.daemon.pid(), &names);
     assert!(!disk.daemon.log().contains("WARN"), "{}", disk.daemon.log());
+}
+
+/// The status of a thread named `name` of this process, if there was one while `act` ran.
+fn seen_thread(pid: Pid, name: &str, act: impl FnOnce()) -> Option<String> {
+    let ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let watching = scope.spawn(|| {
+            while !ended.load(Ordering::Relaxed) {
+                let threads = fs::read_dir(format!("/proc/{pid}/task"))
+                    .into_iter()
+                    .flatten();
+                // Those that have ended meanwhile have no status.
+                let mut statuses = threads.filter_map(|thread| {
+                    fs::read_to_string(thread.ok()?.path().join("status")).ok()
+                });
+                let status = statuses.find(|status| field(status, "Name") == name);
+                if status.is_some() {
+                    return status;
+                }
+            }
+            None
+        });
+        act();
+        ended.store(true, Ordering::Relaxed);
+        watching.join().unwrap()
+    })
 }
 
 /// It lives for a moment at the end: the daemon is ended until that was seen.
@@ -115,38 +145,58 @@ fn the_thread_of_the_last_flush_has_no_privilege_left() {
     let start = Instant::now();
     loop {
         let mut guest = disk.plain_guest();
-        for sector in (0..16 << 10).step_by(512) {
-            guest.write(0, sector, &tagged(512 * 512, sector));
-        }
+        write_much(&mut guest);
         drop(guest);
-        let pid = disk.daemon.pid();
-        let ended = AtomicBool::new(false);
-        let seen = thread::scope(|scope| {
-            let watching = scope.spawn(|| {
-                while !ended.load(Ordering::Relaxed) {
-                    let threads = fs::read_dir(format!("/proc/{pid}/task"))
-                        .into_iter()
-                        .flatten();
-                    // Those that have ended meanwhile have no status.
-                    let statuses = threads.filter_map(|thread| {
-                        fs::read_to_string(thread.ok()?.path().join("status")).ok()
-                    });
-                    let last = |status: &String| field(status, "Name") == "last-flush";
-                    if let Some(status) = statuses.into_iter().find(last) {
-                        return Some(status);
-                    }
-                }
-                None
-            });
+        let seen = seen_thread(disk.daemon.pid(), "last-flush", || {
             assert_eq!(disk.daemon.terminate().code(), Some(0));
-            ended.store(true, Ordering::Relaxed);
-            watching.join().unwrap()
         });
         if let Some(status) = seen {
             return assert_confined(&status);
         }
         assert!(start.elapsed() < PATIENCE, "no last flush");
         disk.daemon.restart();
+    }
+}
+
+/// It lives while a layer is sealed: snapshots are taken until that was seen.
+#[test]
+fn the_thread_that_seals_has_no_privilege_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let control = folder.path().join("control");
+    let disk = Writable::serve_with(&["--control", control.to_str().unwrap()]);
+    let mut guest = disk.plain_guest();
+    let start = Instant::now();
+    for number in 0.. {
+        write_much(&mut guest);
+        let seen = seen_thread(disk.daemon.pid(), "seal", || {
+            // The second request waits for the layer of the first one.
+            for wait in [false, true] {
+                take_snapshot(&control, &number.to_string(), wait);
+            }
+        });
+        if let Some(status) = seen {
+            return assert_confined(&status);
+        }
+        assert!(start.elapsed() < PATIENCE, "no layer was sealed");
+    }
+}
+
+fn take_snapshot(control: &Path, name: &str, wait: bool) {
+    let body = format!(r#"{{"name":"{name}","wait":{wait}}}"#);
+    let length = body.len();
+    let request =
+        format!("POST /api/v1/snapshots HTTP/1.1\r\nContent-Length: {length}\r\n\r\n{body}");
+    let mut stream = UnixStream::connect(control).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+}
+
+/// 8 MiB, which a flush or a seal takes a while for.
+fn write_much(guest: &mut Guest) {
+    for sector in (0..16 << 10).step_by(512) {
+        guest.write(0, sector, &tagged(512 * 512, sector));
     }
 }
 
