@@ -451,6 +451,9 @@ impl Disk {
         self.stopping.store(true, Ordering::Relaxed);
         self.status().state = State::Deleting;
         self.stop_process().await;
+        if self.entry().is_none() {
+            services.launcher.end_unknown(&self.id).await;
+        }
         *self.listener() = None;
         services.fd_store.forget(&self.id);
         services

@@ -4,6 +4,7 @@ mod ask;
 mod replace;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -281,8 +282,13 @@ impl Disks {
 
     /// Returns why the disk cannot be removed: a front-end is connected.
     fn in_use(&self, disk: &Disk) -> Option<String> {
-        let view = disk.view(&self.figures(disk));
-        let front_end = view.get("front_end").filter(|peer| !peer.is_null())?;
+        let figures = self.figures(disk);
+        let front_end = match disk.entry() {
+            Some(_) => disk.view(&figures)["front_end"].take(),
+            // A process that this node does not know may serve the disk.
+            None => figures.front_end(),
+        };
+        let front_end = Some(front_end).filter(|peer| !peer.is_null())?;
         let pid = front_end.get("pid").cloned().unwrap_or_default();
         Some(format!(
             "a front-end (process {pid}) is connected to disk {}; disconnect the front-end, or use ?force=true",
@@ -329,6 +335,14 @@ impl Disks {
     /// Returns the description of a disk for clients.
     pub fn view(&self, disk: &Disk) -> Value {
         disk.view(&self.figures(disk))
+    }
+
+    /// Bounds the log of a disk's process.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn bound_log(&self, disk: &Disk) -> io::Result<()> {
+        self.services.launcher.bound_log(disk.id())
     }
 
     /// Returns the counters of the node.

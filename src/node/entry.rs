@@ -11,8 +11,10 @@ use super::spec::{Content, DiskSpec};
 /// Version of the entry's format; an entry of another version is not changed.
 pub const VERSION: u32 = 1;
 
-/// One disk, as stored in `STATE/disks/ID.json`.
+/// One disk, as stored in `STATE/disks/ID.json`. An entry with a field that this node does not know is not read: the field
+/// would be lost when the entry is written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Entry {
     /// [`VERSION`].
     pub version: u32,

@@ -5,6 +5,7 @@
 //! without a copy of the node's page tables (`posix_spawn(3)`).
 
 mod arguments;
+mod bounded_log;
 mod recovery;
 mod socket;
 mod strays;
@@ -33,7 +34,7 @@ use crate::daemon::handover::{self, MAX_READY, Ready};
 use crate::engine::stats::figures::Figures;
 use crate::io::directory::create_all;
 use crate::io::processors;
-use crate::io::regular::{create_regular, open_to_read};
+use crate::io::regular::open_to_read;
 use crate::logging;
 
 pub use socket::bind;
@@ -111,10 +112,6 @@ impl Launcher {
     /// Returns the path of the control socket of a disk's process.
     pub fn control(&self, id: &DiskId) -> PathBuf {
         self.run_dir.join(format!("{id}.control"))
-    }
-
-    fn log(&self, id: &DiskId) -> PathBuf {
-        self.run_dir.join(format!("{id}.log"))
     }
 
     fn stats(&self, id: &DiskId) -> PathBuf {
@@ -211,9 +208,9 @@ impl Launcher {
     }
 
     fn command(&self, entry: &Entry, stdin: OwnedFd) -> Result<Command, Error> {
-        let path = self.log(&entry.id);
-        let log = create_regular(&path).map_err(Error::file("create", &path))?;
-        let errors = log.try_clone().map_err(Error::file("open", &path))?;
+        let log = self.begin_log(&entry.id)?;
+        let errors = log.try_clone();
+        let errors = errors.map_err(Error::file("open", self.log(&entry.id)))?;
         let mut command = Command::new(&self.program);
         command
             .arg("--started-by-node")
@@ -261,6 +258,7 @@ impl Launcher {
         let files = [
             self.control(id),
             self.log(id),
+            self.old_log(id),
             self.stats(id),
             hidden(socket),
         ];

@@ -17,6 +17,7 @@
 //! |---|---|
 //! | [`api`] | HTTP: routes, bodies, answers |
 //! | [`front_ends`] | reports front-ends as events |
+//! | [`logs`] | bounds the logs of disk processes |
 //! | [`metrics`] | the text of the metrics |
 //! | [`inventory`] | lists of disks and images |
 //! | [`disks`] | the set of disks, and the operations of requests on it |
@@ -56,6 +57,7 @@ mod front_ends;
 pub mod id;
 pub mod inventory;
 pub mod launch;
+mod logs;
 pub mod metrics;
 pub mod process;
 pub mod socket;
@@ -142,6 +144,7 @@ async fn serve(config: Config, manager: &Manager, fd_store: FdStore) -> Result<(
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Runtime)?;
     tokio::spawn(front_ends::report(disks.clone()));
+    tokio::spawn(logs::bound(disks.clone()));
     manager.tell(&NotifyState::Ready);
     log::info!("serving the API on {}", config.control.path.display());
     tokio::select! {

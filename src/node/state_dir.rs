@@ -11,6 +11,8 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::entry::{Entry, VERSION};
 use super::error::Error;
 use super::id::DiskId;
@@ -175,18 +177,28 @@ fn read(path: &Path, id: &DiskId) -> Result<Entry, String> {
     if text.len() as u64 > MAX_ENTRY {
         return Err(format!("state entry is longer than {MAX_ENTRY} bytes"));
     }
-    let entry: Entry = serde_json::from_slice(&text)
-        .map_err(|error| format!("state entry is damaged: {error}"))?;
-    if entry.version != VERSION {
-        return Err(format!(
-            "state entry has version {}; this node reads {VERSION}",
-            entry.version
-        ));
+    let damaged = |error| format!("state entry is damaged: {error}; remove the disk");
+    let value: Value = serde_json::from_slice(&text).map_err(damaged)?;
+    if let Some(version) = value.get("version").filter(|version| **version != VERSION) {
+        let text = format!("version {version}, expected {VERSION}");
+        return Err(newer(&text));
     }
+    let entry = serde_json::from_value::<Entry>(value);
+    let entry = entry.map_err(|error| match error.to_string() {
+        text if text.starts_with("unknown field") => newer(&text),
+        _ => damaged(error),
+    })?;
     match entry.id == *id {
         true => Ok(entry),
         false => Err(format!("state entry is that of disk {}", entry.id)),
     }
+}
+
+/// Why an entry of a newer node is not read, and what to do.
+fn newer(what: &str) -> String {
+    format!(
+        "state entry was written by a newer ovbd-node ({what}); install that version again, or remove the disk"
+    )
 }
 
 #[cfg(test)]

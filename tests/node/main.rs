@@ -4,6 +4,7 @@ mod changes;
 mod contract;
 mod crash;
 mod dashboard;
+mod downgrade;
 mod faults;
 mod fetcher;
 mod fields;

@@ -15,7 +15,7 @@ use super::super::process::Process;
 use super::Launcher;
 
 /// What follows the id in the names of files in the run directory.
-const ENDINGS: [&str; 5] = [".sock", ".control", ".log", ".stats", ".new"];
+const ENDINGS: [&str; 6] = [".sock", ".control", ".log", ".log.1", ".stats", ".new"];
 
 /// The disk processes of a run directory.
 pub type Processes = BTreeMap<DiskId, Vec<i32>>;
@@ -41,6 +41,13 @@ impl Launcher {
             self.clean(id, &self.socket(id));
         }
         Ok(processes)
+    }
+
+    /// Ends the processes of a disk whose state entry cannot be read.
+    pub async fn end_unknown(&self, id: &DiskId) {
+        if let Some(pids) = self.processes().get(id) {
+            self.end_all(id, pids).await;
+        }
     }
 
     /// Ends processes of disk `id`.
