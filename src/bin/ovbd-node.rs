@@ -22,6 +22,7 @@ use clap::{ArgMatches, Args as _, Command, CommandFactory, FromArgMatches, Parse
 use ovbd_vhost::io::child_status;
 use ovbd_vhost::logging::{self, LogFormat};
 use ovbd_vhost::node::api::ControlSocket;
+use ovbd_vhost::node::shown_label::ShownLabel;
 use ovbd_vhost::node::socket::{SocketMode, SocketOwner};
 use ovbd_vhost::node::{self, Config};
 use ovbd_vhost::registry::args::RegistryArgs;
@@ -86,6 +87,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics_listen: Option<SocketAddr>,
 
+    /// Label of disks to show in the metric ovbd_disk_info, as label_KEY; repeatable [default: none].
+    #[arg(long = "metrics-label", value_name = "KEY")]
+    metrics_labels: Vec<ShownLabel>,
+
     /// Cache directory of layers from registries and of image tables, shared by all disks; created if missing
     /// [default: the one of --service-config].
     #[arg(long, value_name = "DIR")]
@@ -137,6 +142,7 @@ fn main() -> ExitCode {
         run_dir: args.run_dir,
         allow_dirs: args.allow_dirs,
         disk_options: disk_options(&matches),
+        metrics_labels: args.metrics_labels,
         metrics_listen: args.metrics_listen,
     };
     match node::run(config) {

@@ -112,6 +112,7 @@ impl Device {
         stats.set(DiskCell::Writable, volume.is_writable().into());
         let limit = config.upper_limit.unwrap_or(u64::MAX);
         stats.set(DiskCell::UpperLimit, limit);
+        stats.set(DiskCell::BlockCacheLimit, config.block_cache);
         stats.set(DiskCell::TableBytes, volume.image().table_bytes());
         stats.set(DiskCell::Layers, volume.image().layers().len() as u64);
         let backend = Arc::new(BlockBackend::new(volume, options, parts.rings));

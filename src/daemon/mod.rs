@@ -31,8 +31,8 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -48,6 +48,7 @@ use crate::format::download::Download;
 use crate::image::config::{ImageConfig, Stack, TracePath};
 use crate::io::heap;
 use crate::io::regular::open_regular;
+use crate::io::sigbus;
 use crate::io::signal_event;
 use crate::ratelimited_log;
 use crate::reason::reason;
@@ -265,7 +266,7 @@ fn start_trace(
     recording
 }
 
-/// Opens the statistics page, and counts in it the log lines that are left out.
+/// Opens the statistics page, and counts in it the log lines that are left out and the faults in mapped files.
 fn open_stats(config: &Config) -> Result<Arc<StatsPage>, Error> {
     let stats = match &config.stats {
         Some(path) => StatsPage::open(path)?,
@@ -273,6 +274,11 @@ fn open_stats(config: &Config) -> Result<Arc<StatsPage>, Error> {
     };
     let counted = stats.clone();
     ratelimited_log::count_with(move || counted.count(DiskCell::LogDropped));
+    // The handler of SIGBUS counts as long as the process runs.
+    static KEPT: OnceLock<Arc<StatsPage>> = OnceLock::new();
+    let kept = KEPT.get_or_init(|| stats.clone());
+    let faults = kept.cell(DiskCell::Faults);
+    sigbus::count_in(faults, kept.cell(DiskCell::WatchedRanges));
     Ok(stats)
 }
 

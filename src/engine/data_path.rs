@@ -243,7 +243,12 @@ impl<'a> DataPath<'a> {
                 let again = self.fetches.retry(id, &range, fetching, result)?;
                 Ok(Step::Pending(SubreadState::Fetching(again)))
             }
-            _ => self.begin(id, subread, pending.position, read),
+            located => {
+                if let Some(Located::Present(range)) = located {
+                    self.delivery.count_fetched(range.len());
+                }
+                self.begin(id, subread, pending.position, read)
+            }
         }
     }
 

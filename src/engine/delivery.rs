@@ -4,10 +4,14 @@
 //! guest memory. Compressed bytes are copied into a buffer of the worker, so that the bytes that are verified
 //! are those that are decoded, and decoded from there into guest memory. Other bytes are read first.
 
+use std::sync::Arc;
+
 use super::BlockBackend;
 use super::drop_behind::DropBehind;
 use super::read_plan::Subread;
 use super::stats::queue::{LayerReads, QueueStats, ReadSource, cell};
+use super::stats::{DiskCell, StatsPage};
+use crate::image::block_cache::BlockCache;
 use crate::image::pieces::{CompressedRun, Piece};
 use crate::image::unpack::Unpacker;
 use crate::image::{Error, Image, MAX_STORED};
@@ -25,6 +29,33 @@ pub struct Delivery<'a> {
     drop_behind: Option<DropBehind<'a>>,
     stats: QueueStats<'a>,
     layer_reads: LayerReads,
+    cached: Option<CacheUse<'a>>,
+}
+
+/// Misses of the cache between two looks at its size, which take its locks.
+const LOOK_AT_CACHE: u32 = 32;
+
+/// The cache of decoded blocks, if it is enabled, as this worker uses it.
+struct CacheUse<'a> {
+    cache: &'a Arc<BlockCache>,
+    page: &'a StatsPage,
+    misses: u32,
+}
+
+impl CacheUse<'_> {
+    fn count(&mut self, stats: &QueueStats<'_>, hit: bool) {
+        if hit {
+            return stats.add(cell::CACHE_HITS, 1);
+        }
+        stats.add(cell::CACHE_MISSES, 1);
+        self.misses += 1;
+        if self.misses >= LOOK_AT_CACHE {
+            self.misses = 0;
+            self.page.set(DiskCell::BlockCacheBytes, self.cache.bytes());
+            let evictions = self.cache.take_evictions();
+            self.page.add(DiskCell::BlockCacheEvictions, evictions);
+        }
+    }
 }
 
 impl<'a> Delivery<'a> {
@@ -37,6 +68,12 @@ impl<'a> Delivery<'a> {
             drop_behind: backend.tuning().drop_cache.then(DropBehind::default),
             stats,
             layer_reads: LayerReads::default(),
+            cached: backend.cache().map(|cache| CacheUse {
+                cache,
+                page: backend.stats(),
+                // The first block is seen at once.
+                misses: LOOK_AT_CACHE,
+            }),
         }
     }
 
@@ -93,12 +130,17 @@ impl<'a> Delivery<'a> {
             Subread::Image(Piece::Compressed(run)) => Some(run),
             _ => None,
         };
-        if let Some(run) = run
-            && self
-                .unpacker
-                .unpack_held(self.image.container(run.layer), run, &mut cursor)
-        {
-            return Ok(true);
+        if let Some(run) = run {
+            let container = self.image.container(run.layer);
+            let held = self.unpacker.unpack_held(container, run, &mut cursor);
+            if let Some(cached) = &mut self.cached
+                && run.count == 1
+            {
+                cached.count(&self.stats, held);
+            }
+            if held {
+                return Ok(true);
+            }
         }
         let Some(mapped) = range.resident() else {
             return Ok(false);
@@ -126,7 +168,7 @@ impl<'a> Delivery<'a> {
         self.layer_reads.count(ReadSource::Map, len);
         let container = self.image.container(run.layer);
         let unpacked = self.unpacker.unpack(container, run, bytes, &mut cursor);
-        self.count_damage(unpacked)?;
+        self.count_decoded(subread, unpacked)?;
         Ok(true)
     }
 
@@ -149,7 +191,7 @@ impl<'a> Delivery<'a> {
         self.layer_reads.count(ReadSource::Pread, bytes.len());
         note_or_drop(&mut self.drop_behind, self.image, subread, range);
         let delivered = deliver(&mut self.unpacker, self.image, subread, bytes, cursor);
-        self.count_damage(delivered)?;
+        self.count_decoded(subread, delivered)?;
         Ok(true)
     }
 
@@ -169,7 +211,7 @@ impl<'a> Delivery<'a> {
         self.layer_reads.count(ReadSource::Pread, bytes.len());
         note_or_drop(&mut self.drop_behind, self.image, subread, range);
         let delivered = deliver(&mut self.unpacker, self.image, subread, bytes, cursor);
-        self.count_damage(delivered)
+        self.count_decoded(subread, delivered)
     }
 
     /// Serves a subread from its stored bytes `bytes`, which the ring has read.
@@ -187,14 +229,29 @@ impl<'a> Delivery<'a> {
         self.layer_reads.count(ReadSource::Uring, bytes.len());
         note_or_drop(&mut self.drop_behind, self.image, subread, range);
         let delivered = deliver(&mut self.unpacker, self.image, subread, bytes, cursor);
-        self.count_damage(delivered)
+        self.count_decoded(subread, delivered)
     }
 
-    /// Counts a damaged block.
+    /// Counts a subread that waited for a registry.
+    pub fn count_fetched(&self, bytes: usize) {
+        self.stats.add(cell::FETCHED_READS, 1);
+        self.stats.add(cell::FETCHED_READ_BYTES, bytes as u64);
+    }
+
+    /// Counts the decoded blocks of a subread, or a damaged one.
     #[inline]
-    fn count_damage(&self, result: Result<(), Error>) -> Result<(), Error> {
-        if let Err(Error::Block { .. }) = result {
-            self.stats.add(cell::DAMAGED_BLOCKS, 1);
+    fn count_decoded(&mut self, subread: &Subread, result: Result<(), Error>) -> Result<(), Error> {
+        match result {
+            Ok(()) => {
+                if let Subread::Image(Piece::Compressed(run)) = subread
+                    && let Some(map) = self.image.container(run.layer).zfile_map()
+                {
+                    let codec = map.header().format.algorithm as usize;
+                    self.layer_reads.count_decoded(codec, run.count);
+                }
+            }
+            Err(Error::Block { .. }) => self.stats.add(cell::DAMAGED_BLOCKS, 1),
+            Err(_) => {}
         }
         result
     }

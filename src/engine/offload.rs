@@ -22,6 +22,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::BlockBackend;
 use super::setup::GRACE;
+use super::stats::queue::{QueueStats, cell};
 use crate::ratelimited_log;
 use crate::reason::reason;
 use crate::units::SectorRange;
@@ -144,6 +145,12 @@ impl Performer {
                 OperationEnd::Answered(Status::Ok) => {}
                 failed => return failed,
             }
+        }
+        if change == RangeChange::Discard {
+            // No other thread writes to this cell.
+            let stats = QueueStats::new(self.backend.stats(), self.queue);
+            let ranges = ranges.iter().map(|discard| discard.range.len().bytes());
+            stats.add(cell::DISCARDED_BYTES, ranges.fold(0, u64::saturating_add));
         }
         OperationEnd::Answered(Status::Ok)
     }

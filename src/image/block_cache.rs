@@ -5,9 +5,10 @@
 //! Only reads of a single block use it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use quick_cache::Weighter;
 use quick_cache::sync::Cache;
+use quick_cache::{DefaultHashBuilder, Lifecycle, Weighter};
 
 /// Identifies a block: id of its container, and number of the block.
 pub type BlockId = (u64, u64);
@@ -15,7 +16,22 @@ pub type BlockId = (u64, u64);
 /// A bounded cache of decoded blocks.
 #[derive(Debug)]
 pub struct BlockCache {
-    blocks: Cache<BlockId, Arc<[u8]>, ByBytes>,
+    blocks: Cache<BlockId, Arc<[u8]>, ByBytes, DefaultHashBuilder, Evictions>,
+    evictions: Evictions,
+}
+
+/// Counts the blocks that make room for others.
+#[derive(Clone, Debug, Default)]
+struct Evictions(Arc<AtomicU64>);
+
+impl Lifecycle<BlockId, Arc<[u8]>> for Evictions {
+    /// The last evicted block, which is freed once the lock of its shard is released.
+    type RequestState = Option<Arc<[u8]>>;
+
+    fn on_evict(&self, state: &mut Self::RequestState, _: BlockId, block: Arc<[u8]>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        *state = Some(block);
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -31,14 +47,27 @@ impl BlockCache {
     /// Creates a cache of at most `bytes` bytes of decoded blocks, most of which have `block_size` bytes.
     pub fn new(bytes: u64, block_size: u32) -> Self {
         let items = usize::try_from(bytes / u64::from(block_size.max(1))).unwrap_or(usize::MAX);
+        let evictions = Evictions::default();
+        let hashes = DefaultHashBuilder::default();
         Self {
-            blocks: Cache::with_weighter(items, bytes, ByBytes),
+            blocks: Cache::with(items, bytes, ByBytes, hashes, evictions.clone()),
+            evictions,
         }
     }
 
     /// Returns a decoded block, if the cache has it.
     pub fn get(&self, id: BlockId) -> Option<Arc<[u8]>> {
         self.blocks.get(&id)
+    }
+
+    /// Returns the bytes of all blocks. Locks each shard.
+    pub fn bytes(&self) -> u64 {
+        self.blocks.weight()
+    }
+
+    /// Returns how many blocks were evicted since the last call.
+    pub fn take_evictions(&self) -> u64 {
+        self.evictions.0.swap(0, Ordering::Relaxed)
     }
 
     /// Inserts a decoded block, and evicts others if the cache is full.
@@ -70,5 +99,8 @@ mod tests {
                 .all(|(number, block)| block[..] == [*number as u8; 4096])
         );
         assert!(cache.get((8, kept[0].0)).is_none(), "another container");
+        assert_eq!(cache.bytes(), kept.len() as u64 * 4096);
+        assert_eq!(cache.take_evictions(), 10_000 - kept.len() as u64);
+        assert_eq!(cache.take_evictions(), 0);
     }
 }

@@ -9,19 +9,36 @@
 //! A fault at any other address ends the process.
 #![allow(unsafe_code)]
 
-use std::sync::Once;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::{Once, OnceLock};
 
 use libc::{c_int, c_void, siginfo_t};
 
 use super::range_table::RangeTable;
 
 /// Most ranges that can be watched at a time. The table is fixed because a signal handler must not allocate.
-const SLOTS: usize = 8192;
+pub const SLOTS: usize = 8192;
 
 static TABLE: RangeTable<SLOTS> = RangeTable::new();
 
 static INSTALL: Once = Once::new();
+
+/// Counters in memory that outlives the process.
+static COUNTERS: OnceLock<Counters> = OnceLock::new();
+
+#[derive(Debug)]
+struct Counters {
+    faults: &'static AtomicU64,
+    used: &'static AtomicU64,
+}
+
+/// Counts faults in watched ranges in `faults` from now on, and keeps the number of watched ranges in `used`. Call it
+/// once, while the process has one thread.
+pub fn count_in(faults: &'static AtomicU64, used: &'static AtomicU64) {
+    used.store((SLOTS - free_ranges()) as u64, Ordering::Relaxed);
+    // Only the first counters of a process are used.
+    let _ = COUNTERS.set(Counters { faults, used });
+}
 
 /// Watches a range until dropped. Drop it before the range is unmapped.
 #[derive(Debug)]
@@ -34,6 +51,9 @@ impl Watch {
     pub fn new(start: *const u8, len: usize) -> Option<Watch> {
         INSTALL.call_once(install);
         let number = TABLE.add(start.addr(), len)?;
+        if let Some(counters) = COUNTERS.get() {
+            counters.used.fetch_add(1, Ordering::Relaxed);
+        }
         Some(Watch { number })
     }
 
@@ -49,6 +69,9 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         TABLE.remove(self.number);
+        if let Some(counters) = COUNTERS.get() {
+            counters.used.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -105,6 +128,10 @@ extern "C" fn handler(_signal: c_int, info: *mut siginfo_t, _context: *mut c_voi
             )
         };
         if mapped != libc::MAP_FAILED {
+            // The counters may lie in the range, which is in memory now. Reading an initialized cell takes no lock.
+            if let Some(counters) = COUNTERS.get() {
+                counters.faults.fetch_add(1, Ordering::Relaxed);
+            }
             return;
         }
     }

@@ -23,6 +23,7 @@ use super::events::{Events, Kind};
 use super::fd_store::FdStore;
 use super::id::DiskId;
 use super::launch::Launcher;
+use super::shown_label::ShownLabel;
 use super::spec::{Content, DiskSpec, Origin, Requested};
 use super::state_dir::{StateDir, StoredEntry};
 use crate::engine::stats::figures::Figures;
@@ -38,6 +39,7 @@ const LEAVE_PERIOD: Duration = Duration::from_millis(50);
 pub struct Disks {
     services: Arc<Services>,
     allowed: AllowedDirs,
+    shown_labels: Vec<ShownLabel>,
     disks: Mutex<BTreeMap<DiskId, Arc<Disk>>>,
     /// Held while all disk processes are replaced.
     reloading: Arc<AsyncMutex<()>>,
@@ -59,6 +61,7 @@ impl Disks {
         launcher: Launcher,
         fd_store: FdStore,
         allowed: AllowedDirs,
+        shown_labels: Vec<ShownLabel>,
     ) -> Self {
         let events = Events::default();
         Self {
@@ -70,6 +73,7 @@ impl Disks {
                 counters: Counters::default(),
             }),
             allowed,
+            shown_labels,
             disks: Mutex::default(),
             reloading: Arc::default(),
         }
@@ -343,6 +347,11 @@ impl Disks {
     /// Those of the system.
     pub fn bound_log(&self, disk: &Disk) -> io::Result<()> {
         self.services.launcher.bound_log(disk.id())
+    }
+
+    /// Returns the labels of disks that the metrics show.
+    pub fn shown_labels(&self) -> &[ShownLabel] {
+        &self.shown_labels
     }
 
     /// Returns the counters of the node.

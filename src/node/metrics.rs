@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::disk::{Disk, State};
 use super::disks::Disks;
+use super::shown_label::ShownLabel;
 use crate::engine::stats::exposition::{Exposition, Format, Kind};
 use crate::engine::stats::report::{self, DiskFigures};
 use crate::version::VERSION;
@@ -18,7 +19,7 @@ pub fn text(disks: &Disks, format: Format) -> String {
     let mut text = Exposition::new(format);
     text.family("ovbd_build", Kind::Info, "Version of the node.");
     text.sample(&[("version", VERSION)], 1);
-    states(&mut text, &all);
+    states(&mut text, &all, disks.shown_labels());
     let figures: Vec<_> = all
         .iter()
         .map(|disk| DiskFigures {
@@ -38,7 +39,7 @@ pub fn text(disks: &Disks, format: Format) -> String {
 }
 
 /// Metrics that follow from the node's own knowledge of its disks.
-fn states(text: &mut Exposition, disks: &[Arc<Disk>]) {
+fn states(text: &mut Exposition, disks: &[Arc<Disk>], shown: &[ShownLabel]) {
     text.family("ovbd_disks", Kind::Gauge, "Disks by state.");
     for state in State::ALL {
         let count = disks.iter().filter(|disk| disk.state() == state).count();
@@ -58,11 +59,17 @@ fn states(text: &mut Exposition, disks: &[Arc<Disk>]) {
         let Some(entry) = disk.entry() else { continue };
         let content = entry.content.name();
         let readonly = entry.upper.is_none().to_string();
-        let labels = [
+        let mut labels = vec![
             ("disk", disk.id().as_str()),
             ("image", &content),
             ("readonly", &readonly),
         ];
+        // A label without a value is the same as none.
+        let values = shown.iter().filter_map(|label| {
+            let value = entry.spec.labels.get(label.key())?;
+            Some((label.name(), value.as_str()))
+        });
+        labels.extend(values);
         text.sample(&labels, 1);
     }
     text.family(

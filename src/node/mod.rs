@@ -36,6 +36,7 @@
 //! | [`crashes`] | when a process is started again, and when given up |
 //! | [`counters`] | counters of the node |
 //! | [`events`] | numbered changes of disks |
+//! | [`shown_label`] | labels of disks in the metrics |
 //! | [`id`] | names of disks |
 //! | [`clock`] | the time |
 //!
@@ -60,6 +61,7 @@ pub mod launch;
 mod logs;
 pub mod metrics;
 pub mod process;
+pub mod shown_label;
 pub mod socket;
 pub mod spec;
 pub mod state_dir;
@@ -83,6 +85,7 @@ use api::{Access, ControlSocket, exporter};
 use disks::Disks;
 use fd_store::FdStore;
 use launch::Launcher;
+use shown_label::ShownLabel;
 use state_dir::StateDir;
 
 /// Options of the node.
@@ -102,6 +105,8 @@ pub struct Config {
     pub program: PathBuf,
     /// Options of `ovbd-vhost` that all disks get: the cache directory, and access to registries.
     pub disk_options: Vec<OsString>,
+    /// Labels of disks that the metrics show.
+    pub metrics_labels: Vec<ShownLabel>,
     /// Loopback address on which metrics are served over TCP.
     pub metrics_listen: Option<SocketAddr>,
 }
@@ -127,7 +132,13 @@ async fn serve(config: Config, manager: &Manager, fd_store: FdStore) -> Result<(
     let state = StateDir::open(&config.state)?;
     let launcher = Launcher::new(&config.run_dir, &config.program, config.disk_options)?;
     let allowed = AllowedDirs::open(&config.allow_dirs)?;
-    let disks = Arc::new(Disks::new(state, launcher, fd_store, allowed));
+    let disks = Arc::new(Disks::new(
+        state,
+        launcher,
+        fd_store,
+        allowed,
+        config.metrics_labels,
+    ));
     let exporter = config.metrics_listen.map(exporter::bind).transpose()?;
     let listener = api::bind(&config.control, api::BIND_LIMIT)?;
     let reading = config.control_ro.as_ref();

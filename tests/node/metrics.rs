@@ -1,12 +1,16 @@
 //! `GET /metrics` of the node and of a single disk.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use common::PATIENCE;
+use common::blk;
 use common::guest::{Guest, Options};
+use common::layers::{LayerBuilder, Pack, zfile};
 use common::registries;
 use ovbd_vhost::engine::stats::PAGE_LEN;
 use rustix::process::{Pid, Signal, kill_process};
@@ -237,4 +241,113 @@ fn metrics_are_served_on_a_loopback_address_only() {
     assert!(ask("GET /api/v1/disks").starts_with("HTTP/1.1 404"));
     assert!(ask("DELETE /metrics").starts_with("HTTP/1.1 405"));
     drop(node);
+}
+
+/// The names in the tables of the section "Metrics" of docs/node.md.
+fn documented() -> BTreeSet<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/node.md");
+    let text = fs::read_to_string(path).unwrap();
+    let (_, section) = text.split_once("\n## Metrics\n").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let rows = section.lines().filter(|line| line.starts_with("| `"));
+    let names = rows.flat_map(|row| row.split('|').nth(1).unwrap().split('`'));
+    let names = names.map(str::trim).filter(|name| name.len() > 1);
+    names.map(str::to_owned).collect()
+}
+
+/// A node with disks that have every metric.
+#[test]
+fn the_names_are_those_of_the_documentation() {
+    let node = Node::start_with(&["--metrics-label", "team"]);
+    let upper = json!({ "dir": node.images().join("upper") });
+    let spec = json!({ "layers": [layer(&node, "a.obd", 7)], "upper": upper, "upper_limit": 1 << 30,
+        "labels": { "team": "a\"b", "other": "x" } });
+    assert_eq!(node.put("/disks/a", &spec).0, 201);
+    let mut guest = Guest::boot(node.connect("a"), Options::default()).unwrap();
+    drop(guest.read(0, 0, 512));
+    let text = scrape(&node);
+    assert_clean(&text);
+    let types = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    let served: BTreeSet<_> = types.map(str::to_owned).collect();
+    assert_eq!(served, documented());
+    assert!(
+        text.contains("readonly=\"false\",label_team=\"a\\\"b\"} 1"),
+        "{text}"
+    );
+}
+
+#[test]
+fn decoded_blocks_the_cache_and_discards_are_counted() {
+    let node = Node::start();
+    let content: Vec<u8> = (0..1 << 20).map(|at: u32| (at / 512) as u8).collect();
+    let lsmt = LayerBuilder::new(1 << 20).data(0, &content).lsmt();
+    fs::write(node.images().join("z.obd"), zfile(&lsmt, Pack::default())).unwrap();
+    let upper = json!({ "dir": node.images().join("upper") });
+    let spec =
+        json!({ "layers": [node.images().join("z.obd")], "upper": upper, "block_cache": 64 << 10 });
+    assert_eq!(node.put("/disks/a", &spec).0, 201);
+    let mut guest = Guest::boot(node.connect("a"), Options::default()).unwrap();
+    for round in 0..2 {
+        for block in 0..256 {
+            assert_eq!(
+                guest.read(0, block * 8, 512),
+                content[block as usize * 4096..][..512],
+                "{round}"
+            );
+        }
+        drop(guest.read(0, 255 * 8, 512));
+    }
+    let range = blk::range(16, 8, 0);
+    assert_eq!(guest.send(0, blk::DISCARD, 0, &range), blk::OK);
+    let stats = node.get("/disks/a/stats").1;
+    let text = scrape(&node);
+    let of = |name: &str| value(&text, &format!("{name}{{disk=\"a\"}}")).unwrap();
+    let decoded = value(&text, "ovbd_blocks_decoded_total{disk=\"a\",codec=\"lz4\"}").unwrap();
+    assert!(decoded >= 256.0, "{text}");
+    assert_eq!(
+        of("ovbd_block_cache_hits_total") + of("ovbd_block_cache_misses_total"),
+        514.0
+    );
+    assert!(of("ovbd_block_cache_hits_total") >= 2.0, "{text}");
+    assert!(of("ovbd_block_cache_evictions_total") > 0.0, "{text}");
+    assert_eq!(of("ovbd_block_cache_limit_bytes"), 65536.0);
+    assert!(
+        (1.0..=65536.0).contains(&of("ovbd_block_cache_bytes")),
+        "{text}"
+    );
+    let discarded = "ovbd_request_bytes_total{disk=\"a\",op=\"discard\"}";
+    assert_eq!(value(&text, discarded), Some(4096.0));
+    assert_eq!(stats["requests"]["discard"]["bytes"], 4096, "{stats}");
+    assert_eq!(stats["blocks_decoded"]["lz4"].as_f64(), Some(decoded));
+    let slots = |state: &str| {
+        let sample = format!("ovbd_sigbus_slots{{disk=\"a\",state=\"{state}\"}}");
+        value(&text, &sample).unwrap()
+    };
+    assert!(
+        slots("used") >= 2.0 && slots("used") + slots("free") == 8192.0,
+        "{text}"
+    );
+}
+
+#[test]
+fn faults_in_truncated_files_are_counted() {
+    let node = Node::start();
+    let path = layer(&node, "a.obd", 7);
+    assert_eq!(node.put("/disks/a", &json!({ "layers": [path] })).0, 201);
+    let mut guest = Guest::boot(node.connect("a"), Options::default()).unwrap();
+    assert_eq!(guest.read(0, 0, 512), [7; 512]);
+    let faults = || value(&scrape(&node), "ovbd_sigbus_total{disk=\"a\"}");
+    assert_eq!(faults(), Some(0.0));
+    // From the mapping, which is gone the next time.
+    assert_eq!(guest.read(0, 0, 512), [7; 512]);
+    fs::File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(0)
+        .unwrap();
+    assert_eq!(guest.request(0, blk::IN, 0, 512).status, blk::IOERR);
+    assert_eq!(faults(), Some(1.0));
 }

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::DiskCell;
 use super::exposition::seconds;
 use super::figures::Figures;
-use super::queue::{DURATION_BOUNDS, Op, READ_SOURCES, RESULTS, cell};
+use super::queue::{CODECS, DURATION_BOUNDS, Op, READ_SOURCES, RESULTS, cell};
 use super::report::{BY_WORD, DISK_COUNTERS, GAUGES, LIMITS, QUEUE_COUNTERS, WITH_BYTES};
 
 impl Figures {
@@ -31,6 +31,15 @@ impl Figures {
         add("requests", self.described_requests());
         add("throttled", self.described_throttling());
         add("layer_reads", self.described_layer_reads());
+        let decoded = CODECS.into_iter().enumerate().map(|(number, codec)| {
+            let blocks = self.queue(cell::BLOCKS_DECODED + number);
+            (codec.to_owned(), json!(blocks))
+        });
+        add("blocks_decoded", Value::Object(decoded.collect()));
+        add(
+            "sigbus_slots_used",
+            json!(self.disk(DiskCell::WatchedRanges)),
+        );
         add(
             "duration_bounds_seconds",
             json!(DURATION_BOUNDS.map(seconds)),

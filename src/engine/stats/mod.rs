@@ -78,6 +78,12 @@ pub enum DiskCell {
     TableBytes = 13,
     /// Layers of the image.
     Layers = 14,
+    /// Bytes in the cache of decompressed blocks.
+    BlockCacheBytes = 15,
+    /// Limit of them.
+    BlockCacheLimit = 16,
+    /// Address ranges in which faults are expected.
+    WatchedRanges = 17,
     /// Front-ends that connected and sent a message. The first counter; the cells before it are gauges.
     Connections = 32,
     /// Connections that ended with an error.
@@ -90,6 +96,10 @@ pub enum DiskCell {
     SnapshotsFailed = 36,
     /// Lines that the rate limit of the log left out.
     LogDropped = 37,
+    /// Blocks that made room in the cache of decompressed blocks.
+    BlockCacheEvictions = 38,
+    /// Faults of accesses to files that were truncated while they were mapped.
+    Faults = 39,
 }
 
 /// A statistics page cannot be set up.
@@ -175,7 +185,8 @@ impl StatsPage {
         blocks.get(number).unwrap_or(&SPARE)
     }
 
-    fn cell(&self, cell: DiskCell) -> &AtomicU64 {
+    /// Returns a cell.
+    pub fn cell(&self, cell: DiskCell) -> &AtomicU64 {
         let found = self.block(0).get(cell as usize);
         found.unwrap_or(&SPARE[0])
     }
@@ -188,6 +199,11 @@ impl StatsPage {
     /// Sets a gauge.
     pub fn set(&self, gauge: DiskCell, value: u64) {
         self.cell(gauge).store(value, Ordering::Relaxed);
+    }
+
+    /// Adds `count` to a counter.
+    pub fn add(&self, counter: DiskCell, count: u64) {
+        self.cell(counter).fetch_add(count, Ordering::Relaxed);
     }
 
     /// Adds 1 to a counter.

@@ -71,6 +71,9 @@ pub enum ReadSource {
 /// Names of [`ReadSource`] in metrics, by their numbers.
 pub const READ_SOURCES: [&str; 3] = ["map", "uring", "pread"];
 
+/// Algorithms of compressed blocks in metrics, in the order of their cells.
+pub const CODECS: [&str; 2] = ["lz4", "zstd"];
+
 /// Upper bounds of the duration buckets in nanoseconds: 10 us, and each four times the one before. The last bucket has
 /// no bound.
 pub const DURATION_BOUNDS: [u64; 11] = [
@@ -92,12 +95,14 @@ pub const BUCKETS: usize = DURATION_BOUNDS.len() + 1;
 
 /// Cells of a queue's block. Each constant is the first of a group.
 pub mod cell {
-    use super::{BUCKETS, Op, READ_SOURCES, RESULTS};
+    use super::{BUCKETS, CODECS, Op, READ_SOURCES, RESULTS};
 
     /// By operation and result.
     pub const REQUESTS: usize = 0;
     /// Bytes of reads, writes and discards.
     pub const BYTES: usize = REQUESTS + Op::ALL.len() * RESULTS.len();
+    /// Bytes of discards, which the offload thread counts.
+    pub const DISCARDED_BYTES: usize = BYTES + 2;
     /// Requests that waited for tokens: by bucket, operations and bandwidth.
     pub const THROTTLED_REQUESTS: usize = BYTES + 3;
     /// Nanoseconds that they waited.
@@ -116,8 +121,18 @@ pub mod cell {
     pub const DURATION_NANOS: usize = DAMAGED_BLOCKS + 1;
     /// Requests by operation and duration.
     pub const DURATIONS: usize = DURATION_NANOS + Op::Other as usize;
+    /// Decompressed blocks, by algorithm.
+    pub const BLOCKS_DECODED: usize = DURATIONS + Op::Other as usize * BUCKETS;
+    /// Reads that were served from the cache of decompressed blocks.
+    pub const CACHE_HITS: usize = BLOCKS_DECODED + CODECS.len();
+    /// Reads that this cache could have served and did not.
+    pub const CACHE_MISSES: usize = CACHE_HITS + 1;
+    /// Reads of layers that waited for a registry.
+    pub const FETCHED_READS: usize = CACHE_MISSES + 1;
+    /// Bytes of them.
+    pub const FETCHED_READ_BYTES: usize = FETCHED_READS + 1;
     /// Cells in use.
-    pub const COUNT: usize = DURATIONS + Op::Other as usize * BUCKETS;
+    pub const COUNT: usize = FETCHED_READ_BYTES + 1;
 }
 
 const _: () = assert!(cell::COUNT <= BLOCK);
@@ -155,6 +170,7 @@ impl<'a> QueueStats<'a> {
 pub struct LayerReads {
     counts: [u64; READ_SOURCES.len()],
     bytes: [u64; READ_SOURCES.len()],
+    decoded: [u64; CODECS.len()],
 }
 
 impl LayerReads {
@@ -169,9 +185,26 @@ impl LayerReads {
         }
     }
 
+    /// Counts decompressed blocks; `codec` is an index of [`CODECS`].
+    #[inline]
+    pub fn count_decoded(&mut self, codec: usize, blocks: u32) {
+        if let Some(count) = self.decoded.get_mut(codec) {
+            *count = count.wrapping_add(blocks.into());
+        }
+    }
+
     /// Moves the counts to the statistics page.
     pub fn publish(&mut self, stats: &QueueStats<'_>) {
-        let Self { counts, bytes } = std::mem::take(self);
+        let Self {
+            counts,
+            bytes,
+            decoded,
+        } = std::mem::take(self);
+        for (codec, count) in decoded.into_iter().enumerate() {
+            if count > 0 {
+                stats.add(cell::BLOCKS_DECODED + codec, count);
+            }
+        }
         for (source, (count, bytes)) in counts.into_iter().zip(bytes).enumerate() {
             if count > 0 {
                 stats.add(cell::LAYER_READS + source, count);

@@ -3,7 +3,8 @@
 use super::DiskCell;
 use super::exposition::{Exposition, Kind, Labels, seconds};
 use super::figures::Figures;
-use super::queue::{Op, READ_SOURCES, RESULTS, cell};
+use super::queue::{CODECS, Op, READ_SOURCES, RESULTS, cell};
+use crate::io::sigbus::SLOTS;
 
 /// A disk and its values.
 #[derive(Debug)]
@@ -15,13 +16,13 @@ pub struct DiskFigures {
 }
 
 /// Operations whose bytes are counted, in the order of their cells.
-pub(super) const WITH_BYTES: [&str; 2] = ["read", "write"];
+pub(super) const WITH_BYTES: [&str; 3] = ["read", "write", "discard"];
 
 /// Buckets of the rate limits, in the order of their cells.
 pub(super) const LIMITS: [&str; 2] = ["ops", "bandwidth"];
 
 /// Gauges: name, help, cell.
-pub(super) const GAUGES: [(&str, &str, DiskCell); 8] = [
+pub(super) const GAUGES: [(&str, &str, DiskCell); 10] = [
     ("ovbd_disk_size_bytes", "Size of the disk.", DiskCell::Size),
     (
         "ovbd_disk_upper_used_bytes",
@@ -58,10 +59,20 @@ pub(super) const GAUGES: [(&str, &str, DiskCell); 8] = [
         "Layers of the image that the process has open.",
         DiskCell::Layers,
     ),
+    (
+        "ovbd_block_cache_bytes",
+        "Blocks in the cache of decompressed blocks.",
+        DiskCell::BlockCacheBytes,
+    ),
+    (
+        "ovbd_block_cache_limit_bytes",
+        "Limit of the cache of decompressed blocks; 0 without a cache.",
+        DiskCell::BlockCacheLimit,
+    ),
 ];
 
 /// Counters of the disk without further labels: name, help, cell.
-pub(super) const DISK_COUNTERS: [(&str, &str, DiskCell); 2] = [
+pub(super) const DISK_COUNTERS: [(&str, &str, DiskCell); 4] = [
     (
         "ovbd_frontend_connections",
         "Front-ends that connected.",
@@ -72,10 +83,20 @@ pub(super) const DISK_COUNTERS: [(&str, &str, DiskCell); 2] = [
         "Log lines that the rate limit of the log left out.",
         DiskCell::LogDropped,
     ),
+    (
+        "ovbd_block_cache_evictions",
+        "Blocks that made room in the cache of decompressed blocks.",
+        DiskCell::BlockCacheEvictions,
+    ),
+    (
+        "ovbd_sigbus",
+        "Accesses to mapped files that had been truncated, or whose storage failed.",
+        DiskCell::Faults,
+    ),
 ];
 
 /// Counters of queues without further labels: name, help, cell.
-pub(super) const QUEUE_COUNTERS: [(&str, &str, usize); 3] = [
+pub(super) const QUEUE_COUNTERS: [(&str, &str, usize); 7] = [
     (
         "ovbd_bad_chains",
         "Descriptor chains that break a rule of virtio.",
@@ -90,6 +111,26 @@ pub(super) const QUEUE_COUNTERS: [(&str, &str, usize); 3] = [
         "ovbd_checksum_errors",
         "Reads of layers that failed because a block is damaged.",
         cell::DAMAGED_BLOCKS,
+    ),
+    (
+        "ovbd_block_cache_hits",
+        "Reads that the cache of decompressed blocks served.",
+        cell::CACHE_HITS,
+    ),
+    (
+        "ovbd_block_cache_misses",
+        "Reads of one block that the cache of decompressed blocks did not serve.",
+        cell::CACHE_MISSES,
+    ),
+    (
+        "ovbd_fetched_reads",
+        "Reads of layers that waited for a registry; they are counted by their source as well.",
+        cell::FETCHED_READS,
+    ),
+    (
+        "ovbd_fetched_read_bytes",
+        "Stored bytes of reads that waited for a registry.",
+        cell::FETCHED_READ_BYTES,
     ),
 ];
 
@@ -149,6 +190,8 @@ pub fn write(text: &mut Exposition, disks: &[DiskFigures], retired: &Figures) {
     requests(text, disks, retired);
     throttling(text, disks);
     layer_reads(text, disks);
+    blocks_decoded(text, disks);
+    watched_ranges(text, disks);
 }
 
 /// Calls `add` for each disk with its label.
@@ -274,6 +317,35 @@ fn layer_reads(text: &mut Exposition, disks: &[DiskFigures]) {
                 let labels = [("disk", disk.id.as_str()), ("source", source)];
                 text.sample(&labels, disk.figures.queue(start + number));
             }
+        }
+    }
+}
+
+fn blocks_decoded(text: &mut Exposition, disks: &[DiskFigures]) {
+    text.family(
+        "ovbd_blocks_decoded",
+        Kind::Counter,
+        "Blocks of layers that were decompressed.",
+    );
+    for disk in disks {
+        for (number, codec) in CODECS.into_iter().enumerate() {
+            let labels = [("disk", disk.id.as_str()), ("codec", codec)];
+            text.sample(&labels, disk.figures.queue(cell::BLOCKS_DECODED + number));
+        }
+    }
+}
+
+fn watched_ranges(text: &mut Exposition, disks: &[DiskFigures]) {
+    text.family(
+        "ovbd_sigbus_slots",
+        Kind::Gauge,
+        "Address ranges of mapped files and guest memory that the process can watch.",
+    );
+    for disk in disks {
+        let used = disk.figures.disk(DiskCell::WatchedRanges);
+        let free = (SLOTS as u64).saturating_sub(used);
+        for (state, count) in [("used", used), ("free", free)] {
+            text.sample(&[("disk", disk.id.as_str()), ("state", state)], count);
         }
     }
 }
