@@ -1,6 +1,7 @@
 //! `ovbd-node` through its API, with real disk processes.
 
 mod changes;
+mod clients;
 mod contract;
 mod crash;
 mod dashboard;
@@ -8,12 +9,14 @@ mod downgrade;
 mod faults;
 mod fetcher;
 mod fields;
+mod fuzz;
 mod images;
 mod lifecycle;
 mod limits;
 mod many;
 mod metrics;
 mod node;
+mod openapi;
 mod requests;
 mod soak;
 mod units;

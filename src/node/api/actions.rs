@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::body::Incoming;
+use hyper::body::Bytes;
 use hyper::header::{ACCEPT, HeaderValue, LOCATION};
 use hyper::{Request, StatusCode};
 use serde::Deserialize;
@@ -93,7 +93,7 @@ impl Action {
 pub async fn run(
     action: Action,
     segment: Option<&str>,
-    request: Request<Incoming>,
+    request: Request<Bytes>,
     disks: &Arc<Disks>,
 ) -> Result<Reply, Failure> {
     let query = Query::parse(
@@ -152,7 +152,7 @@ async fn with_disk(
     action: Action,
     id: &DiskId,
     query: &Query,
-    request: Request<Incoming>,
+    request: Request<Bytes>,
     disks: &Arc<Disks>,
 ) -> Result<Reply, Failure> {
     let condition = match action {
@@ -162,11 +162,11 @@ async fn with_disk(
     };
     match action {
         Action::PutDisk if query.flag("validate")? => {
-            disks.validate(id, &body::read::<DiskSpec>(request).await?, &condition)?;
+            disks.validate(id, &body::parse::<DiskSpec>(request.body())?, &condition)?;
             Ok(reply::empty())
         }
         Action::PutDisk => {
-            let spec = body::read::<DiskSpec>(request).await?;
+            let spec = body::parse::<DiskSpec>(request.body())?;
             let (put, disk) = disks.put(id, spec, &condition).await?;
             let view = disks.view(&disk);
             Ok(match put {
@@ -175,7 +175,7 @@ async fn with_disk(
             })
         }
         Action::PatchDisk => {
-            let patch = body::read::<Map<String, Value>>(request).await?;
+            let patch = body::parse::<Map<String, Value>>(request.body())?;
             let disk = disks.patch(id, patch, &condition).await?;
             Ok(reply::disk(StatusCode::OK, &disks.view(&disk)))
         }
@@ -196,19 +196,19 @@ async fn with_disk(
 async fn unconditional(
     action: Action,
     id: &DiskId,
-    request: Request<Incoming>,
+    request: Request<Bytes>,
     disks: &Arc<Disks>,
 ) -> Result<Reply, Failure> {
     let found = |disk: Arc<Disk>| Ok(reply::disk(StatusCode::OK, &disks.view(&disk)));
     match action {
         Action::ResizeDisk => {
-            let SizeRequest { bytes } = body::read(request).await?;
+            let SizeRequest { bytes } = body::parse(request.body())?;
             found(disks.resize(id, bytes).await?)
         }
         Action::RestartDisk => found(disks.restart(id).await?),
         Action::ListSnapshots => Ok(reply::ok(&disks.snapshots(id).await?)),
         Action::MakeSnapshot => {
-            let wanted = body::read::<SnapshotRequest>(request).await?;
+            let wanted = body::parse::<SnapshotRequest>(request.body())?;
             let made = disks.snapshot(id, wanted.name, wanted.wait).await?;
             Ok(reply::ok(&made))
         }

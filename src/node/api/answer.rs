@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use hyper::body::Incoming;
+use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, HeaderName, HeaderValue};
 use hyper::{Method, Request};
 
 use super::actions::{self, Action};
+use super::body;
 use super::reply::{self, Reply};
 use super::routes::{Found, route};
 use crate::node::clock;
@@ -83,12 +84,20 @@ pub async fn answer(
         method => method.clone(),
     };
     let path = request.uri().path().to_owned();
+    let (head, body) = request.into_parts();
+    let body = body::receive(body).await;
     let found = match caller.access {
         Access::ReadOnly if method != Method::GET => Err(read_only()),
         _ => route(&method, &path),
     };
     let (mut reply, pattern) = match found {
-        Ok(found) => perform(found, &method, request, &context).await,
+        Ok(found) => match body {
+            Ok(body) => {
+                let request = Request::from_parts(head, body);
+                perform(found, &method, request, &context).await
+            }
+            Err(failure) => (reply::failure(&failure), found.pattern),
+        },
         Err(refused) => (*refused, "unknown"),
     };
     if let Ok(value) = HeaderValue::from_str(&id) {
@@ -108,7 +117,7 @@ pub async fn answer(
 async fn perform(
     found: Found,
     method: &Method,
-    request: Request<Incoming>,
+    request: Request<Bytes>,
     context: &Context,
 ) -> (Reply, &'static str) {
     let Found {
@@ -129,7 +138,7 @@ async fn perform(
 async fn run_to_end(
     action: Action,
     id: Option<String>,
-    request: Request<Incoming>,
+    request: Request<Bytes>,
     disks: Arc<Disks>,
 ) -> Result<Reply, Failure> {
     let task =

@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::Request;
-use hyper::body::Incoming;
+use hyper::body::{Bytes, Incoming};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -16,12 +15,13 @@ const MAX_BODY: usize = 1 << 20;
 /// How long a body may take to arrive.
 const BODY_LIMIT: Duration = Duration::from_secs(10);
 
-/// Reads a body that is a JSON object; its declared type is ignored.
+/// Receives a body. That of a request which is refused is received too: the system resets a connection that is closed
+/// with unread bytes, and the client may miss the answer.
 ///
 /// # Errors
-/// [`Code::TooLarge`], [`Code::UnknownField`], or [`Code::BadRequest`] for another fault.
-pub async fn read<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Failure> {
-    let limited = Limited::new(request.into_body(), MAX_BODY);
+/// [`Code::TooLarge`], or [`Code::BadRequest`] if the body does not arrive.
+pub async fn receive(body: Incoming) -> Result<Bytes, Failure> {
+    let limited = Limited::new(body, MAX_BODY);
     let collected = tokio::time::timeout(BODY_LIMIT, limited.collect()).await;
     let collected =
         collected.map_err(|_| Failure::new(Code::BadRequest, "the body did not arrive in time"))?;
@@ -32,10 +32,14 @@ pub async fn read<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, 
         ),
         false => Failure::new(Code::BadRequest, format!("body: {error}")),
     })?;
-    parse(&bytes.to_bytes())
+    Ok(bytes.to_bytes())
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
+/// Reads a body that is a JSON object; its declared type is ignored.
+///
+/// # Errors
+/// [`Code::UnknownField`], or [`Code::BadRequest`] for another fault.
+pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
     // A list is refused, although `serde` takes its values for the fields of a struct in order.
     serde_json::from_slice::<Map<String, Value>>(bytes)
         .and_then(|object| serde_json::from_value(Value::Object(object)))
