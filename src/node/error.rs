@@ -45,6 +45,9 @@ pub enum Error {
         /// Why not.
         source: BindError,
     },
+    /// Two labels of disks have the same name in the metrics.
+    #[error("--metrics-label: two labels are both {0} in the metrics; name one of them")]
+    SameLabel(String),
     /// Metrics would be served to other hosts.
     #[error("--metrics-listen {0}: expected a loopback address, such as 127.0.0.1 or [::1]")]
     MetricsAddress(SocketAddr),

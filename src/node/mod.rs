@@ -67,6 +67,7 @@ pub mod spec;
 pub mod state_dir;
 pub mod watcher;
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -129,6 +130,12 @@ pub fn run(config: Config) -> Result<(), Error> {
 }
 
 async fn serve(config: Config, manager: &Manager, fd_store: FdStore) -> Result<(), Error> {
+    let mut names = BTreeSet::new();
+    for label in &config.metrics_labels {
+        if !names.insert(label.name()) {
+            return Err(Error::SameLabel(label.name().to_owned()));
+        }
+    }
     let state = StateDir::open(&config.state)?;
     let launcher = Launcher::new(&config.run_dir, &config.program, config.disk_options)?;
     let allowed = AllowedDirs::open(&config.allow_dirs)?;

@@ -279,6 +279,20 @@ fn the_names_are_those_of_the_documentation() {
 }
 
 #[test]
+fn labels_have_names_of_their_own_in_the_metrics() {
+    let refused = Node::command(tempfile::tempdir().unwrap().path())
+        .args(["--metrics-label", "a.b", "--metrics-label", "a-b"])
+        .stderr(Stdio::piped())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        !refused.status.success() && said.contains("label_a_b"),
+        "{said}"
+    );
+}
+
+#[test]
 fn decoded_blocks_the_cache_and_discards_are_counted() {
     let node = Node::start();
     let content: Vec<u8> = (0..1 << 20).map(|at: u32| (at / 512) as u8).collect();
