@@ -176,10 +176,8 @@ impl Maker<'_> {
         let mut target = pattern.replace("{id}", &format!("d{}", self.dice.roll(4)));
         target = target.replace("{key}", "0123456789abcdef");
         if self.dice.roll(20) == 0 {
-            target = pattern.replace(
-                "{id}",
-                *self.dice.one_of(&["..", "%00", "%2e", "", "a%20b"]),
-            );
+            let odd = *self.dice.one_of(&["..", "%00", "%2e", "", "a%20b"]);
+            target = pattern.replace("{id}", odd);
         }
         let mut query = Vec::new();
         for parameter in operation["parameters"].as_array().into_iter().flatten() {
@@ -212,7 +210,9 @@ impl Maker<'_> {
             }
             body = value.to_string();
             if self.dice.roll(30) == 0 {
-                body.truncate(body.floor_char_boundary(body.len() / 2));
+                let mut half = (0..=body.len() / 2).rev();
+                let half = half.find(|at| body.is_char_boundary(*at)).unwrap();
+                body.truncate(half);
             }
         }
         let base = if pattern == "/metrics" { "!" } else { "" };
