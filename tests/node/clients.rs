@@ -7,14 +7,14 @@ use std::process::Command;
 use super::lifecycle::layer;
 use super::node::Node;
 
-/// A program that `contrib/install-packages` puts below `target/api-clients`.
+/// A program that `contrib/install-clients` puts below `target/api-clients`.
 fn program(name: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("target/api-clients")
         .join(name);
     assert!(
         path.exists(),
-        "{}: no such program; contrib/install-packages gets it",
+        "{}: no such program; contrib/install-clients gets it",
         path.display()
     );
     path
