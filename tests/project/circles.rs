@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::architecture::{Source, fail_on, sources};
 
 /// Directories of which some files still use one another in circles.
-const UNTANGLED_LATER: [&str; 6] = ["bin", "cache", "node", "registry", "source", "writable"];
+const UNTANGLED_LATER: [&str; 5] = ["bin", "cache", "registry", "source", "writable"];
 
 /// Path of a module below the crate's root.
 type Module = Vec<String>;
