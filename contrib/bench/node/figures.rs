@@ -114,12 +114,18 @@ pub fn table(results: &[Figures]) -> String {
     text
 }
 
+/// Label of a bar.
+fn label(disks: usize) -> String {
+    match disks {
+        1 => "1 disk".to_owned(),
+        _ => format!("{disks} disks"),
+    }
+}
+
 /// The figures as charts.
 pub fn charts(results: &[Figures]) -> Vec<Group> {
     let chart = |title, figure: fn(&Figures) -> f64| {
-        let bars = results
-            .iter()
-            .map(|all| (format!("{} disks", all.disks), figure(all)));
+        let bars = results.iter().map(|all| (label(all.disks), figure(all)));
         Group::new(title, bars.collect())
     };
     vec![
