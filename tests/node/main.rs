@@ -13,6 +13,7 @@ mod fuzz;
 mod images;
 mod lifecycle;
 mod limits;
+mod listeners;
 mod many;
 mod metrics;
 mod node;

@@ -99,6 +99,14 @@ impl Node {
         self.until_ready();
     }
 
+    /// Starts it again, after `change` changed its command line.
+    pub fn start_again_as(&mut self, change: impl FnOnce(&mut Command)) {
+        let mut command = Self::command(self.dir.path());
+        change(&mut command);
+        self.child = command.spawn().unwrap();
+        self.until_ready();
+    }
+
     fn until_ready(&self) {
         until("the node is ready", || {
             UnixStream::connect(self.dir.path().join("control.sock")).is_ok()
