@@ -21,7 +21,7 @@ use seccompiler::SeccompAction;
 use thiserror::Error;
 
 use crate::io::confine::seccomp::{Calls, NOT_EXECUTABLE, THREAD, Test, install};
-use crate::io::confine::{self, Support};
+use crate::io::confine::{self, Support, filter};
 use crate::io::directory::parent_of;
 use crate::io::name_service;
 
@@ -277,7 +277,7 @@ fn filter_calls() -> Result<Support, Error> {
         absent: ABSENT,
         forbidden: SeccompAction::Errno(libc::EPERM.unsigned_abs()),
     };
-    match calls.filter() {
+    match filter::compile(&calls) {
         Some(filter) => Ok(install(&filter)?),
         None => Ok(Support::Missing),
     }

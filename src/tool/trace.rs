@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use super::ctl::{self, Ask, ask};
 use super::table::{Align, Table};
+use crate::format::digest::Digest;
 use crate::format::tar;
 use crate::format::trace::TracedRead;
 
@@ -42,6 +43,53 @@ impl fmt::Display for Reads {
             table.add([row.layer.into(), row.offset, row.bytes].map(|number| number.to_string()));
         }
         write!(f, "{table}")
+    }
+}
+
+/// What a recording brought.
+#[derive(Debug, Serialize)]
+pub struct Recorded {
+    reads: usize,
+    bytes: u64,
+}
+
+impl From<&[TracedRead]> for Recorded {
+    fn from(reads: &[TracedRead]) -> Self {
+        let bytes = reads
+            .iter()
+            .fold(0_u64, |sum, read| sum.saturating_add(read.len));
+        Self {
+            reads: reads.len(),
+            bytes,
+        }
+    }
+}
+
+impl fmt::Display for Recorded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "recorded {} reads of {} bytes", self.reads, self.bytes)
+    }
+}
+
+/// A trace as a layer of an image: its descriptor in a manifest has these.
+#[derive(Debug, Serialize)]
+pub struct TraceLayer {
+    digest: String,
+    bytes: usize,
+}
+
+impl From<&[u8]> for TraceLayer {
+    fn from(layer: &[u8]) -> Self {
+        Self {
+            digest: Digest::of(layer).to_string(),
+            bytes: layer.len(),
+        }
+    }
+}
+
+impl fmt::Display for TraceLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} {}", self.digest, self.bytes)
     }
 }
 

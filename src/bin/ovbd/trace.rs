@@ -10,9 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
-use ovbd_vhost::format::digest::Digest;
 use ovbd_vhost::format::trace::{MAX_TRACE_LEN, TracedRead, encode, parse};
-use ovbd_vhost::tool::trace::{Reads, layer, record};
+use ovbd_vhost::tool::trace::{Reads, Recorded, TraceLayer, layer, record};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::options::JsonArgs;
@@ -53,6 +52,8 @@ pub struct RecordArgs {
     /// End after this many seconds
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     seconds: Option<u64>,
+    #[command(flatten)]
+    json: JsonArgs,
 }
 
 /// Pack a trace as the topmost layer of an image, and print the layer's digest and size.
@@ -67,6 +68,8 @@ pub struct LayerArgs {
     /// Layer to write
     #[arg(value_name = "OUT")]
     to: PathBuf,
+    #[command(flatten)]
+    json: JsonArgs,
 }
 
 impl TraceCommand {
@@ -79,7 +82,7 @@ impl TraceCommand {
                 let (bytes, _) = read(&args.trace)?;
                 let layer = layer(&bytes);
                 write(&args.to, &layer)?;
-                Ok(format!("{} {}\n", Digest::of(&layer), layer.len()))
+                Ok(args.json.text(&TraceLayer::from(&layer[..]))?)
             }
         }
     }
@@ -109,8 +112,7 @@ impl RecordArgs {
         }
         let reads = reads?;
         write(&self.trace, &encode(&reads))?;
-        let bytes: u64 = reads.iter().map(|read| read.len).sum();
-        Ok(format!("recorded {} reads of {bytes} bytes\n", reads.len()))
+        Ok(self.json.text(&Recorded::from(&reads[..]))?)
     }
 }
 

@@ -11,6 +11,7 @@ use seccompiler::{BpfProgram, SeccompAction};
 
 use super::{Error, Reach};
 use crate::io::confine::Support;
+use crate::io::confine::filter;
 use crate::io::confine::seccomp::{Calls, Conditional, NOT_EXECUTABLE, THREAD, Test, install};
 
 /// Calls that affect open files, memory and threads only.
@@ -292,5 +293,5 @@ pub fn filter(stage: Stage, needs: Needs, forbidden: SeccompAction) -> Option<Bp
         absent: ABSENT,
         forbidden,
     };
-    calls.filter()
+    filter::compile(&calls)
 }

@@ -39,8 +39,8 @@ const ARGUMENTS: u32 = 16;
 /// Most calls that share the instruction that decides about them: a jump skips at most 255.
 const GROUP: usize = 200;
 
-/// Compiles the tables. `None` if the architecture of this processor is unknown.
-pub(super) fn compile(calls: &Calls) -> Option<BpfProgram> {
+/// Compiles the filter. `None` if there is none for this processor.
+pub fn compile(calls: &Calls) -> Option<BpfProgram> {
     let architecture = ARCHITECTURE?;
     let forbidden = u32::from(calls.forbidden.clone());
     let mut conditions = BTreeMap::<c_long, Vec<(u8, Test)>>::new();

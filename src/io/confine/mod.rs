@@ -4,7 +4,7 @@
 //! system calls. All functions change the calling thread, and the threads that it starts: call them while
 //! the process has one thread.
 
-mod filter;
+pub mod filter;
 pub mod landlock;
 pub mod seccomp;
 

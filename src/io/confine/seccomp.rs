@@ -1,9 +1,9 @@
-//! seccomp filters from tables of system calls.
+//! Tables of system calls for seccomp filters, and their installation.
 
 use libc::{c_int, c_long};
 use seccompiler::{BpfProgram, Error, SeccompAction};
 
-use super::{Support, filter};
+use super::Support;
 
 /// Flags of `clone` for a thread instead of a process.
 pub const THREAD: c_int = libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_THREAD;
@@ -47,17 +47,10 @@ pub struct Calls {
     pub forbidden: SeccompAction,
 }
 
-impl Calls {
-    /// Compiles the filter. `None` if there is none for this processor.
-    ///
-    /// Of two filters that are installed one after the other, the kernel obeys the one with the stricter answer, and of
-    /// two errors that of the later filter.
-    pub fn filter(&self) -> Option<BpfProgram> {
-        filter::compile(self)
-    }
-}
-
 /// Installs a filter for all threads.
+///
+/// Of two filters that are installed one after the other, the kernel obeys the one with the stricter answer, and of
+/// two errors that of the later filter.
 ///
 /// # Errors
 /// The kernel has seccomp and refuses the filter.
