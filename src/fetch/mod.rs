@@ -34,10 +34,10 @@
 //! | [`schedule`] | which units are fetched next |
 //! | [`fair_queue`] | lets disks take turns |
 //! | [`space`] | the storage of the cache, full or over its limits |
-//! | [`malformed`] | counts malformed answers until they are a refusal |
 //! | [`open_blobs`] | the blobs that connections have open |
 //! | [`blob`] | what the cache has of a blob, and where the rest comes from |
 //! | [`sources`] | the origins of a blob, and their failures |
+//! | [`malformed`] | counts malformed answers until they are a refusal |
 //! | [`holder`] | disk processes that have a blob open |
 //! | [`waiter`] | receivers of answers |
 //! | [`registry_blob`] | a blob in a registry as an origin |
