@@ -11,7 +11,7 @@ use super::counters::{Counters, CountersSnapshot};
 use super::fair_queue::ClientId;
 use super::locks::{Rank, RankedMutex};
 use super::open_blobs::OpenBlobs;
-use super::origin::Failure;
+use super::origin::{Failure, Origin};
 use super::pace::Pace;
 use super::schedule::{RangeFetch, Schedule, Urgency};
 use super::space::Space;
@@ -30,6 +30,10 @@ use crate::source::protocol::Cause;
 
 /// Most units of one request: the last waiter must not wait for long.
 const MAX_REQUEST: u64 = (4 << 20) / UNIT;
+
+/// Longest pause after a failure while a start or a command waits: it gives up after a while, and should
+/// not be late for a server that is back.
+const PAUSE_OF_START: Duration = Duration::from_secs(2);
 
 /// How long a thread sleeps when nothing is due.
 const IDLE: Duration = Duration::from_secs(60);
@@ -299,12 +303,24 @@ impl Dispatcher {
     }
 
     /// Counts a failure, tells those that do not wait any longer, and repeats the fetch later.
-    pub(super) fn failed(&self, fetch: &RangeFetch, blob: &Blob, failure: &Failure) {
-        let (at, failure) = {
+    pub(super) fn failed(
+        &self,
+        fetch: &RangeFetch,
+        blob: &Blob,
+        origin: Option<&Arc<dyn Origin>>,
+        failure: &Failure,
+    ) {
+        let (mut at, failure) = {
             let mut sources = blob.sources();
-            (sources.failed(failure), &sources.judge(failure))
+            (sources.failed(origin, failure), &sources.judge(failure))
         };
-        self.counters.add_failure(failure.definite);
+        if fetch.cause.has_deadline() {
+            let asked = failure.retry_after.unwrap_or_default();
+            at = at.min(Instant::now() + asked.max(PAUSE_OF_START));
+        }
+        if !failure.resting {
+            self.counters.add_failure(failure.definite);
+        }
         let digest = blob.digest();
         log::debug!(
             "blob {digest}, units {:?}: {failure}",

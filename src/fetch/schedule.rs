@@ -214,8 +214,7 @@ impl<W> Schedule<W> {
             units.waiters.push(Waiting {
                 missing: runs.iter().flat_map(|run| run.numbers()).collect(),
                 cause,
-                until: matches!(cause, Cause::Start | Cause::Read | Cause::RepairRead)
-                    .then(|| Instant::now() + PATIENCE),
+                until: cause.has_deadline().then(|| Instant::now() + PATIENCE),
                 name,
             });
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::blob::Blob;
 use super::dispatcher::Dispatcher;
-use super::origin::{Body, Failure, From};
+use super::origin::{Body, Failure, From, Origin};
 use super::schedule::{Elsewhere, RangeFetch, Urgency};
 use crate::cache::{Claim, Error, Partial};
 use crate::format::presence::{UNIT, UnitRange};
@@ -30,8 +30,8 @@ enum Interrupted {
     Streamed,
     /// Another process fetches these units.
     Elsewhere(Elsewhere),
-    /// The units from here on did not come.
-    Failed(u64, Failure),
+    /// The units from here on did not come from this origin; without one, the system failed.
+    Failed(u64, Failure, Option<Arc<dyn Origin>>),
 }
 
 /// One fetch under way.
@@ -64,9 +64,14 @@ pub(super) fn run(dispatcher: &Dispatcher, urgencies: &[Urgency]) {
                 let elsewhere = Some(found);
                 dispatcher.postpone(&RangeFetch { elsewhere, ..fetch }, Instant::now() + pause);
             }
-            Err(Interrupted::Failed(from, failure)) => {
+            Err(Interrupted::Failed(from, failure, origin)) => {
                 let units = UnitRange::new(from, fetch.units.end());
-                dispatcher.failed(&RangeFetch { units, ..fetch }, &blob, &failure);
+                dispatcher.failed(
+                    &RangeFetch { units, ..fetch },
+                    &blob,
+                    origin.as_ref(),
+                    &failure,
+                );
             }
         }
         dispatcher.ended(client, cause);
@@ -109,7 +114,7 @@ impl Attempt<'_> {
     fn claim(&self, partial: &Arc<Partial>, units: UnitRange) -> Result<Claim, Interrupted> {
         let failed = |error: Error| {
             let failure = Failure::passing(FetchErrorKind::System, reason(&error));
-            Interrupted::Failed(self.fetch.units.start(), failure)
+            Interrupted::Failed(self.fetch.units.start(), failure, None)
         };
         if let Some(claim) = partial.claim(units).map_err(failed)? {
             return Ok(claim);
@@ -152,13 +157,25 @@ impl Attempt<'_> {
             true => From::Registry,
             false => From::Nearest,
         };
-        let body = self.ask(&bytes, (!whole).then_some(from));
-        let body =
-            body.map_err(|failure| Interrupted::Failed(units.start().max(first), failure))?;
+        let origin = self.blob.sources().current();
+        let failed =
+            |unit: u64, failure| Interrupted::Failed(unit.max(first), failure, origin.clone());
+        let none = || {
+            Failure::definite(
+                FetchErrorKind::NotFound,
+                "no repository is known for the blob",
+            )
+        };
+        let asked_of = origin
+            .as_ref()
+            .ok_or_else(|| failed(units.start(), none()))?;
+        let body = self.ask(asked_of, &bytes, (!whole).then_some(from));
+        let body = body.map_err(|failure| failed(units.start(), failure))?;
         let first_byte = asked.elapsed();
         let mut stream = Stream {
             attempt: self,
             claim,
+            origin: asked_of,
             units,
         };
         let result = stream.store(body, buffer);
@@ -169,29 +186,32 @@ impl Attempt<'_> {
             let transfer = asked.elapsed().saturating_sub(first_byte);
             self.blob.observe(first_byte, stored, transfer);
         }
-        result.map_err(|failure| Interrupted::Failed(next.max(first), failure))
+        result.map_err(|failure| failed(next, failure))
     }
 
     /// Asks for a range, or without a place for the whole blob.
-    fn ask(&self, bytes: &Range<u64>, from: Option<From>) -> Result<Body, Failure> {
-        let origin = self.blob.sources().current();
-        let origin = origin.ok_or_else(|| {
-            Failure::definite(
-                FetchErrorKind::NotFound,
-                "no repository is known for the blob",
-            )
-        })?;
-        self.dispatcher.counters().add_request();
+    fn ask(
+        &self,
+        origin: &Arc<dyn Origin>,
+        bytes: &Range<u64>,
+        from: Option<From>,
+    ) -> Result<Body, Failure> {
         let len = bytes.end - bytes.start;
-        let Some(from) = from else {
-            let body = origin.read_whole()?;
+        let answer = match from {
+            Some(from) => origin.read(bytes.start, len, from),
+            None => origin.read_whole(),
+        };
+        if !matches!(&answer, Err(failure) if failure.resting) {
+            self.dispatcher.counters().add_request();
+        }
+        let body = answer?;
+        if from.is_none() {
             if body.len == len {
                 return Ok(body);
             }
             let reason = format!("the server's blob has {} bytes, expected {len}", body.len);
             return Err(Failure::definite(FetchErrorKind::Damaged, reason));
-        };
-        let body = origin.read(bytes.start, len, from)?;
+        }
         // From its start on, the whole blob serves as well.
         if bytes.start > 0 {
             self.blob.sources().serves_ranges();
@@ -238,6 +258,7 @@ fn merged(runs: Vec<UnitRange>, gap: u64) -> Vec<UnitRange> {
 struct Stream<'a> {
     attempt: &'a Attempt<'a>,
     claim: &'a Claim,
+    origin: &'a Arc<dyn Origin>,
     /// Units that are still to come.
     units: UnitRange,
 }
@@ -278,7 +299,7 @@ impl Stream<'_> {
                     .store(|| self.claim.store(unit, buffer))?;
             }
             self.units = UnitRange::new(unit + 1, self.units.end());
-            let recovery = blob.sources().succeeded();
+            let recovery = blob.sources().succeeded(self.origin);
             if recovery.was_refused {
                 ratelimited_log::info(format_args!(
                     "fetching blob {} succeeds again",

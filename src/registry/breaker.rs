@@ -25,7 +25,7 @@ pub(super) struct Policy {
 pub(super) const SERVERS: Policy = Policy {
     limit: 8,
     first_pause: Duration::from_millis(100),
-    max_pause: Duration::from_secs(30),
+    max_pause: Duration::from_secs(8),
 };
 
 /// Most hosts that are remembered; redirect targets are among them.

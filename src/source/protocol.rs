@@ -102,6 +102,11 @@ impl Cause {
         matches!(self, Self::Demand | Self::Repair)
     }
 
+    /// Whether a start or a command waits, and gives up after a while.
+    pub const fn has_deadline(self) -> bool {
+        matches!(self, Self::Start | Self::Read | Self::RepairRead)
+    }
+
     /// Whether bytes that are present are fetched and replaced.
     pub const fn repairs(self) -> bool {
         matches!(self, Self::Repair | Self::RepairRead)

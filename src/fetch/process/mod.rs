@@ -46,7 +46,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use thiserror::Error;
 
 use super::download::Download;
@@ -336,7 +336,8 @@ pub fn run_if_asked() -> Option<ExitCode> {
 
 /// Ignores the signals that a terminal or a service manager sends to all processes of a service.
 fn ignore_signals() {
-    for signal in [SIGINT, SIGTERM] {
+    // A session that ends may have others of its disks elsewhere; the processes end with the last disk.
+    for signal in [SIGHUP, SIGINT, SIGTERM] {
         if let Err(error) = signal_hook::flag::register(signal, Arc::default()) {
             log::warn!("cannot ignore signal {signal}: {error}");
         }

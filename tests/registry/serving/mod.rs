@@ -25,6 +25,7 @@ mod reopening;
 mod replay;
 mod servers;
 mod service_config;
+mod shared;
 mod sharing;
 mod storage;
 mod streaming;

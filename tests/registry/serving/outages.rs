@@ -54,6 +54,24 @@ fn under_load(
     drop(session);
 }
 
+/// The registry is back long before the start gives up, but its last failures ask for long pauses.
+#[test]
+fn a_start_outwaits_twenty_seconds_of_failures() {
+    let layers = Layers::new(2);
+    let place = Place::default();
+    let server = layers.registry_with_outages(answer(503, &[("Retry-After", "1")], b"not now"));
+    place.config("http", &server.host(), &layers.lowers(), json!({}));
+    server.take_away();
+    let back = thread::scope(|scope| {
+        scope.spawn(|| {
+            thread::sleep(Duration::from_secs(20));
+            server.bring_back();
+        });
+        place.serve(&[])
+    });
+    Reader::connect(&back).check_all(&layers.content);
+}
+
 fn kill(pid: Pid) {
     // It may have died meanwhile.
     let _ = kill_process(pid, Signal::KILL);
