@@ -18,7 +18,7 @@ pub struct Limits {
     pub bytes: u64,
     /// Percentage of the file system that must stay free.
     pub free_percent: u8,
-    /// Bytes that are enough to stay free, whatever the percentage.
+    /// Bytes that are enough to stay free, for any percentage.
     pub free_bytes: u64,
 }
 

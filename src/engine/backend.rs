@@ -14,7 +14,7 @@ use crate::virtio::config::DeviceConfig;
 use crate::virtio::request::SERIAL_LEN;
 use crate::writable::{self, OnFull, Volume};
 
-/// State that all queue workers of a disk share. One exists per disk, whatever front-ends connect.
+/// State that all queue workers of a disk share. One exists per disk, for all front-ends.
 #[derive(Debug)]
 pub struct BlockBackend {
     volume: Arc<Volume>,

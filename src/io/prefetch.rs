@@ -56,7 +56,7 @@ fn each_line<const ROUND: usize>(
 #[inline]
 fn near(at: *const u8) {
     use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-    // SAFETY: a prefetch never faults, whatever the address.
+    // SAFETY: a prefetch of any address never faults.
     unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
 }
 
@@ -64,7 +64,7 @@ fn near(at: *const u8) {
 #[inline]
 fn far(at: *const u8) {
     use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-    // SAFETY: a prefetch never faults, whatever the address.
+    // SAFETY: a prefetch of any address never faults.
     unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
 }
 

@@ -200,7 +200,7 @@ impl Client {
         manifest_bytes(answer, &path, expected)
     }
 
-    /// A range from a mirror or proxy, if it serves it. Whatever goes wrong there, the registry is
+    /// A range from a mirror or proxy, if it serves it. After any failure there, the registry is
     /// asked instead.
     fn ask_peer(&self, peer: &Peer, wanted: Wanted<'_>) -> Option<BlobBody> {
         let repository = wanted.blob.repository.reached(&self.insecure);

@@ -16,7 +16,7 @@ use super::tls::{ClientCertificate, Tls};
 use super::url::Url;
 use crate::io::unix_stream;
 
-/// Longest time to wait for a service, whatever the configuration says.
+/// Longest time to wait for a service; the configuration can only shorten it.
 const MAX_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Most header fields of a reply.

@@ -18,7 +18,7 @@ use ureq::unversioned::transport::NextTimeout;
 use super::address::NamedBy;
 use super::names::Names;
 
-/// Longest wait for a look-up, whatever the request allows.
+/// Longest wait for a look-up, even if the request allows more.
 const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// Resolver of one agent.

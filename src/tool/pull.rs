@@ -143,7 +143,7 @@ fn local_bytes(cache: &Path, blobs: &[Arc<RemoteBlob>]) -> Result<u64, cache::Er
     Ok(items.map(|item| item.present).sum())
 }
 
-/// Bytes that the fetcher brought, whatever the cause.
+/// Bytes that the fetcher brought, for all causes.
 fn fetched(counts: &Counts) -> u64 {
     let named = counts::NAMES.iter().zip(counts);
     let bytes = named.filter(|(name, _)| name.ends_with("_bytes"));

@@ -2,7 +2,7 @@
 //!
 //! Each connection has a [`session`], whose messages are served by a thread ([`serving`]): the [`channel`]
 //! receives each, [`dispatch`] decodes it, and the [`handler`] executes it. The handler keeps the description of each queue ([`vring`]) and runs a
-//! queue worker for each complete one. When a connection ends, for whatever reason, its workers are
+//! queue worker for each complete one. When a connection ends, for any reason, its workers are
 //! drained and stopped.
 //!
 //! Several front-ends may be connected. The one that starts a queue owns the disk ([`ownership`]), if the

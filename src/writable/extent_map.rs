@@ -12,7 +12,7 @@ use crate::units::{Sector, SectorRange, Sectors};
 /// Place of the content of an extent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// It reads as zeros, whatever lies below.
+    /// It reads as zeros and hides what lies below.
     Zero,
     /// From this sector of the data file on.
     Data(Sector),

@@ -23,7 +23,7 @@ use common::delay::Link;
 
 use bars::Group;
 
-/// Whatever goes wrong ends the run, with a message.
+/// Any failure ends the run, with a message.
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 /// Measures disks whose layers are in a registry.

@@ -44,7 +44,7 @@ const COLD_TIME: Duration = Duration::from_secs(3);
 /// Most rounds of cold runs.
 const COLD_ROUNDS: usize = 3;
 
-/// Whatever goes wrong ends the run, with a message.
+/// Any failure ends the run, with a message.
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 /// Compares ways to serve a disk over vhost-user.

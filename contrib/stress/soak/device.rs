@@ -285,7 +285,7 @@ pub fn run(
         });
         let busy: Vec<_> = busy.collect();
         {
-            // Whatever happens here, the queues come to rest.
+            // The queues come to rest in any case.
             let _stop = Raise(&stop);
             while Instant::now() < end {
                 controller.pause(Duration::from_millis(400));

@@ -10,7 +10,7 @@ use crate::format::digest::Digest;
 use crate::format::presence::{UNIT, UnitRange};
 use crate::source::presence::Bitmap;
 
-/// Changes one byte of a file, whatever its permissions.
+/// Changes one byte of a file with any permissions.
 fn damage(path: &Path, at: u64) {
     fs::set_permissions(path, Permissions::from_mode(0o600)).unwrap();
     let file = File::options().read(true).write(true).open(path).unwrap();

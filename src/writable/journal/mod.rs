@@ -121,7 +121,7 @@ pub fn remove(index: &Path) -> Result<(), Error> {
         .try_for_each(|path| remove_file(path))
 }
 
-/// The paths of the files that exist, whatever they hold; the one with the older records first.
+/// The paths of the files that exist, with any content; the one with the older records first.
 fn oldest_first(index: &Path) -> Result<Vec<PathBuf>, Error> {
     let mut files = Vec::new();
     for path in paths(index) {
